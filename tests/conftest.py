@@ -1,0 +1,70 @@
+"""What every test stands on: a quiet offline environment, small tokenizers and models, and ../shared where it exists."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch, transformers or wandb are imported anywhere; launched runs inherit it.
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+os.environ.update(_ENVIRONMENT)
+for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+
+from tests import builders  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of this checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tokenizer_dir(kind)`: the directory of a tokenizer of that kind, made once per test session. Read only."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = builders.make_tokenizer(kind, tmp_path_factory.mktemp(f"tokenizer-{kind}"))
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_model_dir(arch, tokenizer_kind, **more)`: a random model, made once per set of arguments. Read only."""
+    made: dict[Any, Path] = {}
+
+    def make(arch: str = "llama", tokenizer_kind: str = "metaspace_bos", **more: Any) -> Path:
+        key = (arch, tokenizer_kind, tuple(sorted(more.items())))
+        if key not in made:
+            made[key] = builders.make_model(tmp_path_factory.mktemp(f"model-{arch}"), arch, tokenizer_kind, **more)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real tokenizers, models and data beside the checkout; tests that want it are skipped without it."""
+    path = REPOSITORY.parent / "shared"
+    if not (path / "data").is_dir():
+        pytest.skip("../shared is not there")
+    return path
