@@ -1,10 +1,10 @@
 """Small real tokenizers and models, made on the spot, so that no test needs a download or ../shared.
 
-Four kinds of tokenizer stand for the families people fine-tune. Each is trained on `corpus.txt` (a fraction of a second)
-and written as the published ones are written, so that `AutoTokenizer` builds the same class with the same pipeline:
+Four kinds of tokenizer stand for the families people fine-tune. Each is trained on `corpus.txt` (a fraction of a
+second) and written as the published ones are written, so that `AutoTokenizer` builds the same class and pipeline:
 
     metaspace_bos  Llama-2    Metaspace on the first piece only, byte fallback, <s> in front, no pad token
-    gemma          Gemma      spaces replaced, byte fallback, <bos> in front; <start_of_turn> is in the vocabulary, not added
+    gemma          Gemma      spaces replaced, byte fallback, <bos> in front; <start_of_turn> in the vocabulary only
     byte_bos       Llama-3    byte-level, <|begin_of_text|> in front
     byte_nobos     Qwen       NFC, byte-level, nothing in front; <think> and <tool_call> added but not special
 """
@@ -24,7 +24,9 @@ _WORDS = (
 _BYTES = [f"<0x{i:02X}>" for i in range(256)]
 
 
-def make_tokenizer(kind: str, directory: str | Path, *, num_merges: int = 400, chat_template: str | None = None) -> Path:
+def make_tokenizer(
+    kind: str, directory: str | Path, *, num_merges: int = 400, chat_template: str | None = None
+) -> Path:
     """Train a tokenizer of `kind`, write it as a model directory has it, and return the directory.
 
     >>> make_tokenizer("gemma", tmp_path)   # tokenizer.json and tokenizer_config.json
@@ -109,7 +111,7 @@ def chat_rows(num: int, rounds: int = 2) -> list[dict[str, Any]]:
     return rows
 
 
-# -- the four kinds -----------------------------------------------------------------------------------------------------
+# The four kinds
 
 
 def _train_bpe(pre_tokenizer: Any, num_merges: int, alphabet: list[str], normalizer: Any = None) -> tuple[list, list]:
@@ -198,7 +200,7 @@ def _metaspace_bos(num_merges: int) -> tuple[dict, dict]:
 def _gemma(num_merges: int) -> tuple[dict, dict]:
     from tokenizers import normalizers, pre_tokenizers
 
-    # Trained with words apart, used without: the published one has no pre-tokenizer, and this one's merges stay in words.
+    # Trained with words apart, used without, because the published one has no pre-tokenizer.
     words = pre_tokenizers.Split("▁", "merged_with_next")
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     tokens, merges = _train_bpe(words, num_merges, [], normalizers.Replace(" ", "▁"))

@@ -1,4 +1,4 @@
-"""What every test stands on: a quiet offline environment, small tokenizers and models, and ../shared where it exists."""
+"""What every test stands on: a quiet offline environment, small tokenizers and models, ../shared where it exists."""
 
 from __future__ import annotations
 
