@@ -1,0 +1,50 @@
+"""Room: templates as data, rendering with spans, and upstream's public API. Standard library only.
+
+A `Template` is an immutable table; `Template.render` applies it to a `Dialogue` and gives text together with the spans
+the model has to generate. `Conversation` and `SeparatorStyle` are upstream's interface, kept because people's own
+template files use it; a `Conversation` is translated into the table once, when it is registered.
+
+    dialogue.py   Turn, Dialogue: who said what
+    template.py   Template, Rendered: the table and the one loop that renders it
+    styles.py     SeparatorStyle and its translation into the table
+    upstream.py   Conversation: upstream's class
+    builtin.py    the built-in templates, as data
+    registry.py   names, template files, which template fits a tokenizer
+    jinja.py      the same template as a Jinja chat template, for everyone else's software
+"""
+
+from fastchat.conversation.dialogue import Dialogue, Turn
+from fastchat.conversation.jinja import to_jinja
+from fastchat.conversation.registry import (
+    DEFAULT_TEMPLATE,
+    choose_template,
+    conv_templates,
+    get_conv_template,
+    get_template,
+    load_template_file,
+    register_conv_template,
+    suggest_templates,
+)
+from fastchat.conversation.styles import SeparatorStyle
+from fastchat.conversation.template import Rendered, RoleFormat, Segment, Template
+from fastchat.conversation.upstream import Conversation
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "Conversation",
+    "Dialogue",
+    "Rendered",
+    "RoleFormat",
+    "Segment",
+    "SeparatorStyle",
+    "Template",
+    "Turn",
+    "choose_template",
+    "conv_templates",
+    "get_conv_template",
+    "get_template",
+    "load_template_file",
+    "register_conv_template",
+    "suggest_templates",
+    "to_jinja",
+]

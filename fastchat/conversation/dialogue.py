@@ -1,0 +1,38 @@
+"""Who said what: the value that the data room makes and a template renders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROLES = ("user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn. A function call is the assistant's; what a tool or an interpreter returned has the role "tool"."""
+
+    role: str
+    text: str
+    train: bool = True  # only read for assistant turns
+
+    def __post_init__(self) -> None:
+        assert self.role in ROLES, self.role
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A validated dialogue and where it came from.
+
+    `system` is None where the record says nothing (the template's default message is used) and "" where the record
+    asks for no system message.
+    """
+
+    turns: tuple[Turn, ...]
+    system: str | None = None
+    source: str = ""
+    line: int = 0
+
+    @property
+    def where(self) -> str:
+        """`file:line`, for messages."""
+        return f"{self.source or '<memory>'}:{self.line}"

@@ -1,0 +1,102 @@
+"""The same template as a Jinja chat template, so that other software sends the prompt the model was trained on.
+
+The text is built from the table; nothing is searched or replaced in a rendered dialogue. Literals pass through
+`substitute`, which writes the control strings as the tokenizer at hand has them (`</s>` as its own EOS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastchat.conversation.template import ROUND_SLOT, SYSTEM_SLOT, RoleFormat, Template
+
+_CONTENT = {
+    "as_is": "message['content']",
+    "strip": "message['content'] | trim",
+    "rwkv": "message['content'] | replace('\\r\\n', '\\n') | replace('\\n\\n', '\\n')",
+}
+
+
+def to_jinja(template: Template, substitute: Callable[[str], str] = str, lead: str = "", eos: str = "") -> str:
+    """Write `template` as the text of a `chat_template.jinja`.
+
+    Args:
+        substitute: maps a literal of the template to what the tokenizer at hand writes.
+        lead: what comes before everything (the BOS that the tokenizer adds on its own when it encodes plain text).
+        eos: the string of the EOS that ends an answer where the template's text shows no stop.
+
+    The result expects `messages` with roles system (first only), user, assistant, tool (also function and
+    observation), and honours `add_generation_prompt`.
+    """
+    quote = lambda text: _quote(substitute(text))  # noqa: E731
+    header_before, header_after = template.system.split(SYSTEM_SLOT)
+    lines = [
+        "{%- if messages and messages[0]['role'] == 'system' -%}",
+        "{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}",
+        "{%- else -%}",
+        f"{{%- set system = {quote(template.system_message)} -%}}{{%- set turns = messages -%}}",
+        "{%- endif -%}",
+        f"{{{{- {_quote(lead)} -}}}}" if lead else "",
+        f"{{%- if system -%}}{{{{- {quote(header_before)} + system + {quote(header_after)} -}}}}",
+        f"{{%- else -%}}{{{{- {quote(template.no_system)} -}}}}{{%- endif -%}}",
+        _examples(template, quote, eos),
+        "{%- set count = namespace(rounds=0) -%}",
+        "{%- for message in turns -%}",
+        _assistant_branch(template, quote, eos),
+        _other_branches(template, quote),
+        "{%- endfor -%}",
+        f"{{%- if add_generation_prompt -%}}{{{{- {quote(template.assistant.open)} -}}}}{{%- endif -%}}",
+    ]
+    return "".join(line for line in lines if line)
+
+
+def _quote(text: str) -> str:
+    """`text` as a Jinja string literal."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return f"'{escaped}'"
+
+
+def _examples(template: Template, quote: Callable[[str], str], eos: str) -> str:
+    parts = []
+    for i, turn in enumerate(template.examples):
+        wrap = template.assistant if turn.role == "assistant" else template.user
+        if i == 0 and template.first_user:
+            wrap = template.first_user
+        parts += [wrap.before, turn.text, *_ending(template, eos, turn.role)]
+    return f"{{{{- {quote(''.join(parts))} -}}}}" if parts else ""
+
+
+def _ending(template: Template, eos: str, role: str) -> tuple[str, ...]:
+    if role != "assistant":
+        return (template.user.after,)
+    return (template.assistant.after,) if template.stop else (eos, template.assistant.after)
+
+
+def _assistant_branch(template: Template, quote: Callable[[str], str], eos: str) -> str:
+    wrap = template.assistant
+    end = "".join(_ending(template, eos, "assistant"))
+    text = _CONTENT[template.content]
+    return (
+        "{%- if message['role'] in ['assistant', 'function_call'] -%}"
+        f"{{{{- {quote(wrap.before)} + ({text}) + {quote(end)} -}}}}"
+    )
+
+
+def _other_branches(template: Template, quote: Callable[[str], str]) -> str:
+    text = _CONTENT[template.content]
+
+    def said(wrap: RoleFormat) -> str:
+        before = quote(wrap.before)
+        if template.round_start is not None and ROUND_SLOT in wrap.before:
+            left, right = wrap.before.split(ROUND_SLOT)
+            before = f"{quote(left)} ~ (count.rounds + {template.round_start}) ~ {quote(right)}"
+        return f"{{{{- {before} ~ ({text}) ~ {quote(wrap.after)} -}}}}"
+
+    branches = []
+    if template.first_user and not template.examples:
+        branches.append("{%- elif loop.first -%}" + said(template.first_user))
+    if template.tool:
+        branches.append("{%- elif message['role'] != 'user' -%}" + said(template.tool))
+    branches.append("{%- else -%}" + said(template.user))
+    counting = "{%- if message['role'] == 'user' -%}{%- set count.rounds = count.rounds + 1 -%}{%- endif -%}"
+    return "".join(branches) + "{%- endif -%}" + (counting if template.round_start is not None else "")

@@ -1,0 +1,187 @@
+"""Template names: looking them up, registering one's own, and finding those that fit a model."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+from fastchat.conversation.builtin import TABLES, UPSTREAM
+from fastchat.conversation.styles import SeparatorStyle
+from fastchat.conversation.template import CONTROL_PATTERN, Template
+from fastchat.conversation.upstream import Conversation
+from fastchat.errors import SettingsError, nearest, say
+
+DEFAULT_TEMPLATE = "vicuna_v1.1"
+
+conv_templates: dict[str, Conversation] = {}
+_tables: dict[str, Template] = {}
+
+# What a chat model's name says about its template: every word of a row must be in the name.
+_FAMILIES = (
+    (("llama-2", "chat"), "llama-2"),
+    (("llama2", "chat"), "llama-2"),
+    (("llama-3", "instruct"), "llama-3"),
+    (("mistral", "instruct"), "mistral"),
+    (("mixtral", "instruct"), "mistral"),
+    (("gemma", "it"), "gemma"),
+    (("zephyr",), "zephyr"),
+    (("qwen", "chat"), "qwen-7b-chat"),
+    (("qwen", "instruct"), "qwen-7b-chat"),
+    (("phi-3",), "phi-3"),
+    (("deepseek", "chat"), "deepseek-chat"),
+)
+
+
+def register_conv_template(template: Conversation | Template, override: bool = False) -> None:
+    """Make a template known by its name.
+
+    Raises:
+        SettingsError: the name is taken (and `override` is False), or the template cannot be written as a table.
+    """
+    name = template.name
+    if name in conv_templates and not override:
+        raise SettingsError(f"template {name!r} is already registered; pass override=True to replace it.")
+    if isinstance(template, Template):
+        conv_templates[name], _tables[name] = Conversation.from_template(template), template
+    else:
+        table = template.to_template()
+        conv_templates[name], _tables[name] = template, table
+
+
+def get_conv_template(name: str) -> Conversation:
+    """A fresh conversation with the template `name` (upstream's interface)."""
+    get_template(name)
+    return conv_templates[name].copy()
+
+
+def get_template(name: str) -> Template:
+    """The table of the template `name`. Raises SettingsError that names the nearest known ones."""
+    if name in _tables:
+        return _tables[name]
+    near = nearest(name, _tables)
+    hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(sorted(_tables))}."
+    raise SettingsError(
+        f"--conv_template {name!r} is not a known template. {hint} Your own go in with --conv_template_file my.py|my.yaml."
+    )
+
+
+def load_template_file(path: str) -> list[str]:
+    """Register the templates of a `.py` file (it calls register_conv_template) or of a `.yaml` file.
+
+    A YAML file holds one template or a list of them, each with the fields of `Conversation` (name, roles, sep_style,
+    sep, sep2 …) or of `Template` (name, user: {before, after, open}, assistant: {…} …).
+
+    Returns: the names it registered, in order.
+    Raises: SettingsError for a missing file, another ending, an error in the file, or a file that registers nothing.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise SettingsError(f"--conv_template_file {path}: there is no such file.")
+    before = dict(conv_templates)
+    if file.suffix == ".py":
+        try:
+            runpy.run_path(str(file))
+        except SettingsError:
+            raise
+        except Exception as error:
+            raise SettingsError(f"--conv_template_file {path} fails with {type(error).__name__}: {error}") from error
+    elif file.suffix in (".yaml", ".yml"):
+        for table in _yaml_tables(file):
+            register_conv_template(_from_fields(table, file))
+    else:
+        raise SettingsError(f"--conv_template_file {path}: expected a .py or a .yaml file.")
+    names = [name for name, conv in conv_templates.items() if before.get(name) is not conv]
+    if not names:
+        raise SettingsError(f"--conv_template_file {path} registers no template; call register_conv_template in it.")
+    return names
+
+
+def _yaml_tables(file: Path) -> list[dict[str, Any]]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--conv_template_file {file} is not valid YAML: {error}") from error
+    tables = content if isinstance(content, list) else [content]
+    for table in tables:
+        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+            raise SettingsError(f"--conv_template_file {file}: every template needs fields, and a text as `name`.")
+    return tables
+
+
+def _from_fields(table: dict[str, Any], file: Path) -> Conversation | Template:
+    if "user" in table or "assistant" in table:
+        return Template.from_dict(table)
+    known = set(Conversation.__dataclass_fields__) - {"template"}
+    if unknown := sorted(set(table) - known):
+        near = nearest(unknown[0], known)
+        raise SettingsError(f"--conv_template_file {file}: unknown field {unknown[0]!r}; nearest: {', '.join(near)}.")
+    style = table.get("sep_style", "ADD_COLON_SINGLE")
+    if style not in SeparatorStyle.__members__:
+        near = nearest(str(style), SeparatorStyle.__members__)
+        raise SettingsError(f"--conv_template_file {file}: unknown sep_style {style!r}; nearest: {', '.join(near)}.")
+    return Conversation(**{**table, "sep_style": SeparatorStyle[style]})
+
+
+def control_strings(template: Template) -> set[str]:
+    """The strings in a template's own text that look like control tokens, `<s>` and `</s>` left out."""
+    found = {s for text in template.literals() for s in CONTROL_PATTERN.findall(text)}
+    return found - {"<s>", "</s>"}
+
+
+def suggest_templates(vocabulary: set[str], chat_template: str | None = None, model_name: str = "") -> list[str]:
+    """Names of the templates that fit a model, best first.
+
+    Args:
+        vocabulary: every token string of the tokenizer.
+        chat_template: the tokenizer's own Jinja text.
+        model_name: the model's folder or hub name.
+    """
+    lower = model_name.lower()
+    found = [name for words, name in _FAMILIES if all(word in lower for word in words)]
+    for name, template in _tables.items():
+        needed = control_strings(template)
+        if needed and needed <= vocabulary:
+            found.append(name)
+    if chat_template:
+        found += [name for name, t in _tables.items() if _written_in(t, chat_template)]
+    return list(dict.fromkeys(found))
+
+
+def _written_in(template: Template, chat_template: str) -> bool:
+    """Whether both turn openings of a template stand in a Jinja text, whichever way it quotes line ends."""
+    text = chat_template.replace("\\n", "\n")
+    marks = {template.user.open.strip(), template.assistant.open.strip()}
+    return all(len(mark) > 3 and mark in text for mark in marks)
+
+
+def choose_template(
+    name: str | None, *, vocabulary: set[str], chat_template: str | None = None, model_name: str = ""
+) -> Template:
+    """The template of a run: the one asked for, else the documented default where nothing speaks against it.
+
+    Raises:
+        SettingsError: an unknown name; or no name, although the tokenizer brings a chat template of its own or the
+            model is a known chat family. The message suggests the templates that fit.
+    """
+    if name:
+        return get_template(name)
+    fitting = suggest_templates(vocabulary, chat_template, model_name)
+    if chat_template or fitting:
+        why = "the tokenizer brings a chat template of its own" if chat_template else "this is a known chat family"
+        names = ", ".join(fitting[:4]) if fitting else f"none of the built-in ones is known to (there are {len(_tables)})"
+        raise SettingsError(
+            f"--conv_template is not given, and the documented default, {DEFAULT_TEMPLATE}, would not fit: {why}. "
+            f"Templates that fit: {names}. Say --conv_template NAME, or --conv_template {DEFAULT_TEMPLATE} to use that "
+            "one all the same, or describe your own with --conv_template_file."
+        )
+    say(f"template: {DEFAULT_TEMPLATE} (the default; --conv_template picks another)")
+    return get_template(DEFAULT_TEMPLATE)
+
+
+for _row in UPSTREAM:
+    register_conv_template(_row)
+for _table in TABLES:
+    register_conv_template(_table)

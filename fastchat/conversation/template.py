@@ -1,0 +1,223 @@
+"""A chat template is a table, and one loop renders it.
+
+Rendering keeps the pieces apart instead of returning one string: each `Segment` knows whether it is the template's own
+text (where control strings such as `<|im_end|>` are meant as tokens) or somebody's message (where they are plain
+text), and whether the model has to generate it. The mask comes from here and from nowhere else.
+
+What is supervised, for every template: the answer as it stands in the rendered dialogue, minus the prompt that
+inference would send at that moment, up to and including the stop. With the vicuna table:
+
+    USER: Hi ASSISTANT: Hello.</s>
+                      ^^^^^^^^^^^^   inference sends "... ASSISTANT:", so the space is generated too
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fastchat.conversation.dialogue import Dialogue, Turn
+from fastchat.errors import SettingsError
+
+# What looks like a control string in a template's own text: <|im_end|>, <s>, </s>, <end_of_turn>, <｜User｜>.
+# The look-behind keeps llama-2's <<SYS>> out: that is plain text in every tokenizer.
+CONTROL_PATTERN = re.compile(r"(?<!<)<(?:\|[^<>|\s]+\|?|/?[A-Za-z_][A-Za-z0-9_]*|｜[^<>\s]+｜)>(?!>)")
+SYSTEM_SLOT = "{system_message}"
+ROUND_SLOT = "{round}"
+
+
+@dataclass(frozen=True, slots=True)
+class RoleFormat:
+    """What stands around one role's message.
+
+    `open` is what inference sends to have the message written; it is a prefix of `before`, and the rest of `before`
+    (vicuna's space after `ASSISTANT:`) is for the model to generate.
+    """
+
+    before: str
+    after: str
+    open: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.before.startswith(self.open):
+            raise SettingsError(f"template: the open prompt {self.open!r} is not how {self.before!r} begins.")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a rendered dialogue.
+
+    `role` is "template" for the template's own text, else whose message it is. `virtual` marks an end-of-sequence
+    token that the template's text does not show: it becomes an id and is absent from `Rendered.text`.
+    """
+
+    text: str
+    role: str = "template"
+    supervised: bool = False
+    turn: int = -1
+    virtual: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The template applied to one dialogue: segments in order, none of them empty."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(s.text for s in self.segments if not s.virtual)
+
+
+@dataclass(frozen=True)
+class Template:
+    """An immutable chat template.
+
+    Attributes:
+        system: the header when there is a system message; holds `{system_message}` exactly once.
+        no_system: the header when there is none.
+        system_message: the default message, template text of its own.
+        first_user: how the first user message is wrapped where the header already opened that turn (llama-2, gemma).
+        tool: how a tool's output is wrapped; None means like a user's message.
+        round_start: the number of the first round where `user.before` holds `{round}` (the chatglm family).
+        content: "as_is", or how upstream normalises every message: "strip", "rwkv".
+        examples: few-shot turns that precede every dialogue; never trained.
+        stop_strings, stop_token_ids: what ends a generation besides the stop that `assistant.after` begins with.
+        origin: where the strings come from.
+    """
+
+    name: str
+    user: RoleFormat
+    assistant: RoleFormat
+    system: str = SYSTEM_SLOT
+    no_system: str = ""
+    system_message: str = ""
+    first_user: RoleFormat | None = None
+    tool: RoleFormat | None = None
+    round_start: int | None = None
+    content: str = "as_is"
+    examples: tuple[Turn, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if self.system.count(SYSTEM_SLOT) != 1:
+            raise SettingsError(
+                f"template {self.name!r}: the system header {self.system!r} must hold {SYSTEM_SLOT} exactly once, "
+                "or a system message would be lost."
+            )
+        if self.content not in ("as_is", "strip", "rwkv"):
+            raise SettingsError(f"template {self.name!r}: content={self.content!r} is not as_is, strip or rwkv.")
+
+    @property
+    def stop(self) -> str:
+        """The part of `assistant.after` that the model generates to end its turn; "" where EOS does that."""
+        after = self.assistant.after
+        ends = [m.end() for m in [CONTROL_PATTERN.search(after)] if m]
+        ends += [after.index(s) + len(s) for s in self.stop_strings if s and s in after]
+        return after[: min(ends)] if ends else after[: len(after.rstrip())]
+
+    def literals(self) -> tuple[str, ...]:
+        """Every string of the template's own, for finding the control strings in it."""
+        formats = [f for f in (self.user, self.assistant, self.first_user, self.tool) if f]
+        header = (self.system.replace(SYSTEM_SLOT, "\n"), self.no_system, self.system_message)
+        return header + tuple(s for f in formats for s in (f.before, f.after))
+
+    def render(self, dialogue: Dialogue, add_generation_prompt: bool = False) -> Rendered:
+        """Apply the template.
+
+        Args:
+            add_generation_prompt: end with the open assistant prompt, as inference sends it.
+
+        Example:
+            >>> get_template("vicuna_v1.1").render(Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo")), "S.")).text
+            'S. USER: Hi ASSISTANT: Yo</s>'
+        """
+        segments = list(self._header(dialogue.system))
+        turns = self.examples + dialogue.turns
+        num_user = 0
+        for i, turn in enumerate(turns):
+            index = i - len(self.examples)
+            if turn.role == "assistant":
+                segments += self._assistant(turn, index)
+            else:
+                wrap = self._wrap(turn.role, first=i == 0)
+                before = self._before(wrap, num_user)
+                segments += [Segment(before, turn=index), Segment(self.normalise(turn.text), turn.role, turn=index)]
+                segments.append(Segment(wrap.after, turn=index))
+                num_user += turn.role == "user"
+        if add_generation_prompt:
+            segments.append(Segment(self.assistant.open, turn=len(dialogue.turns)))
+        return Rendered(tuple(s for s in segments if s.text))
+
+    def normalise(self, text: str) -> str:
+        """A message as the template writes it (most write it as it is)."""
+        if self.content == "strip":
+            return text.strip()
+        if self.content == "rwkv":
+            return text.replace("\r\n", "\n").replace("\n\n", "\n")
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able table; `Template.from_dict` makes the same template from it."""
+        table: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for key in ("user", "assistant", "first_user", "tool"):
+            if table[key] is not None:
+                table[key] = {"before": table[key].before, "after": table[key].after, "open": table[key].open}
+        table["examples"] = [[t.role, t.text] for t in self.examples]
+        table["stop_strings"] = list(self.stop_strings)
+        table["stop_token_ids"] = list(self.stop_token_ids)
+        return table
+
+    @classmethod
+    def from_dict(cls, table: dict[str, Any]) -> Template:
+        """Raises SettingsError for a table that names an unknown field or lacks a role."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(table) - known):
+            raise SettingsError(f"template {table.get('name')!r}: unknown field {unknown[0]!r}; known: {sorted(known)}.")
+        if missing := {"name", "user", "assistant"} - set(table):
+            raise SettingsError(f"template {table.get('name')!r}: field {sorted(missing)[0]!r} is missing.")
+        values = dict(table)
+        for key in ("user", "assistant", "first_user", "tool"):
+            if values.get(key) is not None:
+                values[key] = RoleFormat(**values[key])
+        values["examples"] = tuple(Turn(role, text, train=False) for role, text in table.get("examples", ()))
+        values["stop_strings"] = tuple(table.get("stop_strings", ()))
+        values["stop_token_ids"] = tuple(table.get("stop_token_ids", ()))
+        return cls(**values)
+
+    def _wrap(self, role: str, first: bool) -> RoleFormat:
+        if first and self.first_user:
+            return self.first_user
+        return self.tool if role == "tool" and self.tool else self.user
+
+    def _before(self, wrap: RoleFormat, num_user: int) -> str:
+        if self.round_start is None:
+            return wrap.before
+        return wrap.before.replace(ROUND_SLOT, str(self.round_start + num_user))
+
+    def _header(self, system: str | None) -> Iterator[Segment]:
+        own = system is None
+        message = self.system_message if system is None else system
+        if not message:
+            yield Segment(self.no_system)
+            return
+        before, after = self.system.split(SYSTEM_SLOT)
+        yield Segment(before)
+        # The default message is template text (deepseek-chat keeps its BOS there); a record's own is plain text.
+        yield Segment(message, "template" if own else "system")
+        yield Segment(after)
+
+    def _assistant(self, turn: Turn, index: int) -> Iterator[Segment]:
+        wrap, trained, stop = self.assistant, turn.train, self.stop
+        yield Segment(wrap.open, turn=index)
+        yield Segment(wrap.before[len(wrap.open) :], supervised=trained, turn=index)
+        yield Segment(self.normalise(turn.text), "assistant", trained, index)
+        if stop:
+            yield Segment(stop, supervised=trained, turn=index)
+        else:
+            yield Segment("</s>", supervised=trained, turn=index, virtual=True)
+        yield Segment(wrap.after[len(stop) :], turn=index)
