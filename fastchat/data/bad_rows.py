@@ -1,0 +1,68 @@
+"""What is wrong with a row, and the one message in which a user gets told about all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fastchat.errors import DataError
+
+MAX_LISTED = 20
+MAX_SHOWN = 60
+
+
+class BadRow(Exception):
+    """One malformed row. `reason` is short and stable, rows are counted by it; `detail` says what exactly is there."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+def shown(value: object) -> str:
+    """`value` in one printable line of at most 60 characters: text from a file may hold escape sequences."""
+    if isinstance(value, str) and len(value) > MAX_SHOWN:
+        value = value[:MAX_SHOWN]
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+class BadRowReport:
+    """Collects malformed rows over all files: the first 20 of them in full, and the number of each reason."""
+
+    def __init__(self) -> None:
+        self.listed: list[str] = []
+        self.by_reason: Counter[str] = Counter()
+
+    def add(self, source: str, line: int, bad: BadRow) -> None:
+        """Note one malformed row of `source`; `line` counts from 1."""
+        self.by_reason[bad.reason] += 1
+        if len(self.listed) < MAX_LISTED:
+            self.listed.append(f"{source}:{line}: {bad}")
+
+    @property
+    def total(self) -> int:
+        """Number of malformed rows seen."""
+        return self.by_reason.total()
+
+    def reasons(self) -> str:
+        """`broken JSON × 3, unknown role × 1`, most frequent first."""
+        return ", ".join(f"{reason} × {n}" for reason, n in self.by_reason.most_common())
+
+    def error(self, num_rows: int) -> DataError:
+        """The error that stops a run: file:line: reason of the first 20, and the total by reason."""
+        more = self.total - len(self.listed)
+        lines = [f"{self.total} of {num_rows} rows cannot be read:"]
+        lines += [f"  {entry}" for entry in self.listed]
+        lines += [f"  ... and {more} more"] if more else []
+        lines += [f"by reason: {self.reasons()}", "Mend these rows, or leave them out with --on_bad_row skip."]
+        return DataError("\n".join(lines))
+
+    def summary(self, num_rows: int) -> str:
+        """The one line that says what `--on_bad_row skip` left out."""
+        return (
+            f"skipped {self.total} of {num_rows} rows that cannot be read ({self.reasons()}); first: {self.listed[0]}"
+        )
