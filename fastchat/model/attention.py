@@ -1,0 +1,71 @@
+"""Choosing the attention kernel, and saying which one is really used."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from fastchat.errors import SettingsError
+
+FLASH = "flash_attention_2"
+SDPA = "sdpa"
+EAGER = "eager"
+
+
+def choose_attention(
+    flash_attn: bool, *, config: Any = None, dtype: Any = None, device: Any = None
+) -> tuple[str, str]:
+    """The `attn_implementation` to load with, and the one line that says why.
+
+    `flash_attn`: the user asked for FlashAttention. `config`: the model's config, to know what its class supports.
+    `dtype`, `device`: what the forward pass will run in and on (None: the GPU if there is one; half precision).
+
+    >>> choose_attention(False)[0]
+    'sdpa'
+    """
+    model_class = _model_class(config)
+    lack = _why_no_flash(model_class, dtype, device) if flash_attn else "--flash_attn was not asked for"
+    if lack is None:
+        return FLASH, f"Attention: {FLASH}."
+    asked = f" ({lack})" if flash_attn else ""
+    if model_class is not None and not model_class._supports_sdpa:
+        return EAGER, f"Attention: {EAGER}, because {model_class.__name__} does not support {SDPA}{asked}."
+    return SDPA, f"Attention: {SDPA}, torch's own fused kernels{asked}."
+
+
+def used_attention(model: Any) -> str:
+    """The implementation the loaded `model` really runs, read from its text config."""
+    return model.config.get_text_config()._attn_implementation
+
+
+def check_attention(model: Any, asked: str) -> str:
+    """Return the implementation in use; raise SettingsError when it is not the one `asked` for."""
+    used = used_attention(model)
+    if used != asked:
+        raise SettingsError(f"{type(model).__name__} runs {used} attention although {asked} was chosen for it.")
+    return used
+
+
+def _why_no_flash(model_class: Any, dtype: Any, device: Any) -> str | None:
+    """What FlashAttention 2 lacks here, or None when it can be used."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+    if not on_gpu:
+        return "flash_attention_2 needs a GPU"
+    if importlib.util.find_spec("flash_attn") is None:
+        return "flash_attention_2 needs the package flash-attn, which is not installed"
+    if dtype not in (None, torch.float16, torch.bfloat16):
+        return f"flash_attention_2 needs bf16 or fp16, not {dtype}"
+    if model_class is not None and not model_class._supports_flash_attn:
+        return f"{model_class.__name__} does not support flash_attention_2"
+    return None
+
+
+def _model_class(config: Any) -> Any:
+    """The causal-LM class that `config` builds, or None when it is unknown (remote code)."""
+    if config is None:
+        return None
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM._model_mapping.get(type(config))

@@ -1,0 +1,225 @@
+"""Loading the frozen base: its own dtype, safetensors only, every weight accounted for, optionally in nf4."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastchat.errors import SettingsError, say
+from fastchat.model.attention import check_attention
+from fastchat.model.rope import RopeChoice, apply_rope
+from fastchat.model.source import check_model_directory, is_local, loading
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def load_config(model_dir: str, *, cache_dir: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The config of a folder or hub name. Raises SettingsError where there is no causal-LM base model to load."""
+    from transformers import AutoConfig
+
+    if is_local(model_dir):
+        check_model_directory(model_dir)
+    with loading(model_dir, "config", trust_remote_code=trust_remote_code):
+        config = AutoConfig.from_pretrained(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized.quant_method
+        raise SettingsError(
+            f"{model_dir} is already quantised ({method}). Give the full-precision checkpoint it was made from; "
+            "--q_lora True quantises that one to nf4 while loading."
+        )
+    return config
+
+
+def load_base_model(
+    model_dir: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str = "sdpa",
+    rope: RopeChoice | None = None,
+    quantization: bool = False,
+    compute_dtype: torch.dtype | None = None,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | torch.device | None = None,
+    for_training: bool = True,
+) -> Any:
+    """The causal LM in `model_dir`, frozen or not as transformers gives it, with every weight read from the files.
+
+    `dtype`: of the weights; "auto" is the checkpoint's own. `quantization`: linear layers as nf4 with double
+    quantisation, computing in `compute_dtype` (default: the weights' dtype). `device`: where to put it; None leaves
+    that to the trainer (under ZeRO-3 the weights are partitioned while loading and `device` is ignored).
+    Raises SettingsError for a folder that is no base model, and where a weight is missing, left over or of another
+    shape, because a layer that keeps its random start is a silent disaster.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    config = load_config(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    if rope is not None:
+        apply_rope(config, rope)
+    options: dict[str, Any] = {}
+    if quantization:
+        options["quantization_config"] = nf4_config(compute_dtype or _weights_dtype(dtype, config))
+    if device is not None and not is_deepspeed_zero3_enabled():
+        options["device_map"] = {"": torch.device(device)}
+    with loading(model_dir, "model", trust_remote_code=trust_remote_code):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    _check_report(model_dir, report)
+    check_attention(model, attn_implementation)
+    if quantization:
+        _keep_nf4_layout(model)
+    if for_training:
+        model.config.use_cache = False
+    return model
+
+
+def nf4_config(compute_dtype: torch.dtype) -> Any:
+    """4-bit NormalFloat with double quantisation.
+
+    The codes are stored as uint8: DeepSpeed casts every floating-point parameter to its own precision, which would
+    destroy codes stored in a float type, and ZeRO-3 partitions and gathers uint8 like anything else.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=torch.uint8,
+    )
+
+
+def describe_quantization(model: nn.Module) -> dict[str, Any]:
+    """What is really quantised in `model`: numbers of layers, type, double quantisation, compute dtype.
+
+    >>> describe_quantization(nf4_model)                    # doctest: +SKIP
+    {'type': 'nf4', 'double_quant': True, 'linear4bit': 35, 'linear': 1, 'storage': 'uint8', 'compute_dtype': 'float32'}
+    """
+    layers = linear4bit_layers(model)
+    plain = sum(type(m) is nn.Linear and "lora_" not in name for name, m in model.named_modules())
+    if not layers:
+        return {"type": None, "linear4bit": 0, "linear": plain}
+    found = Counter(
+        (m.weight.quant_type, m.weight.compress_statistics, m.weight.quant_storage, m.compute_dtype)
+        for m in layers.values()
+    )
+    if len(found) != 1:
+        raise AssertionError(f"mixed quantisation: {found}")
+    quant_type, double, storage, compute = next(iter(found))
+    return {
+        "type": quant_type,
+        "double_quant": bool(double),
+        "linear4bit": len(layers),
+        "linear": plain,
+        "storage": str(storage).removeprefix("torch."),
+        "compute_dtype": str(compute).removeprefix("torch."),
+    }
+
+
+def dequantised_base(
+    model_dir: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    compute_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Any:
+    """The nf4 base as full tensors: exactly the weights that a quantised forward pass multiplies with.
+
+    `dtype` must be the one the base was quantised from (training.json has it), since rounding to bf16 first gives
+    other codes. `options` are those of `load_base_model`.
+    """
+    model = load_base_model(
+        model_dir, dtype=dtype, quantization=True, compute_dtype=compute_dtype, for_training=False, **options
+    )
+    dequantise(model)
+    return model
+
+
+@torch.no_grad()
+def dequantise(model: nn.Module) -> None:
+    """Replace every nf4 layer of `model` by a plain linear layer with the values it stands for, in place."""
+    import bitsandbytes as bnb
+
+    for name, layer in linear4bit_layers(model).items():
+        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        if layer.bias is not None:
+            plain.bias = layer.bias
+        model.set_submodule(name, plain.train(layer.training))
+    _forget_quantization(model)
+
+
+def linear4bit_layers(model: nn.Module) -> dict[str, Any]:
+    """The nf4 layers of `model` by name; empty where nothing is quantised."""
+    quantized = {n: m for n, m in model.named_modules() if type(m).__name__ == "Linear4bit"}
+    return {n: m for n, m in quantized.items() if type(m).__module__.startswith("bitsandbytes")}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters of `model`, counting partitioned ones whole and nf4 ones as the weights they encode."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        if type(parameter).__name__ == "Params4bit":
+            count *= 2 * parameter.element_size()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def _weights_dtype(dtype: str | torch.dtype, config: Any) -> torch.dtype:
+    """The dtype that weights asked for as `dtype` will have; "auto" is what the config records."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    return config.get_text_config().dtype or config.dtype or torch.float32
+
+
+def _check_report(model_dir: str, report: dict[str, Any]) -> None:
+    """Raise SettingsError unless every weight of the model came from the files and every file entry was used."""
+    for key, what in (
+        ("missing_keys", "are missing and would stay random"),
+        ("mismatched_keys", "have another shape than config.json says"),
+        ("unexpected_keys", "belong to no layer of this architecture"),
+        ("error_msgs", "cannot be read"),
+    ):
+        names = sorted(str(name) for name in report.get(key) or ())
+        if names:
+            raise SettingsError(
+                f"{model_dir}: {len(names)} weights {what} (such as {', '.join(names[:3])}). The weights and "
+                "config.json do not belong together: download the folder again, or use the architecture it is for."
+            )
+
+
+def _keep_nf4_layout(model: nn.Module) -> None:
+    """Forbid bitsandbytes to repack weights when a CPU with AVX512-BF16 evaluates.
+
+    The repacked layout has no backward pass (the first evaluation would cut the gradients of the rest of the run
+    without an error), needs sizes that small models lack, and is not what ZeRO-3 partitioned.
+    """
+    for layer in linear4bit_layers(model).values():
+        layer.support_avx512bf16_for_cpu = False
+
+
+def _forget_quantization(model: Any) -> None:
+    """Make the library treat a dequantised model as the ordinary model it now is."""
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.is_quantized = model.is_loaded_in_4bit = False
+    say("The nf4 base was turned back into full tensors.")

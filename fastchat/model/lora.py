@@ -1,0 +1,216 @@
+"""Putting a LoRA adapter on a frozen base: a new one, or an existing one to be trained further.
+
+Adapter weights are float32 whatever the base's dtype: at a learning rate of 3e-4 most Adam steps are smaller than the
+spacing of bf16 numbers and would be lost. Autocast still multiplies in half precision, and DeepSpeed's bf16 mode makes
+half-precision working copies of its own, with float32 masters in the optimizer.
+
+The frozen base is left as it was loaded. peft's `prepare_model_for_kbit_training` would copy every tensor that is not
+nf4 into float32: for Llama-3-8B 2.1 GiB more per GPU for embeddings and head, and nothing gained, since these are
+never updated and the norms compute in float32 anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastchat.errors import CheckpointError, SettingsError, nearest, say
+from fastchat.model.loading import count_parameters
+from fastchat.model.source import read_json
+
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BIAS_KINDS = ("none", "all", "lora_only")
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def add_lora(
+    model: Any,
+    *,
+    r: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.05,
+    target_modules: Sequence[str] | str | None = None,
+    bias: str = "none",
+    gradient_checkpointing: bool = False,
+    weight_path: str | None = None,
+) -> Any:
+    """Freeze `model`, put a trainable LoRA adapter on it, and return the PeftModel.
+
+    `target_modules`: names as `parse_target_modules` takes them; None means those of the usual seven that exist.
+    `weight_path`: an adapter directory to continue; rank, alpha, targets and bias are then the adapter's.
+    Works on a quantised `model` as on a full one. Raises SettingsError for a value out of range, a target that
+    matches nothing (the message lists what exists), or when nothing would be trained.
+    """
+    _check_values(r, alpha, dropout, bias)
+    model.requires_grad_(False)
+    if weight_path is None:
+        targets = choose_targets(model, target_modules)
+        peft_model = _new_adapter(model, r, alpha, dropout, targets, bias)
+    else:
+        peft_model = _continued_adapter(model, weight_path, dropout, {"r": r, "lora_alpha": alpha, "bias": bias})
+    if gradient_checkpointing:
+        enable_gradient_checkpointing(peft_model)
+    trainable, total = count_parameters(peft_model)
+    if trainable == 0:
+        raise SettingsError("No parameter would be trained: check --lora_target_modules and --lora_r.")
+    say(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")
+    return peft_model
+
+
+def parse_target_modules(values: Sequence[str] | str | None) -> list[str] | None:
+    """Module names from how people write them: spaces, commas, stray quotes; None stays None.
+
+    >>> parse_target_modules(["q_proj,", "'k_proj','v_proj'"])
+    ['q_proj', 'k_proj', 'v_proj']
+    """
+    if values is None:
+        return None
+    text = values if isinstance(values, str) else " ".join(values)
+    for mark in ",\"'[];":
+        text = text.replace(mark, " ")
+    names = list(dict.fromkeys(text.split()))
+    if not names:
+        raise SettingsError(f"--lora_target_modules {values!r} names no module. Leave it out for the usual seven.")
+    return names
+
+
+def choose_targets(model: nn.Module, target_modules: Sequence[str] | str | None) -> list[str]:
+    """The module names to adapt, each of which exists in `model`. Raises SettingsError listing what exists."""
+    existing = adaptable_modules(model)
+    asked = parse_target_modules(target_modules)
+    names = list(DEFAULT_TARGETS) if asked is None else asked
+    found = [name for name in names if _matches(name, existing)]
+    missing = [name for name in names if name not in found]
+    leaves = sorted({name.rpartition(".")[2] for name in existing})
+    if asked is None and found:
+        if missing:
+            others = [leaf for leaf in leaves if leaf not in found and leaf not in ("lm_head", "embed_tokens")]
+            say(
+                f"LoRA targets: {', '.join(found)}; this architecture has no {', '.join(missing)}. Also there: "
+                f"{', '.join(others) or 'nothing else'} (name them with --lora_target_modules)."
+            )
+        return found
+    if missing:
+        which = "none of the default targets exist" if asked is None else f"{', '.join(map(repr, missing))} match nothing"
+        close = [near for name in missing for near in nearest(name, leaves, n=1)] if asked else []
+        raise SettingsError(
+            f"--lora_target_modules: {which} in {type(model).__name__}. Linear and embedding layers there: "
+            f"{', '.join(leaves)}." + (f" Did you mean {', '.join(dict.fromkeys(close))}?" if close else "")
+        )
+    return found
+
+
+def adaptable_modules(model: nn.Module) -> list[str]:
+    """Full names of all layers that LoRA can sit on: linear (also nf4), GPT-2's Conv1D, embeddings."""
+    from transformers.pytorch_utils import Conv1D
+
+    return [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, Conv1D))]
+
+
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass, in the non-reentrant way.
+
+    The re-entrant way needs an input that requires a gradient, which a frozen embedding does not give, and skips the
+    forward hooks that ZeRO-3 gathers weights with. The hook on the embedding is kept for code that forces it anyway.
+    """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def check_adapter_directory(path: str) -> dict[str, Any]:
+    """The adapter_config of the folder `path`. Raises SettingsError unless it is a LoRA adapter in safetensors."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise SettingsError(f"No such adapter directory: {path!r}.")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        kind = "a full model" if (folder / "config.json").is_file() else "no adapter"
+        raise SettingsError(f"{path} is {kind}: it has no {ADAPTER_CONFIG}. Give the folder a LoRA run has saved.")
+    config = read_json(folder / ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise SettingsError(f"{path} holds an adapter of type {config.get('peft_type')!r}; only LORA is supported.")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise SettingsError(f"{path} has no {ADAPTER_WEIGHTS} (pickled adapters are not opened: they can run code).")
+    return config
+
+
+def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: float | None = None) -> Any:
+    """The adapter in `path` on `model`, every one of its tensors accounted for.
+
+    Raises SettingsError for a folder that is no adapter or does not fit the base, CheckpointError when tensors are
+    missing or left over.
+    """
+    from peft import LoraConfig, PeftModel
+
+    check_adapter_directory(path)
+    config = LoraConfig.from_pretrained(path)
+    if dropout is not None:
+        config.lora_dropout = dropout
+    try:
+        peft_model = PeftModel.from_pretrained(model, path, config=config, is_trainable=trainable)
+    except (RuntimeError, ValueError) as problem:
+        raise SettingsError(
+            f"The adapter {path} does not fit this base model ({config.base_model_name_or_path!r} is the one it was "
+            f"trained on): {' '.join(str(problem).split())[:300]}"
+        ) from problem
+    _check_loaded(peft_model, path)
+    return peft_model
+
+
+def _new_adapter(model: Any, r: int, alpha: float, dropout: float, targets: list[str], bias: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias=bias, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:
+    """The adapter in `path`, trainable; says which of the `asked` values give way to its own."""
+    own = check_adapter_directory(path)
+    peft_model = load_adapter(model, path, trainable=True, dropout=dropout)
+    differ = [f"{name} {asked[name]} -> {own[name]}" for name in asked if own.get(name) != asked[name]]
+    say(
+        f"Continuing the adapter {path}: r {own['r']}, alpha {own['lora_alpha']}, targets "
+        f"{', '.join(sorted(own['target_modules']))}" + (f" (its own values win: {', '.join(differ)})." if differ else ".")
+    )
+    return peft_model
+
+
+def _check_loaded(peft_model: Any, path: str) -> None:
+    """Raise CheckpointError unless the tensors in the file are exactly those that the adapter has."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(str(Path(path).expanduser() / ADAPTER_WEIGHTS), framework="pt") as file:
+        stored = set(file.keys())
+    wanted = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    if missing := sorted(wanted - stored):
+        raise CheckpointError(
+            f"{path}/{ADAPTER_WEIGHTS} lacks {len(missing)} tensors of this adapter, such as {missing[0]}: it is "
+            "incomplete, or belongs to another base model."
+        )
+    if foreign := sorted(name for name in stored - wanted if "lora_" in name):
+        raise CheckpointError(
+            f"{path}/{ADAPTER_WEIGHTS} has {len(foreign)} tensors with no place in this base model, such as "
+            f"{foreign[0]}: it was trained on another one."
+        )
+
+
+def _check_values(r: int, alpha: float, dropout: float, bias: str) -> None:
+    if r < 1:
+        raise SettingsError(f"--lora_r {r} must be at least 1.")
+    if alpha <= 0:
+        raise SettingsError(f"--lora_alpha {alpha} must be above 0: the adapter is scaled by alpha / r.")
+    if not 0 <= dropout < 1:
+        raise SettingsError(f"--lora_dropout {dropout} must be from 0 up to, but not including, 1.")
+    if bias not in BIAS_KINDS:
+        raise SettingsError(f"--lora_bias {bias!r} must be one of {', '.join(BIAS_KINDS)}.")
+
+
+def _matches(name: str, existing: list[str]) -> bool:
+    return any(full == name or full.endswith("." + name) for full in existing)

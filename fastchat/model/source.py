@@ -1,0 +1,110 @@
+"""Where a model comes from: a folder on this machine or a name on the hub, and what is said when it is neither."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastchat.errors import SettingsError
+
+PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def is_local(source: str) -> bool:
+    """True when `source` is a folder here; False when it can only be a hub name such as `org/name`.
+
+    Raises SettingsError when it is written like a path but no such folder exists, because asking the hub for it
+    would only give a confusing answer.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return True
+    if path.exists():
+        raise SettingsError(f"{source} is a file, not a model directory: give the folder that holds config.json.")
+    if source.startswith((".", "~", os.sep)) or source.endswith(os.sep) or source.count("/") > 1 or not source:
+        raise SettingsError(f"No such model directory: {source!r}. Check --model_name_or_path.")
+    return False
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in `path`. Raises SettingsError naming the file when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise SettingsError(f"{path} cannot be read as JSON: {problem}. Download or copy the folder again.") from None
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path} does not hold a JSON object. Download or copy the folder again.")
+    return value
+
+
+def check_model_directory(source: str) -> None:
+    """Raise SettingsError unless the local folder `source` holds a config and complete safetensors weights."""
+    folder = Path(source).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise SettingsError(
+            f"{source} is an adapter, not a base model. Give its base ({base!r}) as the model and this folder as "
+            "--lora_weight_path to continue it, or merge it first with python -m fastchat.model.apply_lora."
+        )
+    if not (folder / "config.json").is_file():
+        raise SettingsError(f"{source} has no config.json, so it is not a model directory.")
+    _check_weight_files(folder, source)
+
+
+def _check_weight_files(folder: Path, source: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing or not shards:
+            raise SettingsError(
+                f"{source} lacks {len(missing)} of {len(shards)} weight files named in {index.name}: "
+                f"{', '.join(missing[:3])}. Download the folder again."
+            )
+    elif not (folder / "model.safetensors").is_file():
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_ENDINGS)
+        if pickles:
+            raise SettingsError(
+                f"{source} holds its weights only as pickle ({pickles[0]}), which can run code when it is opened. "
+                "Convert it to safetensors where you trust it: AutoModelForCausalLM.from_pretrained(...)"
+                ".save_pretrained(NEW_FOLDER)."
+            )
+        raise SettingsError(f"{source} has no model.safetensors: there are no weights in this directory.")
+
+
+@contextmanager
+def loading(source: str, what: str, *, trust_remote_code: bool = False) -> Iterator[None]:
+    """Turn what the hub client and `from_pretrained` raise while loading `what` into one SettingsError."""
+    try:
+        yield
+    except SettingsError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as problem:
+        raise SettingsError(_explain(source, what, problem, trust_remote_code)) from problem
+
+
+def _explain(source: str, what: str, problem: Exception, trust_remote_code: bool) -> str:
+    text = " ".join(str(problem).split())
+    start = f"The {what} of {source!r} cannot be loaded"
+    if not trust_remote_code and "trust_remote_code" in text:
+        return f"{start}: it brings Python code of its own. Read that code, then pass --trust_remote_code True."
+    chain = [type(e).__name__ for e in _causes(problem)]
+    if "GatedRepoError" in chain or "gated repo" in text:
+        return f"{start}: it is gated. Accept its licence on the hub, then run `hf auth login` (or set HF_TOKEN)."
+    if not Path(source).expanduser().is_dir():
+        return (
+            f"{start}: there is no such folder here, and the hub does not give it (offline, private or misspelled). "
+            f"Download it where there is a network (`hf download {source} --local-dir DIR`) and pass that folder, or "
+            f"pass --cache_dir of a copy. ({text[:200]})"
+        )
+    return f"{start}: {text[:400]}"
+
+
+def _causes(problem: BaseException) -> Iterator[BaseException]:
+    step: BaseException | None = problem
+    while step is not None:
+        yield step
+        step = step.__cause__ or step.__context__

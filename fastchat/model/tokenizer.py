@@ -1,0 +1,137 @@
+"""Loading a tokenizer, and choosing the token that pads a batch.
+
+Padding is masked by length everywhere in this project, so the pad id is only ever looked up in the embedding table.
+It still matters which one it is: other programs read the saved tokenizer and mask *by id*, and for them a pad token
+that is also the end of a turn means a model that never learns to stop.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastchat.errors import SettingsError
+from fastchat.model.source import is_local, loading, read_json
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+
+# Tried in this order against the added tokens; each kind is never written in ordinary training text.
+UNUSED_PATTERNS = (
+    (re.compile(r"^[<\[]\|?pad\|?[>\]]$", re.I), "it is the vocabulary's padding token"),
+    (re.compile(r"^<\|?[\w ]*_?pad(_id)?\|?>$", re.I), "it is a padding token that no template uses"),
+    (re.compile(r"^<\|?reserved[\w ]*\|?>$", re.I), "it is reserved and unused"),
+    (re.compile(r"^[<\[]\|?unused[\w ]*\|?[>\]]$", re.I), "it is unused"),
+)
+
+
+@dataclass(frozen=True)
+class PadChoice:
+    """Which token fills the end of a batch's shorter rows, and why; `token` is None when only an id is borrowed."""
+
+    id: int
+    token: str | None
+    reason: str
+
+    @property
+    def line(self) -> str:
+        """The one line a run prints about it."""
+        return f"Padding with {self.token or 'a borrowed token'} (id {self.id}): {self.reason}."
+
+
+def load_tokenizer(
+    model_dir: str,
+    *,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+    padding_side: str = "right",
+    stop_ids: Collection[int] = (),
+    embedding_rows: int | None = None,
+) -> tuple[Any, PadChoice]:
+    """The fast tokenizer of a folder or hub name, with its pad token chosen by `choose_pad`.
+
+    `stop_ids`: ids that end a turn in the template, as far as known; `choose_pad` may be called again with more.
+    `embedding_rows`: rows of the model's embedding table; read from a local config.json when not given.
+    Raises SettingsError for a missing folder, a folder without a tokenizer, or one that has no fast version.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if is_local(model_dir):
+        _check_tokenizer_directory(model_dir)
+        embedding_rows = embedding_rows or _rows_from_config(model_dir)
+    with loading(model_dir, "tokenizer", trust_remote_code=trust_remote_code):
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_dir,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+            padding_side=padding_side,
+            use_fast=True,
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise SettingsError(
+            f"{model_dir} gives the tokenizer class {type(tokenizer).__name__}, which has no fast version (no "
+            "tokenizer.json). Masks are made from the fast tokenizer's ids: convert it first, or use another base."
+        )
+    return tokenizer, choose_pad(tokenizer, stop_ids=stop_ids, embedding_rows=embedding_rows)
+
+
+def choose_pad(tokenizer: Any, *, stop_ids: Collection[int] = (), embedding_rows: int | None = None) -> PadChoice:
+    """Choose the pad token, set it on `tokenizer`, and return it. Nothing is added to the vocabulary.
+
+    Never chosen: the EOS, any of `stop_ids`, and any id without a row among `embedding_rows`. In order: the
+    tokenizer's own pad token, a padding/reserved/unused added token, `<unk>`, the BOS, and last any other id (then
+    the tokenizer's own pad token is left unset, since no token of it deserves the name).
+
+    >>> choose_pad(gemma_tokenizer).token            # doctest: +SKIP
+    '<pad>'
+    """
+    rows = embedding_rows or len(tokenizer)
+    barred = {int(i) for i in stop_ids} | {tokenizer.eos_token_id}
+    why_not_own = "the tokenizer names no pad token"
+    if tokenizer.pad_token_id is not None:
+        own = tokenizer.pad_token
+        if tokenizer.pad_token_id in barred:
+            why_not_own = f"its own {own} ends a turn"
+        elif tokenizer.pad_token_id >= rows:
+            why_not_own = f"its own {own} (id {tokenizer.pad_token_id}) has no row in the embedding of {rows}"
+        else:
+            return PadChoice(tokenizer.pad_token_id, own, "it is the tokenizer's own pad token")
+    for token, token_id, reason in _candidates(tokenizer):
+        if token_id not in barred and token_id < rows:
+            tokenizer.pad_token = token
+            return PadChoice(token_id, token, f"{reason}; {why_not_own}")
+    borrowed = next(i for i in range(rows) if i not in barred)
+    tokenizer.pad_token = None
+    return PadChoice(borrowed, None, f"{why_not_own} and no token is free; padding is masked by length")
+
+
+def _candidates(tokenizer: Any) -> Iterator[tuple[str, int, str]]:
+    """(token, id, reason) of everything that may pad, best first."""
+    added = sorted((token_id, token.content) for token_id, token in tokenizer.added_tokens_decoder.items())
+    for pattern, reason in UNUSED_PATTERNS:
+        for token_id, token in added:
+            if pattern.match(token):
+                yield token, token_id, reason
+    if tokenizer.unk_token is not None:
+        yield tokenizer.unk_token, tokenizer.unk_token_id, "it ends no turn"
+    if tokenizer.bos_token is not None:
+        yield tokenizer.bos_token, tokenizer.bos_token_id, "it ends no turn and is never trained"
+
+
+def _check_tokenizer_directory(model_dir: str) -> None:
+    folder = Path(model_dir).expanduser()
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise SettingsError(
+            f"{model_dir} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}). Copy the tokenizer files of the "
+            "model's original download into it."
+        )
+
+
+def _rows_from_config(model_dir: str) -> int | None:
+    path = Path(model_dir).expanduser() / "config.json"
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    return config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
