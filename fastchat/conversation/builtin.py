@@ -83,8 +83,7 @@ UPSTREAM = [
     Conversation(
         name="alpaca",
         system_message=(
-            "Below is an instruction that describes a task. "
-            "Write a response that appropriately completes the request."
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         ),
         roles=("### Instruction", "### Response"),
         sep_style=SeparatorStyle.ADD_COLON_TWO,

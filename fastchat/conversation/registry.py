@@ -62,7 +62,8 @@ def get_template(name: str) -> Template:
     near = nearest(name, _tables)
     hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(sorted(_tables))}."
     raise SettingsError(
-        f"--conv_template {name!r} is not a known template. {hint} Your own go in with --conv_template_file my.py|my.yaml."
+        f"--conv_template {name!r} is not a known template. {hint} "
+        "Your own go in with --conv_template_file my.py|my.yaml."
     )
 
 
@@ -171,7 +172,7 @@ def choose_template(
     fitting = suggest_templates(vocabulary, chat_template, model_name)
     if chat_template or fitting:
         why = "the tokenizer brings a chat template of its own" if chat_template else "this is a known chat family"
-        names = ", ".join(fitting[:4]) if fitting else f"none of the built-in ones is known to (there are {len(_tables)})"
+        names = ", ".join(fitting[:4]) or f"none that is known of the {len(_tables)} built-in ones"
         raise SettingsError(
             f"--conv_template is not given, and the documented default, {DEFAULT_TEMPLATE}, would not fit: {why}. "
             f"Templates that fit: {names}. Say --conv_template NAME, or --conv_template {DEFAULT_TEMPLATE} to use that "

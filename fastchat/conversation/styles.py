@@ -127,9 +127,7 @@ def _plain(style: SeparatorStyle, system: str, roles: tuple[str, ...], sep: str,
 
 def _llama2(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
     user = RoleFormat(roles[0] + " ", sep, roles[0])
-    return Shape(
-        system, "[INST] ", user, RoleFormat(roles[1] + " ", sep2, roles[1]), first_user=RoleFormat("", " ")
-    )
+    return Shape(system, "[INST] ", user, RoleFormat(roles[1] + " ", sep2, roles[1]), first_user=RoleFormat("", " "))
 
 
 def _llama3(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
@@ -165,9 +163,7 @@ def _chatglm(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str
 def _chatintern(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
     user, assistant = f"<s>{roles[0]}:", f"{roles[1]}:"
     no_system = system.replace(SYSTEM_SLOT, "")
-    return Shape(
-        system, no_system, RoleFormat(user, sep + "\n", user), RoleFormat(assistant, sep2 + "\n", assistant)
-    )
+    return Shape(system, no_system, RoleFormat(user, sep + "\n", user), RoleFormat(assistant, sep2 + "\n", assistant))
 
 
 def _metamath(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:

@@ -145,7 +145,7 @@ class Template:
                 segments += self._assistant(turn, index)
             else:
                 wrap = self._wrap(turn.role, first=i == 0)
-                before = self._before(wrap, num_user)
+                before = self._numbered(wrap.before, num_user)
                 segments += [Segment(before, turn=index), Segment(self.normalise(turn.text), turn.role, turn=index)]
                 segments.append(Segment(wrap.after, turn=index))
                 num_user += turn.role == "user"
@@ -160,6 +160,10 @@ class Template:
         if self.content == "rwkv":
             return text.replace("\r\n", "\n").replace("\n\n", "\n")
         return text
+
+    def open_user(self, num_user: int) -> str:
+        """What opens a user's turn after `num_user` earlier ones."""
+        return self._numbered(self.user.open, num_user)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able table; `Template.from_dict` makes the same template from it."""
@@ -177,7 +181,8 @@ class Template:
         """Raises SettingsError for a table that names an unknown field or lacks a role."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(table) - known):
-            raise SettingsError(f"template {table.get('name')!r}: unknown field {unknown[0]!r}; known: {sorted(known)}.")
+            name = table.get("name")
+            raise SettingsError(f"template {name!r}: unknown field {unknown[0]!r}; known: {sorted(known)}.")
         if missing := {"name", "user", "assistant"} - set(table):
             raise SettingsError(f"template {table.get('name')!r}: field {sorted(missing)[0]!r} is missing.")
         values = dict(table)
@@ -194,10 +199,8 @@ class Template:
             return self.first_user
         return self.tool if role == "tool" and self.tool else self.user
 
-    def _before(self, wrap: RoleFormat, num_user: int) -> str:
-        if self.round_start is None:
-            return wrap.before
-        return wrap.before.replace(ROUND_SLOT, str(self.round_start + num_user))
+    def _numbered(self, text: str, num_user: int) -> str:
+        return text if self.round_start is None else text.replace(ROUND_SLOT, str(self.round_start + num_user))
 
     def _header(self, system: str | None) -> Iterator[Segment]:
         own = system is None

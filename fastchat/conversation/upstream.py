@@ -36,6 +36,10 @@ class Conversation:
     def __post_init__(self) -> None:
         self.messages = [list(m) for m in self.messages]
         self.roles = tuple(self.roles)
+        if SYSTEM_SLOT not in self.system_template:
+            # Upstream's deepseek-coder has its default text where the slot belongs: a record's own would be lost.
+            self.system_message = self.system_message or self.system_template
+            self.system_template = SYSTEM_SLOT
 
     @classmethod
     def from_template(cls, template: Template) -> Conversation:
@@ -60,12 +64,7 @@ class Conversation:
             return self.template
         if self.sep_style is None or self.sep is None:
             raise SettingsError(f"template {self.name!r} has no separator style: it belongs to a remote API.")
-        system, default = self.system_template, self.system_message
-        if SYSTEM_SLOT not in system:
-            # Upstream's deepseek-coder and yuan have their default text where the slot belongs: a record's own message
-            # would be lost.
-            system, default = SYSTEM_SLOT, default or system
-        shape = shape_of(self.name, self.sep_style, system, self.roles, self.sep, self.sep2)
+        shape = shape_of(self.name, self.sep_style, self.system_template, self.roles, self.sep, self.sep2)
         stops = [self.stop_str] if isinstance(self.stop_str, str) else self.stop_str or []
         return Template(
             name=self.name,
@@ -73,7 +72,7 @@ class Conversation:
             assistant=shape.assistant,
             system=shape.system,
             no_system=shape.no_system,
-            system_message=default,
+            system_message=self.system_message,
             first_user=shape.first_user,
             round_start=shape.round_start,
             content=shape.content,
@@ -93,7 +92,7 @@ class Conversation:
         spoken = tuple(Turn(kind, self._text([kind, text])) for kind, text in turns if text is not None)
         system = None if self.system_message == template.system_message else self.system_message
         prompt = template.render(Dialogue(spoken, system), add_generation_prompt=open_role == "assistant").text
-        return prompt + template.user.open if open_role == "user" else prompt
+        return prompt + template.open_user(len(spoken) // 2) if open_role == "user" else prompt
 
     def set_system_message(self, system_message: str) -> None:
         """Replace the system message."""

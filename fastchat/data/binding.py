@@ -1,0 +1,356 @@
+"""Rendered dialogues to token ids, with the mask born together with them.
+
+Control strings of the template become ids; everything else is plain text for an encoder that knows no added tokens, so
+that nothing a user, a tool or a data file says can turn into a control token. Text between two control tokens is
+encoded in one piece (where every tokenizer splits anyway), so that `ASSISTANT:` + ` Hello` merge as they will at
+inference, and each token takes its label from the segment that its first character belongs to:
+
+    segment   "... ASSISTANT:"   " "   "Hello."   "</s>"
+    token                 ":"    "▁Hello"  "."     2
+    label                -100     15043    29889    2
+
+`BoundEncoder` ties one tokenizer to one template and proves on the spot that its ids are those of the whole render; it
+refuses to guess where they are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tokenizers import AddedToken
+
+from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
+from fastchat.conversation.template import CONTROL_PATTERN
+from fastchat.data.probes import HARMLESS
+from fastchat.errors import DataError, SettingsError, say
+
+if TYPE_CHECKING:
+    from fastchat.data.encoder import TextEncoder
+
+# Templates write BOS and EOS in Llama's spelling; on another tokenizer they stand for that tokenizer's own.
+BOS_ALIAS, EOS_ALIAS = "<s>", "</s>"
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A token that stands in a rendered dialogue as an id."""
+
+    id: int
+    content: str
+    lstrip: bool = False  # swallows white space before it, as its tokenizer does
+    rstrip: bool = False  # swallows white space after it
+
+
+@dataclass(slots=True)
+class Encoded:
+    """Ids of one rendered dialogue.
+
+    Attributes:
+        input_ids: [T].
+        supervised: [T], whether the model has to generate the token.
+        segment_of: [T], index into the rendered segments; -1 for a BOS that the tokenizer adds.
+        straddling: positions of tokens that hold characters of a supervised and of an unsupervised segment.
+        neutralised: how many control look-alikes in messages were kept plain text by an extra split.
+    """
+
+    input_ids: list[int] = field(default_factory=list)
+    supervised: list[bool] = field(default_factory=list)
+    segment_of: list[int] = field(default_factory=list)
+    straddling: list[int] = field(default_factory=list)
+    neutralised: int = 0
+
+    def add(self, token_id: int, supervised: bool, segment: int) -> None:
+        self.input_ids.append(token_id)
+        self.supervised.append(supervised)
+        self.segment_of.append(segment)
+
+
+@dataclass(slots=True)
+class _Piece:
+    """One control token, or the text between two of them: `parts` are (text, segment index)."""
+
+    control: Control | None = None
+    segment: int = -1
+    parts: list[tuple[str, int]] = field(default_factory=list)
+    position: str = "first"
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.parts)
+
+
+class BoundEncoder:
+    """One tokenizer tied to one template.
+
+    Attributes:
+        controls: the template's control strings as this tokenizer has them; None where one is left out (`<s>` on a
+            tokenizer without BOS).
+        stop_ids: the ids that end a generation: the template's stop, if it is a token, and EOS.
+    """
+
+    def __init__(self, encoder: TextEncoder, template: Template):
+        self.encoder = encoder
+        self.template = template
+        self.controls, missing = self._resolve()
+        known = [c for c in self.controls if c]
+        self._in_literals = _alternatives(known)
+        control_contents = {c.content for c in self.controls.values() if c} | {BOS_ALIAS, EOS_ALIAS}
+        spoken = [c for c, t in encoder.added.items() if not t["special"] and c.strip() and c not in control_contents]
+        self._in_answers = _alternatives([c for c in spoken if c.replace("▁", " ").strip()])
+        self._answer_controls = {c: encoder.control(c) for c in spoken}
+        self._forbidden = self._never_from_text()
+        # Where one token both begins and ends a sequence (GPT-2), it is the end that must be learned.
+        self._opens = encoder.bos if encoder.bos != encoder.eos else None
+        self.stop_ids = self._stop_ids()
+        if missing:
+            self._warn(missing)
+        self._prove()
+
+    # -- what the template's control strings are on this tokenizer
+
+    def _resolve(self) -> tuple[dict[str, Control | None], list[str]]:
+        literals = "\n".join(self.template.literals())
+        wanted = list(dict.fromkeys(CONTROL_PATTERN.findall(literals)))
+        added = [c for c in self.encoder.added if c in literals and c.replace("▁", " ").strip()]
+        controls: dict[str, Control | None] = {}
+        missing = []
+        for content in dict.fromkeys(wanted + added + [EOS_ALIAS]):
+            control = self._alias(content) if content in (BOS_ALIAS, EOS_ALIAS) else self.encoder.control(content)
+            if control is not None or content == BOS_ALIAS:
+                controls[content] = control
+            elif content in wanted:
+                missing.append(content)
+        if not self.template.stop and EOS_ALIAS not in controls:
+            raise SettingsError(
+                f"template {self.template.name!r} ends an answer with the model's EOS, and the tokenizer "
+                f"{self.encoder.name} has none; choose a template with a stop of its own."
+            )
+        return controls, missing
+
+    def _alias(self, content: str) -> Control | None:
+        own = self.encoder.bos if content == BOS_ALIAS else self.encoder.eos
+        if any(content in text for text in self.template.literals()):
+            if own and own.content != content:
+                say(f"template {self.template.name}: {content} stands for this tokenizer's {own.content}")
+            elif own is None and content == BOS_ALIAS:
+                say(f"template {self.template.name}: {content} is left out, this tokenizer has no BOS")
+        return own or (None if content == BOS_ALIAS else self.encoder.control(content))
+
+    def _warn(self, missing: list[str]) -> None:
+        fits = suggest_templates(set(self.encoder.vocabulary), self.encoder.raw.chat_template, self.encoder.name)
+        fits = [name for name in fits if name != self.template.name][:4] or ["vicuna_v1.1 (no control tokens)"]
+        say(
+            f"warning: template {self.template.name} writes {', '.join(missing)}, not one token each on "
+            f"{self.encoder.name or 'this tokenizer'}: trained as plain text. Templates that fit: {', '.join(fits)}."
+        )
+
+    def _never_from_text(self) -> set[int]:
+        """Ids that plain text must not become: special tokens, control tokens, and added ones that are no white space.
+
+        The unknown token is left out: text may well be unknown.
+        """
+        encoder = self.encoder
+        unknown = encoder.spec["model"].get("unk_token")
+        ids = {t["id"] for c, t in encoder.added.items() if c != unknown and c.replace("▁", " ").strip()}
+        ids |= {c.id for c in self.controls.values() if c}
+        return ids | {c.id for c in (encoder.bos, encoder.eos) if c}
+
+    def _stop_ids(self) -> tuple[int, ...]:
+        written = CONTROL_PATTERN.findall(self.template.stop) + list(self.template.stop_strings)
+        found = [self.controls.get(s) or self.encoder.control(s) for s in written if CONTROL_PATTERN.fullmatch(s)]
+        return tuple(dict.fromkeys(c.id for c in [*found, self.encoder.eos] if c))
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end a generation because they are not one token here."""
+        written = [*self.template.stop_strings, self.template.stop.strip()]
+        return tuple(dict.fromkeys(s for s in written if s and not self.controls.get(s)))
+
+    def substitute(self, literal: str) -> str:
+        """A literal of the template as this tokenizer writes it: `</s>` as its EOS, `<s>` as its BOS or not at all."""
+        return "".join(c.content if c else text for text, c in self._split_literal(literal))
+
+    # -- rendered dialogues to ids
+
+    def encode(self, rendered: Rendered) -> Encoded:
+        """Encode one rendered dialogue. Raises DataError where a message cannot be kept plain text."""
+        return self.encode_many([rendered])[0]
+
+    def encode_many(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        """Encode several at once, which is faster: the tokenizer works on all texts in parallel."""
+        pieces = [self._pieces(r.segments) for r in rendered]
+        texts = [p for ps in pieces for p in ps if p.control is None]
+        tokens: dict[int, list[tuple[int, int, int]]] = {}
+        for position in ("first", "after"):
+            group = [p for p in texts if p.position == position]
+            for piece, found in zip(group, self.encoder.plain([p.text for p in group], position), strict=True):
+                tokens[id(piece)] = found
+        return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
+
+    def _assemble(
+        self, segments: Sequence[Segment], pieces: list[_Piece], tokens: dict[int, list[tuple[int, int, int]]]
+    ) -> Encoded:
+        out = Encoded()
+        opens = self._opens
+        if self.encoder.adds_bos and opens is not None and not (pieces and pieces[0].control == opens):
+            out.add(opens.id, False, -1)
+        for piece in pieces:
+            segment = piece.segment
+            if piece.control is None:
+                found = tokens[id(piece)]
+                if any(token_id in self._forbidden for token_id, _, _ in found):
+                    found, cuts = self._neutralise(piece)
+                    out.neutralised += cuts
+                _label(out, piece, found, segments)
+            elif piece.control != opens:
+                out.add(piece.control.id, segments[segment].supervised, segment)
+            elif out.input_ids[-1:] != [piece.control.id]:
+                # BOS opens a sequence: never twice in a row, and no model has to generate it.
+                out.add(piece.control.id, False, segment)
+        return out
+
+    def _pieces(self, segments: Sequence[Segment]) -> list[_Piece]:
+        pieces: list[_Piece] = []
+        swallow = False
+        for index, segment in enumerate(segments):
+            for text, control in self._split(segment):
+                if control is not None:
+                    if control.lstrip and pieces and pieces[-1].control is None:
+                        _strip_end(pieces)
+                    pieces.append(_Piece(control, index))
+                    swallow = control.rstrip
+                    continue
+                text = text.lstrip() if swallow else text
+                if not text:
+                    continue
+                swallow = False
+                if not pieces or pieces[-1].control is not None:
+                    pieces.append(_Piece(position="after" if pieces else "first"))
+                pieces[-1].parts.append((text, index))
+        return pieces
+
+    def _split(self, segment: Segment) -> Iterator[tuple[str, Control | None]]:
+        if segment.role == "template":
+            yield from self._split_literal(segment.text)
+        elif segment.role == "assistant" and self._in_answers:
+            yield from _cut(segment.text, self._in_answers, self._answer_controls)
+        else:
+            yield segment.text, None
+
+    def _split_literal(self, text: str) -> Iterator[tuple[str, Control | None]]:
+        yield from _cut(text, self._in_literals, self.controls) if self._in_literals else [(text, None)]
+
+    def _neutralise(self, piece: _Piece) -> tuple[list[tuple[int, int, int]], int]:
+        """Encode a text again with a split inside every run of characters that had become a control token."""
+        todo = [(piece.text, 0, piece.position)]
+        done: list[tuple[int, int, int]] = []
+        cuts = 0
+        while todo:
+            text, start, position = todo.pop()
+            found = self.encoder.plain([text], position)[0]
+            wrong = [(s, e) for token_id, s, e in found if token_id in self._forbidden]
+            if not wrong:
+                done += [(token_id, s + start, e + start) for token_id, s, e in found]
+                continue
+            if any(e - s < 2 for s, e in wrong):
+                raise DataError(
+                    f"the tokenizer {self.encoder.name} turns the character {text[wrong[0][0]]!r} into a control "
+                    "token; no message that holds it can be trained on safely."
+                )
+            cuts += len(wrong)
+            edges = [0, *(s + 1 for s, _ in wrong), len(text)]
+            parts = list(zip(edges, edges[1:], strict=False))
+            todo += [(text[a:b], start + a, position if a == 0 else "inside") for a, b in reversed(parts)]
+        return done, cuts
+
+    # -- proof
+
+    def _prove(self) -> None:
+        """Compare with the tokenizer's own ids of the whole rendered text on dialogues without control look-alikes."""
+        vocabulary_only = [c.content for c in self.controls.values() if c and c.content not in self.encoder.added]
+        self.encoder.whole.add_special_tokens([AddedToken(c, normalized=False, special=True) for c in vocabulary_only])
+        for dialogue in HARMLESS:
+            rendered = self.template.render(dialogue)
+            ours, theirs = self.encode(rendered).input_ids, self.whole_ids(rendered)
+            if ours != theirs:
+                at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+                a, b = (self.encoder.decode(ids[at : at + 4]) for ids in (ours, theirs))
+                raise SettingsError(
+                    f"the tokenizer {self.encoder.name} with template {self.template.name!r}: encoding text and "
+                    "control tokens apart gives other ids than encoding them together (first at position "
+                    f"{at}: {a!r} against {b!r}), so the mask could not be trusted. Choose another template."
+                )
+
+    def whole_ids(self, rendered: Rendered) -> list[int]:
+        """Ids of the rendered text encoded in one go by the tokenizer itself, control strings and all."""
+        text = "".join(self.substitute(s.text) if s.role == "template" else s.text for s in rendered.segments)
+        bos = self.encoder.bos
+        has_bos = bos is not None and text.startswith(bos.content)
+        add = self.encoder.adds_bos and not has_bos
+        ids = self.encoder.whole.encode(text, add_special_tokens=False).ids
+        if not add or bos is None:
+            return ids
+        with_special = self.encoder.whole.encode(text, add_special_tokens=True).ids
+        return with_special[: 1 + len(ids)] if len(with_special) > len(ids) else with_special
+
+
+def encode_prompt(dialogue: Dialogue, bound: BoundEncoder) -> list[int]:
+    """The ids that inference sends for a dialogue whose next turn is the assistant's."""
+    return bound.encode(bound.template.render(dialogue, add_generation_prompt=True)).input_ids
+
+
+def _alternatives(contents: Sequence[str]) -> re.Pattern[str] | None:
+    """A pattern that finds the longest of several strings at the earliest place, as added tokens are found."""
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile("|".join(re.escape(c) for c in longest_first)) if longest_first else None
+
+
+def _cut(
+    text: str, pattern: re.Pattern[str], controls: dict[str, Control | None]
+) -> Iterator[tuple[str, Control | None]]:
+    """Split a text at control strings: (plain text, None) and ("", control); a string mapped to None vanishes."""
+    end = 0
+    for match in pattern.finditer(text):
+        if match.start() > end:
+            yield text[end : match.start()], None
+        if (control := controls[match.group()]) is not None:
+            yield "", control
+        end = match.end()
+    if end < len(text):
+        yield text[end:], None
+
+
+def _strip_end(pieces: list[_Piece]) -> None:
+    """Drop the white space at the end of the last text piece, and the piece where nothing else is left."""
+    parts = pieces[-1].parts
+    while parts:
+        text, index = parts.pop()
+        if text.rstrip():
+            parts.append((text.rstrip(), index))
+            return
+    pieces.pop()
+
+
+def _label(out: Encoded, piece: _Piece, found: list[tuple[int, int, int]], segments: Sequence[Segment]) -> None:
+    """Give every token of a text piece the segment of its first character; note the tokens that span two kinds."""
+    ends, segment_ids, total = [], [], 0
+    for text, index in piece.parts:
+        total += len(text)
+        ends.append(total)
+        segment_ids.append(index)
+    last, at = len(ends) - 1, 0
+    for token_id, start, end in found:
+        while at < last and start >= ends[at]:
+            at += 1
+        supervised = segments[segment_ids[at]].supervised
+        if end > ends[at]:
+            until = at
+            while until < last and end > ends[until]:
+                until += 1
+                if segments[segment_ids[until]].supervised != supervised:
+                    out.straddling.append(len(out.input_ids))
+                    break
+        out.add(token_id, supervised, segment_ids[at])

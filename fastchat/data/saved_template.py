@@ -1,0 +1,82 @@
+"""The training template put into the tokenizer that is saved, and proof that it gives the training ids.
+
+Other software asks the saved tokenizer for its prompt. It must be the prompt the model was trained on, id for id, so
+the Jinja text is written for the tokenizer at hand and compared on the spot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import AddedToken
+
+from fastchat.conversation import Dialogue, to_jinja
+from fastchat.data.binding import BoundEncoder
+from fastchat.data.probes import HARMLESS
+from fastchat.errors import SettingsError
+
+
+def to_messages(dialogue: Dialogue) -> list[dict[str, str]]:
+    """A dialogue as the messages that `apply_chat_template` takes."""
+    system = [] if dialogue.system is None else [{"role": "system", "content": dialogue.system}]
+    return system + [{"role": turn.role, "content": turn.text} for turn in dialogue.turns]
+
+
+def chat_template(bound: BoundEncoder) -> str:
+    """The text of `chat_template.jinja` for one template and one tokenizer."""
+    eos = bound.encoder.eos
+    return to_jinja(bound.template, bound.substitute, _lead(bound), eos.content if eos else "")
+
+
+def install_template(tokenizer: Any, bound: BoundEncoder, dialogues: Iterable[Dialogue] = ()) -> None:
+    """Put the template into a Hugging Face tokenizer and prove it on harmless dialogues and on `dialogues`.
+
+    Control strings that the tokenizer has in its vocabulary only (Gemma's `<start_of_turn>` in some copies) are declared
+    as tokens, with the ids they have, or the tokenizer would spell them out.
+
+    Raises:
+        SettingsError: the tokenizer's own rendering gives other ids than training does.
+    """
+    declared = set(tokenizer.added_tokens_encoder)
+    missing = [c.content for c in bound.controls.values() if c and c.content not in declared]
+    size = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(c, normalized=False, special=True) for c in missing], special_tokens=True)
+    assert len(tokenizer) == size, f"declaring {missing} changed the vocabulary from {size} to {len(tokenizer)}"
+    tokenizer.chat_template = chat_template(bound)
+    for dialogue in [*HARMLESS, *dialogues]:
+        _compare(tokenizer, bound, dialogue)
+
+
+def _compare(tokenizer: Any, bound: BoundEncoder, dialogue: Dialogue) -> None:
+    for prompt in (False, True):
+        part = Dialogue(dialogue.turns[:-1], dialogue.system) if prompt else dialogue
+        ours = bound.encode(bound.template.render(part, add_generation_prompt=prompt)).input_ids
+        theirs = tokenizer.apply_chat_template(
+            to_messages(part), tokenize=True, add_generation_prompt=prompt, return_dict=False
+        )
+        if ours != theirs:
+            at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+            a, b = (bound.encoder.decode(ids[max(0, at - 2) : at + 4]) for ids in (ours, theirs))
+            raise SettingsError(
+                f"template {bound.template.name!r} cannot be saved as a chat template of {bound.encoder.name}: position "
+                f"{at} of a rendered dialogue is {a!r} in training and {b!r} through apply_chat_template."
+            )
+
+
+def _lead(bound: BoundEncoder) -> str:
+    """What the Jinja text must begin with, so that encoding it without special tokens gives what training has.
+
+    A tokenizer that puts a space before the very first text only (llama-2) does not see its start behind a written BOS:
+    the space has to be written too.
+    """
+    encoder = bound.encoder
+    rendered = bound.template.render(HARMLESS[0])
+    first = bound.encode(rendered)
+    if encoder.bos is None or first.segment_of[:1] != [-1]:
+        return ""
+    text = "".join(bound.substitute(s.text) if s.role == "template" else s.text for s in rendered.segments)
+    for lead in (encoder.bos.content, encoder.bos.content + " "):
+        if encoder.whole.encode(lead + text, add_special_tokens=False).ids == first.input_ids:
+            return lead
+    return encoder.bos.content

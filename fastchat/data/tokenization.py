@@ -1,0 +1,124 @@
+"""Dialogues to examples: ids, labels, and what had to be cut.
+
+A dialogue that is longer than the model's window is cut behind the last assistant turn that fits, so that what remains
+is a whole dialogue. Where not even the first answer fits, it is cut inside that answer: its first tokens are learned
+and no stop token is, because the model must not learn to stop there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from fastchat.conversation import Dialogue, Rendered
+from fastchat.data.binding import BoundEncoder, Encoded
+from fastchat.errors import DataError
+
+IGNORED = -100
+OVERLONG = ("truncate", "drop", "error")
+# Dialogues per call of the tokenizer: enough to keep its threads busy, small enough to keep memory flat.
+_BATCH = 256
+
+
+@dataclass(slots=True)
+class Example:
+    """One dialogue, ready to train on.
+
+    Attributes:
+        index: the record's place in the input.
+        input_ids, labels: [T], equal lengths; a label is the token's own id or -100.
+        dropped: why nothing of it is trained, None where it is.
+        truncated_tokens: how many ids were cut off.
+        trained_turns, untrained_turns: assistant turns that are learned (wholly or up to a cut), and those that are not
+            because the record says so.
+        straddling: tokens that hold characters of an answer and of something else.
+        neutralised: control look-alikes that had to be kept plain text by force.
+    """
+
+    index: int
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    dropped: str | None = None
+    truncated_tokens: int = 0
+    trained_turns: int = 0
+    untrained_turns: int = 0
+    straddling: int = 0
+    neutralised: int = 0
+
+    @property
+    def num_supervised(self) -> int:
+        return sum(label != IGNORED for label in self.labels)
+
+
+def tokenize_dialogue(
+    dialogue: Dialogue, bound: BoundEncoder, *, max_length: int, overlong: str = "truncate", index: int = 0
+) -> Example:
+    """One dialogue to one example.
+
+    Args:
+        max_length: the most ids an example may have.
+        overlong: "truncate", "drop" or "error" for a longer one.
+
+    Raises:
+        DataError: an overlong dialogue under "error"; the message names file and line.
+
+    Example: with a vicuna template, `[..., "ASSISTANT", ":", "▁Yo", "</s>"]` gets
+    the labels `[..., -100, -100, id("▁Yo"), id("</s>")]`.
+    """
+    pairs = [(index, dialogue)]
+    return next(tokenize_dialogues(pairs, bound, max_length=max_length, overlong=overlong))
+
+
+def tokenize_dialogues(
+    dialogues: Iterable[tuple[int, Dialogue]], bound: BoundEncoder, *, max_length: int, overlong: str = "truncate"
+) -> Iterator[Example]:
+    """Many (index, dialogue) pairs to examples, in order and in batches."""
+    assert overlong in OVERLONG, overlong
+    pairs = iter(dialogues)
+    while batch := list(islice(pairs, _BATCH)):
+        rendered = [bound.template.render(dialogue) for _, dialogue in batch]
+        for (index, dialogue), text, encoded in zip(batch, rendered, bound.encode_many(rendered), strict=True):
+            yield _example(index, dialogue, text, encoded, max_length, overlong)
+
+
+def _example(
+    index: int, dialogue: Dialogue, rendered: Rendered, encoded: Encoded, max_length: int, overlong: str
+) -> Example:
+    total = len(encoded.input_ids)
+    answers = [turn for turn in dialogue.turns if turn.role == "assistant"]
+    example = Example(index, untrained_turns=sum(not turn.train for turn in answers))
+    keep = total
+    if total > max_length:
+        if overlong == "error":
+            raise DataError(
+                f"{dialogue.where}: the dialogue has {total} tokens and --model_max_length is {max_length}. "
+                "Raise --model_max_length, or use --overlong truncate|drop."
+            )
+        if overlong == "drop":
+            example.dropped, example.truncated_tokens = "overlong", total
+            return example
+        keep = _cut_length(rendered, encoded, max_length)
+        example.truncated_tokens = total - keep
+    example.input_ids = encoded.input_ids[:keep]
+    supervised = encoded.supervised[:keep]
+    example.labels = [i if s else IGNORED for i, s in zip(example.input_ids, supervised, strict=True)]
+    segments = rendered.segments
+    example.trained_turns = len({segments[k].turn for k, s in zip(encoded.segment_of, supervised, strict=False) if s})
+    example.straddling = sum(position < keep for position in encoded.straddling)
+    example.neutralised = encoded.neutralised
+    if not any(supervised):
+        example.dropped = "no_answer_within_length" if example.truncated_tokens else "no_trained_turn"
+        example.input_ids, example.labels = [], []
+    return example
+
+
+def _cut_length(rendered: Rendered, encoded: Encoded, max_length: int) -> int:
+    """How many ids to keep: up to the end of the last assistant turn that fits, else all that fit."""
+    segments = rendered.segments
+    last_trained: dict[int, int] = {}  # turn -> position of its last supervised id, its stop
+    for position, (segment, supervised) in enumerate(zip(encoded.segment_of, encoded.supervised, strict=True)):
+        if supervised:
+            last_trained[segments[segment].turn] = position
+    ends = [position + 1 for position in last_trained.values() if position < max_length]
+    return max(ends) if ends else max_length
