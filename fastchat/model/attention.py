@@ -12,9 +12,7 @@ SDPA = "sdpa"
 EAGER = "eager"
 
 
-def choose_attention(
-    flash_attn: bool, *, config: Any = None, dtype: Any = None, device: Any = None
-) -> tuple[str, str]:
+def choose_attention(flash_attn: bool, *, config: Any = None, dtype: Any = None, device: Any = None) -> tuple[str, str]:
     """The `attn_implementation` to load with, and the one line that says why.
 
     `flash_attn`: the user asked for FlashAttention. `config`: the model's config, to know what its class supports.

@@ -172,7 +172,7 @@ def linear4bit_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters of `model`, counting partitioned ones whole and nf4 ones as the weights they encode."""
+    """(trainable, all) parameters of `model`; partitioned ones count whole, nf4 ones as the weights they encode."""
     trainable = total = 0
     for parameter in model.parameters():
         count = getattr(parameter, "ds_numel", parameter.numel())

@@ -95,7 +95,9 @@ def choose_targets(model: nn.Module, target_modules: Sequence[str] | str | None)
             )
         return found
     if missing:
-        which = "none of the default targets exist" if asked is None else f"{', '.join(map(repr, missing))} match nothing"
+        which = (
+            "none of the default targets exist" if asked is None else f"{', '.join(map(repr, missing))} match nothing"
+        )
         close = [near for name in missing for near in nearest(name, leaves, n=1)] if asked else []
         raise SettingsError(
             f"--lora_target_modules: {which} in {type(model).__name__}. Linear and embedding layers there: "
@@ -176,7 +178,8 @@ def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, A
     differ = [f"{name} {asked[name]} -> {own[name]}" for name in asked if own.get(name) != asked[name]]
     say(
         f"Continuing the adapter {path}: r {own['r']}, alpha {own['lora_alpha']}, targets "
-        f"{', '.join(sorted(own['target_modules']))}" + (f" (its own values win: {', '.join(differ)})." if differ else ".")
+        f"{', '.join(sorted(own['target_modules']))}"
+        + (f" (its own values win: {', '.join(differ)})." if differ else ".")
     )
     return peft_model
 

@@ -91,7 +91,9 @@ def _check_request(type: str | None, factor: float | None) -> None:
         close = nearest(type, ROPE_TYPES) or list(ROPE_TYPES)
         raise SettingsError(f"Unknown --rope_scaling_type {type!r}. Did you mean {' or '.join(close)}?")
     if factor is not None and not (math.isfinite(factor) and factor >= 1.0):
-        raise SettingsError(f"--rope_scaling_factor {factor} must be a number of at least 1.0 (2.0 doubles the context).")
+        raise SettingsError(
+            f"--rope_scaling_factor {factor} must be a number of at least 1.0 (2.0 doubles the context)."
+        )
 
 
 def _check_without_rope(text: Any, type: str | None, factor: float | None, length: int) -> None:
@@ -109,9 +111,7 @@ def _check_without_rope(text: Any, type: str | None, factor: float | None, lengt
         )
 
 
-def _first_scaling(
-    text: Any, entry: dict, type: str | None, factor: float | None, length: int
-) -> RopeChoice | None:
+def _first_scaling(text: Any, entry: dict, type: str | None, factor: float | None, length: int) -> RopeChoice | None:
     """Scaling for a base that has none yet."""
     trained = text.max_position_embeddings
     if type is None and factor is None and length <= trained:
@@ -135,9 +135,7 @@ def _first_scaling(
     return _choice(text, entry, new, factor, line)
 
 
-def _second_scaling(
-    text: Any, entry: dict, type: str | None, factor: float | None, length: int
-) -> RopeChoice | None:
+def _second_scaling(text: Any, entry: dict, type: str | None, factor: float | None, length: int) -> RopeChoice | None:
     """Scaling for a base that was already trained with one: the same kind can be stretched, another one cannot."""
     kind, old = entry["rope_type"], float(entry.get("factor") or 1.0)
     stretched = text.max_position_embeddings

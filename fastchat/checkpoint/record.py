@@ -1,0 +1,86 @@
+"""`training.json`: what a run was, written beside its result and read by everything that uses the result.
+
+A chat or a merge takes from it, without being told: which template the model speaks, which RoPE scaling its positions
+have, whether the base was quantised, and which base it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastchat.errors import CheckpointError
+
+RECORD_NAME = "training.json"
+FORMAT = 1
+
+
+@dataclass
+class TrainingRecord:
+    """The contents of `training.json`. Fields a run does not know stay at their empty value.
+
+    Attributes:
+        settings: name -> {"value": ..., "from": "default" | "yaml" | "command line" | "derived"}.
+        template: {"name": ..., "definition": Template.to_dict(), "stop_token_ids": [...]}; None without a template.
+        base_model: path or hub name of what was trained from.
+        rope_parameters: the config's whole `rope_parameters` where the run scaled RoPE, else None.
+        max_position_embeddings: the config's value that goes with it.
+        quantization: {"type": "nf4", "double_quant": ..., "compute_dtype": ...} where the base was quantised, else None.
+        dtype: of the base's weights, such as "bfloat16"; for a quantised base what it was quantised from.
+        attention, engine, world_size: what the run really used.
+        data: {"train": {"paths", "fingerprint", "counts"}, "eval": ...}.
+        versions: library -> version.
+        trainable_parameters: how many numbers were trained.
+        metrics: final losses and speeds.
+    """
+
+    base_model: str | None = None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    template: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    max_position_embeddings: int | None = None
+    quantization: dict[str, Any] | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    engine: str | None = None
+    world_size: int = 1
+    data: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    trainable_parameters: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def write(self, directory: str | Path) -> Path:
+        """Write `training.json` into `directory`, whole or not at all, and return its path."""
+        path = Path(directory) / RECORD_NAME
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        staged = path.with_name(f".{RECORD_NAME}.{os.getpid()}")
+        with staged.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+        return path
+
+
+def read_training_record(directory: str | Path) -> TrainingRecord | None:
+    """The record in `directory`, or None where there is none.
+
+    Raises CheckpointError when the file is there but is no record, or was written by a newer version.
+    """
+    path = Path(directory).expanduser() / RECORD_NAME
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise CheckpointError(f"{path} cannot be read: {problem}. Restore it from where it was saved.") from None
+    if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+        raise CheckpointError(f'{path} is not a training record (no "format"). Restore it, or move it away.')
+    if values["format"] > FORMAT:
+        raise CheckpointError(f"{path} has format {values['format']}, this version reads up to {FORMAT}. Update it.")
+    known = TrainingRecord.__dataclass_fields__
+    return TrainingRecord(**{name: value for name, value in values.items() if name in known})
