@@ -28,7 +28,7 @@ class TrainingRecord:
         base_model: path or hub name of what was trained from.
         rope_parameters: the config's whole `rope_parameters` where the run scaled RoPE, else None.
         max_position_embeddings: the config's value that goes with it.
-        quantization: {"type": "nf4", "double_quant": ..., "compute_dtype": ...} where the base was quantised, else None.
+        quantization: {"type": "nf4", "double_quant": ..., "compute_dtype": ...}; None where the base was not quantised.
         dtype: of the base's weights, such as "bfloat16"; for a quantised base what it was quantised from.
         attention, engine, world_size: what the run really used.
         data: {"train": {"paths", "fingerprint", "counts"}, "eval": ...}.

@@ -66,4 +66,4 @@ def _model_class(config: Any) -> Any:
         return None
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM._model_mapping.get(type(config))
+    return AutoModelForCausalLM._model_mapping.get(type(config), None)

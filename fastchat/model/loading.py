@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,8 @@ from fastchat.model.attention import check_attention
 from fastchat.model.rope import RopeChoice, apply_rope
 from fastchat.model.source import check_model_directory, is_local, loading
 
-HALF_DTYPES = (torch.float16, torch.bfloat16)
+# On a CPU with AVX512-BF16 it advises to install a package that fetches code from the hub; nothing here needs that.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_config(model_dir: str, *, cache_dir: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -56,7 +58,7 @@ def load_base_model(
     shape, because a layer that keeps its random start is a silent disaster.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     config = load_config(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if rope is not None:
@@ -67,7 +69,7 @@ def load_base_model(
     if device is not None and not is_deepspeed_zero3_enabled():
         options["device_map"] = {"": torch.device(device)}
     with loading(model_dir, "model", trust_remote_code=trust_remote_code):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
             config=config,
             dtype=dtype,
@@ -78,6 +80,7 @@ def load_base_model(
             output_loading_info=True,
             **options,
         )
+    model, report = loaded
     _check_report(model_dir, report)
     check_attention(model, attn_implementation)
     if quantization:
@@ -153,10 +156,10 @@ def dequantised_base(
 @torch.no_grad()
 def dequantise(model: nn.Module) -> None:
     """Replace every nf4 layer of `model` by a plain linear layer with the values it stands for, in place."""
-    import bitsandbytes as bnb
+    from bitsandbytes.functional import dequantize_4bit
 
     for name, layer in linear4bit_layers(model).items():
-        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         if layer.bias is not None:

@@ -148,7 +148,7 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: flo
     from peft import LoraConfig, PeftModel
 
     check_adapter_directory(path)
-    config = LoraConfig.from_pretrained(path)
+    config: Any = LoraConfig.from_pretrained(path)
     if dropout is not None:
         config.lora_dropout = dropout
     try:
@@ -165,10 +165,8 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: flo
 def _new_adapter(model: Any, r: int, alpha: float, dropout: float, targets: list[str], bias: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias=bias, task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, config)
+    options: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias}
+    return get_peft_model(model, LoraConfig(**options, target_modules=targets, task_type="CAUSAL_LM"))
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:
