@@ -1,0 +1,254 @@
+"""See what a run would train on, before it runs.
+
+    python -m fastchat.data.preview --model_name_or_path DIR --conv_template NAME --data_path FILE
+        [--model_max_length N] [--num 3] [--output OUT.jsonl]
+
+Shows the first dialogues with their supervised tokens in green (in [[brackets]] where there is no colour), and the
+counts of everything dropped, cut or changed. With `--output` it writes one JSON line per record, in input order:
+
+    {"index": 0, "input_ids": [...], "labels": [...], "dropped": null, "truncated_tokens": 0}
+
+The ids are those of the training run. No torch is imported where the raw `tokenizer.json` provably gives the same ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fastchat.conversation import choose_template, load_template_file
+from fastchat.data.binding import BoundEncoder
+from fastchat.data.counts import count_example, hint_at_causes, table
+from fastchat.data.encoder import TextEncoder
+from fastchat.data.loading import LoadedDialogues, Record, load_dialogues
+from fastchat.data.progress import with_bar
+from fastchat.data.terminal import legend, paint, safe, token_texts, wants_colour
+from fastchat.data.tokenization import OVERLONG, Example, tokenize_dialogues
+from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, ResourceError, SettingsError, UserError, nearest, say
+
+DEFAULT_MAX_LENGTH = 512  # as in training
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters that the data has
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        preview(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return EXIT_DONE
+
+
+def preview(args: argparse.Namespace) -> None:
+    """Load, tokenise, show, write. Raises UserError."""
+    _check(args)
+    bound = _bound_encoder(args)
+    loaded = load_dialogues(args.data_path, on_bad_row=args.on_bad_row)
+    counts = Counter(loaded.counts)
+    num_shown = 0
+    colour = wants_colour(sys.stdout)
+    with _Output(args.output) as output:
+        for record, example in _examples(loaded, bound, args):
+            if record.dialogue is None:
+                counts[f"dropped_{record.dropped}"] += 1
+            else:
+                count_example(counts, example)
+            if example.dropped is None and num_shown < args.num:
+                num_shown += 1
+                _print(_shown(record, example, bound, args.model_max_length, colour) + "\n")
+            output.write(example)
+    if num_shown:
+        _print(f"{legend(colour)}\n")
+    _print(table(counts))
+    if not counts["supervised_tokens"]:
+        say("warning: not one supervised token; training would stop. " + hint_at_causes(counts, args.model_max_length))
+
+
+# --- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest flag where one is unknown."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        given = [word.split("=")[0] for word in self._given if word.startswith("--")]
+        near = {flag: nearest(flag, known, n=1) for flag in given if flag not in known}
+        hints = [f"instead of {flag}, is {hit[0]} meant?" for flag, hit in near.items() if hit]
+        self.exit(EXIT_SETTINGS, safe("; ".join([f"error: {message}", *hints, "--help shows all flags"])) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m fastchat.data.preview",
+        description="Show which tokens a run would train on, and count what it would drop, cut or change.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model_name_or_path", required=True, metavar="DIR", help="the model's directory, for its tokenizer")
+    add("--data_path", required=True, nargs="+", metavar="FILE", help=".json or .jsonl, also with .gz")
+    add("--conv_template", metavar="NAME", help="chat template; default vicuna_v1.1 where nothing speaks against it")
+    add("--conv_template_file", metavar="FILE", help="my.py or my.yaml with templates of your own")
+    add("--model_max_length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="in tokens (%(default)s)")
+    add("--overlong", choices=OVERLONG, default="truncate", help="what happens to longer dialogues (%(default)s)")
+    add("--on_bad_row", choices=("stop", "skip"), default="stop", help="what happens to malformed rows (%(default)s)")
+    add("--trust_remote_code", action="store_true", help="allow tokenizer code that comes with the model")
+    add("--num", type=int, default=3, metavar="N", help="how many dialogues to show (%(default)s)")
+    add("--output", metavar="OUT.jsonl", help="write ids and labels of every record there")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.model_max_length < 1:
+        raise SettingsError(f"--model_max_length {args.model_max_length}: it needs to be at least 1.")
+    if args.num < 0:
+        raise SettingsError(f"--num {args.num}: it needs to be 0 or more.")
+    if args.output is None:
+        return
+    output = Path(args.output)
+    if output.exists() and not output.is_file():
+        raise SettingsError(f"--output {output}: is there already and is not a file; name a file to write.")
+    if not output.resolve().parent.is_dir():
+        raise SettingsError(f"--output {output}: there is no folder {output.resolve().parent}; make it first.")
+    if any(os.path.exists(path) and output.exists() and output.samefile(path) for path in args.data_path):
+        raise SettingsError(f"--output {output}: is also given as --data_path and would be overwritten.")
+
+
+def _bound_encoder(args: argparse.Namespace) -> BoundEncoder:
+    if args.conv_template_file:
+        load_template_file(args.conv_template_file)
+    encoder, note = TextEncoder.from_directory_or_class(args.model_name_or_path, args.trust_remote_code)
+    if note:
+        say(note)
+    template = choose_template(
+        args.conv_template,
+        vocabulary=set(encoder.vocabulary),
+        chat_template=encoder.raw.chat_template,
+        model_name=args.model_name_or_path,
+    )
+    return encoder.bind(template)
+
+
+# --- showing
+
+
+def _examples(
+    loaded: LoadedDialogues, bound: BoundEncoder, args: argparse.Namespace
+) -> Iterator[tuple[Record, Example]]:
+    """Every record with its example, in input order; a record without a dialogue has one without ids."""
+    usable = [(r.index, r.dialogue) for r in loaded.records if r.dialogue is not None]
+    made = tokenize_dialogues(usable, bound, max_length=args.model_max_length, overlong=args.overlong)
+    made = iter(with_bar(made, len(usable), progress=sys.stderr.isatty()))
+    for record in loaded.records:
+        example = next(made) if record.dialogue is not None else Example(record.index, dropped=record.dropped)
+        assert example.index == record.index, (example.index, record.index)
+        yield record, example
+
+
+def _print(text: str) -> None:
+    """Print at once; where the reader has gone (`| head`), go on in silence, for the output file is still wanted."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _shown(record: Record, example: Example, bound: BoundEncoder, max_length: int, colour: bool) -> str:
+    """One dialogue for the terminal: a line of counts, its tokens, and the straddling ones by name."""
+    texts = token_texts(bound.encoder, example.input_ids)
+    supervised = [label == token for label, token in zip(example.labels, example.input_ids, strict=True)]
+    parts = [
+        f"{len(texts):,} tokens",
+        f"{example.num_supervised:,} supervised in {example.trained_turns} turns",
+        f"{example.untrained_turns} turns not trained" if example.untrained_turns else "",
+        f"{example.truncated_tokens:,} more cut off at --model_max_length {max_length}"
+        if example.truncated_tokens
+        else "",
+        f"{example.neutralised} control look-alikes kept plain text" if example.neutralised else "",
+    ]
+    lines = [f"--- {safe(record.place)}: {', '.join(part for part in parts if part)}", paint(texts, supervised, colour)]
+    if example.straddling:
+        lines.append(_straddling(record, texts, supervised, bound))
+    return "\n".join(lines)
+
+
+def _straddling(record: Record, texts: Sequence[str], supervised: Sequence[bool], bound: BoundEncoder) -> str:
+    assert record.dialogue is not None
+    positions = bound.encode(bound.template.render(record.dialogue)).straddling
+    named = [
+        f"{safe(repr(texts[at]))} at {at} ({'supervised' if supervised[at] else 'not supervised'})"
+        for at in positions
+        if at < len(texts)
+    ]
+    return f"tokens that hold characters of an answer and of something else: {', '.join(named)}"
+
+
+# --- writing
+
+
+class _Output:
+    """The output file, written beside its place and moved there once it is complete; nothing where `path` is None."""
+
+    def __init__(self, path: str | None):
+        # Where `path` is a link, the file it points to is the one to replace.
+        self.target = Path(path).resolve() if path else None
+        self.staged = self.target.with_name(f".{self.target.name}.{os.getpid()}") if self.target else None
+
+    def __enter__(self) -> _Output:
+        try:
+            self.file = open(self.staged, "w", encoding="utf-8") if self.staged else None  # noqa: SIM115
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return self
+
+    def write(self, example: Example) -> None:
+        """Add the line of one record."""
+        if self.file is not None:
+            row = {
+                "index": example.index,
+                "input_ids": example.input_ids,
+                "labels": example.labels,
+                "dropped": example.dropped,
+                "truncated_tokens": example.truncated_tokens,
+            }
+            try:
+                self.file.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise self._unwritable(error) from None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.file is None or self.staged is None or self.target is None:
+            return
+        try:
+            self.file.close()  # writes what is still buffered
+            if kind is None:
+                os.replace(self.staged, self.target)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        finally:
+            self.staged.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> ResourceError:
+        return ResourceError(f"--output {self.target}: cannot be written ({error.strerror}).")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
