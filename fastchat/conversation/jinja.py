@@ -17,12 +17,16 @@ _CONTENT = {
 }
 
 
-def to_jinja(template: Template, substitute: Callable[[str], str] = str, lead: str = "", eos: str = "") -> str:
+def to_jinja(
+    template: Template, substitute: Callable[[str], str] = str, lead: str = "", space: bool = False, eos: str = ""
+) -> str:
     """Write `template` as the text of a `chat_template.jinja`.
 
     Args:
         substitute: maps a literal of the template to what the tokenizer at hand writes.
         lead: what comes before everything (the BOS that the tokenizer adds on its own when it encodes plain text).
+        space: write a space behind `lead` unless one follows anyway: for a tokenizer that puts one before the very
+            first text and does not see that text as the first behind a written BOS (llama-2).
         eos: the string of the EOS that ends an answer where the template's text shows no stop.
 
     The result expects `messages` with roles system (first only), user, assistant, tool (also function and
@@ -36,9 +40,11 @@ def to_jinja(template: Template, substitute: Callable[[str], str] = str, lead: s
         "{%- else -%}",
         f"{{%- set system = {quote(template.system_message)} -%}}{{%- set turns = messages -%}}",
         "{%- endif -%}",
+        f"{{%- set header = {quote(header_before)} + system + {quote(header_after)} if system",
+        f" else {quote(template.no_system)} -%}}",
         f"{{{{- {_quote(lead)} -}}}}" if lead else "",
-        f"{{%- if system -%}}{{{{- {quote(header_before)} + system + {quote(header_after)} -}}}}",
-        f"{{%- else -%}}{{{{- {quote(template.no_system)} -}}}}{{%- endif -%}}",
+        "{{- '' if header.startswith(' ') else ' ' -}}" if space else "",
+        "{{- header -}}",
         _examples(template, quote, eos),
         "{%- set count = namespace(rounds=0) -%}",
         "{%- for message in turns -%}",

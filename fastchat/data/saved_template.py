@@ -26,14 +26,15 @@ def to_messages(dialogue: Dialogue) -> list[dict[str, str]]:
 def chat_template(bound: BoundEncoder) -> str:
     """The text of `chat_template.jinja` for one template and one tokenizer."""
     eos = bound.encoder.eos
-    return to_jinja(bound.template, bound.substitute, _lead(bound), eos.content if eos else "")
+    lead, space = _lead(bound)
+    return to_jinja(bound.template, bound.substitute, lead, space, eos.content if eos else "")
 
 
 def install_template(tokenizer: Any, bound: BoundEncoder, dialogues: Iterable[Dialogue] = ()) -> None:
     """Put the template into a Hugging Face tokenizer and prove it on harmless dialogues and on `dialogues`.
 
-    Control strings that the tokenizer has in its vocabulary only (Gemma's `<start_of_turn>` in some copies) are declared
-    as tokens, with the ids they have, or the tokenizer would spell them out.
+    Control strings that the tokenizer has in its vocabulary only (Gemma's `<start_of_turn>` in some copies) are
+    declared as tokens, with the ids they have, or the tokenizer would spell them out.
 
     Raises:
         SettingsError: the tokenizer's own rendering gives other ids than training does.
@@ -59,24 +60,22 @@ def _compare(tokenizer: Any, bound: BoundEncoder, dialogue: Dialogue) -> None:
             at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
             a, b = (bound.encoder.decode(ids[max(0, at - 2) : at + 4]) for ids in (ours, theirs))
             raise SettingsError(
-                f"template {bound.template.name!r} cannot be saved as a chat template of {bound.encoder.name}: position "
-                f"{at} of a rendered dialogue is {a!r} in training and {b!r} through apply_chat_template."
+                f"template {bound.template.name!r} cannot be saved as a chat template of {bound.encoder.name}: "
+                f"position {at} of a rendered dialogue is {a!r} in training and {b!r} through apply_chat_template."
             )
 
 
-def _lead(bound: BoundEncoder) -> str:
+def _lead(bound: BoundEncoder) -> tuple[str, bool]:
     """What the Jinja text must begin with, so that encoding it without special tokens gives what training has.
 
-    A tokenizer that puts a space before the very first text only (llama-2) does not see its start behind a written BOS:
-    the space has to be written too.
+    Returns: the BOS to write ("" where the template writes it or there is none), and whether a space must follow it.
+    A tokenizer that puts a space before the very first text only (llama-2) does not do so behind a written BOS.
     """
     encoder = bound.encoder
     rendered = bound.template.render(HARMLESS[0])
     first = bound.encode(rendered)
     if encoder.bos is None or first.segment_of[:1] != [-1]:
-        return ""
+        return "", False
     text = "".join(bound.substitute(s.text) if s.role == "template" else s.text for s in rendered.segments)
-    for lead in (encoder.bos.content, encoder.bos.content + " "):
-        if encoder.whole.encode(lead + text, add_special_tokens=False).ids == first.input_ids:
-            return lead
-    return encoder.bos.content
+    written = encoder.whole.encode(encoder.bos.content + text, add_special_tokens=False).ids
+    return encoder.bos.content, written != first.input_ids
