@@ -1,0 +1,85 @@
+"""The trained tensors, whole and on the CPU of global rank 0, whatever the engine keeps where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fastchat.errors import CheckpointError, NumericError
+
+
+def gather_trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Only the parameters that train, by name. Every process must call it; all but global rank 0 get an empty dict."""
+    return gather((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def gather_all(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The whole model's state, by name. A weight under two names (tied embeddings) comes once per name."""
+    return gather(model.state_dict(keep_vars=True).items())
+
+
+def gather(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Copies of the named tensors. Under ZeRO-3 each is collected from all processes, one at a time."""
+    found: dict[str, torch.Tensor] = {}
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    copies: dict[int, torch.Tensor] = {}  # tied weights stay one tensor, so that they are saved as one
+    for name, tensor in named:
+        with _whole(tensor):
+            if first:
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
+                found[name] = copies[id(tensor)]
+    return found
+
+
+def _whole(tensor: Any) -> Any:
+    """A context in which a ZeRO-3 parameter holds all its values; nothing to do for any other tensor."""
+    if not hasattr(tensor, "ds_id"):  # DeepSpeed marks what it partitions with this attribute
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=None)
+
+
+def check_finite(tensors: dict[str, torch.Tensor]) -> None:
+    """NumericError naming the first tensor that holds NaN or infinity: such weights are never saved."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NumericError(
+                f"the trained weights are not finite ({name}), so nothing was saved; lower --learning_rate or check the data"
+            )
+
+
+def compare_files(files: Iterable[Path], expected: dict[str, torch.Tensor]) -> None:
+    """CheckpointError unless the safetensors files hold exactly `expected`: every name, shape, dtype and bit."""
+    left = dict(expected)
+    for name, stored in _stored(files):
+        if name not in left:
+            raise CheckpointError(f"the saved file holds {name}, which was not trained here; nothing was put in place")
+        tensor = left.pop(name)
+        if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{name} was saved as {stored.dtype} {tuple(stored.shape)} instead of {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        if not torch.equal(_bits(stored), _bits(tensor)):
+            raise CheckpointError(f"{name} read back from disk differs from what was trained; check the disk")
+    if left:
+        raise CheckpointError(f"{len(left)} trained tensors are missing from the saved file, such as {next(iter(left))}")
+
+
+def _stored(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    for path in files:
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                yield name, file.get_tensor(name)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

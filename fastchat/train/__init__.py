@@ -1,0 +1,1 @@
+"""Room: training. One recipe, run by every process; arguments decide what it does. See README.md."""

@@ -1,0 +1,152 @@
+"""Refuses settings that cannot work, before anything is loaded: one line each, naming the value and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastchat.errors import DataError, SettingsError
+from fastchat.train.arguments import UNSUPPORTED
+from fastchat.train.values import Values
+
+_AT_LEAST_ONE = (
+    "model_max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps lora_r lora_alpha "
+    "save_total_limit ddp_timeout dataloader_prefetch_factor ddp_bucket_cap_mb"
+).split()
+_ABOVE_ZERO = "num_train_epochs learning_rate logging_steps save_steps eval_steps adam_epsilon neftune_noise_alpha".split()
+_NOT_NEGATIVE = (
+    "warmup_steps weight_decay max_grad_norm seed data_seed dataloader_num_workers eval_delay"
+).split()
+_SHARE = "lora_dropout label_smoothing_factor adam_beta1 adam_beta2".split()  # 0 <= x < 1
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def check(values: Values) -> None:
+    """Every check that needs neither torch nor the model. Raises at the first failure, so order is by what users mistype most."""
+    for step in (_required, _unsupported, _ranges, _paths, _precision, _evaluation, _saving, _adapter, _batches):
+        step(values)
+
+
+def _required(values: Values) -> None:
+    for name, example in (
+        ("model_name_or_path", "the folder of the base model"),
+        ("data_path", "the file with the conversations"),
+        ("output_dir", "the folder for the result"),
+    ):
+        if not values[name] or "" in (values[name] if isinstance(values[name], list) else [values[name]]):
+            raise SettingsError(f"--{name} is missing: give {example}")
+
+
+def _unsupported(values: Values) -> None:
+    for name, instead in UNSUPPORTED.items():
+        if values.given(name) and values[name] != values.defaults[name] and values[name] not in ("", False, None):
+            raise SettingsError(f"--{name} is not available here: {instead}")
+        if values.given(name) and values.defaults[name] is True and values[name] is False:
+            raise SettingsError(f"--{name} False is not available here: {instead}")
+
+
+def _ranges(values: Values) -> None:
+    rules: tuple[tuple[list[str], Callable[[Any], bool], str], ...] = (
+        (_AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
+        (_ABOVE_ZERO, lambda x: x > 0, "above 0"),
+        (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
+        (_SHARE, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+        (["warmup_ratio"], lambda x: 0 <= x <= 1, "between 0 and 1"),
+        (["rope_scaling_factor"], lambda x: x >= 1, "at least 1 (1 changes nothing, 2 doubles the context)"),
+    )
+    for names, holds, wanted in rules:
+        for name in names:
+            if name in values and values[name] is not None and not holds(values[name]):
+                raise SettingsError(f"--{name} is {values[name]}; it must be {wanted}")
+    if values["max_steps"] == 0:
+        raise SettingsError("--max_steps is 0, so nothing would be trained; give a positive number or leave it out")
+
+
+def _paths(values: Values) -> None:
+    model = Path(values["model_name_or_path"]).expanduser()
+    if not model.is_dir() and not _hub_name(values["model_name_or_path"]):
+        raise SettingsError(f"--model_name_or_path {values['model_name_or_path']}: there is no such folder")
+    if model.is_dir() and not (model / "config.json").is_file():
+        raise SettingsError(f"--model_name_or_path {model}: no config.json there, so it is no model folder")
+    for name in ("data_path", "eval_data_path"):
+        for path in values[name] or []:
+            if not Path(path).expanduser().exists():
+                raise DataError(f"--{name} {path}: there is no such file")
+    template_file = values["conv_template_file"]
+    if template_file and not Path(template_file).expanduser().is_file():
+        raise SettingsError(f"--conv_template_file {template_file}: there is no such file")
+    output = Path(values["output_dir"]).expanduser()
+    if output.exists() and not output.is_dir():
+        raise SettingsError(f"--output_dir {output} is a file; name a folder")
+    if model.is_dir() and output.resolve() == model.resolve():
+        raise SettingsError(f"--output_dir {output} is the base model's own folder; name another one")
+
+
+def _hub_name(name: str) -> bool:
+    """`owner/model` or `model`; anything that looks like a path is one."""
+    return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not Path(name).is_file()
+
+
+def _precision(values: Values) -> None:
+    if values["bf16"] and values["fp16"]:
+        raise SettingsError("--bf16 and --fp16 are both on; keep one")
+    if values["dtype"] not in DTYPES:
+        raise SettingsError(f"--dtype is {values['dtype']!r}; it can be {', '.join(DTYPES)}")
+
+
+def _evaluation(values: Values) -> None:
+    strategy, data = values["eval_strategy"], values["eval_data_path"]
+    if strategy != "no" and not data:
+        raise SettingsError(f"--eval_strategy {strategy} needs --eval_data_path (or set --eval_strategy no)")
+    if (values["do_eval"] or values["eval_on_start"]) and not data:
+        name = "do_eval" if values["do_eval"] else "eval_on_start"
+        raise SettingsError(f"--{name} needs --eval_data_path")
+    if strategy == "steps" and not values["eval_steps"]:
+        raise SettingsError("--eval_strategy steps needs --eval_steps")
+    needs = [
+        ("load_best_model_at_end", values["load_best_model_at_end"]),
+        ("save_strategy best", values["save_strategy"] == "best"),
+        ("lr_scheduler_type reduce_lr_on_plateau", values["lr_scheduler_type"] == "reduce_lr_on_plateau"),
+        ("metric_for_best_model", values["metric_for_best_model"]),
+    ]
+    for name, wanted in needs:
+        if wanted and strategy == "no":
+            raise SettingsError(f"--{name} compares evaluations; add --eval_strategy epoch and --eval_data_path")
+    if values["metric_for_best_model"] not in (None, "loss", "eval_loss"):
+        raise SettingsError(f"--metric_for_best_model is {values['metric_for_best_model']!r}; only loss is measured here")
+    if values["do_train"] is False and values.given("do_train"):
+        raise SettingsError("--do_train False: this command always trains; leave it out")
+
+
+def _saving(values: Values) -> None:
+    if values["load_best_model_at_end"] and values["save_strategy"] not in ("best", values["eval_strategy"]):
+        raise SettingsError(
+            f"--load_best_model_at_end needs a checkpoint for every evaluation: --save_strategy is {values['save_strategy']}, "
+            f"--eval_strategy is {values['eval_strategy']}; make them equal"
+        )
+
+
+def _adapter(values: Values) -> None:
+    if "lora_r" not in values:
+        return
+    from fastchat.model.lora import parse_target_modules
+
+    names, origin = parse_target_modules(values["lora_target_modules"]), values.origin["lora_target_modules"]
+    values.derive("lora_target_modules", names)
+    values.origin["lora_target_modules"] = origin  # the same names, without commas and quotes
+    path = values["lora_weight_path"]
+    if path and not (Path(path).expanduser() / "adapter_config.json").is_file():
+        raise SettingsError(f"--lora_weight_path {path}: no adapter_config.json there, so it is no adapter folder")
+
+
+def _batches(values: Values) -> None:
+    if values["group_by_length"] and values["train_sampling_strategy"] == "sequential":
+        raise SettingsError("--group_by_length and --train_sampling_strategy sequential contradict each other; keep one")
+    if values["train_sampling_strategy"] not in ("random", "sequential", "group_by_length"):
+        raise SettingsError(
+            f"--train_sampling_strategy is {values['train_sampling_strategy']!r}; it can be random, sequential or group_by_length"
+        )
+    for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
+        if values[name] and not values["dataloader_num_workers"]:
+            raise SettingsError(f"--{name} needs --dataloader_num_workers 1 or more")

@@ -1,0 +1,72 @@
+"""What the machine lacks: each missing thing falls back with one line, or stops the run where nothing can stand in for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+from fastchat.errors import ResourceError, SettingsError, say
+from fastchat.train.deepspeed_config import offloads
+from fastchat.train.values import Values
+
+# Optimizers of bitsandbytes have no CPU kernels. These compute AdamW, only with less memory, so AdamW can stand in for them.
+_ADAMW_ON_CPU = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw")
+_GPU_ONLY_WORDS = ("paged_", "8bit", "bnb", "apex", "_4bit")
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a GPU (or another accelerator)."""
+    return torch.accelerator.is_available()
+
+
+def fit_to_machine(values: Values) -> None:
+    """Applies the fallbacks, in place. Everything changed is marked as derived and said."""
+    if not values["use_cpu"] and not has_accelerator():
+        values.derive("use_cpu", True, "no GPU here: training on the CPU")
+    if values["use_cpu"]:
+        _fit_to_cpu(values)
+    else:
+        _fit_to_gpu(values)
+
+
+def _fit_to_cpu(values: Values) -> None:
+    if values["tf32"]:
+        values.derive("tf32", None, "--tf32 needs a GPU: left off")
+    if values["fp16"]:
+        values.derive("fp16", False, "--fp16 needs a GPU: computing in the weights' own dtype instead")
+    if values["dataloader_pin_memory"] and not values.given("dataloader_pin_memory"):
+        values.derive("dataloader_pin_memory", False)
+    optim = str(values["optim"])
+    if optim in _ADAMW_ON_CPU:
+        values.derive("optim", "adamw_torch", f"--optim {optim} needs a GPU: using adamw_torch, the same update")
+    elif any(word in optim for word in _GPU_ONLY_WORDS):
+        raise SettingsError(f"--optim {optim} needs a GPU; use adamw_torch here")
+
+
+def _fit_to_gpu(values: Values) -> None:
+    if values["tf32"] and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8:
+        values.derive("tf32", None, "--tf32 needs an Ampere GPU or newer: left off")
+    if values["bf16"] and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise SettingsError("--bf16 needs an Ampere GPU or newer; use --fp16 True here")
+    if "WORLD_SIZE" not in os.environ and torch.cuda.device_count() > 1:
+        count = torch.cuda.device_count()
+        say(f"one process, {count} GPUs: only the first trains; `deepspeed` or `torchrun --nproc_per_node {count}` uses all")
+
+
+def check_compiler(config: dict | None, use_cpu: bool) -> None:
+    """DeepSpeed compiles its CPU operations when first used. ResourceError names a missing compiler before that."""
+    if config is None or not (use_cpu or offloads(config)):
+        return
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None and shutil.which("g++") is None:
+        raise ResourceError(
+            f"DeepSpeed compiles its CPU operations and needs a C++ compiler, but {compiler!r} is not installed: "
+            "`apt install g++` (or set CXX), or run without --deepspeed"
+        )
+    if shutil.which("ninja") is None:
+        try:
+            import ninja  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise ResourceError("DeepSpeed compiles its CPU operations and needs ninja: `pip install ninja`") from None

@@ -1,0 +1,41 @@
+"""The loss: the sum over supervised tokens, to be divided by their number over all processes and accumulation steps.
+
+Shape letters: B dialogues, T tokens, V vocabulary, N supervised tokens of this batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+IGNORED = -100
+
+
+def count_tokens(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """[2] int64: (supervised tokens, tokens) of some micro-batches. The first token of a row is predicted by nothing.
+
+    >>> count_tokens([{"labels": torch.tensor([[-100, 5, 6, -100]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}])
+    tensor([2, 3])
+    """
+    counts = torch.zeros(2, dtype=torch.int64)
+    for batch in batches:
+        counts[0] += (batch["labels"][:, 1:] != IGNORED).sum().cpu()
+        counts[1] += batch["attention_mask"].sum().cpu()
+    return counts
+
+
+def loss_sum(model: Callable[..., Any], batch: dict[str, torch.Tensor], label_smoothing: float = 0.0) -> torch.Tensor:
+    """Scalar, float32: the summed cross-entropy of the supervised tokens of a batch.
+
+    `batch`: input_ids, labels, attention_mask, [B, T] each. Zero, with a gradient of zero, where nothing is supervised.
+    The one place where the model's head is called: a head that runs on supervised positions only goes here.
+    """
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    logits_BTV = model(**inputs, use_cache=False).logits
+    targets_BT = batch["labels"][:, 1:]
+    supervised_BT = targets_BT != IGNORED
+    logits_NV = logits_BTV[:, :-1][supervised_BT].float()
+    return F.cross_entropy(logits_NV, targets_BT[supervised_BT], reduction="sum", label_smoothing=label_smoothing)

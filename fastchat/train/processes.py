@@ -1,0 +1,102 @@
+"""The processes of one run: how they find each other, and how one of them works for all."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from fastchat.errors import CheckpointError, DataError, NumericError, ResourceError, SettingsError, UserError
+
+T = TypeVar("T")
+
+
+def start_processes(*, use_cpu: bool, deepspeed: bool, backend: str | None, timeout_s: int) -> None:
+    """Joins the process group of the launcher, if there is one.
+
+    It has to exist before the model: ZeRO-3 partitions weights while they are loaded, and transformers alone starts the group too
+    late for that on a CPU. A DeepSpeed run without a launcher becomes a group of one.
+    """
+    if deepspeed and "WORLD_SIZE" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ.update(alone)
+    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        return
+    if not use_cpu and torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    backend = backend or ("gloo" if use_cpu else "nccl" if torch.cuda.is_available() else None)
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if not dist.is_initialized():
+        dist.init_process_group(backend=backend, timeout=timeout)
+    if deepspeed:
+        import deepspeed as library
+
+        library.init_distributed(dist_backend=backend or "gloo", timeout=timeout, auto_mpi_discovery=False)
+
+
+def rank() -> int:
+    """Global rank, 0 without a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Rank within this machine, 0 without a launcher."""
+    return max(0, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def agree(outcome: UserError | None) -> None:
+    """Every process brings the error it met (or None); where any met one, all raise it, so that none is left waiting."""
+    if not dist.is_initialized():
+        if outcome is not None:
+            raise outcome
+        return
+    mine = None if outcome is None else (type(outcome).__name__, str(outcome))
+    everyone: list[tuple[str, str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    met = next((e for e in everyone if e is not None), None)
+    if met is not None:
+        error = _CLASSES.get(met[0], SettingsError)(met[1])
+        error.shared = True  # pyright: ignore[reportAttributeAccessIssue]  # all ranks have it: rank 0 speaks
+        raise error from None
+
+
+_CLASSES: dict[str, type[UserError]] = {
+    c.__name__: c for c in (SettingsError, DataError, NumericError, CheckpointError, ResourceError)
+}
+
+
+def together(work: Callable[[], T]) -> T:
+    """Runs `work` in every process; a user error in any of them is raised in all."""
+    result: Any = None
+    error: UserError | None = None
+    try:
+        result = work()
+    except UserError as met:
+        error = met
+    agree(error)
+    return result
+
+
+def first_on_machine(work: Callable[[], None]) -> None:
+    """Runs `work` once per machine, before any process goes on; its user errors are raised in all."""
+    together(work if local_rank() == 0 else lambda: None)
+    barrier()

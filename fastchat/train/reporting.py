@@ -1,0 +1,87 @@
+"""Where metrics are sent besides the output folder: only where the user has set that up, and never with a login prompt."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import netrc
+import os
+import warnings
+from urllib.parse import urlparse
+
+from fastchat.errors import SettingsError, say
+from fastchat.train.values import Values
+
+_TARGETS = ("wandb", "tensorboard")
+
+
+def quiet_libraries() -> None:
+    """No usage statistics or crash reports leave the machine, unless the user's environment says otherwise."""
+    for name, value in (
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("WANDB_ERROR_REPORTING", "false"),
+        ("WANDB_SILENT", "true"),
+        ("TOKENIZERS_PARALLELISM", "true"),
+    ):
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate|torch|deepspeed)\b")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it announces an optional CPU kernel that is not installed
+
+
+def choose_reports(values: Values) -> None:
+    """Resolves `--report_to`: unset means wandb where it is configured, else nothing. SettingsError for an unknown name."""
+    asked = values["report_to"]
+    names = [asked] if isinstance(asked, str) else list(asked or [])
+    names = [part for name in names for part in name.split(",") if part]
+    if not values.given("report_to"):
+        if _wandb_off() or not (wandb_key_known() or _wandb_offline()) or not _installed("wandb"):
+            values.derive("report_to", ["none"])
+            return
+        values.derive("report_to", ["wandb"], "wandb is configured here: metrics go there too (--report_to none stops it)")
+        return
+    if names == ["all"]:
+        names = [name for name in _TARGETS if _installed(name) and (name != "wandb" or wandb_key_known())]
+    names = [name for name in names if name != "none"]
+    for name in names:
+        if name not in _TARGETS:
+            raise SettingsError(f"--report_to is {name!r}; it can be {', '.join(_TARGETS)}, all or none")
+        if not _installed(name):
+            raise SettingsError(f"--report_to {name}: not installed here (pip install {name})")
+    if "wandb" in names and _wandb_off():
+        say("wandb is switched off in the environment (WANDB_MODE or WANDB_DISABLED): no metrics go there")
+        names.remove("wandb")
+    if "wandb" in names and not (wandb_key_known() or _wandb_offline()):
+        say("wandb has no API key here: logging offline into wandb/ (`wandb sync` uploads it later)")
+        os.environ["WANDB_MODE"] = "offline"
+    origin = values.origin["report_to"]
+    values.derive("report_to", names or ["none"])
+    values.origin["report_to"] = origin
+
+
+def wandb_key_known() -> bool:
+    """Whether wandb would log in without asking: a key in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _wandb_offline() -> bool:
+    return os.environ.get("WANDB_MODE", "") in ("offline", "dryrun")
+
+
+def _wandb_off() -> bool:
+    off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
+    return off or os.environ.get("WANDB_MODE", "") == "disabled"
+
+
+def _installed(name: str) -> bool:
+    """As a distribution: a `wandb/` folder of an earlier offline run is importable too, but is not the library."""
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,208 @@
+"""How a run ends: one message, one exit code, and `status.json` in the output folder saying the same.
+
+`status.json`: {"exit_code": 0 | 2 | 3 | 4 | 5 | 6 | 75 | 1 | null, "status": "running" | "done" | "failed" | "bug", "message": ...,
+"started": ..., "time": ...}. Launchers hide exit codes (torchrun turns every one into 1), the file does not.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fastchat.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RESOURCE, ResourceError, SettingsError, UserError
+
+STATUS = "status.json"
+EXIT_BUG = 1
+_RESULTS = ("adapter_model.safetensors", "adapter_config.json", "training.json", "model.safetensors.index.json")
+_RESULT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
+
+
+class RunStatus:
+    """Keeps `status.json` of one run, and the rule that nothing which was there before is touched by a failed start.
+
+    Before `claim` only a missing folder, an empty one, or one that holds nothing but an earlier failure's `status.json` is
+    written to. `claim` is called once every check has passed; from then on the folder is this run's.
+    """
+
+    def __init__(self, output_dir: str | Path | None = None) -> None:
+        self.folder = Path(output_dir).expanduser() if output_dir else None
+        self.claimed = False
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+    def claim(self, output_dir: str | Path) -> None:
+        """Makes the folder and marks it as running. SettingsError where it cannot be written."""
+        self.folder = Path(output_dir).expanduser()
+        try:
+            if is_first_process():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._write(None, "running", "")
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise ResourceError(f"--output_dir {self.folder}: the disk is full") from None
+            raise SettingsError(f"--output_dir {self.folder} cannot be written: {error.strerror}") from None
+        self.claimed = True
+
+    def end(self, exit_code: int, status: str, message: str) -> None:
+        """Records the end where that is allowed; a disk that refuses must not hide the message on the screen."""
+        try:
+            if self.folder is not None and (self.claimed or only_failed_status(self.folder)):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._write(exit_code, status, message)
+        except OSError:
+            pass
+
+    def _write(self, exit_code: int | None, status: str, message: str) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        content = {"exit_code": exit_code, "status": status, "message": message, "started": self.started, "time": now}
+        write_json(self.folder_or_fail / STATUS, content)
+
+    @property
+    def folder_or_fail(self) -> Path:
+        assert self.folder is not None, "no output folder yet"
+        return self.folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file so that a reader sees the old one or the new one, never half of it."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(staged, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
+
+
+def only_failed_status(folder: Path) -> bool:
+    """Whether nothing would be lost by writing `status.json` there: no folder, an empty one, or only a failed start's file."""
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    names = os.listdir(folder)
+    if not names:
+        return True
+    if names != [STATUS]:
+        return False
+    try:
+        return json.loads((folder / STATUS).read_text(encoding="utf-8")).get("status") in ("failed", "bug")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool) -> None:
+    """SettingsError where the folder already holds a result or checkpoints and neither replacing nor resuming was asked for."""
+    found = existing_results(Path(output_dir).expanduser())
+    if found and not overwrite and not resume:
+        raise SettingsError(
+            f"--output_dir {output_dir} already holds a result ({found[0].name}); name another folder, "
+            "or pass --overwrite_output_dir to replace it"
+        )
+
+
+def existing_results(folder: Path) -> list[Path]:
+    """Files and checkpoint folders of a finished or interrupted run, sorted by name."""
+    if not folder.is_dir():
+        return []
+    found = {folder / name for name in _RESULTS if (folder / name).exists()}
+    for pattern in _RESULT_PATTERNS:
+        found.update(folder.glob(pattern))
+    return sorted(found)
+
+
+def clear_results(folder: Path) -> None:
+    """Removes an earlier run's result and checkpoints, so that what lies there later is this run's alone."""
+    for path in existing_results(folder):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def is_first_process() -> bool:
+    """Whether this is global rank 0 (also true without a launcher)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_main(body: Callable[[RunStatus], None], output_dir: str | None) -> NoReturn:
+    """Runs `body` and ends the process with the right code. Every rank exits with the code; one of them speaks.
+
+    An error that all ranks share is printed by the first process of each machine. One that a single rank meets (out of memory,
+    a full disk) is printed by that rank, and the launcher ends the others.
+    """
+    status = RunStatus(output_dir)
+    try:
+        body(status)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with a code and a message
+        code, kind, message = describe(error)
+        alone = _group_is_up() and not getattr(error, "shared", False)
+        if alone or os.environ.get("LOCAL_RANK", "0") in ("0", "-1"):
+            rank = f"[rank {os.environ['RANK']}] " if alone and not is_first_process() else ""
+            if code == EXIT_BUG:
+                traceback.print_exception(error)
+            print(f"{rank}error: {message}", file=sys.stderr, flush=True)
+        if alone or is_first_process():
+            status.end(code, kind, message)
+        _leave(code)
+    if is_first_process():
+        status.end(EXIT_DONE, "done", "")
+    _leave(EXIT_DONE)
+
+
+def describe(error: BaseException) -> tuple[int, str, str]:
+    """(exit code, status, message) of whatever ended a run."""
+    if isinstance(error, UserError):
+        return error.exit_code, "failed", str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_PREEMPTED, "failed", "interrupted"
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else EXIT_DONE if error.code is None else EXIT_BUG
+        return code, "failed" if code else "done", str(error)
+    if is_out_of_memory(error):
+        return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {LESS_MEMORY}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return EXIT_RESOURCE, "failed", f"the disk is full: {error.filename or ''}; free some space or name another --output_dir"
+    return EXIT_BUG, "bug", f"{type(error).__name__}: {_first_line(error)} (this is a bug in the program, please report it)"
+
+
+LESS_MEMORY = (
+    "lower --per_device_train_batch_size (and raise --gradient_accumulation_steps by as much), lower --model_max_length, "
+    "set --gradient_checkpointing True, --q_lora True for LoRA, or use a ZeRO-3 configuration with --deepspeed"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for torch's and Python's own errors; torch's CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
+    return isinstance(error, (RuntimeError, OSError)) and any(word in text for word in words)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _group_is_up() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process at once: after an error in one rank an orderly exit would wait for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == EXIT_DONE:
+        if _group_is_up():
+            sys.modules["torch"].distributed.destroy_process_group()
+        sys.exit(code)
+    os._exit(code)

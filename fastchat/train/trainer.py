@@ -1,0 +1,211 @@
+"""transformers' Trainer with an exact loss, an exact evaluation, a batch order that does not depend on the number of processes,
+and no files of its own: saving is handed to the checkpoint room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput, seed_worker
+
+from fastchat.train.loss import count_tokens, loss_sum
+from fastchat.train.sampling import GlobalBatches, WithDummy
+
+
+class ChatTrainer(Trainer):
+    """Trains on dialogues.
+
+    Args, beside the Trainer's: `write_weights(trainer, folder)` saves what is trained, called in every process;
+    `train_lengths` one token count per dialogue, needed to group by length; `dummy_token` any valid token id.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        write_weights: Callable[[ChatTrainer, str], None],
+        dummy_token: int,
+        train_lengths: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
+        self._sums = torch.zeros(3, dtype=torch.float64)  # since the last log row, this process: loss, supervised, tokens
+        self._run_sums = torch.zeros(2, dtype=torch.float64)  # the whole run, all processes: loss, supervised
+
+    # ---- batches ----
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        args = self.args
+        batches = GlobalBatches(
+            len(self.train_dataset),  # pyright: ignore[reportArgumentType]
+            micro=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            world_size=args.world_size,
+            rank=args.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            order=str(args.train_sampling_strategy),
+            lengths=self.train_lengths,
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._loader(self.train_dataset, batches)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        batches = GlobalBatches(
+            len(dataset),
+            micro=self.args.per_device_eval_batch_size,
+            accumulation=1,
+            world_size=self.args.world_size,
+            rank=self.args.process_index,
+            seed=0,
+            order="sequential",
+        )
+        return self._loader(dataset, batches)
+
+    def _loader(self, dataset: Any, batches: GlobalBatches) -> DataLoader[Any]:
+        args = self.args
+        return _EpochLoader(
+            WithDummy(dataset, self.dummy_token),  # pyright: ignore[reportArgumentType]
+            batch_sampler=batches,  # pyright: ignore[reportArgumentType]
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context or None,
+            worker_init_fn=_WorkerSeed(args.dataloader_num_workers, args.process_index),
+        )
+
+    # ---- loss ----
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """Supervised tokens of one optimizer step, over all processes and accumulation steps."""
+        counts = count_tokens(batch_samples)
+        self._sums[1:] += counts
+        return self._total(counts)[0].clamp(min=1)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """This process's share of the step's loss, times the number of processes: gradients are averaged over them."""
+        assert not return_outputs, "the logits are not kept"
+        total = loss_sum(model, inputs, self.args.label_smoothing_factor)
+        self._sums[0] += total.detach().double().cpu()
+        return total * self.args.world_size / num_items_in_batch
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one micro-batch. The loss is already divided for the whole step, so nothing else may scale it."""
+        model.train()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers have two modes
+            optimizer.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(loss, **extra)
+        return loss.detach()
+
+    def _total(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, on the CPU."""
+        if not dist.is_initialized() or self.args.world_size == 1:
+            return numbers
+        summed = numbers.to(self.args.device)
+        dist.all_reduce(summed)
+        return summed.cpu()
+
+    # ---- what is logged ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Replaces the Trainer's mean of means by the exact mean over supervised tokens, and adds the token counts."""
+        if "loss" in logs:
+            loss, supervised, tokens = self._total(self._sums).tolist()
+            self._run_sums += torch.tensor([loss, supervised], dtype=torch.float64)
+            self._sums.zero_()
+            logs["loss"] = loss / supervised if supervised else float("nan")
+            logs["num_tokens"], logs["num_supervised_tokens"] = int(tokens), int(supervised)
+        if "train_loss" in logs:
+            left = self._total(self._sums)[:2]
+            loss, supervised = (self._run_sums + left).tolist()
+            logs["train_loss"] = loss / supervised if supervised else float("nan")
+            logs.pop("total_flos", None)
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated: the Trainer's formula counts padding and ignores what is frozen."""
+        return 0
+
+    # ---- evaluation ----
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """eval_loss = summed loss / number of supervised tokens over the whole set, whatever the batch size and processes."""
+        model: Any = self.model
+        model.eval()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "eval", None)):
+            optimizer.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        sums = torch.zeros(2, dtype=torch.float64)
+        for batch in dataloader:
+            sums[1] += count_tokens([batch])[0]
+            with torch.no_grad(), self.compute_loss_context_manager():
+                sums[0] += loss_sum(model, self._prepare_inputs(batch)).double().cpu()
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        loss, supervised = self._total(sums).tolist()
+        metrics = {
+            f"{metric_key_prefix}_loss": loss / supervised if supervised else float("nan"),
+            f"{metric_key_prefix}_num_supervised_tokens": int(supervised),
+        }
+        size = len(dataloader.dataset)  # pyright: ignore[reportArgumentType]
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=size)  # pyright: ignore
+
+    # ---- saving ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Only the checkpoint room writes weights; no `training_args.bin`."""
+        self.write_weights(self, output_dir or str(self.args.output_dir))
+
+    # ---- what was really used ----
+
+    def engine(self) -> str:
+        """"plain", "ddp", or "zero" and the stage of the running DeepSpeed engine. Known once training has begun."""
+        wrapped: Any = self.model_wrapped
+        if self.is_deepspeed_enabled:
+            return f"zero{wrapped.zero_optimization_stage()}"
+        return "ddp" if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel) else "plain"
+
+    def optimizer_name(self) -> str:
+        """Class of the optimizer that makes the steps, without its wrappers."""
+        optimizer: Any = self.optimizer
+        seen = set()
+        while id(optimizer) not in seen:
+            seen.add(id(optimizer))
+            optimizer = vars(optimizer).get("optimizer", optimizer)
+        return type(optimizer).__name__
+
+
+class _EpochLoader(DataLoader[Any]):
+    """Passes the Trainer's epoch on to the batches."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+
+
+class _WorkerSeed:
+    """Seeds a loader's worker; a class, because a spawned worker has to unpickle it."""
+
+    def __init__(self, num_workers: int, rank: int) -> None:
+        self.num_workers, self.rank = num_workers, rank
+
+    def __call__(self, worker: int) -> None:
+        seed_worker(worker, num_workers=self.num_workers, rank=self.rank)
