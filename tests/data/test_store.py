@@ -1,0 +1,282 @@
+"""Records to flat arrays: nothing lost, everything counted, saved whole or not at all; and the datasets over them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastchat.conversation import Dialogue, Turn, get_template
+from fastchat.data.binding import BoundEncoder
+from fastchat.data.counts import table
+from fastchat.data.dataset import ChatDataset, LazyChatDataset
+from fastchat.data.encoder import TextEncoder
+from fastchat.data.loading import Record, load_dialogues
+from fastchat.data.store import TokenStore, build_store
+from fastchat.data.tokenization import Example, tokenize_dialogue
+from fastchat.errors import DataError
+
+TokenizerDir = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def bound(tokenizer_dir: TokenizerDir) -> BoundEncoder:
+    encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir("byte_nobos")))
+    return encoder.bind(get_template("chatml"))
+
+
+def records_of(*turns: list[Turn] | str) -> list[Record]:
+    """One record for each: a list of turns, or the reason why there is no dialogue."""
+    made = []
+    for index, item in enumerate(turns):
+        dialogue = None if isinstance(item, str) else Dialogue(tuple(item), None, "f.jsonl", index + 1)
+        made.append(Record(index, dialogue, item if isinstance(item, str) else None, "f.jsonl", index + 1))
+    return made
+
+
+def pair(question: str, answer: str, train: bool = True) -> list[Turn]:
+    return [Turn("user", question), Turn("assistant", answer, train)]
+
+
+MIXED = records_of(
+    pair("What is 2 + 2?", "4"),
+    "empty_dialogue",
+    pair("q", "a") + pair("r", "b" * 400),
+    "bad_row: broken JSON",
+    pair("q", "not this", train=False) + pair("r", "this"),
+    pair("q", "a", train=False),
+    pair("x" * 4000, "a"),
+    "bad_row: broken JSON",
+    pair("last", "one"),
+)
+
+
+def test_every_usable_record_is_one_example_and_everything_is_counted(bound: BoundEncoder) -> None:
+    store, counts = build_store(MIXED, bound, max_length=100, overlong="truncate", progress=False)
+    assert list(store.index) == [0, 2, 4, 8] == [store[i]["index"] for i in range(len(store))]
+    tokens = supervised = 0
+    for i, index in enumerate(store.index):
+        dialogue = MIXED[index].dialogue
+        assert dialogue is not None
+        alone = tokenize_dialogue(dialogue, bound, max_length=100, index=int(index))
+        row = store[i]
+        assert row["input_ids"].tolist() == alone.input_ids and row["labels"].tolist() == alone.labels
+        assert row["input_ids"].dtype == row["labels"].dtype == np.int32
+        assert (store.lengths[i], store.num_supervised[i]) == (len(alone.input_ids), alone.num_supervised)
+        tokens, supervised = tokens + len(alone.input_ids), supervised + alone.num_supervised
+    long = tokenize_dialogue(MIXED[2].dialogue, bound, max_length=100)  # type: ignore[arg-type]
+    assert long.truncated_tokens > 0
+    assert {key: n for key, n in counts.items() if n} == {
+        "rows": 9,
+        "dialogues": 4,
+        "tokens": tokens,
+        "supervised_tokens": supervised,
+        "trained_turns": 4,
+        "untrained_turns": 1,
+        "truncated_dialogues": 1,
+        "truncated_tokens": long.truncated_tokens,
+        "dropped_empty_dialogue": 1,
+        "dropped_bad_row: broken JSON": 2,
+        "dropped_no_trained_turn": 1,
+        "dropped_no_answer_within_length": 1,
+    }
+    assert counts["rows"] == counts["dialogues"] + sum(n for key, n in counts.items() if key.startswith("dropped_"))
+
+
+def test_overlong_drop_and_error(bound: BoundEncoder) -> None:
+    store, counts = build_store(MIXED, bound, max_length=100, overlong="drop", progress=False)
+    assert list(store.index) == [0, 4, 8]
+    assert counts["dropped_overlong"] == 2 and not counts["truncated_tokens"]
+    with pytest.raises(DataError, match=r"f.jsonl:3: the dialogue has \d+ tokens and --model_max_length is 100"):
+        build_store(MIXED, bound, max_length=100, overlong="error", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("records", "max_length", "hint"),
+    [
+        ([], 100, "Likely cause: the data."),
+        (records_of("empty_dialogue"), 100, "dialogues have no turns"),
+        (records_of("no_assistant_turn"), 100, "no user turn is answered"),
+        (records_of(pair("q", "a", train=False)), 100, 'says "train": false'),
+        (records_of(pair("q", "a")), 3, r"--model_max_length \(3\) tokens; raise it"),
+        (records_of("bad_row: wrong type", "bad_row: broken JSON"), 100, "rows cannot be read"),
+    ],
+)
+def test_nothing_supervised_stops(bound: BoundEncoder, records: list[Record], max_length: int, hint: str) -> None:
+    with pytest.raises(DataError, match="(?s)Not one supervised token in the data.*" + hint):
+        build_store(records, bound, max_length=max_length, overlong="truncate", progress=False)
+    with pytest.raises(DataError, match="(?s)Not one supervised token.*" + hint):
+        LazyChatDataset(records, bound, max_length=max_length, overlong="truncate")
+
+
+def test_the_message_about_nothing_supervised_holds_the_counts(bound: BoundEncoder) -> None:
+    records = records_of(pair("q", "a", train=False), "empty_dialogue", pair("q", "a", train=False))
+    with pytest.raises(DataError, match=r"rows +3: 0 trained on, 3 dropped \(no_trained_turn 2, empty_dialogue 1\)"):
+        build_store(records, bound, max_length=100, overlong="truncate", progress=False)
+
+
+def test_progress_bar_only_where_asked(bound: BoundEncoder, capsys: pytest.CaptureFixture[str]) -> None:
+    build_store(MIXED, bound, max_length=100, overlong="truncate", progress=False)
+    assert capsys.readouterr().err == ""
+    build_store(MIXED, bound, max_length=100, overlong="truncate", progress=True)
+    assert capsys.readouterr().out == ""
+
+
+# --- the arrays
+
+
+def store_of(*lengths: int) -> TokenStore:
+    ids = iter(range(1, 10_000))
+    examples = []
+    for index, length in enumerate(lengths):
+        row = [next(ids) for _ in range(length)]
+        examples.append(Example(index * 10, row, [-100] + row[1:]))
+    return TokenStore.of_examples(examples)
+
+
+def test_indexing(tmp_path: Path) -> None:
+    store = store_of(2, 1, 3)
+    assert [store[i]["input_ids"].tolist() for i in range(3)] == [[1, 2], [3], [4, 5, 6]]
+    assert [store[i]["labels"].tolist() for i in range(3)] == [[-100, 2], [-100], [-100, 5, 6]]
+    assert store[-1]["index"] == 20 and store.num_supervised.tolist() == [1, 0, 2]
+    for i in (3, -4):
+        with pytest.raises(IndexError):
+            store[i]
+    assert len(list(ChatDataset(store))) == 3  # iteration ends  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_save_and_load(tmp_path: Path, mmap: bool) -> None:
+    store = store_of(2, 1, 3)
+    store.save(tmp_path / "deep" / "cache")
+    loaded = TokenStore.load(tmp_path / "deep" / "cache", mmap=mmap)
+    assert isinstance(loaded.ids, np.memmap) == mmap
+    for name in ("ids", "labels", "offsets", "index"):
+        ours, theirs = getattr(store, name), getattr(loaded, name)
+        assert ours.dtype == theirs.dtype and ours.tolist() == theirs.tolist()
+    again = pickle.loads(pickle.dumps(ChatDataset(loaded)))  # as a data loader's worker gets it
+    assert again[2]["input_ids"].tolist() == [4, 5, 6] and again.lengths.tolist() == [2, 1, 3]
+    assert os.listdir(tmp_path / "deep") == ["cache"]
+
+
+def test_an_empty_store_can_be_saved(tmp_path: Path) -> None:
+    store_of().save(tmp_path / "empty")
+    assert len(TokenStore.load(tmp_path / "empty", mmap=False)) == 0
+
+
+def test_saving_never_writes_over_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    store_of(2).save(tmp_path / "cache")
+    with pytest.raises(OSError):
+        store_of(3).save(tmp_path / "cache")
+    assert len(TokenStore.load(tmp_path / "cache").ids) == 2
+    assert os.listdir(tmp_path) == ["cache"]
+
+
+@pytest.mark.parametrize("name", ["ids", "labels", "offsets", "index"])
+def test_a_damaged_store_is_refused(tmp_path: Path, name: str) -> None:
+    def damaged(content: bytes | None) -> Path:
+        directory = tmp_path / str(len(os.listdir(tmp_path)))
+        store_of(2, 1, 3).save(directory)
+        path = directory / f"{name}.npy"
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content or path.read_bytes()[:-5])
+        return directory
+
+    other_type = tmp_path / "other.npy"
+    np.save(other_type, np.array([0.0, 2.0, 3.0, 6.0]))
+    shorter = tmp_path / "shorter.npy"
+    np.save(shorter, getattr(store_of(2, 1), name))
+    for content in (None, b"", b"garbage", other_type.read_bytes(), shorter.read_bytes()):
+        with pytest.raises(DataError, match="token store"):
+            TokenStore.load(damaged(content))
+
+
+def test_offsets_that_go_back_are_refused(tmp_path: Path) -> None:
+    store = store_of(2, 1, 3)
+    store.offsets = np.array([0, 4, 3, 6])
+    store.save(tmp_path / "cache")
+    with pytest.raises(DataError, match="do not fit together"):
+        TokenStore.load(tmp_path / "cache")
+
+
+# --- tokenising on access
+
+
+def test_lazy_gives_the_same_examples(bound: BoundEncoder, capsys: pytest.CaptureFixture[str]) -> None:
+    store, _ = build_store(MIXED, bound, max_length=100, overlong="truncate", progress=False)
+    lazy = LazyChatDataset(MIXED, bound, max_length=100, overlong="truncate")
+    by_index: dict[int, Any] = {lazy[i]["index"]: lazy[i] for i in range(len(lazy))}
+    assert list(by_index) == [0, 2, 4, 5, 6, 8] and len(lazy.lengths) == len(lazy) == 6
+    for i in range(len(store)):
+        row = by_index.pop(store[i]["index"])
+        assert row["input_ids"].tolist() == store[i]["input_ids"].tolist()
+        assert row["labels"].tolist() == store[i]["labels"].tolist() and row["labels"].dtype == np.int32
+    for row in by_index.values():  # nothing to learn: one token, no label
+        assert len(row["input_ids"]) == 1 and row["labels"].tolist() == [-100]
+    assert capsys.readouterr().err.splitlines() == [
+        "f.jsonl:6: nothing of it is trained (no_trained_turn)",
+        "f.jsonl:7: nothing of it is trained (no_answer_within_length)",
+    ]
+
+
+# --- the table
+
+
+def test_the_table_tells_what_happened_and_nothing_else() -> None:
+    plain = {"rows": 1200, "dialogues": 1200, "tokens": 4000, "supervised_tokens": 1000, "trained_turns": 1200}
+    assert table({**plain, "truncated_dialogues": 0, "bad_rows": 0}).splitlines() == [
+        "rows         1,200: 1,200 trained on",
+        "tokens       4,000: 1,000 supervised (25.0 %) in 1,200 turns",
+    ]
+    more = {
+        "dialogues": 1195,
+        "dropped_overlong": 1,
+        "dropped_empty_dialogue": 4,
+        "truncated_dialogues": 2,
+        "truncated_tokens": 30,
+        "trailing_user_turns": 7,
+        "straddling_tokens": 3,
+    }
+    assert table({**plain, **more}).splitlines() == [
+        "rows         1,200: 1,195 trained on, 5 dropped (empty_dialogue 4, overlong 1)",
+        "tokens       4,000: 1,000 supervised (25.0 %) in 1,200 turns",
+        "truncated    2 dialogues, by 30 tokens",
+        "also         3 tokens that hold characters of an answer and of something else",
+        "also         7 user or tool turns after the last answer, removed",
+    ]
+    assert table({}).startswith("rows         0: 0 trained on")
+
+
+# --- the real data and tokenizers
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "template"),
+    [
+        ("tokenizers/llama-2", "vicuna_v1.1"),
+        ("tokenizers/gemma", "gemma"),
+        ("tokenizers/llama-3", "llama-3"),
+        ("tokenizers/qwen2.5", "chatml"),
+        ("models/stories260K", "vicuna_v1.1"),
+    ],
+)
+def test_shared_data(shared: Path, tokenizer: str, template: str) -> None:
+    names = ("alpaca_en_demo.json", "dummy_conversation.json", "glaive_toolcall_en_demo.json", "gsm8k_multiturn.jsonl")
+    encoder, note = TextEncoder.from_directory_or_class(str(shared / tokenizer))
+    assert note == ""
+    real = encoder.bind(get_template(template))
+    for name in names:
+        records = load_dialogues([str(shared / "data" / name)]).records[:300]
+        store, counts = build_store(records, real, max_length=1024, overlong="truncate", progress=False)
+        assert counts["rows"] == len(records) and len(store) > 0.7 * len(records)
+        assert counts["tokens"] == len(store.ids) and store.lengths.max() <= 1024
+        trained = store.labels != -100
+        assert counts["supervised_tokens"] == trained.sum() == store.num_supervised.sum()
+        assert (store.labels[trained] == store.ids[trained]).all() and (store.num_supervised > 0).all()
