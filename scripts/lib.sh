@@ -83,7 +83,7 @@ install_torch_for_cpu() {
     return # already there, and not a CUDA build
   fi
   [ -z "${TORCH_INDEX_URL:-}" ] || index=(--index-url "$TORCH_INDEX_URL")
-  "$VENV/bin/python" -m pip install -q -c "$VENV/no-cuda.txt" ${index[@]+"${index[@]}"} 'torch==2.13.0' </dev/null ||
+  env -u PYTHONPATH "$VENV/bin/python" -m pip install -qq -c "$VENV/no-cuda.txt" ${index[@]+"${index[@]}"} 'torch==2.13.0' </dev/null ||
     fail 6 "this machine has no NVIDIA GPU, and pip found no torch 2.13.0 without CUDA packages (its reasons are above)." \
       "Take the address of the CPU builds from pytorch.org, 'Get started', and run again with TORCH_INDEX_URL=<address>," \
       "or install a CPU build of torch into $VENV yourself."
@@ -103,13 +103,13 @@ setup_env() {
   rm -f "$VENV/.ready"
   # Constraints are checked against metadata alone from pip 23.0 on.
   "$VENV/bin/python" -c 'import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 23)' ||
-    "$VENV/bin/python" -m pip install -q 'pip>=23.2' </dev/null
+    env -u PYTHONPATH "$VENV/bin/python" -m pip install -qq 'pip>=23.2' </dev/null
   if [ "${key%% *}" = cpu ]; then
     no_cuda_constraints >"$VENV/no-cuda.txt"
     constraints=(-c "$VENV/no-cuda.txt")
     install_torch_for_cpu
   fi
-  (cd "$ROOT" && "$VENV/bin/python" -m pip install -q ${constraints[@]+"${constraints[@]}"} -e '.[dev]' </dev/null) ||
+  (cd "$ROOT" && env -u PYTHONPATH "$VENV/bin/python" -m pip install -qq ${constraints[@]+"${constraints[@]}"} -e '.[dev]' </dev/null) ||
     fail 6 "installing the project into $VENV failed; pip says why above. Run the same command again once it is mended."
   printf '%s\n' "$key" >"$VENV/.ready"
   say "ready: $VENV"

@@ -1,0 +1,143 @@
+"""Write what the quickstart needs from the tables in facts.py: plain text, chats, and an untrained model.
+
+    python playground/quickstart/make_data.py FOLDER
+
+    FOLDER/base.jsonl        plain text for the base model, as instruction (first words) and output (how it goes on)
+    FOLDER/chat_train.json   ShareGPT conversations that ask about two thirds of the things
+    FOLDER/chat_eval.json    the same questions about the remaining third: only the base's text holds those answers
+    FOLDER/blank             a Llama of about a million random parameters with a tokenizer trained on all this text
+
+The same tables give the same files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from facts import TOPICS, Topic
+
+NUM_READINGS = 6  # how often the base's text says every statement, each time in another order
+STATEMENTS_PER_ROW = 6
+VOCABULARY = 1600  # most words become one token, so that a million parameters suffice
+CHAT_WORDS = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. USER: x ASSISTANT: x"
+)
+Asked = tuple[Topic, str]
+
+
+def plain_text(rng: random.Random) -> list[str]:
+    """Rows of plain text; in each reading every statement about every thing comes once."""
+    statements = [s for topic in TOPICS for thing in topic.facts for s in topic.statements(thing)]
+    rows = []
+    for _ in range(NUM_READINGS):
+        rng.shuffle(statements)
+        rows += [
+            " ".join(statements[i : i + STATEMENTS_PER_ROW]) for i in range(0, len(statements), STATEMENTS_PER_ROW)
+        ]
+    return rows
+
+
+def split_things(rng: random.Random) -> tuple[list[Asked], list[Asked]]:
+    """(asked about in training, held out): two thirds and one third of every topic."""
+    asked: list[Asked] = []
+    held_out: list[Asked] = []
+    for topic in TOPICS:
+        things = list(topic.facts)
+        rng.shuffle(things)
+        cut = len(things) * 2 // 3
+        asked += [(topic, thing) for thing in things[:cut]]
+        held_out += [(topic, thing) for thing in things[cut:]]
+    return asked, held_out
+
+
+def conversation(name: str, rounds: list[tuple[str, str]]) -> dict[str, Any]:
+    """One ShareGPT record of question-answer rounds."""
+    turns = []
+    for question, answer in rounds:
+        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": name, "conversations": turns}
+
+
+def training_chats(asked: list[Asked], rng: random.Random) -> list[dict[str, Any]]:
+    """Every way of asking about every thing, in conversations of one or two rounds."""
+    rounds = [(question, topic.answer(thing)) for topic, thing in asked for question in topic.questions(thing)]
+    rng.shuffle(rounds)
+    chats = []
+    while rounds:
+        taken, rounds = rounds[: 1 + len(chats) % 2], rounds[1 + len(chats) % 2 :]
+        chats.append(conversation(f"train-{len(chats)}", taken))
+    return chats
+
+
+def held_out_chats(held_out: list[Asked], rng: random.Random) -> list[dict[str, Any]]:
+    """One question about each held-out thing, topics mixed."""
+    rounds = [(rng.choice(topic.questions(thing)), topic.answer(thing)) for topic, thing in held_out]
+    rng.shuffle(rounds)
+    return [conversation(f"eval-{i}", [a_round]) for i, a_round in enumerate(rounds)]
+
+
+def make_blank_model(texts: list[str], folder: Path) -> None:
+    """Train a byte-level tokenizer on `texts` and save a small random Llama with it."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=256
+    )
+    wrapped.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(wrapped),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def main(folder: Path) -> None:
+    """Write the four things into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    rows = plain_text(rng)
+    asked, held_out = split_things(rng)
+    chats = {"chat_train": training_chats(asked, rng), "chat_eval": held_out_chats(held_out, rng)}
+    with open(folder / "base.jsonl", "w", encoding="utf-8") as file:
+        for row in rows:
+            first, _, rest = row.partition(" ")
+            file.write(json.dumps({"instruction": first, "output": " " + rest}) + "\n")
+    for name, records in chats.items():
+        (folder / f"{name}.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    questions = [t["value"] for record in chats["chat_train"] for t in record["conversations"]]
+    make_blank_model([*rows, *questions, *([CHAT_WORDS] * 50)], folder / "blank")
+    print(
+        f"{len(asked) + len(held_out)} facts: {len(rows)} rows of plain text, {len(chats['chat_train'])} chats about "
+        f"{len(asked)} of them, {len(held_out)} questions about the others"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

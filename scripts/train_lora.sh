@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# LoRA fine-tuning with the deepspeed launcher: what train_lora_7b_base.sh, _13b_base.sh and _70b_base.sh have in common.
+# Each of them sets the values that differ and comes here; run one of those.
+#
+#   MODEL=/models/Llama-2-7b-hf DATA=sharegpt_gpt4.json bash scripts/train_lora_7b_base.sh --num_train_epochs 1
+#
+# Every value below is an environment variable, and any flag of fastchat/train/train_lora.py may follow: the last one wins.
+# Relative paths are relative to the folder you are in.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+
+# The last value that the flags give for --NAME ("--NAME value" or "--NAME=value"), else the default.
+flag_or() {
+  local name="$1" value="$2" expect=""
+  shift 2
+  local argument
+  for argument in "$@"; do
+    if [ -n "$expect" ]; then
+      value="$argument" expect=""
+    elif [ "$argument" = "--$name" ]; then
+      expect=1
+    elif [ "${argument#--"$name"=}" != "$argument" ]; then
+      value="${argument#--"$name"=}"
+    fi
+  done
+  printf '%s' "$value"
+}
+
+# What to train, on what, to where.
+MODEL="$(flag_or model_name_or_path "${MODEL:-}" "$@")"          # folder (or hub name) of the base model
+DATA="$(flag_or data_path "${DATA:-}" "$@")"                     # conversations: .json or .jsonl
+EVAL_DATA="$(flag_or eval_data_path "${EVAL_DATA:-}" "$@")"      # held-out conversations; without them no evaluation
+OUTPUT_DIR="$(flag_or output_dir "${OUTPUT_DIR:-$ROOT/output/$RUN_NAME}" "$@")"
+
+# With what. DEVICE=cpu runs NUM_GPUS (2) processes on the processor: slow, but the same code.
+DEVICE="${DEVICE:-gpu}"
+NUM_GPUS="${NUM_GPUS:-}"
+MASTER_PORT="${MASTER_PORT:-29500}"
+DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-$ROOT/playground/deepspeed_config_lora_s$ZERO_STAGE.json}"
+
+# One line that names everything that is missing, before anything slow begins.
+preflight() {
+  local missing=() found
+  if [ -z "$MODEL" ]; then
+    missing+=("MODEL is not set (MODEL=/path/to/base-model or a hub name such as meta-llama/Llama-2-7b-hf)")
+  elif [ -d "$MODEL" ]; then
+    [ -f "$MODEL/config.json" ] || missing+=("MODEL=$MODEL holds no config.json, so it is no model folder")
+  elif ! [[ "$MODEL" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$ ]]; then
+    missing+=("MODEL=$MODEL does not exist")
+  fi
+  if [ -z "$DATA" ]; then
+    missing+=("DATA is not set (DATA=/path/to/conversations.json, for example sharegpt_gpt4.json)")
+  elif ! [ -e "$DATA" ]; then
+    missing+=("DATA=$DATA does not exist")
+  fi
+  [ -z "$EVAL_DATA" ] || [ -e "$EVAL_DATA" ] || missing+=("EVAL_DATA=$EVAL_DATA does not exist")
+  [ -f "$DEEPSPEED_CONFIG" ] || missing+=("DEEPSPEED_CONFIG=$DEEPSPEED_CONFIG does not exist")
+  case "$DEVICE" in
+    cpu) ;;
+    gpu)
+      found="$(num_gpus)"
+      if [ "$found" -eq 0 ]; then
+        missing+=("no NVIDIA GPU found (DEVICE=cpu runs on the processor)")
+      elif [ -n "$NUM_GPUS" ] && [ "$NUM_GPUS" -gt "$found" ]; then
+        missing+=("NUM_GPUS=$NUM_GPUS but only $found found")
+      fi
+      ;;
+    *) missing+=("DEVICE=$DEVICE is neither gpu nor cpu") ;;
+  esac
+  has_compiler || missing+=("no C++ compiler, which DeepSpeed needs (for example: sudo apt install g++)")
+  [ "${#missing[@]}" -eq 0 ] || fail 2 "cannot start: $(printf '%s; ' "${missing[@]}" | sed 's/; $//')"
+}
+
+# Which processes: all visible GPUs, or the first NUM_GPUS of them.
+choose_launcher() {
+  launcher=(--master_port "$MASTER_PORT")
+  device=()
+  if [ "$DEVICE" = cpu ]; then
+    launcher+=(--num_gpus "${NUM_GPUS:-2}")
+    device=(--use_cpu True)
+    export DS_ACCELERATOR=cpu
+    unset CUDA_VISIBLE_DEVICES
+  elif [ -n "$NUM_GPUS" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    # deepspeed ignores CUDA_VISIBLE_DEVICES next to --num_gpus, so the choice is spelled out.
+    launcher+=(--include "localhost:$(printf '%s' "$CUDA_VISIBLE_DEVICES" | cut -d, -f"1-$NUM_GPUS")")
+    unset CUDA_VISIBLE_DEVICES
+  elif [ -n "$NUM_GPUS" ]; then
+    launcher+=(--num_gpus "$NUM_GPUS")
+  fi
+}
+
+# Evaluate and save once per epoch; without held-out data only save.
+choose_evaluation() {
+  evaluation=()
+  if [ -n "$EVAL_DATA" ]; then
+    evaluation=(--eval_data_path "$EVAL_DATA" --eval_strategy "${EVAL_STRATEGY:-epoch}")
+    evaluation+=(--per_device_eval_batch_size "${EVAL_BATCH_SIZE:-$BATCH_SIZE}")
+  else
+    say "EVAL_DATA is not set: training without evaluation."
+  fi
+}
+
+preflight
+use_env
+choose_launcher
+choose_evaluation
+
+exec deepspeed "${launcher[@]}" "$ROOT/fastchat/train/train_lora.py" \
+  --model_name_or_path "$MODEL" \
+  --data_path "$DATA" \
+  --output_dir "$OUTPUT_DIR" \
+  --conv_template "${CONV_TEMPLATE:-vicuna_v1.1}" \
+  --lora_r "$LORA_R" \
+  --lora_alpha "${LORA_ALPHA:-16}" \
+  --lora_dropout "${LORA_DROPOUT:-0.05}" \
+  --lora_target_modules "${LORA_TARGET_MODULES:-q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj}" \
+  --q_lora "$Q_LORA" \
+  --deepspeed "$DEEPSPEED_CONFIG" \
+  --per_device_train_batch_size "$BATCH_SIZE" \
+  --gradient_accumulation_steps "$GRAD_ACCUM" \
+  --num_train_epochs "$EPOCHS" \
+  --learning_rate "${LEARNING_RATE:-3e-4}" \
+  --lr_scheduler_type "${LR_SCHEDULER:-cosine}" \
+  --warmup_ratio "${WARMUP_RATIO:-0.03}" \
+  --weight_decay "${WEIGHT_DECAY:-0}" \
+  --bf16 "${BF16:-True}" \
+  --tf32 "${TF32:-True}" \
+  --flash_attn "${FLASH_ATTN:-True}" \
+  --model_max_length "${MODEL_MAX_LENGTH:-1024}" \
+  --gradient_checkpointing "${GRADIENT_CHECKPOINTING:-True}" \
+  --save_strategy "${SAVE_STRATEGY:-epoch}" \
+  --logging_steps "${LOGGING_STEPS:-1}" \
+  ${evaluation[@]+"${evaluation[@]}"} ${device[@]+"${device[@]}"} "$@"
