@@ -1,0 +1,26 @@
+"""Encoders of every kind of tokenizer: the tests' own four, and the real ones of ../shared where it exists."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastchat.data.encoder import TextEncoder
+from tests.builders import TOKENIZER_KINDS
+
+SHARED = ("tokenizers/llama-2", "tokenizers/gemma", "tokenizers/llama-3", "tokenizers/qwen2.5", "models/stories260K")
+ALL_TOKENIZERS = (*TOKENIZER_KINDS, *SHARED)
+
+
+@pytest.fixture(scope="session")
+def encoder_of(tokenizer_dir: Callable[[str], Path], request: pytest.FixtureRequest) -> Callable[[str], TextEncoder]:
+    """`encoder_of(name)`: one of ALL_TOKENIZERS, read once; skips where it needs ../shared and that is absent."""
+    made: dict[str, TextEncoder] = {}
+
+    def make(name: str) -> TextEncoder:
+        if name not in made:
+            path = tokenizer_dir(name) if name in TOKENIZER_KINDS else request.getfixturevalue("shared") / name
+            made[name], _ = TextEncoder.from_directory_or_class(str(path))
+        return made[name]
+
+    return make

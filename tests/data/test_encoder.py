@@ -1,0 +1,191 @@
+"""Tying a tokenizer to a template: aliases, controls in the vocabulary, look-alikes, refusals, the raw file."""
+
+import json
+import shutil
+
+import pytest
+
+from fastchat.conversation import Conversation, Dialogue, RoleFormat, SeparatorStyle, Template, Turn, get_template
+from fastchat.data.binding import encode_prompt
+from fastchat.data.encoder import TextEncoder
+from fastchat.data.probes import HARMLESS
+from fastchat.errors import SettingsError
+from tests.data.conftest import ALL_TOKENIZERS
+
+HI = Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo")), "S")
+
+
+def labelled(bound, dialogue):
+    """[(token text, supervised)] of a dialogue, for literals in tests."""
+    encoded = bound.encode(bound.template.render(dialogue))
+    pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
+    return [(bound.encoder.whole.id_to_token(i), s) for i, s in pairs]
+
+
+def supervised(bound, dialogue):
+    encoded = bound.encode(bound.template.render(dialogue))
+    return [i for i, s in zip(encoded.input_ids, encoded.supervised, strict=True) if s]
+
+
+def test_gemma_learns_end_of_turn_and_not_the_newline_after_it(encoder_of):
+    pairs = labelled(encoder_of("gemma").bind(get_template("gemma")), HI)
+    assert [t for t, s in pairs if s][-1] == "<end_of_turn>"
+    assert pairs[-1] == ("\n", False)
+    assert [t for t, _ in pairs].count("<bos>") == 1
+    assert ("<start_of_turn>", False) in pairs
+
+
+def test_vicuna_learns_the_space_after_the_prompt_and_the_eos(encoder_of):
+    bound = encoder_of("metaspace_bos").bind(get_template("vicuna_v1.1"))
+    pairs = labelled(bound, HI)
+    learned = [t for t, s in pairs if s]
+    assert learned[0].startswith("▁") and learned[-1] == "</s>"
+    assert pairs[0] == ("<s>", False)
+    assert (
+        encode_prompt(Dialogue(HI.turns[:1], "S"), bound)
+        == bound.encode(bound.template.render(HI)).input_ids[: -len(learned)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "eos"),
+    [("gemma", "<eos>"), ("byte_bos", "<|end_of_text|>"), ("byte_nobos", "<|im_end|>"), ("metaspace_bos", "</s>")],
+)
+def test_turn_ending_s_tag_is_the_models_eos_and_that_is_said_once(encoder_of, tokenizer, eos, capsys):
+    bound = encoder_of(tokenizer).bind(get_template("vicuna_v1.1"))
+    said = capsys.readouterr().err
+    assert labelled(bound, HI)[-1] == (eos, True)
+    assert said.count("stands for") == (eos != "</s>")
+    assert bound.stop_ids == (bound.encoder.eos.id,)
+
+
+def test_bos_in_a_template_is_left_out_where_the_tokenizer_has_none(encoder_of, capsys):
+    bound = encoder_of("byte_nobos").bind(get_template("llama-2"))
+    assert "no BOS" in capsys.readouterr().err
+    assert "<s>" not in bound.encoder.decode(bound.encode(bound.template.render(HI)).input_ids)
+
+
+def test_missing_control_strings_are_text_with_a_warning_that_names_what_fits(encoder_of, capsys):
+    bound = encoder_of("gemma").bind(get_template("chatml"))
+    said = capsys.readouterr().err
+    assert "<|im_start|>, <|im_end|>" in said and "Templates that fit: gemma" in said
+    assert bound.stop_strings == ("<|im_end|>",)
+    assert "<|im_end|>" in bound.encoder.decode(supervised(bound, HI))
+
+
+def test_answer_keeps_added_tokens_that_a_model_writes_and_a_question_does_not(encoder_of):
+    bound = encoder_of("byte_nobos").bind(get_template("chatml"))
+    think = bound.encoder.vocabulary["<think>"]
+    spoken = Dialogue((Turn("user", "<think>"), Turn("assistant", "<think>hm</think>done <|im_end|> more")))
+    encoded = bound.encode(bound.template.render(spoken))
+    assert [s for i, s in zip(encoded.input_ids, encoded.supervised, strict=True) if i == think] == [True]
+    stop = bound.encoder.vocabulary["<|im_end|>"]
+    assert supervised(bound, spoken).count(stop) == 1
+
+
+def test_look_alike_that_merges_into_a_control_token_is_split(tmp_path, tokenizer_dir):
+    """A vocabulary whose merges build the control string from text: only an extra split keeps it text."""
+    source = json.loads((tokenizer_dir("gemma") / "tokenizer.json").read_text())
+    vocabulary, merges = source["model"]["vocab"], source["model"]["merges"]
+    merges[:0] = [["<", "x"], ["<x", ">"]]
+    for token in ("<x", "<x>"):
+        vocabulary.setdefault(token, len(vocabulary))
+    shutil.copytree(tokenizer_dir("gemma"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(source))
+    encoder, reason = TextEncoder.from_directory(str(tmp_path))
+    assert encoder is not None, reason
+    wrap = RoleFormat("<x>", "<x>", "<x>")
+    bound = encoder.bind(Template(name="x", user=wrap, assistant=wrap))
+    hostile = Dialogue((Turn("user", "a<x>b<x>"), Turn("assistant", "c<x>d")))
+    encoded = bound.encode(bound.template.render(hostile))
+    assert encoded.input_ids.count(vocabulary["<x>"]) == 4
+    assert encoded.neutralised == 3
+    assert bound.encoder.decode(encoded.input_ids).endswith("<x>a<x>b<x><x><x>c<x>d<x>")
+
+
+def test_tokens_that_swallow_white_space_do_so_here_too(tmp_path, tokenizer_dir):
+    """phi-3 declares its control tokens with rstrip: the line end behind them vanishes from the ids."""
+    shutil.copytree(tokenizer_dir("metaspace_bos"), tmp_path, dirs_exist_ok=True)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    size = len(spec["model"]["vocab"])
+    for k, content in enumerate(("<|user|>", "<|assistant|>", "<|end|>", "<|system|>")):
+        flags = {"single_word": False, "lstrip": False, "rstrip": True, "normalized": False, "special": True}
+        spec["added_tokens"].append({"id": size + k, "content": content, **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    encoder, reason = TextEncoder.from_directory(str(tmp_path))
+    assert encoder is not None, reason
+    bound = encoder.bind(get_template("phi-3"))  # the proof compares with the tokenizer's own ids
+    tokens = [t for t, _ in labelled(bound, HI)]
+    assert "<0x0A>" not in tokens and tokens[-1] == "<|end|>"
+
+
+def test_template_without_a_stop_of_its_own_learns_eos(encoder_of):
+    bound = encoder_of("metaspace_bos").bind(get_template("raw"))
+    two = Dialogue((*HI.turns, Turn("user", "More"), Turn("assistant", "Yes")))
+    assert [t for t, s in labelled(bound, two) if s].count("</s>") == 2
+    assert "</s>" not in bound.template.render(two).text
+
+
+def test_template_that_needs_eos_on_a_tokenizer_without_one_is_refused(tmp_path, tokenizer_dir):
+    shutil.copytree(tokenizer_dir("byte_nobos"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config.pop("eos_token")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    encoder, _ = TextEncoder.from_directory(str(tmp_path))
+    with pytest.raises(SettingsError, match="has none; choose a template with a stop"):
+        encoder.bind(get_template("raw"))
+
+
+def test_token_with_characters_of_prompt_and_answer_is_reported_and_not_learned(encoder_of):
+    """A prompt that ends inside a word: one token holds its last letters and the answer's first."""
+    wrap = RoleFormat("\nQ:", "\n", "\nQ:")
+    template = Template(name="torn", user=wrap, assistant=RoleFormat(" th", "</s>", " th"))
+    bound = encoder_of("byte_bos").bind(template)
+    torn = bound.encode(template.render(Dialogue((Turn("user", "Hi"), Turn("assistant", "e house")))))
+    assert len(torn.straddling) == 1 and not torn.supervised[torn.straddling[0]]
+    assert bound.encoder.decode(torn.input_ids[torn.straddling[0] :]).startswith(" the")
+    assert bound.encode(template.render(Dialogue((Turn("user", "Hi"), Turn("assistant", ", ok"))))).straddling == []
+
+
+@pytest.mark.parametrize("tokenizer", ALL_TOKENIZERS)
+def test_raw_file_gives_the_ids_of_the_real_class(encoder_of, tokenizer):
+    from transformers import AutoTokenizer
+
+    raw = encoder_of(tokenizer)
+    real = TextEncoder.from_tokenizer(AutoTokenizer.from_pretrained(raw.name))
+    assert (raw.bos, raw.eos, raw.adds_bos) == (real.bos, real.eos, real.adds_bos)
+    for name in ("vicuna_v1.1", "chatml", "gemma", "llama-3"):
+        template = get_template(name)
+        for dialogue in (*HARMLESS, HI):
+            rendered = template.render(dialogue)
+            assert raw.bind(template).encode(rendered) == real.bind(template).encode(rendered)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tokenizer_class": "SomethingElse"}, "SomethingElse"),
+        ({"add_bos_token": False}, "add_bos_token"),
+        ({"additional_special_tokens": ["<new>"]}, "<new>"),
+        ({"auto_map": {"AutoTokenizer": ["x", None]}}, "code of its own"),
+        ({"legacy": True}, "legacy"),
+    ],
+)
+def test_raw_file_is_not_trusted_where_the_class_would_change_it(tmp_path, tokenizer_dir, change, reason):
+    shutil.copytree(tokenizer_dir("metaspace_bos"), tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    encoder, why = TextEncoder.from_directory(str(tmp_path))
+    assert encoder is None and reason in why
+
+
+def test_style_with_a_text_stop_learns_up_to_it(encoder_of):
+    bound = encoder_of("byte_bos").bind(get_template("zero_shot"))
+    assert bound.encoder.decode(supervised(bound, HI)) == " Yo\n###"
+    assert bound.stop_strings == ("###",)
+
+
+def test_own_template_binds_like_a_built_in(encoder_of):
+    own = Conversation(name="own", roles=("Q", "A"), sep_style=SeparatorStyle.ADD_COLON_TWO, sep="\n", sep2="</s>")
+    bound = encoder_of("metaspace_bos").bind(own.to_template())
+    assert labelled(bound, HI)[-1] == ("</s>", True)

@@ -1,0 +1,146 @@
+"""The five properties of the mask, for every built-in template on every kind of tokenizer.
+
+1 the inference prompt's ids are a prefix of the training ids at every assistant turn
+2 every trained turn ends in its stop, and the stop is supervised
+3 one BOS in front where the tokenizer adds one, never doubled, never trained
+4 no text becomes a control token; non-special added tokens stay tokens in answers only
+5 the supervised ids decode to the answer, by a method that shares nothing with the mask's
+"""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastchat.conversation import Dialogue, Turn, conv_templates, get_template
+from fastchat.data.binding import encode_prompt
+from fastchat.data.probes import HARMLESS
+from tests.data.conftest import ALL_TOKENIZERS
+
+TEMPLATES = tuple(conv_templates)
+EVERY = pytest.mark.parametrize("template", TEMPLATES)
+EACH_TOKENIZER = pytest.mark.parametrize("tokenizer", ALL_TOKENIZERS)
+HOSTILE = (
+    "</s>", "<s>", "<|im_start|>assistant", "<|im_end|>", "<|eot_id|>", "<start_of_turn>model\n", "<end_of_turn>", "<eos>",
+    "<bos>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", " ASSISTANT: ", "[/INST]", "### Response:", "\n### ",
+    "<|end|>", "<unk>", "<pad>", "<0x0A>", "▁", "\u202e", "\u0301", "\x07", "\t", "  ", "\n\n", "\r\n", "🙂", "你好", "é",
+)  # fmt: skip
+TEXTS = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=12), max_size=6).map("".join)
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def dialogues(draw):
+    turns = []
+    for _ in range(draw(st.integers(1, 5))):
+        turns.append(Turn(draw(st.sampled_from(["user", "user", "user", "tool"])), draw(TEXTS)))
+        turns.append(Turn("assistant", draw(TEXTS), draw(st.sampled_from([True, True, True, False]))))
+    return Dialogue(tuple(turns), draw(st.none() | TEXTS))
+
+
+def bind(encoder_of, tokenizer, template):
+    return encoder_of(tokenizer).bind(get_template(template))
+
+
+def plain(text):
+    """Metaspace tokenizers write a space as `▁` and cannot tell the two apart; outer white space is not compared."""
+    return text.replace("▁", " ").strip()
+
+
+def spans(bound, dialogue):
+    """For each assistant turn: its index and the positions of its supervised ids; and the encoding."""
+    rendered = bound.template.render(dialogue)
+    encoded = bound.encode(rendered)
+    where = {i: [] for i, t in enumerate(dialogue.turns) if t.role == "assistant"}
+    for position, (segment, supervised) in enumerate(zip(encoded.segment_of, encoded.supervised, strict=True)):
+        if supervised:
+            where[rendered.segments[segment].turn].append(position)
+    return where, encoded, rendered
+
+
+def check_prompts_are_prefixes(bound, dialogue):
+    where, encoded, rendered = spans(bound, dialogue)
+    for turn, positions in where.items():
+        prompt = encode_prompt(Dialogue(dialogue.turns[:turn], dialogue.system), bound)
+        if encoded.input_ids[: len(prompt)] != prompt:
+            # Only where a token holds characters on both sides of the boundary, and that token is reported.
+            assert (
+                any(len(prompt) - 3 <= p <= len(prompt) for p in encoded.straddling) or not dialogue.turns[turn].train
+            )
+        elif positions:
+            assert min(positions) >= len(prompt)
+
+
+def check_stops_are_learned(bound, dialogue):
+    where, encoded, _ = spans(bound, dialogue)
+    stop = bound.substitute(bound.template.stop) if bound.template.stop else bound.encoder.eos.content
+    for turn, positions in where.items():
+        assert bool(positions) == dialogue.turns[turn].train
+        if positions:
+            ending = bound.encoder.decode([encoded.input_ids[p] for p in positions])
+            assert plain(stop) in plain(ending)[-len(plain(stop)) - 3 :]
+
+
+def check_one_bos(bound, dialogue):
+    _, encoded, rendered = spans(bound, dialogue)
+    bos = bound.encoder.bos
+    if bos is None or bos == bound.encoder.eos:
+        return
+    ids = encoded.input_ids
+    assert not any(a == b == bos.id for a, b in zip(ids, ids[1:], strict=False))
+    assert not any(s for i, s in zip(ids, encoded.supervised, strict=True) if i == bos.id)
+    if bound.encoder.adds_bos:
+        assert ids[0] == bos.id
+    written = sum(bound.substitute(s.text).count(bos.content) for s in rendered.segments if s.role == "template")
+    # llama-2 writes one before every round; beyond what a template writes there is only the one in front.
+    assert ids.count(bos.id) <= written + (encoded.segment_of[0] == -1)
+
+
+def check_no_text_becomes_control(bound, dialogue):
+    _, encoded, rendered = spans(bound, dialogue)
+    special = {t["id"] for c, t in bound.encoder.added.items() if t["special"] and c != "<unk>"}
+    control = special | {c.id for c in bound.controls.values() if c}
+    added = control | {t["id"] for c, t in bound.encoder.added.items() if c.strip() and c != "<unk>"}
+    for token, segment in zip(encoded.input_ids, encoded.segment_of, strict=True):
+        role = rendered.segments[segment].role if segment >= 0 else "template"
+        if role == "assistant":
+            assert token not in control
+        elif role != "template":
+            assert token not in added
+
+
+@EACH_TOKENIZER
+@EVERY
+def test_harmless_ids_are_those_of_the_whole_render(encoder_of, tokenizer, template):
+    bound = bind(encoder_of, tokenizer, template)
+    for dialogue in HARMLESS:
+        rendered = bound.template.render(dialogue)
+        assert bound.encode(rendered).input_ids == bound.whole_ids(rendered)
+
+
+@EACH_TOKENIZER
+@EVERY
+def test_supervised_ids_decode_to_the_answer(encoder_of, tokenizer, template):
+    bound = bind(encoder_of, tokenizer, template)
+    stop = bound.substitute(bound.template.stop) if bound.template.stop else bound.encoder.eos.content
+    for dialogue in HARMLESS:
+        where, encoded, _ = spans(bound, dialogue)
+        for turn, positions in where.items():
+            assert positions == list(range(positions[0], positions[-1] + 1))
+            text = bound.encoder.decode([encoded.input_ids[p] for p in positions])
+            expected = plain(dialogue.turns[turn].text + stop)
+            if positions[-1] in encoded.straddling:  # a stop that is text may share its last token with what follows
+                assert plain(text).startswith(expected)
+            else:
+                assert plain(text) == expected
+
+
+@EACH_TOKENIZER
+@EVERY
+@FEW
+@given(dialogue=dialogues())
+def test_properties_hold_on_hostile_dialogues(encoder_of, tokenizer, template, dialogue):
+    bound = bind(encoder_of, tokenizer, template)
+    check_prompts_are_prefixes(bound, dialogue)
+    check_stops_are_learned(bound, dialogue)
+    check_one_bos(bound, dialogue)
+    check_no_text_becomes_control(bound, dialogue)

@@ -1,0 +1,42 @@
+"""The chat template that is saved gives, through other software, exactly the training ids and the inference prompt."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from fastchat.conversation import Dialogue, Turn, conv_templates, get_template
+from fastchat.data.encoder import TextEncoder
+from fastchat.data.saved_template import install_template, to_messages
+from fastchat.errors import SettingsError
+from tests.builders import TOKENIZER_KINDS
+
+REAL = [
+    Dialogue((Turn("user", "Nine adults went to a play."), Turn("assistant", "```python\nx = 9\n```"))),
+    Dialogue((Turn("user", "a"), Turn("assistant", "b"), Turn("tool", "{}"), Turn("assistant", "c")), "Sys"),
+]
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+@pytest.mark.parametrize("name", conv_templates)
+def test_reloaded_tokenizer_renders_the_training_ids(tmp_path, tokenizer_dir, kind, name):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir(kind))
+    bound = TextEncoder.from_tokenizer(tokenizer).bind(get_template(name))
+    install_template(tokenizer, bound, REAL)
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(reloaded) == len(bound.encoder.vocabulary)
+    for dialogue in REAL:
+        ids = reloaded.apply_chat_template(to_messages(dialogue), tokenize=True, return_dict=False)
+        assert ids == bound.encode(bound.template.render(dialogue)).input_ids
+        asked = Dialogue(dialogue.turns[:1], dialogue.system)
+        prompt = reloaded.apply_chat_template(
+            to_messages(asked), tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        assert prompt == bound.encode(bound.template.render(asked, add_generation_prompt=True)).input_ids
+
+
+def test_a_template_that_says_something_else_is_caught(tokenizer_dir, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir("byte_nobos"))
+    bound = TextEncoder.from_tokenizer(tokenizer).bind(get_template("chatml"))
+    monkeypatch.setattr("fastchat.data.saved_template.chat_template", lambda bound: "{{ messages[0]['content'] }}")
+    with pytest.raises(SettingsError, match="cannot be saved as a chat template"):
+        install_template(tokenizer, bound)

@@ -1,0 +1,77 @@
+"""Cutting what is too long, dropping what cannot be learned, and counting both."""
+
+import pytest
+
+from fastchat.conversation import Dialogue, Turn, get_template
+from fastchat.data.tokenization import IGNORED, tokenize_dialogue, tokenize_dialogues
+from fastchat.errors import DataError
+from tests.builders import TOKENIZER_KINDS
+
+LONG = Dialogue(
+    (
+        Turn("user", "Tell me a story."),
+        Turn("assistant", "Once upon a time there was a small red house."),
+        Turn("user", "And then?"),
+        Turn("assistant", "It was sold."),
+        Turn("user", "More!"),
+        Turn("assistant", "The end."),
+    ),
+    "You tell stories.",
+    "stories.json",
+    7,
+)
+
+
+@pytest.fixture(params=[(k, t) for k in TOKENIZER_KINDS for t in ("vicuna_v1.1", "chatml", "gemma", "zero_shot")])
+def bound(request, encoder_of):
+    kind, template = request.param
+    return encoder_of(kind).bind(get_template(template))
+
+
+def test_cut_at_every_length_never_trains_a_prompt_and_never_invents_a_stop(bound):
+    full = tokenize_dialogue(LONG, bound, max_length=10_000)
+    total = len(full.input_ids)
+    ends = [
+        p + 1 for p in range(total) if full.labels[p] != IGNORED and (p + 1 == total or full.labels[p + 1] == IGNORED)
+    ]
+    assert len(ends) == 3 and full.trained_turns == 3 and full.truncated_tokens == 0
+    first = next(p for p in range(total) if full.labels[p] != IGNORED)
+    for length in range(1, total + 1):
+        cut = tokenize_dialogue(LONG, bound, max_length=length)
+        kept = len(cut.input_ids)
+        if length <= first:
+            assert cut.dropped == "no_answer_within_length" and kept == 0 and cut.truncated_tokens > 0
+            continue
+        assert cut.dropped is None and kept <= length and cut.truncated_tokens == total - kept
+        assert cut.input_ids == full.input_ids[:kept] and cut.labels == full.labels[:kept]
+        whole = [end for end in ends if end <= length]
+        if length == total:
+            assert kept == total
+        elif whole:
+            assert kept == max(whole)  # behind the last answer that fits
+        else:
+            assert kept == length and cut.trained_turns == 1  # inside the first answer: no stop is learned
+
+
+def test_drop_and_error_for_overlong(bound):
+    dropped = tokenize_dialogue(LONG, bound, max_length=5, overlong="drop")
+    assert (dropped.dropped, dropped.input_ids) == ("overlong", [])
+    with pytest.raises(DataError, match=r"stories.json:7: the dialogue has \d+ tokens and --model_max_length is 5"):
+        tokenize_dialogue(LONG, bound, max_length=5, overlong="error")
+
+
+def test_dialogue_whose_answers_are_all_untrained_is_dropped(encoder_of):
+    bound = encoder_of("gemma").bind(get_template("gemma"))
+    example = tokenize_dialogue(
+        Dialogue((Turn("user", "a"), Turn("assistant", "b", train=False))), bound, max_length=99
+    )
+    assert (example.dropped, example.untrained_turns, example.num_supervised) == ("no_trained_turn", 1, 0)
+
+
+def test_batches_keep_order_and_agree_with_one_at_a_time(encoder_of):
+    bound = encoder_of("byte_bos").bind(get_template("llama-3"))
+    many = [(i, Dialogue((Turn("user", f"n {i}"), Turn("assistant", f"m {i}" * (i % 5))))) for i in range(600)]
+    batched = list(tokenize_dialogues(iter(many), bound, max_length=40))
+    assert [e.index for e in batched] == list(range(600))
+    for k in (0, 255, 256, 599):
+        assert batched[k] == tokenize_dialogue(many[k][1], bound, max_length=40, index=k)
