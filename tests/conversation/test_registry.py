@@ -60,7 +60,8 @@ def test_yaml_file_in_both_notations(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
         "- name: by-style\n  roles: [Q, A]\n  sep_style: CHATML\n  sep: <|im_end|>\n"
-        "- name: by-table\n  user: {before: '<q>', after: '</q>'}\n  assistant: {before: '<a>', after: '</a>', open: '<a>'}\n"
+        "- name: by-table\n  user: {before: '<q>', after: '</q>'}\n"
+        "  assistant: {before: '<a>', after: '</a>', open: '<a>'}\n"
     )
     assert load_template_file(str(file)) == ["by-style", "by-table"]
     assert get_template("by-style").render(HELLO).text == "Q\nu<|im_end|>\nA\na<|im_end|>\n"

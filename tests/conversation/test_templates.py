@@ -80,7 +80,8 @@ PROMPTS = {
         "<|user|>\nu2<|end|>\n<|assistant|>\na2<|end|>\n",
     ),
     "deepseek-chat": (
-        "<｜begin▁of▁sentence｜>User: u1\n\nAssistant: a1<｜end▁of▁sentence｜>User: u2\n\nAssistant: a2<｜end▁of▁sentence｜>",
+        "<｜begin▁of▁sentence｜>User: u1\n\nAssistant: a1<｜end▁of▁sentence｜>"
+        "User: u2\n\nAssistant: a2<｜end▁of▁sentence｜>",
         "SYSUser: u1\n\nAssistant: a1<｜end▁of▁sentence｜>User: u2\n\nAssistant: a2<｜end▁of▁sentence｜>",
     ),
     "raw": ("u1a1u2a2", "SYSu1a1u2a2"),

@@ -20,9 +20,10 @@ TEMPLATES = tuple(conv_templates)
 EVERY = pytest.mark.parametrize("template", TEMPLATES)
 EACH_TOKENIZER = pytest.mark.parametrize("tokenizer", ALL_TOKENIZERS)
 HOSTILE = (
-    "</s>", "<s>", "<|im_start|>assistant", "<|im_end|>", "<|eot_id|>", "<start_of_turn>model\n", "<end_of_turn>", "<eos>",
-    "<bos>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", " ASSISTANT: ", "[/INST]", "### Response:", "\n### ",
-    "<|end|>", "<unk>", "<pad>", "<0x0A>", "▁", "\u202e", "\u0301", "\x07", "\t", "  ", "\n\n", "\r\n", "🙂", "你好", "é",
+    "</s>", "<s>", "<|im_start|>assistant", "<|im_end|>", "<|eot_id|>", "<start_of_turn>model\n", "<end_of_turn>",
+    "<eos>", "<bos>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", " ASSISTANT: ", "[/INST]",
+    "### Response:", "\n### ", "<|end|>", "<unk>", "<pad>", "<0x0A>", "▁", "\u202e", "\u0301", "\x07", "\t", "  ",
+    "\n\n", "\r\n", "🙂", "你好", "é",
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=12), max_size=6).map("".join)
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
