@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastchat.errors import SettingsError, say
-from fastchat.model.attention import check_attention
+from fastchat.model.attention import check_attention, choose_attention
 from fastchat.model.rope import RopeChoice, apply_rope
 from fastchat.model.source import check_model_directory, is_local, loading
 
@@ -40,7 +40,7 @@ def load_base_model(
     model_dir: str,
     *,
     dtype: str | torch.dtype = "auto",
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     rope: RopeChoice | None = None,
     quantization: bool = False,
     compute_dtype: torch.dtype | None = None,
@@ -51,7 +51,8 @@ def load_base_model(
 ) -> Any:
     """The causal LM in `model_dir`, frozen or not as transformers gives it, with every weight read from the files.
 
-    `dtype`: of the weights; "auto" is the checkpoint's own. `quantization`: linear layers as nf4 with double
+    `dtype`: of the weights; "auto" is the checkpoint's own. `attn_implementation`: from `choose_attention`; None takes
+    what it gives without FlashAttention. `quantization`: linear layers as nf4 with double
     quantisation, computing in `compute_dtype` (default: the weights' dtype). `device`: where to put it; None leaves
     that to the trainer (under ZeRO-3 the weights are partitioned while loading and `device` is ignored).
     Raises SettingsError for a folder that is no base model, and where a weight is missing, left over or of another
@@ -63,6 +64,7 @@ def load_base_model(
     config = load_config(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if rope is not None:
         apply_rope(config, rope)
+    attention = attn_implementation or choose_attention(False, config=config)[0]
     options: dict[str, Any] = {}
     if quantization:
         options["quantization_config"] = nf4_config(compute_dtype or _weights_dtype(dtype, config))
@@ -73,7 +75,7 @@ def load_base_model(
             model_dir,
             config=config,
             dtype=dtype,
-            attn_implementation=attn_implementation,
+            attn_implementation=attention,
             use_safetensors=True,
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
@@ -82,7 +84,7 @@ def load_base_model(
         )
     model, report = loaded
     _check_report(model_dir, report)
-    check_attention(model, attn_implementation)
+    check_attention(model, attention)
     if quantization:
         _keep_nf4_layout(model)
     if for_training:
@@ -134,21 +136,13 @@ def describe_quantization(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def dequantised_base(
-    model_dir: str,
-    *,
-    dtype: str | torch.dtype = "auto",
-    compute_dtype: torch.dtype | None = None,
-    **options: Any,
-) -> Any:
+def dequantised_base(model_dir: str, **options: Any) -> Any:
     """The nf4 base as full tensors: exactly the weights that a quantised forward pass multiplies with.
 
-    `dtype` must be the one the base was quantised from (training.json has it), since rounding to bf16 first gives
-    other codes. `options` are those of `load_base_model`.
+    `options` are those of `load_base_model`; `dtype` must be the one the base was quantised from (training.json has
+    it), since rounding to bf16 first gives other codes.
     """
-    model = load_base_model(
-        model_dir, dtype=dtype, quantization=True, compute_dtype=compute_dtype, for_training=False, **options
-    )
+    model = load_base_model(model_dir, quantization=True, **options)
     dequantise(model)
     return model
 
@@ -221,8 +215,11 @@ def _keep_nf4_layout(model: nn.Module) -> None:
 
 def _forget_quantization(model: Any) -> None:
     """Make the library treat a dequantised model as the ordinary model it now is."""
-    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
-        if hasattr(owner, name):
-            delattr(owner, name)
-    model.is_quantized = model.is_loaded_in_4bit = False
+    from transformers import PreTrainedModel
+
+    model.hf_quantizer.remove_quantization_config(model)
+    model.is_loaded_in_4bit = False
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._is_quantized = False
     say("The nf4 base was turned back into full tensors.")

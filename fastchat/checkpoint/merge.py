@@ -1,0 +1,189 @@
+"""Merging an adapter into its base: a full model that loads anywhere, with template, RoPE and stop tokens in place.
+
+An adapter corrects the weights that it was trained on. After q_lora those were the values that nf4 stands for, so it is
+merged into exactly those; merged into the checkpoint's own weights it would correct errors that are not there (measured
+on stories260K: logits off by 0.1 instead of 4e-7).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastchat.checkpoint.files import settle, sync
+from fastchat.checkpoint.full import write_model
+from fastchat.checkpoint.record import RECORD_NAME
+from fastchat.checkpoint.tuned import Tuned, bind, find_tuned, load_tuned, load_tuned_tokenizer, own_dtype
+from fastchat.data.saved_template import install_template
+from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.model.loading import load_base_model
+
+PROBE_TOKENS = 32
+# How far logits may move when weights are rounded to the base's dtype once, as a share of the largest logit.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge did: where it is, its dtype, and how far its logits are from those of adapter and base apart."""
+
+    path: Path
+    dtype: torch.dtype
+    weights: str
+    error: float
+    effect: float
+    stop_ids: tuple[int, ...]
+
+
+def merge_adapter(
+    lora_path: str,
+    target_path: str,
+    *,
+    base_model_path: str | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+) -> Merged:
+    """Write base plus adapter as one model into the new folder `target_path`, complete or not at all.
+
+    `weights`: what to merge into, "full" or "dequantised"; by default what the adapter was trained on. The result has
+    the dtype of the base checkpoint. It is loaded again and must give the logits that base and adapter give apart.
+    Raises SettingsError for a non-empty target, a folder that is no adapter, or a base that does not fit it.
+    """
+    target = check_target(target_path)
+    tuned = find_tuned(lora_path, base_model_path)
+    if not tuned.is_adapter:
+        raise SettingsError(f"{lora_path} is not an adapter: it has no adapter_config.json.")
+    weights = weights or ("dequantised" if tuned.quantised else "full")
+    options = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+    dtype = own_dtype(tuned.base, **options)
+    tokenizer = load_tuned_tokenizer(tuned, **options)
+    stop_ids = _stop_ids(tuned, tokenizer)
+    model = load_tuned(tuned, weights=weights, device=device, **options)
+    probe = _probe(model)
+    wanted, effect = _logits_and_effect(model, probe)
+    merged = merge_weights(model, dtype).cpu()
+    with _new_folder(target) as folder:
+        write_model(folder, merged, dict(merged.state_dict()), stop_ids)
+        _write_company(folder, tuned, tokenizer)
+        del model, merged
+        error = _compare(folder, probe, wanted, dtype, device)
+    say(f"Merged into {target}: {dtype}, {weights} base; logits off by {error:.1e}, moved by the adapter {effect:.1e}.")
+    return Merged(target, dtype, weights, error, effect, stop_ids)
+
+
+@torch.no_grad()
+def merge_weights(model: Any, dtype: torch.dtype) -> Any:
+    """Add each layer's low-rank product to its weight, in float32, rounding once to `dtype`; gives the plain model."""
+    from peft.tuners.lora import LoraLayer
+
+    base = model.get_base_model()
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    _untie_if_adapted(base, layers)
+    for layer in layers:
+        inner: Any = layer.get_base_layer()
+        inner.weight.data = inner.weight.data.float()
+        try:
+            layer.merge(safe_merge=True)  # raises where a weight would not be finite
+        except ValueError as problem:
+            raise CheckpointError(f"The adapter holds values that are not finite: {problem}") from None
+        inner.weight.data = inner.weight.data.to(dtype)
+    return model.unload().to(dtype)
+
+
+def check_target(target_path: str) -> Path:
+    """The folder to create. Raises SettingsError when something is there already, so that nothing is written over."""
+    target = Path(target_path).expanduser()
+    if target.is_file() or target.is_dir() and any(target.iterdir()):
+        raise SettingsError(f"--target-model-path {target_path} exists and is not empty: choose a new folder.")
+    return target
+
+
+def _untie_if_adapted(base: Any, layers: list[Any]) -> None:
+    """Give the head a weight of its own where only one of two tied layers carries an adapter."""
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    adapted = any(layer is head or layer is embedding for layer in layers)
+    own = [layer.get_base_layer() if layer in layers else layer for layer in (head, embedding)]
+    if not adapted or own[0].weight is not own[1].weight:
+        return
+    own[0].weight = torch.nn.Parameter(own[0].weight.detach().clone(), requires_grad=False)
+    base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+    say("The adapter changes the head or the embedding, which this base shares: the merged model has one of each.")
+
+
+def _stop_ids(tuned: Tuned, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end an answer in the run's template; puts that template into `tokenizer` as well."""
+    template = tuned.template
+    if template is None:
+        say(f"{tuned.path} has no training record: the merged model keeps the tokenizer's chat template and EOS.")
+        return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    bound = bind(tokenizer, template)
+    install_template(tokenizer, bound)
+    return tuple(bound.stop_ids)
+
+
+def _write_company(folder: Path, tuned: Tuned, tokenizer: Any) -> None:
+    """Tokenizer, chat template and training record beside the weights."""
+    tokenizer.save_pretrained(folder)
+    for name in ("chat_template.jinja", RECORD_NAME):
+        source = Path(tuned.path).expanduser() / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+
+
+def _probe(model: Any) -> torch.Tensor:
+    """A fixed row of token ids, [1, T], spread over the vocabulary."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(rows, (1, PROBE_TOKENS), generator=generator)
+
+
+@torch.no_grad()
+def _logits_and_effect(model: Any, probe: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Logits of base with adapter, [1, T, V] in float32 on the CPU, and how far the adapter moves them."""
+    probe = probe.to(model.device)
+    tuned = model(input_ids=probe).logits.float().cpu()
+    with model.disable_adapter():
+        plain = model(input_ids=probe).logits.float().cpu()
+    return tuned, (tuned - plain).abs().max().item()
+
+
+@torch.no_grad()
+def _compare(folder: Path, probe: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype, device: str) -> float:
+    """Load the merged folder as anybody would; the largest logit difference. Raises CheckpointError if too large."""
+    merged = load_base_model(str(folder), device=device, for_training=False).eval()
+    if merged.dtype != dtype:
+        raise CheckpointError(f"the merged model loads as {merged.dtype} instead of {dtype}; nothing was put in place")
+    got = merged(input_ids=probe.to(merged.device)).logits.float().cpu()
+    error = (got - wanted).abs().max().item()
+    allowed = TOLERANCE.get(dtype, 0.1) * max(1.0, wanted.abs().max().item())
+    if not error <= allowed:
+        raise CheckpointError(
+            f"the merged model's logits differ from base and adapter by {error:.2e} (allowed: {allowed:.2e}); nothing "
+            "was put in place"
+        )
+    return error
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.with_name(f".{target.name}.merging-{os.getpid()}")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+        settle(stage)
+        os.replace(stage, target)  # works on a missing and on an empty folder, never on a filled one
+        sync(target.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,59 @@
+"""Merge a LoRA adapter into its base model.
+
+    python -m fastchat.model.apply_lora --lora-path ADAPTER --target-model-path OUT [--base-model-path BASE]
+
+Template, RoPE scaling and quantisation come from the adapter's training record. This is only the command, under the
+name that upstream gave it; the work is done in `fastchat.checkpoint.merge`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fastchat.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastchat.model.apply_lora", description="Merge a LoRA adapter into its base."
+    )
+    parser.add_argument("--lora-path", required=True, help="folder of the adapter")
+    parser.add_argument("--target-model-path", required=True, help="new folder for the merged model")
+    parser.add_argument("--base-model-path", help="base model (default: the one the adapter was trained on)")
+    parser.add_argument(
+        "--base-weights",
+        choices=("full", "dequantised"),
+        help="merge into the checkpoint's own weights, or into what nf4 made of them (default: as trained)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu, where the whole model must fit)")
+    parser.add_argument("--cache_dir", "--cache-dir", help="where hub downloads are kept")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the base brings")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    from fastchat.checkpoint.merge import merge_adapter
+
+    try:
+        merge_adapter(
+            args.lora_path,
+            args.target_model_path,
+            base_model_path=args.base_model_path,
+            weights=args.base_weights,
+            device=args.device,
+            cache_dir=args.cache_dir,
+            trust_remote_code=args.trust_remote_code,
+        )
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return problem.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
