@@ -94,7 +94,7 @@ choose_launcher() {
 choose_evaluation() {
   evaluation=()
   if [ -n "$EVAL_DATA" ]; then
-    evaluation=(--eval_data_path "$EVAL_DATA" --eval_strategy "${EVAL_STRATEGY:-epoch}")
+    evaluation=(--eval_data_path="$EVAL_DATA" --eval_strategy "${EVAL_STRATEGY:-epoch}")
     evaluation+=(--per_device_eval_batch_size "${EVAL_BATCH_SIZE:-$BATCH_SIZE}")
   else
     say "EVAL_DATA is not set: training without evaluation."
@@ -107,9 +107,9 @@ choose_launcher
 choose_evaluation
 
 exec deepspeed "${launcher[@]}" "$ROOT/fastchat/train/train_lora.py" \
-  --model_name_or_path "$MODEL" \
-  --data_path "$DATA" \
-  --output_dir "$OUTPUT_DIR" \
+  --model_name_or_path="$MODEL" \
+  --data_path="$DATA" \
+  --output_dir="$OUTPUT_DIR" \
   --conv_template "${CONV_TEMPLATE:-vicuna_v1.1}" \
   --lora_r "$LORA_R" \
   --lora_alpha "${LORA_ALPHA:-16}" \

@@ -9,7 +9,7 @@ set -euo pipefail
 RUN_NAME=train_lora_13b_base
 
 LORA_R="${LORA_R:-16}"
-Q_LORA="${Q_LORA:-True}"         # base in nf4 with double quantisation
+Q_LORA="${Q_LORA:-True}"      # base in nf4 with double quantisation
 ZERO_STAGE="${ZERO_STAGE:-2}" # playground/deepspeed_config_lora_s2.json
 BATCH_SIZE="${BATCH_SIZE:-4}" # per GPU
 GRAD_ACCUM="${GRAD_ACCUM:-1}"

@@ -9,7 +9,7 @@ set -euo pipefail
 RUN_NAME=train_lora_70b_base
 
 LORA_R="${LORA_R:-64}"
-Q_LORA="${Q_LORA:-False}"         # base in nf4 with double quantisation
+Q_LORA="${Q_LORA:-False}"     # base in nf4 with double quantisation
 ZERO_STAGE="${ZERO_STAGE:-3}" # playground/deepspeed_config_lora_s3.json: optimizer and parameters offloaded to the CPU
 BATCH_SIZE="${BATCH_SIZE:-2}" # per GPU
 GRAD_ACCUM="${GRAD_ACCUM:-8}"

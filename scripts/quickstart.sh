@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# From nothing to a fine-tuned chat model that visibly learned something, with the commands that real runs use.
+#
+#   bash scripts/quickstart.sh
+#
+# It downloads no model and no data. Everything it makes is in .cache/quickstart; delete that folder to start afresh.
+#   1. .venv is set up in this checkout, if missing
+#   2. a tiny Llama (a million parameters) is really pre-trained on plain sentences about 242 facts, by full fine-tuning
+#   3. LoRA on conversations that ask about 160 of the facts, with the deepspeed launcher: two processes on a CPU, or all GPUs
+#   4. base and tuned model answer the same questions about the other 82 facts
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+
+WORK="$ROOT/.cache/quickstart"
+HERE="$ROOT/playground/quickstart"
+# Less than the full pre-training is only good for checking that everything runs; see tests/scripts.
+BASE_EPOCHS="${BASE_EPOCHS:-9}"
+CHAT_EPOCHS="${CHAT_EPOCHS:-6}"
+export HF_HUB_OFFLINE=1 WANDB_MODE="${WANDB_MODE:-disabled}"
+
+step() { printf '\n== %s\n' "$*"; }
+
+# Pre-train once; the base is kept until the text, the model or this recipe changes.
+make_base() {
+  local key threads
+  key="$BASE_EPOCHS $(cat "$HERE/facts.py" "$HERE/make_data.py" | cksum)"
+  if [ "$(cat "$WORK/base.key" 2>/dev/null)" = "$key" ]; then
+    printf 'already there from an earlier run: %s\n' "$WORK/base"
+    return
+  fi
+  rm -f "$WORK/base.key"
+  python "$HERE/make_data.py" "$WORK"
+  threads=$(($(nproc) < 4 ? $(nproc) : 4))
+  OMP_NUM_THREADS="$threads" CUDA_VISIBLE_DEVICES="$(first_gpu)" python -m fastchat.train.train \
+    --model_name_or_path "$WORK/blank" \
+    --data_path "$WORK/base.jsonl" \
+    --conv_template raw \
+    --output_dir "$WORK/base" --overwrite_output_dir True \
+    --num_train_epochs "$BASE_EPOCHS" \
+    --per_device_train_batch_size 16 \
+    --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 \
+    --model_max_length 256 \
+    --logging_steps 50 ${device[@]+"${device[@]}"}
+  printf '%s\n' "$key" >"$WORK/base.key"
+}
+
+first_gpu() {
+  local visible="${CUDA_VISIBLE_DEVICES:-0}"
+  printf '%s' "${visible%%,*}"
+}
+
+fine_tune() {
+  local processes="$1"
+  deepspeed "${launcher[@]}" "$ROOT/fastchat/train/train_lora.py" \
+    --model_name_or_path "$WORK/base" \
+    --data_path "$WORK/chat_train.json" \
+    --eval_data_path "$WORK/chat_eval.json" --eval_strategy epoch \
+    --conv_template vicuna_v1.1 \
+    --output_dir "$WORK/adapter" --overwrite_output_dir True \
+    --lora_r 16 --lora_alpha 16 --lora_dropout 0.05 \
+    --num_train_epochs "$CHAT_EPOCHS" \
+    --per_device_train_batch_size $((processes < 16 ? 16 / processes : 1)) \
+    --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 \
+    --model_max_length 256 \
+    --logging_steps 10 \
+    --deepspeed "$ROOT/playground/deepspeed_config_lora_s2.json" ${device[@]+"${device[@]}"}
+}
+
+step "1/4 environment"
+require_compiler
+setup_env
+export PATH="$VENV/bin:$PATH"
+gpus="$(num_gpus)"
+launcher=(--master_port "${MASTER_PORT:-29500}" --log_level warning)
+if [ "$gpus" -gt 0 ]; then
+  processes="$gpus"
+  device=()
+  printf '%s, %s GPU(s)\n' "$VENV" "$gpus"
+else
+  processes=2
+  device=(--use_cpu True)
+  launcher+=(--num_gpus 2)
+  printf '%s, no NVIDIA GPU: two processes on the CPU\n' "$VENV"
+fi
+
+mkdir -p "$WORK"
+step "2/4 base model: full fine-tuning of a blank Llama on plain text"
+make_base
+step "3/4 LoRA with ZeRO-2 on conversations, $processes process(es)"
+fine_tune "$processes"
+step "4/4 the same held-out questions to both"
+python "$HERE/compare.py" "$WORK/base" "$WORK/adapter" "$WORK/chat_eval.json"
+
+cat <<END
+
+What to do next
+  chat with it          $VENV/bin/python -m fastchat.serve.cli --model-path $WORK/adapter
+  see what is trained   $VENV/bin/python -m fastchat.data.preview --model_name_or_path $WORK/base --conv_template vicuna_v1.1 --data_path $WORK/chat_train.json
+  merge the adapter     $VENV/bin/python -m fastchat.model.apply_lora --base-model-path $WORK/base --lora-path $WORK/adapter --target-model-path merged
+  train a real model    MODEL=/path/to/Llama-2-7b-hf DATA=sharegpt_gpt4.json bash $ROOT/scripts/train_lora_7b_base.sh
+END

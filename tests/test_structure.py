@@ -1,0 +1,134 @@
+"""The shape of the code, kept by walking it: which room may import which, what loads torch, how long things may get."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "fastchat"
+# Each room may import itself, the rooms named here, and nothing else of the package.
+ARROWS = {
+    "errors": set(),
+    "conversation": {"errors"},
+    "data": {"conversation", "errors"},
+    "model": {"conversation", "errors"},
+    "plan": {"conversation", "errors"},
+    "checkpoint": {"model", "data", "plan", "conversation", "errors"},
+    "train": {"checkpoint", "model", "data", "plan", "conversation", "errors"},
+    "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors"},
+    "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors"},
+}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+OURS = [*SOURCES, *sorted((REPOSITORY / "tests").rglob("*.py")), *sorted((REPOSITORY / "playground").rglob("*.py"))]
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def _room(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def _imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every module a file imports, anywhere in it, by full name and line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports inside the package are absolute"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def _outside_functions(tree: ast.Module) -> Iterator[ast.stmt]:
+    """The statements that run when the file is imported."""
+    todo: list[ast.stmt] = list(tree.body)
+    while todo:
+        statement = todo.pop()
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
+            continue
+        yield statement
+        todo += [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.stmt)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_arrows_point_one_way(path: Path) -> None:
+    room = _room(path)
+    if room == "__init__":
+        return
+    allowed = ARROWS[room] | {room}
+    for module, line in _imported(ast.parse(path.read_text(encoding="utf-8"))):
+        parts = module.split(".")
+        assert parts[0] not in ("tests", "scripts", "playground"), f"{path}:{line} imports {module}"
+        if parts[0] == "fastchat" and len(parts) > 1 and parts[1] != "__version__":
+            assert parts[1] in allowed, f"{path}:{line}: {room} must not import {module}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "conversation").rglob("*.py")), ids=_name)
+def test_conversation_needs_only_the_standard_library(path: Path) -> None:
+    for module, line in _imported(ast.parse(path.read_text(encoding="utf-8"))):
+        top = module.split(".")[0]
+        # yaml is read inside the one function that loads a template file.
+        assert top in sys.stdlib_module_names or top in ("fastchat", "yaml"), f"{path}:{line} imports {module}"
+
+
+@pytest.mark.parametrize("room", ["errors.py", "conversation", "data", "plan"])
+def test_light_rooms_import_nothing_heavy_at_the_top(room: str) -> None:
+    paths = [p for p in SOURCES if _room(p) == room.removesuffix(".py")]
+    for path in paths:
+        for statement in _outside_functions(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                for module, line in _imported(statement):
+                    heavy = {"torch", "transformers", "peft", "deepspeed", "datasets", "bitsandbytes", "accelerate"}
+                    assert module.split(".")[0] not in heavy, f"{path}:{line} imports {module} at the top"
+
+
+@pytest.mark.parametrize("module", ["fastchat.errors", "fastchat.conversation", "fastchat.data.preview"])
+def test_importing_it_loads_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'yaml') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert run.stdout.strip() in ("[]", "['yaml']"), run.stdout
+    if module != "fastchat.data.preview":
+        assert run.stdout.strip() == "[]"
+
+
+def test_no_module_that_is_run_by_path_has_a_neighbour_shadowing_the_standard_library() -> None:
+    # `deepspeed fastchat/train/train_lora.py` puts fastchat/train first on sys.path.
+    shadows = [p.name for p in (PACKAGE / "train").glob("*.py") if p.stem in sys.stdlib_module_names]
+    assert shadows == []
+
+
+@pytest.mark.parametrize("path", OURS, ids=_name)
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MAX_FILE_LINES, f"{path} has {text.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, f"{path}:{node.lineno}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", [p for p in OURS if p.stat().st_size], ids=_name)
+def test_every_file_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no module docstring"
+
+
+def test_only_the_model_room_loads_pretrained_weights_or_tokenizers() -> None:
+    found = [
+        f"{_name(path)}:{i}"
+        for path in SOURCES
+        if _room(path) != "model"
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if ".from_pretrained(" in line
+    ]
+    assert found == []
