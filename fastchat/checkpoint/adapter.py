@@ -16,8 +16,8 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def write_adapter(folder: Path, model: Any, trained: dict[str, torch.Tensor]) -> None:
     """Writes adapter_model.safetensors and adapter_config.json and verifies them. For global rank 0.
 
-    `model`: the PeftModel; `trained`: what `gather_trained` gave. NumericError for weights that are not finite, CheckpointError
-    where the file does not hold every trained tensor exactly.
+    `model`: the PeftModel; `trained`: what `gather_trained` gave. NumericError for weights that are not finite,
+    CheckpointError where the file does not hold every trained tensor exactly.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -32,7 +32,7 @@ def write_adapter(folder: Path, model: Any, trained: dict[str, torch.Tensor]) ->
 
 
 def write_config(folder: Path, model: Any) -> None:
-    """adapter_config.json, with the base model's folder as an absolute path, so that the adapter can be used from anywhere."""
+    """adapter_config.json, with the base as an absolute path, so that the adapter can be used from anywhere."""
     config = model.peft_config["default"]
     base, inference = config.base_model_name_or_path, config.inference_mode
     if base and Path(base).expanduser().is_dir():

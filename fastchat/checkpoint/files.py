@@ -13,8 +13,9 @@ from pathlib import Path
 def staged(folder: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
     """Yields an empty folder inside `folder`; what is written there moves into `folder` when the block ends well.
 
-    Every file is flushed to disk and gets the mode the umask asks for before the first one moves (safetensors writes 0600).
-    Names in `last` move last, in that order: they are what makes the result loadable. After an error nothing has moved.
+    Every file is flushed to disk and gets the mode the umask asks for before the first one moves (safetensors writes
+    0600). Names in `last` move last, in that order: they are what makes the result loadable. After an error nothing
+    has moved.
 
         with staged("out", last=["adapter_config.json"]) as folder:
             write_weights(folder / "adapter_model.safetensors")

@@ -18,8 +18,9 @@ MAX_SHARD = "5GB"
 def write_model(folder: Path, model: Any, tensors: dict[str, torch.Tensor], stop_ids: Collection[int] = ()) -> None:
     """Writes a model that `AutoModelForCausalLM.from_pretrained` loads, and verifies the weights. For global rank 0.
 
-    `tensors`: what `gather_all` gave. `stop_ids` join the EOS of generation_config.json, so that generation ends where an answer
-    ends. NumericError for weights that are not finite, CheckpointError where the files differ from them.
+    `tensors`: what `gather_all` gave. `stop_ids` join the EOS of generation_config.json, so that generation ends
+    where an answer ends. NumericError for weights that are not finite, CheckpointError where the files differ from
+    them.
     """
     check_finite(tensors)
     config, generation = model.config, model.generation_config
@@ -36,7 +37,7 @@ def write_model(folder: Path, model: Any, tensors: dict[str, torch.Tensor], stop
 
 
 def _as_saved(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the files should hold: of a weight under several names only the first, in the names of published checkpoints."""
+    """What the files should hold: tied weights once, under the names of published checkpoints."""
     if getattr(model, "_weight_conversions", None):
         from transformers.core_model_loading import revert_weight_conversion
 
@@ -59,5 +60,7 @@ def _generation_config(generation: Any, stop_ids: Collection[int]) -> Any:
     stops = list(dict.fromkeys([*known, *stop_ids]))
     generation.eos_token_id = stops[0] if len(stops) == 1 else stops or None
     if not generation.do_sample and any(value is not None for value in (generation.temperature, generation.top_p)):
-        generation.do_sample = True  # Llama-2's own file sets a temperature without it, which transformers refuses to write
+        generation.do_sample = (
+            True  # Llama-2's own file sets a temperature without it, which transformers refuses to write
+        )
     return generation

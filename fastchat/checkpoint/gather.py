@@ -51,7 +51,7 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NumericError(
-                f"the trained weights are not finite ({name}), so nothing was saved; lower --learning_rate or check the data"
+                f"the trained weights are not finite ({name}): nothing was saved; lower --learning_rate, check the data"
             )
 
 
@@ -64,12 +64,14 @@ def compare_files(files: Iterable[Path], expected: dict[str, torch.Tensor]) -> N
         tensor = left.pop(name)
         if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
             raise CheckpointError(
-                f"{name} was saved as {stored.dtype} {tuple(stored.shape)} instead of {tensor.dtype} {tuple(tensor.shape)}"
+                f"{name}: saved {stored.dtype} {tuple(stored.shape)}, trained {tensor.dtype} {tuple(tensor.shape)}"
             )
         if not torch.equal(_bits(stored), _bits(tensor)):
             raise CheckpointError(f"{name} read back from disk differs from what was trained; check the disk")
     if left:
-        raise CheckpointError(f"{len(left)} trained tensors are missing from the saved file, such as {next(iter(left))}")
+        raise CheckpointError(
+            f"{len(left)} trained tensors are missing from the saved file, such as {next(iter(left))}"
+        )
 
 
 def _stored(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Saves a result: gathered in all processes, written and read back by global rank 0, in place completely or not at all."""
+"""Saves a result: gathered from all processes, written and read back by global rank 0, complete or absent."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Companions:
 def save_result(model: Any, folder: str | Path, companions: Companions, *, adapter: bool) -> None:
     """Saves the adapter (`adapter`: only what is trained) or the whole model into `folder`. Every process calls it.
 
-    CheckpointError where the files, read back, are not the gathered weights; NumericError where those are not finite. Then the
-    folder is as it was, and every process raises.
+    CheckpointError where the files, read back, are not the gathered weights; NumericError where those are not finite.
+    Then the folder is as it was, and every process raises.
     """
     tensors = gather_trained(model) if adapter else gather_all(model)
 
@@ -61,5 +61,5 @@ def _first_process(work: Callable[[], None]) -> None:
             outcome[0] = error
     dist.broadcast_object_list(outcome, src=0)
     if outcome[0] is not None:
-        outcome[0].shared = True
+        outcome[0].shared = True  # pyright: ignore[reportAttributeAccessIssue]  # all ranks have it: rank 0 speaks
         raise outcome[0]

@@ -1,7 +1,7 @@
 """Every setting of a training run: four dataclasses, with the documents' names and defaults.
 
-The dataclasses only hold values. `options.py` reads them from a recipe file and the command line, `checks.py` refuses what
-cannot work, `settings.py` puts the three together. Importing this module imports transformers (5 to 12 s).
+The dataclasses only hold values. `options.py` reads them from a recipe file and the command line, `checks.py` refuses
+what cannot work, `settings.py` puts the three together. Importing this module imports transformers (5 to 12 s).
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class LoraArguments:
 class TrainingArguments(transformers.TrainingArguments):
     """transformers' own training arguments, plus the names that scripts still use and transformers 5 dropped.
 
-    Differs from transformers' defaults where the documents do: one log row per step, evaluation and checkpoints only when
-    asked for, no loss ever replaced because it is NaN.
+    Differs from transformers' defaults where the documents do: one log row per step, evaluation and checkpoints only
+    when asked for, no loss ever replaced because it is NaN.
     """
 
     cache_dir: str | None = field(default=None, metadata={"help": "where hub models are kept"})

@@ -16,9 +16,10 @@ _SPEED = ("runtime", "samples_per_second", "steps_per_second")
 class MetricsFile(TrainerCallback):
     """Appends a row for every logged step and every evaluation; only global rank 0 writes.
 
-    Training rows: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens. `loss` is the mean over the
-    supervised tokens since the previous row, and the two counts belong to the same steps, over all processes. Evaluation rows:
-    step, epoch, eval_loss, eval_num_supervised_tokens. A number that is not finite is null: JSON has no NaN.
+    Training rows: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens. `loss` is the mean
+    over the supervised tokens since the previous row, and the two counts belong to the same steps, over all
+    processes. Evaluation rows: step, epoch, eval_loss, eval_num_supervised_tokens. A number that is not finite is
+    null: JSON has no NaN.
     """
 
     def __init__(self, folder: str | Path) -> None:

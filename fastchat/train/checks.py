@@ -10,20 +10,42 @@ from fastchat.errors import DataError, SettingsError
 from fastchat.train.arguments import UNSUPPORTED
 from fastchat.train.values import Values
 
-_AT_LEAST_ONE = (
-    "model_max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps lora_r lora_alpha "
-    "save_total_limit ddp_timeout dataloader_prefetch_factor ddp_bucket_cap_mb"
-).split()
-_ABOVE_ZERO = "num_train_epochs learning_rate logging_steps save_steps eval_steps adam_epsilon neftune_noise_alpha".split()
-_NOT_NEGATIVE = (
-    "warmup_steps weight_decay max_grad_norm seed data_seed dataloader_num_workers eval_delay"
-).split()
-_SHARE = "lora_dropout label_smoothing_factor adam_beta1 adam_beta2".split()  # 0 <= x < 1
+_AT_LEAST_ONE = [
+    "model_max_length",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "lora_r",
+    "lora_alpha",
+    "save_total_limit",
+    "ddp_timeout",
+    "dataloader_prefetch_factor",
+    "ddp_bucket_cap_mb",
+]
+_ABOVE_ZERO = [
+    "num_train_epochs",
+    "learning_rate",
+    "logging_steps",
+    "save_steps",
+    "eval_steps",
+    "adam_epsilon",
+    "neftune_noise_alpha",
+]
+_NOT_NEGATIVE = [
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "data_seed",
+    "dataloader_num_workers",
+    "eval_delay",
+]
+_SHARE = ["lora_dropout", "label_smoothing_factor", "adam_beta1", "adam_beta2"]  # 0 <= x < 1
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def check(values: Values) -> None:
-    """Every check that needs neither torch nor the model. Raises at the first failure, so order is by what users mistype most."""
+    """Every check that needs neither torch nor the model; raises at the first failure."""
     for step in (_required, _unsupported, _ranges, _paths, _precision, _evaluation, _saving, _adapter, _batches):
         step(values)
 
@@ -114,7 +136,9 @@ def _evaluation(values: Values) -> None:
         if wanted and strategy == "no":
             raise SettingsError(f"--{name} compares evaluations; add --eval_strategy epoch and --eval_data_path")
     if values["metric_for_best_model"] not in (None, "loss", "eval_loss"):
-        raise SettingsError(f"--metric_for_best_model is {values['metric_for_best_model']!r}; only loss is measured here")
+        raise SettingsError(
+            f"--metric_for_best_model is {values['metric_for_best_model']!r}; only loss is measured here"
+        )
     if values["do_train"] is False and values.given("do_train"):
         raise SettingsError("--do_train False: this command always trains; leave it out")
 
@@ -122,7 +146,8 @@ def _evaluation(values: Values) -> None:
 def _saving(values: Values) -> None:
     if values["load_best_model_at_end"] and values["save_strategy"] not in ("best", values["eval_strategy"]):
         raise SettingsError(
-            f"--load_best_model_at_end needs a checkpoint for every evaluation: --save_strategy is {values['save_strategy']}, "
+            "--load_best_model_at_end needs a checkpoint for every evaluation: "
+            f"--save_strategy is {values['save_strategy']}, "
             f"--eval_strategy is {values['eval_strategy']}; make them equal"
         )
 
@@ -142,10 +167,13 @@ def _adapter(values: Values) -> None:
 
 def _batches(values: Values) -> None:
     if values["group_by_length"] and values["train_sampling_strategy"] == "sequential":
-        raise SettingsError("--group_by_length and --train_sampling_strategy sequential contradict each other; keep one")
+        raise SettingsError(
+            "--group_by_length and --train_sampling_strategy sequential contradict each other; keep one"
+        )
     if values["train_sampling_strategy"] not in ("random", "sequential", "group_by_length"):
         raise SettingsError(
-            f"--train_sampling_strategy is {values['train_sampling_strategy']!r}; it can be random, sequential or group_by_length"
+            f"--train_sampling_strategy is {values['train_sampling_strategy']!r}; "
+            "it can be random, sequential or group_by_length"
         )
     for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
         if values[name] and not values["dataloader_num_workers"]:

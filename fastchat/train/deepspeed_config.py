@@ -8,8 +8,8 @@ from typing import Any
 
 from fastchat.errors import SettingsError, say
 
-# Blocks that must follow the command line wherever the file does not fix them. Without the precision blocks DeepSpeed trains in
-# float32 whatever --bf16 says; without gradient_clipping it ignores --max_grad_norm.
+# Blocks that follow the command line wherever the file does not fix them. Without the precision blocks DeepSpeed trains
+# in float32 whatever --bf16 says; without gradient_clipping it ignores --max_grad_norm.
 _FOLLOW_COMMAND_LINE: dict[str, Any] = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",

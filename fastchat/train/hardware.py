@@ -1,4 +1,4 @@
-"""What the machine lacks: each missing thing falls back with one line, or stops the run where nothing can stand in for it."""
+"""What the machine lacks: each thing falls back with one line, or stops the run where nothing can replace it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastchat.errors import ResourceError, SettingsError, say
 from fastchat.train.deepspeed_config import offloads
 from fastchat.train.values import Values
 
-# Optimizers of bitsandbytes have no CPU kernels. These compute AdamW, only with less memory, so AdamW can stand in for them.
+# bitsandbytes has no CPU kernels for these. They compute AdamW, only with less memory, so AdamW can stand in for them.
 _ADAMW_ON_CPU = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw")
 _GPU_ONLY_WORDS = ("paged_", "8bit", "bnb", "apex", "_4bit")
 
@@ -52,7 +52,9 @@ def _fit_to_gpu(values: Values) -> None:
         raise SettingsError("--bf16 needs an Ampere GPU or newer; use --fp16 True here")
     if "WORLD_SIZE" not in os.environ and torch.cuda.device_count() > 1:
         count = torch.cuda.device_count()
-        say(f"one process, {count} GPUs: only the first trains; `deepspeed` or `torchrun --nproc_per_node {count}` uses all")
+        say(
+            f"one process, {count} GPUs: only the first trains; deepspeed or torchrun --nproc_per_node {count} uses all"
+        )
 
 
 def check_compiler(config: dict | None, use_cpu: bool) -> None:

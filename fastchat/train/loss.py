@@ -15,15 +15,19 @@ IGNORED = -100
 
 
 def count_tokens(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """[2] int64: (supervised tokens, tokens) of some micro-batches. The first token of a row is predicted by nothing.
+    """[2] int64: (supervised tokens, tokens) of some micro-batches.
+
+    The first token of a row is predicted by nothing; the tokens of a row in which nothing is supervised (a dummy) do
+    not count.
 
     >>> count_tokens([{"labels": torch.tensor([[-100, 5, 6, -100]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}])
     tensor([2, 3])
     """
     counts = torch.zeros(2, dtype=torch.int64)
     for batch in batches:
-        counts[0] += (batch["labels"][:, 1:] != IGNORED).sum().cpu()
-        counts[1] += batch["attention_mask"].sum().cpu()
+        supervised = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+        counts[0] += supervised.sum().cpu()
+        counts[1] += batch["attention_mask"][supervised > 0].sum().cpu()
     return counts
 
 

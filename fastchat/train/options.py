@@ -24,7 +24,7 @@ TRUE, FALSE = {"true", "t", "yes", "y", "on", "1"}, {"false", "f", "no", "n", "o
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: its name, its type as annotated (`int`, `list[str]`, `Literal[...]`, `X | None` ...), its default."""
+    """One setting: its name, its type as annotated (`int`, `list[str]`, `Literal[...]`, `X | None`), its default."""
 
     name: str
     type: Any
@@ -60,7 +60,8 @@ class Option:
 def split_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """Separates the recipe (a first word that is no flag) from the flags.
 
-    The deepspeed launcher puts `--local_rank=N` in front of everything; the rank is read from the environment, so it goes.
+    The deepspeed launcher puts `--local_rank=N` in front of everything; the rank is read from the environment, so it
+    goes.
     """
     words: list[str] = []
     skip = False

@@ -19,14 +19,20 @@ T = TypeVar("T")
 def start_processes(*, use_cpu: bool, deepspeed: bool, backend: str | None, timeout_s: int) -> None:
     """Joins the process group of the launcher, if there is one.
 
-    It has to exist before the model: ZeRO-3 partitions weights while they are loaded, and transformers alone starts the group too
-    late for that on a CPU. A DeepSpeed run without a launcher becomes a group of one.
+    It has to exist before the model: ZeRO-3 partitions weights while they are loaded, and transformers alone starts
+    the group too late for that on a CPU. A DeepSpeed run without a launcher becomes a group of one.
     """
     if deepspeed and "WORLD_SIZE" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         os.environ.update(alone)
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         return
@@ -64,7 +70,7 @@ def barrier() -> None:
 
 
 def agree(outcome: UserError | None) -> None:
-    """Every process brings the error it met (or None); where any met one, all raise it, so that none is left waiting."""
+    """Every process brings the error it met, or None; where any met one all raise it, so that none is left waiting."""
     if not dist.is_initialized():
         if outcome is not None:
             raise outcome

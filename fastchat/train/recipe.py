@@ -1,7 +1,8 @@
-"""The recipe, LoRA and full fine-tuning alike: settings, tokenizer, template, data, model, training, saving, evaluation, record.
+"""The recipe, LoRA and full fine-tuning alike: settings, tokenizer, template, data, model, training, saving,
+evaluation, record.
 
-Every process runs all of it. What can be wrong with settings or data is found before the model loads, and nothing is written
-into `--output_dir` before the model stands.
+Every process runs all of it. What can be wrong with settings or data is found before the model loads, and nothing is
+written into `--output_dir` before the model stands.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import set_seed
 
 from fastchat.checkpoint.save import Companions, save_result
 from fastchat.conversation import choose_template, load_template_file
@@ -35,7 +37,17 @@ from fastchat.train.status import RunStatus, check_output_dir, clear_results
 from fastchat.train.tokens import Corpus, read_corpus, share
 from fastchat.train.trainer import ChatTrainer
 
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "bitsandbytes", "tokenizers", "safetensors", "fschat")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "fschat",
+)
 
 
 def train(settings: Settings, status: RunStatus) -> None:
@@ -45,7 +57,9 @@ def train(settings: Settings, status: RunStatus) -> None:
     check_output_dir(output_dir, overwrite=overwrite, resume=bool(resume))
 
     tokenizer, pad, bound = _prepare_text(settings)
-    config = load_config(_base(settings), cache_dir=settings.training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
+    config = load_config(
+        _base(settings), cache_dir=settings.training.cache_dir, trust_remote_code=settings.model.trust_remote_code
+    )
     rope = _choose_rope(settings, config)
     corpora = _read_data(settings, bound)
 
@@ -61,12 +75,16 @@ def train(settings: Settings, status: RunStatus) -> None:
     writer = functools.partial(_save, settings, tokenizer, bound, None)
     trainer = _make_trainer(settings, model, corpora, pad, writer)
     say(f"training {trainable:,} of {total:,} parameters on {len(corpora['train'].dataset):,} dialogues")
+    torch.manual_seed(settings.training.seed + rank())  # dropout differs between processes, as it does between rows
     result = trainer.train(resume_from_checkpoint=resume)
 
     record = _record(settings, trainer, bound, rope, corpora, trainable)
     record.metrics = _measured(trainer, result.metrics)
-    say(f"really used: {record.engine}, {record.world_size} process(es), attention {record.attention}, dtype {record.dtype}, "
-        f"quantisation {(record.quantization or {}).get('type') or 'none'}, optimizer {record.optimizer}")
+    say(
+        f"really used: {record.engine}, {record.world_size} process(es), attention {record.attention}, "
+        f"dtype {record.dtype}, "
+        f"quantisation {(record.quantization or {}).get('type') or 'none'}, optimizer {record.optimizer}"
+    )
     _save(settings, tokenizer, bound, record, trainer, str(output_dir))
     if "eval" in corpora:
         record.metrics.update(_final_evaluation(trainer))
@@ -156,6 +174,7 @@ def _load_model(settings: Settings, config: Any, rope: RopeChoice | None) -> Any
     runs_in = half or (dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype)
     attention, line = choose_attention(model.flash_attn, config=config, dtype=runs_in, device=training.device)
     say(line)
+    set_seed(training.seed)  # the adapter starts from random numbers: the same ones in every process
     loaded = load_base_model(
         _base(settings),
         dtype=dtype,
@@ -176,7 +195,7 @@ def _load_model(settings: Settings, config: Any, rope: RopeChoice | None) -> Any
 
 
 def _weights_dtype(settings: Settings) -> str | torch.dtype:
-    """What to load the weights as. Full fine-tuning under --fp16 scales float32 gradients, so it needs float32 weights."""
+    """What to load the weights as. Full fine-tuning under --fp16 scales gradients, so it needs float32 weights."""
     asked = settings.model.dtype
     if settings.lora is None and settings.training.fp16 and asked == "auto" and settings.deepspeed_config is None:
         say("--fp16: the weights are loaded as float32, computing is in float16")
@@ -312,7 +331,9 @@ def _summary(settings: Settings, trainer: ChatTrainer, record: RunRecord, output
     barrier()
     metrics = record.metrics
     kind = "adapter" if settings.lora is not None else "model"
-    line = f"saved and verified: {kind} in {output_dir}, {metrics['steps']} steps, train loss {metrics['train_loss']:.4f}"
+    line = (
+        f"saved and verified: {kind} in {output_dir}, {metrics['steps']} steps, train loss {metrics['train_loss']:.4f}"
+    )
     if "eval_loss" in metrics:
         before = f"{metrics['eval_loss_before']:.4f} -> " if "eval_loss_before" in metrics else ""
         line += f", eval loss {before}{metrics['eval_loss']:.4f}"

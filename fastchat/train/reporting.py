@@ -1,4 +1,4 @@
-"""Where metrics are sent besides the output folder: only where the user has set that up, and never with a login prompt."""
+"""Where metrics go besides the output folder: only where the user has set that up, never with a login prompt."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ def quiet_libraries() -> None:
         ("TOKENIZERS_PARALLELISM", "true"),
     ):
         os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate|torch|deepspeed)\b")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it announces an optional CPU kernel that is not installed
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(transformers|peft|accelerate|torch|deepspeed)\b"
+    )
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it announces an optional CPU kernel that is not installed
 
 
 def choose_reports(values: Values) -> None:
-    """Resolves `--report_to`: unset means wandb where it is configured, else nothing. SettingsError for an unknown name."""
+    """Resolves `--report_to`: unset means wandb where it is configured, else nothing. Raises SettingsError."""
     asked = values["report_to"]
     names = [asked] if isinstance(asked, str) else list(asked or [])
     names = [part for name in names for part in name.split(",") if part]
@@ -37,7 +41,9 @@ def choose_reports(values: Values) -> None:
         if _wandb_off() or not (wandb_key_known() or _wandb_offline()) or not _installed("wandb"):
             values.derive("report_to", ["none"])
             return
-        values.derive("report_to", ["wandb"], "wandb is configured here: metrics go there too (--report_to none stops it)")
+        values.derive(
+            "report_to", ["wandb"], "wandb is configured here: metrics go there too (--report_to none stops it)"
+        )
         return
     if names == ["all"]:
         names = [name for name in _TARGETS if _installed(name) and (name != "wandb" or wandb_key_known())]

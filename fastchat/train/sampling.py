@@ -1,13 +1,13 @@
 """Which dialogue is trained when: the same global batches whatever the number of processes.
 
-Global batch k is a fixed slice of one permutation. It is cut into rows of `world_size * per_device_batch` dialogues, one
-micro-step each, and every process takes its part of a row:
+Global batch k is a fixed slice of one permutation. It is cut into rows of `world_size * per_device_batch` dialogues,
+one micro-step each, and every process takes its part of a row:
 
     global batch of 8, two processes, per-device batch 2, accumulation 2
     permutation  [a b c d | e f g h]      rank 0 trains [a b] then [e f], rank 1 trains [c d] then [g h]
 
-The tail of an epoch is shorter, never filled with dialogues that were trained already: a process without a dialogue gets
-`DUMMY`, a row without supervised tokens that adds exactly zero, so that all processes still meet in every step.
+The tail of an epoch is shorter, never filled with dialogues that were trained already: a process without a dialogue
+gets `DUMMY`, a row without supervised tokens that adds exactly zero, so that all processes still meet in every step.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class GlobalBatches:
     """The micro-batches of one process, one list of dialogue numbers each; a torch batch sampler.
 
     Args: `num_samples` dialogues; `micro` per process and micro-step; `accumulation` micro-steps per optimizer step;
-    `order` "random", "sequential" or "group_by_length" (then `lengths` holds one number per dialogue); `drop_last` leaves an
-    incomplete global batch out.
+    `order` "random", "sequential" or "group_by_length" (then `lengths` holds one number per dialogue); `drop_last`
+    leaves an incomplete global batch out.
     """
 
     def __init__(
@@ -55,16 +55,13 @@ class GlobalBatches:
     def permutation(self) -> np.ndarray:
         """All dialogue numbers in this epoch's order, [num_samples], or fewer with `drop_last`."""
         rng = np.random.default_rng([self.seed, self.epoch])
-        if self.order == "sequential":
-            order = np.arange(self.num_samples)
-        else:
-            order = rng.permutation(self.num_samples)
+        order = np.arange(self.num_samples) if self.order == "sequential" else rng.permutation(self.num_samples)
         if self.order == "group_by_length":
             order = self._grouped(order, rng)
         return order[: len(order) // self.global_batch * self.global_batch] if self.drop_last else order
 
     def _grouped(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Sorts megabatches by length, then shuffles whole global batches, the longest first (memory runs out early or never)."""
+        """Sorts megabatches by length, shuffles global batches; the longest is first: memory runs out early or never."""
         assert self.lengths is not None, "grouping needs lengths"
         size = self.global_batch * _MEGABATCHES
         chunks = [order[i : i + size] for i in range(0, len(order), size)]

@@ -4,7 +4,8 @@
     settings.training.learning_rate            # 0.0001
     settings.origin["learning_rate"]           # "command line"
 
-The command line overrides the recipe, the recipe overrides the defaults. Whatever cannot work is a SettingsError in one line.
+The command line overrides the recipe, the recipe overrides the defaults. Whatever cannot work is a SettingsError in
+one line.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Settings:
         self.values.derive(name, value)
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """{name: {"value": ..., "from": "default" | "yaml" | "command line" | "derived"}} for training.json; never a token."""
+        """{name: {"value", "from": "default"|"yaml"|"command line"|"derived"}} for training.json; never a token."""
         return {
             name: {"value": _plain(self.values[name]), "from": self.origin[name]}
             for name in self.values.names()
@@ -79,8 +80,8 @@ def find_output_dir(argv: Sequence[str]) -> str | None:
 def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     """Reads, checks and completes the settings; joins the launcher's processes, since transformers wants to know them.
 
-    Raises SettingsError (DataError for a missing data file, ResourceError for a missing compiler). Prints the help and ends on
-    `--help`.
+    Raises SettingsError (DataError for a missing data file, ResourceError for a missing compiler). Prints the help
+    and ends on `--help`.
     """
     recipe, words = split_recipe(argv)
     if recipe is not None:
@@ -149,7 +150,9 @@ def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Setting
             training = arguments.TrainingArguments(**kwargs)
     except (ValueError, ImportError) as error:
         raise SettingsError(" ".join(str(error).split())) from None
-    training._n_gpu = min(training.n_gpu, 1)  # several GPUs without a launcher: transformers would copy the model to each
+    training._n_gpu = min(
+        training.n_gpu, 1
+    )  # several GPUs without a launcher: transformers would copy the model to each
     settings = Settings(
         model=arguments.ModelArguments(**{n: values[n] for n in _names(arguments.ModelArguments)}),
         data=arguments.DataArguments(**{n: values[n] for n in _names(arguments.DataArguments)}),
@@ -210,7 +213,9 @@ def _check_built(settings: Settings) -> None:
         )
     except (ValueError, TypeError) as error:
         name = training.lr_scheduler_type.value
-        raise SettingsError(f"--lr_scheduler_type {name} with --lr_scheduler_kwargs {training.lr_scheduler_kwargs}: {error}") from None
+        raise SettingsError(
+            f"--lr_scheduler_type {name} with --lr_scheduler_kwargs {training.lr_scheduler_kwargs}: {error}"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

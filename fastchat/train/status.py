@@ -1,7 +1,8 @@
 """How a run ends: one message, one exit code, and `status.json` in the output folder saying the same.
 
-`status.json`: {"exit_code": 0 | 2 | 3 | 4 | 5 | 6 | 75 | 1 | null, "status": "running" | "done" | "failed" | "bug", "message": ...,
-"started": ..., "time": ...}. Launchers hide exit codes (torchrun turns every one into 1), the file does not.
+`status.json`: {"exit_code": 0 | 2 | 3 | 4 | 5 | 6 | 75 | 1 | null, "status": "running" | "done" | "failed" | "bug",
+"message": ..., "started": ..., "time": ...}. Launchers hide exit codes (torchrun turns every one into 1), the file
+does not.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _RESULT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
 class RunStatus:
     """Keeps `status.json` of one run, and the rule that nothing which was there before is touched by a failed start.
 
-    Before `claim` only a missing folder, an empty one, or one that holds nothing but an earlier failure's `status.json` is
-    written to. `claim` is called once every check has passed; from then on the folder is this run's.
+    Before `claim` only a missing folder, an empty one, or one that holds nothing but an earlier failure's
+    `status.json` is written to. `claim` is called once every check has passed; from then on the folder is this run's.
     """
 
     def __init__(self, output_dir: str | Path | None = None) -> None:
@@ -82,7 +83,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def only_failed_status(folder: Path) -> bool:
-    """Whether nothing would be lost by writing `status.json` there: no folder, an empty one, or only a failed start's file."""
+    """Whether writing `status.json` there loses nothing: no folder, an empty one, or only a failed start's file."""
     if not folder.exists():
         return True
     if not folder.is_dir():
@@ -99,7 +100,7 @@ def only_failed_status(folder: Path) -> bool:
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool) -> None:
-    """SettingsError where the folder already holds a result or checkpoints and neither replacing nor resuming was asked for."""
+    """SettingsError where the folder holds a result or checkpoints and neither replacing nor resuming was asked for."""
     found = existing_results(Path(output_dir).expanduser())
     if found and not overwrite and not resume:
         raise SettingsError(
@@ -135,8 +136,8 @@ def is_first_process() -> bool:
 def run_main(body: Callable[[RunStatus], None], output_dir: str | None) -> NoReturn:
     """Runs `body` and ends the process with the right code. Every rank exits with the code; one of them speaks.
 
-    An error that all ranks share is printed by the first process of each machine. One that a single rank meets (out of memory,
-    a full disk) is printed by that rank, and the launcher ends the others.
+    An error that all ranks share is printed by the first process of each machine. One that a single rank meets (out
+    of memory, a full disk) is printed by that rank, and the launcher ends the others.
     """
     status = RunStatus(output_dir)
     try:
@@ -169,13 +170,22 @@ def describe(error: BaseException) -> tuple[int, str, str]:
     if is_out_of_memory(error):
         return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {LESS_MEMORY}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return EXIT_RESOURCE, "failed", f"the disk is full: {error.filename or ''}; free some space or name another --output_dir"
-    return EXIT_BUG, "bug", f"{type(error).__name__}: {_first_line(error)} (this is a bug in the program, please report it)"
+        return (
+            EXIT_RESOURCE,
+            "failed",
+            f"the disk is full: {error.filename or ''}; free some space or name another --output_dir",
+        )
+    return (
+        EXIT_BUG,
+        "bug",
+        f"{type(error).__name__}: {_first_line(error)} (this is a bug in the program, please report it)",
+    )
 
 
 LESS_MEMORY = (
-    "lower --per_device_train_batch_size (and raise --gradient_accumulation_steps by as much), lower --model_max_length, "
-    "set --gradient_checkpointing True, --q_lora True for LoRA, or use a ZeRO-3 configuration with --deepspeed"
+    "lower --per_device_train_batch_size (and raise --gradient_accumulation_steps by as much), "
+    "lower --model_max_length, set --gradient_checkpointing True, --q_lora True for LoRA, "
+    "or use a ZeRO-3 configuration with --deepspeed"
 )
 
 

@@ -21,8 +21,8 @@ from fastchat.train.processes import barrier, first_on_machine, local_rank, toge
 class Corpus:
     """The training or the evaluation data of a run.
 
-    `store` is None in all but the first process of a machine until `share` was called, and always None when dialogues are
-    tokenised lazily. `counts` is known to the first process only.
+    `store` is None in all but the first process of a machine until `share` was called, and always None when dialogues
+    are tokenised lazily. `counts` is known to the first process only.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Full fine-tuning: the recipe of `train_lora.py` without the adapter.
 
-    deepspeed fastchat/train/train.py --model_name_or_path MODEL --data_path chats.json --output_dir out --deepspeed s2.json
-    torchrun --nproc_per_node 2 -m fastchat.train.train recipe.yaml --learning_rate 1e-4
-    python -m fastchat.train.train recipe.yaml
+    deepspeed fastchat/train/train.py --model_name_or_path MODEL --data_path chats.json --output_dir out --deepspeed
+    s2.json torchrun --nproc_per_node 2 -m fastchat.train.train recipe.yaml --learning_rate 1e-4 python -m
+    fastchat.train.train recipe.yaml
 
 All three take the same flags and give the same result. `--help` lists the settings.
 """

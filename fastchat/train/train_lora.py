@@ -1,7 +1,7 @@
 """LoRA fine-tuning, what people run:
 
-    deepspeed fastchat/train/train_lora.py --model_name_or_path MODEL --data_path chats.json --output_dir out --deepspeed s2.json
-    torchrun --nproc_per_node 2 -m fastchat.train.train_lora recipe.yaml --learning_rate 1e-4
+    deepspeed fastchat/train/train_lora.py --model_name_or_path MODEL --data_path chats.json --output_dir out
+    --deepspeed s2.json torchrun --nproc_per_node 2 -m fastchat.train.train_lora recipe.yaml --learning_rate 1e-4
     python -m fastchat.train.train_lora recipe.yaml
 
 All three take the same flags and give the same result. `--help` lists the settings.

@@ -1,5 +1,5 @@
-"""transformers' Trainer with an exact loss, an exact evaluation, a batch order that does not depend on the number of processes,
-and no files of its own: saving is handed to the checkpoint room.
+"""transformers' Trainer with an exact loss, an exact evaluation, a batch order that does not depend on the number of
+processes, and no files of its own: saving is handed to the checkpoint room.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class ChatTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
-        self._sums = torch.zeros(3, dtype=torch.float64)  # since the last log row, this process: loss, supervised, tokens
+        self._sums = torch.zeros(
+            3, dtype=torch.float64
+        )  # since the last log row, this process: loss, supervised, tokens
         self._run_sums = torch.zeros(2, dtype=torch.float64)  # the whole run, all processes: loss, supervised
 
     # ---- batches ----
@@ -89,7 +91,9 @@ class ChatTrainer(Trainer):
         self._sums[1:] += counts
         return self._total(counts)[0].clamp(min=1)
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """This process's share of the step's loss, times the number of processes: gradients are averaged over them."""
         assert not return_outputs, "the logits are not kept"
         total = loss_sum(model, inputs, self.args.label_smoothing_factor)
@@ -97,7 +101,7 @@ class ChatTrainer(Trainer):
         return total * self.args.world_size / num_items_in_batch
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of one micro-batch. The loss is already divided for the whole step, so nothing else may scale it."""
+        """Forward and backward of one micro-batch; the loss is already divided for the whole step."""
         model.train()
         optimizer: Any = self.optimizer
         if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers have two modes
@@ -148,7 +152,7 @@ class ChatTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """eval_loss = summed loss / number of supervised tokens over the whole set, whatever the batch size and processes."""
+        """eval_loss = summed loss / supervised tokens of the whole set, whatever the batches and processes."""
         model: Any = self.model
         model.eval()
         optimizer: Any = self.optimizer
@@ -178,7 +182,7 @@ class ChatTrainer(Trainer):
     # ---- what was really used ----
 
     def engine(self) -> str:
-        """"plain", "ddp", or "zero" and the stage of the running DeepSpeed engine. Known once training has begun."""
+        """ "plain", "ddp", or "zero" and the stage of the running DeepSpeed engine. Known once training has begun."""
         wrapped: Any = self.model_wrapped
         if self.is_deepspeed_enabled:
             return f"zero{wrapped.zero_optimization_stage()}"
