@@ -11,7 +11,7 @@ from typing import Literal
 from fastchat.conversation import Dialogue
 from fastchat.data.bad_rows import BadRow, BadRowReport
 from fastchat.data.formats import parse_row, row_id
-from fastchat.data.reading import Row, read_rows
+from fastchat.data.reading import Row, read_rows, unreadable
 from fastchat.errors import say
 
 
@@ -50,6 +50,7 @@ def load_dialogues(paths: Sequence[str], *, on_bad_row: Literal["stop", "skip"] 
         DataError: a file cannot be read or is empty; or rows are malformed and `on_bad_row` is "stop": the message then
             lists the first 20 as file:line: reason, and the total by reason.
     """
+    assert not isinstance(paths, str), paths
     records: list[Record] = []
     counts: Counter[str] = Counter()
     report = BadRowReport()
@@ -78,14 +79,21 @@ def _record(index: int, row: Row, counts: Counter[str], report: BadRowReport) ->
 
 
 def data_fingerprint(paths: Sequence[str]) -> str:
-    """sha256 of the files' bytes in hex: of one file what `sha256sum` prints, of several the sha256 of those sums."""
+    """sha256 of the files' bytes in hex: of one file what `sha256sum` prints, of several the sha256 of those sums.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     sums = [_sha256(path) for path in paths]
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def _sha256(path: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise unreadable(path, error) from None
     return digest.hexdigest()

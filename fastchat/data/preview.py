@@ -121,14 +121,33 @@ def _check(args: argparse.Namespace) -> None:
         raise SettingsError(f"--model_max_length {args.model_max_length}: it needs to be at least 1.")
     if args.num < 0:
         raise SettingsError(f"--num {args.num}: it needs to be 0 or more.")
-    if args.output is None:
-        return
-    output = Path(args.output)
+    _check_model(args.model_name_or_path)
+    if args.output is not None:
+        _check_output(Path(args.output), args.data_path)
+
+
+def _check_model(name: str) -> None:
+    """Tell what needs no library to be seen; anything else is for the tokenizer's loader (a name on the hub, say)."""
+    path = Path(name)
+    if path.is_dir():
+        files = os.listdir(path)
+        if not any(part in file for file in files for part in ("token", "vocab", "spiece")):
+            found = ", ".join(sorted(files)[:5]) or "nothing"
+            raise SettingsError(
+                f"--model_name_or_path {name}: no tokenizer is in it (no tokenizer.json); found: {found}."
+            )
+    elif path.exists():
+        raise SettingsError(f"--model_name_or_path {name}: is a file; give the model's directory.")
+    elif path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise SettingsError(f"--model_name_or_path {name}: there is no such directory.")
+
+
+def _check_output(output: Path, data_paths: Sequence[str]) -> None:
     if output.exists() and not output.is_file():
         raise SettingsError(f"--output {output}: is there already and is not a file; name a file to write.")
     if not output.resolve().parent.is_dir():
         raise SettingsError(f"--output {output}: there is no folder {output.resolve().parent}; make it first.")
-    if any(os.path.exists(path) and output.exists() and output.samefile(path) for path in args.data_path):
+    if any(os.path.exists(path) and output.exists() and output.samefile(path) for path in data_paths):
         raise SettingsError(f"--output {output}: is also given as --data_path and would be overwritten.")
 
 

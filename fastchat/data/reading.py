@@ -67,14 +67,19 @@ def _opened(path: str) -> Iterator[Iterable[bytes]]:
             zipped = raw.read(2) == b"\x1f\x8b" or path.endswith(".gz")
             raw.seek(0)
             yield gzip.open(raw) if zipped else raw  # noqa: SIM115 (closed with the file below it)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.{_neighbours(path)}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder; give the file in it (.json, .jsonl, or either with .gz).") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be unpacked as gzip ({error}); copy or download it again.") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str, error: OSError) -> DataError:
+    """What to tell the user about a file that cannot be opened or read."""
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such file.{_neighbours(path)}")
+    if isinstance(error, IsADirectoryError):
+        return DataError(f"{path}: is a folder; give the file in it (.json, .jsonl, or either with .gz).")
+    return DataError(f"{path}: cannot be read ({error.strerror or error}).")
 
 
 def _neighbours(path: str) -> str:

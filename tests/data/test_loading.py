@@ -295,6 +295,8 @@ def test_one_object_over_several_lines_is_not_a_file_of_rows(tmp_path: Path) -> 
 def test_fingerprint(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", b"one\r\n"), write(tmp_path / "b", b"\xfftwo")
     assert data_fingerprint([a]) == hashlib.sha256(b"one\r\n").hexdigest()
+    with pytest.raises(DataError, match="c: no such file"):
+        data_fingerprint([a, str(tmp_path / "c")])
     assert len({data_fingerprint(p) for p in ([a], [b], [a, b], [b, a], [a, a])}) == 5
 
 

@@ -350,6 +350,20 @@ def test_wrong_settings(run: Run, argv: list[str], message: str) -> None:
     assert code == 2 and out == "" and message in err and "Traceback" not in err
 
 
+def test_a_model_directory_that_is_none(run: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", ROWS[:1])
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        (str(tmp_path / "none"), "there is no such directory"),
+        ("./none", "there is no such directory"),
+        (data, "is a file; give the model's directory"),
+        (str(tmp_path), "no tokenizer is in it (no tokenizer.json); found: a.jsonl, empty"),
+        (str(tmp_path / "empty"), "no tokenizer is in it (no tokenizer.json); found: nothing"),
+    ):
+        code, out, err = run("--data_path", data, "--model_name_or_path", name)
+        assert code == 2 and out == "" and f"--model_name_or_path {name}: {message}" in err
+
+
 def test_as_a_command_without_torch(tokenizer_dir: TokenizerDir, repository: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", [row("Hi", "Yo 你好")])
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
