@@ -9,7 +9,7 @@ is imported inside the one function that makes tensors.
     loading.py        files -> records, and the counts of everything dropped or changed
     raw_tokenizer.py  a tokenizer read without torch         encoder.py       text apart from control tokens
     binding.py        rendered text -> ids and mask          tokenization.py  dialogue -> ids and labels, cut where needed
-    probes.py         harmless dialogues to prove ids on     saved_template.py  the Jinja text beside a result
+    probes.py         harmless dialogues for proofs         saved_template.py  the Jinja text saved with a result
     store.py          all examples in flat arrays            dataset.py       what the Trainer indexes
     counts.py         what became of every row and token     progress.py      the progress bar
     collate.py        examples -> a padded batch
