@@ -80,9 +80,7 @@ def agree(outcome: UserError | None) -> None:
     dist.all_gather_object(everyone, mine)
     met = next((e for e in everyone if e is not None), None)
     if met is not None:
-        error = _CLASSES.get(met[0], SettingsError)(met[1])
-        error.shared = True  # pyright: ignore[reportAttributeAccessIssue]  # all ranks have it: rank 0 speaks
-        raise error from None
+        raise _CLASSES.get(met[0], SettingsError)(met[1])
 
 
 _CLASSES: dict[str, type[UserError]] = {

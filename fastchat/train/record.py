@@ -1,15 +1,123 @@
-"""The record of a training run: `training.json` with what the running engine was seen to use."""
+"""The record of a training run: `training.json`, with what the engine was seen to use, not what was asked for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.metadata
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from fastchat.checkpoint.record import TrainingRecord
+from fastchat.data.binding import BoundEncoder
+from fastchat.model.attention import used_attention
+from fastchat.model.loading import count_parameters, describe_quantization
+from fastchat.model.rope import RopeChoice
+from fastchat.train.processes import world_size
+from fastchat.train.settings import Settings
+from fastchat.train.tokens import Corpus
+from fastchat.train.trainer import ChatTrainer
+
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "fschat",
+)
 
 
 @dataclass
 class RunRecord(TrainingRecord):
-    """Adds `optimizer`, the class that made the steps, and `device`, the kind it ran on."""
+    """Adds what only training knows.
+
+    optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
+    compute in (`dtype` is what the weights were loaded as); deepspeed: the configuration that DeepSpeed really got,
+    None without it.
+    """
 
     optimizer: str | None = None
     device: str | None = None
+    compute_dtype: str | None = None
+    deepspeed: dict[str, Any] | None = field(default=None)
+
+
+@dataclass
+class Run:
+    """Everything about a run that is known before its first step."""
+
+    settings: Settings
+    base_model: str
+    tokenizer: Any  # with the template written into it
+    pad_token_id: int
+    bound: BoundEncoder
+    rope: RopeChoice | None
+    weights_dtype: torch.dtype  # as loaded; DeepSpeed casts its own copy
+    corpora: dict[str, Corpus]
+
+
+def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
+    """What is known once training has begun. Metrics are added by the caller."""
+    model: Any = trainer.model
+    quantization = describe_quantization(model)
+    template = run.bound.template
+    trainable, _ = count_parameters(model)
+    return RunRecord(
+        base_model=run.base_model,
+        settings=run.settings.record(),
+        template={"name": template.name, "definition": template.to_dict(), "stop_token_ids": list(run.bound.stop_ids)},
+        rope_parameters=run.rope.rope_parameters if run.rope else None,
+        max_position_embeddings=model.config.get_text_config().max_position_embeddings,
+        quantization=quantization if quantization["type"] else None,
+        dtype=_name(run.weights_dtype),
+        compute_dtype=_name(trainer.compute_dtype(run.weights_dtype)),
+        attention=used_attention(model),
+        engine=trainer.engine(),
+        optimizer=trainer.optimizer_name(),
+        device=trainer.args.device.type,
+        world_size=world_size(),
+        data={name: corpus.record() for name, corpus in run.corpora.items()},
+        versions=_versions(),
+        trainable_parameters=trainable,
+        deepspeed=trainer.deepspeed_settings(),
+    )
+
+
+def used_line(record: RunRecord) -> str:
+    """One line for the log.
+
+    >>> used_line(record)                                    # doctest: +SKIP
+    'really used: zero2 on 2 processes (cpu), attention sdpa, weights float32, computing in float32, ...'
+    """
+    quantization = record.quantization["type"] if record.quantization else "no quantisation"
+    return (
+        f"really used: {record.engine}, {record.world_size} process{'es' if record.world_size > 1 else ''} "
+        f"({record.device}), attention {record.attention}, weights {record.dtype}, {quantization}, computing in "
+        f"{record.compute_dtype}, optimizer {record.optimizer}"
+    )
+
+
+def base_name(model_name_or_path: str) -> str:
+    """A local folder as an absolute path, a hub name as it is."""
+    path = Path(model_name_or_path).expanduser()
+    return str(path.resolve()) if path.is_dir() else model_name_or_path
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -61,7 +61,7 @@ class GlobalBatches:
         return order[: len(order) // self.global_batch * self.global_batch] if self.drop_last else order
 
     def _grouped(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Sorts megabatches by length, shuffles global batches; the longest is first: memory runs out early or never."""
+        """Sorts megabatches by length, shuffles global batches, longest first: memory runs out early or never."""
         assert self.lengths is not None, "grouping needs lengths"
         size = self.global_batch * _MEGABATCHES
         chunks = [order[i : i + size] for i in range(0, len(order), size)]

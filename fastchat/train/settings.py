@@ -188,7 +188,7 @@ def _derive(values: Values, config: dict[str, Any] | None, lora: bool) -> None:
 
 def _check_built(settings: Settings) -> None:
     """What transformers can only say once it has seen all values, asked now instead of after the model has loaded."""
-    training = settings.training
+    training, values = settings.training, settings.values
     if settings.deepspeed_config is not None:
         mismatches = training.hf_deepspeed_config.mismatches
         if mismatches:
@@ -202,7 +202,8 @@ def _check_built(settings: Settings) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(training, probe)  # pyright: ignore[reportArgumentType]
     except (ValueError, ImportError, RuntimeError) as error:
-        raise SettingsError(f"--optim {training.optim.value} cannot be used: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"--optim {values['optim']} cannot be used: {reason}") from None
     try:
         get_scheduler(
             training.lr_scheduler_type,
@@ -212,7 +213,7 @@ def _check_built(settings: Settings) -> None:
             scheduler_specific_kwargs=training.lr_scheduler_kwargs,  # pyright: ignore[reportArgumentType]
         )
     except (ValueError, TypeError) as error:
-        name = training.lr_scheduler_type.value
+        name = values["lr_scheduler_type"]
         raise SettingsError(
             f"--lr_scheduler_type {name} with --lr_scheduler_kwargs {training.lr_scheduler_kwargs}: {error}"
         ) from None

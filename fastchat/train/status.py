@@ -22,6 +22,7 @@ from fastchat.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RESOURCE, ResourceEr
 
 STATUS = "status.json"
 EXIT_BUG = 1
+_RANK_0_SPEAKS_FIRST_S = 4.0
 _RESULTS = ("adapter_model.safetensors", "adapter_config.json", "training.json", "model.safetensors.index.json")
 _RESULT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
 
@@ -99,10 +100,10 @@ def only_failed_status(folder: Path) -> bool:
         return False
 
 
-def check_output_dir(output_dir: str | Path, *, overwrite: bool, resume: bool) -> None:
-    """SettingsError where the folder holds a result or checkpoints and neither replacing nor resuming was asked for."""
+def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
+    """SettingsError where the folder holds a result or checkpoints and replacing them was not asked for."""
     found = existing_results(Path(output_dir).expanduser())
-    if found and not overwrite and not resume:
+    if found and not overwrite:
         raise SettingsError(
             f"--output_dir {output_dir} already holds a result ({found[0].name}); name another folder, "
             "or pass --overwrite_output_dir to replace it"
@@ -136,22 +137,22 @@ def is_first_process() -> bool:
 def run_main(body: Callable[[RunStatus], None], output_dir: str | None) -> NoReturn:
     """Runs `body` and ends the process with the right code. Every rank exits with the code; one of them speaks.
 
-    An error that all ranks share is printed by the first process of each machine. One that a single rank meets (out
-    of memory, a full disk) is printed by that rank, and the launcher ends the others.
+    Mostly all ranks meet the same error, rank 0 prints it, and the launcher ends the others while they wait. An error
+    that only another rank meets (out of memory, a file missing on its machine) is printed by that rank once the wait
+    is over.
     """
     status = RunStatus(output_dir)
     try:
         body(status)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with a code and a message
         code, kind, message = describe(error)
-        alone = _group_is_up() and not getattr(error, "shared", False)
-        if alone or os.environ.get("LOCAL_RANK", "0") in ("0", "-1"):
-            rank = f"[rank {os.environ['RANK']}] " if alone and not is_first_process() else ""
-            if code == EXIT_BUG:
-                traceback.print_exception(error)
-            print(f"{rank}error: {message}", file=sys.stderr, flush=True)
-        if alone or is_first_process():
-            status.end(code, kind, message)
+        if not is_first_process():
+            time.sleep(_RANK_0_SPEAKS_FIRST_S)
+        if code == EXIT_BUG:
+            traceback.print_exception(error)
+        rank = "" if is_first_process() else f"[rank {os.environ['RANK']}] "
+        print(f"{rank}error: {message}", file=sys.stderr, flush=True)
+        status.end(code, kind, message)
         _leave(code)
     if is_first_process():
         status.end(EXIT_DONE, "done", "")

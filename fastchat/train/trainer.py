@@ -4,6 +4,7 @@ processes, and no files of its own: saving is handed to the checkpoint room.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -43,8 +44,9 @@ class ChatTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
+        dataset: Any = self.train_dataset
         batches = GlobalBatches(
-            len(self.train_dataset),  # pyright: ignore[reportArgumentType]
+            len(dataset),
             micro=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             world_size=args.world_size,
@@ -54,10 +56,10 @@ class ChatTrainer(Trainer):
             lengths=self.train_lengths,
             drop_last=args.dataloader_drop_last,
         )
-        return self._loader(self.train_dataset, batches)
+        return self._loader(dataset, batches)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         batches = GlobalBatches(
             len(dataset),
             micro=self.args.per_device_eval_batch_size,
@@ -158,7 +160,8 @@ class ChatTrainer(Trainer):
         optimizer: Any = self.optimizer
         if callable(getattr(optimizer, "eval", None)):
             optimizer.eval()
-        self.callback_handler.eval_dataloader = dataloader
+        handler: Any = self.callback_handler
+        handler.eval_dataloader = dataloader  # the progress bar asks for its length
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in dataloader:
             sums[1] += count_tokens([batch])[0]
@@ -187,6 +190,23 @@ class ChatTrainer(Trainer):
         if self.is_deepspeed_enabled:
             return f"zero{wrapped.zero_optimization_stage()}"
         return "ddp" if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel) else "plain"
+
+    def compute_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """What forward and backward compute in; `weights` is the dtype they were loaded as."""
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            half = torch.bfloat16 if engine.bfloat16_enabled() else torch.float16 if engine.fp16_enabled() else None
+            return half or torch.float32
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return kinds.get(str(self.accelerator.mixed_precision), weights)
+
+    def deepspeed_settings(self) -> dict[str, Any] | None:
+        """The configuration that the running DeepSpeed engine was given, every "auto" filled in."""
+        if not self.is_deepspeed_enabled:
+            return None
+        plugin: Any = self.accelerator.state.deepspeed_plugin
+        config = plugin.deepspeed_config
+        return json.loads(json.dumps(config, default=str))
 
     def optimizer_name(self) -> str:
         """Class of the optimizer that makes the steps, without its wrappers."""

@@ -1,0 +1,148 @@
+"""What a run needs before its first step: the text side (tokenizer, template, tokens) and the model side."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from fastchat.conversation import choose_template, load_template_file
+from fastchat.data.binding import BoundEncoder
+from fastchat.data.encoder import TextEncoder
+from fastchat.data.saved_template import install_template
+from fastchat.errors import say
+from fastchat.model.attention import choose_attention
+from fastchat.model.loading import load_base_model
+from fastchat.model.lora import add_lora
+from fastchat.model.rope import RopeChoice, choose_rope
+from fastchat.model.tokenizer import choose_pad, load_tokenizer
+from fastchat.train.record import base_name
+from fastchat.train.settings import Settings
+from fastchat.train.tokens import Corpus, read_corpus
+
+
+def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
+    """(tokenizer, pad token id, tokenizer and template tied together). The template is written into the tokenizer."""
+    model, data = settings.model, settings.data
+    base = base_name(str(model.model_name_or_path))
+    tokenizer, _ = load_tokenizer(
+        base,
+        cache_dir=settings.training.cache_dir,
+        trust_remote_code=model.trust_remote_code,
+        padding_side=model.padding_side,
+    )
+    if data.conv_template_file:
+        load_template_file(str(Path(data.conv_template_file).expanduser()))
+    own = tokenizer.chat_template
+    template = choose_template(
+        data.conv_template,
+        vocabulary=set(tokenizer.get_vocab()),
+        chat_template=own if isinstance(own, str) or own is None else str(own),
+        model_name=Path(base).name,
+    )
+    if data.conv_template is None:
+        settings.derive(data, "conv_template", template.name)
+    bound = TextEncoder.from_tokenizer(tokenizer).bind(template)
+    pad = choose_pad(tokenizer, stop_ids=bound.stop_ids)
+    say(pad.line)
+    install_template(tokenizer, bound)
+    return tokenizer, pad.id, bound
+
+
+def read_data(settings: Settings, bound: BoundEncoder) -> dict[str, Corpus]:
+    """{"train": ..., "eval": ...}; the second only where an evaluation was asked for."""
+    data, training = settings.data, settings.training
+    read = functools.partial(
+        read_corpus,
+        bound=bound,
+        max_length=training.model_max_length,
+        overlong=data.overlong,
+        on_bad_row=data.on_bad_row,
+        lazy=data.lazy_preprocess,
+        progress=not training.disable_tqdm,
+    )
+    corpora = {"train": read("train", list(data.data_path or []))}
+    if data.eval_data_path and (training.do_eval or training.eval_on_start):
+        corpora["eval"] = read("eval", list(data.eval_data_path))
+    return corpora
+
+
+def prepare_rope(settings: Settings, config: Any) -> RopeChoice | None:
+    """The RoPE scaling of the run; what followed from the lengths goes into the record."""
+    model = settings.model
+    rope = choose_rope(
+        config,
+        type=model.rope_scaling_type,
+        factor=model.rope_scaling_factor,
+        model_max_length=settings.training.model_max_length,
+    )
+    if rope is not None:
+        if model.rope_scaling_type is None:
+            settings.derive(model, "rope_scaling_type", rope.type)
+        if model.rope_scaling_factor is None:
+            settings.derive(model, "rope_scaling_factor", rope.factor)
+    return rope
+
+
+def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> tuple[Any, torch.dtype]:
+    """(the model to train, the dtype its base was loaded as). With LoRA the base is frozen and has its adapter."""
+    model, training, lora = settings.model, settings.training, settings.lora
+    quantized = lora is not None and lora.q_lora
+    half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
+    dtype = _weights_dtype(settings)
+    runs_in = half or (dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype)
+    attention, line = choose_attention(model.flash_attn, config=config, dtype=runs_in, device=training.device)
+    say(line)
+    set_seed(training.seed)  # the adapter starts from random numbers: the same ones in every process
+    loaded = load_base_model(
+        base_name(str(model.model_name_or_path)),
+        dtype=dtype,
+        attn_implementation=attention,
+        rope=rope,
+        quantization=quantized,
+        compute_dtype=half,
+        cache_dir=training.cache_dir,
+        trust_remote_code=model.trust_remote_code,
+        device=training.device if quantized and training.device.type != "cpu" else None,
+    )
+    loaded_as = loaded.dtype
+    if lora is not None:
+        return _add_adapter(settings, loaded), loaded_as
+    if settings.deepspeed_config is None and loaded_as in (torch.bfloat16, torch.float16):
+        say(
+            f"the weights are trained in {str(loaded_as).removeprefix('torch.')} without a float32 copy, so small "
+            "updates round away: --dtype float32 or --deepspeed keeps one"
+        )
+    return loaded, loaded_as
+
+
+def _weights_dtype(settings: Settings) -> str | torch.dtype:
+    """What to load the weights as. Full fine-tuning under --fp16 scales gradients, so it needs float32 weights."""
+    asked = settings.model.dtype
+    if settings.lora is None and settings.training.fp16 and asked == "auto" and settings.deepspeed_config is None:
+        say("--fp16: the weights are loaded as float32, computing is in float16")
+        settings.derive(settings.model, "dtype", "float32")
+        return torch.float32
+    return asked if asked == "auto" else getattr(torch, asked)
+
+
+def _add_adapter(settings: Settings, model: Any) -> Any:
+    lora = settings.lora
+    assert lora is not None
+    chosen = settings.origin["lora_target_modules"] != "default"
+    adapted = add_lora(
+        model,
+        r=lora.lora_r,
+        alpha=lora.lora_alpha,
+        dropout=lora.lora_dropout,
+        target_modules=lora.lora_target_modules if chosen else None,
+        bias=lora.lora_bias,
+        gradient_checkpointing=settings.training.gradient_checkpointing,
+        weight_path=lora.lora_weight_path or None,
+    )
+    if not chosen or lora.lora_weight_path:
+        settings.derive(lora, "lora_target_modules", sorted(adapted.peft_config["default"].target_modules))
+    return adapted
