@@ -160,6 +160,7 @@ UNSUPPORTED: dict[str, str] = {  # flags of transformers that would have no effe
     "bf16_full_eval": _EVALUATION,
     "fp16_full_eval": _EVALUATION,
     "enable_jit_checkpoint": _COMPILE,
+    "resume_from_checkpoint": "a run cannot be continued yet; start it again with --overwrite_output_dir",
     "ignore_data_skip": _COMPILE,
     "restore_callback_states_from_checkpoint": _COMPILE,
     "save_on_each_node": "the result is saved once, by global rank 0",

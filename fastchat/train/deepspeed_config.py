@@ -17,6 +17,7 @@ _FOLLOW_COMMAND_LINE: dict[str, Any] = {
     "gradient_clipping": "auto",
     "bf16": {"enabled": "auto"},
     "fp16": {"enabled": "auto"},
+    "zero_optimization": {"stage": 0},
 }
 # DeepSpeed would silently use these in place of the schedule and optimizer that were asked for.
 _OVERRULED = {"scheduler": "--lr_scheduler_type", "optimizer": "--optim"}

@@ -135,17 +135,23 @@ def is_first_process() -> bool:
 
 
 def run_main(body: Callable[[RunStatus], None], output_dir: str | None) -> NoReturn:
-    """Runs `body` and ends the process with the right code. Every rank exits with the code; one of them speaks.
+    """Runs `body` and ends the process with the right code. Every rank exits with the code; one of them speaks."""
+    _leave(attempt(body, output_dir))
+
+
+def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
+    """Runs `body`, says how it ended on stderr and in `status.json`, and returns the exit code.
 
     Mostly all ranks meet the same error, rank 0 prints it, and the launcher ends the others while they wait. An error
-    that only another rank meets (out of memory, a file missing on its machine) is printed by that rank once the wait
-    is over.
+    that only another rank meets (out of memory, a file missing on its machine) is printed by that rank after the wait.
     """
     status = RunStatus(output_dir)
     try:
         body(status)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with a code and a message
         code, kind, message = describe(error)
+        if code == EXIT_DONE:
+            return code
         if not is_first_process():
             time.sleep(_RANK_0_SPEAKS_FIRST_S)
         if code == EXIT_BUG:
@@ -153,10 +159,10 @@ def run_main(body: Callable[[RunStatus], None], output_dir: str | None) -> NoRet
         rank = "" if is_first_process() else f"[rank {os.environ['RANK']}] "
         print(f"{rank}error: {message}", file=sys.stderr, flush=True)
         status.end(code, kind, message)
-        _leave(code)
+        return code
     if is_first_process():
         status.end(EXIT_DONE, "done", "")
-    _leave(EXIT_DONE)
+    return EXIT_DONE
 
 
 def describe(error: BaseException) -> tuple[int, str, str]:

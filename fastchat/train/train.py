@@ -1,8 +1,8 @@
 """Full fine-tuning: the recipe of `train_lora.py` without the adapter.
 
-    deepspeed fastchat/train/train.py --model_name_or_path MODEL --data_path chats.json --output_dir out --deepspeed
-    s2.json torchrun --nproc_per_node 2 -m fastchat.train.train recipe.yaml --learning_rate 1e-4 python -m
-    fastchat.train.train recipe.yaml
+    deepspeed fastchat/train/train.py --model_name_or_path M --data_path chats.json --output_dir out --deepspeed s2.json
+    torchrun --nproc_per_node 2 -m fastchat.train.train recipe.yaml --learning_rate 1e-4
+    python -m fastchat.train.train recipe.yaml
 
 All three take the same flags and give the same result. `--help` lists the settings.
 """
@@ -22,17 +22,18 @@ from fastchat.train.settings import find_output_dir, parse  # noqa: E402
 from fastchat.train.status import RunStatus, run_main  # noqa: E402
 
 
+def run(words: Sequence[str], status: RunStatus) -> None:
+    """Trains with the given command line. Raises UserErrors."""
+    settings = parse(words, lora=False)
+    from fastchat.train.recipe import train
+
+    train(settings, status)
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Trains and ends the process: exit codes are those of `fastchat.errors`."""
     words = list(sys.argv[1:] if argv is None else argv)
-
-    def body(status: RunStatus) -> None:
-        settings = parse(words, lora=False)
-        from fastchat.train.recipe import train
-
-        train(settings, status)
-
-    run_main(body, find_output_dir(words))
+    run_main(lambda status: run(words, status), find_output_dir(words))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""A tiny model and tiny data, and `train`: one whole run in this process, in about a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import builders
+
+
+@dataclass
+class Outcome:
+    """What a run left behind."""
+
+    code: int
+    folder: Path
+    err: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.folder / "training.json").read_text(encoding="utf-8"))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    @property
+    def losses(self) -> list[float]:
+        return [row["loss"] for row in self.metrics if "loss" in row]
+
+
+@pytest.fixture(scope="session")
+def model_dir(tiny_model_dir: Callable[..., Path]) -> Path:
+    """Llama architecture, random weights, no chat template."""
+    return tiny_model_dir("llama", "metaspace_bos")
+
+
+@pytest.fixture(scope="session")
+def data_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """20 dialogues to train on, 7 others to evaluate on, of different lengths."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = [row for rounds in (1, 2, 3) for row in builders.chat_rows(9, rounds)]
+    return builders.write_rows(folder / "train.json", rows[:20]), builders.write_rows(folder / "eval.json", rows[20:])
+
+
+@pytest.fixture
+def base_flags(model_dir: Path, data_files: tuple[Path, Path]) -> list[str]:
+    """The least a run needs, without the output folder; small and quiet."""
+    flags = ["--model_name_or_path", str(model_dir), "--data_path", str(data_files[0])]
+    return [*flags, "--per_device_train_batch_size", "4", "--max_steps", "2", "--disable_tqdm", "True"]
+
+
+@pytest.fixture
+def eval_flags(data_files: tuple[Path, Path]) -> list[str]:
+    return ["--eval_data_path", str(data_files[1]), "--eval_strategy", "epoch"]
+
+
+@pytest.fixture
+def train(tmp_path: Path, base_flags: list[str], capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """`train("--lora_r", "4")`: runs train_lora (or, with `full=True`, train) on top of the base flags."""
+
+    def go(*flags: str, full: bool = False, name: str = "out", base: list[str] | None = None) -> Outcome:
+        from fastchat.train import train as full_module
+        from fastchat.train import train_lora
+        from fastchat.train.settings import find_output_dir
+        from fastchat.train.status import attempt
+
+        run = full_module.run if full else train_lora.run
+        words = [*(base_flags if base is None else base), "--output_dir", str(tmp_path / name), *map(str, flags)]
+        capsys.readouterr()
+        code = attempt(lambda status: run(words, status), find_output_dir(words))
+        return Outcome(code, Path(find_output_dir(words) or tmp_path / name), capsys.readouterr().err)
+
+    return go

@@ -1,0 +1,141 @@
+"""How a run ends: exit codes, one message, and nothing written over."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastchat.errors import CheckpointError, DataError, NumericError, ResourceError, SettingsError
+from fastchat.train.status import RunStatus, attempt, check_output_dir, clear_results, is_out_of_memory
+
+
+def _raise(error: BaseException) -> Callable[[RunStatus], None]:
+    def body(status: RunStatus) -> None:
+        raise error
+
+    return body
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "status.json").read_text(encoding="utf-8"))
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (SettingsError("wrong flag"), 2, "error: wrong flag"),
+        (DataError("bad row"), 3, "error: bad row"),
+        (NumericError("NaN"), 4, "error: NaN"),
+        (CheckpointError("torn"), 5, "error: torn"),
+        (ResourceError("no compiler"), 6, "error: no compiler"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 6, "lower --per_device_train_batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 6, "--gradient_checkpointing True"),
+        (MemoryError(), 6, "lower --per_device_train_batch_size"),
+        (OSError(28, "No space left on device", "/x/y"), 6, "the disk is full: /x/y"),
+        (KeyboardInterrupt(), 75, "interrupted"),
+        (RuntimeError("our own mistake"), 1, "our own mistake (this is a bug"),
+    ],
+)
+def test_every_end_has_its_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+) -> None:
+    assert attempt(_raise(error), str(tmp_path / "out")) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert ("Traceback" in err) == (code == 1), "tracebacks are for our own mistakes only"
+    status = _status(tmp_path / "out")
+    assert status["exit_code"] == code and status["status"] == ("bug" if code == 1 else "failed")
+    assert said.removeprefix("error: ") in status["message"]
+
+
+def test_a_good_run_is_done(tmp_path: Path) -> None:
+    def body(status: RunStatus) -> None:
+        status.claim(tmp_path / "out")
+        assert _status(tmp_path / "out")["status"] == "running" and _status(tmp_path / "out")["exit_code"] is None
+
+    assert attempt(body, None) == 0
+    assert _status(tmp_path / "out") | {"started": 0, "time": 0} == {
+        "exit_code": 0,
+        "status": "done",
+        "message": "",
+        "started": 0,
+        "time": 0,
+    }
+
+
+def _snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("other", ["notes.txt", "adapter_model.safetensors"])
+def test_a_failed_start_touches_nothing_that_was_there(tmp_path: Path, other: str) -> None:
+    (tmp_path / other).write_text("mine")
+    (tmp_path / "status.json").write_text('{"status": "done", "exit_code": 0}')
+    before = _snapshot(tmp_path)
+    assert attempt(_raise(SettingsError("no")), str(tmp_path)) == 2
+    assert _snapshot(tmp_path) == before
+
+
+def test_only_an_earlier_failure_is_replaced(tmp_path: Path) -> None:
+    attempt(_raise(SettingsError("first")), str(tmp_path / "out"))
+    attempt(_raise(DataError("second")), str(tmp_path / "out"))
+    assert _status(tmp_path / "out")["message"] == "second"
+    assert os.listdir(tmp_path / "out") == ["status.json"]
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "status.json").write_text('{"status": "done", "exit_code": 0}')
+    attempt(_raise(SettingsError("third")), str(tmp_path / "done"))
+    assert _status(tmp_path / "done")["exit_code"] == 0
+
+
+def test_an_output_folder_that_is_a_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert attempt(_raise(SettingsError("no")), str(tmp_path / "out")) == 2
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "model-00001-of-00002.safetensors", "training.json"])
+def test_an_existing_result_is_refused_and_replaced_only_on_request(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(SettingsError, match="--overwrite_output_dir"):
+        check_output_dir(tmp_path, overwrite=False)
+    check_output_dir(tmp_path, overwrite=True)
+
+
+def test_clearing_leaves_other_files(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    clear_results(tmp_path)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    check_output_dir(tmp_path, overwrite=False)
+    check_output_dir(tmp_path / "new", overwrite=False)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="cannot be written"):
+        RunStatus().claim(tmp_path / "file" / "out")
+
+
+def test_another_rank_speaks_for_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr("fastchat.train.status._RANK_0_SPEAKS_FIRST_S", 0.0)
+    assert attempt(_raise(ResourceError("only here")), str(tmp_path / "out")) == 6
+    assert "[rank 3] error: only here" in capsys.readouterr().err
+    assert _status(tmp_path / "out")["exit_code"] == 6
+
+
+def test_an_ordinary_error_is_no_memory_error() -> None:
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
