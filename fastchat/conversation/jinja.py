@@ -40,11 +40,10 @@ def to_jinja(
         "{%- else -%}",
         f"{{%- set system = {quote(template.system_message)} -%}}{{%- set turns = messages -%}}",
         "{%- endif -%}",
+        _window(template),
         f"{{%- set header = {quote(header_before)} + system + {quote(header_after)} if system",
         f" else {quote(template.no_system)} -%}}",
-        f"{{{{- {_quote(lead)} -}}}}" if lead else "",
-        "{{- '' if header.startswith(' ') else ' ' -}}" if space else "",
-        "{{- header -}}",
+        _opening(lead, space, written=bool(lead) and substitute(template.user.before).startswith(lead)),
         _examples(template, quote, eos),
         "{%- set count = namespace(rounds=0) -%}",
         "{%- for message in turns -%}",
@@ -65,27 +64,46 @@ def _quote(text: str) -> str:
 def _examples(template: Template, quote: Callable[[str], str], eos: str) -> str:
     parts = []
     for i, turn in enumerate(template.examples):
-        wrap = template.assistant if turn.role == "assistant" else template.user
-        if i == 0 and template.first_user:
-            wrap = template.first_user
-        parts += [wrap.before, turn.text, *_ending(template, eos, turn.role)]
+        if turn.role == "assistant":
+            parts += [template.assistant.before, turn.text, _ending(template, eos, template.assistant)]
+        else:
+            wrap = template.first_user if i == 0 and template.first_user else template.user
+            parts += [wrap.before, turn.text, wrap.after]
     return f"{{{{- {quote(''.join(parts))} -}}}}" if parts else ""
 
 
-def _ending(template: Template, eos: str, role: str) -> tuple[str, ...]:
-    if role != "assistant":
-        return (template.user.after,)
-    return (template.assistant.after,) if template.stop else (eos, template.assistant.after)
+def _opening(lead: str, space: bool, written: bool) -> str:
+    """BOS and header; without a header no BOS where the first turn writes its own (internlm-chat)."""
+    spaced = " ~ ('' if header.startswith(' ') else ' ')" if space else ""
+    if not lead:
+        return "{{- header -}}"
+    if written:
+        return f"{{%- if header -%}}{{{{- {_quote(lead)}{spaced} ~ header -}}}}{{%- endif -%}}"
+    return f"{{{{- {_quote(lead)}{spaced} ~ header -}}}}"
+
+
+def _window(template: Template) -> str:
+    if not template.window:
+        return ""
+    return f"{{%- set turns = turns[-({template.window} - (1 if add_generation_prompt else 0)):] -%}}"
+
+
+def _ending(template: Template, eos: str, wrap: RoleFormat) -> str:
+    """What follows an answer: the template's text, behind an EOS where that text holds no stop."""
+    return wrap.after if template.stop else eos + wrap.after
 
 
 def _assistant_branch(template: Template, quote: Callable[[str], str], eos: str) -> str:
-    wrap = template.assistant
-    end = "".join(_ending(template, eos, "assistant"))
     text = _CONTENT[template.content]
-    return (
-        "{%- if message['role'] in ['assistant', 'function_call'] -%}"
-        f"{{{{- {quote(wrap.before)} + ({text}) + {quote(end)} -}}}}"
-    )
+
+    def said(wrap: RoleFormat) -> str:
+        return f"{{{{- {quote(wrap.before)} ~ ({text}) ~ {quote(_ending(template, eos, wrap))} -}}}}"
+
+    body = said(template.assistant)
+    if template.last_assistant:
+        last = said(template.last_assistant)
+        body = f"{{%- if loop.last and not add_generation_prompt -%}}{last}{{%- else -%}}{body}{{%- endif -%}}"
+    return "{%- if message['role'] in ['assistant', 'function_call'] -%}" + body
 
 
 def _other_branches(template: Template, quote: Callable[[str], str]) -> str:
@@ -99,6 +117,9 @@ def _other_branches(template: Template, quote: Callable[[str], str]) -> str:
         return f"{{{{- {before} ~ ({text}) ~ {quote(wrap.after)} -}}}}"
 
     branches = []
+    if template.last_user:
+        asked = "{%- elif loop.revindex == (1 if add_generation_prompt else 2) -%}"
+        branches.append(asked + said(template.last_user))
     if template.first_user and not template.examples:
         branches.append("{%- elif loop.first -%}" + said(template.first_user))
     if template.tool:

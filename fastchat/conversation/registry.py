@@ -10,6 +10,8 @@ from fastchat.conversation.builtin import TABLES, UPSTREAM
 from fastchat.conversation.styles import SeparatorStyle
 from fastchat.conversation.template import CONTROL_PATTERN, Template
 from fastchat.conversation.upstream import Conversation
+from fastchat.conversation.upstream_2023a import ROWS as ROWS_A
+from fastchat.conversation.upstream_2023b import ROWS as ROWS_B
 from fastchat.errors import SettingsError, nearest, say
 
 DEFAULT_TEMPLATE = "vicuna_v1.1"
@@ -45,13 +47,16 @@ def register_conv_template(template: Conversation | Template, override: bool = F
     if isinstance(template, Template):
         conv_templates[name], _tables[name] = Conversation.from_template(template), template
     else:
-        table = template.to_template()
-        conv_templates[name], _tables[name] = template, table
+        # A template without a style belongs to a remote API: upstream registers its name, and nothing can be trained.
+        if template.sep_style is not None:
+            _tables[name] = template.to_template()
+        conv_templates[name] = template
 
 
 def get_conv_template(name: str) -> Conversation:
     """A fresh conversation with the template `name` (upstream's interface)."""
-    get_template(name)
+    if name not in conv_templates:
+        get_template(name)  # raises, with the nearest names
     return conv_templates[name].copy()
 
 
@@ -59,8 +64,10 @@ def get_template(name: str) -> Template:
     """The table of the template `name`. Raises SettingsError that names the nearest known ones."""
     if name in _tables:
         return _tables[name]
+    if name in conv_templates:
+        raise SettingsError(f"--conv_template {name!r} belongs to a remote API; no local model is trained with it.")
     near = nearest(name, _tables)
-    hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(sorted(_tables))}."
+    hint = f"Nearest: {', '.join(near)}." if near else f"Some that are: {', '.join(list(_tables)[:16])}."
     raise SettingsError(
         f"--conv_template {name!r} is not a known template. {hint} "
         "Your own go in with --conv_template_file my.py|my.yaml."
@@ -186,3 +193,5 @@ for _row in UPSTREAM:
     register_conv_template(_row)
 for _table in TABLES:
     register_conv_template(_table)
+for _row in (*ROWS_A, *ROWS_B):
+    register_conv_template(_row)

@@ -1,7 +1,8 @@
 """Upstream's separator styles, each translated into the table.
 
-The shapes are those of fschat 0.2.36 plus the three that upstream added later (LLAMA3, GEMMA, DEFAULT). YUAN2 and CLLM
-choose their text by where in the dialogue a message stands; they are not tables and are not translated.
+The shapes are those of fschat 0.2.36 plus those that upstream added later (LLAMA3, GEMMA, CLLM, DEFAULT). Two of them
+show an exchange otherwise once it is history: YUAN2 (upstream eats letters of the last message there, we do not) and
+CLLM, which shows only the last exchange. With these only the last answer of a dialogue can be learned.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class Shape:
     first_user: RoleFormat | None = None
     round_start: int | None = None
     content: str = "as_is"
+    last_user: RoleFormat | None = None
+    last_assistant: RoleFormat | None = None
+    window: int = 0
 
 
 S = SeparatorStyle
@@ -73,8 +77,19 @@ _PLAIN = {
     S.DEEPSEEK_CHAT: (": ", ":", "", True),
     S.DOLLY: (":\n", ":\n", "", True),
     S.DEFAULT: (": ", ":", "\n", True),
+    S.CLLM: (": ", ":", "{sep}", True),
 }
-_TWO_SEPARATORS = (S.ADD_COLON_TWO, S.NO_COLON_TWO, S.LLAMA2, S.CHATINTERN, S.DOLLY, S.DEEPSEEK_CHAT, S.METAMATH)
+_TWO_SEPARATORS = (
+    S.ADD_COLON_TWO,
+    S.NO_COLON_TWO,
+    S.LLAMA2,
+    S.CHATINTERN,
+    S.DOLLY,
+    S.DEEPSEEK_CHAT,
+    S.METAMATH,
+    S.CLLM,
+    S.YUAN2,
+)
 
 
 def shape_of(
@@ -83,19 +98,14 @@ def shape_of(
     """Translate one of upstream's templates.
 
     Raises:
-        SettingsError: for a style that is not a table, or a second separator that the style needs and nobody gave.
+        SettingsError: for a second separator that the style needs and nobody gave.
     """
     if style in _TWO_SEPARATORS and sep2 is None:
         raise SettingsError(f"template {name!r}: sep_style {style.name} needs sep2, the text after an assistant turn.")
     second = sep2 or ""
     if style in _PLAIN:
         return _plain(style, system_template, roles, sep, second)
-    if style in _SPECIAL:
-        return _SPECIAL[style](name, system_template, roles, sep, second)
-    raise SettingsError(
-        f"template {name!r}: sep_style {style.name} cannot be written as a table of texts around each message, so it "
-        "cannot be trained on; choose another template or describe this one by its `user` and `assistant` formats."
-    )
+    return _SPECIAL[style](name, system_template, roles, sep, second)
 
 
 def _plain(style: SeparatorStyle, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
@@ -122,6 +132,7 @@ def _plain(style: SeparatorStyle, system: str, roles: tuple[str, ...], sep: str,
         RoleFormat(roles[0] + joint, user_after, roles[0] + open_joint),
         RoleFormat(roles[1] + joint, assistant_after, roles[1] + open_joint),
         content="rwkv" if style == S.RWKV else "as_is",
+        window=2 if style == S.CLLM else 0,
     )
 
 
@@ -174,7 +185,13 @@ def _metamath(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: st
     )
 
 
+def _yuan2(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
+    said = RoleFormat("", "<n>")
+    return Shape(system + sep2, "", said, said, last_user=RoleFormat("", sep), last_assistant=RoleFormat("", "<eod>"))
+
+
 _SPECIAL = {
+    S.YUAN2: _yuan2,
     S.LLAMA2: _llama2,
     S.LLAMA3: _llama3,
     S.GEMMA: _gemma,

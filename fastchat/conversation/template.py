@@ -26,6 +26,7 @@ from fastchat.errors import SettingsError
 CONTROL_PATTERN = re.compile(r"(?<!<)<(?:\|[^<>|\s]+\|?|/?[A-Za-z_][A-Za-z0-9_]*|｜[^<>\s]+｜)>(?!>)")
 SYSTEM_SLOT = "{system_message}"
 ROUND_SLOT = "{round}"
+_FORMATS = ("user", "assistant", "first_user", "tool", "last_user", "last_assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,9 @@ class Template:
         system_message: the default message, template text of its own.
         first_user: how the first user message is wrapped where the header already opened that turn (llama-2, gemma).
         tool: how a tool's output is wrapped; None means like a user's message.
+        last_user, last_assistant: how the last exchange is wrapped where it differs from history (yuan2). Then, and
+            with `window`, only the last answer is supervised: earlier ones were generated behind another prompt.
+        window: how many of the last turns are shown at all, 0 for every one (cllm shows the last exchange).
         round_start: the number of the first round where `user.before` holds `{round}` (the chatglm family).
         content: "as_is", or how upstream normalises every message: "strip", "rwkv".
         examples: few-shot turns that precede every dialogue; never trained.
@@ -96,6 +100,9 @@ class Template:
     system_message: str = ""
     first_user: RoleFormat | None = None
     tool: RoleFormat | None = None
+    last_user: RoleFormat | None = None
+    last_assistant: RoleFormat | None = None
+    window: int = 0
     round_start: int | None = None
     content: str = "as_is"
     examples: tuple[Turn, ...] = ()
@@ -115,14 +122,14 @@ class Template:
     @property
     def stop(self) -> str:
         """The part of `assistant.after` that the model generates to end its turn; "" where EOS does that."""
-        after = self.assistant.after
+        after = (self.last_assistant or self.assistant).after
         ends = [m.end() for m in [CONTROL_PATTERN.search(after)] if m]
         ends += [after.index(s) + len(s) for s in self.stop_strings if s and s in after]
         return after[: min(ends)] if ends else after[: len(after.rstrip())]
 
     def literals(self) -> tuple[str, ...]:
         """Every string of the template's own, for finding the control strings in it."""
-        formats = [f for f in (self.user, self.assistant, self.first_user, self.tool) if f]
+        formats = [f for f in (getattr(self, key) for key in _FORMATS) if f]
         header = (self.system.replace(SYSTEM_SLOT, "\n"), self.no_system, self.system_message)
         return header + tuple(s for f in formats for s in (f.before, f.after))
 
@@ -137,21 +144,28 @@ class Template:
             'S. USER: Hi ASSISTANT: Yo</s>'
         """
         segments = list(self._header(dialogue.system))
-        turns = self.examples + dialogue.turns
+        turns = [(i, turn) for i, turn in enumerate(self.examples + dialogue.turns, start=-len(self.examples))]
+        if self.window:
+            turns = turns[-(self.window - add_generation_prompt) :]
+        answered = -1 if add_generation_prompt else len(dialogue.turns) - 1
         num_user = 0
-        for i, turn in enumerate(turns):
-            index = i - len(self.examples)
+        for position, (index, turn) in enumerate(turns):
             if turn.role == "assistant":
-                segments += self._assistant(turn, index)
-            else:
-                wrap = self._wrap(turn.role, first=i == 0)
-                before = self._numbered(wrap.before, num_user)
-                segments += [Segment(before, turn=index), Segment(self.normalise(turn.text), turn.role, turn=index)]
-                segments.append(Segment(wrap.after, turn=index))
-                num_user += turn.role == "user"
+                segments += self._assistant(turn, index, last=index == answered)
+                continue
+            wrap = self._wrap(turn.role, position == 0, last=index == len(dialogue.turns) - (1 if answered < 0 else 2))
+            before = self._numbered(wrap.before, num_user)
+            segments += [Segment(before, turn=index), Segment(self.normalise(turn.text), turn.role, turn=index)]
+            segments.append(Segment(wrap.after, turn=index))
+            num_user += turn.role == "user"
         if add_generation_prompt:
             segments.append(Segment(self.assistant.open, turn=len(dialogue.turns)))
         return Rendered(tuple(s for s in segments if s.text))
+
+    @property
+    def only_last(self) -> bool:
+        """Whether only the last answer can be supervised."""
+        return bool(self.window or self.last_user or self.last_assistant)
 
     def normalise(self, text: str) -> str:
         """A message as the template writes it (most write it as it is)."""
@@ -168,7 +182,7 @@ class Template:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able table; `Template.from_dict` makes the same template from it."""
         table: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for key in ("user", "assistant", "first_user", "tool"):
+        for key in _FORMATS:
             if table[key] is not None:
                 table[key] = {"before": table[key].before, "after": table[key].after, "open": table[key].open}
         table["examples"] = [[t.role, t.text] for t in self.examples]
@@ -186,7 +200,7 @@ class Template:
         if missing := {"name", "user", "assistant"} - set(table):
             raise SettingsError(f"template {table.get('name')!r}: field {sorted(missing)[0]!r} is missing.")
         values = dict(table)
-        for key in ("user", "assistant", "first_user", "tool"):
+        for key in _FORMATS:
             if values.get(key) is not None:
                 values[key] = RoleFormat(**values[key])
         values["examples"] = tuple(Turn(role, text, train=False) for role, text in table.get("examples", ()))
@@ -194,7 +208,9 @@ class Template:
         values["stop_token_ids"] = tuple(table.get("stop_token_ids", ()))
         return cls(**values)
 
-    def _wrap(self, role: str, first: bool) -> RoleFormat:
+    def _wrap(self, role: str, first: bool, last: bool) -> RoleFormat:
+        if last and self.last_user:
+            return self.last_user
         if first and self.first_user:
             return self.first_user
         return self.tool if role == "tool" and self.tool else self.user
@@ -214,13 +230,15 @@ class Template:
         yield Segment(message, "template" if own else "system")
         yield Segment(after)
 
-    def _assistant(self, turn: Turn, index: int) -> Iterator[Segment]:
-        wrap, trained, stop = self.assistant, turn.train, self.stop
+    def _assistant(self, turn: Turn, index: int, last: bool) -> Iterator[Segment]:
+        trained = turn.train and (last or not self.only_last)
+        wrap = self.last_assistant if last and self.last_assistant else self.assistant
+        stop = self.stop if last or not self.last_assistant else ""
         yield Segment(wrap.open, turn=index)
         yield Segment(wrap.before[len(wrap.open) :], supervised=trained, turn=index)
         yield Segment(self.normalise(turn.text), "assistant", trained, index)
         if stop:
             yield Segment(stop, supervised=trained, turn=index)
-        else:
+        elif not self.stop:
             yield Segment("</s>", supervised=trained, turn=index, virtual=True)
         yield Segment(wrap.after[len(stop) :], turn=index)

@@ -3,7 +3,7 @@
 Control strings of the template become ids; everything else is plain text for an encoder that knows no added tokens, so
 that nothing a user, a tool or a data file says can turn into a control token. Text between two control tokens is
 encoded in one piece (where every tokenizer splits anyway), so that `ASSISTANT:` + ` Hello` merge as they will at
-inference, and each token takes its label from the segment that its first character belongs to:
+inference, and each token takes its label from the segment it lies in (one that lies in two is noted, see `_label`):
 
     segment   "... ASSISTANT:"   " "   "Hello."   "</s>"
     token                 ":"    "▁Hello"  "."     2
@@ -335,22 +335,29 @@ def _strip_end(pieces: list[_Piece]) -> None:
 
 
 def _label(out: Encoded, piece: _Piece, found: list[tuple[int, int, int]], segments: Sequence[Segment]) -> None:
-    """Give every token of a text piece the segment of its first character; note the tokens that span two kinds."""
-    ends, segment_ids, total = [], [], 0
+    """Give every token of a text piece its segment and label.
+
+    A token that holds characters of several segments is noted where they disagree. It is learned if the model has to
+    generate any of them, unless it also holds characters of a message that is not the assistant's.
+    """
+    ends, owners, total = [], [], 0
     for text, index in piece.parts:
         total += len(text)
         ends.append(total)
-        segment_ids.append(index)
+        owners.append(index)
     last, at = len(ends) - 1, 0
     for token_id, start, end in found:
         while at < last and start >= ends[at]:
             at += 1
-        supervised = segments[segment_ids[at]].supervised
-        if end > ends[at]:
-            until = at
+        owner, supervised = owners[at], segments[owners[at]].supervised
+        if end > ends[at] and at < last:
+            until = at + 1
             while until < last and end > ends[until]:
                 until += 1
-                if segments[segment_ids[until]].supervised != supervised:
-                    out.straddling.append(len(out.input_ids))
-                    break
-        out.add(token_id, supervised, segment_ids[at])
+            held = owners[at : until + 1]
+            learned = [i for i in held if segments[i].supervised]
+            if learned and len(learned) < len(held):
+                out.straddling.append(len(out.input_ids))
+                supervised = all(segments[i].supervised or segments[i].role == "template" for i in held)
+                owner = learned[0] if supervised else owner
+        out.add(token_id, supervised, owner)

@@ -1,5 +1,7 @@
 """Built-in templates render, character for character, the prompts their models were trained on."""
 
+import json
+
 import pytest
 
 from fastchat.conversation import (
@@ -14,6 +16,7 @@ from fastchat.conversation import (
 )
 from fastchat.conversation.styles import shape_of
 from fastchat.errors import SettingsError
+from tests.conversation.make_golden import GOLDEN
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -114,8 +117,10 @@ def conversation(name, system=None, texts=("u1", "a1", "u2", "a2")):
     return conv
 
 
-def test_every_built_in_template_is_pinned_here():
-    assert set(conv_templates) == set(OPEN) == set(PROMPTS) | {"one_shot"}
+def test_every_template_beyond_upstreams_golden_file_is_pinned_here():
+    upstream = set(json.loads(GOLDEN.read_text(encoding="utf-8")))
+    assert set(conv_templates) - upstream <= set(PROMPTS)
+    assert set(OPEN) == set(PROMPTS) | {"one_shot"}
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -197,15 +202,22 @@ def test_table_survives_its_json_form(name):
     assert again.render(Dialogue(ROUNDS, "S")).segments == template.render(Dialogue(ROUNDS, "S")).segments
 
 
-def test_every_table_style_of_upstream_translates_and_the_others_say_why():
-    oddities = {SeparatorStyle.YUAN2, SeparatorStyle.CLLM}
+def test_every_style_of_upstream_translates():
     for style in SeparatorStyle:
-        conv = Conversation(name="x", sep_style=style, sep="\n", sep2="</s>")
-        if style in oddities:
-            with pytest.raises(SettingsError, match=f"{style.name} cannot be written as a table"):
-                conv.to_template()
-        else:
-            assert "u1" in conv.to_template().render(Dialogue(ROUNDS)).text
+        template = Conversation(name="x", sep_style=style, sep="\n", sep2="</s>").to_template()
+        assert "u2" in template.render(Dialogue(ROUNDS)).text
+
+
+def test_styles_that_show_history_otherwise_learn_the_last_answer_only():
+    yuan = Conversation(name="y", sep_style=SeparatorStyle.YUAN2, sep="<sep>", sep2="\n").to_template()
+    rendered = yuan.render(Dialogue(ROUNDS))
+    assert rendered.text == "u1<n>a1<n>u2<sep>a2<eod>"
+    assert [s.text for s in rendered.segments if s.supervised] == ["a2", "<eod>"]
+    assert yuan.render(Dialogue(ROUNDS[:3]), add_generation_prompt=True).text == "u1<n>a1<n>u2<sep>"
+    cllm = Conversation(name="c", sep_style=SeparatorStyle.CLLM, sep=" ", sep2="</s>").to_template()
+    rendered = cllm.render(Dialogue(ROUNDS))
+    assert rendered.text == " USER: u2 ASSISTANT: a2</s>"
+    assert cllm.render(Dialogue(ROUNDS[:3]), add_generation_prompt=True).text == " USER: u2 ASSISTANT:"
 
 
 def test_style_with_two_separators_needs_both():

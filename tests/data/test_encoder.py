@@ -136,15 +136,21 @@ def test_template_that_needs_eos_on_a_tokenizer_without_one_is_refused(tmp_path,
         encoder.bind(get_template("raw"))
 
 
-def test_token_with_characters_of_prompt_and_answer_is_reported_and_not_learned(encoder_of):
+def test_token_with_characters_of_prompt_and_answer_is_reported_and_learned(encoder_of):
     """A prompt that ends inside a word: one token holds its last letters and the answer's first."""
     wrap = RoleFormat("\nQ:", "\n", "\nQ:")
     template = Template(name="torn", user=wrap, assistant=RoleFormat(" th", "</s>", " th"))
     bound = encoder_of("byte_bos").bind(template)
     torn = bound.encode(template.render(Dialogue((Turn("user", "Hi"), Turn("assistant", "e house")))))
-    assert len(torn.straddling) == 1 and not torn.supervised[torn.straddling[0]]
+    assert len(torn.straddling) == 1 and torn.supervised[torn.straddling[0]]
     assert bound.encoder.decode(torn.input_ids[torn.straddling[0] :]).startswith(" the")
     assert bound.encode(template.render(Dialogue((Turn("user", "Hi"), Turn("assistant", ", ok"))))).straddling == []
+
+
+def test_token_with_characters_of_a_question_is_never_learned(encoder_of):
+    bound = encoder_of("byte_bos").bind(get_template("raw"))
+    torn = bound.encode(bound.template.render(Dialogue((Turn("user", "a th"), Turn("assistant", "e house")))))
+    assert len(torn.straddling) == 1 and not torn.supervised[torn.straddling[0]]
 
 
 @pytest.mark.parametrize("tokenizer", ALL_TOKENIZERS)

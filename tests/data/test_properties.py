@@ -14,10 +14,16 @@ from hypothesis import strategies as st
 from fastchat.conversation import Dialogue, Turn, conv_templates, get_template
 from fastchat.data.binding import encode_prompt
 from fastchat.data.probes import HARMLESS
+from tests.builders import TOKENIZER_KINDS
 from tests.data.conftest import ALL_TOKENIZERS
 
-TEMPLATES = tuple(conv_templates)
-EVERY = pytest.mark.parametrize("template", TEMPLATES)
+TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_style or conv.template)
+# One of each kind of table; the others differ from these in their strings only.
+KINDS = (
+    "raw", "vicuna_v1.1", "one_shot", "zero_shot", "alpaca", "llama-2", "mistral", "qwen-7b-chat", "zephyr", "llama-3",
+    "deepseek-chat", "gemma", "chatml", "phi-3", "chatglm2", "chatglm3", "internlm-chat", "phoenix", "rwkv", "metamath",
+    "dolly_v2", "yuan2",
+)  # fmt: skip
 EACH_TOKENIZER = pytest.mark.parametrize("tokenizer", ALL_TOKENIZERS)
 HOSTILE = (
     "</s>", "<s>", "<|im_start|>assistant", "<|im_end|>", "<|eot_id|>", "<start_of_turn>model\n", "<end_of_turn>",
@@ -62,12 +68,12 @@ def check_prompts_are_prefixes(bound, dialogue):
     where, encoded, rendered = spans(bound, dialogue)
     for turn, positions in where.items():
         prompt = encode_prompt(Dialogue(dialogue.turns[:turn], dialogue.system), bound)
+        if not positions:
+            continue  # not learned, so nothing depends on its prompt
         if encoded.input_ids[: len(prompt)] != prompt:
             # Only where a token holds characters on both sides of the boundary, and that token is reported.
-            assert (
-                any(len(prompt) - 3 <= p <= len(prompt) for p in encoded.straddling) or not dialogue.turns[turn].train
-            )
-        elif positions:
+            assert any(len(prompt) - 3 <= p <= len(prompt) for p in encoded.straddling)
+        elif positions and not encoded.straddling:
             assert min(positions) >= len(prompt)
 
 
@@ -75,7 +81,8 @@ def check_stops_are_learned(bound, dialogue):
     where, encoded, _ = spans(bound, dialogue)
     stop = bound.substitute(bound.template.stop) if bound.template.stop else bound.encoder.eos.content
     for turn, positions in where.items():
-        assert bool(positions) == dialogue.turns[turn].train
+        learnable = turn == max(where) or not bound.template.only_last
+        assert bool(positions) == (dialogue.turns[turn].train and learnable)
         if positions:
             ending = bound.encoder.decode([encoded.input_ids[p] for p in positions])
             assert plain(stop) in plain(ending)[-len(plain(stop)) - 3 :]
@@ -110,7 +117,7 @@ def check_no_text_becomes_control(bound, dialogue):
 
 
 @EACH_TOKENIZER
-@EVERY
+@pytest.mark.parametrize("template", TEMPLATES)
 def test_harmless_ids_are_those_of_the_whole_render(encoder_of, tokenizer, template):
     bound = bind(encoder_of, tokenizer, template)
     for dialogue in HARMLESS:
@@ -119,29 +126,48 @@ def test_harmless_ids_are_those_of_the_whole_render(encoder_of, tokenizer, templ
 
 
 @EACH_TOKENIZER
-@EVERY
+@pytest.mark.parametrize("template", TEMPLATES)
 def test_supervised_ids_decode_to_the_answer(encoder_of, tokenizer, template):
     bound = bind(encoder_of, tokenizer, template)
     stop = bound.substitute(bound.template.stop) if bound.template.stop else bound.encoder.eos.content
     for dialogue in HARMLESS:
         where, encoded, _ = spans(bound, dialogue)
+        last = max(where)
         for turn, positions in where.items():
+            if bound.template.only_last and turn != last:
+                assert positions == []
+                continue
             assert positions == list(range(positions[0], positions[-1] + 1))
             text = bound.encoder.decode([encoded.input_ids[p] for p in positions])
             expected = plain(dialogue.turns[turn].text + stop)
-            if positions[-1] in encoded.straddling:  # a stop that is text may share its last token with what follows
-                assert plain(text).startswith(expected)
+            if set(encoded.straddling) & set(range(positions[0] - 1, positions[-1] + 1)):
+                # Text that ends a prompt or follows a stop may share a token with the answer; it is reported.
+                assert expected in plain(text) or bound.template.name == "raw"
+                assert len(plain(text)) <= len(expected) + 4
             else:
                 assert plain(text) == expected
 
 
-@EACH_TOKENIZER
-@EVERY
-@FEW
-@given(dialogue=dialogues())
-def test_properties_hold_on_hostile_dialogues(encoder_of, tokenizer, template, dialogue):
+def hold(encoder_of, tokenizer, template, dialogue):
     bound = bind(encoder_of, tokenizer, template)
     check_prompts_are_prefixes(bound, dialogue)
     check_stops_are_learned(bound, dialogue)
     check_one_bos(bound, dialogue)
     check_no_text_becomes_control(bound, dialogue)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)
+@pytest.mark.parametrize("template", ("vicuna_v1.1", "llama-2", "gemma", "chatml", "llama-3", "zero_shot"))
+@FEW
+@given(dialogue=dialogues())
+def test_properties_hold_on_hostile_dialogues(encoder_of, tokenizer, template, dialogue):
+    hold(encoder_of, tokenizer, template, dialogue)
+
+
+@pytest.mark.slow
+@EACH_TOKENIZER
+@pytest.mark.parametrize("template", KINDS)
+@FEW
+@given(dialogue=dialogues())
+def test_properties_hold_on_hostile_dialogues_everywhere(encoder_of, tokenizer, template, dialogue):
+    hold(encoder_of, tokenizer, template, dialogue)

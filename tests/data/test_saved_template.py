@@ -9,6 +9,7 @@ from fastchat.data.saved_template import install_template, to_messages
 from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS
 
+TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_style or conv.template)
 REAL = [
     Dialogue((Turn("user", "Nine adults went to a play."), Turn("assistant", "```python\nx = 9\n```"))),
     Dialogue((Turn("user", "a"), Turn("assistant", "b"), Turn("tool", "{}"), Turn("assistant", "c")), "Sys"),
@@ -16,7 +17,7 @@ REAL = [
 
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
-@pytest.mark.parametrize("name", conv_templates)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_reloaded_tokenizer_renders_the_training_ids(tmp_path, tokenizer_dir, kind, name):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir(kind))
     bound = TextEncoder.from_tokenizer(tokenizer).bind(get_template(name))
