@@ -31,7 +31,7 @@ class Example:
         dropped: why nothing of it is trained, None where it is.
         truncated_tokens: how many ids were cut off.
         trained_turns, untrained_turns: assistant turns that are learned (wholly or up to a cut), and those that are not
-            because the record says so.
+            because the record says so or because its template shows only the last answer as it was generated.
         straddling: tokens that hold characters of an answer and of something else.
         neutralised: control look-alikes that had to be kept plain text by force.
     """
@@ -86,8 +86,8 @@ def _example(
     index: int, dialogue: Dialogue, rendered: Rendered, encoded: Encoded, max_length: int, overlong: str
 ) -> Example:
     total = len(encoded.input_ids)
-    answers = [turn for turn in dialogue.turns if turn.role == "assistant"]
-    example = Example(index, untrained_turns=sum(not turn.train for turn in answers))
+    answers = sum(turn.role == "assistant" for turn in dialogue.turns)
+    example = Example(index, untrained_turns=answers - len(_learned(rendered, encoded, total)))
     keep = total
     if total > max_length:
         if overlong == "error":
@@ -103,14 +103,19 @@ def _example(
     example.input_ids = encoded.input_ids[:keep]
     supervised = encoded.supervised[:keep]
     example.labels = [i if s else IGNORED for i, s in zip(example.input_ids, supervised, strict=True)]
-    segments = rendered.segments
-    example.trained_turns = len({segments[k].turn for k, s in zip(encoded.segment_of, supervised, strict=False) if s})
+    example.trained_turns = len(_learned(rendered, encoded, keep))
     example.straddling = sum(position < keep for position in encoded.straddling)
     example.neutralised = encoded.neutralised
     if not any(supervised):
         example.dropped = "no_answer_within_length" if example.truncated_tokens else "no_trained_turn"
         example.input_ids, example.labels = [], []
     return example
+
+
+def _learned(rendered: Rendered, encoded: Encoded, keep: int) -> set[int]:
+    """The turns with a supervised id among the first `keep`."""
+    pairs = zip(encoded.segment_of[:keep], encoded.supervised[:keep], strict=True)
+    return {rendered.segments[segment].turn for segment, supervised in pairs if supervised}
 
 
 def _cut_length(rendered: Rendered, encoded: Encoded, max_length: int) -> int:
