@@ -20,10 +20,10 @@ import torch
 from fastchat.checkpoint.files import settle, sync
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.record import RECORD_NAME
-from fastchat.checkpoint.tuned import Tuned, bind, find_tuned, load_tuned, load_tuned_tokenizer, own_dtype
+from fastchat.checkpoint.tuned import Tuned, bind, find_tuned, load_tuned, load_tuned_tokenizer
 from fastchat.data.saved_template import install_template
 from fastchat.errors import CheckpointError, SettingsError, say
-from fastchat.model.loading import load_base_model
+from fastchat.model.loading import load_base_model, load_config, weights_dtype
 
 PROBE_TOKENS = 32
 # How far logits may move when weights are rounded to the base's dtype once, as a share of the largest logit.
@@ -64,7 +64,7 @@ def merge_adapter(
         raise SettingsError(f"{lora_path} is not an adapter: it has no adapter_config.json.")
     weights = weights or ("dequantised" if tuned.quantised else "full")
     options = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    dtype = own_dtype(tuned.base, **options)
+    dtype = weights_dtype("auto", load_config(tuned.base, **options))
     tokenizer = load_tuned_tokenizer(tuned, **options)
     stop_ids = _stop_ids(tuned, tokenizer)
     model = load_tuned(tuned, weights=weights, device=device, **options)

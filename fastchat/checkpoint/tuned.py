@@ -11,7 +11,7 @@ from fastchat.conversation import Template
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.encoder import TextEncoder
 from fastchat.errors import CheckpointError, SettingsError, say
-from fastchat.model.loading import dequantised_base, load_base_model, load_config
+from fastchat.model.loading import dequantised_base, load_base_model
 from fastchat.model.lora import ADAPTER_CONFIG, check_adapter_directory, load_adapter
 from fastchat.model.rope import RopeChoice
 from fastchat.model.tokenizer import TOKENIZER_FILES, load_tokenizer
@@ -107,14 +107,6 @@ def load_tuned(tuned: Tuned, *, weights: str | None = None, **options: Any) -> A
 def quantised_from(tuned: Tuned) -> Any:
     """The dtype that the nf4 codes were made from; the checkpoint's own where the record does not say."""
     return torch_dtype(tuned.record.dtype) if tuned.record and tuned.record.dtype else "auto"
-
-
-def own_dtype(base: str, **options: Any) -> Any:
-    """The dtype that the checkpoint `base` is stored in."""
-    import torch
-
-    config = load_config(base, **options)
-    return config.get_text_config().dtype or config.dtype or torch.float32
 
 
 def torch_dtype(name: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,10 +69,11 @@ def load_base_model(
     attention = attn_implementation or choose_attention(False, config=config)[0]
     options: dict[str, Any] = {}
     if quantization:
-        options["quantization_config"] = nf4_config(compute_dtype or _weights_dtype(dtype, config))
+        options["quantization_config"] = nf4_config(compute_dtype or weights_dtype(dtype, config))
     if device is not None and not is_deepspeed_zero3_enabled():
         options["device_map"] = {"": torch.device(device)}
-    with loading(model_dir, "model", trust_remote_code=trust_remote_code):
+    wanted = weights_dtype(dtype, config)
+    with loading(model_dir, "model", trust_remote_code=trust_remote_code), _zero3_builds_in(wanted):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
             config=config,
@@ -85,6 +88,8 @@ def load_base_model(
     model, report = loaded
     _check_report(model_dir, report)
     check_attention(model, attention)
+    if model.dtype != wanted:
+        say(f"Weights: {model.dtype}, DeepSpeed's own precision, instead of {wanted}.")
     if quantization:
         _keep_nf4_layout(model)
     if for_training:
@@ -180,11 +185,40 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trainable, total
 
 
-def _weights_dtype(dtype: str | torch.dtype, config: Any) -> torch.dtype:
-    """The dtype that weights asked for as `dtype` will have; "auto" is what the config records."""
+def weights_dtype(dtype: str | torch.dtype, config: Any) -> torch.dtype:
+    """The dtype that weights asked for as `dtype` will have; "auto" is what the checkpoint's `config` records."""
     if isinstance(dtype, torch.dtype):
         return dtype
     return config.get_text_config().dtype or config.dtype or torch.float32
+
+
+@contextmanager
+def _zero3_builds_in(dtype: torch.dtype) -> Iterator[None]:
+    """Let ZeRO-3 partition weights in `dtype` while a model is loaded.
+
+    Without this a bf16 checkpoint silently becomes float32, twice its size, when the run itself has neither bf16 nor
+    fp16 switched on. Where it has, DeepSpeed casts every parameter to that precision anyway.
+    """
+    from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
+
+    config: Any = deepspeed_config()
+    key = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    if not is_deepspeed_zero3_enabled() or key is None or any(_switched_on(config, name) for name in ("bf16", "fp16")):
+        yield
+        return
+    before = config.get(key)
+    config[key] = {"enabled": True}
+    try:
+        yield
+    finally:
+        if before is None:
+            del config[key]
+        else:
+            config[key] = before
+
+
+def _switched_on(config: dict[str, Any], name: str) -> bool:
+    return config.get(name, {}).get("enabled", False) is True
 
 
 def _check_report(model_dir: str, report: dict[str, Any]) -> None:

@@ -67,6 +67,7 @@ def choose_rope(
     else:
         choice = _second_scaling(text, entry, type, factor, model_max_length)
     if choice is not None:
+        apply_rope(copy.deepcopy(config), choice)  # some architectures refuse some types: better now than after loading
         say(choice.line)
     return choice
 
@@ -84,6 +85,21 @@ def apply_rope(config: Any, choice: RopeChoice) -> None:
             f"{text.model_type} does not accept RoPE scaling {choice.type!r}: {problem}. Choose another "
             "--rope_scaling_type, or lower --model_max_length to the model's own context."
         ) from None
+
+
+def rope_type(config: Any) -> str | None:
+    """The RoPE type that `config` builds, such as "default" or "yarn"; None for a model without RoPE."""
+    parameters = getattr(config.get_text_config(), "rope_parameters", None)
+    return _scaled_entry(parameters).get("rope_type", "default") if parameters else None
+
+
+def context_length(config: Any) -> int | None:
+    """How many tokens the model that `config` builds was made for; None where nothing limits it."""
+    text = config.get_text_config()
+    length = getattr(text, "max_position_embeddings", None)
+    if length and rope_type(config) in KEEPS_ORIGINAL_LENGTH:
+        length = int(length * _scaled_entry(text.rope_parameters)["factor"])
+    return length
 
 
 def _check_request(type: str | None, factor: float | None) -> None:

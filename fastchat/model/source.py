@@ -78,11 +78,13 @@ def _check_weight_files(folder: Path, source: str) -> None:
 @contextmanager
 def loading(source: str, what: str, *, trust_remote_code: bool = False) -> Iterator[None]:
     """Turn what the hub client and `from_pretrained` raise while loading `what` into one SettingsError."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except SettingsError:
         raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as problem:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as problem:
         raise SettingsError(_explain(source, what, problem, trust_remote_code)) from problem
 
 

@@ -1,0 +1,247 @@
+"""A model to talk to, with the prompt it was trained on.
+
+The prompt's ids come from the encoder that training used, so what a person types can no more become a control token
+here than a record could there. Template, RoPE and nf4 come from the adapter's `training.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastchat.checkpoint.tuned import Tuned, bind, find_tuned, load_tuned, load_tuned_tokenizer
+from fastchat.conversation import Dialogue, Template, Turn, choose_template, get_template
+from fastchat.data.binding import BoundEncoder, encode_prompt
+from fastchat.errors import SettingsError, say
+from fastchat.model.rope import context_length, rope_type
+
+GREEDY_BELOW = 1e-5  # a temperature under this means: always the most likely token
+LEAD_TOKENS = 8  # decoded along with an answer, so that its first token gets the space it has in the text
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what the bytes of half a character decode to
+
+
+@dataclass
+class Chat:
+    """A loaded model with its template.
+
+    Attributes:
+        model: the causal LM, in evaluation mode.
+        bound: tokenizer and template, tied together.
+        system: the system message; None for the template's own.
+        temperature, max_new_tokens: how answers are generated unless `reply` is told otherwise.
+        context: how many tokens prompt and answer may have together; None where the model has no limit.
+    """
+
+    model: Any
+    bound: BoundEncoder
+    pad_id: int
+    system: str | None = None
+    temperature: float = 0.7
+    max_new_tokens: int = 512
+    context: int | None = None
+
+    def reply(
+        self,
+        messages: Sequence[dict[str, str]] | Dialogue,
+        *,
+        greedy: bool = False,
+        max_new_tokens: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """The answer to a conversation that ends with a user's or a tool's turn.
+
+        `messages`: dicts with "role" (system first, user, assistant, tool) and "content", or a Dialogue. `on_text` is
+        called with each piece of the answer as it comes. Raises SettingsError when the conversation does not fit into
+        the model's context.
+
+        >>> chat.reply([{"role": "user", "content": "What is 2 plus 2?"}], greedy=True)        # doctest: +SKIP
+        'The answer is 4.'
+        """
+        dialogue = messages if isinstance(messages, Dialogue) else to_dialogue(messages, self.system)
+        prompt = encode_prompt(dialogue, self.bound)
+        room = self._room(len(prompt), max_new_tokens or self.max_new_tokens)
+        answer = Answer(self.bound, prompt, on_text)
+        self._generate(prompt, room, answer, greedy or self.temperature < GREEDY_BELOW)
+        return answer.finish()
+
+    def _room(self, num_prompt: int, wanted: int) -> int:
+        if self.context is None:
+            return wanted
+        room = self.context - num_prompt
+        if room < 1:
+            raise SettingsError(
+                f"The conversation has {num_prompt} tokens and the model's context is {self.context}: start a new one "
+                "(!!reset)."
+            )
+        return min(wanted, room)
+
+    @torch.inference_mode()
+    def _generate(self, prompt: list[int], room: int, answer: Answer, greedy: bool) -> None:
+        from transformers import GenerationConfig
+
+        ids = torch.tensor([prompt], device=self.model.device)
+        sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": self.temperature, "top_k": 0}
+        config = GenerationConfig(
+            max_new_tokens=room,
+            eos_token_id=list(self.bound.stop_ids) or None,
+            pad_token_id=self.pad_id,
+            # Dynamic RoPE turns the keys of early tokens by other angles as the text grows; cached ones would be stale.
+            use_cache=rope_type(self.model.config) != "dynamic",
+            **sampling,
+        )
+        # Streamer and stopping criterion are called in turn for every token: the first collects, the second looks.
+        self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            streamer=answer,
+            stopping_criteria=[lambda input_ids, scores, **_: _verdict(input_ids, answer.stopped)],
+        )
+
+
+class Answer:
+    """Collects generated ids, turns them into text piece by piece, and notices the end of the turn."""
+
+    def __init__(self, bound: BoundEncoder, prompt: Sequence[int], on_text: Callable[[str], None] | None = None):
+        self.bound = bound
+        self.on_text = on_text
+        self.stop_strings = bound.stop_strings
+        wrap = bound.template.assistant
+        self.opening = wrap.before[len(wrap.open) :]  # vicuna's space after "ASSISTANT:": generated, but not said
+        self.closing = self._before_stop()  # llama-2's space before </s>: the same
+        self.lead = list(prompt[-LEAD_TOKENS:])
+        self.lead_text = bound.encoder.decode(self.lead)
+        self.ids: list[int] = []
+        self.text = ""
+        self.given = 0
+        self.stopped = False
+        self.saw_prompt = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the next ids, as `generate` hands them to a streamer; its first call brings the prompt."""
+        if not self.saw_prompt:
+            self.saw_prompt = True
+            return
+        for token_id in value.reshape(-1).tolist():
+            if token_id in self.bound.stop_ids:
+                self.stopped = True
+            if not self.stopped:
+                self.ids.append(token_id)
+        self._read()
+        self._give(self._safe_end())
+
+    def end(self) -> None:
+        """Called by `generate` after the last token."""
+
+    def finish(self) -> str:
+        """The whole answer; hands over what was still held back."""
+        self._give(len(self.text))
+        return self.text
+
+    def _read(self) -> None:
+        decoded = self.bound.encoder.decode([*self.lead, *self.ids])
+        text = decoded[len(self.lead_text) :].removeprefix(self.opening)
+        cuts = [text.index(stop) for stop in self.stop_strings if stop in text]
+        if cuts:
+            self.stopped = True
+            text = text[: min(cuts)]
+        self.text = text.removesuffix(self.closing) if self.stopped else text
+
+    def _safe_end(self) -> int:
+        """How much of the text cannot change any more: no half character, no beginning of a stop string."""
+        if self.opening and self.opening.startswith(self.text):
+            return 0
+        end = len(self.text.rstrip(BROKEN))
+        if self.stopped:
+            return end
+        for ending in (self.closing, *self.stop_strings):
+            for size in range(min(len(ending), end), 0, -1):
+                if self.text[:end].endswith(ending[:size]):
+                    end -= size
+                    break
+        return end
+
+    def _before_stop(self) -> str:
+        """The plain text with which the template's stop begins, before the token or string that is noticed."""
+        stop = self.bound.template.stop
+        noticed = [*self.stop_strings, *(content for content, control in self.bound.controls.items() if control)]
+        places = [stop.index(end) for end in noticed if end and end in stop]
+        return stop[: min(places)] if places else ""
+
+    def _give(self, end: int) -> None:
+        if self.on_text and end > self.given:
+            self.on_text(self.text[self.given : end])
+            self.given = end
+
+
+def load_chat(
+    model_path: str,
+    *,
+    base_model_path: str | None = None,
+    conv_template: str | None = None,
+    system: str | None = None,
+    temperature: float = 0.7,
+    max_new_tokens: int = 512,
+    device: str | None = None,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+) -> Chat:
+    """Load an adapter (with the base, RoPE, nf4 and template of its run) or a full model, ready to talk to.
+
+    `conv_template` is needed only where nothing records one; given against the record it wins, and that is said.
+    `device`: "cpu" or "cuda"; None takes the GPU where there is one. Raises SettingsError for a folder that cannot be
+    used, or where no template is known.
+    """
+    tuned = find_tuned(model_path, base_model_path)
+    options: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+    tokenizer = load_tuned_tokenizer(tuned, **options)
+    bound = bind(tokenizer, _template(tuned, conv_template, tokenizer))
+    model = load_tuned(tuned, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **options)
+    _forget_generation_defaults(model)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return Chat(model, bound, pad_id, system, temperature, max_new_tokens, context_length(model.config))
+
+
+def to_dialogue(messages: Sequence[dict[str, str]], system: str | None = None) -> Dialogue:
+    """Messages as a Dialogue whose next turn is the assistant's. Raises SettingsError for one that is not."""
+    turns = []
+    for place, message in enumerate(messages):
+        role, text = message["role"], message["content"]
+        if role == "system" and place == 0:
+            system = text
+        elif role in ("user", "assistant", "tool"):
+            turns.append(Turn(role, text))
+        else:
+            raise SettingsError(f"message {place}: role {role!r} is not user, assistant or tool (system only first).")
+    if not turns or turns[-1].role == "assistant":
+        raise SettingsError("The conversation must end with a user's or a tool's turn to be answered.")
+    return Dialogue(tuple(turns), system=system)
+
+
+def _template(tuned: Tuned, name: str | None, tokenizer: Any) -> Template:
+    """The template to speak: the one named, else the run's, else what fits the tokenizer."""
+    recorded = tuned.template
+    if name is not None:
+        if recorded is not None and recorded.name != name:
+            say(f"Template: {name} as asked, although {tuned.path} was trained with {recorded.name}.")
+        return get_template(name)
+    if recorded is not None:
+        return recorded
+    vocabulary = set(tokenizer.get_vocab())
+    return choose_template(None, vocabulary=vocabulary, chat_template=tokenizer.chat_template, model_name=tuned.base)
+
+
+def _forget_generation_defaults(model: Any) -> None:
+    """Drop the base's own sampling settings and stop ids, so that only ours count."""
+    from transformers import GenerationConfig
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.generation_config = GenerationConfig()
+
+
+def _verdict(input_ids: torch.Tensor, stopped: bool) -> torch.Tensor:
+    """What a stopping criterion returns: [B] booleans."""
+    return torch.full((input_ids.shape[0],), stopped, dtype=torch.bool, device=input_ids.device)

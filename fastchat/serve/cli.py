@@ -1,0 +1,111 @@
+"""Chat in the terminal with an adapter or a model.
+
+    python -m fastchat.serve.cli --model-path ADAPTER_OR_MODEL
+
+What the adapter was trained with (template, base, RoPE, quantisation) is read from its folder. `!!reset` starts a new
+conversation, `!!exit` or the end of input leaves. Lines piped in are answered one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fastchat.errors import UserError
+
+if TYPE_CHECKING:
+    from fastchat.serve.chat import Chat
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; upstream's flags."""
+    parser = argparse.ArgumentParser(prog="python -m fastchat.serve.cli", description="Chat in the terminal.")
+    parser.add_argument("--model-path", required=True, help="folder of an adapter or a model, or a hub name")
+    parser.add_argument("--base-model-path", help="base of the adapter (default: the one it was trained on)")
+    parser.add_argument("--conv-template", help="template (default: the one it was trained with)")
+    parser.add_argument("--conv-template-file", help="a .py or .yaml file that registers templates")
+    parser.add_argument("--conv-system-msg", help="system message (default: the template's own)")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 always takes the most likely token")
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    parser.add_argument("--message", help="answer this one message and leave")
+    parser.add_argument("--cache-dir", "--cache_dir", help="where hub downloads are kept")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the model brings")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        chat = _load(args)
+        if args.message is not None:
+            _answer(chat, [{"role": "user", "content": args.message}])
+        else:
+            talk(chat)
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return problem.exit_code
+    return 0
+
+
+def talk(chat: Chat) -> None:
+    """Read lines until the end of input and print the answers; the conversation goes on until `!!reset`."""
+    messages: list[dict[str, str]] = []
+    while (line := _next_line()) is not None:
+        if line == "!!exit":
+            return
+        if line == "!!reset":
+            messages = []
+            print("(new conversation)", file=sys.stderr)
+        elif line.strip():
+            asked = [*messages, {"role": "user", "content": line}]
+            try:
+                messages = [*asked, {"role": "assistant", "content": _answer(chat, asked)}]
+            except UserError as problem:
+                print(f"error: {problem}", file=sys.stderr)
+            except KeyboardInterrupt:
+                print("(stopped)", file=sys.stderr)
+
+
+def _load(args: argparse.Namespace) -> Chat:
+    from fastchat.serve.chat import load_chat
+
+    if args.conv_template_file:
+        from fastchat.conversation import load_template_file
+
+        load_template_file(args.conv_template_file)
+    return load_chat(
+        args.model_path,
+        base_model_path=args.base_model_path,
+        conv_template=args.conv_template,
+        system=args.conv_system_msg,
+        temperature=args.temperature,
+        max_new_tokens=args.max_new_tokens,
+        device=args.device,
+        cache_dir=args.cache_dir,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def _answer(chat: Chat, messages: list[dict[str, str]]) -> str:
+    text = chat.reply(messages, on_text=lambda piece: print(piece, end="", flush=True))
+    print(flush=True)
+    return text
+
+
+def _next_line() -> str | None:
+    """The next line without its end, None at the end of input; a prompt only where a person sits."""
+    if sys.stdin.isatty():
+        try:
+            return input("> ")
+        except (EOFError, KeyboardInterrupt):
+            return None
+    line = sys.stdin.readline()
+    return line.removesuffix("\n").removesuffix("\r") if line else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
