@@ -179,6 +179,8 @@ def choose_template(
     fitting = suggest_templates(vocabulary, chat_template, model_name)
     if chat_template or fitting:
         why = "the tokenizer brings a chat template of its own" if chat_template else "this is a known chat family"
+        if chat_template:
+            fitting = ["tokenizer (its own)", *fitting]
         names = ", ".join(fitting[:4]) or f"none that is known of the {len(_tables)} built-in ones"
         raise SettingsError(
             f"--conv_template is not given, and the documented default, {DEFAULT_TEMPLATE}, would not fit: {why}. "

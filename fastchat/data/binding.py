@@ -25,6 +25,7 @@ from tokenizers import AddedToken
 from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
 from fastchat.conversation.template import CONTROL_PATTERN
 from fastchat.data.probes import HARMLESS
+from fastchat.data.tokenizer_template import TokenizerTemplate
 from fastchat.errors import DataError, SettingsError, say
 
 if TYPE_CHECKING:
@@ -91,15 +92,19 @@ class BoundEncoder:
         stop_ids: the ids that end a generation: the template's stop, if it is a token, and EOS.
     """
 
-    def __init__(self, encoder: TextEncoder, template: Template):
+    def __init__(self, encoder: TextEncoder, template: Template | TokenizerTemplate):
         self.encoder = encoder
         self.template = template
+        self._own = isinstance(template, TokenizerTemplate)
+        # A tokenizer's own template writes BOS itself, and is encoded without what the tokenizer would add.
+        self._adds_bos = encoder.adds_bos and not self._own
         self.controls, missing = self._resolve()
         known = [c for c in self.controls if c]
         self._in_literals = _alternatives(known)
-        control_contents = {c.content for c in self.controls.values() if c} | {BOS_ALIAS, EOS_ALIAS}
-        spoken = [c for c, t in encoder.added.items() if not t["special"] and c.strip() and c not in control_contents]
-        self._in_answers = _alternatives([c for c in spoken if c.replace("▁", " ").strip()])
+        # What a table writes is control; what a Jinja text writes may be the model's to write as well (<think>).
+        reserved = set() if self._own else {c.content for c in self.controls.values() if c} | {BOS_ALIAS, EOS_ALIAS}
+        spoken = [c for c, t in encoder.added.items() if not t["special"] and c not in reserved and _is_text(c)]
+        self._in_answers = _alternatives(spoken)
         self._answer_controls = {c: encoder.control(c) for c in spoken}
         self._forbidden = self._never_from_text()
         # Where one token both begins and ends a sequence (GPT-2), it is the end that must be learned.
@@ -114,7 +119,9 @@ class BoundEncoder:
     def _resolve(self) -> tuple[dict[str, Control | None], list[str]]:
         literals = "\n".join(self.template.literals())
         wanted = list(dict.fromkeys(CONTROL_PATTERN.findall(literals)))
-        added = [c for c in self.encoder.added if c in literals and c.replace("▁", " ").strip()]
+        added = [c for c in self.encoder.added if (self._own or c in literals) and _is_text(c)]
+        if self._own:
+            return {c: self.encoder.control(c) for c in added}, []
         controls: dict[str, Control | None] = {}
         missing = []
         for content in dict.fromkeys(wanted + added + [EOS_ALIAS]):
@@ -154,7 +161,7 @@ class BoundEncoder:
         """
         encoder = self.encoder
         unknown = encoder.spec["model"].get("unk_token")
-        ids = {t["id"] for c, t in encoder.added.items() if c != unknown and c.replace("▁", " ").strip()}
+        ids = {t["id"] for c, t in encoder.added.items() if c != unknown and _is_text(c)}
         ids |= {c.id for c in self.controls.values() if c}
         return ids | {c.id for c in (encoder.bos, encoder.eos) if c}
 
@@ -195,7 +202,7 @@ class BoundEncoder:
     ) -> Encoded:
         out = Encoded()
         opens = self._opens
-        if self.encoder.adds_bos and opens is not None and not (pieces and pieces[0].control == opens):
+        if self._adds_bos and opens is not None and not (pieces and pieces[0].control == opens):
             out.add(opens.id, False, -1)
         for piece in pieces:
             segment = piece.segment
@@ -272,7 +279,7 @@ class BoundEncoder:
         """Compare with the tokenizer's own ids of the whole rendered text on dialogues without control look-alikes."""
         vocabulary_only = [c.content for c in self.controls.values() if c and c.content not in self.encoder.added]
         self.encoder.whole.add_special_tokens([AddedToken(c, normalized=False, special=True) for c in vocabulary_only])
-        for dialogue in HARMLESS:
+        for dialogue in self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS:
             rendered = self.template.render(dialogue)
             ours, theirs = self.encode(rendered).input_ids, self.whole_ids(rendered)
             if ours != theirs:
@@ -289,7 +296,7 @@ class BoundEncoder:
         text = "".join(self.substitute(s.text) if s.role == "template" else s.text for s in rendered.segments)
         bos = self.encoder.bos
         has_bos = bos is not None and text.startswith(bos.content)
-        add = self.encoder.adds_bos and not has_bos
+        add = self._adds_bos and not has_bos
         ids = self.encoder.whole.encode(text, add_special_tokens=False).ids
         if not add or bos is None:
             return ids
@@ -300,6 +307,11 @@ class BoundEncoder:
 def encode_prompt(dialogue: Dialogue, bound: BoundEncoder) -> list[int]:
     """The ids that inference sends for a dialogue whose next turn is the assistant's."""
     return bound.encode(bound.template.render(dialogue, add_generation_prompt=True)).input_ids
+
+
+def _is_text(content: str) -> bool:
+    """Whether an added token is more than white space."""
+    return bool(content.replace("▁", " ").strip())
 
 
 def _alternatives(contents: Sequence[str]) -> re.Pattern[str] | None:

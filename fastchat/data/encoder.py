@@ -9,14 +9,18 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from fastchat.conversation import Template
+from fastchat.conversation import Template, choose_template
 from fastchat.data.binding import BoundEncoder, Control
 from fastchat.data.raw_tokenizer import RawTokenizer, from_class, read_raw
+from fastchat.data.tokenizer_template import TokenizerTemplate
 from fastchat.errors import SettingsError
+
+OWN_TEMPLATE = "tokenizer"
 
 
 class TextEncoder:
@@ -75,7 +79,18 @@ class TextEncoder:
             ) from error
         return cls.from_tokenizer(tokenizer), f"tokenizer: loaded through its class, because {reason}"
 
-    def bind(self, template: Template) -> BoundEncoder:
+    def choose(self, name: str | None, model_name: str = "") -> Template | TokenizerTemplate:
+        """The template called `name`; "tokenizer" is the tokenizer's own. Raises SettingsError, see choose_template."""
+        own = self.raw.chat_template
+        if name != OWN_TEMPLATE:
+            return choose_template(
+                name, vocabulary=set(self.vocabulary), chat_template=own, model_name=model_name or Path(self.name).name
+            )
+        if own is None:
+            raise SettingsError(f"--conv_template tokenizer: the tokenizer {self.name} brings no chat template.")
+        return TokenizerTemplate(own, self.raw)
+
+    def bind(self, template: Template | TokenizerTemplate) -> BoundEncoder:
         """Tie this tokenizer to a template. Raises SettingsError where exact ids cannot be proven."""
         return BoundEncoder(self, template)
 

@@ -14,17 +14,14 @@ from tokenizers import AddedToken
 from fastchat.conversation import Dialogue, to_jinja
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.probes import HARMLESS
+from fastchat.data.tokenizer_template import TokenizerTemplate, to_messages
 from fastchat.errors import SettingsError
-
-
-def to_messages(dialogue: Dialogue) -> list[dict[str, str]]:
-    """A dialogue as the messages that `apply_chat_template` takes."""
-    system = [] if dialogue.system is None else [{"role": "system", "content": dialogue.system}]
-    return system + [{"role": turn.role, "content": turn.text} for turn in dialogue.turns]
 
 
 def chat_template(bound: BoundEncoder) -> str:
     """The text of `chat_template.jinja` for one template and one tokenizer."""
+    if isinstance(bound.template, TokenizerTemplate):
+        return bound.template.source
     eos = bound.encoder.eos
     lead, space = _lead(bound)
     return to_jinja(bound.template, bound.substitute, lead, space, eos.content if eos else "")
@@ -45,7 +42,8 @@ def install_template(tokenizer: Any, bound: BoundEncoder, dialogues: Iterable[Di
     tokenizer.add_tokens([AddedToken(c, normalized=False, special=True) for c in missing], special_tokens=True)
     assert len(tokenizer) == size, f"declaring {missing} changed the vocabulary from {size} to {len(tokenizer)}"
     tokenizer.chat_template = chat_template(bound)
-    for dialogue in [*HARMLESS, *dialogues]:
+    probes = bound.template.probes if isinstance(bound.template, TokenizerTemplate) else HARMLESS
+    for dialogue in [*probes, *dialogues]:
         _compare(tokenizer, bound, dialogue)
 
 

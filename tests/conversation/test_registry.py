@@ -110,7 +110,7 @@ def test_default_is_vicuna_and_says_so(capsys):
         ),
         ({"vocabulary": {"a"}, "model_name": "/models/Llama-2-7b-chat-hf"}, "llama-2"),
         ({"vocabulary": {"a"}, "chat_template": "{{ '[INST] ' + x + ' [/INST]' }}"}, "llama-2"),
-        ({"vocabulary": {"a"}, "chat_template": "{{ something_else }}"}, "none that is known"),
+        ({"vocabulary": {"a"}, "chat_template": "{{ something_else }}"}, "fit: tokenizer (its own)."),
     ],
 )
 def test_known_chat_family_without_a_name_stops_and_suggests(facts, suggestion):
