@@ -1,0 +1,162 @@
+"""Does packing change anything for this model? Measured on the model itself, because nothing else would tell.
+
+Two questions, with dropout off and no optimizer step:
+
+    leakage      another first dialogue in the row: do the logits of the second one move? Not a bit, where it is right
+    difference   the summed loss and its gradients, dialogues packed against the same dialogues one by one
+
+Both need the plain model in one process, before an engine partitions it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastchat.data.collate import collate
+from fastchat.data.packing import PackedDataset, pack_collate, plan_packs
+from fastchat.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+    Batch = dict[str, torch.Tensor]
+
+LossSum = Callable[[Any, "Batch"], "torch.Tensor"]
+# Float32 shows an error of the method; in half precision merely adding up in another order gives this much.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+_LEAK = 10  # times the rounding noise, which is none at all in most models
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """How packed training differs from unpacked, relative to the unpacked loss and the norm of its gradient."""
+
+    num_dialogues: int
+    num_packs: int
+    loss_error: float
+    gradient_error: float
+    tolerance: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether both errors are within what the dtype allows; not where one of them is NaN."""
+        return bool(self.loss_error <= self.tolerance and self.gradient_error <= self.tolerance)
+
+    @property
+    def line(self) -> str:
+        """The one line a run prints."""
+        return (
+            f"packing verified on {self.num_dialogues} dialogues in {self.num_packs} packs: loss off by "
+            f"{self.loss_error:.1e}, gradient by {self.gradient_error:.1e} (allowed: {self.tolerance:.0e})"
+        )
+
+
+def check_no_leak(model: Any, *, vocab_size: int, flat: bool = False, length: int = 32) -> float:
+    """Raise SettingsError where a dialogue sees the one packed before it. Costs three forward passes of `2 * length`.
+
+    The first dialogue never sees the second one, so how far its logits move when that one changes is what rounding
+    alone does: nothing, but for models that add up in another order then (mixtures of experts).
+    Returns how far the second dialogue's logits moved with the first one, as a share of the first one's own movement.
+    """
+    import torch
+
+    rng = np.random.default_rng(0)
+    a, b, other = rng.integers(0, vocab_size, (3, length))
+    with _evaluating(model), torch.no_grad():
+        base, first_changed, second_changed = (_logits(model, pair, flat) for pair in ((a, b), (other, b), (a, other)))
+    own, leaked = _moved(base, first_changed, length)
+    noise, _ = _moved(base, second_changed, length)
+    assert own > 0, "two dialogues gave the same logits"
+    if not leaked <= _LEAK * noise:
+        raise SettingsError(
+            f"--packing: {type(model).__name__} lets a dialogue see the one packed before it (its logits move by "
+            f"{leaked:.1e}). Leave --packing out for this model, or choose another attention kernel."
+        )
+    return leaked / own
+
+
+def compare_packing(
+    model: Any,
+    examples: Sequence[Mapping[str, Any]],
+    loss_sum: LossSum,
+    *,
+    pad_token_id: int,
+    capacity: int,
+    flat: bool = False,
+    batch_size: int = 1,
+) -> PackingReport:
+    """Loss and gradients of `examples`, packed against one by one. Leaves no gradient behind.
+
+    Args:
+        model: with at least one trainable parameter; its gradients must be None.
+        examples: with input_ids, labels and index, such as the first entries of the training data.
+        loss_sum: (model, batch) -> summed loss, the one that training uses.
+        batch_size: packs per row of the batch.
+    """
+    packed = PackedDataset(examples, plan_packs([len(e["input_ids"]) for e in examples], capacity))
+    with _evaluating(model):
+        unpacked_loss = packed_loss = 0.0
+        for example in examples:
+            unpacked_loss += _backward(model, loss_sum, collate([example], pad_token_id=pad_token_id), 1.0)
+        norm = _gradient_norm(model)
+        for start in range(0, len(packed), batch_size):
+            items = [packed[p] for p in range(start, min(start + batch_size, len(packed)))]
+            batch = pack_collate(items, pad_token_id=pad_token_id, flat=flat)
+            del batch["seq_lengths"]
+            packed_loss += _backward(model, loss_sum, batch, -1.0)
+        difference = _gradient_norm(model)  # what the unpacked gradients leave of the packed ones: one copy in memory
+        model.zero_grad(set_to_none=True)
+    tolerance = TOLERANCE[str(_dtype(model)).removeprefix("torch.")]
+    loss_error = abs(packed_loss - unpacked_loss) / abs(unpacked_loss) if unpacked_loss else float("nan")
+    return PackingReport(len(examples), len(packed), loss_error, difference / norm if norm else float("nan"), tolerance)
+
+
+def _logits(model: Any, dialogues: Sequence[np.ndarray], flat: bool) -> torch.Tensor:
+    """[1, T, V] in float32 for dialogues packed into one row."""
+    ids = np.concatenate(dialogues)
+    pack = {"input_ids": ids, "labels": ids, "lengths": [len(d) for d in dialogues]}
+    batch = pack_collate([pack], pad_token_id=0, flat=flat)
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
+    return model(**inputs, use_cache=False).logits.float()
+
+
+def _moved(before: torch.Tensor, after: torch.Tensor, length: int) -> tuple[float, float]:
+    """How far the logits of the first `length` tokens moved, and those of the rest."""
+    moved = (after - before).abs()
+    return moved[:, :length].max().item(), moved[:, length:].max().item()
+
+
+def _backward(model: Any, loss_sum: LossSum, batch: Batch, sign: float) -> float:
+    loss = loss_sum(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
+    (sign * loss).backward()
+    return float(loss.detach())
+
+
+def _gradient_norm(model: Any) -> float:
+    squares = [float(p.grad.double().pow(2).sum()) for p in model.parameters() if p.grad is not None]
+    return sum(squares) ** 0.5
+
+
+def _dtype(model: Any) -> torch.dtype:
+    """What the forward pass computes in: the dtype of most weights (norms are sometimes kept in float32)."""
+    sizes: dict[torch.dtype, int] = {}
+    for p in model.parameters():
+        if p.is_floating_point():
+            sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+@contextmanager
+def _evaluating(model: Any):
+    """Dropout off; afterwards the model is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
