@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastchat.conversation import choose_template, load_template_file
+from fastchat.conversation import load_template_file
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.encoder import TextEncoder
@@ -157,13 +157,7 @@ def _bound_encoder(args: argparse.Namespace) -> BoundEncoder:
     encoder, note = TextEncoder.from_directory_or_class(args.model_name_or_path, args.trust_remote_code)
     if note:
         say(note)
-    template = choose_template(
-        args.conv_template,
-        vocabulary=set(encoder.vocabulary),
-        chat_template=encoder.raw.chat_template,
-        model_name=args.model_name_or_path,
-    )
-    return encoder.bind(template)
+    return encoder.bind(encoder.choose(args.conv_template, model_name=args.model_name_or_path))
 
 
 # --- showing

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import set_seed
 
-from fastchat.conversation import choose_template, load_template_file
+from fastchat.conversation import load_template_file
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.saved_template import install_template
@@ -19,6 +20,7 @@ from fastchat.model.loading import load_base_model
 from fastchat.model.lora import add_lora
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
+from fastchat.train.processes import rank
 from fastchat.train.record import base_name
 from fastchat.train.settings import Settings
 from fastchat.train.tokens import Corpus, read_corpus
@@ -36,16 +38,11 @@ def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
     )
     if data.conv_template_file:
         load_template_file(str(Path(data.conv_template_file).expanduser()))
-    own = tokenizer.chat_template
-    template = choose_template(
-        data.conv_template,
-        vocabulary=set(tokenizer.get_vocab()),
-        chat_template=own if isinstance(own, str) or own is None else str(own),
-        model_name=Path(base).name,
-    )
+    encoder = TextEncoder.from_tokenizer(tokenizer)
+    template = encoder.choose(data.conv_template, model_name=Path(base).name)
     if data.conv_template is None:
         settings.derive(data, "conv_template", template.name)
-    bound = TextEncoder.from_tokenizer(tokenizer).bind(template)
+    bound = encoder.bind(template)
     pad = choose_pad(tokenizer, stop_ids=bound.stop_ids)
     say(pad.line)
     install_template(tokenizer, bound)
@@ -96,6 +93,8 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
     runs_in = half or (dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype)
     attention, line = choose_attention(model.flash_attn, config=config, dtype=runs_in, device=training.device)
     say(line)
+    bars = transformers.utils.logging
+    (bars.disable_progress_bar if training.disable_tqdm or rank() else bars.enable_progress_bar)()
     set_seed(training.seed)  # the adapter starts from random numbers: the same ones in every process
     loaded = load_base_model(
         base_name(str(model.model_name_or_path)),
