@@ -38,18 +38,14 @@ def write_model(folder: Path, model: Any, tensors: dict[str, torch.Tensor], stop
 
 def _as_saved(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the files should hold: tied weights once, under the names of published checkpoints."""
-    if getattr(model, "_weight_conversions", None):
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    kept = {name: tensor for name, tensor in tensors.items() if name not in tied}
+    known = {tensor.data_ptr() for tensor in kept.values()}
+    kept.update({n: t for n, t in tensors.items() if n in tied and t.data_ptr() not in known})
+    if getattr(model, "_weight_conversions", None):  # mixture-of-experts models are fused while they train
         from transformers.core_model_loading import revert_weight_conversion
 
-        tensors = revert_weight_conversion(model, dict(tensors))
-    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
-    seen: dict[int, str] = {}
-    kept = {}
-    for name, tensor in tensors.items():
-        shared = tensor.data_ptr() in seen and tensor.numel() > 0
-        if not (name in tied and shared):
-            kept[name] = tensor
-            seen.setdefault(tensor.data_ptr(), name)
+        return revert_weight_conversion(model, kept)
     return kept
 
 

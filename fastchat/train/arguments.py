@@ -173,6 +173,7 @@ UNSUPPORTED: dict[str, str] = {  # flags of transformers that would have no effe
     "debug": _COMPILE,
     "skip_memory_metrics": _COMPILE,
     "torch_empty_cache_steps": _COMPILE,
+    "optim_args": "set --adam_beta1, --adam_beta2, --adam_epsilon and --weight_decay instead",
     "optim_target_modules": _COMPILE,
     "use_cache": _COMPILE,
     "project": _COMPILE,

@@ -1,6 +1,6 @@
 """Full fine-tuning: the recipe of `train_lora.py` without the adapter.
 
-    deepspeed fastchat/train/train.py --model_name_or_path M --data_path chats.json --output_dir out --deepspeed s2.json
+    deepspeed fastchat/train/train.py recipe.yaml --deepspeed playground/deepspeed_config_lora_s2.json
     torchrun --nproc_per_node 2 -m fastchat.train.train recipe.yaml --learning_rate 1e-4
     python -m fastchat.train.train recipe.yaml
 

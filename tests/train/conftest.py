@@ -20,6 +20,7 @@ class Outcome:
     code: int
     folder: Path
     err: str
+    trainer: Any = None  # the ChatTrainer, where the run got that far
 
     @property
     def record(self) -> dict[str, Any]:
@@ -66,19 +67,31 @@ def eval_flags(data_files: tuple[Path, Path]) -> list[str]:
 
 
 @pytest.fixture
-def train(tmp_path: Path, base_flags: list[str], capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def train(
+    tmp_path: Path, base_flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
     """`train("--lora_r", "4")`: runs train_lora (or, with `full=True`, train) on top of the base flags."""
+    from fastchat.train import recipe, train_lora
+    from fastchat.train import train as full_module
+    from fastchat.train.settings import find_output_dir
+    from fastchat.train.status import attempt
+
+    made: list[Any] = []
+    build = recipe.make_trainer
+
+    def kept(run: Any, model: Any) -> Any:
+        made.append(build(run, model))
+        return made[-1]
+
+    monkeypatch.setattr(recipe, "make_trainer", kept)
 
     def go(*flags: str, full: bool = False, name: str = "out", base: list[str] | None = None) -> Outcome:
-        from fastchat.train import train as full_module
-        from fastchat.train import train_lora
-        from fastchat.train.settings import find_output_dir
-        from fastchat.train.status import attempt
-
         run = full_module.run if full else train_lora.run
         words = [*(base_flags if base is None else base), "--output_dir", str(tmp_path / name), *map(str, flags)]
+        made.clear()
         capsys.readouterr()
         code = attempt(lambda status: run(words, status), find_output_dir(words))
-        return Outcome(code, Path(find_output_dir(words) or tmp_path / name), capsys.readouterr().err)
+        err = capsys.readouterr().err
+        return Outcome(code, Path(find_output_dir(words) or tmp_path / name), err, made[-1] if made else None)
 
     return go

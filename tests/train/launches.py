@@ -1,0 +1,56 @@
+"""Starts real runs with the three launchers, as people do, and collects what they left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.train.conftest import Outcome
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 600
+
+
+def launch(launcher: str, script: str, flags: list[str], folder: Path, processes: int = 2) -> Outcome:
+    """Runs `fastchat/train/{script}.py` with "deepspeed", "torchrun" or "python"; stdout and stderr are one text."""
+    port = _free_port()
+    file, module = str(REPOSITORY / "fastchat" / "train" / f"{script}.py"), f"fastchat.train.{script}"
+    commands = {
+        "deepspeed": [
+            str(Path(sys.executable).with_name("deepspeed")),
+            f"--num_gpus={processes}",
+            f"--master_port={port}",
+            file,
+        ],
+        "torchrun": [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *(f"--nproc_per_node={processes}", f"--master_port={port}", "-m", module),
+        ],
+        "python": [sys.executable, "-m", module],
+    }
+    command = [*commands[launcher], *flags, "--output_dir", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": _path()}
+    done = subprocess.run(
+        command,
+        cwd=folder.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    return Outcome(done.returncode, folder, done.stdout)
+
+
+def _path() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
