@@ -14,41 +14,32 @@ The ids are those of the training run. No torch is imported where the raw `token
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
 
 from fastchat.conversation import load_template_file
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.command import Parser, run
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.loading import LoadedDialogues, Record, load_dialogues
 from fastchat.data.progress import with_bar
 from fastchat.data.terminal import legend, paint, safe, token_texts, wants_colour
 from fastchat.data.tokenization import OVERLONG, Example, tokenize_dialogues
-from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, ResourceError, SettingsError, UserError, nearest, say
+from fastchat.data.writing import StagedFile, check_output
+from fastchat.errors import DataError, SettingsError, say
 
 DEFAULT_MAX_LENGTH = 512  # as in training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters that the data has
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        preview(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return EXIT_DONE
+    return run(preview, _parser(), argv)
 
 
 def preview(args: argparse.Namespace) -> None:
@@ -59,7 +50,7 @@ def preview(args: argparse.Namespace) -> None:
     counts = Counter(loaded.counts)
     num_shown = 0
     colour = wants_colour(sys.stdout)
-    with _Output(args.output) as output:
+    with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
         for record, example in _examples(loaded, bound, args):
             if record.dialogue is None:
                 counts[f"dropped_{record.dropped}"] += 1
@@ -68,39 +59,23 @@ def preview(args: argparse.Namespace) -> None:
             if example.dropped is None and num_shown < args.num:
                 num_shown += 1
                 _print(_shown(record, example, bound, args.model_max_length, colour) + "\n")
-            output.write(example)
+            if output:
+                output.write(_line(example))
     if num_shown:
         _print(f"{legend(colour)}\n")
     _print(table(counts))
     if not counts["supervised_tokens"]:
-        say("warning: not one supervised token; training would stop. " + hint_at_causes(counts, args.model_max_length))
+        cause = hint_at_causes(counts, args.model_max_length)
+        raise DataError(f"not one supervised token in the data: training would stop. {cause}")
 
 
 # --- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    """Names the nearest flag where one is unknown."""
-
-    _given: Sequence[str] = ()
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self._given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        given = [word.split("=")[0] for word in self._given if word.startswith("--")]
-        near = {flag: nearest(flag, known, n=1) for flag in given if flag not in known}
-        hints = [f"instead of {flag}, is {hit[0]} meant?" for flag, hit in near.items() if hit]
-        self.exit(EXIT_SETTINGS, safe("; ".join([f"error: {message}", *hints, "--help shows all flags"])) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m fastchat.data.preview",
         description="Show which tokens a run would train on, and count what it would drop, cut or change.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--model_name_or_path", required=True, metavar="DIR", help="the model's directory, for its tokenizer")
@@ -123,7 +98,7 @@ def _check(args: argparse.Namespace) -> None:
         raise SettingsError(f"--num {args.num}: it needs to be 0 or more.")
     _check_model(args.model_name_or_path)
     if args.output is not None:
-        _check_output(Path(args.output), args.data_path)
+        check_output("--output", args.output, args.data_path)
 
 
 def _check_model(name: str) -> None:
@@ -140,15 +115,6 @@ def _check_model(name: str) -> None:
         raise SettingsError(f"--model_name_or_path {name}: is a file; give the model's directory.")
     elif path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise SettingsError(f"--model_name_or_path {name}: there is no such directory.")
-
-
-def _check_output(output: Path, data_paths: Sequence[str]) -> None:
-    if output.exists() and not output.is_file():
-        raise SettingsError(f"--output {output}: is there already and is not a file; name a file to write.")
-    if not output.resolve().parent.is_dir():
-        raise SettingsError(f"--output {output}: there is no folder {output.resolve().parent}; make it first.")
-    if any(os.path.exists(path) and output.exists() and output.samefile(path) for path in data_paths):
-        raise SettingsError(f"--output {output}: is also given as --data_path and would be overwritten.")
 
 
 def _bound_encoder(args: argparse.Namespace) -> BoundEncoder:
@@ -174,6 +140,12 @@ def _examples(
         example = next(made) if record.dialogue is not None else Example(record.index, dropped=record.dropped)
         assert example.index == record.index, (example.index, record.index)
         yield record, example
+
+
+def _line(example: Example) -> str:
+    """The line of one record in the output file."""
+    keys = ("index", "input_ids", "labels", "dropped", "truncated_tokens")
+    return json.dumps({key: getattr(example, key) for key in keys}) + "\n"
 
 
 def _print(text: str) -> None:
@@ -212,55 +184,6 @@ def _straddling(record: Record, texts: Sequence[str], supervised: Sequence[bool]
         if at < len(texts)
     ]
     return f"tokens that hold characters of an answer and of something else: {', '.join(named)}"
-
-
-# --- writing
-
-
-class _Output:
-    """The output file, written beside its place and moved there once it is complete; nothing where `path` is None."""
-
-    def __init__(self, path: str | None):
-        # Where `path` is a link, the file it points to is the one to replace.
-        self.target = Path(path).resolve() if path else None
-        self.staged = self.target.with_name(f".{self.target.name}.{os.getpid()}") if self.target else None
-
-    def __enter__(self) -> _Output:
-        try:
-            self.file = open(self.staged, "w", encoding="utf-8") if self.staged else None  # noqa: SIM115
-        except OSError as error:
-            raise self._unwritable(error) from None
-        return self
-
-    def write(self, example: Example) -> None:
-        """Add the line of one record."""
-        if self.file is not None:
-            row = {
-                "index": example.index,
-                "input_ids": example.input_ids,
-                "labels": example.labels,
-                "dropped": example.dropped,
-                "truncated_tokens": example.truncated_tokens,
-            }
-            try:
-                self.file.write(json.dumps(row) + "\n")
-            except OSError as error:
-                raise self._unwritable(error) from None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.file is None or self.staged is None or self.target is None:
-            return
-        try:
-            self.file.close()  # writes what is still buffered
-            if kind is None:
-                os.replace(self.staged, self.target)
-        except OSError as error:
-            raise self._unwritable(error) from None
-        finally:
-            self.staged.unlink(missing_ok=True)
-
-    def _unwritable(self, error: OSError) -> ResourceError:
-        return ResourceError(f"--output {self.target}: cannot be written ({error.strerror}).")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fastchat.conversation import Dialogue, Turn, get_template
-from fastchat.data import preview
+from fastchat.data import preview, writing
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.loading import load_dialogues
 from fastchat.data.store import build_store
@@ -144,8 +144,8 @@ def test_output_that_cannot_be_written_is_refused_first(run: Run, tmp_path: Path
         (tmp_path, "is there already and is not a file"),
         (fifo, "is there already and is not a file"),
         (tmp_path / "none" / "out.jsonl", "there is no folder"),
-        (data, "would be overwritten"),
-        (link, "would be overwritten"),
+        (data, "is also an input and would be overwritten"),
+        (link, "is also an input and would be overwritten"),
     ):
         code, shown, err = run("--data_path", data, "--output", str(out))
         assert code == 2 and message in err and str(out) in err and shown == ""
@@ -163,7 +163,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(run: Run, tmp_path: Path, monkey
         Path(path).touch()
         return Full()
 
-    monkeypatch.setattr(preview, "open", full, raising=False)
+    monkeypatch.setattr(writing, "open", full, raising=False)
     code, _, err = run("--data_path", data, "--output", str(tmp_path / "out.jsonl"))
     assert code == 6 and "cannot be written (No space left on device)" in err
     assert os.listdir(tmp_path) == ["a.jsonl"]
@@ -224,8 +224,8 @@ def test_malformed_rows_stop_or_are_skipped(run: Run, tmp_path: Path) -> None:
 def test_nothing_supervised_is_said(run: Run, tmp_path: Path) -> None:
     data, out = write(tmp_path / "a.jsonl", [row("q"), row()]), tmp_path / "out.jsonl"
     code, shown, err = run("--data_path", data, "--output", str(out))
-    assert code == 0 and "0 trained on, 2 dropped" in shown and len(out.read_text().splitlines()) == 2
-    assert "not one supervised token; training would stop. Likely cause: no user turn is answered" in err
+    assert code == 3 and "0 trained on, 2 dropped" in shown and len(out.read_text().splitlines()) == 2
+    assert "error: not one supervised token in the data: training would stop. Likely cause: no user turn" in err
 
 
 def test_several_files_are_one_input(run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Files that are complete or not there: written beside their place, and moved there at the end."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from fastchat.errors import ResourceError, SettingsError
+
+
+def check_output(flag: str, path: str, inputs: Sequence[str]) -> None:
+    """Tell at once what cannot be written, or would overwrite an input. Raises SettingsError."""
+    output = Path(path)
+    if output.exists() and not output.is_file():
+        raise SettingsError(f"{flag} {output}: is there already and is not a file; name a file to write.")
+    if not output.resolve().parent.is_dir():
+        raise SettingsError(f"{flag} {output}: there is no folder {output.resolve().parent}; make it first.")
+    if any(os.path.exists(given) and output.exists() and output.samefile(given) for given in inputs):
+        raise SettingsError(f"{flag} {output}: is also an input and would be overwritten; name another file.")
+
+
+class StagedFile:
+    """A text file that replaces `path` once the `with` block ends without an error; gzipped where `path` ends in .gz.
+
+    Raises ResourceError, naming `flag`, where it cannot be written; what `path` held before is then still there.
+    """
+
+    def __init__(self, path: str, flag: str):
+        self.path, self.flag = path, flag
+        self._target = Path(path).resolve()  # where `path` is a link, the file it points to is the one to replace
+        self._beside = self._target.with_name(f".{self._target.name}.{os.getpid()}")
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> StagedFile:
+        try:
+            if self._target.suffix == ".gz":
+                self._file = gzip.open(self._beside, "wt", encoding="utf-8")  # noqa: SIM115
+            else:
+                self._file = open(self._beside, "w", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return self
+
+    def write(self, text: str) -> None:
+        """Add `text`."""
+        assert self._file is not None
+        try:
+            self._file.write(text)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._file is not None
+        try:
+            if kind is None:
+                self._file.close()  # writes what is still buffered
+                os.replace(self._beside, self._target)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        finally:
+            with suppress(OSError):
+                self._file.close()
+            self._beside.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> ResourceError:
+        return ResourceError(f"{self.flag} {self.path}: cannot be written ({error.strerror or error}).")
+
+
+class RowFile(StagedFile):
+    """A StagedFile of JSON objects: one per line where `path` ends in .jsonl (or .jsonl.gz), else one indented array.
+
+    The array is the text that `json.dump(rows, indent=2, ensure_ascii=False)` writes, without holding all the rows.
+    """
+
+    def __init__(self, path: str, flag: str = "--out-file"):
+        super().__init__(path, flag)
+        self.num_rows = 0
+        self._lines = path.removesuffix(".gz").endswith(".jsonl")
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one row."""
+        if self._lines:
+            self.write(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            text = json.dumps(row, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+            self.write(("[\n  " if self.num_rows == 0 else ",\n  ") + text)
+        self.num_rows += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None and not self._lines:
+            try:
+                self.write("\n]" if self.num_rows else "[]")
+            except ResourceError as error:
+                super().__exit__(type(error), error, None)
+                raise
+        super().__exit__(kind, *rest)
