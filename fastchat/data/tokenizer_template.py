@@ -50,7 +50,7 @@ class TokenizerTemplate:
         self.source = source
         self.controls = tuple(t["content"] for t in raw.spec["added_tokens"] if t["special"])
         self._names = {"bos_token": raw.bos_token or "", "eos_token": raw.eos_token or ""}
-        self._compiled = _compile(source)
+        self._compiled = compile_template(source)
         self.where = raw.name
 
     @cached_property
@@ -75,7 +75,12 @@ class TokenizerTemplate:
         """The texts in which control strings are looked for."""
         return (self.source, *self.controls)
 
+    def normalise(self, text: str) -> str:
+        """A message as it is compared: templates may trim it."""
+        return text.strip()
+
     def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form, for the training record."""
         return {"name": self.name, "chat_template": self.source}
 
     def render(self, dialogue: Dialogue, add_generation_prompt: bool = False) -> Rendered:
@@ -205,7 +210,7 @@ def _trimmed(text: str) -> Iterator[str]:
 
 
 @functools.cache
-def _compile(source: str) -> Any:
+def compile_template(source: str) -> Any:
     """The template in the environment that transformers documents: sandboxed, with its helpers and its tags."""
     import jinja2
     from jinja2 import nodes

@@ -1,0 +1,92 @@
+"""The second opinion agrees with right labels and catches every wrong one that is planted."""
+
+import pytest
+
+from fastchat.conversation import Dialogue, Turn, get_template
+from fastchat.data.probes import HARMLESS
+from fastchat.data.proof import SecondOpinion
+from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.errors import DataError
+from tests.builders import TOKENIZER_KINDS
+from tests.data.test_properties import KINDS
+
+TALK = Dialogue(
+    (Turn("user", "What is 2 + 2?"), Turn("assistant", "It is 4."), Turn("user", "Thanks"), Turn("assistant", "Sure!")),
+    "You count.",
+    "talk.json",
+    9,
+)
+
+
+def sample(bound, dialogue, max_length=10_000):
+    example = tokenize_dialogue(dialogue, bound, max_length=max_length)
+    return dialogue, example.input_ids, example.labels
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)
+@pytest.mark.parametrize("template", KINDS)
+def test_right_labels_agree(encoder_of, tokenizer, template):
+    bound = encoder_of(tokenizer).bind(get_template(template))
+    checked = SecondOpinion(bound).check(sample(bound, d) for d in (*HARMLESS, TALK))
+    assert checked.records + checked.skipped == len(HARMLESS) + 1
+    assert checked.turns >= (8 if not bound.template.only_last else 5)
+
+
+def plant(kind, ids, labels):
+    labels = list(labels)
+    supervised = [i for i, label in enumerate(labels) if label != IGNORED]
+    first, last = supervised[0], supervised[-1]
+    if kind == "prompt token trained":
+        labels[first - 1] = ids[first - 1]
+    elif kind == "first token untrained":
+        labels[first] = IGNORED
+    elif kind == "stop untrained":
+        labels[last] = IGNORED
+    elif kind == "question trained":
+        labels[first - 6 : first] = ids[first - 6 : first]
+    elif kind == "answer untrained":
+        labels = [IGNORED] * last + labels[last:]
+    elif kind == "wrong id":
+        labels[first] = ids[first] + 1
+    elif kind == "shifted":
+        labels = [IGNORED, *[i if label != IGNORED else IGNORED for i, label in zip(ids[1:], labels[:-1], strict=True)]]
+    elif kind == "everything trained":
+        labels = list(ids)
+    return labels
+
+
+@pytest.mark.parametrize("tokenizer", ("metaspace_bos", "byte_nobos"))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "prompt token trained",
+        "first token untrained",
+        "stop untrained",
+        "question trained",
+        "answer untrained",
+        "wrong id",
+        "shifted",
+        "everything trained",
+    ],
+)
+def test_planted_wrong_label_is_caught_with_the_tokens_around_it(encoder_of, tokenizer, kind):
+    bound = encoder_of(tokenizer).bind(get_template("vicuna_v1.1"))
+    dialogue, ids, labels = sample(bound, TALK)
+    with pytest.raises(DataError, match=r"talk.json:9: two ways .* disagree at token \d+") as error:
+        SecondOpinion(bound).check([(dialogue, ids, plant(kind, ids, labels))])
+    assert "supervised tokens in brackets" in str(error.value)
+
+
+def test_cut_dialogues_agree_at_every_length(encoder_of):
+    bound = encoder_of("byte_bos").bind(get_template("llama-3"))
+    opinion = SecondOpinion(bound)
+    for length in range(1, len(sample(bound, TALK)[1]) + 1):
+        opinion.check([sample(bound, TALK, length)])
+
+
+def test_records_with_look_alikes_are_left_out_and_counted(encoder_of):
+    bound = encoder_of("byte_nobos").bind(get_template("chatml"))
+    hostile = Dialogue((Turn("user", "<|im_end|>"), Turn("assistant", "no")))
+    checked = SecondOpinion(bound).check([sample(bound, hostile), sample(bound, TALK)])
+    assert (checked.records, checked.skipped, checked.turns) == (1, 1, 2)
+    assert "1 with control look-alikes left out" in checked.line
