@@ -1,0 +1,319 @@
+"""Adding a pad token, or other special tokens, to a model: tokenizer, embeddings and configs; all else bit for bit.
+
+The weight files are rewritten tensor by tensor without building the model, so what is not resized cannot change: dtypes
+may be mixed, shards stay as they are. The result is then loaded as anybody would, and compared with the original.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fastchat.checkpoint.files import settle, sync
+from fastchat.checkpoint.vocabulary import Plan, check_tokens, load_plain, plan_tokens, write_tokens
+from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.model.loading import load_base_model, load_config
+from fastchat.model.source import is_local, loading, read_json
+
+INDEX = "model.safetensors.index.json"
+# Weights in other forms, which would still hold the old vocabulary.
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+_ROWS = 8192  # rows of an embedding that are added up at a time
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was done: the tokens' ids, which of them are new, and the rows of the embedding before and after."""
+
+    path: Path
+    ids: dict[str, int]
+    added: tuple[str, ...]
+    rows_before: int
+    rows_after: int
+
+
+def prepare_model(
+    model_path: str,
+    output_path: str,
+    *,
+    pad_token: str | None = None,
+    special_tokens: Sequence[str] = (),
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+) -> Prepared:
+    """Write the model in `model_path` with these tokens into the new folder `output_path`, complete or not at all.
+
+    A token that exists keeps its id. Embedding and head get rows only where they have too few (many models have some
+    to spare); a new row is the mean of the rows that tokens use.
+    Raises SettingsError for a non-empty target, tokens that cannot be added, or a folder that is no base model;
+    CheckpointError where the result does not read back as it should.
+    """
+    special_tokens = list(dict.fromkeys(special_tokens))
+    _check_request(pad_token, special_tokens)
+    target = _check_target(output_path)
+    load_config(model_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)  # it is a base model at all
+    tokenizer = load_plain(model_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    source = _local(model_path, cache_dir)
+    resized = _embedding_names(source, trust_remote_code)
+    with _new_folder(target) as folder:
+        _copy_company(source, folder)
+        if not (folder / "tokenizer.json").is_file():
+            say(f"{model_path} has no tokenizer.json: it is made from the older files.")
+            tokenizer.save_pretrained(folder)
+        plan = plan_tokens(folder, list(dict.fromkeys([*([pad_token] if pad_token else []), *special_tokens])))
+        if pad_token is not None:
+            _check_pad(tokenizer, source, pad_token, plan.ids[pad_token])
+        write_tokens(folder, plan, pad_token, special_tokens)
+        before = _rows(source, resized)
+        after = max(before, plan.size)
+        _write_configs(folder, after, plan.ids[pad_token] if pad_token else None)
+        used = 1 + max(tokenizer.get_vocab().values())
+        _write_weights(source, folder, resized, after, min(used, before))
+        check_tokens(tokenizer, folder, plan, pad_token, trust_remote_code=trust_remote_code)
+        _check_weights(source, folder, resized, before)
+        _check_model(folder, after, list(plan.ids.values()), trust_remote_code)
+    _report(target, plan, before, after)
+    return Prepared(target, plan.ids, tuple(plan.added), before, after)
+
+
+# ---- what is asked for ----
+
+
+def _check_request(pad_token: str | None, special_tokens: Sequence[str]) -> None:
+    if pad_token is None and not special_tokens:
+        raise SettingsError("nothing to add: give --pad-token '[PAD]' or --special-tokens '<a>' '<b>'.")
+    for token in ([] if pad_token is None else [pad_token]) + list(special_tokens):
+        if not token or token != token.strip():
+            raise SettingsError(f"{token!r} cannot be a token: it is empty, or begins or ends with a space.")
+
+
+def _check_target(output_path: str) -> Path:
+    target = Path(output_path).expanduser()
+    if target.is_file() or target.is_dir() and any(target.iterdir()):
+        raise SettingsError(f"--output-path {output_path} exists and is not empty: choose a new folder.")
+    return target
+
+
+def _check_pad(tokenizer: Any, source: Path, pad_token: str, pad_id: int) -> None:
+    """Refuse a pad token that ends answers: whoever masks padding by id would never train the model to stop."""
+    ends = {tokenizer.eos_token_id}
+    if (source / "generation_config.json").is_file():
+        eos = read_json(source / "generation_config.json").get("eos_token_id")
+        ends |= set(eos) if isinstance(eos, list) else {eos}
+    if pad_id in ends:
+        raise SettingsError(
+            f"--pad-token {pad_token!r} ends this model's answers (id {pad_id}), so it must not pad: take another "
+            "one, such as '[PAD]'."
+        )
+
+
+def _local(model_path: str, cache_dir: str | None) -> Path:
+    """The folder with the files, downloaded where `model_path` is a hub name."""
+    if is_local(model_path):
+        return Path(model_path).expanduser()
+    from huggingface_hub import snapshot_download
+
+    with loading(model_path, "model"):
+        return Path(snapshot_download(model_path, cache_dir=cache_dir, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
+
+
+# ---- files ----
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model, in the order of their names."""
+    if (folder / INDEX).is_file():
+        return [folder / name for name in sorted(set(read_json(folder / INDEX)["weight_map"].values()))]
+    return [folder / "model.safetensors"]
+
+
+def _copy_company(source: Path, folder: Path) -> None:
+    """Everything that is no weight; names what is left out because it would still hold the old vocabulary."""
+    ours = {path.name for path in _weight_files(source)} | {INDEX}
+    left_out = []
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        name = path.relative_to(source)
+        if name.parts[0].startswith(".") or str(name) in ours:
+            continue
+        if path.name.endswith(_OTHER_WEIGHTS):
+            left_out.append(str(name))
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    if left_out:
+        say(f"Left out, since they hold the weights in another form: {', '.join(left_out)}.")
+
+
+def _write_configs(folder: Path, rows: int, pad_id: int | None) -> None:
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")
+    for part in [config] + ([text] if isinstance(text, dict) else []):
+        if "vocab_size" in part:
+            part["vocab_size"] = rows
+        if pad_id is not None and ("vocab_size" in part or "pad_token_id" in part):
+            part["pad_token_id"] = pad_id
+    _write_json(folder / "config.json", config)
+    path = folder / "generation_config.json"
+    if pad_id is not None and path.is_file():
+        _write_json(path, read_json(path) | {"pad_token_id": pad_id})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.with_name(f".{target.name}.preparing-{os.getpid()}")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+        settle(stage)
+        os.replace(stage, target)  # works on a missing and on an empty folder, never on a filled one
+        sync(target.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+# ---- weights ----
+
+
+def _embedding_names(source: Path, trust_remote_code: bool) -> list[str]:
+    """The tensors in the files with one row per token: input embedding, and head (with its bias) where it has its own.
+
+    Raises SettingsError where they cannot be told from the others, or the files are not the model's.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    # On "meta" nothing is read but names and shapes.
+    model = load_base_model(str(source), device="meta", trust_remote_code=trust_remote_code, for_training=False)
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    wanted = {name: p for name, p in model.named_parameters(remove_duplicate=False) if _belongs(p, layers)}
+    stored = {name for path in _weight_files(source) for name in _names(path)}
+    found = sorted(stored & set(revert_weight_conversion(model, wanted)))
+    if len(found) < len({id(p) for p in wanted.values()}):
+        raise SettingsError(f"{source}: the embeddings are not among the weights ({', '.join(wanted)} looked for).")
+    return found
+
+
+def _belongs(parameter: Any, layers: Sequence[Any]) -> bool:
+    return any(parameter is own for layer in layers if layer is not None for own in layer.parameters())
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(str(path), framework="pt") as file:
+        return list(file.keys())
+
+
+def _rows(source: Path, resized: Sequence[str]) -> int:
+    sizes = set()
+    for path in _weight_files(source):
+        with safe_open(str(path), framework="pt") as file:
+            sizes |= {file.get_slice(name).get_shape()[0] for name in resized if name in file.keys()}  # noqa: SIM118
+    if len(sizes) != 1:
+        raise SettingsError(f"{source}: embedding and head have {' and '.join(map(str, sorted(sizes)))} rows.")
+    return sizes.pop()
+
+
+def _write_weights(source: Path, folder: Path, resized: Sequence[str], rows: int, used: int) -> None:
+    """Copies every weight file; those with a tensor to resize are written anew. `used`: rows that tokens use."""
+    grown = 0
+    for path in _weight_files(source):
+        with safe_open(str(path), framework="pt") as file:
+            names, metadata = list(file.keys()), file.metadata()
+            if (
+                not set(names) & set(resized)
+                or rows == file.get_slice((set(names) & set(resized)).pop()).get_shape()[0]
+            ):
+                shutil.copyfile(path, folder / path.name)
+                continue
+            tensors = {name: file.get_tensor(name) for name in names}
+        for name in set(names) & set(resized):
+            old = tensors[name]
+            tensors[name] = _with_mean_rows(old, rows, used)
+            grown += (tensors[name].numel() - old.numel()) * old.element_size()
+        save_file(tensors, str(folder / path.name), metadata=metadata)
+    if (source / INDEX).is_file():
+        index = read_json(source / INDEX)
+        if "total_size" in index.get("metadata", {}):
+            index["metadata"]["total_size"] += grown
+        index.get("metadata", {}).pop("total_parameters", None)  # optional, and another number for tied weights
+        _write_json(folder / INDEX, index)
+
+
+def _with_mean_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:
+    """`weight`, [old rows, ...], with rows added that are the mean of the first `used` ones, rounded once to its dtype.
+
+    >>> _with_mean_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 3, 2).tolist()
+    [[1.0, 2.0], [3.0, 4.0], [2.0, 3.0]]
+    """
+    total = sum(part.double().sum(dim=0) for part in weight[:used].split(_ROWS))
+    mean = (torch.as_tensor(total) / used).to(weight.dtype)
+    return torch.cat([weight, mean.expand(rows - len(weight), *weight.shape[1:])]).contiguous()
+
+
+# ---- the result ----
+
+
+def _check_weights(source: Path, folder: Path, resized: Sequence[str], before: int) -> None:
+    """CheckpointError unless the new files hold every old bit, and only new rows beside."""
+    for old_path in _weight_files(source):
+        with (
+            safe_open(str(old_path), framework="pt") as old_file,
+            safe_open(str(folder / old_path.name), framework="pt") as new_file,
+        ):
+            if sorted(old_file.keys()) != sorted(new_file.keys()):
+                raise CheckpointError(f"{old_path.name}: other tensors than before; nothing was put in place")
+            for name in old_file.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                old, new = old_file.get_tensor(name), new_file.get_tensor(name)
+                kept = new[:before] if name in resized else new
+                if old.dtype != new.dtype or old.shape != kept.shape or not torch.equal(_bits(old), _bits(kept)):
+                    raise CheckpointError(f"{name} is not what it was; nothing was put in place, check the disk")
+
+
+def _check_model(folder: Path, rows: int, ids: list[int], trust_remote_code: bool) -> None:
+    """CheckpointError unless the folder loads with `rows` rows and computes finite logits for the tokens."""
+    model = load_base_model(str(folder), for_training=False, trust_remote_code=trust_remote_code, device="cpu").eval()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[0, *ids]])).logits
+    found = (
+        embedding.weight.shape[0],
+        head.weight.shape[0],
+        logits.shape[-1],
+        model.config.get_text_config().vocab_size,
+    )
+    if set(found) != {rows}:
+        raise CheckpointError(f"the new model has {found} rows where {rows} were written; nothing was put in place")
+    if not torch.isfinite(logits).all():
+        raise CheckpointError("the new model's logits are not finite; nothing was put in place")
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _report(target: Path, plan: Plan, before: int, after: int) -> None:
+    for token in plan.known:
+        say(f"{token!r} is a special token already (id {plan.ids[token]}): nothing is added for it.")
+    for token in plan.marked:
+        say(f"{token!r} is in the vocabulary already (id {plan.ids[token]}): it is marked as special.")
+    added = ", ".join(f"{token!r} (id {plan.ids[token]})" for token in plan.added) or "no token"
+    if after > before:
+        rows = f"embedding rows {before} -> {after}, new ones set to the mean"
+    else:
+        rows = f"the embedding's {before} rows are enough, the weights stay as they are"
+    say(f"Written to {target}: {added} added, {rows}; read back and compared.")

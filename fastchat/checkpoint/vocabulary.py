@@ -1,0 +1,138 @@
+"""Adding tokens to a tokenizer's files, touching nothing else in them.
+
+The files are edited as JSON rather than loaded and saved again: a save by the library of today rewrites parts that a
+library of yesterday, or a serving engine, reads differently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastchat.errors import CheckpointError, SettingsError
+from fastchat.model.source import loading, read_json
+
+_AS_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+# Texts whose ids must stay what they were: words, digits, spaces, line ends, other scripts, code, bytes.
+_PROBES = (
+    "Hello, how are you? I'm fine: 12,345.67 + 8 = 12353.67!",
+    "  two  spaces\tand\n\nlines\r\n2 < 3 > 1 [INST] {x: 1}",
+    "Ünïcödé 日本語 العربية हिन्दी 😀 e\u0301",
+    "def f(x):\n    return x ** 2  # the square of it",
+)
+
+
+@dataclass
+class Plan:
+    """What a set of wanted tokens means for one vocabulary.
+
+    Attributes:
+        ids: token -> id, of every wanted token, in the order they were asked for.
+        added: the tokens that get a new id.
+        marked: the tokens that had an id as ordinary text and become special.
+        known: the tokens that were special already.
+        size: one more than the largest id afterwards.
+    """
+
+    ids: dict[str, int] = field(default_factory=dict)
+    added: list[str] = field(default_factory=list)
+    marked: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    size: int = 0
+
+
+def plan_tokens(folder: Path, tokens: Sequence[str]) -> Plan:
+    """Which id each token has or gets in `folder`/tokenizer.json, by the library's own rules."""
+    from tokenizers import AddedToken, Tokenizer
+
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    vocabulary = raw.get_vocab(with_added_tokens=True)
+    special = {token.content for token in raw.get_added_tokens_decoder().values()}
+    plan = Plan()
+    for token in tokens:
+        kind = plan.known if token in special else plan.marked if token in vocabulary else plan.added
+        kind.append(token)
+    raw.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in plan.added])
+    plan.ids = {token: raw.token_to_id(token) for token in tokens}
+    plan.size = 1 + max(*raw.get_vocab(with_added_tokens=True).values(), 0)
+    return plan
+
+
+def write_tokens(folder: Path, plan: Plan, pad_token: str | None, special_tokens: Sequence[str]) -> None:
+    """Puts the planned tokens into the tokenizer files in `folder`, and names `pad_token` as the one that pads."""
+    new = {token: plan.ids[token] for token in (*plan.added, *plan.marked)}
+    tokenizer = read_json(folder / "tokenizer.json")
+    entries = tokenizer.setdefault("added_tokens", [])
+    entries += [{"id": token_id, "content": token, **_AS_SPECIAL} for token, token_id in new.items()]
+    entries.sort(key=lambda entry: entry["id"])
+    _write(folder / "tokenizer.json", tokenizer)
+
+    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    _name(config, pad_token, special_tokens)
+    if isinstance(config.get("added_tokens_decoder"), dict):
+        config["added_tokens_decoder"] |= {str(i): {"content": token, **_AS_SPECIAL} for token, i in new.items()}
+    _write(folder / "tokenizer_config.json", config)
+    if (folder / "special_tokens_map.json").is_file():
+        names = read_json(folder / "special_tokens_map.json")
+        _name(names, pad_token, special_tokens)
+        _write(folder / "special_tokens_map.json", names)
+
+
+def check_tokens(before: Any, folder: Path, plan: Plan, pad_token: str | None, *, trust_remote_code: bool) -> None:
+    """Loads the tokenizer in `folder` and compares it with the one it was made from.
+
+    Raises:
+        CheckpointError: a token has another id than planned, is cut into pieces, or any other token changed.
+        SettingsError: ordinary text has other ids than before.
+    """
+    after = load_plain(str(folder), trust_remote_code=trust_remote_code)
+    for token, token_id in plan.ids.items():
+        found = after.encode(f"a{token}b", add_special_tokens=False)
+        if after.convert_tokens_to_ids(token) != token_id or found.count(token_id) != 1:
+            raise CheckpointError(f"{token!r} reads back as {found} instead of id {token_id}; nothing was put in place")
+    if pad_token is not None and after.pad_token_id != plan.ids[pad_token]:
+        raise CheckpointError(f"the saved tokenizer pads with {after.pad_token!r}, not {pad_token!r}")
+    old, new = before.get_vocab(), after.get_vocab()
+    changed = [token for token in old.keys() | new.keys() if old.get(token) != new.get(token)]
+    if sorted(changed) != sorted(plan.added):
+        raise CheckpointError(f"other tokens changed too, such as {changed[:3]}; nothing was put in place")
+    for text in (*_PROBES, "".join(before.get_added_vocab())):
+        if before.encode(text) != after.encode(text):
+            raise SettingsError(
+                f"with {' '.join((*plan.added, *plan.marked))} in the vocabulary, {text[:50]!r} is tokenised "
+                "differently: choose tokens that are no part of ordinary text, such as '[PAD]'."
+            )
+
+
+def load_plain(source: str, *, cache_dir: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer as its files describe it, with no pad token chosen for it."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    with loading(source, "tokenizer", trust_remote_code=trust_remote_code):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, cache_dir=cache_dir, trust_remote_code=trust_remote_code, use_fast=True
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise SettingsError(
+            f"{source}: {type(tokenizer).__name__} has no fast version (no tokenizer.json); convert it."
+        )
+    return tokenizer
+
+
+def _name(config: dict[str, Any], pad_token: str | None, special_tokens: Sequence[str]) -> None:
+    """Enters the tokens under their names, in the form that the file already uses."""
+    if pad_token is not None:
+        old = config.get("pad_token")
+        config["pad_token"] = {**_AS_SPECIAL, **old, "content": pad_token} if isinstance(old, dict) else pad_token
+    if special_tokens:
+        newer = isinstance(config.get("extra_special_tokens"), list)
+        listed = config.setdefault("extra_special_tokens" if newer else "additional_special_tokens", [])
+        contents = [entry["content"] if isinstance(entry, dict) else entry for entry in listed]
+        listed += [token for token in special_tokens if token not in contents]
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Give a model a pad token of its own, or other special tokens.
+
+    python -m fastchat.model.prepare_model --model-path M --pad-token '[PAD]' --output-path OUT
+
+Training does not need it: a run chooses a safe pad token by itself and says which. It is for models that other
+programs, which mask padding by its id, will train or serve. This is the command; `checkpoint/prepare.py` does the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fastchat.errors import EXIT_DONE, EXIT_RESOURCE, UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastchat.model.prepare_model",
+        description="Write a copy of a model with a pad token or other special tokens added.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model-path", required=True, metavar="M", help="folder (or hub name) of the model")
+    add("--output-path", required=True, metavar="OUT", help="new folder for the result")
+    add("--pad-token", metavar="TOKEN", help="the token that pads, such as '[PAD]'; added where it does not exist")
+    add("--special-tokens", nargs="+", default=[], metavar="TOKEN", help="other tokens to add, never cut into pieces")
+    add("--cache_dir", "--cache-dir", help="where hub downloads are kept")
+    add("--trust-remote-code", action="store_true", help="run Python code that the model brings")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    from fastchat.checkpoint.prepare import prepare_model
+
+    try:
+        prepare_model(
+            args.model_path,
+            args.output_path,
+            pad_token=args.pad_token,
+            special_tokens=args.special_tokens,
+            cache_dir=args.cache_dir,
+            trust_remote_code=args.trust_remote_code,
+        )
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return problem.exit_code
+    except OSError as problem:
+        print(f"error: {args.output_path} cannot be written: {problem}", file=sys.stderr)
+        return EXIT_RESOURCE
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
