@@ -20,7 +20,8 @@ import torch
 from fastchat.checkpoint.files import settle, sync
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.record import RECORD_NAME
-from fastchat.checkpoint.tuned import Tuned, bind, find_tuned, load_tuned, load_tuned_tokenizer
+from fastchat.checkpoint.tuned import Tuned, find_tuned, load_tuned, load_tuned_tokenizer
+from fastchat.data.encoder import TextEncoder
 from fastchat.data.saved_template import install_template
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import load_base_model, load_config, weights_dtype
@@ -121,11 +122,10 @@ def _untie_if_adapted(base: Any, layers: list[Any]) -> None:
 
 def _stop_ids(tuned: Tuned, tokenizer: Any) -> tuple[int, ...]:
     """The ids that end an answer in the run's template; puts that template into `tokenizer` as well."""
-    template = tuned.template
-    if template is None:
+    bound = tuned.bind(TextEncoder.from_tokenizer(tokenizer))
+    if bound is None:
         say(f"{tuned.path} has no training record: the merged model keeps the tokenizer's chat template and EOS.")
         return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    bound = bind(tokenizer, template)
     install_template(tokenizer, bound)
     return tuple(bound.stop_ids)
 

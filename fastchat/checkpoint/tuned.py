@@ -10,6 +10,7 @@ from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.conversation import Template
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.encoder import TextEncoder
+from fastchat.data.tokenizer_template import TokenizerTemplate
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import dequantised_base, load_base_model
 from fastchat.model.lora import ADAPTER_CONFIG, check_adapter_directory, load_adapter
@@ -49,11 +50,20 @@ class Tuned:
         return RopeChoice(record.rope_parameters, record.max_position_embeddings)
 
     @property
-    def template(self) -> Template | None:
-        """The template that the run trained with."""
-        if self.record is None or self.record.template is None:
+    def template_name(self) -> str | None:
+        """The name of the template that the run trained with."""
+        template = self.record.template if self.record else None
+        return template["name"] if template else None
+
+    def bind(self, encoder: TextEncoder) -> BoundEncoder | None:
+        """`encoder` tied to the template of the run as the record holds it; None where no template is recorded."""
+        template = self.record.template if self.record else None
+        if not template:
             return None
-        return Template.from_dict(self.record.template["definition"])
+        definition = template["definition"]
+        if "chat_template" in definition:
+            return encoder.bind(TokenizerTemplate(definition["chat_template"], encoder.raw))
+        return encoder.bind(Template.from_dict(definition))
 
 
 def find_tuned(path: str, base_model_path: str | None = None) -> Tuned:
@@ -126,11 +136,6 @@ def load_tuned_tokenizer(tuned: Tuned, **options: Any) -> Any:
         say(f"{tuned.path} has no tokenizer of its own: using that of {tuned.base}.")
     tokenizer, _ = load_tokenizer(tuned.path if own else tuned.base, **options)
     return tokenizer
-
-
-def bind(tokenizer: Any, template: Template) -> BoundEncoder:
-    """`template` tied to `tokenizer`: the very encoder that training used."""
-    return TextEncoder.from_tokenizer(tokenizer).bind(template)
 
 
 def _load_nf4(base: str, **options: Any) -> Any:

@@ -6,21 +6,24 @@ here than a record could there. Template, RoPE and nf4 come from the adapter's `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fastchat.checkpoint.tuned import Tuned, bind, find_tuned, load_tuned, load_tuned_tokenizer
-from fastchat.conversation import Dialogue, Template, Turn, choose_template, get_template
+from fastchat.checkpoint.tuned import Tuned, find_tuned, load_tuned, load_tuned_tokenizer
+from fastchat.conversation import Dialogue, Template, Turn
 from fastchat.data.binding import BoundEncoder, encode_prompt
+from fastchat.data.encoder import TextEncoder
 from fastchat.errors import SettingsError, say
 from fastchat.model.rope import context_length, rope_type
 
 GREEDY_BELOW = 1e-5  # a temperature under this means: always the most likely token
 LEAD_TOKENS = 8  # decoded along with an answer, so that its first token gets the space it has in the text
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what the bytes of half a character decode to
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass
@@ -109,8 +112,10 @@ class Answer:
         self.bound = bound
         self.on_text = on_text
         self.stop_strings = bound.stop_strings
-        wrap = bound.template.assistant
-        self.opening = wrap.before[len(wrap.open) :]  # vicuna's space after "ASSISTANT:": generated, but not said
+        template = bound.template
+        self.opening = ""
+        if isinstance(template, Template):  # vicuna's space after "ASSISTANT:" is generated, but not said
+            self.opening = template.assistant.before[len(template.assistant.open) :]
         self.closing = self._before_stop()  # llama-2's space before </s>: the same
         self.lead = list(prompt[-LEAD_TOKENS:])
         self.lead_text = bound.encoder.decode(self.lead)
@@ -142,19 +147,27 @@ class Answer:
         return self.text
 
     def _read(self) -> None:
-        decoded = self.bound.encoder.decode([*self.lead, *self.ids])
-        text = decoded[len(self.lead_text) :].removeprefix(self.opening)
+        text = self._decode(self.ids)
         cuts = [text.index(stop) for stop in self.stop_strings if stop in text]
         if cuts:
             self.stopped = True
             text = text[: min(cuts)]
         self.text = text.removesuffix(self.closing) if self.stopped else text
 
+    def _decode(self, ids: Sequence[int]) -> str:
+        decoded = self.bound.encoder.decode([*self.lead, *ids])
+        return decoded[len(self.lead_text) :].removeprefix(self.opening)
+
     def _safe_end(self) -> int:
         """How much of the text cannot change any more: no half character, no beginning of a stop string."""
         if self.opening and self.opening.startswith(self.text):
             return 0
         end = len(self.text.rstrip(BROKEN))
+        settled = len(self.ids)
+        while settled and BYTE_TOKEN.fullmatch(self.bound.encoder.whole.id_to_token(self.ids[settled - 1]) or ""):
+            settled -= 1  # a run of byte tokens is decoded as a whole, so the next byte may change all of it
+        if settled < len(self.ids):
+            end = min(end, len(self._decode(self.ids[:settled])))
         if self.stopped:
             return end
         for ending in (self.closing, *self.stop_strings):
@@ -198,7 +211,7 @@ def load_chat(
     tuned = find_tuned(model_path, base_model_path)
     options: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     tokenizer = load_tuned_tokenizer(tuned, **options)
-    bound = bind(tokenizer, _template(tuned, conv_template, tokenizer))
+    bound = _bind(tuned, conv_template, TextEncoder.from_tokenizer(tokenizer))
     model = load_tuned(tuned, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **options)
     _forget_generation_defaults(model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -221,17 +234,12 @@ def to_dialogue(messages: Sequence[dict[str, str]], system: str | None = None) -
     return Dialogue(tuple(turns), system=system)
 
 
-def _template(tuned: Tuned, name: str | None, tokenizer: Any) -> Template:
+def _bind(tuned: Tuned, name: str | None, encoder: TextEncoder) -> BoundEncoder:
     """The template to speak: the one named, else the run's, else what fits the tokenizer."""
-    recorded = tuned.template
-    if name is not None:
-        if recorded is not None and recorded.name != name:
-            say(f"Template: {name} as asked, although {tuned.path} was trained with {recorded.name}.")
-        return get_template(name)
-    if recorded is not None:
-        return recorded
-    vocabulary = set(tokenizer.get_vocab())
-    return choose_template(None, vocabulary=vocabulary, chat_template=tokenizer.chat_template, model_name=tuned.base)
+    if name is not None and tuned.template_name not in (None, name):
+        say(f"Template: {name} as asked, although {tuned.path} was trained with {tuned.template_name}.")
+    recorded = tuned.bind(encoder) if name is None else None
+    return recorded or encoder.bind(encoder.choose(name, tuned.base))
 
 
 def _forget_generation_defaults(model: Any) -> None:

@@ -10,8 +10,7 @@ import torch
 from fastchat.checkpoint.adapter import write_adapter
 from fastchat.checkpoint.gather import gather_trained
 from fastchat.checkpoint.record import TrainingRecord
-from fastchat.checkpoint.tuned import bind
-from fastchat.conversation import get_template
+from fastchat.data.encoder import TextEncoder
 from fastchat.data.saved_template import install_template
 from fastchat.model.loading import describe_quantization, load_base_model, load_config
 from fastchat.model.lora import add_lora
@@ -46,12 +45,14 @@ def save_random_adapter(
     write_adapter(folder, peft_model, gather_trained(peft_model))
     if with_record:
         tokenizer, _ = load_tokenizer(str(base))
-        install_template(tokenizer, bind(tokenizer, get_template(template)))
+        encoder = TextEncoder.from_tokenizer(tokenizer)
+        bound = encoder.bind(encoder.choose(template))
+        install_template(tokenizer, bound)
         tokenizer.save_pretrained(folder)
         nf4 = describe_quantization(model)
         TrainingRecord(
             base_model=str(base),
-            template={"name": template, "definition": get_template(template).to_dict()},
+            template={"name": template, "definition": bound.template.to_dict()},
             rope_parameters=rope.rope_parameters if rope else None,
             max_position_embeddings=rope.max_position_embeddings if rope else None,
             quantization=nf4 if q_lora else None,

@@ -187,3 +187,13 @@ def test_bad_input_is_named(tmp_path, tiny_model_dir):
     with pytest.raises(CheckpointError, match="incomplete"):
         load_tuned(find_tuned(str(poisoned)))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizers_own_template_stays(tmp_path, tiny_model_dir):
+    jinja = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    jinja += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    base = tiny_model_dir("llama", "byte_nobos", chat_template=jinja)
+    adapter, _ = save_random_adapter(tmp_path / "adapter", base, template="tokenizer")
+    report = merge_adapter(str(adapter), str(tmp_path / "merged"))
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == jinja
+    assert report.stop_ids

@@ -191,6 +191,23 @@ def test_template_of_a_model_without_a_record(tiny_model_dir, tmp_path, capsys):
         load_chat(base, base_model_path=base)
 
 
+CHATML_JINJA = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_tokenizers_own_template(tmp_path, tiny_model_dir):
+    base = tiny_model_dir("llama", "byte_nobos", chat_template=CHATML_JINJA)
+    folder, _ = save_random_adapter(tmp_path / "a", base, template="tokenizer")
+    chat = load_chat(str(folder), device="cpu")
+    assert chat.bound.template.name == "tokenizer"
+    prompt, answer = trained_answer(chat.bound, "The answer is 4.")
+    chat.model = Parrot(answer)
+    assert chat.reply(ASK) == "The answer is 4."
+    assert chat.model.asked[0][0] == prompt
+
+
 # The command
 
 

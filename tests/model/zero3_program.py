@@ -1,0 +1,107 @@
+"""Started by test_zero3.py through deepspeed: trains adapters under ZeRO-3 and prints what happened as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+
+STEPS, LENGTH, ROWS = 3, 48, 4
+
+
+def batch(vocabulary: int) -> torch.Tensor:
+    """[ROWS, LENGTH] fixed random ids."""
+    return torch.randint(vocabulary, (ROWS, LENGTH), generator=torch.Generator().manual_seed(5))
+
+
+def build(base: str, quantization: bool, rope_length: int, checkpointing: bool) -> Any:
+    """The adapter on its base, the same on every process and in the test."""
+    from fastchat.model.loading import load_base_model, load_config
+    from fastchat.model.lora import add_lora
+    from fastchat.model.rope import choose_rope
+
+    rope = choose_rope(load_config(base), model_max_length=rope_length)
+    model = load_base_model(base, rope=rope, quantization=quantization)
+    torch.manual_seed(0)
+    return add_lora(model, r=4, dropout=0.0, gradient_checkpointing=checkpointing)
+
+
+def train(step: Any, evaluate: Any) -> list[float]:
+    """Losses of STEPS steps with an evaluation after the first."""
+    losses = []
+    for number in range(STEPS):
+        losses.append(step())
+        if number == 0:
+            losses.append(evaluate())
+    return losses
+
+
+def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    from fastchat.model.loading import count_parameters, describe_quantization
+
+    settings = {
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "train_micro_batch_size_per_gpu": ROWS // 2,
+        "bf16": {"enabled": precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    alive = HfDeepSpeedConfig(settings)  # read by from_pretrained for as long as it exists
+    model = build(base, quantization, 200, checkpointing=True)
+    dtypes = {"weights": str(model.get_base_model().model.norm.weight.dtype)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(trained, lr=1e-2), config=settings)
+    rank = torch.distributed.get_rank()
+    ids = batch(engine.module.get_base_model().config.vocab_size)[rank::2]
+
+    def loss() -> torch.Tensor:
+        return engine(input_ids=ids, labels=ids).loss
+
+    def mean(value: torch.Tensor) -> float:
+        value = value.detach().clone()
+        torch.distributed.all_reduce(value)
+        return value.item() / 2
+
+    def step() -> float:
+        engine.train()
+        value = loss()
+        engine.backward(value)
+        engine.step()
+        return mean(value)
+
+    def evaluate() -> float:
+        engine.eval()
+        with torch.no_grad():
+            return mean(loss())
+
+    result = {"losses": train(step, evaluate), "quantization": describe_quantization(engine.module), **dtypes}
+    result["parameters"] = list(count_parameters(engine.module))
+    result["partitioned"] = all(p.ds_tensor.numel() < p.ds_numel for p in engine.module.parameters() if p.ds_numel > 1)
+    del alive
+    return result
+
+
+def main() -> None:
+    import deepspeed
+
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    deepspeed.init_distributed(dist_backend="gloo")
+    found = {}
+    for name, base, quantization, precision in (
+        ("lora", words[0], False, "fp32"),
+        ("q_lora", words[0], True, "fp32"),
+        ("half", words[1], False, "fp32"),
+        ("half_q_lora", words[1], True, "bf16"),
+    ):
+        found[name] = zero3(base, quantization, precision)
+    if torch.distributed.get_rank() == 0:
+        print("RESULT " + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
