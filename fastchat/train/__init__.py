@@ -1,20 +1,20 @@
 """Room: training. One recipe, run by every process; arguments decide what it does.
 
-    train_lora.py, train.py   what people run: LoRA, and full fine-tuning
-    recipe.py                 the run, top to bottom
-    prepare.py                tokenizer, template, data; base model and adapter
-    record.py                 what the run really used, for training.json
+train_lora.py, train.py   what people run: LoRA, and full fine-tuning
+recipe.py                 the run, top to bottom
+prepare.py                tokenizer, template, data; base model and adapter
+record.py                 what the run really used, for training.json
 
-    arguments.py              every setting, its default, and the names that older scripts use
-    options.py, values.py     recipe file and command line -> typed values, each with its origin
-    checks.py, hardware.py    what cannot work is refused in one line; what the machine lacks falls back in one line
-    deepspeed_config.py       a DeepSpeed configuration that cannot contradict the command line
-    reporting.py              wandb and tensorboard, only where the user has set them up
-    settings.py               all of that put together: `parse`
+arguments.py              every setting, its default, and the names that older scripts use
+options.py, values.py     recipe file and command line -> typed values, each with its origin
+checks.py, hardware.py    what cannot work is refused in one line; what the machine lacks falls back in one line
+deepspeed_config.py       a DeepSpeed configuration that cannot contradict the command line
+reporting.py              wandb and tensorboard, only where the user has set them up
+settings.py               all of that put together: `parse`
 
-    trainer.py, loss.py       sum over supervised tokens / their global number, in training and evaluation
-    sampling.py               the same global batches for any number of processes
-    tokens.py                 tokenised once per machine, mapped by the other processes
-    callbacks.py              metrics.jsonl
-    processes.py, status.py   how processes start, agree and end; exit codes and status.json
+trainer.py, loss.py       sum over supervised tokens / their global number, in training and evaluation
+sampling.py               the same global batches for any number of processes
+tokens.py                 tokenised once per machine, mapped by the other processes
+callbacks.py              metrics.jsonl
+processes.py, status.py   how processes start, agree and end; exit codes and status.json
 """

@@ -35,8 +35,9 @@ class MetricsFile(TrainerCallback):
         row = {"step": state.global_step, "epoch": state.epoch}
         row.update({key: value for key, value in logs.items() if not key.endswith(_SPEED)})
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _number(value) for key, value in row.items()}) + "\n")
+            file.write(json.dumps({key: number(value) for key, value in row.items()}) + "\n")
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
+    """The value, or None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -108,14 +108,22 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
         device=training.device if quantized and training.device.type != "cpu" else None,
     )
     loaded_as = loaded.dtype
+    wanted = dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype
+    if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
+        way_out = "" if half else "; --bf16 True keeps them small"
+        say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}{way_out}")
     if lora is not None:
         return _add_adapter(settings, loaded), loaded_as
     if settings.deepspeed_config is None and loaded_as in (torch.bfloat16, torch.float16):
         say(
-            f"the weights are trained in {str(loaded_as).removeprefix('torch.')} without a float32 copy, so small "
+            f"the weights are trained in {_short(loaded_as)} without a float32 copy, so small "
             "updates round away: --dtype float32 or --deepspeed keeps one"
         )
     return loaded, loaded_as
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _weights_dtype(settings: Settings) -> str | torch.dtype:

@@ -16,7 +16,7 @@ from fastchat.checkpoint.save import save_result
 from fastchat.data.collate import collate
 from fastchat.errors import say
 from fastchat.model.loading import count_parameters, load_config
-from fastchat.train.callbacks import MetricsFile
+from fastchat.train.callbacks import MetricsFile, number
 from fastchat.train.prepare import prepare_model, prepare_rope, prepare_text, read_data
 from fastchat.train.processes import rank
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
@@ -100,10 +100,10 @@ def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str) -> None
 def measured(trainer: ChatTrainer, metrics: dict[str, float]) -> dict[str, Any]:
     """Numbers of the whole run, for training.json; the loss before training where `--eval_on_start` measured it."""
     kept = ("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second")
-    found: dict[str, Any] = {"steps": trainer.state.global_step, **{k: metrics[k] for k in kept if k in metrics}}
+    found: dict[str, Any] = {"steps": trainer.state.global_step, **{k: number(metrics.get(k)) for k in kept}}
     rows = [row for row in trainer.state.log_history if "eval_loss" in row]
     if rows and rows[0]["step"] == 0:
-        found["eval_loss_before"] = rows[0]["eval_loss"]
+        found["eval_loss_before"] = number(rows[0]["eval_loss"])
     return found
 
 
@@ -112,14 +112,19 @@ def final_evaluation(trainer: ChatTrainer) -> dict[str, Any]:
     rows = [row for row in trainer.state.log_history if "eval_loss" in row]
     known = rows and rows[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
     row = rows[-1] if known else trainer.evaluate()
-    return {key: row[key] for key in ("eval_loss", "eval_num_supervised_tokens")}
+    return {key: number(row[key]) for key in ("eval_loss", "eval_num_supervised_tokens")}
 
 
 def summary(record: RunRecord, output_dir: Path) -> str:
     """The last line of a run."""
     metrics = record.metrics
-    line = f"saved and verified in {output_dir}: {metrics['steps']} steps, train loss {metrics['train_loss']:.4f}"
+    line = f"saved and verified in {output_dir}: {metrics['steps']} steps, train loss {shown(metrics['train_loss'])}"
     if "eval_loss" in metrics:
-        before = f"{metrics['eval_loss_before']:.4f} -> " if "eval_loss_before" in metrics else ""
-        line += f", eval loss {before}{metrics['eval_loss']:.4f}"
+        before = f"{shown(metrics['eval_loss_before'])} -> " if "eval_loss_before" in metrics else ""
+        line += f", eval loss {before}{shown(metrics['eval_loss'])}"
     return line
+
+
+def shown(loss: float | None) -> str:
+    """A loss for the screen; None is what a file holds for one that is not a number."""
+    return "not a number" if loss is None else f"{loss:.4f}"

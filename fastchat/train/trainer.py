@@ -35,9 +35,9 @@ class ChatTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
-        self._sums = torch.zeros(
-            3, dtype=torch.float64
-        )  # since the last log row, this process: loss, supervised, tokens
+        # Of this process, since the last log row; the loss stays on the device, so that no step waits for it.
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        self._counts = torch.zeros(2, dtype=torch.int64)  # supervised tokens, tokens
         self._run_sums = torch.zeros(2, dtype=torch.float64)  # the whole run, all processes: loss, supervised
 
     # ---- batches ----
@@ -90,7 +90,7 @@ class ChatTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Supervised tokens of one optimizer step, over all processes and accumulation steps."""
         counts = count_tokens(batch_samples)
-        self._sums[1:] += counts
+        self._counts += counts
         return self._total(counts)[0].clamp(min=1)
 
     def compute_loss(
@@ -99,7 +99,7 @@ class ChatTrainer(Trainer):
         """This process's share of the step's loss, times the number of processes: gradients are averaged over them."""
         assert not return_outputs, "the logits are not kept"
         total = loss_sum(model, inputs, self.args.label_smoothing_factor)
-        self._sums[0] += total.detach().double().cpu()
+        self._loss_sum += total.detach()
         return total * self.args.world_size / num_items_in_batch
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -128,17 +128,23 @@ class ChatTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Replaces the Trainer's mean of means by the exact mean over supervised tokens, and adds the token counts."""
         if "loss" in logs:
-            loss, supervised, tokens = self._total(self._sums).tolist()
+            loss, supervised, tokens = self._drain()
             self._run_sums += torch.tensor([loss, supervised], dtype=torch.float64)
-            self._sums.zero_()
             logs["loss"] = loss / supervised if supervised else float("nan")
             logs["num_tokens"], logs["num_supervised_tokens"] = int(tokens), int(supervised)
         if "train_loss" in logs:
-            left = self._total(self._sums)[:2]
+            left = torch.tensor(self._drain()[:2], dtype=torch.float64)
             loss, supervised = (self._run_sums + left).tolist()
             logs["train_loss"] = loss / supervised if supervised else float("nan")
             logs.pop("total_flos", None)
         super().log(logs, start_time)
+
+    def _drain(self) -> list[float]:
+        """[loss sum, supervised tokens, tokens] over all processes since the last call."""
+        sums = torch.cat([self._loss_sum.cpu()[None], self._counts.double()])
+        self._loss_sum.zero_()
+        self._counts.zero_()
+        return self._total(sums).tolist()
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: the Trainer's formula counts padding and ignores what is frozen."""
@@ -196,7 +202,7 @@ class ChatTrainer(Trainer):
         if self.is_deepspeed_enabled:
             engine: Any = self.model_wrapped
             half = torch.bfloat16 if engine.bfloat16_enabled() else torch.float16 if engine.fp16_enabled() else None
-            return half or torch.float32
+            return half or weights
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
         return kinds.get(str(self.accelerator.mixed_precision), weights)
 
@@ -206,7 +212,7 @@ class ChatTrainer(Trainer):
             return None
         plugin: Any = self.accelerator.state.deepspeed_plugin
         config = plugin.deepspeed_config
-        return json.loads(json.dumps(config, default=str))
+        return json.loads(json.dumps(config, default=str), parse_constant=str)  # one of its values is infinity
 
     def optimizer_name(self) -> str:
         """Class of the optimizer that makes the steps, without its wrappers."""

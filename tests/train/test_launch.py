@@ -163,7 +163,9 @@ def test_an_error_of_one_rank_ends_all_under_torchrun(flags: list[str], tmp_path
     """The other rank is waiting for this one; the launcher's code is 1, the file has the real one."""
     (tmp_path / "mine.py").write_text(
         "import os\nfrom fastchat.errors import SettingsError\n"
+        "from fastchat.conversation import Conversation, register_conv_template\n"
         "if os.environ['RANK'] == '1':\n    raise SettingsError('only rank 1 minds')\n"
+        "register_conv_template(Conversation(name='mine', roles=('Q', 'A'), sep=' '))\n"
     )
     more = ["--conv_template_file", str(tmp_path / "mine.py"), "--conv_template", "alpaca"]
     outcome = launch("torchrun", "train_lora", [*flags, *more], tmp_path / "out")
