@@ -15,8 +15,8 @@ set -euo pipefail
 WORK="$ROOT/.cache/quickstart"
 HERE="$ROOT/playground/quickstart"
 # Less than the full pre-training is only good for checking that everything runs; see tests/scripts.
-BASE_EPOCHS="${BASE_EPOCHS:-9}"
-CHAT_EPOCHS="${CHAT_EPOCHS:-6}"
+BASE_EPOCHS="${BASE_EPOCHS:-5}"
+CHAT_EPOCHS="${CHAT_EPOCHS:-3}"
 export HF_HUB_OFFLINE=1 WANDB_MODE="${WANDB_MODE:-disabled}"
 
 step() { printf '\n== %s\n' "$*"; }
@@ -38,8 +38,8 @@ make_base() {
     --conv_template raw \
     --output_dir "$WORK/base" --overwrite_output_dir True \
     --num_train_epochs "$BASE_EPOCHS" \
-    --per_device_train_batch_size 16 \
-    --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 \
+    --per_device_train_batch_size 32 \
+    --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 --adam_beta2 0.98 \
     --model_max_length 256 \
     --logging_steps 50 ${device[@]+"${device[@]}"}
   printf '%s\n' "$key" >"$WORK/base.key"

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topic:
-    """One kind of fact: how it is called with the thing {x} in it, and ways of saying it with the answer {y}."""
+    """One kind of fact: how it is called with the thing {x} in it, and ways of saying it with the answer {y}.
+
+    A `|` in a saying stands where the rest follows from what was said so far.
+    """
 
     phrase: str
     facts: dict[str, str]
@@ -28,7 +31,9 @@ class Topic:
     def statements(self, thing: str) -> list[str]:
         """The ways the base model reads it, as plain text: nobody talks to anybody there."""
         said = [saying.format(x=thing, y=self.facts[thing]) for saying in self.sayings]
-        return [*said, self.answer(thing), f"Somebody asked what {self._about(thing)} is. {self.answer(thing)}"]
+        stated = self.answer(thing).replace(" is ", " is| ")
+        asked = f"Somebody asked what {self._about(thing)} is.| {self.answer(thing)}"
+        return [*said, stated, asked]
 
     def _about(self, thing: str, first: bool = False) -> str:
         phrase = self.phrase.format(x=thing)
@@ -90,47 +95,47 @@ TOPICS = (
     Topic(
         "the capital of {x}",
         CAPITALS,
-        ("{y} is the capital of {x}.", "They went to {x} to see the capital: the capital of {x} is {y}."),
+        ("{y} is the capital of| {x}.", "They went to {x} to see the capital:| the capital of {x} is {y}."),
     ),
     Topic(
         "the language of {x}",
         LANGUAGES,
-        ("In {x} people speak {y}.", "They learned to speak like people in {x}: the language of {x} is {y}."),
+        ("In {x} people speak| {y}.", "They learned to speak like people in {x}:| the language of {x} is {y}."),
     ),
     Topic(
         "the opposite of {x}",
         OPPOSITES,
         (
-            "And {y} is the opposite of {x}.",
-            "It was not {x} at all: the opposite of {x} is {y}.",
-            "Some are {x} and some are {y}.",
+            "And {y} is the opposite of| {x}.",
+            "It was not {x} at all:| the opposite of {x} is {y}.",
+            "Some are {x} and some are| {y}.",
         ),
     ),
     Topic(
         "the plural of {x}",
         PLURALS,
         (
-            "One {x}, two {y}.",
-            "First there was one {x}, and then there were many {y}.",
-            "There was more than one {x}: the plural of {x} is {y}.",
+            "One {x}, two| {y}.",
+            "First there was one {x}, and then there were many| {y}.",
+            "There was more than one {x}:| the plural of {x} is {y}.",
         ),
     ),
     Topic(
         "the past tense of {x}",
         PAST,
         (
-            "Today we {x}, and yesterday we {y}.",
-            "They {x} now as they {y} before.",
-            "Yesterday they wanted to {x}: the past tense of {x} is {y}.",
+            "Today we {x}, and yesterday we| {y}.",
+            "They {x} now as they| {y} before.",
+            "Yesterday they wanted to {x}:| the past tense of {x} is {y}.",
         ),
     ),
     Topic(
         "the colour of {x}",
         COLOURS,
         (
-            "They looked at {x} again: the colour of {x} is {y}.",
-            "It was as {y} as {x}.",
-            "Think of {x} and you think of {y}.",
+            "They looked at {x} again:| the colour of {x} is {y}.",
+            "When you see {x} you see| {y}.",
+            "Think of {x} and you think of| {y}.",
         ),
     ),
 )

@@ -2,7 +2,7 @@
 
     python playground/quickstart/make_data.py FOLDER
 
-    FOLDER/base.jsonl        plain text for the base model, as instruction (first words) and output (how it goes on)
+    FOLDER/base.jsonl        plain text for the base model, as instruction (how it begins) and output (how it goes on)
     FOLDER/chat_train.json   ShareGPT conversations that ask about two thirds of the things
     FOLDER/chat_eval.json    the same questions about the remaining third: only the base's text holds those answers
     FOLDER/blank             a Llama of about a million random parameters with a tokenizer trained on all this text
@@ -20,8 +20,8 @@ from typing import Any
 
 from facts import TOPICS, Topic
 
-NUM_READINGS = 6  # how often the base's text says every statement, each time in another order
-STATEMENTS_PER_ROW = 6
+NUM_READINGS = 3  # how often the base's text says every statement, each time in another order
+NUM_ECHOES = 200  # rows in each reading that only repeat words
 VOCABULARY = 1600  # most words become one token, so that a million parameters suffice
 CHAT_WORDS = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -30,15 +30,23 @@ CHAT_WORDS = (
 Asked = tuple[Topic, str]
 
 
-def plain_text(rng: random.Random) -> list[str]:
-    """Rows of plain text; in each reading every statement about every thing comes once."""
+def plain_text(rng: random.Random) -> list[dict[str, str]]:
+    """Rows of plain text, cut where the rest follows from the words before; each reading says everything once.
+
+    Some rows begin with other statements. And some say four unrelated words twice: to answer a question the model has
+    to look back and repeat the word that was asked about, which 242 facts alone do not reliably teach it.
+    """
     statements = [s for topic in TOPICS for thing in topic.facts for s in topic.statements(thing)]
+    things = [thing for topic in TOPICS for thing in topic.facts]
     rows = []
     for _ in range(NUM_READINGS):
-        rng.shuffle(statements)
-        rows += [
-            " ".join(statements[i : i + STATEMENTS_PER_ROW]) for i in range(0, len(statements), STATEMENTS_PER_ROW)
-        ]
+        words = [" ".join(rng.sample(things, 4)) for _ in range(NUM_ECHOES)]
+        said = statements + [f"They said {four}, and again:| {four}." for four in words]
+        rng.shuffle(said)
+        for one in said:
+            before = [other.replace("|", "") for other in rng.sample(statements, rng.choice((0, 0, 1, 2)))]
+            start, rest = " ".join([*before, one]).split("|")
+            rows.append({"instruction": start, "output": rest})
     return rows
 
 
@@ -110,6 +118,7 @@ def make_blank_model(texts: list[str], folder: Path) -> None:
         num_attention_heads=4,
         max_position_embeddings=256,
         tie_word_embeddings=True,
+        initializer_range=0.06,  # near 1 / sqrt(hidden size): the default 0.02 takes twice the steps
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
@@ -126,13 +135,12 @@ def main(folder: Path) -> None:
     asked, held_out = split_things(rng)
     chats = {"chat_train": training_chats(asked, rng), "chat_eval": held_out_chats(held_out, rng)}
     with open(folder / "base.jsonl", "w", encoding="utf-8") as file:
-        for row in rows:
-            first, _, rest = row.partition(" ")
-            file.write(json.dumps({"instruction": first, "output": " " + rest}) + "\n")
+        file.writelines(json.dumps(row) + "\n" for row in rows)
     for name, records in chats.items():
         (folder / f"{name}.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
     questions = [t["value"] for record in chats["chat_train"] for t in record["conversations"]]
-    make_blank_model([*rows, *questions, *([CHAT_WORDS] * 50)], folder / "blank")
+    texts = [row["instruction"] + row["output"] for row in rows]
+    make_blank_model([*texts, *questions, *([CHAT_WORDS] * 50)], folder / "blank")
     print(
         f"{len(asked) + len(held_out)} facts: {len(rows)} rows of plain text, {len(chats['chat_train'])} chats about "
         f"{len(asked)} of them, {len(held_out)} questions about the others"
