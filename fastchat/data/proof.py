@@ -13,7 +13,9 @@ from typing import Any
 
 from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.loading import Record
 from fastchat.data.saved_template import chat_template
+from fastchat.data.store import TokenStore
 from fastchat.data.tokenization import IGNORED
 from fastchat.data.tokenizer_template import compile_template, to_messages
 from fastchat.errors import DataError
@@ -149,3 +151,16 @@ class SecondOpinion:
 def _bare(text: str) -> str:
     """A text without white space, which decoding does not keep exactly."""
     return "".join(text.replace("▁", " ").split())
+
+
+def check_store(records: Sequence[Record], store: TokenStore, bound: BoundEncoder, most: int = 64) -> Checked:
+    """Check up to `most` examples of a store, spread evenly over it. Raises DataError as `SecondOpinion.check` does."""
+    step = max(len(store) // most, 1)
+    examples = [store[i] for i in range(0, len(store), step)][:most]
+    dialogues = [records[example["index"]].dialogue for example in examples]
+    pairs = zip(dialogues, examples, strict=True)
+    return SecondOpinion(bound).check(
+        (dialogue, example["input_ids"].tolist(), example["labels"].tolist())
+        for dialogue, example in pairs
+        if dialogue is not None
+    )

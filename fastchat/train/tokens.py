@@ -12,6 +12,7 @@ from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import table
 from fastchat.data.dataset import ChatDataset, LazyChatDataset
 from fastchat.data.loading import data_fingerprint, load_dialogues
+from fastchat.data.proof import check_store
 from fastchat.data.store import TokenStore, build_store
 from fastchat.errors import say
 from fastchat.train.processes import barrier, first_on_machine, local_rank, together, world_size
@@ -73,6 +74,8 @@ def read_corpus(
                 loaded.records, bound, max_length=max_length, overlong=overlong, progress=progress and local_rank() == 0
             )
             corpus.counts.update(counts)
+            if local_rank() == 0:
+                say(f"{name} {check_store(loaded.records, corpus.store, bound).line}")
 
     if lazy:
         together(work)
