@@ -1,0 +1,79 @@
+"""Saving a checkpoint with all processes of a run: staged, flushed, described in a manifest, renamed, then rotated."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from fastchat.checkpoint.manifest import Manifest, describe_files, files_in, write_manifest
+from fastchat.checkpoint.ranks import everyone, first, rank_and_size
+from fastchat.checkpoint.space import disk_error
+from fastchat.checkpoint.staging import SAVING, checkpoint_path, new_stage, put_in_place, rotate, settle_files
+from fastchat.errors import CheckpointError, UserError
+
+T = TypeVar("T")
+
+
+def save_checkpoint(
+    run: Path,
+    manifest: Manifest,
+    write: Callable[[Path], None],
+    *,
+    keep: int | None,
+    protected: Collection[Path] = (),
+    expected_bytes: int = 0,
+) -> Path:
+    """Makes `checkpoint-<manifest.step>` in the run folder; every process of the run calls it. Returns its path.
+
+    `write(stage)` runs in every process and writes what is to be saved into the staged folder; the files of `manifest`
+    are filled in here. `keep` checkpoints stay, with those in `protected`. `expected_bytes` is for messages.
+    Raises, in every process, what `write` raised in one; ResourceError where the disk is full or cannot be written.
+    Then the staged folder is gone and every earlier checkpoint is as it was.
+    """
+    rank, size = rank_and_size()
+    stage = run / f"{SAVING}{checkpoint_path(run, manifest.step).name}"
+
+    def guarded(work: Callable[[], T]) -> Callable[[], T]:
+        return lambda: _with_disk_errors(work, run, expected_bytes)
+
+    def describe() -> dict[str, dict[str, object]]:
+        mine = files_in(stage)[rank::size]  # the files are flushed and read back by all processes, a share each
+        settle_files(stage, mine)
+        return describe_files(stage, mine)
+
+    def finish() -> None:
+        if not files:
+            raise CheckpointError(f"{stage} is empty: nothing was saved")
+        write_manifest(stage, dataclasses.replace(manifest, files=files))
+        put_in_place(stage, run, manifest.step)
+
+    try:
+        first(guarded(lambda: new_stage(run, manifest.step)))
+        everyone(guarded(lambda: write(stage)))
+        files = {name: entry for part in everyone(guarded(describe)) for name, entry in part.items()}
+        files = dict(sorted(files.items()))
+        first(guarded(finish))
+        first(guarded(lambda: rotate(run, keep, current=manifest.step, protected=protected)))
+    except UserError:
+        if rank == 0:
+            with suppress(OSError):
+                shutil.rmtree(stage)
+        raise
+    return checkpoint_path(run, manifest.step)
+
+
+def _with_disk_errors(work: Callable[[], T], run: Path, expected_bytes: int) -> T:
+    """Runs `work`; whatever a full or read-only disk does to it becomes a ResourceError."""
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception as error:
+        known = disk_error(error, run, expected_bytes)
+        if known is None:
+            raise
+        raise known from None

@@ -1,0 +1,152 @@
+"""`MANIFEST.json`: what a checkpoint folder must hold, to the byte, and what run and moment it belongs to.
+
+Needs only the standard library, so that `python -m fastchat.checkpoint.verify` starts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fastchat.errors import CheckpointError
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `MANIFEST.json`.
+
+    Attributes:
+        step: optimizer steps done; epoch: passes over the data, with a fraction.
+        samples, tokens, supervised_tokens: seen in training so far, over all processes.
+        world_size: processes that wrote it; engine: "plain", "ddp", "zero2" or "zero3".
+        fingerprints: what the run stands on: name -> digest or number ("data", "template", "tokenizer", ...).
+        settings: name -> value, as resolved.
+        files: path inside the folder, with "/" -> {"size": bytes, "sha256": hex}.
+    """
+
+    step: int
+    epoch: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    world_size: int = 1
+    engine: str = "plain"
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(int(entry["size"]) for entry in self.files.values())
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def files_in(folder: Path) -> list[str]:
+    """Every file below `folder` except the manifest, as sorted paths with "/"; links are listed and not followed."""
+    found = []
+    for base, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(base, name))]
+        found += [Path(base, name).relative_to(folder).as_posix() for name in (*names, *links)]
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{name: {"size", "sha256"}} of some files, for `Manifest.files`."""
+    return {name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes and flushes `MANIFEST.json`. It carries a digest of itself, so that a changed byte in it is noticed too.
+
+    Goes into a staged folder, which nobody reads before it is renamed.
+    """
+    values = asdict(manifest)
+    values["digest"] = _self_digest(values)
+    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint. CheckpointError where it is missing, damaged or from a newer version."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {MANIFEST}: it is no complete checkpoint of this project")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        digest = values.pop("digest")
+        version = int(values["format"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if version > FORMAT:
+        raise CheckpointError(f"{path} has format {version}; this version reads up to {FORMAT}")
+    if digest != _self_digest(values):
+        raise CheckpointError(f"{path} is damaged: it does not have the digest it was written with")
+    try:
+        return Manifest(**values)
+    except TypeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def find_problems(folder: Path, manifest: Manifest | None = None) -> list[str]:
+    """What is wrong with a checkpoint, one line per file; empty when every byte is what was written.
+
+    Also a file that the manifest does not list (a foreign shard) and a link in the place of a file are wrong.
+    """
+    if manifest is None:
+        try:
+            manifest = read_manifest(folder)
+        except CheckpointError as error:
+            return [str(error)]
+    problems = []
+    for name, expected in sorted(manifest.files.items()):
+        problem = _problem(folder, name, expected)
+        if problem:
+            problems.append(f"{name}: {problem}")
+    problems += [f"{name}: not listed in {MANIFEST}" for name in files_in(folder) if name not in manifest.files]
+    return problems
+
+
+def _problem(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
+    parts = PurePosixPath(name).parts
+    if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
+        return "points outside the checkpoint"
+    path = folder / name
+    if path.is_symlink():
+        return "is a link, not the file that was written"
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != expected.get("size"):
+        return f"has {size} bytes instead of {expected.get('size')}"
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if found == expected.get("sha256") else "has the right size but other content (sha256 differs)"
+
+
+def _self_digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

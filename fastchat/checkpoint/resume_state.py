@@ -1,0 +1,132 @@
+"""What beside the weights makes a run go on exactly: optimizer, schedule, random numbers; saved and loaded safely.
+
+Nothing here unpickles code: tensors and plain values only, through torch's `weights_only`. DeepSpeed's own loader does
+unpickle, so it is given a loader that does not.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastchat.errors import CheckpointError
+
+OPTIMIZER, SCHEDULER, SCALER, STATE = "optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json"
+LATEST = "latest"  # DeepSpeed's pointer to its folder of shards
+
+
+def rank_file(rank: int) -> str:
+    """The file with the state of one process."""
+    return f"rank_{rank}.pt"
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator of this process, as tensors and plain numbers."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # pyright: ignore
+    state: dict[str, Any] = {
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.random.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts the generators of this process back to where `random_state` saw them."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.random.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def load_tensors(path: Path) -> Any:
+    """The content of a file of ours, on the CPU. CheckpointError where it is missing or holds more than plain values."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: the run cannot go on exactly (--resume_weights_only does without)")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises half a dozen kinds
+        raise CheckpointError(f"{path} cannot be loaded safely: {str(error).strip().splitlines()[0]}") from None
+
+
+def settings_of_groups(optimizer: Any) -> list[dict[str, Any]]:
+    """What each parameter group was configured with: learning rate, betas, weight decay; no parameters."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
+def apply_settings(optimizer: Any, scheduler: Any, wanted: list[dict[str, Any]]) -> None:
+    """After a state was loaded: puts the newly configured values back, at the schedule's place.
+
+    `wanted` was taken, before loading, from the new optimizer, whose groups the schedule had already begun.
+    """
+    for group, new in zip(optimizer.param_groups, wanted, strict=True):
+        group.update({k: v for k, v in new.items() if k != "lr"})
+    bases = [new.get("initial_lr", new["lr"]) for new in wanted]
+    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        scheduler.base_lrs = bases
+        rates = [base * rule(scheduler.last_epoch) for base, rule in zip(bases, scheduler.lr_lambdas, strict=True)]
+        scheduler._last_lr = rates
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def _safe_classes() -> list[Any]:
+    """The classes that DeepSpeed's files hold beside tensors; none of them runs code when it is made."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+
+
+def safe_deepspeed_files(inner: Any) -> Any:
+    """A DeepSpeed checkpoint engine around `inner`, which reads with `weights_only` and keeps write errors for later.
+
+    `.error` holds the first exception of a write: DeepSpeed's processes meet in a barrier after writing, so one that
+    raised at once would leave the others waiting there.
+    """
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+
+    class SafeFiles(CheckpointEngine):
+        error: BaseException | None = None
+
+        def __init__(self) -> None:
+            self.name = "safe"
+
+        def create(self, info: Any) -> None:
+            self.error = None
+
+        def save(self, state_dict: Any, path: str) -> None:
+            try:
+                torch.save(state_dict, path)
+            except Exception as error:  # noqa: BLE001
+                self.error = self.error or error
+
+        def load(self, path: str, map_location: Any = None) -> Any:
+            with torch.serialization.safe_globals(_safe_classes()):
+                try:
+                    return torch.load(path, map_location=map_location, weights_only=True)
+                except Exception as error:  # noqa: BLE001
+                    reason = str(error).strip().splitlines()[0]
+                    raise CheckpointError(f"{path} cannot be loaded safely: {reason}") from None
+
+        def commit(self, info: Any) -> bool:
+            return True
+
+        def makedirs(self, path: str, exist_ok: bool = False) -> None:
+            try:
+                Path(path).mkdir(parents=True, exist_ok=exist_ok)
+            except OSError as error:
+                self.error = self.error or error
+
+    return SafeFiles()

@@ -1,0 +1,204 @@
+"""Putting a checkpoint in place: at every instant the run folder holds as many valid checkpoints as before, or more.
+
+    .saving-checkpoint-20      being written; a name that no search for `checkpoint-*` finds
+    checkpoint-20              complete: it appears in one rename, its manifest and every byte already on disk
+    .removing-checkpoint-10    on its way out, after the new one is there
+
+A step that is saved again is swapped with the old folder in one system call where the file system can do that (Linux).
+Elsewhere the old one is `.replaced-checkpoint-20` for a moment, and `recover` puts it back if the process dies there.
+Needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from fastchat.checkpoint.manifest import MANIFEST, find_problems
+
+PREFIX = "checkpoint-"
+SAVING, REPLACED, REMOVING = ".saving-", ".replaced-", ".removing-"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
+_AT_FDCWD = -100
+_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return run / f"{PREFIX}{step}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step in a checkpoint's name; None for any other name.
+
+    >>> step_of(Path("out/checkpoint-20")), step_of(Path("out/checkpoint-20.old"))
+    (20, None)
+    """
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all that is called a checkpoint, oldest first; says nothing about what is in them."""
+    if not run.is_dir():
+        return []
+    found = [(step_of(path), path) for path in run.iterdir() if path.is_dir() and not path.is_symlink()]
+    return sorted((step, path) for step, path in found if step is not None)
+
+
+def new_stage(run: Path, step: int) -> Path:
+    """An empty folder to write the checkpoint of `step` into; what an earlier attempt left there is gone."""
+    stage = run / f"{SAVING}{PREFIX}{step}"
+    if stage.exists():
+        shutil.rmtree(stage)
+    stage.mkdir(parents=True)
+    return stage
+
+
+def put_in_place(stage: Path, run: Path, step: int) -> Path:
+    """Makes the finished stage the checkpoint of `step`. Its files must be flushed already; returns its path."""
+    assert (stage / MANIFEST).is_file(), f"{stage} has no manifest"
+    flush_folders(stage)
+    target = checkpoint_path(run, step)
+    if not target.exists():
+        os.rename(stage, target)
+    elif exchange(stage, target):
+        os.rename(stage, _free_name(run, REMOVING, step))
+    else:
+        old = _free_name(run, REPLACED, step)
+        os.rename(target, old)
+        os.rename(stage, target)
+    flush(run)
+    _remove_all(run, (REMOVING, REPLACED))
+    return target
+
+
+def rotate(run: Path, keep: int | None, *, current: int, protected: Collection[Path] = ()) -> list[Path]:
+    """Removes checkpoints until `keep` are left (None: all stay); returns what went.
+
+    `current`, the step that has just been saved, and `protected` (the best one) always stay. Checkpoints of later
+    steps go first: this run went back behind them, because they were damaged.
+    """
+    if keep is None:
+        return []
+    safe = {path.resolve() for path in protected}
+    others = [(s, p) for s, p in checkpoints_in(run) if s != current and p.resolve() not in safe]
+    others.sort(key=lambda found: (found[0] < current, found[0]))
+    has_protected = sum(1 for path in safe if path.is_dir() and step_of(path) != current)
+    excess = len(others) + 1 + has_protected - keep
+    gone = [path for _, path in others[: max(0, excess)]]
+    for path in gone:
+        remove_checkpoint(path)
+    return gone
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint so that no half of it is ever seen under its name."""
+    away = path.with_name(f"{REMOVING}{path.name}")
+    if away.exists():
+        shutil.rmtree(away)
+    os.rename(path, away)
+    flush(path.parent)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a checkpoint that the run goes back behind, so that nobody resumes from it; nothing is deleted."""
+    for number in range(1, 1000):
+        away = path.with_name(f"set-aside-{number}-{path.name}")
+        if not away.exists():
+            os.rename(path, away)
+            flush(path.parent)
+            return away
+    raise OSError(errno.EEXIST, "too many set-aside checkpoints", str(path))
+
+
+def recover(run: Path) -> list[str]:
+    """Cleans up after a process that died while saving; returns one line per thing done. Only with the run's lock.
+
+    Half-written stages and half-removed checkpoints go. A checkpoint that was about to be replaced comes back.
+    """
+    done = []
+    if not run.is_dir():
+        return done
+    for path in sorted(run.glob(f"{REPLACED}{PREFIX}*")):
+        target = run / path.name.removeprefix(REPLACED).partition(".")[0]
+        if not target.exists() and not find_problems(path):
+            os.rename(path, target)
+            flush(run)
+            done.append(f"{target.name} was being replaced when a run ended: the earlier one is back")
+    for path in _leftovers(run, (SAVING, REMOVING, REPLACED)):
+        shutil.rmtree(path)
+        done.append(f"removed {path.name}, left by a run that ended while it was saving")
+    return done
+
+
+def settle_files(folder: Path, names: Collection[str], on_file: Callable[[str], None] | None = None) -> None:
+    """Gives files the mode that the umask asks for (safetensors writes 0600) and flushes them to disk."""
+    mode = 0o666 & ~_umask()
+    for name in names:
+        path = folder / name
+        os.chmod(path, mode)
+        flush(path)
+        if on_file:
+            on_file(name)
+
+
+def flush_folders(folder: Path) -> None:
+    """Flushes the name lists of a folder and all folders in it."""
+    for base, _, _ in os.walk(folder, topdown=False):
+        flush(Path(base))
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swaps two folders in one step. False where the system cannot; then nothing has changed."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT:
+        return False
+    raise OSError(code, os.strerror(code), str(one))
+
+
+def _free_name(run: Path, prefix: str, step: int) -> Path:
+    path = run / f"{prefix}{PREFIX}{step}"
+    if path.exists():
+        shutil.rmtree(path)
+    return path
+
+
+def _leftovers(run: Path, prefixes: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in run.iterdir() if path.name.startswith(tuple(p + PREFIX for p in prefixes)))
+
+
+def _remove_all(run: Path, prefixes: tuple[str, ...]) -> None:
+    for path in _leftovers(run, prefixes):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
