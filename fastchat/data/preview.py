@@ -1,12 +1,14 @@
 """See what a run would train on, before it runs.
 
     python -m fastchat.data.preview --model_name_or_path DIR --conv_template NAME --data_path FILE
-        [--model_max_length N] [--num 3] [--output OUT.jsonl]
+        [--model_max_length N] [--num 3] [--output OUT.jsonl] [--html report.html]
 
 Shows the first dialogues with their supervised tokens in green (in [[brackets]] where there is no colour), and the
 counts of everything dropped, cut or changed. With `--output` it writes one JSON line per record, in input order:
 
     {"index": 0, "input_ids": [...], "labels": [...], "dropped": null, "truncated_tokens": 0}
+
+With `--html` it writes a page that shows every token with its role, id, label and the reason why it is (not) trained.
 
 The ids are those of the training run. No torch is imported where the raw `tokenizer.json` provably gives the same ids.
 """
@@ -27,6 +29,7 @@ from fastchat.data.binding import BoundEncoder
 from fastchat.data.command import Parser, run
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.encoder import TextEncoder
+from fastchat.data.html_report import HtmlReport
 from fastchat.data.loading import LoadedDialogues, Record, load_dialogues
 from fastchat.data.progress import with_bar
 from fastchat.data.terminal import legend, paint, safe, token_texts, wants_colour
@@ -48,6 +51,7 @@ def preview(args: argparse.Namespace) -> None:
     bound = _bound_encoder(args)
     loaded = load_dialogues(args.data_path, on_bad_row=args.on_bad_row)
     counts = Counter(loaded.counts)
+    report = HtmlReport(bound, args.model_max_length) if args.html else None
     num_shown = 0
     colour = wants_colour(sys.stdout)
     with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
@@ -61,9 +65,13 @@ def preview(args: argparse.Namespace) -> None:
                 _print(_shown(record, example, bound, args.model_max_length, colour) + "\n")
             if output:
                 output.write(_line(example))
+            if report:
+                report.add(record, example)
     if num_shown:
         _print(f"{legend(colour)}\n")
     _print(table(counts))
+    if report:
+        say(report.write(args.html, counts, _about(args, bound)))
     if not counts["supervised_tokens"]:
         cause = hint_at_causes(counts, args.model_max_length)
         raise DataError(f"not one supervised token in the data: training would stop. {cause}")
@@ -88,6 +96,7 @@ def _parser() -> Parser:
     add("--trust_remote_code", action="store_true", help="allow tokenizer code that comes with the model")
     add("--num", type=int, default=3, metavar="N", help="how many dialogues to show (%(default)s)")
     add("--output", metavar="OUT.jsonl", help="write ids and labels of every record there")
+    add("--html", metavar="OUT.html", help="write a page there that shows every token and why it is (not) trained")
     return parser
 
 
@@ -99,6 +108,8 @@ def _check(args: argparse.Namespace) -> None:
     _check_model(args.model_name_or_path)
     if args.output is not None:
         check_output("--output", args.output, args.data_path)
+    if args.html is not None:
+        check_output("--html", args.html, [*args.data_path, *([args.output] if args.output else [])])
 
 
 def _check_model(name: str) -> None:
@@ -140,6 +151,16 @@ def _examples(
         example = next(made) if record.dialogue is not None else Example(record.index, dropped=record.dropped)
         assert example.index == record.index, (example.index, record.index)
         yield record, example
+
+
+def _about(args: argparse.Namespace, bound: BoundEncoder) -> dict[str, str]:
+    """What the page says was previewed."""
+    return {
+        "model": args.model_name_or_path,
+        "template": bound.template.name,
+        "data": ", ".join(args.data_path),
+        "--model_max_length": f"{args.model_max_length:,} (--overlong {args.overlong})",
+    }
 
 
 def _line(example: Example) -> str:
