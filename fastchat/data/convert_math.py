@@ -1,0 +1,197 @@
+"""Question/answer rows to the multi-round form: the model writes code, a user turn brings its output, then the answer.
+
+    python -m fastchat.data.convert_math --in rows.jsonl --out out.jsonl [--max-rows N] [--timeout S] [--workers N]
+
+Two kinds of rows (.json or .jsonl, also gzipped) are read, one after the other, never all at once:
+
+    {"question": ..., "answer": "... 48/2 = <<48/2=24>>24 clips ...\\n#### 72"}      calculator annotations, as in GSM8K
+    {"question": ..., "code": "...", "output": "...", "answer": "..."}             output and answer may be missing
+
+The code, taken from the row or made of the annotations, is run in `sandbox.py`, and what it prints becomes the output
+turn. A row is left out, counted and named where the code fails or prints nothing, where it prints something else than
+"output" says, or where it ends in another number than the final answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fastchat.data.bad_rows import BadRow, BadRowReport, shown
+from fastchat.data.math_rows import Problem, agree, dialogue, number, read_problem
+from fastchat.data.reading import Row, read_rows
+from fastchat.data.sandbox import Limits, guarantee, run_python
+from fastchat.errors import EXIT_DONE, DataError, ResourceError, SettingsError, UserError, say
+
+_FAILURES = {
+    "error": "the code fails",
+    "timeout": "the code takes too long",
+    "output": "the code prints too much",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
+    try:
+        _check(args)
+        convert(args.input, args.output, max_rows=args.max_rows, timeout=args.timeout, workers=args.workers)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return EXIT_DONE
+
+
+def convert(
+    source: str, target: str, *, max_rows: int | None = None, timeout: float = 5.0, workers: int = 1
+) -> tuple[int, BadRowReport]:
+    """Convert a file of rows; the target appears when it is complete, one line per converted row, in input order.
+
+    Returns the number of converted rows, and the report of the others. Says both.
+
+    Raises:
+        DataError: the file cannot be read, or not one of its rows could be converted.
+        ResourceError: the target cannot be written, or no process be started.
+    """
+    say(guarantee())
+    limits, report, num_rows, num_converted = Limits(timeout=timeout), BadRowReport(), 0, 0
+    rows = itertools.islice(read_rows(source), max_rows)
+    stem = Path(source).name.split(".")[0]
+    work = ((row, f"{stem}-{number}") for number, row in enumerate(rows))
+    staged = Path(target).with_name(f".{Path(target).name}.{os.getpid()}")
+    try:
+        with open(staged, "w", encoding="utf-8") as file:
+            for (row, _), result in _with_bar(_in_order(lambda job: _convert(job, limits), work, workers)):
+                num_rows += 1
+                if isinstance(result, BadRow):
+                    report.add(row.source, row.line, result)
+                else:
+                    num_converted += 1
+                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
+        if not num_converted:
+            raise DataError(f"{source}: not one of {num_rows} rows could be converted.{_listed(report)}")
+        os.replace(staged, target)
+    except OSError as error:
+        raise ResourceError(f"--out {target}: cannot be written ({error.strerror or error}).") from None
+    finally:
+        staged.unlink(missing_ok=True)
+    say(f"{num_converted:,} of {num_rows:,} rows converted to {target}.{_listed(report)}")
+    return num_converted, report
+
+
+# ---- one row ----
+
+
+def _convert(job: tuple[Row, str], limits: Limits) -> dict[str, Any] | BadRow:
+    """The converted row, or why there is none. `job`: the row, and a name for it."""
+    row, name = job
+    try:
+        if row.problem is not None:
+            return row.problem
+        assert row.value is not None
+        problem = read_problem(row.value, name)
+        return dialogue(problem, _output_of(problem, limits))
+    except BadRow as bad:
+        return bad
+
+
+def _output_of(problem: Problem, limits: Limits) -> str:
+    """What the code prints, checked against everything the row says about it."""
+    outcome = run_python(problem.code, limits)
+    if outcome.status != "ok":
+        raise BadRow(_FAILURES[outcome.status], outcome.error)
+    output = outcome.output.strip("\n")
+    if not output.strip():
+        raise BadRow("the code prints nothing")
+    if "```" in output:
+        raise BadRow("the output holds ```", "it would end the output turn's block")
+    if problem.output is not None and not agree(output, problem.output):
+        raise BadRow("the output is not what the row says", f"{shown(output)}, not {shown(problem.output)}")
+    last = output.splitlines()[-1]
+    both_numbers = problem.final is not None and None not in (number(last), number(problem.final))
+    if both_numbers and not agree(last, problem.final or ""):
+        raise BadRow("the output is not the final answer", f"{shown(output)}, not {shown(problem.final)}")
+    return output
+
+
+# ---- many rows ----
+
+
+def _in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    """(item, work(item)) in the order of the items, `workers` at a time and only a few read ahead."""
+    waiting: deque[tuple[Any, Future[Any]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > 4 * workers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _with_bar(results: Iterable[Any]) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(results, desc="converting", unit=" rows", file=sys.stderr, disable=None)
+
+
+def _listed(report: BadRowReport) -> str:
+    """The rows that were left out: how many for each reason, and the first of them by place."""
+    if not report.total:
+        return ""
+    more = report.total - len(report.listed)
+    lines = [f" Left out: {report.reasons()}.", *(f"  {entry}" for entry in report.listed)]
+    return "\n".join([*lines, f"  ... and {more:,} more"] if more else lines)
+
+
+# ---- the command line ----
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastchat.data.convert_math",
+        description="Make multi-round math dialogues (code, its output, answer) from question/answer rows.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--in", required=True, dest="input", metavar="ROWS", help=".json or .jsonl, also with .gz")
+    add("--out", required=True, dest="output", metavar="OUT.jsonl", help="where the dialogues go, in the messages form")
+    add("--max-rows", type=int, metavar="N", help="read only the first N rows")
+    add("--timeout", type=float, default=5.0, metavar="S", help="seconds for each piece of code (%(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="codes run at a time (%(default)s)")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    for flag, value, least in (("--max-rows", args.max_rows, 1), ("--workers", args.workers, 1)):
+        if value is not None and value < least:
+            raise SettingsError(f"{flag} {value}: it needs to be at least {least}.")
+    if not 0 < args.timeout < 3600:
+        raise SettingsError(f"--timeout {args.timeout:g}: it needs to be above 0 and below 3600 seconds.")
+    target = Path(args.output)
+    if target.is_dir() or not target.resolve().parent.is_dir():
+        raise SettingsError(f"--out {target}: is a folder, or its folder does not exist; name a file to write.")
+    if os.path.exists(args.input) and target.exists() and target.samefile(args.input):
+        raise SettingsError(f"--out {target}: is also --in and would be overwritten.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
