@@ -88,8 +88,6 @@ def load_base_model(
     model, report = loaded
     _check_report(model_dir, report)
     check_attention(model, attention)
-    if model.dtype != wanted:
-        say(f"Weights: {model.dtype}, DeepSpeed's own precision, instead of {wanted}.")
     if quantization:
         _keep_nf4_layout(model)
     if for_training:
@@ -251,8 +249,9 @@ def _forget_quantization(model: Any) -> None:
     """Make the library treat a dequantised model as the ordinary model it now is."""
     from transformers import PreTrainedModel
 
-    model.hf_quantizer.remove_quantization_config(model)
-    model.is_loaded_in_4bit = False
+    for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
+        vars(owner).pop(name, None)
+    model.is_quantized = model.is_loaded_in_4bit = False
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.config._is_quantized = False

@@ -52,6 +52,9 @@ def add_lora(
         peft_model = _new_adapter(model, r, alpha, dropout, targets, bias)
     else:
         peft_model = _continued_adapter(model, weight_path, dropout, {"r": r, "lora_alpha": alpha, "bias": bias})
+    trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
+    if bias != "none" and not any(name.endswith(".bias") for name in trained):
+        say(f"--lora_bias {bias}: the layers in question have no bias, so it changes nothing.")
     if gradient_checkpointing:
         enable_gradient_checkpointing(peft_model)
     trainable, total = count_parameters(peft_model)
@@ -172,6 +175,7 @@ def _new_adapter(model: Any, r: int, alpha: float, dropout: float, targets: list
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:
     """The adapter in `path`, trainable; says which of the `asked` values give way to its own."""
     own = check_adapter_directory(path)
+    _check_rope(model, path)
     peft_model = load_adapter(model, path, trainable=True, dropout=dropout)
     differ = [f"{name} {asked[name]} -> {own[name]}" for name in asked if own.get(name) != asked[name]]
     say(
@@ -180,6 +184,18 @@ def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, A
         + (f" (its own values win: {', '.join(differ)})." if differ else ".")
     )
     return peft_model
+
+
+def _check_rope(model: Any, path: str) -> None:
+    """Raise SettingsError when the adapter was trained with another RoPE scaling than `model` has."""
+    record = Path(path).expanduser() / "training.json"
+    recorded = read_json(record).get("rope_parameters") if record.is_file() else None
+    here = getattr(model.config.get_text_config(), "rope_parameters", None)
+    if recorded is not None and recorded != here:
+        raise SettingsError(
+            f"--lora_weight_path {path} was trained with RoPE {recorded}, and this run has {here}: use the "
+            "--rope_scaling_type, --rope_scaling_factor or --model_max_length of that run."
+        )
 
 
 def _check_loaded(peft_model: Any, path: str) -> None:

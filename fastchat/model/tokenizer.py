@@ -53,14 +53,13 @@ def load_tokenizer(
     """The fast tokenizer of a folder or hub name, with its pad token chosen by `choose_pad`.
 
     `stop_ids`: ids that end a turn in the template, as far as known; `choose_pad` may be called again with more.
-    `embedding_rows`: rows of the model's embedding table; read from a local config.json when not given.
+    `embedding_rows`: see `choose_pad`.
     Raises SettingsError for a missing folder, a folder without a tokenizer, or one that has no fast version.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if is_local(model_dir):
         _check_tokenizer_directory(model_dir)
-        embedding_rows = embedding_rows or _rows_from_config(model_dir)
     with loading(model_dir, "tokenizer", trust_remote_code=trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(
             model_dir,
@@ -80,24 +79,28 @@ def load_tokenizer(
 def choose_pad(tokenizer: Any, *, stop_ids: Collection[int] = (), embedding_rows: int | None = None) -> PadChoice:
     """Choose the pad token, set it on `tokenizer`, and return it. Nothing is added to the vocabulary.
 
-    Never chosen: the EOS, any of `stop_ids`, and any id without a row among `embedding_rows`. In order: the
+    Never chosen: the EOS, any of `stop_ids`, and any id without a row among `embedding_rows` (by default those that a
+    config.json beside the tokenizer names). In order: the
     tokenizer's own pad token, a padding/reserved/unused added token, `<unk>`, the BOS, and last any other id (then
     the tokenizer's own pad token is left unset, since no token of it deserves the name).
 
     >>> choose_pad(gemma_tokenizer).token            # doctest: +SKIP
     '<pad>'
     """
-    rows = embedding_rows or len(tokenizer)
+    rows = embedding_rows or _rows_from_config(tokenizer.name_or_path) or len(tokenizer)
     barred = {int(i) for i in stop_ids} | {tokenizer.eos_token_id}
-    why_not_own = "the tokenizer names no pad token"
-    if tokenizer.pad_token_id is not None:
-        own = tokenizer.pad_token
-        if tokenizer.pad_token_id in barred:
-            why_not_own = f"its own {own} ends a turn"
-        elif tokenizer.pad_token_id >= rows:
-            why_not_own = f"its own {own} (id {tokenizer.pad_token_id}) has no row in the embedding of {rows}"
-        else:
-            return PadChoice(tokenizer.pad_token_id, own, "it is the tokenizer's own pad token")
+    # What the files say, not what an earlier call has set.
+    own = str(tokenizer.init_kwargs.get("pad_token") or "")
+    own_id = tokenizer.convert_tokens_to_ids(own) if own else None
+    if own_id is None:
+        why_not_own = "the tokenizer names no pad token"
+    elif own_id in barred:
+        why_not_own = f"its own {own} ends a turn"
+    elif own_id >= rows:
+        why_not_own = f"its own {own} (id {own_id}) has no row in the embedding of {rows}"
+    else:
+        tokenizer.pad_token = own
+        return PadChoice(own_id, own, "it is the tokenizer's own pad token")
     for token, token_id, reason in _candidates(tokenizer):
         if token_id not in barred and token_id < rows:
             tokenizer.pad_token = token

@@ -102,6 +102,11 @@ def test_bias(tiny_model_dir, bias, biases):
     assert len(found) == (len(expected) if bias == "all" else biases)
 
 
+def test_bias_where_there_is_none_is_said(tiny_model_dir, capsys):
+    add_lora(load_base_model(str(tiny_model_dir("llama"))), bias="lora_only")
+    assert "--lora_bias lora_only: the layers in question have no bias" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantization", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -174,3 +179,16 @@ def test_adapters_that_cannot_be_continued(tmp_path, tiny_model_dir):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(SettingsError, match="pickled adapters are not opened"):
         add_lora(load_base_model(base), weight_path=str(folder))
+
+
+def test_continuing_with_another_rope_is_refused(tmp_path, tiny_model_dir):
+    from fastchat.model.loading import load_config
+    from fastchat.model.rope import choose_rope
+
+    base = tiny_model_dir("llama", max_positions=64)
+    folder, before = save_random_adapter(tmp_path / "a", base, length=200, rope_type="yarn")
+    with pytest.raises(SettingsError, match="was trained with RoPE.*yarn"):
+        add_lora(load_base_model(str(base)), weight_path=str(folder))
+    rope = choose_rope(load_config(str(base)), type="yarn", model_max_length=200)
+    again = add_lora(load_base_model(str(base), rope=rope), weight_path=str(folder))
+    assert torch.equal(logits(again.eval(), 150), logits(before, 150))

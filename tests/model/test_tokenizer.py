@@ -59,6 +59,12 @@ def test_a_pad_token_that_ends_a_turn_is_replaced(tokenizer_dir, tmp_path):
     assert again.id not in barred and tokenizer.pad_token_id not in barred
 
 
+def test_choosing_again_gives_the_same_token_for_the_same_reason(tokenizer_dir):
+    for kind in ("metaspace_bos", "gemma", "byte_bos", "byte_nobos"):
+        tokenizer, pad = load_tokenizer(str(tokenizer_dir(kind)))
+        assert choose_pad(tokenizer) == pad
+
+
 def test_nothing_is_added_to_the_vocabulary(tokenizer_dir):
     for kind in ("metaspace_bos", "gemma", "byte_bos", "byte_nobos"):
         tokenizer, pad = load_tokenizer(str(tokenizer_dir(kind)))
@@ -73,6 +79,7 @@ def test_a_pad_token_without_an_embedding_row_is_not_used(tokenizer_dir):
     tokenizer, _ = load_tokenizer(str(tokenizer_dir("metaspace_bos")))
     rows = len(tokenizer)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.init_kwargs["pad_token"] = "[PAD]"
     assert tokenizer.pad_token_id == rows
     pad = choose_pad(tokenizer, embedding_rows=rows)
     assert pad.id < rows and pad.token == "<unk>" and "has no row" in pad.reason
