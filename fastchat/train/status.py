@@ -22,7 +22,7 @@ from fastchat.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RESOURCE, ResourceEr
 
 STATUS = "status.json"
 EXIT_BUG = 1
-_RANK_0_SPEAKS_FIRST_S = 4.0
+_OTHERS_SPEAK_FIRST_S = 4.0
 _RESULTS = ("adapter_model.safetensors", "adapter_config.json", "training.json", "model.safetensors.index.json")
 _RESULT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
 
@@ -60,6 +60,14 @@ class RunStatus:
                 self._write(exit_code, status, message)
         except OSError:
             pass
+
+    def ended_by_another(self) -> int | None:
+        """The exit code that another process of this run has recorded already."""
+        try:
+            found = json.loads((self.folder_or_fail / STATUS).read_text(encoding="utf-8"))
+        except (OSError, ValueError, AssertionError):
+            return None
+        return found["exit_code"] if found.get("exit_code") and found.get("time", "") >= self.started else None
 
     def _write(self, exit_code: int | None, status: str, message: str) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -152,8 +160,10 @@ def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
         code, kind, message = describe(error)
         if code == EXIT_DONE:
             return code
-        if not is_first_process():
-            time.sleep(_RANK_0_SPEAKS_FIRST_S)
+        if not is_first_process() or lost_another_process(error):
+            time.sleep(_OTHERS_SPEAK_FIRST_S)
+        if lost_another_process(error) and (theirs := status.ended_by_another()) is not None:
+            return theirs
         if code == EXIT_BUG:
             traceback.print_exception(error)
         rank = "" if is_first_process() else f"[rank {os.environ['RANK']}] "
@@ -174,6 +184,8 @@ def describe(error: BaseException) -> tuple[int, str, str]:
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else EXIT_DONE if error.code is None else EXIT_BUG
         return code, "failed" if code else "done", str(error)
+    if lost_another_process(error):
+        return EXIT_RESOURCE, "failed", "another process of this run ended without a word (killed, perhaps for memory)"
     if is_out_of_memory(error):
         return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {LESS_MEMORY}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -203,6 +215,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     words = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
     return isinstance(error, (RuntimeError, OSError)) and any(word in text for word in words)
+
+
+def lost_another_process(error: BaseException) -> bool:
+    """Whether a collective operation failed because its partner is gone."""
+    words = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def _first_line(error: BaseException) -> str:

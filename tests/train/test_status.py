@@ -130,10 +130,26 @@ def test_another_rank_speaks_for_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
-    monkeypatch.setattr("fastchat.train.status._RANK_0_SPEAKS_FIRST_S", 0.0)
+    monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 0.0)
     assert attempt(_raise(ResourceError("only here")), str(tmp_path / "out")) == 6
     assert "[rank 3] error: only here" in capsys.readouterr().err
     assert _status(tmp_path / "out")["exit_code"] == 6
+
+
+def test_a_lost_partner_leaves_the_word_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 0.0)
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2411")
+
+    def body(status: RunStatus) -> None:
+        RunStatus(tmp_path / "out").end(3, "failed", "the other one's words")
+        raise lost
+
+    assert attempt(body, str(tmp_path / "out")) == 3
+    assert capsys.readouterr().err == "" and _status(tmp_path / "out")["message"] == "the other one's words"
+    assert attempt(_raise(lost), str(tmp_path / "alone")) == 6
+    assert "ended without a word" in capsys.readouterr().err
 
 
 def test_an_ordinary_error_is_no_memory_error() -> None:

@@ -1,0 +1,221 @@
+"""The Trainer's checkpoints, saved and loaded through the checkpoint room; and how a run stops in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer, TrainerCallback
+
+from fastchat.checkpoint import resume_state as files
+from fastchat.checkpoint.load import load_weights
+from fastchat.checkpoint.manager import save_checkpoint
+from fastchat.checkpoint.manifest import Manifest
+from fastchat.checkpoint.staging import checkpoint_path
+from fastchat.errors import CheckpointError, say
+from fastchat.train.resuming import Resume
+from fastchat.train.stopping import STOPPING, Preempted
+
+
+@dataclass
+class RunCheckpoints:
+    """What the Trainer needs to know about its checkpoints.
+
+    folder: the run's output folder. resume: where the run begins. adapter: whether only an adapter is trained.
+    describe(trainer): the manifest of this moment, without files. changed: settings that differ since the checkpoint.
+    expected_bytes: of one checkpoint.
+    """
+
+    folder: Path
+    resume: Resume
+    adapter: bool
+    describe: Callable[[Any], Manifest]
+    changed: list[str]
+    expected_bytes: int = 0
+
+
+class CheckpointTrainer(Trainer):
+    """A Trainer whose checkpoints are complete or absent, and that goes on from one exactly.
+
+    `plan` is set before `train`. Subclasses add `progress` and `set_progress`: what they count, per process.
+    """
+
+    plan: RunCheckpoints
+
+    def progress(self) -> dict[str, Any]:
+        """What this process has counted and not yet logged; tensors and plain values."""
+        return {}
+
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        """Takes up what `progress` gave."""
+
+    # ---- saving ----
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        state = self.state
+        if state.best_global_step:
+            best = checkpoint_path(self.plan.folder, state.best_global_step)
+            if best.is_dir() or state.best_global_step == state.global_step:
+                state.best_model_checkpoint = str(best)
+        save_checkpoint(
+            self.plan.folder,
+            self.plan.describe(self),
+            self._write_checkpoint,
+            keep=self.args.save_total_limit,
+            protected=[Path(state.best_model_checkpoint)] if state.best_model_checkpoint else [],
+            expected_bytes=self.plan.expected_bytes,
+        )
+
+    def _write_checkpoint(self, stage: Path) -> None:
+        """Everything of this process; the folder is the same for all."""
+        self.save_model(str(stage))
+        rank = self.args.process_index
+        if rank == 0:
+            self.state.save_to_json(str(stage / files.STATE))
+        if self.args.save_only_model:
+            return
+        torch.save({"random": files.random_state(), "progress": self.progress()}, stage / files.rank_file(rank))
+        if self.is_deepspeed_enabled:
+            self._write_engine(stage)
+        if rank != 0:
+            return
+        if not self.is_deepspeed_enabled:
+            torch.save(_inner(self.optimizer).state_dict(), stage / files.OPTIMIZER)
+        scheduler: Any = self.lr_scheduler
+        torch.save(scheduler.state_dict(), stage / files.SCHEDULER)
+        scaler = self._scaler()
+        if scaler is not None:
+            torch.save(scaler.state_dict(), stage / files.SCALER)
+
+    def _write_engine(self, stage: Path) -> None:
+        """DeepSpeed's shards, one or two files per process."""
+        engine: Any = self.model_wrapped
+        before = engine.checkpoint_engine
+        engine.checkpoint_engine = safe = files.safe_deepspeed_files(before)
+        try:
+            engine.save_checkpoint(str(stage), exclude_frozen_parameters=self.plan.adapter)
+        finally:
+            engine.checkpoint_engine = before
+        if safe.error is not None:
+            raise safe.error
+
+    def _scaler(self) -> Any:
+        return None if self.is_deepspeed_enabled else getattr(self.accelerator, "scaler", None)
+
+    # ---- loading ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The Trainer asks before the engine exists; `_prepare_for_training` loads everything at once."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        path = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        if path is not None and (not self.is_deepspeed_enabled or self.plan.resume.weights_only):
+            load_weights(self.model, path, adapter=self.plan.adapter)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if path is None:
+            return prepared
+        if self.plan.resume.weights_only:
+            self._advance_schedule()
+            return prepared
+        wanted = files.settings_of_groups(self.optimizer)
+        if self.is_deepspeed_enabled:
+            self._load_engine(path)
+        else:
+            _inner(self.optimizer).load_state_dict(files.load_tensors(path / files.OPTIMIZER))
+        scheduler: Any = self.lr_scheduler
+        scheduler.load_state_dict(files.load_tensors(path / files.SCHEDULER))
+        if self.plan.changed:
+            files.apply_settings(self.optimizer, _inner_scheduler(scheduler), wanted)
+        scaler = self._scaler()
+        if scaler is not None:
+            scaler.load_state_dict(files.load_tensors(path / files.SCALER))
+        self.set_progress(self._own_file(path)["progress"])
+        return prepared
+
+    def _load_engine(self, path: Path) -> None:
+        engine: Any = self.model_wrapped
+        if not (path / files.LATEST).is_file():
+            raise CheckpointError(f"{path} has no {files.LATEST}: DeepSpeed's optimizer state is not there")
+        before = engine.checkpoint_engine
+        engine.checkpoint_engine = files.safe_deepspeed_files(before)
+        try:
+            loaded, _ = engine.load_checkpoint(str(path), load_module_strict=not self.plan.adapter)
+        finally:
+            engine.checkpoint_engine = before
+        if loaded is None:
+            raise CheckpointError(f"{path}: DeepSpeed found no state of its own in it")
+
+    def _own_file(self, path: Path) -> dict[str, Any]:
+        return files.load_tensors(path / files.rank_file(self.args.process_index))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not self.plan.resume.weights_only:
+            files.set_random_state(self._own_file(Path(checkpoint))["random"])
+
+    def _advance_schedule(self) -> None:
+        """Without its saved state the schedule is brought to its place step by step."""
+        scheduler: Any = self.lr_scheduler
+        if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            for _ in range(self.state.global_step):
+                scheduler.step()
+
+    # ---- stopping ----
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """One epoch; nothing where the checkpoint was the last step's (the Trainer would train one step more)."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def stop_asked(self) -> str | None:
+        """Why the run should stop, agreed among all processes; None to go on. A collective operation."""
+        mine = STOPPING.reason
+        if not dist.is_initialized() or self.args.world_size == 1:
+            return mine
+        flag = torch.tensor([int(mine is not None)], device=self.args.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return None if not flag.item() else mine or "another process of the run was asked to stop"
+
+
+class StopCallback(TrainerCallback):
+    """Asks after every step whether to stop; then the step is saved and training ends.
+
+    Saves that fall on the last step of an epoch wait until the epoch's evaluation is done, so that a run that goes on
+    from there has not missed it.
+    """
+
+    def __init__(self, trainer: CheckpointTrainer) -> None:
+        self.trainer, self.waiting, self.reason = trainer, False, None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.reason = self.trainer.stop_asked()
+        if self.reason is not None:
+            say(f"{self.reason}: saving step {state.global_step}, then stopping")
+            control.should_save = control.should_training_stop = True
+        if control.should_save and float(state.epoch or 0).is_integer():
+            self.waiting, control.should_save = True, False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.waiting:
+            self.waiting, control.should_save = False, True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.reason is not None:
+            raise Preempted(
+                f"{self.reason}: step {state.global_step} of {state.max_steps} is saved; the same command goes on "
+                "from there"
+            )
+
+
+def _inner(optimizer: Any) -> Any:
+    """The torch optimizer in accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _inner_scheduler(scheduler: Any) -> Any:
+    return getattr(scheduler, "scheduler", scheduler)

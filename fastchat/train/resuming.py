@@ -1,0 +1,201 @@
+"""Where a run begins: anew, behind a checkpoint, or not at all because it is finished.
+
+Decided before the model loads, from the output folder, `--resume_from_checkpoint` and what the run stands on: data,
+template, tokenizer, base model, and the settings that decide which numbers are computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastchat.checkpoint.discover import Found, check_checkpoint, newest_checkpoint
+from fastchat.checkpoint.fingerprint import model_fingerprint
+from fastchat.checkpoint.manifest import Manifest, find_problems, read_manifest
+from fastchat.checkpoint.record import read_training_record
+from fastchat.checkpoint.resume_state import STATE
+from fastchat.checkpoint.staging import checkpoints_in, set_aside
+from fastchat.errors import CheckpointError, SettingsError, say
+
+AUTO, NEVER = "auto", "never"
+# Other values would train another model, or other dialogues in another order: the run is refused.
+FIXED = (
+    *("model_max_length", "overlong", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
+    *("lora_r", "lora_alpha", "lora_target_modules", "lora_bias", "lora_weight_path", "q_lora", "dtype", "optim"),
+    *("rope_scaling_type", "rope_scaling_factor", "packing", "pad_to_sequence_len"),
+)
+# Nothing that is computed depends on these, or a fingerprint speaks for them.
+FREE = (
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_weights_only", "cache_dir", "run_name"),
+    *("model_name_or_path", "data_path", "eval_data_path", "conv_template", "conv_template_file", "deepspeed"),
+    *("on_bad_row", "lazy_preprocess", "report_to", "disable_tqdm", "log_samples", "on_nonfinite", "ddp_timeout"),
+    *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "eval_on_start", "logging_steps"),
+    *("logging_strategy", "logging_first_step", "log_level", "log_level_replica", "ddp_backend", "group_by_length"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "hub_token"),
+    *("dataloader_pin_memory", "dataloader_multiprocessing_context", "local_rank", "trust_remote_code", "do_train"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),  # compared as one number, the global batch
+)
+LENGTH = ("num_train_epochs", "max_steps")
+NAMES = {
+    "data": "the training data",
+    "num_dialogues": "the number of training dialogues",
+    "template": "the conversation template",
+    "tokenizer": "the tokenizer",
+    "base_model": "the base model's weights",
+    "training": "what is trained (adapter or whole model)",
+    "global_batch": "the global batch (per-device batch x accumulation x processes)",
+}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run stands on. `fingerprints`: digests and numbers by name; `settings`: name -> value."""
+
+    fingerprints: dict[str, Any]
+    settings: dict[str, Any]
+    world_size: int
+    engine: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where the run begins. `checkpoint` None: anew. `finished`: there is nothing left to do."""
+
+    checkpoint: Path | None = None
+    manifest: Manifest | None = None
+    weights_only: bool = False
+    finished: bool = False
+    lines: tuple[str, ...] = ()
+
+
+def digest(value: Any) -> str:
+    """Hex digest of text, or of any JSON value."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def base_fingerprint(name: str, config: Any) -> str | None:
+    """Of a folder's weights; of a hub model the commit it was loaded at."""
+    return model_fingerprint(name) or getattr(config, "_commit_hash", None)
+
+
+def plan_resume(
+    output_dir: Path, choice: str | None, identity: Identity, *, overwrite: bool, weights_only: bool
+) -> Resume:
+    """Decides where the run begins. Reads only.
+
+    `choice`: "auto" (also None), "never" or a checkpoint folder. Raises CheckpointError where a checkpoint that should
+    be used cannot be, SettingsError where the folder or the checkpoint belongs to another run.
+    """
+    choice = choice or AUTO
+    if choice == NEVER or (choice == AUTO and overwrite):
+        return Resume()
+    if choice == AUTO:
+        if _is_finished(output_dir, identity):
+            line = (
+                f"{output_dir} holds the finished result of this run: nothing to do (--overwrite_output_dir redoes it)"
+            )
+            return Resume(finished=True, lines=(line,))
+        found = _newest(output_dir, weights_only)
+    else:
+        found = _named(Path(choice).expanduser(), weights_only)
+    if found is None:
+        if weights_only:
+            raise CheckpointError(f"--resume_weights_only: {output_dir} holds no checkpoint")
+        return Resume()
+    lines = (*found.lines(), *compare(found, identity, weights_only=weights_only))
+    return Resume(found.path, found.manifest, weights_only, lines=lines)
+
+
+def _newest(run: Path, weights_only: bool) -> Found | None:
+    if not weights_only:
+        return newest_checkpoint(run)
+    steps = checkpoints_in(run)
+    return _named(steps[-1][1], True) if steps else None
+
+
+def _named(path: Path, weights_only: bool) -> Found:
+    """The checkpoint at `path`; with `weights_only` just its weights, its position and its manifest must be right."""
+    if not weights_only:
+        return check_checkpoint(path)
+    if not path.is_dir():
+        raise CheckpointError(f"--resume_from_checkpoint {path}: there is no such folder")
+    manifest = read_manifest(path)
+    needed = tuple(name for name in manifest.files if name.endswith((".safetensors", ".json")) or name == STATE)
+    wrong = [p for p in find_problems(path, manifest) if p.split(": ")[0] in needed]
+    if wrong:
+        raise CheckpointError(f"--resume_from_checkpoint {path} is not usable even for its weights: {'; '.join(wrong)}")
+    return Found(path, manifest)
+
+
+def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str]:
+    """One line per setting that changed since. SettingsError where the run would not be the same run any more."""
+    manifest, path = found.manifest, found.path
+    changed = [
+        f"{NAMES.get(name, name)} ({_short(old)} -> {_short(identity.fingerprints.get(name))})"
+        for name, old in manifest.fingerprints.items()
+        if identity.fingerprints.get(name) != old
+    ]
+    changed += [
+        f"--{name} ({_short(old)} -> {_short(identity.settings.get(name))})"
+        for name, old in manifest.settings.items()
+        if name in FIXED and not _same(old, identity.settings.get(name))
+    ]
+    if manifest.world_size != identity.world_size and not weights_only:
+        raise SettingsError(
+            f"{path} was saved by {manifest.world_size} process(es) and this run has {identity.world_size}: start it "
+            f"with {manifest.world_size}, or go on with the weights alone (--resume_weights_only)"
+        )
+    if changed:
+        raise SettingsError(
+            f"{path} belongs to another run, these differ: {', '.join(changed)}. Restore them, name another "
+            "--output_dir, or start anew there with --overwrite_output_dir"
+        )
+    if manifest.engine != identity.engine and not weights_only:
+        raise SettingsError(
+            f"{path} was saved under {manifest.engine} and this run is {identity.engine}: its optimizer state does not "
+            "fit; use the same launcher and --deepspeed, or go on with the weights alone (--resume_weights_only)"
+        )
+    return [
+        f"changed since {path.name}: --{name} {_short(old)} -> {_short(identity.settings.get(name))}, which counts now"
+        for name, old in manifest.settings.items()
+        if name not in (*FIXED, *FREE) and not _same(old, identity.settings.get(name))
+    ]
+
+
+def differing(manifest: Manifest, settings: dict[str, Any]) -> list[str]:
+    """Names of all settings, beside those that do not matter, whose value changed since the checkpoint."""
+    return [n for n, old in manifest.settings.items() if n not in FREE and not _same(old, settings.get(n))]
+
+
+def _is_finished(output_dir: Path, identity: Identity) -> bool:
+    """Whether the folder holds the result of a run with exactly this identity."""
+    try:
+        status = json.loads((output_dir / "status.json").read_text(encoding="utf-8"))
+        done = status["status"] == "done"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    record = read_training_record(output_dir) if done else None
+    if record is None or record.fingerprints != identity.fingerprints:
+        return False
+    old = {name: entry["value"] for name, entry in record.settings.items()}
+    return all(_same(old.get(n), value) for n, value in identity.settings.items() if n not in FREE)
+
+
+def set_aside_later(run: Path, step: int) -> None:
+    """Where a run goes on from an older checkpoint by name: the newer ones no longer belong to it."""
+    for later, path in checkpoints_in(run):
+        if later > step:
+            say(f"{path.name} is newer than the checkpoint to go on from: renamed to {set_aside(path).name}")
+
+
+def _same(old: Any, new: Any) -> bool:
+    return json.dumps(old, sort_keys=True, default=str) == json.dumps(new, sort_keys=True, default=str)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text[:12] + "…" if len(text) == 64 else text
