@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from itertools import chain, groupby
+from itertools import chain
 from typing import Any
 
 from fastchat.data.binding import BoundEncoder
@@ -111,7 +111,7 @@ class HtmlReport:
             text, ids = encoded[id(entry)]
             texts = self._texts.of(ids.input_ids)
             told = explain(entry.record.dialogue, text, ids, entry.example, self.bound, texts)
-            entry.runs = [n for run, same in groupby(told) for n in (sum(1 for _ in same), *run)]
+            entry.runs = [n for run in told for n in run]
             entry.ids.extend(ids.input_ids)
             self.left -= len(entry.ids)
             for place, (token_id, own) in enumerate(zip(entry.ids, texts, strict=True)):
@@ -187,7 +187,7 @@ def _filled(text: str, parts: Mapping[str, str]) -> Iterator[str]:
 
 
 def _asset(name: str) -> str:
-    return resources.files("fastchat.data").joinpath("report", name).read_text(encoding="utf-8")
+    return (resources.files("fastchat.data") / "report" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from fastchat.conversation import Dialogue, Rendered, Segment
 from fastchat.data.binding import BoundEncoder, Encoded
@@ -74,6 +76,15 @@ ROLES = ("template", "system", "user", "tool", "assistant")
 _MESSAGES = {"system": Why.SYSTEM, "user": Why.USER, "tool": Why.TOOL}
 
 
+class Run(NamedTuple):
+    """Some tokens in a row of which the same is to be said; `role` is an index into ROLES."""
+
+    count: int
+    turn: int
+    role: int
+    why: Why
+
+
 def explain(
     dialogue: Dialogue,
     rendered: Rendered,
@@ -81,46 +92,69 @@ def explain(
     example: Example,
     bound: BoundEncoder,
     texts: Sequence[str],
-) -> list[tuple[int, int, Why]]:
-    """(turn, index into ROLES, reason) of every token of the whole dialogue, those behind the cut included.
+) -> list[Run]:
+    """Turn, role and reason of every token of the whole dialogue, those behind the cut included.
 
     Args:
         encoded: `rendered` encoded by `bound`, uncut.
         example: what training gets of it.
         texts: what each token contributes to the text.
     """
-    keep, straddling, owners = len(example.input_ids), set(encoded.straddling), _owners(rendered, encoded, bound, texts)
+    keep, size, owners = len(example.input_ids), len(texts), _owners(rendered, encoded, bound, texts)
     base = [_base_reasons(segment, dialogue, bound) for segment in rendered.segments]
-    bos = bound.encoder.bos if bound.encoder.bos != bound.encoder.eos else None
-    begun: set[int] = set()  # turns whose first learned token has come
-    found = []
-    for position, (token_id, learned, segment) in enumerate(
-        zip(encoded.input_ids, encoded.supervised, owners, strict=True)
-    ):
-        turn, role, why = (-1, 0, Why.BOS) if segment < 0 else base[segment][learned]
-        if position in straddling:
+    straddling, bos = set(encoded.straddling), _bos_positions(encoded, bound)
+    starts = _answer_starts(rendered, encoded, owners)
+    alone = straddling | bos | starts
+    edges = {0, min(keep, size), *_changes(owners), *_changes(encoded.supervised), *alone, *(i + 1 for i in alone)}
+    runs = []
+    for start, end in pairwise([*sorted(edges - {size}), size]):
+        learned = encoded.supervised[start]
+        turn, role, why = (-1, 0, Why.BOS) if owners[start] < 0 else base[owners[start]][learned]
+        if start in straddling:
             why = Why.BOUNDARY_LEARNED if learned else Why.BOUNDARY
-        elif learned and turn not in begun:
+        elif start in starts:
             why = Why.ANSWER_START
-        elif why is Why.TEMPLATE and bos and token_id == bos.id:
+        elif start in bos and why is Why.TEMPLATE:
             why = Why.BOS
-        if learned:
-            begun.add(turn)
         if example.dropped is not None:
             why = Why.DROPPED if learned else why
-        elif position >= keep:
+        elif start >= keep:
             why = Why.CUT
-        found.append((turn, role, why))
-    _check(found, encoded, example)
-    return found
+        runs.append(Run(end - start, turn, role, why))
+    _check(runs, encoded, example)
+    return runs
 
 
-def _check(found: list[tuple[int, int, Why]], encoded: Encoded, example: Example) -> None:
+def _check(runs: list[Run], encoded: Encoded, example: Example) -> None:
     keep = len(example.input_ids)
     assert encoded.input_ids[:keep] == example.input_ids, example.index
-    labels = [*example.labels, *[IGNORED] * (len(found) - keep)]
-    for position, ((_, _, why), label) in enumerate(zip(found, labels, strict=True)):
-        assert why.learned == (label != IGNORED), (example.index, position, why, label)
+    start = 0
+    for run in runs:
+        labels = example.labels[start : start + run.count]
+        num_learned = len(labels) - labels.count(IGNORED)
+        assert num_learned == (run.count if run.why.learned else 0), (example.index, start, run, num_learned)
+        start += run.count
+
+
+def _changes(values: Sequence[int]) -> list[int]:
+    """The places whose value is not the one before."""
+    return [i for i, (a, b) in enumerate(pairwise(values), start=1) if a != b]
+
+
+def _bos_positions(encoded: Encoded, bound: BoundEncoder) -> set[int]:
+    bos = bound.encoder.bos
+    if bos is None or bos == bound.encoder.eos:
+        return set()
+    return {i for i, token_id in enumerate(encoded.input_ids) if token_id == bos.id}
+
+
+def _answer_starts(rendered: Rendered, encoded: Encoded, owners: Sequence[int]) -> set[int]:
+    """The first learned token of each turn."""
+    starts: dict[int, int] = {}
+    for i in [0, *_changes(encoded.supervised)]:
+        if encoded.supervised[i : i + 1] == [True]:
+            starts.setdefault(rendered.segments[owners[i]].turn, i)
+    return set(starts.values())
 
 
 def _base_reasons(segment: Segment, dialogue: Dialogue, bound: BoundEncoder) -> list[tuple[int, int, Why]]:
@@ -164,14 +198,11 @@ def _ends(rendered: Rendered, begins: list[int], bound: BoundEncoder, texts: Seq
     space = len(text) - len(wanted)  # some tokenizers put one in front of the first word
     if space not in (0, 1) or text[space:] != wanted:
         return begins
-    until, total = [], space
-    for part in parts:
-        total += len(part)
-        until.append(total)
-    found, at, position = [], 0, 0
-    for begin, own in zip(begins, texts, strict=True):
-        position += len(own)
-        while until[at] < position:
-            at += 1
-        found.append(max(at, begin))
+    segment_ends = list(accumulate((len(part) for part in parts), initial=space))[1:]
+    token_ends = list(accumulate(map(len, texts)))
+    found = list(begins)
+    for behind in [*_changes(begins), len(begins)] if begins else []:
+        last = behind - 1  # only the last token of a segment can end in another
+        while segment_ends[found[last]] < token_ends[last]:
+            found[last] += 1
     return found

@@ -42,7 +42,7 @@ class Chromium:
         self._replies, replies = os.pipe()
         # The browser reads commands from descriptor 3 and writes replies to 4; copies well above come first, so that
         # neither copy overwrites a pipe end that is still needed.
-        wiring = f"exec 3<&{commands} 4>&{replies}; exec \"$@\""
+        wiring = f'exec 3<&{commands} 4>&{replies}; exec "$@"'
         self._process = subprocess.Popen(
             ["bash", "-c", wiring, "chromium", binary, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(commands, replies),
@@ -94,8 +94,9 @@ class Chromium:
     def click(self, selector: str) -> None:
         """Click in the middle of the first element of a CSS selector."""
         x, y = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            f"(() => {{ const node = document.querySelector({json.dumps(selector)});"
+            " node.scrollIntoView({block: 'center'}); const box = node.getBoundingClientRect();"
+            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
