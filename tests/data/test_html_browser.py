@@ -239,6 +239,9 @@ def test_filters_by_fate_and_by_reason(browser: Chromium, plain: Path) -> None:
     ):  # fmt: skip
         show(browser, plain, fragment)
         assert browser.run("document.getElementById('found').innerText") == f"{found} records"
+    show(browser, plain)
+    browser.click("#reasons .unlearned")
+    assert browser.run("document.querySelector('#record h2').innerText") == "Record 2: mixed"
     show(browser, plain, "record=2")
     browser.click(".legend .unlearned")
     assert browser.run("document.getElementById('reason').value") == "excluded"

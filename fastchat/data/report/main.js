@@ -19,8 +19,8 @@ function recall() {
   showFilters();
   filter();
   const record = records.findIndex((r) => String(r.i) === words.get("record"));
-  go(record < 0 ? null : record, Number.parseInt(words.get("token"), 10));
   drawList();
+  go(record < 0 ? null : record, Number.parseInt(words.get("token"), 10));
 }
 
 // Open a record (a place in `records`), or the overview for null; with a token that is there, point at it.

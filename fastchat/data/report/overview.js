@@ -17,7 +17,10 @@ function reasonsTable() {
   const all = totals.reduce((a, b) => a + b, 0), rows = [];
   reasons.forEach(([name, meaning], why) => {
     if (totals[why]) rows.push(make("tr", {},
-      make("th", { scope: "row" }, make("span", { className: `k swatch ${LOOKS[why]}`, textContent: name })),
+      make("th", { scope: "row" }, make("button", {
+        type: "button", className: `k swatch ${LOOKS[why]}`, textContent: name, title: "Press to find these tokens.",
+        onclick: () => { search({ reason: name }); go(found[0]); },
+      })),
       make("td", { className: "meaning", textContent: meaning }),
       make("td", { className: "number", textContent: number(totals[why]) }),
       make("td", { className: "number", textContent: percent(totals[why], all) })));
