@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,21 @@ def gather_trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def gather_all(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The whole model's state, by name. A weight under two names (tied embeddings) comes once per name."""
     return gather(model.state_dict(keep_vars=True).items())
+
+
+@contextmanager
+def at_rest(engine: Any) -> Iterator[None]:
+    """Within it no ZeRO-3 parameter is on its way between processes.
+
+    A forward pass fetches ahead: after an evaluation some parameters are still arriving, and those cannot be gathered.
+    DeepSpeed brings them home before it saves by itself, and so do we. `engine`: the DeepSpeed engine, or any model.
+    """
+    partitioned = type(engine).__name__ == "DeepSpeedEngine" and engine.zero_optimization_stage() == 3
+    if partitioned:
+        engine.optimizer.checkpoint_event_prologue()
+    yield
+    if partitioned:
+        engine.optimizer.checkpoint_event_epilogue()
 
 
 def gather(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

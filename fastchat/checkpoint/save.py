@@ -11,7 +11,7 @@ import torch.distributed as dist
 from fastchat.checkpoint import adapter as adapter_files
 from fastchat.checkpoint.files import staged
 from fastchat.checkpoint.full import write_model
-from fastchat.checkpoint.gather import gather_all, gather_trained
+from fastchat.checkpoint.gather import at_rest, gather_all, gather_trained
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.errors import UserError
 
@@ -20,6 +20,7 @@ def save_result(
     model: Any,
     folder: str | Path,
     *,
+    engine: Any = None,
     adapter: bool,
     tokenizer: Any,
     stop_ids: Collection[int],
@@ -27,11 +28,13 @@ def save_result(
 ) -> None:
     """Saves the adapter (`adapter`: only what is trained) or the whole model into `folder`. Every process calls it.
 
-    Beside the weights: `tokenizer` with its chat template, and `record`. `stop_ids` are the ids that end an answer.
+    `engine`: what wraps `model` in training, if anything. Beside the weights: `tokenizer` with its chat template, and
+    `record`. `stop_ids` are the ids that end an answer.
     CheckpointError where the files, read back, are not the gathered weights; NumericError where those are not finite.
     Then the folder is as it was, and every process raises.
     """
-    tensors = gather_trained(model) if adapter else gather_all(model)
+    with at_rest(engine):
+        tensors = gather_trained(model) if adapter else gather_all(model)
 
     def write() -> None:
         with staged(folder, last=[adapter_files.CONFIG if adapter else "config.json"]) as stage:

@@ -110,8 +110,7 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
     loaded_as = loaded.dtype
     wanted = dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype
     if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
-        way_out = "" if half else "; --bf16 True keeps them small"
-        say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}{way_out}")
+        say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}")
     if lora is not None:
         return _add_adapter(settings, loaded), loaded_as
     if settings.deepspeed_config is None and loaded_as in (torch.bfloat16, torch.float16):

@@ -90,6 +90,7 @@ def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str) -> None
     save_result(
         trainer.model,
         folder,
+        engine=trainer.model_wrapped,
         adapter=run.settings.lora is not None,
         tokenizer=run.tokenizer,
         stop_ids=run.bound.stop_ids,

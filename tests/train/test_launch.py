@@ -29,7 +29,8 @@ SPLITS = {
 def config(folder: Path, stage: int) -> list[str]:
     """A DeepSpeed configuration with what upstream's had wrong: a scheduler block, no precision blocks, no clipping."""
     content = {
-        "zero_optimization": {"stage": stage, "overlap_comm": False},
+        # No parameter is kept whole, so that ZeRO-3 really fetches and gathers all of these tiny ones.
+        "zero_optimization": {"stage": stage, "overlap_comm": False, "stage3_param_persistence_threshold": 0},
         "zero_allow_untested_optimizer": True,
         "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": "auto", "total_num_steps": "auto"}},
     }
@@ -138,7 +139,8 @@ def test_full_fine_tuning_under_zero3(
     full = [flag for flag in flags if flag not in ("--lora_dropout", "0")]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\nlearning_rate: 1\n")
-    outcome = launch("deepspeed", "train", [str(recipe), *full, *config(tmp_path, 3)], tmp_path / "zero3")
+    more = [*config(tmp_path, 3), "--save_strategy", "epoch", "--save_only_model", "True"]
+    outcome = launch("deepspeed", "train", [str(recipe), *full, *more], tmp_path / "zero3")
     assert outcome.code == 0, outcome.err[-6000:]
     assert outcome.record["engine"] == "zero3"
     assert outcome.record["settings"]["per_device_train_batch_size"]["from"] == "yaml"
@@ -146,6 +148,7 @@ def test_full_fine_tuning_under_zero3(
     plain = train("--per_device_train_batch_size", "8", base=full, full=True)
     assert plain.code == 0, plain.err
     assert outcome.losses == pytest.approx(plain.losses, abs=1e-5)
+    assert (outcome.folder / "checkpoint-3" / "model.safetensors").is_file(), "saved right after an evaluation"
     saved, reference = (AutoModelForCausalLM.from_pretrained(o.folder).state_dict() for o in (outcome, plain))
     base = AutoModelForCausalLM.from_pretrained(model_dir).state_dict()
     for name, tensor in reference.items():
