@@ -22,13 +22,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
-from fastchat.conversation import load_template_file
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.choosing import add_model_flags, bound_encoder, check_model
 from fastchat.data.command import Parser, run
 from fastchat.data.counts import count_example, hint_at_causes, table
-from fastchat.data.encoder import TextEncoder
 from fastchat.data.html_report import HtmlReport
 from fastchat.data.loading import LoadedDialogues, Record, load_dialogues
 from fastchat.data.progress import with_bar
@@ -48,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def preview(args: argparse.Namespace) -> None:
     """Load, tokenise, show, write. Raises UserError."""
     _check(args)
-    bound = _bound_encoder(args)
+    bound = bound_encoder(args)
     loaded = load_dialogues(args.data_path, on_bad_row=args.on_bad_row)
     counts = Counter(loaded.counts)
     report = HtmlReport(bound, args.model_max_length) if args.html else None
@@ -85,15 +83,12 @@ def _parser() -> Parser:
         prog="python -m fastchat.data.preview",
         description="Show which tokens a run would train on, and count what it would drop, cut or change.",
     )
+    add_model_flags(parser)
     add = parser.add_argument
-    add("--model_name_or_path", required=True, metavar="DIR", help="the model's directory, for its tokenizer")
     add("--data_path", required=True, nargs="+", metavar="FILE", help=".json or .jsonl, also with .gz")
-    add("--conv_template", metavar="NAME", help="chat template; default vicuna_v1.1 where nothing speaks against it")
-    add("--conv_template_file", metavar="FILE", help="my.py or my.yaml with templates of your own")
     add("--model_max_length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="in tokens (%(default)s)")
     add("--overlong", choices=OVERLONG, default="truncate", help="what happens to longer dialogues (%(default)s)")
     add("--on_bad_row", choices=("stop", "skip"), default="stop", help="what happens to malformed rows (%(default)s)")
-    add("--trust_remote_code", action="store_true", help="allow tokenizer code that comes with the model")
     add("--num", type=int, default=3, metavar="N", help="how many dialogues to show (%(default)s)")
     add("--output", metavar="OUT.jsonl", help="write ids and labels of every record there")
     add("--html", metavar="OUT.html", help="write a page there that shows every token and why it is (not) trained")
@@ -105,36 +100,11 @@ def _check(args: argparse.Namespace) -> None:
         raise SettingsError(f"--model_max_length {args.model_max_length}: it needs to be at least 1.")
     if args.num < 0:
         raise SettingsError(f"--num {args.num}: it needs to be 0 or more.")
-    _check_model(args.model_name_or_path)
+    check_model(args.model_name_or_path)
     if args.output is not None:
         check_output("--output", args.output, args.data_path)
     if args.html is not None:
         check_output("--html", args.html, [*args.data_path, *([args.output] if args.output else [])])
-
-
-def _check_model(name: str) -> None:
-    """Tell what needs no library to be seen; anything else is for the tokenizer's loader (a name on the hub, say)."""
-    path = Path(name)
-    if path.is_dir():
-        files = os.listdir(path)
-        if not any(part in file for file in files for part in ("token", "vocab", "spiece")):
-            found = ", ".join(sorted(files)[:5]) or "nothing"
-            raise SettingsError(
-                f"--model_name_or_path {name}: no tokenizer is in it (no tokenizer.json); found: {found}."
-            )
-    elif path.exists():
-        raise SettingsError(f"--model_name_or_path {name}: is a file; give the model's directory.")
-    elif path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise SettingsError(f"--model_name_or_path {name}: there is no such directory.")
-
-
-def _bound_encoder(args: argparse.Namespace) -> BoundEncoder:
-    if args.conv_template_file:
-        load_template_file(args.conv_template_file)
-    encoder, note = TextEncoder.from_directory_or_class(args.model_name_or_path, args.trust_remote_code)
-    if note:
-        say(note)
-    return encoder.bind(encoder.choose(args.conv_template, model_name=args.model_name_or_path))
 
 
 # --- showing

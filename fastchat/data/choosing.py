@@ -1,0 +1,55 @@
+"""The tokenizer and the template that a command is told to work with."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from fastchat.conversation import load_template_file
+from fastchat.data.binding import BoundEncoder
+from fastchat.data.command import Parser
+from fastchat.data.encoder import TextEncoder
+from fastchat.errors import SettingsError, say
+
+
+def add_model_flags(parser: Parser) -> None:
+    """The flags that `bound_encoder` reads."""
+    add = parser.add_argument
+    add("--model_name_or_path", required=True, metavar="DIR", help="the model's directory, for its tokenizer")
+    add("--conv_template", metavar="NAME", help="chat template; default vicuna_v1.1 where nothing speaks against it")
+    add("--conv_template_file", metavar="FILE", help="my.py or my.yaml with templates of your own")
+    add("--trust_remote_code", action="store_true", help="allow tokenizer code that comes with the model")
+
+
+def bound_encoder(args: argparse.Namespace) -> BoundEncoder:
+    """The tokenizer bound to the template. Raises SettingsError; what was chosen for the user is said."""
+    if args.conv_template_file:
+        load_template_file(args.conv_template_file)
+    encoder = text_encoder(args)
+    return encoder.bind(encoder.choose(args.conv_template, model_name=args.model_name_or_path))
+
+
+def text_encoder(args: argparse.Namespace) -> TextEncoder:
+    """The tokenizer alone. Raises SettingsError."""
+    check_model(args.model_name_or_path)
+    encoder, note = TextEncoder.from_directory_or_class(args.model_name_or_path, args.trust_remote_code)
+    if note:
+        say(note)
+    return encoder
+
+
+def check_model(name: str) -> None:
+    """Tell what needs no library to be seen; anything else is for the tokenizer's loader (a name on the hub, say)."""
+    path = Path(name)
+    if path.is_dir():
+        files = os.listdir(path)
+        if not any(part in file for file in files for part in ("token", "vocab", "spiece")):
+            found = ", ".join(sorted(files)[:5]) or "nothing"
+            raise SettingsError(
+                f"--model_name_or_path {name}: no tokenizer is in it (no tokenizer.json); found: {found}."
+            )
+    elif path.exists():
+        raise SettingsError(f"--model_name_or_path {name}: is a file; give the model's directory.")
+    elif path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise SettingsError(f"--model_name_or_path {name}: there is no such directory.")
