@@ -1,0 +1,165 @@
+"""The recipes hold the documents' values, in flags that exist; the DeepSpeed configurations differ only where said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fastchat.conversation import conv_templates
+from fastchat.train.options import Option, Reader, read_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "playground" / "recipes").glob("*.yaml"))
+COMMON_MATH = {
+    "packing": True,
+    "model_max_length": 4096,
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "optim": "paged_adamw_32bit",
+    "bf16": True,
+    "tf32": True,
+    "flash_attn": True,
+    "gradient_checkpointing": True,
+}
+COMMON_LORA = {
+    "model_max_length": 1024,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.03,
+    "weight_decay": 0.0,
+    "bf16": True,
+    "tf32": True,
+    "gradient_checkpointing": True,
+    "conv_template": "vicuna_v1.1",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "logging_steps": 1,
+}
+
+
+def math(micro, accumulation, rate, epochs, warmup, template, strategy, keep):
+    return COMMON_MATH | {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": rate,
+        "num_train_epochs": epochs,
+        "warmup_steps": warmup,
+        "conv_template": template,
+        "save_strategy": strategy,
+        "save_total_limit": keep,
+    }
+
+
+def lora(rank, quantised, stage, micro, accumulation, epochs):
+    return COMMON_LORA | {
+        "lora_r": rank,
+        "q_lora": quantised,
+        "deepspeed": f"playground/deepspeed_config_lora_s{stage}.json",
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": epochs,
+    }
+
+
+DOCUMENTED = {
+    "gemma-2b-it": math(4, 2, 5e-6, 4, 50, "gemma", "epoch", 4),
+    "gemma-7b-it": math(4, 2, 5e-6, 4, 50, "gemma", "epoch", 4),
+    "codegemma-7b-it": math(4, 2, 5e-6, 4, 50, "gemma", "epoch", 4),
+    "gemma-2-9b-it": math(1, 8, 5e-6, 4, 100, "gemma", "steps", 4),
+    "mistral-7b-v0.3": math(4, 2, 1e-5, 3, 50, "mistral", "epoch", 3),
+    "llama-2-7b-lora": lora(8, True, 2, 16, 2, 10),
+    "llama-2-13b-lora": lora(16, True, 2, 4, 1, 1),
+    "llama-2-70b-lora": lora(64, False, 3, 2, 8, 5),
+    "qwen2.5-7b-lora": {"packing": True, "model_max_length": 4096, "lora_r": 16, "conv_template": "chatml"},
+}
+
+
+@pytest.fixture(scope="module")
+def reader():
+    from fastchat.train.arguments import RENAMED, all_arguments
+    from fastchat.train.settings import options_of
+
+    def make(lora: bool) -> Reader:
+        options = options_of(all_arguments(lora))
+        known = {option.name for option in options}
+        coming = [Option("packing", bool, False), Option("val_set_size", float, 0.0)]
+        return Reader([*options, *(o for o in coming if o.name not in known)], RENAMED, {}, ())
+
+    return make
+
+
+def test_every_documented_recipe_is_there():
+    assert {path.stem for path in RECIPES} == set(DOCUMENTED)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_values(path, reader):
+    values = reader(path.stem.endswith("-lora")).from_yaml(path)
+    wanted = DOCUMENTED[path.stem]
+    assert {name: values.get(name) for name in wanted} == wanted
+    assert values["conv_template"] in conv_templates
+    assert values["output_dir"] == f"output/{path.stem}"
+    if "deepspeed" in values:
+        assert (ROOT / values["deepspeed"]).is_file()
+    if "eval_strategy" in values:
+        assert 0 < values["val_set_size"] < 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_header_says_what_needs_launch_and_one_override(path, reader):
+    header = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    assert all(line.startswith("# ") and len(line) <= 120 for line in header)
+    starts = [line[2:11].strip() for line in header if line[2] != " "]
+    assert starts == ["What:", "Needs:", "Launch:", "Override:"]
+    (launch,) = (line[12:] for line in header if line.startswith("# Launch:"))
+    (override,) = (line[12:] for line in header if line.startswith("# Override:"))
+    lora = path.stem.endswith("-lora")
+    assert f" playground/recipes/{path.name}" in launch
+    assert re.search(r"fastchat[./]train[./]train_lora" if lora else r"-m fastchat\.train\.train ", launch)
+    flags = reader(lora).from_words(shlex.split(override))
+    assert flags and all(flags[name] != read_yaml(path).get(name) for name in flags)
+    if "deepspeed" in flags:
+        assert (ROOT / flags["deepspeed"]).is_file()
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTED if not name.endswith("-lora")])
+def test_the_math_recipes_take_64_rows_per_step_on_8_gpus(name):
+    values = read_yaml(ROOT / "playground" / "recipes" / f"{name}.yaml")
+    assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 8 == 64
+
+
+# --- DeepSpeed
+
+
+def config(name):
+    return json.loads((ROOT / "playground" / f"deepspeed_config_{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("full", "adapter"),
+    [("s2", "lora_s2"), ("s2_offload", "lora_s2_offload"), ("s3", "lora_s3_no_offload"), ("s3_offload", "lora_s3")],
+)
+def test_full_fine_tuning_adds_up_gradients_in_float32_and_is_otherwise_the_same(full, adapter):
+    """Several micro-batches of bf16 gradients for all weights lose small ones; an adapter's gradients are few."""
+    made = config(full)
+    assert made.pop("data_types") == {"grad_accum_dtype": "fp32"}
+    assert made == config(adapter)
+
+
+@pytest.mark.parametrize("name", ["s2", "s2_offload", "s3", "s3_offload"])
+def test_configurations_leave_precision_and_schedule_to_the_command_line(name):
+    made = config(name)
+    assert made["bf16"]["enabled"] == made["fp16"]["enabled"] == made["gradient_clipping"] == "auto"
+    assert "scheduler" not in made and "optimizer" not in made
+    assert made["zero_optimization"]["stage"] == int(name[1])
+    offloaded = {key for key in made["zero_optimization"] if key.startswith("offload_")}
+    wanted = {"s2_offload": {"offload_optimizer"}, "s3_offload": {"offload_optimizer", "offload_param"}}
+    assert offloaded == wanted.get(name, set())
