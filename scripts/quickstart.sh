@@ -15,16 +15,16 @@ set -euo pipefail
 WORK="$ROOT/.cache/quickstart"
 HERE="$ROOT/playground/quickstart"
 # Less than the full pre-training is only good for checking that everything runs; see tests/scripts.
-BASE_EPOCHS="${BASE_EPOCHS:-5}"
+BASE_EPOCHS="${BASE_EPOCHS:-6}"
 CHAT_EPOCHS="${CHAT_EPOCHS:-3}"
-export HF_HUB_OFFLINE=1 WANDB_MODE="${WANDB_MODE:-disabled}"
+export HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore WANDB_MODE="${WANDB_MODE:-disabled}"
 
 step() { printf '\n== %s\n' "$*"; }
 
 # Pre-train once; the base is kept until the text, the model or this recipe changes.
 make_base() {
   local key threads
-  key="$BASE_EPOCHS $(cat "$HERE/facts.py" "$HERE/make_data.py" | cksum)"
+  key="$BASE_EPOCHS $(cat "$HERE/facts.py" "$HERE/make_data.py" "$ROOT/scripts/quickstart.sh" | cksum)"
   if [ "$(cat "$WORK/base.key" 2>/dev/null)" = "$key" ]; then
     printf 'already there from an earlier run: %s\n' "$WORK/base"
     return
@@ -39,7 +39,7 @@ make_base() {
     --output_dir "$WORK/base" --overwrite_output_dir True \
     --num_train_epochs "$BASE_EPOCHS" \
     --per_device_train_batch_size 32 \
-    --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 --adam_beta2 0.98 \
+    --learning_rate 2e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 --adam_beta2 0.98 \
     --model_max_length 256 \
     --logging_steps 50 ${device[@]+"${device[@]}"}
   printf '%s\n' "$key" >"$WORK/base.key"
@@ -55,7 +55,7 @@ fine_tune() {
   deepspeed "${launcher[@]}" "$ROOT/fastchat/train/train_lora.py" \
     --model_name_or_path "$WORK/base" \
     --data_path "$WORK/chat_train.json" \
-    --eval_data_path "$WORK/chat_eval.json" --eval_strategy epoch \
+    --eval_data_path "$WORK/chat_eval.json" --eval_strategy epoch --eval_on_start True \
     --conv_template vicuna_v1.1 \
     --output_dir "$WORK/adapter" --overwrite_output_dir True \
     --lora_r 16 --lora_alpha 16 --lora_dropout 0.05 \
@@ -63,7 +63,7 @@ fine_tune() {
     --per_device_train_batch_size $((processes < 16 ? 16 / processes : 1)) \
     --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 \
     --model_max_length 256 \
-    --logging_steps 10 \
+    --logging_steps 3 \
     --deepspeed "$ROOT/playground/deepspeed_config_lora_s2.json" ${device[@]+"${device[@]}"}
 }
 
@@ -72,7 +72,7 @@ require_compiler
 setup_env
 export PATH="$VENV/bin:$PATH"
 gpus="$(num_gpus)"
-launcher=(--master_port "${MASTER_PORT:-29500}" --log_level warning)
+launcher=(--master_port "${MASTER_PORT:-29500}" --log_level error)
 if [ "$gpus" -gt 0 ]; then
   processes="$gpus"
   device=()
@@ -81,6 +81,7 @@ else
   processes=2
   device=(--use_cpu True)
   launcher+=(--num_gpus 2)
+  export DS_ACCELERATOR=cpu
   printf '%s, no NVIDIA GPU: two processes on the CPU\n' "$VENV"
 fi
 

@@ -20,7 +20,7 @@ CLEARLY_BETTER = 0.3  # share of the questions by which the tuned model must be 
 
 
 def losses(adapter: Path) -> dict[str, tuple[float, float]]:
-    """(before, after) of the training loss, from metrics.jsonl, and of the evaluation loss, from training.json."""
+    """(before, after) of the evaluation loss, from training.json; (first, last logged) of the training loss."""
     rows = [json.loads(line) for line in (adapter / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     training = [row["loss"] for row in rows if "loss" in row]
     metrics = json.loads((adapter / "training.json").read_text(encoding="utf-8"))["metrics"]
@@ -58,7 +58,7 @@ def main(base: Path, adapter: Path, evaluation: Path) -> int:
     """Print the report; 0 where the tuned model is clearly better, else 1."""
     measured = losses(adapter)
     for name, (before, after) in measured.items():
-        print(f"{name + ' loss':<16} {before:6.3f} before   {after:6.3f} after")
+        print(f"{name + ' loss':<16} {before:6.3f} at the start   {after:6.3f} at the end")
     records = json.loads(evaluation.read_text(encoding="utf-8"))
     expected = [record["conversations"][1]["value"] for record in records]
     # The base gets the very prompt that the adapter was trained with, so that only the adapter differs.
