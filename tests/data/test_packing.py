@@ -371,3 +371,36 @@ def test_dropout_is_off_while_comparing_and_on_again_afterwards(load):
     model = load("llama", attention_dropout=0.5).train()
     report = compare_packing(model, dialogues(model.config.vocab_size), loss_sum, pad_token_id=0, capacity=48)
     assert report.exact and model.training
+
+
+def test_gradient_checkpointing_keeps_the_dialogues_apart(load):
+    """The recomputed forward pass gets the positions too."""
+    gradients = []
+    for checkpointing in (False, True):
+        model = load("gemma2", "eager").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        batch = pack_collate([_one_pack(dialogues(model.config.vocab_size, (20, 13, 9)))], pad_token_id=0)
+        del batch["seq_lengths"]
+        loss_sum(model, batch).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-6 * gradients[0].norm()
+
+
+def test_an_adapter_and_many_packs_per_step(load):
+    """What the Trainer adds up in a step of two processes with accumulation is what the dialogues alone give."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(load("qwen2"), LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    examples = dialogues(model.config.vocab_size, tuple(np.random.default_rng(5).integers(2, 40, 30)))
+    report = compare_packing(model, examples, loss_sum, pad_token_id=0, capacity=64, batch_size=2)
+    assert report.num_packs > 8 and report.exact, report.line
+    assert report.gradient_error < 2e-6
+
+
+def _one_pack(examples):
+    return PackedDataset(examples, plan_packs([len(e["input_ids"]) for e in examples], 64))[0]
