@@ -8,9 +8,11 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from fastchat.errors import ResourceError, SettingsError
+
+S = TypeVar("S", bound="StagedFile")
 
 
 def check_output(flag: str, path: str, inputs: Sequence[str]) -> None:
@@ -36,7 +38,7 @@ class StagedFile:
         self._beside = self._target.with_name(f".{self._target.name}.{os.getpid()}")
         self._file: IO[str] | None = None
 
-    def __enter__(self) -> StagedFile:
+    def __enter__(self: S) -> S:
         try:
             if self._target.suffix == ".gz":
                 self._file = gzip.open(self._beside, "wt", encoding="utf-8")  # noqa: SIM115

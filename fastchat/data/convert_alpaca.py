@@ -1,0 +1,41 @@
+"""Alpaca rows to the ShareGPT form.
+
+    python -m fastchat.data.convert_alpaca --in-file alpaca_data.json --out-file sharegpt.json
+
+    {"instruction": q, "input": x, "output": a}  ->  {"id": "alpaca_0", "conversations": [human: q and x, gpt: a]}
+
+Question and input are joined in upstream's words, an input of one character included, which upstream loses. A "system"
+text and the earlier exchanges in "history" are kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fastchat.data.bad_rows import BadRow, shown
+from fastchat.data.command import run
+from fastchat.data.formats import ASSISTANT, parse_row
+from fastchat.data.tools import Tally, convert, tool_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = tool_parser("convert_alpaca", "Convert Alpaca rows to the ShareGPT form.")
+    return run(lambda args: convert(args, to_sharegpt), parser, argv)
+
+
+def to_sharegpt(index: int, row: dict[str, Any], tally: Tally) -> Iterable[dict[str, Any]]:
+    """One Alpaca row as a ShareGPT row. Raises BadRow for any other."""
+    dialogue = parse_row(row).dialogue
+    if "instruction" not in row or dialogue is None:
+        raise BadRow("not an Alpaca row", f"keys: {', '.join(map(shown, list(row)[:6]))}")
+    tally.notes["empty answers, which training does not learn"] += not dialogue.turns[-1].text.strip()
+    turns = [{"from": "gpt" if t.role == ASSISTANT else "human", "value": t.text} for t in dialogue.turns]
+    system = {} if dialogue.system is None else {"system": dialogue.system}
+    return [{"id": f"alpaca_{index}", **system, "conversations": turns}]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Count the tokens of a conversation file: how many there are, per turn and per dialogue.
+
+    python -m fastchat.data.get_stats --in-file sharegpt.json --model-name-or-path DIR
+
+These are the tokens of the messages alone, without any template; the preview counts a whole run. A prompt is what a
+user says, a response what the assistant says, and a turn is one prompt. Every row that a run would train on is counted
+(upstream goes by places: it loses the last message of an odd number, and counts a first system message as a prompt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+
+from fastchat.data.choosing import text_encoder
+from fastchat.data.command import run
+from fastchat.data.formats import parse_row
+from fastchat.data.histogram import percentile
+from fastchat.data.tools import Rows, tool_parser
+
+EDGES = (0, 1024, 2048, 4096, 8192, 16384, 32768)
+_BATCH = 256
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = tool_parser("get_stats", "Count the tokens of a conversation file.", out=None)
+    parser.add_argument("--model-name-or-path", required=True, metavar="DIR", help="for its tokenizer")
+    parser.add_argument("--trust-remote-code", action="store_true", help="allow tokenizer code of the model")
+    return run(get_stats, parser, argv)
+
+
+def get_stats(args: argparse.Namespace) -> None:
+    """Print the counts. Raises UserError."""
+    encoder = text_encoder(args)
+    stats = Stats()
+    parsed = Rows([args.in_file], args.on_bad_row).each(lambda _, row: parse_row(row))
+    while batch := list(islice(parsed, _BATCH)):
+        dialogues = [p.dialogue for p in batch if p.dialogue is not None]
+        stats.dropped.update(str(p.dropped) for p in batch if p.dialogue is None)
+        messages = [[("system", d.system or ""), *((t.role, t.text) for t in d.turns)] for d in dialogues]
+        lengths = map(len, encoder.plain([text for dialogue in messages for _, text in dialogue], "first"))
+        for dialogue in messages:
+            stats.add([(role, next(lengths)) for role, _ in dialogue])
+    print(stats)
+
+
+class Stats:
+    """Adds up the lengths of messages."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []  # of whole dialogues
+        self.tokens: Counter[str] = Counter()  # by role
+        self.messages: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+
+    def add(self, messages: Sequence[tuple[str, int]]) -> None:
+        """Count one dialogue, given as (role, number of tokens) of each message."""
+        self.lengths.append(sum(length for _, length in messages))
+        for role, length in messages:
+            self.tokens[role] += length
+            self.messages[role] += 1
+
+    def histogram(self) -> list[int]:
+        """How many dialogues lie from each edge to before the next; the last bin has no end."""
+        bins = Counter(bisect_right(EDGES, length) - 1 for length in self.lengths)
+        return [bins[i] for i in range(len(EDGES))]
+
+    def __str__(self) -> str:
+        num, ordered = len(self.lengths), sorted(self.lengths)
+        lines = [f"#sequence: {num:,}", f"#tokens: {sum(ordered):,}"]
+        if self.dropped:
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in self.dropped.most_common())
+            lines.append(f"#dropped: {self.dropped.total():,} ({reasons})")
+        if not num:
+            return "\n".join(lines)
+        lines.append(f"avg. turns: {self.messages['user'] / num:.2f}")
+        for name, role in (("prompt", "user"), ("response", "assistant"), ("tool output", "tool")):
+            if self.messages[role]:
+                lines.append(f"avg. {name} length: {self.tokens[role] / self.messages[role]:.2f}")
+        facts = f"median {ordered[num // 2]:,}, 95 % up to {percentile(ordered, 95):,}, longest {ordered[-1]:,}"
+        lines.append(f"length of a sequence: {facts}")
+        lines += ["", "- Histogram -"]
+        for first, last, number in zip(EDGES, [*EDGES[1:], ""], self.histogram(), strict=True):
+            lines.append(f"L{first} - {last}: {number:,}")
+        return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Several conversation files into one.
+
+    python -m fastchat.data.merge --in-file a.json b.jsonl --out-file merged.json
+
+The rows stay as they are, in the order of the files. Ids that occur more than once are counted, not changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fastchat.data.command import run
+from fastchat.data.formats import row_id
+from fastchat.data.tools import Tally, convert, tool_parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = tool_parser("merge", "Write the rows of several files into one.", out="merged.json", several=True)
+    return run(merge, parser, argv)
+
+
+def merge(args: argparse.Namespace) -> None:
+    """Copy every row. Raises UserError."""
+    seen: set[str] = set()
+
+    def copy(_: int, row: dict[str, Any], tally: Tally) -> Iterable[dict[str, Any]]:
+        name = row_id(row)
+        tally.notes["rows with an id that an earlier row has"] += name in seen
+        if name is not None:
+            seen.add(name)
+        return [row]
+
+    convert(args, copy)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Split conversations into pieces that fit the model's window, between one round and the next.
+
+    python -m fastchat.data.split_long_conversation --in-file a.json --out-file b.json --model-name-or-path DIR
+        --max-length 2048 --conv-template vicuna_v1.1
+
+A round is what a user says and everything up to the next user turn that follows an answer, tool calls and their outputs
+included. Each piece holds as many rounds as fit; its length is that of the training example, template and system text
+and all. Upstream adds six tokens per message instead, and loses the last round whenever that is the one that overflows.
+
+A system text goes with every piece. The id of a piece is the row's id and the place of its first turn, as upstream has
+it. A round that is too long alone is kept, and counted: training cuts its answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from fastchat.conversation import Dialogue, Turn
+from fastchat.data.binding import BoundEncoder
+from fastchat.data.choosing import add_model_flags, bound_encoder
+from fastchat.data.command import run
+from fastchat.data.formats import ASSISTANT, TREATMENTS, USER, parse_row
+from fastchat.data.tools import Dropped, Tally, TurnList, add_slice, check_slice, convert, tool_parser, turn_list
+from fastchat.errors import SettingsError
+
+_REMOVED = ("leading_assistant_turns", "leading_tool_turns", "trailing_user_turns")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = tool_parser("split_long_conversation", "Split conversations that are too long.", out="sharegpt_split.json")
+    add_slice(parser)
+    add_model_flags(parser)
+    length = "the most tokens a piece may have (%(default)s)"
+    parser.add_argument("--max-length", type=int, default=2048, metavar="N", help=length)
+    return run(split_long_conversation, parser, argv)
+
+
+def split_long_conversation(args: argparse.Namespace) -> None:
+    """Write the pieces. Raises UserError."""
+    check_slice(args)
+    if args.max_length < 1:
+        raise SettingsError(f"--max-length {args.max_length}: it needs to be at least 1.")
+    bound = bound_encoder(args)
+    convert(args, lambda _, row, tally: split_row(row, bound, args.max_length, tally))
+
+
+def split_row(row: dict[str, Any], bound: BoundEncoder, max_length: int, tally: Tally) -> Iterable[dict[str, Any]]:
+    """The pieces of one row, each a row. Raises Dropped for one without an answered user turn."""
+    parsed, turns = parse_row(row), turn_list(row)
+    if parsed.dialogue is None:
+        raise Dropped(str(parsed.dropped))
+    for name in _REMOVED:
+        tally.notes[TREATMENTS[name]] += parsed.treatments[name]
+    rounds = find_rounds(turns.roles)
+    measure = _Measure(turns, rounds, parsed.dialogue.system, bound)
+    spans = list(fill(len(rounds), measure, max_length))
+    tally.notes["conversations split"] += len(spans) > 1
+    tally.notes["rounds that are too long alone, kept: training cuts the answer"] += sum(
+        last == first + 1 and not measure.fits(first, last, max_length) for first, last in spans
+    )
+    return [_piece(row, turns, rounds[first][0], rounds[last - 1][1]) for first, last in spans]
+
+
+def find_rounds(roles: Sequence[str]) -> list[tuple[int, int]]:
+    """(first, behind the last) turn of every round: from the first user turn to the last answer behind it."""
+    first = roles.index(USER)
+    end = len(roles) - roles[::-1].index(ASSISTANT)
+    starts = [i for i in range(first, end) if roles[i] == USER and (i == first or roles[i - 1] == ASSISTANT)]
+    return list(zip(starts, [*starts[1:], end], strict=True))
+
+
+def fill(num_rounds: int, measure: _Measure, max_length: int) -> Iterator[tuple[int, int]]:
+    """(first, behind the last) round of each piece: as many as fit, and at least one."""
+    first = 0
+    while first < num_rounds:
+        last = measure.guess(first, max_length)
+        if measure.fits(first, last, max_length):
+            while last < num_rounds and measure.fits(first, last + 1, max_length):
+                last += 1
+        else:
+            last = next((n for n in range(last - 1, first, -1) if measure.fits(first, n, max_length)), first + 1)
+        yield first, last
+        first = last
+
+
+class _Measure:
+    """Lengths of pieces of one conversation, in tokens."""
+
+    def __init__(self, turns: TurnList, rounds: list[tuple[int, int]], system: str | None, bound: BoundEncoder):
+        self._turns, self._rounds, self._system, self._bound = turns, rounds, system, bound
+        self._guesses = self._apart()
+
+    def _dialogue(self, first: int, last: int) -> Dialogue:
+        start, end = self._rounds[first][0], self._rounds[last - 1][1]
+        pairs = zip(self._turns.roles[start:end], self._turns.texts[start:end], strict=True)
+        return Dialogue(tuple(Turn(role, text) for role, text in pairs), self._system)
+
+    def fits(self, first: int, last: int, max_length: int) -> bool:
+        """Whether the rounds from `first` to before `last` fit, by rendering and encoding them."""
+        rendered = self._bound.template.render(self._dialogue(first, last))
+        return len(self._bound.encode(rendered).input_ids) <= max_length
+
+    def _apart(self) -> list[int]:
+        """About how many tokens each round adds, and last what stands before the first."""
+        rendered = self._bound.template.render(self._dialogue(0, len(self._rounds)))
+        encoded = self._bound.encode(rendered)
+        of_turn = Counter(rendered.segments[s].turn if s >= 0 else -1 for s in encoded.segment_of)
+        start = self._rounds[0][0]
+        per_round = [sum(of_turn.pop(i - start, 0) for i in range(*span)) for span in self._rounds]
+        return [*per_round, of_turn.total()]
+
+    def guess(self, first: int, max_length: int) -> int:
+        """About where a piece that begins with round `first` ends."""
+        *per_round, total = self._guesses
+        last = first
+        while last < len(per_round) and total + per_round[last] <= max_length:
+            total += per_round[last]
+            last += 1
+        return max(last, first + 1)
+
+
+def _piece(row: dict[str, Any], turns: TurnList, start: int, end: int) -> dict[str, Any]:
+    """The row with the turns from `start` to before `end`, and its system turn."""
+    system = turns.entries[: turns.num_system]
+    piece = {**row, turns.key: [*system, *turns.entries[start:end]]}
+    place = 0 if start == len(system) else start
+    for key in ("id", "idx"):
+        if type(row.get(key)) in (str, int):
+            piece[key] = f"{row[key]}_{place}"
+    return piece
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Split a file into a training and a test part, at random and always in the same way.
+
+    python -m fastchat.data.split_train_test --in-file a.json --ratio 0.9       writes a_train.json and a_test.json
+
+With the default seed the parts are those that upstream makes. `--begin` and `--end` choose the rows to split (upstream
+has these flags and ignores them). The rows stay as they are, in the order in which they were drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from fastchat.data.command import run
+from fastchat.data.tools import Rows, add_slice, check_slice, tool_parser
+from fastchat.data.writing import RowFile, check_output
+from fastchat.errors import SettingsError
+
+_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = tool_parser("split_train_test", "Split a file into a training and a test part.", out=None)
+    add_slice(parser)
+    parser.add_argument("--ratio", type=float, default=0.9, help="the share of the training part (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another split (%(default)s)")
+    return run(split, parser, argv)
+
+
+def split(args: argparse.Namespace) -> None:
+    """Write both parts. Raises UserError; a file is complete or as it was."""
+    check_slice(args)
+    if not 0 < args.ratio < 1:
+        raise SettingsError(f"--ratio {args.ratio}: it needs to be between 0 and 1, both excluded.")
+    if not 0 <= args.seed < 2**32:
+        raise SettingsError(f"--seed {args.seed}: it needs to be a whole number from 0 to {2**32 - 1}.")
+    names = [part_name(args.in_file, part) for part in ("train", "test")]
+    for name in names:
+        check_output("output", name, [args.in_file])
+    source = Rows([args.in_file], args.on_bad_row, args.begin, args.end)
+    parts = divide(list(source.each(lambda _, row: row)), args.ratio, args.seed)
+    if not all(parts):
+        raise SettingsError(
+            f"--ratio {args.ratio}: of {sum(map(len, parts))} rows one part would be empty; give another ratio."
+        )
+    with ExitStack() as stack:
+        for name, part in zip(names, parts, strict=True):
+            file = stack.enter_context(RowFile(name, "output"))
+            for row in part:
+                file.add(row)
+    print(f"#train: {len(parts[0]):,}, #test: {len(parts[1]):,}")
+
+
+def divide(rows: list[Any], ratio: float, seed: int) -> tuple[list[Any], list[Any]]:
+    """The rows in random order, cut at `ratio`."""
+    order = np.random.RandomState(seed).permutation(len(rows))  # numpy keeps this generator as it is, for ever
+    num_train = int(round(ratio * len(rows), 6))  # 0.29 * 100 is 28.999999999999996
+    return [rows[i] for i in order[:num_train]], [rows[i] for i in order[num_train:]]
+
+
+def part_name(path: str, part: str) -> str:
+    """`folder/a_train.json` for `folder/a.json`; a name with another ending gets .json."""
+    ending = max((e for e in _ENDINGS if path.endswith(e)), key=len, default="")
+    return f"{path.removesuffix(ending)}_{part}{ending or '.json'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
