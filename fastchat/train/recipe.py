@@ -18,7 +18,7 @@ from fastchat.errors import say
 from fastchat.model.loading import count_parameters, load_config
 from fastchat.train.callbacks import MetricsFile, number
 from fastchat.train.prepare import prepare_model, prepare_rope, prepare_text, read_data
-from fastchat.train.processes import rank
+from fastchat.train.processes import barrier, rank
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.settings import Settings
 from fastchat.train.status import RunStatus, check_output_dir, clear_results
@@ -58,6 +58,7 @@ def train(settings: Settings, status: RunStatus) -> None:
         record.metrics.update(final_evaluation(trainer))
         if rank() == 0:
             record.write(output_dir)
+    barrier()  # nobody leaves before the result is complete
     say(summary(record, output_dir))
 
 
