@@ -24,8 +24,8 @@ ARROWS = {
     "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors"},
     "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors"},
 }
-# The documents fix where this command stands; it merges with what `checkpoint` offers.
-REACHES_UP = {("model/apply_lora.py", "checkpoint")}
+# The documents fix where these commands stand; they save with what `checkpoint` offers.
+REACHES_UP = {("model/apply_lora.py", "checkpoint"), ("model/prepare_model.py", "checkpoint")}
 # The preview needs the tokenizer's real class where the raw file is not enough, and `data` does not know `model`.
 MAY_LOAD = {"fastchat/data/encoder.py"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
