@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import IO, Any, TypeVar
 from fastchat.errors import ResourceError, SettingsError
 
 S = TypeVar("S", bound="StagedFile")
+# Some readers take these for line ends (Python's splitlines among them): they stand as escapes in JSON lines.
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 
 
 def check_output(flag: str, path: str, inputs: Sequence[str]) -> None:
@@ -87,7 +90,8 @@ class RowFile(StagedFile):
     def add(self, row: dict[str, Any]) -> None:
         """Write one row."""
         if self._lines:
-            self.write(json.dumps(row, ensure_ascii=False) + "\n")
+            text = json.dumps(row, ensure_ascii=False)
+            self.write(_LINE_ENDS.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
         else:
             text = json.dumps(row, ensure_ascii=False, indent=2).replace("\n", "\n  ")
             self.write(("[\n  " if self.num_rows == 0 else ",\n  ") + text)

@@ -1,0 +1,140 @@
+"""Clean conversations that were copied out of chat pages: HTML to Markdown, and duplicates left out.
+
+    python -m fastchat.data.clean_sharegpt --in-file sharegpt_html.json --out-file sharegpt_clean.json
+
+What happens to each conversation, in this order, with what is counted:
+    turns before the first question and behind the last answer are removed, as training would do
+    "too short"          fewer than two turns are left, or fewer than 16 characters
+    "wrong format"       human and assistant do not take turns
+    "blocked words"      a message names the company or its product
+    the page's HTML becomes Markdown, and the page's own words ("Copy code", "1 / 2") go
+    a message that is empty then ends the conversation before its round
+    "plugins"            the page used plugins
+    "duplicate id", "duplicate first round"
+
+Only what is HTML is converted: the text of a person that talks about <div> stays as it is (upstream converts
+everything, loses such words, and puts backslashes before _ and *).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fastchat.data.command import run
+from fastchat.data.formats import ASSISTANT, USER
+from fastchat.data.html_markdown import html_to_markdown
+from fastchat.data.terminal import safe
+from fastchat.data.tools import Dropped, Tally, add_slice, check_slice, convert, tool_parser, turn_list
+from fastchat.errors import say
+
+BLOCKED_WORDS = ("openai", "chatgpt")
+MIN_CHARACTERS = 16
+# An answer of a page is one element or several; a person's message is only taken for HTML in the page's own wrapping.
+_ANSWER_HTML = re.compile(
+    r"\s*<(?:div|p|pre|ul|ol|h[1-6]|table|blockquote)\b[^>]*>.*</\w+>\s*", re.DOTALL | re.IGNORECASE
+)
+_QUESTION_HTML = re.compile(r'\s*<div\s[^>]*class="[^>]*>.*</div>\s*', re.DOTALL | re.IGNORECASE)
+_PAGE_OF = re.compile(r"\s*\d+ / \d+\s*(?=<)")
+_PAGE_OF_LINE = re.compile(r"\s*\d+ / \d+[ \t]*(?:\n|$)")
+_COPY_CHARACTERS = re.compile(r"Copy\d+ chars / \d+ words")
+_EMPTY_CODE = re.compile(r"```\s*[\w+#.-]{0,40}?(?:Copy code)+\s*```")
+_CODE_HEADER = re.compile(r"```\s*([\w+#.-]{0,40}?)(?:Copy code)+\n?")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = tool_parser("clean_sharegpt", "Clean conversations copied out of chat pages.", out="sharegpt_clean.json")
+    add_slice(parser)
+    parser.add_argument("--debug", action="store_true", help="name every conversation that is left out")
+    return run(clean_sharegpt, parser, argv)
+
+
+def clean_sharegpt(args: argparse.Namespace) -> None:
+    """Write the cleaned conversations. Raises UserError."""
+    check_slice(args)
+    cleaner = Cleaner()
+
+    def clean(index: int, row: dict[str, Any], tally: Tally) -> Iterable[dict[str, Any]]:
+        try:
+            return [cleaner.clean(row, tally)]
+        except Dropped as dropped:
+            if args.debug:
+                say(safe(f"row {index} (id {row.get('id')!r}): {dropped.reason}"))
+            raise
+
+    convert(args, clean)
+
+
+class Cleaner:
+    """Cleans row after row, and remembers those it has let through."""
+
+    def __init__(self) -> None:
+        self._ids: set[Any] = set()
+        self._first_rounds: set[tuple[str, str]] = set()
+
+    def clean(self, row: dict[str, Any], tally: Tally) -> dict[str, Any]:
+        """The cleaned row. Raises Dropped; BadRow for one that is no list of turns."""
+        turns = turn_list(row)
+        start, end = _span(turns.roles)
+        roles, texts = turns.roles[start:end], turns.texts[start:end]
+        if len(roles) < 2:
+            raise Dropped("too short")
+        if any(role != (USER, ASSISTANT)[i % 2] for i, role in enumerate(roles)):
+            raise Dropped("wrong format")
+        if any(word in text.lower() for text in texts for word in BLOCKED_WORDS):
+            raise Dropped("blocked words")
+        clean = [clean_text(role, text) for role, text in zip(roles, texts, strict=True)]
+        num_kept = next((i for i, text in enumerate(clean) if not text), len(clean)) // 2 * 2
+        if sum(map(len, clean[:num_kept])) < MIN_CHARACTERS:
+            raise Dropped("too short")
+        if row.get("plugins") is not None:
+            raise Dropped("plugins")
+        self._check_new(row, clean)
+        tally.notes["turns before the first question or behind the last answer, removed"] += (
+            len(turns.roles) - turns.num_system - len(roles)
+        )
+        tally.notes["turns from an empty message on, removed"] += len(clean) - num_kept
+        pairs = zip(turns.entries[start:], clean[:num_kept], strict=False)
+        kept = [{**entry, turns.text_key: text} for entry, text in pairs]
+        return {**row, turns.key: [*turns.entries[: turns.num_system], *kept]}
+
+    def _check_new(self, row: dict[str, Any], clean: Sequence[str]) -> None:
+        name, first = row.get("id"), (clean[0], clean[1])
+        if isinstance(name, str | int) and name in self._ids:
+            raise Dropped("duplicate id")
+        if first in self._first_rounds:
+            raise Dropped("duplicate first round")
+        self._first_rounds.add(first)
+        if isinstance(name, str | int):
+            self._ids.add(name)
+
+
+def _span(roles: Sequence[str]) -> tuple[int, int]:
+    """From the first question to behind the last answer; (0, 0) where there are not both."""
+    start = roles.index(USER) if USER in roles else len(roles)
+    end = next((i + 1 for i in range(len(roles) - 1, start, -1) if roles[i] == ASSISTANT), 0)
+    return (start, end) if end else (0, 0)
+
+
+def clean_text(role: str, text: str) -> str:
+    """A message without the page around it.
+
+    >>> clean_text("assistant", '1 / 2<div class="markdown"><p>Use <code>a_b</code>.</p></div>')
+    'Use `a_b`.'
+    """
+    text = _PAGE_OF.sub("", text, count=1) if _PAGE_OF.match(text) else text
+    is_html = _ANSWER_HTML if role == ASSISTANT else _QUESTION_HTML
+    if is_html.fullmatch(text):
+        text = html_to_markdown(text)
+    elif role == ASSISTANT:
+        text = _PAGE_OF_LINE.sub("", text, count=1) if _PAGE_OF_LINE.match(text) else text
+    text = _COPY_CHARACTERS.sub("", text)
+    return _CODE_HEADER.sub(r"```\1\n", _EMPTY_CODE.sub("", text)).strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
