@@ -11,7 +11,7 @@ RUN_NAME=train_lora_7b_base
 LORA_R="${LORA_R:-8}"
 Q_LORA="${Q_LORA:-True}"      # base in nf4 with double quantisation
 ZERO_STAGE="${ZERO_STAGE:-2}" # playground/deepspeed_config_lora_s2.json
-BATCH_SIZE="${BATCH_SIZE:-16}"# per GPU
+BATCH_SIZE="${BATCH_SIZE:-16}" # per GPU
 GRAD_ACCUM="${GRAD_ACCUM:-2}"
 EPOCHS="${EPOCHS:-10}"
 
