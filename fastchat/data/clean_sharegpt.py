@@ -37,7 +37,7 @@ MIN_CHARACTERS = 16
 _ANSWER_HTML = re.compile(
     r"\s*<(?:div|p|pre|ul|ol|h[1-6]|table|blockquote)\b[^>]*>.*</\w+>\s*", re.DOTALL | re.IGNORECASE
 )
-_QUESTION_HTML = re.compile(r'\s*<div\s[^>]*class="[^>]*>.*</div>\s*', re.DOTALL | re.IGNORECASE)
+_QUESTION_HTML = re.compile(r"\s*<div\s+class=[^>]*>.*</div>\s*", re.DOTALL | re.IGNORECASE)
 _PAGE_OF = re.compile(r"\s*\d+ / \d+\s*(?=<)")
 _PAGE_OF_LINE = re.compile(r"\s*\d+ / \d+[ \t]*(?:\n|$)")
 _COPY_CHARACTERS = re.compile(r"Copy\d+ chars / \d+ words")

@@ -26,6 +26,7 @@ _CLOSES = {
     "th": ({"td", "th"}, {"table", "tr"}),
 }
 _MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~"}
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 _LANGUAGE = re.compile(r"(?:^|\s)lang(?:uage)?-([\w+#.-]+)")
 _LINK = re.compile(r"(?:https?://|mailto:|/|#)", re.IGNORECASE)
@@ -65,7 +66,7 @@ class _Tree(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.root = _Node("body")
         self._open = [self.root]
-        self.feed(text)
+        self.feed(_COMMENT.sub("", text))  # many open ones would cost the parser quadratic time
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -121,7 +122,7 @@ def _blocks(node: _Node) -> list[str]:
         line.clear()
 
     for child in node.children:
-        if isinstance(child, str) or child.tag not in _BLOCKS or child.tag in _SKIPPED:
+        if isinstance(child, str) or child.tag in _SKIPPED or not any(n.tag in _BLOCKS for n in child.walk()):
             line.append(child)
             continue
         end_line()
@@ -191,16 +192,33 @@ def _item(mark: str, node: _Node) -> str:
 
 
 def _table(node: _Node) -> list[str]:
-    rows = []
-    for row in node.walk():
-        if row.tag == "tr":
-            cells = [c for c in row.children if isinstance(c, _Node) and c.tag in ("td", "th")]
-            rows.append([_SPACE.sub(" ", " ".join(_blocks(cell))).replace("|", "\\|") for cell in cells])
-    if not rows:
-        return _blocks(_Node("div", {}, node.children))
-    width = max(map(len, rows))
-    lines = [f"| {' | '.join([*row, *[''] * (width - len(row))])} |" for row in rows]
-    return ["\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]])]
+    rows: list[list[_Node]] = []
+    others: list[_Node | str] = []  # what stands in no cell: a caption, a stray word
+    _collect(node, rows, others)
+    blocks = _blocks(_Node("div", {}, others))
+    if not any(rows):
+        return blocks
+    texts = [[_SPACE.sub(" ", " ".join(_blocks(cell))).replace("|", "\\|") for cell in row] for row in rows if row]
+    width = max(map(len, texts))
+    lines = [f"| {' | '.join([*row, *[''] * (width - len(row))])} |" for row in texts]
+    return [*blocks, "\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]])]
+
+
+def _collect(node: _Node, rows: list[list[_Node]], others: list[_Node | str]) -> None:
+    """Sort what is in a table, or in a part of one, into rows of cells and the rest."""
+    for child in node.children:
+        tag = "" if isinstance(child, str) else child.tag
+        if isinstance(child, str):
+            others.append(child)
+        elif tag in ("td", "th") and rows:
+            rows[-1].append(child)
+        elif tag in ("thead", "tbody", "tfoot"):
+            _collect(child, rows, others)
+        elif tag == "tr":
+            rows.append([])
+            _collect(child, rows, others)
+        else:
+            others.append(child)
 
 
 # --- inside a paragraph
