@@ -19,4 +19,9 @@ is imported inside the one function that makes tensors.
     collate.py        examples -> a padded batch
     counts.py         what became of every row and token; progress.py shows it being made
     preview.py        python -m fastchat.data.preview: what would be trained; terminal.py paints it
+    html_report.py    its page: reasons.py says why a token is (not) learned, token_text.py and histogram.py help,
+                      report/ holds style and scripts
+    tools.py          what upstream's data tools share: split_long_conversation, split_train_test, merge, get_stats,
+                      convert_alpaca, filter_wrong_format, clean_sharegpt (with html_markdown.py)
+    command.py        the command line of all these; choosing.py finds tokenizer and template, writing.py writes files
 """
