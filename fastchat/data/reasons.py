@@ -178,21 +178,20 @@ def _not_learned(segment: Segment, dialogue: Dialogue, bound: BoundEncoder) -> W
 
 
 def _owners(rendered: Rendered, encoded: Encoded, bound: BoundEncoder, texts: Sequence[str]) -> list[int]:
-    """Whose each token is: the segment in which it ends, -1 for a BOS that the tokenizer adds.
+    """Whose each token is: the segment of its first letter (no white space), -1 for a BOS that the tokenizer adds.
 
-    A token may begin with the space of the segment before it: " I" after "USER:" is the user's all the same. A learned
-    one that ends behind the answer stays with it. Where the tokens' text is not the rendered text (a normaliser changed
-    it), a token is the segment's in which it begins.
+    A token may begin with the space of the segment before it: " I" after "USER:" is the user's all the same. Where the
+    tokens' text is not the rendered text (a normaliser changed it), a token is the segment's in which it begins.
     """
     added = sum(segment < 0 for segment in encoded.segment_of[:1])
-    ends = [-1] * added + _ends(rendered, encoded.segment_of[added:], bound, texts[added:])
+    letters = [-1] * added + _of_letters(rendered, encoded.segment_of[added:], bound, texts[added:])
     return [
-        begin if learned and not rendered.segments[end].supervised else end
-        for begin, end, learned in zip(encoded.segment_of, ends, encoded.supervised, strict=True)
+        begin if learned and not rendered.segments[letter].supervised else letter
+        for begin, letter, learned in zip(encoded.segment_of, letters, encoded.supervised, strict=True)
     ]
 
 
-def _ends(rendered: Rendered, begins: list[int], bound: BoundEncoder, texts: Sequence[str]) -> list[int]:
+def _of_letters(rendered: Rendered, begins: list[int], bound: BoundEncoder, texts: Sequence[str]) -> list[int]:
     parts = [bound.substitute(s.text) if s.role == "template" else s.text for s in rendered.segments]
     wanted, text = "".join(parts), "".join(texts)
     space = len(text) - len(wanted)  # some tokenizers put one in front of the first word
@@ -202,7 +201,8 @@ def _ends(rendered: Rendered, begins: list[int], bound: BoundEncoder, texts: Seq
     token_ends = list(accumulate(map(len, texts)))
     found = list(begins)
     for behind in [*_changes(begins), len(begins)] if begins else []:
-        last = behind - 1  # only the last token of a segment can end in another
-        while segment_ends[found[last]] < token_ends[last]:
+        last = behind - 1  # only the last token of a segment can reach into another
+        letter = token_ends[last] - len(texts[last].lstrip())
+        while letter < token_ends[last] and segment_ends[found[last]] <= letter:
             found[last] += 1
     return found

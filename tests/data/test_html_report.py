@@ -27,6 +27,7 @@ from fastchat.data.loading import Record
 from fastchat.data.reasons import EXPLAINED, ROLES, Why, explain
 from fastchat.data.token_text import TokenTexts
 from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.errors import DataError
 from tests.builders import TOKENIZER_KINDS
 
 EncoderOf = Callable[[str], TextEncoder]
@@ -189,7 +190,7 @@ def _told(dialogue: Dialogue, bound: BoundEncoder, max_length: int = 4096) -> li
 HELLO = Dialogue((Turn("user", "I am"), Turn("assistant", "I see"), Turn("user", "So"), Turn("assistant", "Yes")))
 
 
-def test_a_token_belongs_to_whom_it_ends_with(encoder_of: EncoderOf) -> None:
+def test_a_token_belongs_to_whose_letter_it_begins_with(encoder_of: EncoderOf) -> None:
     told = _told(HELLO, encoder_of("metaspace_bos").bind(get_template("vicuna_v1.1")))
     assert told[0][0] == "<s>" and told[0][3] == "sequence start"
     for turn, (said, role) in enumerate(
@@ -276,6 +277,34 @@ def test_json_in_the_page_cannot_be_seen_by_its_parser(texts: list[str]) -> None
     made = safe_json({"x": texts})
     assert made.isascii() and not set(made) & set("<>&\x7f") - {"\x7f"} and "\n" not in made
     assert json.loads(made) == {"x": texts}
+
+
+SAID = (
+    st.text(max_size=12).filter(lambda text: "\0" not in text)
+    | HARD
+    | st.sampled_from(["</s>", " ", "", "<|im_end|>\n"])
+)
+TURNS = st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), SAID, st.booleans()), max_size=8)
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+@settings(max_examples=60, deadline=None)
+@given(turns=TURNS, system=st.none() | SAID, max_length=st.integers(1, 300), data=st.data())
+def test_every_token_has_a_reason_that_agrees_with_its_label(
+    encoder_of: EncoderOf, kind: str, turns: list[Any], system: str | None, max_length: int, data: st.DataObject
+) -> None:
+    name = data.draw(
+        st.sampled_from(["vicuna_v1.1", "chatml", "llama-2", "gemma", "yuan2", "chatglm2", "zero_shot", "raw"])
+    )
+    dialogue, bound = Dialogue(tuple(Turn(*turn) for turn in turns), system), encoder_of(kind).bind(get_template(name))
+    try:
+        told = _told(dialogue, bound, max_length)  # explain() compares every reason with its label
+    except DataError:
+        return
+    for text, turn, role, why in told:
+        assert role in ("template", "system", "assistant") or turns[turn][0] == role or why == "example"
+        assert why not in LEARNED or role == "assistant" and turns[turn][2]
+        assert turn >= -8 and (why != "stop" or text)
 
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
