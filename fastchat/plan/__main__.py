@@ -1,0 +1,127 @@
+"""`python -m fastchat.plan`: what memory a training run needs, whether it fits, and what would."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastchat.errors import SettingsError, UserError
+from fastchat.plan.api import machine_of, run_of
+from fastchat.plan.estimate import estimate
+from fastchat.plan.families import architecture_of_size
+from fastchat.plan.flags import help_text, read_flags
+from fastchat.plan.largest import largest_models
+from fastchat.plan.recommend import LENGTH, Recommendation, launch_line, recipe, recommend, table, write_recipes
+from fastchat.plan.report import as_json, as_lines, describe
+from fastchat.plan.run import Machine, Run
+from fastchat.plan.units import human
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done (also when the answer is "does not fit"), 2 settings."""
+    try:
+        flags = read_flags(sys.argv[1:] if argv is None else argv)
+        if flags["help"]:
+            print(help_text())
+            return 0
+        machine = machine_of(flags["gpus"], flags["hosts"], flags["gpu_memory"], flags["cpu_memory"])
+        for line in _answer(flags, machine):
+            print(line)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _answer(flags: dict[str, Any], machine: Machine) -> list[str]:
+    if flags["recommend"] and flags["largest"]:
+        raise SettingsError("--recommend and --largest are two questions; ask one at a time")
+    if flags["recommend"]:
+        return _recommended(flags, machine)
+    if flags["largest"]:
+        return _largest(flags, machine)
+    plan = estimate(run_of(flags, machine))
+    return [json.dumps(as_json(plan))] if flags["json"] else as_lines(plan)
+
+
+def _needs_gpu_memory(machine: Machine, flag: str) -> None:
+    if machine.gpu_memory is None:
+        raise SettingsError(f"--{flag}: no GPU was found here, so say what there is: --gpus 8 --gpu_memory 24GiB")
+
+
+def _given_run(flags: dict[str, Any], machine: Machine) -> Run | None:
+    if flags["model_name_or_path"] or flags["model_size"]:
+        return run_of(flags, machine)
+    return None
+
+
+def _recommended(flags: dict[str, Any], machine: Machine) -> list[str]:
+    _needs_gpu_memory(machine, "recommend")
+    given = _given_run(flags, machine) or run_of(flags, machine, architecture_of_size("7b"))
+    length = flags["model_max_length"] if "model_max_length" in flags["given"] else LENGTH
+    found = recommend(machine, given, sorted(flags["given"]), length)
+    folder = Path(flags["recipes"]).expanduser()
+    written = write_recipes(found, folder)
+    if flags["json"]:
+        return [json.dumps(_flat(found))]
+    lines = [_machine_line(machine, length), "", *table(found)]
+    for path, launch in written:
+        lines += ["", f"{path}:", f"  {launch}"]
+    return lines
+
+
+def _flat(recommendations: Sequence[Recommendation]) -> dict[str, Any]:
+    """One flat object: `7b_total`, `7b_q_lora`, `7b_recipe` ..."""
+    flat: dict[str, Any] = {}
+    for r in recommendations:
+        flat[f"{r.label}_fits"] = r.best is not None
+        if r.best is not None:
+            run = r.best.run
+            found = as_json(r.best.plan, limits=False)
+            found |= {"q_lora": run.q_lora, "lora_r": run.lora_r, "deepspeed": run.zero.path if run.zero else None}
+            found |= {"zero_stage": run.zero.stage if run.zero else 0, "slowdown": round(r.best.slowdown, 3)}
+            found |= {"gradient_checkpointing": run.gradient_checkpointing, "recipe": recipe(r)}
+            found["launch"] = launch_line(r, Path("RECIPE.yaml"))
+            flat |= {f"{r.label}_{name}": value for name, value in found.items()}
+    return flat
+
+
+def _largest(flags: dict[str, Any], machine: Machine) -> list[str]:
+    _needs_gpu_memory(machine, "largest")
+    if "model_max_length" not in flags["given"]:
+        flags["model_max_length"] = LENGTH
+    run = _given_run(flags, machine) or run_of(flags, machine, architecture_of_size("7b"))
+    found = largest_models(run)
+    if flags["json"]:
+        flat: dict[str, Any] = {}
+        for one in found:
+            name = one.method.replace(" ", "_").replace("-", "_").lower()
+            flat[f"{name}_parameters"] = one.plan.run.architecture.parameters if one.plan else 0
+            found_json = as_json(one.plan, limits=False) if one.plan else {}
+            flat |= {f"{name}_{key}": value for key, value in found_json.items()}
+        return [json.dumps(flat)]
+    lines = [_machine_line(machine, run.model_max_length), ""]
+    for one in found:
+        if one.plan is None:
+            lines.append(f"{one.method:<17} not even a model of 1B fits")
+            continue
+        a = one.plan.run.architecture
+        shape = f"{a.num_layers} layers, hidden {a.hidden}, {a.num_heads}/{a.num_kv_heads} heads, MLP {a.intermediate}"
+        size = f"{one.billions:.1f}B{' or more' if one.more else ''}"
+        lines.append(f"{one.method:<17} {size:<14} {describe(one.plan.run)}")
+        lines.append(f"{'':<17} {human(one.plan.total)} per GPU, {human(one.plan.host_total)} per host ({shape})")
+    return lines
+
+
+def _machine_line(machine: Machine, length: int) -> str:
+    host = f", {human(machine.cpu_memory)} per host" if machine.cpu_memory else ""
+    name = f" {machine.gpu_name}" if machine.gpu_name else ""
+    hosts = f" on {machine.hosts} hosts" if machine.hosts > 1 else ""
+    return f"{machine.gpus} x {human(machine.gpu_memory or 0)}{name}{hosts}{host}; dialogues of {length} tokens"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

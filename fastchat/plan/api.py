@@ -1,0 +1,202 @@
+"""What other rooms call: a plan from plain settings, the short lines to print, and advice when memory is short.
+
+plan = plan_for(settings.values, lora=True, gpus=world_size)
+say(short_line(plan))
+plan.fits, plan.total, plan.allocated                         # True, bytes, bytes
+largest_microbatch(plan.run)                                  # 12
+say(compare_with_measured(plan, torch.cuda.max_memory_allocated()))
+raise ResourceError(advice_after_oom(plan))
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastchat.errors import SettingsError
+from fastchat.plan.architecture import Architecture
+from fastchat.plan.estimate import Plan, estimate
+from fastchat.plan.families import architecture_of_size
+from fastchat.plan.flags import TRAINING
+from fastchat.plan.limits import largest_context, largest_microbatch
+from fastchat.plan.machine import detect_cpu_memory, detect_gpus
+from fastchat.plan.model_files import read_architecture
+from fastchat.plan.report import as_json, as_lines, short_line
+from fastchat.plan.run import DEFAULT_TARGETS, Machine, Run
+from fastchat.plan.search import advice_after_oom, keep_global_batch
+from fastchat.plan.zero import read_zero
+
+__all__ = [
+    "Machine",
+    "Measured",
+    "Plan",
+    "Run",
+    "advice_after_oom",
+    "as_json",
+    "as_lines",
+    "compare_with_measured",
+    "estimate",
+    "keep_global_batch",
+    "largest_context",
+    "largest_microbatch",
+    "machine_of",
+    "plan_for",
+    "run_of",
+    "short_line",
+]
+
+OFF_BY = 0.10  # beyond this share a prediction is called wrong
+
+
+class Settings(Protocol):
+    """Anything with values by name: a mapping, or the training room's `Values`."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+    def __contains__(self, name: Any, /) -> bool: ...
+
+
+def plan_for(settings: Settings, *, lora: bool = True, attention: str | None = None, **machine: Any) -> Plan:
+    """The plan for training settings by name.
+
+    `settings` may hold any names; those in `flags.TRAINING` count. `lora`: False for full fine-tuning. `attention`: the
+    implementation that will really run, where it is known. `machine`: gpus, hosts, gpu_memory, cpu_memory (bytes);
+    what is left out is detected. Raises SettingsError for a model, a target or a DeepSpeed file that cannot be used.
+
+    >>> plan_for({"model_name_or_path": "DIR", "q_lora": True}, gpus=1, gpu_memory=24 * 2**30).fits  # doctest: +SKIP
+    True
+    """
+    run = run_of(settings, machine_of(**machine))
+    return estimate(replace(run, lora=lora and run.lora, attention=attention or run.attention))
+
+
+def run_of(settings: Settings, machine: Machine, architecture: Architecture | None = None) -> Run:
+    """The run that settings describe; `architecture` saves reading the model's files again."""
+    s: dict[str, Any] = {name: default for name, (_, default, _) in TRAINING.items()}
+    more = ("model_size", "full_finetuning", "chunked_head")
+    s |= {name: settings[name] for name in (*s, *more) if name in settings}
+    shape = architecture or _architecture(s)
+    lora = not s.get("full_finetuning", False)
+    if s["q_lora"] and not lora:
+        raise SettingsError("--q_lora needs an adapter: leave --full_finetuning out")
+    adapter = _adapter(s["lora_weight_path"]) if lora and s["lora_weight_path"] else {}
+    targets = tuple(adapter.get("target_modules") or s["lora_target_modules"] or ())
+    return Run(
+        architecture=shape,
+        machine=machine,
+        lora=lora,
+        lora_r=int(adapter.get("r") or s["lora_r"]),
+        lora_dropout=float(s["lora_dropout"]),
+        lora_target_modules=targets if targets and targets != DEFAULT_TARGETS else None,
+        lora_bias=str(s["lora_bias"]),
+        q_lora=bool(s["q_lora"]),
+        dtype=_one_of("dtype", str(s["dtype"]), ("auto", "float32", "bfloat16", "float16")),
+        bf16=bool(s["bf16"]),
+        fp16=bool(s["fp16"]),
+        zero=read_zero(s["deepspeed"], shape.hidden) if s["deepspeed"] else None,
+        model_max_length=int(s["model_max_length"]),
+        per_device_train_batch_size=int(s["per_device_train_batch_size"]),
+        gradient_accumulation_steps=int(s["gradient_accumulation_steps"]),
+        gradient_checkpointing=bool(s["gradient_checkpointing"]),
+        packing=bool(s["packing"]),
+        attention="flash_attention_2" if s["flash_attn"] else "sdpa" if shape.family.sdpa else "eager",
+        optim=str(getattr(s["optim"], "value", s["optim"])),
+        chunked_head=bool(s.get("chunked_head", True)),
+    )
+
+
+def machine_of(
+    gpus: int | None = None,
+    hosts: int = 1,
+    gpu_memory: int | None = None,
+    cpu_memory: int | None = None,
+) -> Machine:
+    """The machine: what is given, and what is found here for the rest.
+
+    The memory of this host counts only when the GPUs are this host's: somebody who describes GPUs on a machine that
+    has none is asking about another machine.
+    """
+    found = detect_gpus()
+    named = found[0].name if found and gpu_memory is None else ""
+    memory = min((gpu.memory for gpu in found), default=None) if gpu_memory is None else gpu_memory
+    number = gpus if gpus is not None else max(1, len(found))
+    elsewhere = not found and (gpus is not None or gpu_memory is not None)
+    if cpu_memory is None and not elsewhere:
+        cpu_memory = detect_cpu_memory()
+    return Machine(number, hosts, memory, cpu_memory, named)
+
+
+def flash_attention_installed() -> bool:
+    """Whether the flash-attn package is there; without it `--flash_attn` falls back to torch's kernels."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A prediction beside what was measured, for metrics.jsonl and training.json. Bytes, and their difference."""
+
+    predicted: int
+    measured: int
+
+    @property
+    def off_by(self) -> float:
+        """(predicted - measured) / measured."""
+        return self.predicted / self.measured - 1 if self.measured else 0.0
+
+    @property
+    def surprising(self) -> bool:
+        return abs(self.off_by) > OFF_BY
+
+    def record(self) -> dict[str, Any]:
+        """{"memory_predicted": bytes, "memory_measured": bytes, "memory_off_by": share}"""
+        names = ("memory_predicted", "memory_measured", "memory_off_by")
+        return dict(zip(names, (self.predicted, self.measured, round(self.off_by, 4)), strict=True))
+
+    def line(self) -> str:
+        """What is logged; starts with "warning:" where the prediction was off by more than a tenth."""
+        from fastchat.plan.units import human
+
+        text = f"peak memory {human(self.measured)} per GPU, {human(self.predicted)} predicted ({self.off_by:+.0%})"
+        return f"warning: {text}; the plan is wrong for this run" if self.surprising else text
+
+
+def compare_with_measured(plan: Plan, measured: int) -> Measured:
+    """The plan beside `torch.cuda.max_memory_allocated()` of a process that has made at least one whole step."""
+    return Measured(plan.allocated, measured)
+
+
+def _architecture(settings: dict[str, Any]) -> Architecture:
+    size, model = settings.get("model_size"), settings["model_name_or_path"]
+    if model and size:
+        raise SettingsError("--model_name_or_path and --model_size are both given; keep one")
+    if size:
+        return architecture_of_size(str(size))
+    if not model:
+        raise SettingsError("no model: give --model_name_or_path DIR or --model_size 7b|13b|70b")
+    return _read_once(str(model), settings["cache_dir"])
+
+
+@lru_cache(maxsize=8)
+def _read_once(model: str, cache_dir: str | None) -> Architecture:
+    return read_architecture(model, cache_dir)
+
+
+def _adapter(path: str) -> dict[str, Any]:
+    import json
+
+    file = Path(path).expanduser() / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--lora_weight_path {path}: {file.name} cannot be read: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("target_modules"), list):
+        raise SettingsError(f"--lora_weight_path {path}: {file.name} lists no target_modules")
+    return config
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise SettingsError(f"--{name} is {value!r}; it can be {', '.join(choices)}")
+    return value

@@ -1,0 +1,235 @@
+"""Counts memory by executing the real model code of transformers and peft on tensors without data.
+
+The other half of this room: the arithmetic is compared with it in tests/plan and playground/benchmark. A 7B model takes
+a few seconds on any machine. Imports torch, transformers and peft, inside its functions.
+
+Three things stand in for a GPU: dropout is the fused kernel, which keeps a mask of a byte; the attention kernel keeps
+what FlashAttention keeps (q, k, v, output, log-sum-exp), because scaled_dot_product_attention without data takes the
+path that keeps T x T matrices; and autocast is the CPU's, which casts the same operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+_ATTENTION = "counted_attention"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Bytes found by running one forward and one backward pass."""
+
+    weights: int
+    trained: int  # number of trained parameters
+    saved: int  # distinct tensors that autograd keeps at the end of the forward pass, weights not counted
+    peak: int  # everything alive at once, at most, beyond weights and gradients of earlier steps
+    gradients: int
+
+
+def count(
+    config: Any,
+    *,
+    batch: int,
+    length: int,
+    dtype: str = "bfloat16",
+    lora: dict[str, Any] | None = None,
+    adapter_dtype: str = "bfloat16",
+    autocast: bool = False,
+    checkpointing: bool = False,
+    head: str = "none",
+) -> Counts:
+    """Runs the causal LM of `config` (a transformers config) on a [batch, length] input.
+
+    `lora`: arguments of peft's LoraConfig; None trains everything. `adapter_dtype`: of its weights. `head`: "none" sums
+    the hidden states, "logits" computes the plain float32 loss of all positions.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = _build(config, dtype, lora)
+    with _as_on_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True):
+        _give_storage(model, getattr(torch, adapter_dtype) if lora else None)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        model.train()
+        ids = torch.zeros(batch, length, dtype=torch.int64)
+        base = model.base_model.model if lora else model
+
+        def forward() -> Any:
+            cast = torch.autocast("cpu", dtype=torch.bfloat16) if autocast else contextlib.nullcontext()
+            with cast:
+                hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state
+                return hidden if head == "none" else base.lm_head(hidden)
+
+        saved = _saved_bytes(model, forward)
+        return _peak(model, forward, saved, _loss if head == "logits" else torch.sum)
+
+
+def _loss(logits: Any) -> Any:
+    """The plain loss of the training room: float32 logits of every position at once."""
+    import torch
+
+    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    return torch.nn.functional.cross_entropy(flat, torch.zeros(len(flat), dtype=torch.int64), reduction="sum")
+
+
+def _build(config: Any, dtype: str, lora: dict[str, Any] | None) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config._attn_implementation = _ATTENTION
+    _register_attention()
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model.config.use_cache = False
+        if lora is None:
+            return model
+        from peft import LoraConfig, get_peft_model
+
+        model.requires_grad_(False)
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora), autocast_adapter_dtype=False)
+
+
+def _give_storage(model: Any, adapter_dtype: Any) -> None:
+    """Replaces meta tensors by fake CPU ones, on which autocast works; tied weights stay tied."""
+    import torch
+
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, p in list(module._parameters.items()):
+            if p is not None:
+                if id(p) not in made:
+                    dtype = adapter_dtype if adapter_dtype is not None and p.requires_grad else p.dtype
+                    made[id(p)] = torch.nn.Parameter(torch.empty(p.shape, dtype=dtype), requires_grad=p.requires_grad)
+                module._parameters[name] = made[id(p)]
+        for name, b in list(module._buffers.items()):
+            if b is not None:
+                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+
+
+def _saved_bytes(model: Any, forward: Callable[[], Any]) -> int:
+    """Bytes of the distinct storages that autograd saves in one forward pass; weights themselves do not count."""
+    import torch
+
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        key = tensor.untyped_storage()._cdata
+        if key not in weights:
+            kept[key] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+        total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del output
+    return total
+
+
+def _peak(model: Any, forward: Callable[[], Any], saved: int, finish: Callable[[Any], Any]) -> Counts:
+    import torch
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with live_bytes() as live:
+        for parameter in model.parameters():
+            live.see(parameter)
+        weights = live.now
+        live.peak = live.now
+        finish(forward()).backward()
+        torch.zeros(0)  # one more operation, so that the last state is seen
+    gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+    number = sum(p.numel() for p in trained)
+    return Counts(weights, number, saved, live.peak - weights, gradients)
+
+
+class Live:
+    """Bytes of all storages that are alive, followed operation by operation."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def see(self, tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += self._sizes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+@contextlib.contextmanager
+def live_bytes() -> Iterator[Live]:
+    """Follows every tensor made inside the block, with or without data."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    live = Live()
+
+    class Follow(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, torch.Tensor):
+                    live.see(leaf)
+            return result
+
+    with Follow():
+        yield live
+
+
+@contextlib.contextmanager
+def _as_on_a_gpu() -> Iterator[None]:
+    """Dropout as the fused GPU kernel does it."""
+    import torch
+
+    original = torch.nn.functional.dropout
+
+    def fused(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
+
+    torch.nn.functional.dropout = fused
+    try:
+        yield
+    finally:
+        torch.nn.functional.dropout = original
+
+
+def _register_attention() -> None:
+    import torch
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    class Kernel(torch.autograd.Function):
+        """Keeps what FlashAttention keeps; its output lies in memory as [B, T, heads, channels]."""
+
+        @staticmethod
+        def forward(ctx: Any, q: Any, k: Any, v: Any) -> Any:
+            batch, heads, length, _ = q.shape
+            output = q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
+            log_sums = q.new_empty(batch, heads, length, dtype=torch.float32)
+            ctx.save_for_backward(q, k, v, output, log_sums)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            q, k, v, _, _ = ctx.saved_tensors
+            return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+    def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        return Kernel.apply(query, key, value).transpose(1, 2).contiguous(), None
+
+    ALL_ATTENTION_FUNCTIONS[_ATTENTION] = attention

@@ -1,0 +1,142 @@
+"""The plan of one run: every part of its memory, what is there at the same time, and whether it fits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fastchat.plan.activations import Activations, activations_of, layer_bytes
+from fastchat.plan.loss import loss_of
+from fastchat.plan.run import Run
+from fastchat.plan.states import States, states_of
+from fastchat.plan.units import GIB
+
+# What torch's allocator does not hand out. Estimates, not measured here: published figures for A100 and H100.
+CONTEXT = round(0.6 * GIB)  # CUDA context with cuBLAS and the loaded kernels
+NCCL = round(0.4 * GIB)  # communication buffers, where there are several GPUs
+FRAGMENTATION = 0.04  # share of the allocated memory that lies unusable between blocks
+PROCESS = round(2.0 * GIB)  # host memory of one training process: Python, torch, CUDA's host side, the data loader
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes per GPU, except where the name says host. The eight parts add up to `total`.
+
+    `loss` is what the head needs on top of the activations: with checkpointing the layer that is recomputed later
+    takes the same place. `reserve` holds temporary tensors, the CUDA context and fragmentation. `overlap` is zero, or
+    negative where gradients and activations are not there at the same time (full fine-tuning without accumulation).
+    """
+
+    run: Run
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    quantisation_overhead: int
+    zero_buffers: int
+    reserve: int
+    overlap: int
+    allocated: int  # what torch.cuda.max_memory_allocated should show
+    loss_alone: int
+    peak_at: str  # one of the moments in `_moments`
+    host_weights: int
+    host_gradients: int
+    host_optimizer: int
+    host_processes: int
+
+    @property
+    def total(self) -> int:
+        """Peak memory of one GPU."""
+        parts = self.weights + self.gradients + self.optimizer + self.activations + self.loss
+        return parts + self.quantisation_overhead + self.zero_buffers + self.reserve + self.overlap
+
+    @property
+    def host_total(self) -> int:
+        """Peak memory of one host. Weight files are mapped into memory and can be dropped again: not counted."""
+        return self.host_weights + self.host_gradients + self.host_optimizer + self.host_processes
+
+    @property
+    def gpu_fits(self) -> bool | None:
+        limit = self.run.machine.gpu_memory
+        return None if limit is None else self.total <= limit
+
+    @property
+    def host_fits(self) -> bool | None:
+        limit = self.run.machine.cpu_memory
+        return None if limit is None else self.host_total <= limit
+
+    @property
+    def fits(self) -> bool | None:
+        """None where the GPU's memory is not known."""
+        if self.gpu_fits is None:
+            return None
+        return self.gpu_fits and self.host_fits is not False
+
+
+def estimate(run: Run) -> Plan:
+    """The plan for `run`. Pure arithmetic, well under a millisecond."""
+    states, acts, loss = states_of(run), activations_of(run), loss_of(run)
+    standing = states.weights + states.scales + states.optimizer + states.buffers
+    moments = _moments(run, states, acts, loss)
+    at = max(moments, key=lambda name: moments[name])
+    allocated = standing + moments[at]
+    on_top = max(0, acts.kept + loss - acts.saved)
+    rest = allocated - standing - states.gradients - acts.saved - on_top
+    matrix = min(acts.dequantised, max(rest, 0)) if at == "backward" else 0
+    outside = CONTEXT + (NCCL if run.machine.gpus > 1 else 0) + math.ceil(FRAGMENTATION * allocated)
+    processes = run.machine.gpus_per_host
+    return Plan(
+        run=run,
+        weights=states.weights,
+        gradients=states.gradients,
+        optimizer=states.optimizer,
+        activations=acts.saved,
+        loss=on_top,
+        quantisation_overhead=states.scales + matrix,
+        zero_buffers=states.buffers,
+        reserve=max(rest, 0) - matrix + outside,
+        overlap=min(rest, 0),
+        allocated=allocated,
+        loss_alone=loss,
+        peak_at=at,
+        host_weights=processes * states.host_weights,
+        host_gradients=processes * states.host_gradients,
+        host_optimizer=processes * states.host_optimizer,
+        host_processes=processes * PROCESS,
+    )
+
+
+def _moments(run: Run, states: States, acts: Activations, loss: int) -> dict[str, int]:
+    """Bytes on top of what always stands, at the moments that can be the peak."""
+    gradients = states.gradients
+    # Without accumulation gradients grow while activations go, so the two are never whole at once. An adapter's are
+    # too small to matter, and DeepSpeed's buffers are there all the time.
+    accumulates = run.lora or run.zero is not None or run.gradient_accumulation_steps > 1
+    before = gradients if accumulates else 0
+    moments = {
+        "forward": before + acts.kept + acts.casts,
+        "loss": before + acts.kept + loss,
+        "backward": before + acts.backward + acts.temporary + acts.dequantised,
+        "step": gradients + states.stepping,
+        "loading": states.loading - states.optimizer - states.buffers,
+    }
+    if not run.lora:
+        moments |= _late_moments(run, gradients, acts)
+    return moments
+
+
+def _late_moments(run: Run, gradients: int, acts: Activations) -> dict[str, int]:
+    """Full fine-tuning peaks at the end of the backward pass, when nearly all gradients are there.
+
+    The embedding's gradient is a whole table made last; where it is added to one that exists, both are there.
+    """
+    a = run.architecture
+    table = a.embedding_elements * run.trained_bytes
+    added = a.tied or run.gradient_accumulation_steps > 1
+    layer = sum(linear.elements for linear in a.layer_linears) * run.trained_bytes
+    missing = layer + (0 if added else table)
+    return {
+        "first layer": gradients - missing + layer_bytes(run) + acts.temporary,
+        "end": gradients + (table if added else 0),
+    }

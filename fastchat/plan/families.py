@@ -1,0 +1,125 @@
+"""Which families of decoders are known, and the shape of a model from its config.json or its size."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from fastchat.errors import SettingsError
+from fastchat.plan.architecture import Architecture, Family
+
+LLAMA = Family()
+_GEMMA = {"norm": "gemma", "tied": True}
+_POST_NORMS = {"norms": 4}  # Gemma 2 and 3 also norm what attention and MLP give back
+FAMILIES: dict[str, Family] = {  # transformers' model_type; tests/plan compares each with the real class
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "ministral": LLAMA,
+    "smollm3": LLAMA,
+    "granite": LLAMA,
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(qk_norm="head", defaults=(("head_dim", 128),)),
+    "gemma": Family(**_GEMMA, defaults=(("head_dim", 256),)),
+    "gemma2": Family(**_GEMMA, **_POST_NORMS, sdpa=False, defaults=(("head_dim", 256),)),
+    "gemma3_text": Family(
+        **_GEMMA,
+        **_POST_NORMS,
+        qk_norm="head",
+        defaults=(
+            ("head_dim", 256),
+            ("num_attention_heads", 8),
+            ("num_key_value_heads", 4),
+            ("vocab_size", 262_208),
+            ("max_position_embeddings", 131_072),
+        ),
+    ),
+    "phi3": Family(fused=True),
+    "olmo2": Family(norm="gemma", qk_norm="full"),
+    "olmo3": Family(norm="gemma", qk_norm="full"),
+    "cohere": Family(norm="cohere", norms=1, tied=True),
+    "starcoder2": Family(
+        norm="layer", gated=False, qkv_bias=True, o_bias=True, mlp_bias=True, tied=True, mlp_names=("c_fc", "c_proj")
+    ),
+}
+_NESTED = {"gemma3": "gemma3_text", "mistral3": "mistral"}  # text models inside a multimodal config
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+
+
+def architecture_from_config(config: Mapping[str, Any], name: str) -> Architecture:
+    """The shape that a config.json describes. SettingsError where a size is missing or the model is no dense decoder.
+
+    A family that is not in the table is counted as a Llama of the same sizes, with a note that says so.
+    """
+    text, kind, notes = config, str(config.get("model_type", "")), []
+    if isinstance(config.get("text_config"), Mapping):
+        text = {"dtype": config.get("dtype") or config.get("torch_dtype"), **config["text_config"]}
+        kind = str(text.get("model_type") or _NESTED.get(kind, kind))
+    if any(int(text.get(key) or 0) > 1 for key in _EXPERTS):
+        raise SettingsError(f"{name}: {kind or 'this model'} is a mixture of experts; only dense decoders are planned")
+    family = FAMILIES.get(kind)
+    if family is None:
+        notes.append(f"model type {kind!r} is not known here: counted as a Llama of the same sizes")
+        family = LLAMA
+    values = dict(family.defaults) | {key: value for key, value in text.items() if value is not None}
+    hidden, heads = _size(values, "hidden_size", name), _size(values, "num_attention_heads", name)
+    return Architecture(
+        name=name,
+        family=_with_switches(family, kind, values),
+        hidden=hidden,
+        num_layers=_size(values, "num_hidden_layers", name),
+        num_heads=heads,
+        num_kv_heads=int(values.get("num_key_value_heads") or heads),
+        head_dim=int(values.get("head_dim") or hidden // heads),
+        intermediate=_size(values, "intermediate_size", name),
+        vocab=_size(values, "vocab_size", name),
+        tied=bool(values.get("tie_word_embeddings", family.tied)),
+        dtype=values.get("dtype") or values.get("torch_dtype"),
+        max_positions=int(values.get("max_position_embeddings") or 0),
+        softcap=bool(values.get("final_logit_softcapping")),
+        notes=tuple(notes),
+    )
+
+
+def _with_switches(family: Family, kind: str, values: Mapping[str, Any]) -> Family:
+    """The family with what a config.json can switch: biases, and Cohere's norms on queries and keys."""
+    changed: dict[str, Any] = {}
+    if kind not in ("qwen2", "starcoder2", "phi3") and values.get("attention_bias"):
+        changed |= {"qkv_bias": True, "o_bias": True}
+    if values.get("mlp_bias"):
+        changed["mlp_bias"] = True
+    if kind == "starcoder2" and values.get("use_bias") is False:
+        changed |= {"qkv_bias": False, "o_bias": False, "mlp_bias": False}
+    if kind == "cohere" and values.get("use_qk_norm"):
+        changed["qk_norm"] = "full"
+    return Family(**{**vars(family), **changed}) if changed else family
+
+
+def _size(values: Mapping[str, Any], key: str, name: str) -> int:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingsError(f"{name}: config.json gives no usable {key} ({value!r}), so its memory cannot be planned")
+    return value
+
+
+# Llama-2, from the config.json of the published checkpoints.
+_SIZES = {
+    "7b": ("meta-llama/Llama-2-7b-hf", 4096, 32, 32, 32, 11008),
+    "13b": ("meta-llama/Llama-2-13b-hf", 5120, 40, 40, 40, 13824),
+    "70b": ("meta-llama/Llama-2-70b-hf", 8192, 80, 64, 8, 28672),
+}
+SIZES = tuple(_SIZES)
+
+
+def architecture_of_size(size: str) -> Architecture:
+    """The Llama-2 of that size ("7b", "13b", "70b"). SettingsError for any other."""
+    if size.lower() not in _SIZES:
+        close = difflib.get_close_matches(size.lower(), SIZES, n=1, cutoff=0.3)
+        hint = f" (nearest: {close[0]})" if close else ""
+        raise SettingsError(
+            f"--model_size {size} is not one of {', '.join(SIZES)}{hint}; for another model give --model_name_or_path"
+        )
+    name, hidden, layers, heads, kv_heads, intermediate = _SIZES[size.lower()]
+    return Architecture(
+        name, LLAMA, hidden, layers, heads, kv_heads, hidden // heads, intermediate, 32_000, False, max_positions=4096
+    )

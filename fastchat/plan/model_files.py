@@ -1,0 +1,107 @@
+"""Reads a model folder without torch: config.json and the headers of its safetensors files. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastchat.errors import SettingsError
+from fastchat.plan.architecture import Architecture
+from fastchat.plan.families import SIZES, architecture_from_config
+
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_LARGEST_HEADER = 100 * 1024**2  # the format's own limit
+
+
+def read_architecture(model: str, cache_dir: str | None = None) -> Architecture:
+    """The shape of the model in the folder (or hub name, if it is in the cache) `model`.
+
+    Counted from config.json and, where weight files are there, checked against them: tensors that belong to no
+    decoder layer are added as `other`. SettingsError when there is no config.json or the two contradict each other.
+    """
+    folder = find_folder(model, cache_dir)
+    architecture = architecture_from_config(_read_json(folder / "config.json"), model)
+    tensors = stored_tensors(folder)
+    if not tensors:
+        return architecture
+    kinds: Counter[str] = Counter()
+    for dtype, elements in tensors.values():
+        kinds[dtype] += elements
+    stored = sum(elements for _, elements in tensors.values())
+    if architecture.tied and "lm_head.weight" in tensors:  # some checkpoints store a tied head once more
+        stored -= tensors["lm_head.weight"][1]
+    dtype = architecture.dtype or _DTYPES.get(kinds.most_common(1)[0][0])
+    extra = stored - architecture.parameters
+    if extra < 0 and not architecture.notes:
+        raise SettingsError(
+            f"{model}: config.json describes {architecture.parameters:,} parameters, but the weight files hold "
+            f"{stored:,}; they do not belong together, or files are missing"
+        )
+    notes = architecture.notes
+    if extra > 0:
+        notes = (*notes, f"{extra:,} weights belong to no decoder layer (a vision tower, say): counted as frozen")
+    return replace(architecture, dtype=dtype, other=max(extra, 0), notes=notes)
+
+
+def stored_tensors(folder: Path) -> dict[str, tuple[str, int]]:
+    """{name: (dtype, number of elements)} from the headers of all safetensors files; empty where there are none."""
+    found: dict[str, tuple[str, int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in _read_header(path).items():
+            if name != "__metadata__":
+                elements = 1
+                for size in entry["shape"]:
+                    elements *= size
+                found[name] = (entry["dtype"], elements)
+    return found
+
+
+def find_folder(model: str, cache_dir: str | None = None) -> Path:
+    """The folder of `model`: itself, or the newest snapshot of a hub name in the cache. Never downloads."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SettingsError(f"--model_name_or_path {model}: no config.json there, so it is no model folder")
+        return folder
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(cache_dir or os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    snapshots = sorted(cache.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json"), key=_changed)
+    if snapshots and not model.startswith((".", "/", "~")):
+        return snapshots[-1].parent
+    raise SettingsError(
+        f"--model_name_or_path {model}: no such folder, and not in the cache either (planning downloads nothing); "
+        f"give a folder, or --model_size {'|'.join(SIZES)}"
+    )
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _LARGEST_HEADER:
+                raise ValueError(f"its header claims {length:,} bytes")
+            header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
+    except (OSError, struct.error, ValueError) as problem:
+        raise SettingsError(f"{path} is no readable safetensors file: {problem}") from None
+    return header
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise SettingsError(f"{path} cannot be read as JSON: {problem}") from None
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path} does not hold a JSON object")
+    return value

@@ -1,0 +1,194 @@
+"""A plan as text for people and as a flat object for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastchat.plan.activations import layer_bytes
+from fastchat.plan.estimate import CONTEXT, NCCL, Plan
+from fastchat.plan.limits import largest_context, largest_microbatch
+from fastchat.plan.optimizers import optimizer_of
+from fastchat.plan.run import Run
+from fastchat.plan.units import human
+
+_WIDTH = 24
+
+
+def as_json(plan: Plan, *, limits: bool = True) -> dict[str, Any]:
+    """One flat object, memory in bytes. The parts, `reserve` and `overlap` add up to `total`.
+
+    `fits` is null where the GPU's memory is neither given nor detected; `limits` adds the two searches.
+    """
+    run, machine = plan.run, plan.run.machine
+    found: dict[str, Any] = {
+        "weights": plan.weights,
+        "gradients": plan.gradients,
+        "optimizer": plan.optimizer,
+        "activations": plan.activations,
+        "loss": plan.loss,
+        "quantisation_overhead": plan.quantisation_overhead,
+        "zero_buffers": plan.zero_buffers,
+        "reserve": plan.reserve,
+        "overlap": plan.overlap,
+        "total": plan.total,
+        "allocated": plan.allocated,
+        "loss_alone": plan.loss_alone,
+        "activations_per_layer": layer_bytes(run),
+        "peak_at": plan.peak_at,
+        "host_weights": plan.host_weights,
+        "host_gradients": plan.host_gradients,
+        "host_optimizer": plan.host_optimizer,
+        "host_processes": plan.host_processes,
+        "host_total": plan.host_total,
+        "fits": plan.fits,
+        "gpu_fits": plan.gpu_fits,
+        "host_fits": plan.host_fits,
+        "gpus": machine.gpus,
+        "gpu_memory": machine.gpu_memory,
+        "cpu_memory": machine.cpu_memory,
+        "model": run.architecture.name,
+        "parameters": run.architecture.parameters,
+        "trained_parameters": run.trained,
+        "model_max_length": run.model_max_length,
+        "per_device_train_batch_size": run.per_device_train_batch_size,
+        "gradient_accumulation_steps": run.gradient_accumulation_steps,
+    }
+    if limits:
+        found |= {"largest_microbatch": largest_microbatch(run), "largest_context": largest_context(run)}
+    return found
+
+
+def describe(run: Run) -> str:
+    """The configuration in one line."""
+    what = "full fine-tuning" if not run.lora else f"{'QLoRA' if run.q_lora else 'LoRA'} r{run.lora_r}"
+    how = [
+        what,
+        engine(run),
+        f"microbatch {run.per_device_train_batch_size} x {run.model_max_length} tokens",
+        f"checkpointing {'on' if run.gradient_checkpointing else 'off'}",
+    ]
+    if run.gradient_accumulation_steps > 1:
+        how.insert(3, f"accumulation {run.gradient_accumulation_steps}")
+    if run.packing:
+        how.append("packed")
+    return ", ".join(how)
+
+
+def engine(run: Run) -> str:
+    """What divides the work between GPUs."""
+    if run.zero is None:
+        return "one GPU" if run.machine.gpus == 1 else "DDP"
+    places = (("optimizer", run.zero.offload_optimizer), ("weights", run.zero.offload_params))
+    offloads = [name for name, offloaded in places if offloaded]
+    return f"ZeRO-{run.zero.stage}" + (f" ({' and '.join(offloads)} on the host)" if offloads else "")
+
+
+def short_line(plan: Plan) -> str:
+    """What a run prints before it starts."""
+    limit = plan.run.machine.gpu_memory
+    parts = f"weights {human(plan.weights)}, activations {human(plan.activations)}, loss {human(plan.loss)}"
+    line = f"memory: {human(plan.total)} per GPU expected ({parts})"
+    return line + (f" of {human(limit)}" if limit is not None else "")
+
+
+def as_lines(plan: Plan) -> list[str]:
+    """The whole plan, for a terminal."""
+    run, machine = plan.run, plan.run.machine
+    a = run.architecture
+    lines = [
+        f"{a.name}: {a.parameters / 1e9:.2f} B parameters, {run.trained / 1e6:,.1f} M trained",
+        f"{describe(run)}; {machine.gpus} GPU{'s' if machine.gpus > 1 else ''}{_name(plan)}",
+        "",
+    ]
+    lines += [f"  {name:<{_WIDTH}}{human(size):>10}   {note}".rstrip() for name, size, note in _rows(plan)]
+    lines += ["", *_verdict(plan)]
+    lines += [f"note: {note}" for note in (*a.notes, *_notes(run))]
+    return lines
+
+
+def _name(plan: Plan) -> str:
+    name = plan.run.machine.gpu_name
+    return f" ({name})" if name else ""
+
+
+def _rows(plan: Plan) -> list[tuple[str, int, str]]:
+    run = plan.run
+    checkpointed = run.gradient_checkpointing
+    outside = CONTEXT + (NCCL if run.machine.gpus > 1 else 0)
+    loss = "the head runs on chunks of positions" if run.chunked_head else "all logits at once"
+    if checkpointed and plan.loss < plan.loss_alone:
+        loss += f"; {human(plan.loss_alone)} alone, mostly where a layer is recomputed later"
+    rows = [
+        ("weights", plan.weights, ""),
+        ("gradients", plan.gradients, ""),
+        ("optimizer", plan.optimizer, run.optim),
+        ("activations", plan.activations, "inputs of layers, one recomputed" if checkpointed else "all layers"),
+        ("loss", plan.loss, loss),
+        ("quantisation overhead", plan.quantisation_overhead, "scales, one matrix in 16 bits" if run.q_lora else ""),
+        ("ZeRO buffers" if run.zero else "DDP buckets", plan.zero_buffers, ""),
+        ("reserve", plan.reserve, f"CUDA {human(outside)}, fragmentation, temporary tensors; an estimate"),
+    ]
+    if plan.overlap:
+        rows.append(("not at the same time", plan.overlap, "gradients grow while activations go"))
+    rows.append(("per GPU", plan.total, _of(plan.run.machine.gpu_memory)))
+    rows.append(("per host", plan.host_total, _host(plan)))
+    return [row for row in rows if row[1] or row[0] in ("weights", "per GPU", "per host")]
+
+
+def _of(limit: int | None) -> str:
+    return "" if limit is None else f"of {human(limit)}"
+
+
+def _host(plan: Plan) -> str:
+    parts = [
+        f"{name} {human(size)}"
+        for name, size in (
+            ("weights", plan.host_weights),
+            ("gradients", plan.host_gradients),
+            ("optimizer", plan.host_optimizer),
+            (f"{plan.run.machine.gpus_per_host} process(es)", plan.host_processes),
+        )
+        if size
+    ]
+    limit = _of(plan.run.machine.cpu_memory) or "not checked, for want of --cpu_memory"
+    return f"{limit} ({', '.join(parts)})"
+
+
+def _verdict(plan: Plan) -> list[str]:
+    run = plan.run
+    if plan.fits is None:
+        return ["no GPU was found: --gpu_memory 24GiB says what there is, and this says whether it fits"]
+    batch, context = largest_microbatch(run), largest_context(run)
+    lines = ["fits" if plan.fits else f"does NOT fit: {why_not(plan)}"]
+    if batch:
+        lines.append(f"largest microbatch at {run.model_max_length} tokens: {batch}")
+    elif plan.host_fits is not False:
+        lines.append(f"not even a microbatch of 1 fits at {run.model_max_length} tokens; --recommend shows what does")
+    if context:
+        beyond = run.architecture.max_positions
+        more = f" (beyond {beyond} it needs RoPE scaling)" if beyond and context > beyond else ""
+        lines.append(f"largest context at microbatch {run.per_device_train_batch_size}: {context} tokens{more}")
+    return lines
+
+
+def why_not(plan: Plan) -> str:
+    """What is short, in a few words."""
+    machine = plan.run.machine
+    reasons = []
+    if plan.gpu_fits is False and machine.gpu_memory is not None:
+        reasons.append(f"{human(plan.total)} per GPU, {human(machine.gpu_memory)} there")
+    if plan.host_fits is False and machine.cpu_memory is not None:
+        reasons.append(f"{human(plan.host_total)} per host, {human(machine.cpu_memory)} there")
+    return " and ".join(reasons)
+
+
+def _notes(run: Run) -> list[str]:
+    notes = []
+    if not optimizer_of(run.optim).known:
+        notes.append(f"--optim {run.optim} is not known here: counted as AdamW")
+    if run.casts_weights and not run.q_lora:
+        notes.append(
+            f"the weights are stored as {run.stored_dtype} and multiplied in another 16-bit type, so autocast keeps a copy "
+            "of them: --dtype bfloat16 or --deepspeed avoids it"
+        )
+    return notes

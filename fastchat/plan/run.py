@@ -1,0 +1,165 @@
+"""One configuration to be planned: the model's shape, the training settings that decide memory, and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from fastchat.errors import SettingsError, nearest
+from fastchat.plan.architecture import Architecture, Linear
+from fastchat.plan.zero import Zero
+
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is. Memory in bytes, per GPU and per host; None where it is not known."""
+
+    gpus: int = 1
+    hosts: int = 1
+    gpu_memory: int | None = None
+    cpu_memory: int | None = None
+    gpu_name: str = ""
+
+    @property
+    def gpus_per_host(self) -> int:
+        return -(-self.gpus // self.hosts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run. Names and defaults are the training commands'; bf16 is on, as everybody uses it."""
+
+    architecture: Architecture
+    machine: Machine = field(default_factory=Machine)
+    lora: bool = True  # False: full fine-tuning
+    lora_r: int = 8
+    lora_dropout: float = 0.05
+    lora_target_modules: tuple[str, ...] | None = None  # None: those of the usual seven that exist
+    lora_bias: str = "none"
+    q_lora: bool = False
+    dtype: str = "auto"
+    bf16: bool = True
+    fp16: bool = False
+    zero: Zero | None = None  # None: no DeepSpeed
+    model_max_length: int = 512
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    packing: bool = False
+    attention: str = "sdpa"
+    optim: str = "adamw_torch"
+    chunked_head: bool = True  # the output matrix runs on chunks of the supervised positions
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one microbatch, padding included."""
+        return self.per_device_train_batch_size * self.model_max_length
+
+    # ---- precision: bytes per number ----
+
+    @cached_property
+    def half(self) -> bool:
+        """Whether matrices are multiplied in 16 bits although the weights may be wider."""
+        asked = self.bf16 or self.fp16
+        return asked if self.zero is None or self.zero.half is None else self.zero.half
+
+    @cached_property
+    def autocast(self) -> bool:
+        """16 bits without DeepSpeed is torch.autocast; DeepSpeed casts the model instead."""
+        return self.half and self.zero is None
+
+    @cached_property
+    def stored_dtype(self) -> str:
+        """The dtype that the base weights are loaded in."""
+        if self.dtype != "auto":
+            return self.dtype
+        if not self.lora and self.fp16 and self.zero is None:
+            return "float32"  # float16 gradients are scaled, which needs float32 weights
+        return self.architecture.dtype or ("float16" if self.fp16 else "bfloat16" if self.half else "float32")
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Of the base's unquantised weights while training, and of the residual stream (nothing casts it)."""
+        if self.zero is not None:
+            return 2 if self.half else 4
+        return _BYTES[self.stored_dtype]
+
+    @cached_property
+    def compute_bytes(self) -> int:
+        """Of what matrices are multiplied in."""
+        return 2 if self.half else self.weight_bytes
+
+    @cached_property
+    def casts_weights(self) -> bool:
+        """Whether autocast copies every weight it multiplies with, because it computes in another dtype."""
+        if not self.autocast:
+            return False
+        return self.stored_dtype != ("float16" if self.fp16 else "bfloat16")
+
+    @cached_property
+    def adapter_bytes(self) -> int:
+        """Of the adapter's weights: float32, except that DeepSpeed makes 16-bit working copies."""
+        return 2 if self.zero is not None and self.half else 4
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of the weights that get gradients."""
+        return self.adapter_bytes if self.lora else self.weight_bytes
+
+    # ---- what is trained ----
+
+    @cached_property
+    def adapted(self) -> tuple[Linear, ...]:
+        """The matrices of one layer that carry an adapter. SettingsError for a target that matches nothing."""
+        if not self.lora:
+            return ()
+        linears = self.architecture.layer_linears
+        existing = [linear.name for linear in (*linears, *self._tables)]
+        asked = self.lora_target_modules or DEFAULT_TARGETS
+        missing = [name for name in asked if not any(_matches(name, full) for full in existing)]
+        leaves = sorted({name.rpartition(".")[2] for name in existing})
+        if len(missing) == len(asked) or (missing and self.lora_target_modules):
+            close = nearest(missing[0], leaves, n=1)
+            raise SettingsError(
+                f"--lora_target_modules: {', '.join(missing)} match nothing in this model, which has "
+                f"{', '.join(leaves)}" + (f"; did you mean {close[0]}?" if close else "")
+            )
+        return tuple(linear for linear in linears if any(_matches(name, linear.name) for name in asked))
+
+    @cached_property
+    def adapted_tables(self) -> tuple[Linear, ...]:
+        """Embedding and output matrix, where a target names them."""
+        asked = self.lora_target_modules or ()
+        return tuple(table for table in self._tables if any(_matches(name, table.name) for name in asked))
+
+    @property
+    def _tables(self) -> tuple[Linear, Linear]:
+        a = self.architecture
+        return Linear("embed_tokens", a.vocab, a.hidden), Linear("lm_head", a.hidden, a.vocab)
+
+    @cached_property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        a = self.architecture
+        if not self.lora:
+            return a.parameters - a.other
+        per_layer = sum(self.lora_r * (linear.inputs + linear.outputs) for linear in self.adapted)
+        tables = sum(self.lora_r * (table.inputs + table.outputs) for table in self.adapted_tables)
+        return a.num_layers * per_layer + tables + self._trained_biases
+
+    @property
+    def _trained_biases(self) -> int:
+        a = self.architecture
+        if self.lora_bias == "all":
+            return a.bias_elements
+        if self.lora_bias == "lora_only":
+            return a.num_layers * sum(linear.outputs for linear in self.adapted if linear.bias)
+        return 0
+
+
+def _matches(target: str, name: str) -> bool:
+    return name == target or name.endswith("." + target)

@@ -1,0 +1,223 @@
+"""Which settings fit, and which of those slow training down least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastchat.plan.estimate import Plan, estimate
+from fastchat.plan.report import describe, why_not
+from fastchat.plan.run import Run
+from fastchat.plan.units import human
+from fastchat.plan.zero import read_zero
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A DeepSpeed configuration in playground/: its file, and the part that decides memory (a test compares them)."""
+
+    file: str
+    zero: dict[str, Any]
+
+    @property
+    def path(self) -> str:
+        """Where the file is, in this checkout."""
+        return str(Path(__file__).resolve().parents[2] / "playground" / self.file)
+
+
+def _zero(stage: int, *offloaded: str) -> dict[str, Any]:
+    common = {"stage": stage, "overlap_comm": True, "reduce_bucket_size": "auto"}
+    auto = ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold") if stage == 3 else ()
+    blocks = {f"offload_{what}": {"device": "cpu", "pin_memory": True} for what in offloaded}
+    return {"zero_optimization": {**common, **dict.fromkeys(auto, "auto"), **blocks}}
+
+
+ENGINES = (  # for LoRA; each is slower than the one before it
+    Engine("deepspeed_config_lora_s2.json", _zero(2)),
+    Engine("deepspeed_config_lora_s2_offload.json", _zero(2, "optimizer")),
+    Engine("deepspeed_config_lora_s3_no_offload.json", _zero(3)),
+    Engine("deepspeed_config_lora_s3.json", _zero(3, "optimizer", "param")),
+)
+
+
+def on_engine(run: Run, engine: Engine) -> Run:
+    """`run` with that DeepSpeed configuration."""
+    zero = replace(read_zero(engine.zero, run.architecture.hidden), path=engine.path)
+    return replace(run, zero=zero)
+
+
+# ---- how much slower ----
+
+# What one pass over the weights costs beside its tokens, in the time that a token takes: a token needs 2 FLOP per
+# weight, at about 400 TFLOP/s. Rough figures of A100 and H100 nodes; they only decide the order of what fits.
+_LAUNCH = 100  # kernels that are too small to fill the GPU
+_DEQUANTISE = 450  # nf4: half a byte read, two bytes written and read again per weight, at 2 TB/s
+_GATHER = 700  # ZeRO-3: two bytes per weight from the other GPUs, at 300 GB/s, half of it hidden
+_FROM_HOST = 16_000  # offloaded weights: two bytes per weight over PCIe, at 25 GB/s, each GPU its part
+_HOST_STEP = 1.02  # an adapter's optimizer on the host: a small step
+
+
+def slowdown(run: Run) -> float:
+    """Time per token, relative to LoRA without any of the measures that save memory. A rough figure, to sort by."""
+    passes = (2 if run.lora else 3) + (1 if run.gradient_checkpointing else 0)
+    extra = _LAUNCH + (_DEQUANTISE if run.q_lora else 0)
+    step = 1.0
+    if run.zero is not None:
+        n = run.machine.gpus
+        extra += _GATHER * (n - 1) / n if run.zero.stage == 3 else 0
+        extra += _FROM_HOST / n if run.zero.offload_params else 0
+        step = _HOST_STEP if run.zero.offload_optimizer else 1.0
+    return step * passes / 2 * (run.tokens + extra) / run.tokens
+
+
+# ---- what could be tried ----
+
+
+def keep_global_batch(run: Run, microbatch: int) -> tuple[int, int]:
+    """(microbatch, accumulation) with the same product as now, and a microbatch of at most `microbatch`.
+
+    >>> keep_global_batch(run_of_16_times_2, 12)      # doctest: +SKIP
+    (8, 4)
+    """
+    product = run.per_device_train_batch_size * run.gradient_accumulation_steps
+    best = max(n for n in range(1, max(1, min(microbatch, product)) + 1) if product % n == 0)
+    return best, product // best
+
+
+def batches(run: Run) -> list[tuple[int, int]]:
+    """Every (microbatch, accumulation) with the run's product, largest microbatch first."""
+    product = run.per_device_train_batch_size * run.gradient_accumulation_steps
+    return [(n, product // n) for n in range(product, 0, -1) if product % n == 0]
+
+
+def with_batch(run: Run, batch: tuple[int, int]) -> Run:
+    return replace(run, per_device_train_batch_size=batch[0], gradient_accumulation_steps=batch[1])
+
+
+def choices(run: Run) -> Iterator[Run]:
+    """Every combination of engine, quantisation, checkpointing and microbatch at the run's global batch."""
+    for engine in ENGINES:
+        for q_lora in (False, True):
+            for checkpointing in (False, True):
+                variant = on_engine(replace(run, q_lora=q_lora, gradient_checkpointing=checkpointing), engine)
+                for batch in batches(run):
+                    yield with_batch(variant, batch)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A configuration that was looked at."""
+
+    plan: Plan
+    slowdown: float
+
+    @property
+    def run(self) -> Run:
+        return self.plan.run
+
+
+def fitting(run: Run) -> list[Choice]:
+    """What fits, least slowdown first; of each engine, quantisation and checkpointing only its best microbatch."""
+    best: dict[tuple[Any, ...], Choice] = {}
+    for variant in choices(run):
+        plan = estimate(variant)
+        key = (variant.zero, variant.q_lora, variant.gradient_checkpointing)
+        found = Choice(plan, slowdown(variant))
+        if plan.fits and (key not in best or found.slowdown < best[key].slowdown):
+            best[key] = found
+    return sorted(best.values(), key=lambda choice: (choice.slowdown, choice.plan.total))
+
+
+def neighbours(run: Run) -> Iterator[tuple[str, Run]]:
+    """(what is changed, the run with it): every configuration one setting away."""
+    if run.gradient_checkpointing:
+        yield "without checkpointing", replace(run, gradient_checkpointing=False)
+    else:
+        yield "with checkpointing", replace(run, gradient_checkpointing=True)
+    if run.lora:
+        yield ("LoRA instead of QLoRA" if run.q_lora else "QLoRA instead of LoRA"), replace(run, q_lora=not run.q_lora)
+    at = next((i for i, engine in enumerate(ENGINES) if run.zero and engine.path == run.zero.path), None)
+    if at is not None:
+        for other in (at - 1, at + 1):
+            if 0 <= other < len(ENGINES):
+                variant = on_engine(run, ENGINES[other])
+                yield describe(variant).split(", ")[1], variant
+    sizes = batches(run)
+    here = sizes.index((run.per_device_train_batch_size, run.gradient_accumulation_steps))
+    for other in (here - 1, here + 1):
+        if 0 <= other < len(sizes):
+            micro, accumulation = sizes[other]
+            yield f"microbatch {micro} x accumulation {accumulation}", with_batch(run, sizes[other])
+
+
+def rejected(best: Choice) -> list[tuple[str, str]]:
+    """(neighbour of the best choice, why it was not chosen)."""
+    reasons = []
+    for change, run in neighbours(best.run):
+        plan = estimate(run)
+        ratio = slowdown(run) / best.slowdown
+        if not plan.fits:
+            reasons.append((change, f"does not fit: {why_not(plan)}"))
+        else:
+            slower = f"about {ratio:.2f}x as long" if ratio >= 1.005 else "no faster"
+            reasons.append((change, f"fits ({human(plan.total)}), {slower}"))
+    return reasons
+
+
+# ---- advice ----
+
+
+def advice_after_oom(plan: Plan, limit: int | None = None) -> str:
+    """One message for a run that ran out of GPU memory: which settings fit, least slowdown first.
+
+    `limit`: bytes of one GPU, where the plan does not know them. A plan that said "fits" was too low, so what is
+    suggested must fit with as much room as it was wrong by.
+    """
+    run = plan.run
+    limit = limit or run.machine.gpu_memory
+    if limit is None:
+        return _blind_advice(run)
+    too_low = max(1.05, 1.05 * limit / plan.total)
+    machine = replace(run.machine, gpu_memory=int(limit / too_low))
+    start = replace(run, machine=machine, chunked_head=True)
+    candidates = [with_batch(start, batch) for batch in batches(run)]
+    candidates += [replace(c, gradient_checkpointing=True) for c in candidates]
+    if run.lora and not run.q_lora:
+        candidates += [replace(c, q_lora=True) for c in candidates]
+    engines = [on_engine(c, engine) for engine in ENGINES[2:] for c in candidates] if run.lora else []
+    fits = sorted((c for c in (*candidates, *engines) if estimate(c).fits and c != run), key=slowdown)
+    head = f"out of GPU memory: {describe(run)} needs about {human(plan.total)} of {human(limit)}"
+    if not fits:
+        return f"{head}; nothing smaller fits either: use more GPUs, a smaller model or a shorter --model_max_length"
+    lines = dict.fromkeys(_difference(run, choice) for choice in fits)
+    return f"{head}; what fits, fastest first: " + "; or ".join(list(lines)[:3])
+
+
+def _difference(old: Run, new: Run) -> str:
+    """The flags that turn one run into the other."""
+    flags = []
+    if new.per_device_train_batch_size != old.per_device_train_batch_size:
+        flags.append(f"--per_device_train_batch_size {new.per_device_train_batch_size}")
+        flags.append(f"--gradient_accumulation_steps {new.gradient_accumulation_steps}")
+    if new.gradient_checkpointing and not old.gradient_checkpointing:
+        flags.append("--gradient_checkpointing True")
+    if new.q_lora and not old.q_lora:
+        flags.append("--q_lora True")
+    if new.zero != old.zero and new.zero is not None:
+        flags.append(f"--deepspeed {new.zero.path}")
+    return " ".join(flags) or "--chunked_head True"
+
+
+def _blind_advice(run: Run) -> str:
+    flags = []
+    if run.per_device_train_batch_size > 1:
+        micro, accumulation = keep_global_batch(run, run.per_device_train_batch_size // 2)
+        flags.append(f"--per_device_train_batch_size {micro} --gradient_accumulation_steps {accumulation}")
+    if not run.gradient_checkpointing:
+        flags.append("--gradient_checkpointing True")
+    if run.lora and not run.q_lora:
+        flags.append("--q_lora True")
+    flags.append(f"a --model_max_length below {run.model_max_length}")
+    return f"out of memory with {describe(run)}; lower it with " + ", or ".join(flags)

@@ -1,0 +1,208 @@
+"""Weights, gradients, optimizer states and communication buffers: what does not depend on the number of tokens.
+
+P is the number of trained parameters, N the number of GPUs. DeepSpeed's part was read in its source, 0.19
+(runtime/zero/stage_1_and_2.py, stage3.py); a test compares the result with two real processes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fastchat.plan.nf4 import quantised_size
+from fastchat.plan.optimizers import SMALLEST_PAGED, Optimizer, optimizer_of
+from fastchat.plan.run import Run
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes. Those that start with host_ are per process; the others per GPU."""
+
+    weights: int
+    scales: int  # of the quantised weights
+    gradients: int
+    optimizer: int
+    buffers: int
+    loading: int  # weights that are there while the model is loaded, and later partitioned away
+    stepping: int  # temporary, while the optimizer steps
+    host_weights: int = 0
+    host_gradients: int = 0
+    host_optimizer: int = 0
+
+
+def states_of(run: Run) -> States:
+    """All of them, for one configuration."""
+    if run.zero is None:
+        return _plain(run)
+    return _zero3(run) if run.zero.stage == 3 else _zero12(run)
+
+
+def base_weights(run: Run) -> tuple[int, int]:
+    """(bytes of the whole base, bytes of the scales that quantisation adds) before anything is partitioned."""
+    a = run.architecture
+    if not run.q_lora:
+        return a.parameters * run.weight_bytes, 0
+    sizes = [quantised_size(linear.elements) for linear in a.layer_linears]
+    codes, scales = sum(s.codes for s in sizes), sum(s.scales for s in sizes)
+    return a.num_layers * codes + a.unquantised_elements * run.weight_bytes, a.num_layers * scales
+
+
+def trained_weights(run: Run) -> int:
+    """Bytes of the adapter; in full fine-tuning the trained weights are the base's own."""
+    return run.trained * run.adapter_bytes if run.lora else 0
+
+
+# ---- without DeepSpeed ----
+
+
+def _plain(run: Run) -> States:
+    base, scales = base_weights(run)
+    optimizer = optimizer_of(run.optim)
+    gradients = run.trained * run.trained_bytes
+    state, paged = _state(run, optimizer, run.trained, run.trained_bytes)
+    # DistributedDataParallel copies all gradients into buckets, which live as long as the run.
+    buckets = gradients if run.machine.gpus > 1 else 0
+    return States(
+        weights=base + trained_weights(run),
+        scales=scales,
+        gradients=gradients,
+        optimizer=state - paged,
+        buffers=buckets,
+        loading=0,
+        stepping=optimizer.copies * run.trained * run.trained_bytes,
+        host_optimizer=paged,
+    )
+
+
+# ---- ZeRO-1 and ZeRO-2 (and DeepSpeed without ZeRO, stage 0) ----
+
+
+def _zero12(run: Run) -> States:
+    zero, p = run.zero, run.trained
+    assert zero is not None
+    parts = run.machine.gpus if zero.stage else 1
+    mine = math.ceil(p / parts)
+    half = run.trained_bytes
+    base, scales = base_weights(run)
+    optimizer = optimizer_of(run.optim)
+    state, paged = _state(run, optimizer, mine, 4)
+    master = 4 * mine  # a float32 copy of this process's part, also where the weights are float32
+    # ZeRO-2 keeps this process's part of the gradients; ZeRO-1 all of them until the step.
+    gradients = half * (mine if zero.stage == 2 else p)
+    if not zero.offload_optimizer:
+        stepping = 4 * mine + optimizer.copies * 4 * mine  # the part's gradients in float32, and the optimizer's own
+        return States(
+            weights=base + trained_weights(run),
+            scales=scales,
+            gradients=gradients,
+            optimizer=master + state - paged,
+            buffers=_reduce_buckets(run),
+            loading=0,
+            stepping=stepping,
+            host_optimizer=paged,
+        )
+    # Offloaded: gradients leave the GPU through a buffer as large as the largest parameter. On the host: float32
+    # weights, two moments and gradients, the 16-bit copy that travels back, and 16-bit gradients while accumulating.
+    accumulated = half * mine if run.gradient_accumulation_steps > 1 else 0
+    return States(
+        weights=base + trained_weights(run),
+        scales=scales,
+        gradients=0 if zero.stage == 2 else gradients,
+        optimizer=0,
+        buffers=_reduce_buckets(run) + half * _largest_trained(run),
+        loading=0,
+        stepping=0,
+        host_gradients=4 * mine + accumulated,
+        host_optimizer=master + 8 * mine + half * mine,
+    )
+
+
+def _reduce_buckets(run: Run) -> int:
+    """Buckets that gradients are collected in before they are reduced; two of them where that overlaps the backward."""
+    zero = run.zero
+    assert zero is not None
+    if zero.stage == 0 or not zero.contiguous:
+        return 0
+    return run.trained_bytes * zero.reduce_bucket * (2 if zero.overlap and zero.stage < 3 else 1)
+
+
+def _largest_trained(run: Run) -> int:
+    a = run.architecture
+    if not run.lora:
+        return max(a.embedding_elements, max(linear.elements for linear in a.layer_linears))
+    return run.lora_r * max(max(linear.inputs, linear.outputs) for linear in run.adapted or a.layer_linears)
+
+
+# ---- ZeRO-3 ----
+
+
+def _zero3(run: Run) -> States:
+    zero, n, p = run.zero, run.machine.gpus, run.trained
+    assert zero is not None
+    mine = math.ceil(p / n)
+    base, scales = base_weights(run)
+    everything = base + trained_weights(run)
+    part = math.ceil(everything / n)
+    optimizer = optimizer_of(run.optim)
+    state, paged = _state(run, optimizer, mine, 4)
+    gradients = run.trained_bytes * mine
+    gathered = _gathered(run, everything)
+    group = min(zero.sub_group, mine)
+    return States(
+        weights=0 if zero.offload_params else part,
+        scales=scales,  # constants of the quantisation are no parameters, so they stay whole
+        gradients=0 if zero.offload_optimizer else gradients,
+        optimizer=0 if zero.offload_optimizer else 4 * mine + state - paged,
+        buffers=gathered + _reduce_buckets(run),
+        # A quantised model is first loaded whole onto every GPU and then partitioned.
+        loading=everything - (0 if zero.offload_params else part) if run.q_lora and n > 1 else 0,
+        stepping=0 if zero.offload_optimizer else 4 * group * (1 + optimizer.copies),
+        host_weights=part if zero.offload_params else 0,
+        host_gradients=gradients + 4 * mine if zero.offload_optimizer else 0,
+        host_optimizer=4 * mine + 8 * mine if zero.offload_optimizer else paged,
+    )
+
+
+def _gathered(run: Run, everything: int) -> int:
+    """Weights that are whole for a while: up to `stage3_max_live_parameters`, and at least the largest layer.
+
+    Counted in stored elements: two nf4 weights are one. What is gathered also counts its fetch-ahead.
+    """
+    zero, a = run.zero, run.architecture
+    assert zero is not None
+    if run.machine.gpus == 1 and not zero.offload_params:
+        return 0  # the only part is the whole
+    largest = max(a.embedding_elements * run.weight_bytes, _layer_bytes(run))
+    each = 1 if run.q_lora else run.weight_bytes
+    return min(everything, max(largest, zero.live_parameters * each))
+
+
+def _layer_bytes(run: Run) -> int:
+    layer = sum(linear.elements for linear in run.architecture.layer_linears)
+    return layer // 2 if run.q_lora else layer * run.weight_bytes
+
+
+# ---- optimizer ----
+
+
+def _state(run: Run, optimizer: Optimizer, parameters: int, parameter_bytes: int) -> tuple[int, int]:
+    """(bytes of the state, how many of them are paged) for this process's `parameters`."""
+    a = run.architecture
+    if optimizer.factored and run.zero is None:
+        if run.lora:  # a matrix of r x n keeps r + n values
+            sides = sum(2 * run.lora_r + linear.inputs + linear.outputs for linear in run.adapted)
+        else:
+            sides = sum(linear.inputs + linear.outputs for linear in a.layer_linears)
+        return 4 * a.num_layers * sides, 0
+    if optimizer.bytes_each is not None and optimizer.bytes_each < 2 and run.zero is None and not run.lora:
+        # bitsandbytes keeps 32 bits for embeddings (transformers overrides them), norms and biases
+        small = a.embedding_elements + a.norm_elements + a.bias_elements
+        state = optimizer.state_bytes(parameters - small, parameter_bytes) + 4 * optimizer.states * small
+    else:
+        state = optimizer.state_bytes(parameters, parameter_bytes)
+    return round(state), round(state) if optimizer.paged and _pages(run) else 0
+
+
+def _pages(run: Run) -> bool:
+    """Small adapter matrices are not worth a page; DeepSpeed's flat partition always is."""
+    return run.zero is not None or _largest_trained(run) >= SMALLEST_PAGED

@@ -1,0 +1,99 @@
+"""What a DeepSpeed configuration means for memory: the stage, what is offloaded, and the sizes of the buffers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastchat.errors import SettingsError
+
+# DeepSpeed's defaults (deepspeed/runtime/zero/config.py), in elements.
+_REDUCE_BUCKET = 500_000_000
+_LIVE_PARAMETERS = 1_000_000_000
+_PREFETCH = 50_000_000
+_PERSISTENCE = 100_000
+_SUB_GROUP = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Zero:
+    """The part of a DeepSpeed configuration that decides memory; all sizes in elements."""
+
+    stage: int = 0
+    offload_optimizer: bool = False
+    offload_params: bool = False
+    overlap: bool = True
+    contiguous: bool = True
+    reduce_bucket: int = _REDUCE_BUCKET
+    live_parameters: int = _LIVE_PARAMETERS  # ZeRO-3: so many gathered parameters may be there at a time
+    prefetch: int = _PREFETCH  # ZeRO-3: and so many are fetched ahead
+    persistence: int = _PERSISTENCE  # ZeRO-3: smaller parameters stay gathered
+    sub_group: int = _SUB_GROUP  # ZeRO-3: the optimizer steps in groups of this size
+    half: bool | None = None  # bf16 or fp16 switched on (True) or off (False) in the file; None follows the flags
+    path: str = ""
+
+
+def read_zero(given: str | Mapping[str, Any], hidden: int) -> Zero:
+    """The configuration in the file (or mapping) `given`, for a model of width `hidden`.
+
+    "auto" becomes what transformers makes of it (integrations/deepspeed.py, trainer_config_finalize). SettingsError
+    where the file is missing or no such configuration.
+    """
+    config = given if isinstance(given, Mapping) else _read(given)
+    path = "" if isinstance(given, Mapping) else str(given)
+    zero = config.get("zero_optimization") or {}
+    if not isinstance(zero, Mapping) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise SettingsError(f"--deepspeed {path}: zero_optimization.stage must be 0, 1, 2 or 3")
+    stage = int(zero.get("stage", 0))
+
+    def size(key: str, default: int, auto: int) -> int:
+        value = zero.get(key, default)
+        if value == "auto":
+            return auto
+        try:
+            return int(float(value))
+        except (TypeError, ValueError):
+            raise SettingsError(f"--deepspeed {path}: zero_optimization.{key} is {value!r}, not a number") from None
+
+    return Zero(
+        stage=stage,
+        offload_optimizer=_offloads(zero, "offload_optimizer") or bool(zero.get("cpu_offload")),
+        offload_params=stage == 3 and (_offloads(zero, "offload_param") or bool(zero.get("cpu_offload_param"))),
+        overlap=bool(zero.get("overlap_comm", stage == 3)),
+        contiguous=bool(zero.get("contiguous_gradients", True)),
+        reduce_bucket=size("reduce_bucket_size", _REDUCE_BUCKET, hidden * hidden),
+        live_parameters=size("stage3_max_live_parameters", _LIVE_PARAMETERS, _LIVE_PARAMETERS),
+        prefetch=size("stage3_prefetch_bucket_size", _PREFETCH, int(0.9 * hidden * hidden)),
+        persistence=size("stage3_param_persistence_threshold", _PERSISTENCE, 10 * hidden),
+        sub_group=size("sub_group_size", _SUB_GROUP, _SUB_GROUP),
+        half=_half(config),
+        path=path,
+    )
+
+
+def _offloads(zero: Mapping[str, Any], block: str) -> bool:
+    entry = zero.get(block) or {}
+    return isinstance(entry, Mapping) and entry.get("device", "none") != "none"
+
+
+def _half(config: Mapping[str, Any]) -> bool | None:
+    """Whether the file itself fixes half precision."""
+    fixed = [b.get("enabled", "auto") for b in (config.get("bf16"), config.get("fp16")) if isinstance(b, Mapping)]
+    if any(value is True for value in fixed):
+        return True
+    return False if len(fixed) == 2 and all(value is False for value in fixed) else None
+
+
+def _read(path: str) -> Mapping[str, Any]:
+    try:
+        config = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--deepspeed {path} cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"--deepspeed {path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise SettingsError(f"--deepspeed {path} must hold a JSON object")
+    return config
