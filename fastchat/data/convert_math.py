@@ -15,9 +15,7 @@ turn. A row is left out, counted and named where the code fails or prints nothin
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
-import json
 import os
 import sys
 from collections import deque
@@ -27,10 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.data.bad_rows import BadRow, BadRowReport, shown
+from fastchat.data.command import Parser, run
 from fastchat.data.math_rows import Problem, agree, dialogue, number, read_problem
 from fastchat.data.reading import Row, read_rows
 from fastchat.data.sandbox import Limits, guarantee, run_python
-from fastchat.errors import EXIT_DONE, DataError, ResourceError, SettingsError, UserError, say
+from fastchat.data.terminal import safe
+from fastchat.data.writing import RowFile, check_output
+from fastchat.errors import DataError, SettingsError, say
 
 _FAILURES = {
     "error": "the code fails",
@@ -41,24 +42,18 @@ _FAILURES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = _parser().parse_args(argv)
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors="backslashreplace")
-    try:
-        _check(args)
-        convert(args.input, args.output, max_rows=args.max_rows, timeout=args.timeout, workers=args.workers)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return EXIT_DONE
+    return run(_command, _parser(), argv)
+
+
+def _command(args: argparse.Namespace) -> None:
+    _check(args)
+    convert(args.input, args.output, max_rows=args.max_rows, timeout=args.timeout, workers=args.workers)
 
 
 def convert(
     source: str, target: str, *, max_rows: int | None = None, timeout: float = 5.0, workers: int = 1
 ) -> tuple[int, BadRowReport]:
-    """Convert a file of rows; the target appears when it is complete, one line per converted row, in input order.
+    """Convert a file of rows, in order; the target appears when it is complete.
 
     Returns the number of converted rows, and the report of the others. Says both.
 
@@ -67,29 +62,21 @@ def convert(
         ResourceError: the target cannot be written, or no process be started.
     """
     say(guarantee())
-    limits, report, num_rows, num_converted = Limits(timeout=timeout), BadRowReport(), 0, 0
+    limits, report, num_rows = Limits(timeout=timeout), BadRowReport(), 0
     rows = itertools.islice(read_rows(source), max_rows)
     stem = Path(source).name.split(".")[0]
-    work = ((row, f"{stem}-{number}") for number, row in enumerate(rows))
-    staged = Path(target).with_name(f".{Path(target).name}.{os.getpid()}")
-    try:
-        with open(staged, "w", encoding="utf-8") as file:
-            for (row, _), result in _with_bar(_in_order(lambda job: _convert(job, limits), work, workers)):
-                num_rows += 1
-                if isinstance(result, BadRow):
-                    report.add(row.source, row.line, result)
-                else:
-                    num_converted += 1
-                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
-        if not num_converted:
+    jobs = ((row, f"{stem}-{number}") for number, row in enumerate(rows))
+    with RowFile(target, "--out") as file:
+        for (row, _), result in _with_bar(_in_order(lambda job: _convert(job, limits), jobs, workers)):
+            num_rows += 1
+            if isinstance(result, BadRow):
+                report.add(row.source, row.line, result)
+            else:
+                file.add(result)
+        if not file.num_rows:
             raise DataError(f"{source}: not one of {num_rows} rows could be converted.{_listed(report)}")
-        os.replace(staged, target)
-    except OSError as error:
-        raise ResourceError(f"--out {target}: cannot be written ({error.strerror or error}).") from None
-    finally:
-        staged.unlink(missing_ok=True)
-    say(f"{num_converted:,} of {num_rows:,} rows converted to {target}.{_listed(report)}")
-    return num_converted, report
+    say(f"{file.num_rows:,} of {num_rows:,} rows converted to {target}.{_listed(report)}")
+    return file.num_rows, report
 
 
 # ---- one row ----
@@ -112,7 +99,7 @@ def _output_of(problem: Problem, limits: Limits) -> str:
     """What the code prints, checked against everything the row says about it."""
     outcome = run_python(problem.code, limits)
     if outcome.status != "ok":
-        raise BadRow(_FAILURES[outcome.status], outcome.error)
+        raise BadRow(_FAILURES[outcome.status], safe(outcome.error))
     output = outcome.output.strip("\n")
     if not output.strip():
         raise BadRow("the code prints nothing")
@@ -165,15 +152,20 @@ def _listed(report: BadRowReport) -> str:
 # ---- the command line ----
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m fastchat.data.convert_math",
         description="Make multi-round math dialogues (code, its output, answer) from question/answer rows.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--in", required=True, dest="input", metavar="ROWS", help=".json or .jsonl, also with .gz")
-    add("--out", required=True, dest="output", metavar="OUT.jsonl", help="where the dialogues go, in the messages form")
+    add(
+        "--out",
+        required=True,
+        dest="output",
+        metavar="OUT.jsonl",
+        help="where the dialogues go, in the messages form (.json: one array)",
+    )
     add("--max-rows", type=int, metavar="N", help="read only the first N rows")
     add("--timeout", type=float, default=5.0, metavar="S", help="seconds for each piece of code (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="codes run at a time (%(default)s)")
@@ -186,11 +178,7 @@ def _check(args: argparse.Namespace) -> None:
             raise SettingsError(f"{flag} {value}: it needs to be at least {least}.")
     if not 0 < args.timeout < 3600:
         raise SettingsError(f"--timeout {args.timeout:g}: it needs to be above 0 and below 3600 seconds.")
-    target = Path(args.output)
-    if target.is_dir() or not target.resolve().parent.is_dir():
-        raise SettingsError(f"--out {target}: is a folder, or its folder does not exist; name a file to write.")
-    if os.path.exists(args.input) and target.exists() and target.samefile(args.input):
-        raise SettingsError(f"--out {target}: is also --in and would be overwritten.")
+    check_output("--out", args.output, [args.input])
 
 
 if __name__ == "__main__":

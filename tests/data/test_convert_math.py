@@ -147,7 +147,7 @@ def test_order_and_max_rows_and_gzip(tmp_path):
     [
         (["--in", "{tmp}/no.jsonl", "--out", "{tmp}/out.jsonl"], 3, "no such file"),
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/rows.jsonl"], 2, "would be overwritten"),
-        (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/no/out.jsonl"], 2, "its folder does not exist"),
+        (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/no/out.jsonl"], 2, "make it first"),
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl", "--max-rows", "0"], 2, "at least 1"),
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl", "--timeout", "0"], 2, "above 0"),
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl"], 3, "not one of 1 rows could be converted"),
