@@ -1,19 +1,22 @@
-# What a change goes through. scripts/test.sh sets up .venv; the other targets expect it.
-PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Short names for what CONTRIBUTING.md describes. Everything runs in .venv, which `make env` (or scripts/test.sh) sets up.
+PYTHON := .venv/bin/python
 
-.PHONY: style check test fast bench
+.PHONY: env style check test test-fast
 
-style:  ## format, and mend what ruff can
-	ruff format . && ruff check --fix .
+env: ## set up .venv, if it is missing or out of date
+	bash -c '. scripts/lib.sh && setup_env'
 
-check:  ## formatting, lint and types, changing nothing
-	ruff format --check . && ruff check . && pyright
+style: env ## rewrite the code in the project's style
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
 
-test:  ## everything
+check: env ## style and types, changing nothing
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pyright
+
+test: ## all tests
 	bash scripts/test.sh
 
-fast:  ## what needs no launcher and little time
+test-fast: ## the tests that need no launcher and little time
 	bash scripts/test.sh --fast
-
-bench:  ## the benchmarks that need no GPU; playground/benchmark/README.md has the others
-	python playground/benchmark/packing.py
