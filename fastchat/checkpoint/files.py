@@ -29,6 +29,10 @@ def staged(folder: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
         yield stage
         settle(stage)
         names = sorted(path.name for path in stage.iterdir())
+        for name in last:  # without these an earlier result does not load: it is never mixed with the new one
+            (target / name).unlink(missing_ok=True)
+        if last:
+            sync(target)
         for name in [n for n in names if n not in last] + [n for n in last if n in names]:
             os.replace(stage / name, target / name)
         sync(target)

@@ -73,7 +73,7 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
 def compare_files(files: Iterable[Path], expected: dict[str, torch.Tensor]) -> None:
     """CheckpointError unless the safetensors files hold exactly `expected`: every name, shape, dtype and bit."""
     left = dict(expected)
-    for name, stored in _stored(files):
+    for name, stored in stored_tensors(files):
         if name not in left:
             raise CheckpointError(f"the saved file holds {name}, which was not trained here; nothing was put in place")
         tensor = left.pop(name)
@@ -89,7 +89,8 @@ def compare_files(files: Iterable[Path], expected: dict[str, torch.Tensor]) -> N
         )
 
 
-def _stored(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor of everything in some safetensors files, one at a time."""
     from safetensors import safe_open
 
     for path in files:

@@ -63,6 +63,9 @@ def merge_adapter(
     tuned = find_tuned(lora_path, base_model_path)
     if not tuned.is_adapter:
         raise SettingsError(f"{lora_path} is not an adapter: it has no adapter_config.json.")
+    other = tuned.other_base()
+    if other:
+        raise CheckpointError(f"{other}: nothing was merged; pass the right one with --base-model-path")
     weights = weights or ("dequantised" if tuned.quantised else "full")
     options = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     dtype = weights_dtype("auto", load_config(tuned.base, **options))

@@ -34,6 +34,7 @@ class TrainingRecord:
         data: {"train": {"paths", "fingerprint", "counts"}, "eval": ...}.
         versions: library -> version.
         trainable_parameters: how many numbers were trained.
+        fingerprints: what the run stood on, name -> digest or number ("base_model", "data", "template", ...).
         metrics: final losses and speeds.
     """
 
@@ -50,6 +51,7 @@ class TrainingRecord:
     data: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     trainable_parameters: int | None = None
+    fingerprints: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 

@@ -27,7 +27,8 @@ def rank_file(rank: int) -> str:
 def random_state() -> dict[str, Any]:
     """The state of every random generator of this process, as tensors and plain numbers."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # pyright: ignore
+    numbers: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = numbers
     state: dict[str, Any] = {
         "python": [version, list(words), gauss],
         "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
@@ -50,7 +51,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def load_tensors(path: Path) -> Any:
-    """The content of a file of ours, on the CPU. CheckpointError where it is missing or holds more than plain values."""
+    """The content of a file of ours, on the CPU. CheckpointError: missing, or holding more than plain values."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the run cannot go on exactly (--resume_weights_only does without)")
     try:

@@ -190,7 +190,10 @@ def _free_name(run: Path, prefix: str, step: int) -> Path:
 
 
 def _leftovers(run: Path, prefixes: tuple[str, ...]) -> list[Path]:
-    return sorted(path for path in run.iterdir() if path.name.startswith(tuple(p + PREFIX for p in prefixes)))
+    found = [path for path in run.iterdir() if path.name.startswith(tuple(p + PREFIX for p in prefixes))]
+    if SAVING in prefixes:  # the result's own stage, see files.staged
+        found += [path for path in run.iterdir() if re.fullmatch(re.escape(SAVING) + r"\d+", path.name)]
+    return sorted(found)
 
 
 def _remove_all(run: Path, prefixes: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastchat.checkpoint.fingerprint import model_fingerprint
 from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.conversation import Template
 from fastchat.data.binding import BoundEncoder
@@ -55,6 +56,20 @@ class Tuned:
         template = self.record.template if self.record else None
         return template["name"] if template else None
 
+    def other_base(self) -> str:
+        """What to say where `base` does not hold the weights that the adapter was trained on; "" where it does.
+
+        Known only for adapters that recorded a fingerprint, on a base in a folder.
+        """
+        recorded = self.record.fingerprints.get("base_model") if self.is_adapter and self.record else None
+        found = model_fingerprint(self.base) if recorded else None
+        if found is None or len(str(recorded)) != len(found) or found == recorded:  # a hub commit is shorter
+            return ""
+        return (
+            f"{self.base} does not hold the weights that the adapter {self.path} was trained on (fingerprint "
+            f"{found[:12]} instead of {str(recorded)[:12]})"
+        )
+
     def bind(self, encoder: TextEncoder) -> BoundEncoder | None:
         """`encoder` tied to the template of the run as the record holds it; None where no template is recorded."""
         template = self.record.template if self.record else None
@@ -102,6 +117,9 @@ def load_tuned(tuned: Tuned, *, weights: str | None = None, **options: Any) -> A
     """
     if not tuned.is_adapter:
         return load_base_model(tuned.base, for_training=False, **options).eval()
+    other = tuned.other_base()
+    if other:
+        say(f"WARNING: {other}: its answers will be wrong")
     weights = weights or ("nf4" if tuned.quantised else "full")
     shared = {"rope": tuned.rope, "for_training": False, **options}
     if weights == "full":

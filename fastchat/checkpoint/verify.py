@@ -45,7 +45,7 @@ def _summary(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m fastchat.checkpoint.verify", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m fastchat.checkpoint.verify")
     parser.add_argument("folder", type=Path, help="a checkpoint, or an output folder with checkpoints")
     lines, good = verify(parser.parse_args(argv).folder.expanduser())
     print("\n".join(lines), file=sys.stdout if good else sys.stderr)

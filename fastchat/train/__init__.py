@@ -15,6 +15,10 @@ settings.py               all of that put together: `parse`
 trainer.py, loss.py       sum over supervised tokens / their global number, in training and evaluation
 sampling.py               the same global batches for any number of processes
 tokens.py                 tokenised once per machine, mapped by the other processes
-callbacks.py              metrics.jsonl
+callbacks.py              metrics.jsonl and samples.jsonl
+numerics.py               a loss or gradient that is not finite never reaches the weights
+beginning.py, resuming.py whose folder it is, where to go on from, what changed since, is there room
+checkpointing.py          the Trainer's checkpoints through the checkpoint room; how a run stops in the middle
+stopping.py               signals, a launcher or a process of the run that died
 processes.py, status.py   how processes start, agree and end; exit codes and status.json
 """

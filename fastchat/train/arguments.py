@@ -55,6 +55,10 @@ class DataArguments:
     on_bad_row: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "stop at malformed rows, or skip and count them"}
     )
+    log_samples: bool = field(
+        default=False,
+        metadata={"help": "write which rows each step and rank trained into samples.jsonl"},
+    )
 
 
 @dataclass
@@ -102,6 +106,18 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "never: a NaN loss is shown as what it is"})
     save_strategy: transformers.trainer_utils.SaveStrategy | str = field(
         default="no", metadata={"help": "checkpoints while training: no, epoch, steps or best"}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "auto (the default: go on behind the checkpoints in --output_dir), never, or a folder"},
+    )
+    resume_weights_only: bool = field(
+        default=False,
+        metadata={"help": "go on with the weights and the position of a checkpoint, with a new optimizer state"},
+    )
+    on_nonfinite: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "a loss or gradient that is not finite stops the run, or that step's update is left out"},
     )
 
     def __post_init__(self) -> None:
@@ -160,7 +176,6 @@ UNSUPPORTED: dict[str, str] = {  # flags of transformers that would have no effe
     "bf16_full_eval": _EVALUATION,
     "fp16_full_eval": _EVALUATION,
     "enable_jit_checkpoint": _COMPILE,
-    "resume_from_checkpoint": "a run cannot be continued yet; start it again with --overwrite_output_dir",
     "ignore_data_skip": _COMPILE,
     "restore_callback_states_from_checkpoint": _COMPILE,
     "save_on_each_node": "the result is saved once, by global rank 0",

@@ -1,15 +1,17 @@
-"""`metrics.jsonl`: what the run measured, one JSON object per line, at full precision."""
+"""`metrics.jsonl` and `samples.jsonl`: what the run measured and trained, one JSON object per line."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-METRICS = "metrics.jsonl"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
 
 
@@ -26,8 +28,8 @@ class MetricsFile(TrainerCallback):
         self.path = Path(folder) / METRICS
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and state.global_step == 0:
-            self.path.write_text("", encoding="utf-8")
+        if state.is_world_process_zero:
+            cut_back(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or not ("loss" in logs or "eval_loss" in logs):
@@ -36,6 +38,45 @@ class MetricsFile(TrainerCallback):
         row.update({key: value for key, value in logs.items() if not key.endswith(_SPEED)})
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({key: number(value) for key, value in row.items()}) + "\n")
+
+
+class SamplesFile(TrainerCallback):
+    """Appends, for every step and rank, which input rows it trained: {"step", "rank", "samples"}. `--log_samples`."""
+
+    def __init__(self, folder: str | Path, rows_of: Callable[[int, int], list[list[int]]]) -> None:
+        self.path, self.rows_of = Path(folder) / SAMPLES, rows_of
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            cut_back(self.path, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            for rank in range(args.world_size):
+                rows = [row for micro in self.rows_of(state.global_step - 1, rank) for row in micro]
+                file.write(json.dumps({"step": state.global_step, "rank": rank, "samples": rows}) + "\n")
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Leaves only the rows up to `step` in a file of one JSON object per line; a torn last line goes too.
+
+    The new file replaces the old one in one step.
+    """
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(staged, "w", encoding="utf-8") as file:
+        file.write("".join(kept))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
 
 
 def number(value: Any) -> Any:

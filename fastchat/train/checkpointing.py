@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback
 
 from fastchat.checkpoint import resume_state as files
+from fastchat.checkpoint.discover import shorten
 from fastchat.checkpoint.load import load_weights
 from fastchat.checkpoint.manager import save_checkpoint
-from fastchat.checkpoint.manifest import Manifest
+from fastchat.checkpoint.manifest import Manifest, find_problems
+from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.staging import checkpoint_path
 from fastchat.errors import CheckpointError, say
 from fastchat.train.resuming import Resume
@@ -116,6 +119,10 @@ class CheckpointTrainer(Trainer):
         if path is not None and (not self.is_deepspeed_enabled or self.plan.resume.weights_only):
             load_weights(self.model, path, adapter=self.plan.adapter)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            if engine.zero_optimization_stage() in (1, 2):
+                engine.optimizer.check_grad_overflow = True  # else a bfloat16 step is made with NaN gradients
         if path is None:
             return prepared
         if self.plan.resume.weights_only:
@@ -157,11 +164,21 @@ class CheckpointTrainer(Trainer):
             files.set_random_state(self._own_file(Path(checkpoint))["random"])
 
     def _advance_schedule(self) -> None:
-        """Without its saved state the schedule is brought to its place step by step."""
+        """Without its saved state the schedule is brought to its place."""
         scheduler: Any = self.lr_scheduler
         if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-            for _ in range(self.state.global_step):
-                scheduler.step()
+            with warnings.catch_warnings():  # torch warns of steps before the optimizer's, and of jumps
+                warnings.simplefilter("ignore")
+                scheduler.step(self.state.global_step)
+
+    def _load_best_model(self) -> None:
+        """The weights of the best checkpoint, whatever the engine; nothing else of it is needed any more."""
+        path = Path(str(self.state.best_model_checkpoint))
+        problems = first(lambda: find_problems(path))
+        if problems:
+            raise CheckpointError(f"the best checkpoint {path} is not what was saved: {shorten(problems)}")
+        load_weights(self.model, path, adapter=self.plan.adapter)
+        say(f"--load_best_model_at_end: the weights of {path.name} (eval loss {self.state.best_metric:.4f})")
 
     # ---- stopping ----
 
@@ -181,6 +198,19 @@ class CheckpointTrainer(Trainer):
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return None if not flag.item() else mine or "another process of the run was asked to stop"
 
+    def stop_before_evaluation(self) -> None:
+        """After training and saving the result: where a stop was asked for, the next start evaluates.
+
+        That one goes on from a checkpoint of the last step; Preempted is raised here.
+        """
+        reason = self.stop_asked()
+        if reason is None:
+            return
+        there = checkpoint_path(self.plan.folder, self.state.global_step).is_dir()
+        if not there and not self.args.load_best_model_at_end:
+            self._save_checkpoint(self.model, None)
+        raise Preempted(f"{reason}: the result is saved; the same command makes the last evaluation")
+
 
 class StopCallback(TrainerCallback):
     """Asks after every step whether to stop; then the step is saved and training ends.
@@ -191,6 +221,9 @@ class StopCallback(TrainerCallback):
 
     def __init__(self, trainer: CheckpointTrainer) -> None:
         self.trainer, self.waiting, self.reason = trainer, False, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        STOPPING.can_wait = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.reason = self.trainer.stop_asked()

@@ -144,6 +144,18 @@ def _evaluation(values: Values) -> None:
 
 
 def _saving(values: Values) -> None:
+    choice = values["resume_from_checkpoint"]
+    if choice is not None:
+        named = {"true": "auto", "false": "never"}.get(str(choice).lower(), str(choice))
+        origin = values.origin["resume_from_checkpoint"]
+        values.derive("resume_from_checkpoint", named)
+        values.origin["resume_from_checkpoint"] = origin
+        if named not in ("auto", "never") and not Path(named).expanduser().is_dir():
+            raise SettingsError(
+                f"--resume_from_checkpoint {choice}: there is no such folder; it can be auto, never or a checkpoint"
+            )
+        if named == "never" and values["resume_weights_only"]:
+            raise SettingsError("--resume_weights_only needs a checkpoint, --resume_from_checkpoint never forbids one")
     if values["load_best_model_at_end"] and values["save_strategy"] not in ("best", values["eval_strategy"]):
         raise SettingsError(
             "--load_best_model_at_end needs a checkpoint for every evaluation: "

@@ -23,7 +23,7 @@ from fastchat.model.tokenizer import choose_pad, load_tokenizer
 from fastchat.train.processes import rank
 from fastchat.train.record import base_name
 from fastchat.train.settings import Settings
-from fastchat.train.tokens import Corpus, read_corpus
+from fastchat.train.tokens import Corpus, overlap_line, read_corpus
 
 
 def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
@@ -64,6 +64,9 @@ def read_data(settings: Settings, bound: BoundEncoder) -> dict[str, Corpus]:
     corpora = {"train": read("train", list(data.data_path or []))}
     if data.eval_data_path and (training.do_eval or training.eval_on_start):
         corpora["eval"] = read("eval", list(data.eval_data_path))
+        line = overlap_line(corpora["train"], corpora["eval"])
+        if line:
+            say(line)
     return corpora
 
 

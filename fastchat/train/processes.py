@@ -63,6 +63,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def known_processes() -> list[tuple[str, int]]:
+    """(machine, process id) of every process of the run, by rank."""
+    mine = (socket.gethostname(), os.getpid())
+    if not dist.is_initialized():
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if dist.is_initialized():

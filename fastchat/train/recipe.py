@@ -12,16 +12,20 @@ from typing import Any
 
 import torch
 
+from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.save import save_result
 from fastchat.data.collate import collate
-from fastchat.errors import say
+from fastchat.errors import SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
-from fastchat.train.callbacks import MetricsFile, number
+from fastchat.train.beginning import check_folder_early, clear_folder, decide, identify, plan_checkpoints, remove_stops
+from fastchat.train.callbacks import MetricsFile, SamplesFile, number
+from fastchat.train.checkpointing import StopCallback
 from fastchat.train.prepare import prepare_model, prepare_rope, prepare_text, read_data
-from fastchat.train.processes import barrier, rank
+from fastchat.train.processes import known_processes, rank, together
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.settings import Settings
-from fastchat.train.status import RunStatus, check_output_dir, clear_results
+from fastchat.train.status import RunStatus, end_with_dead_peer
+from fastchat.train.stopping import STOPPING
 from fastchat.train.tokens import share
 from fastchat.train.trainer import ChatTrainer
 
@@ -30,35 +34,48 @@ def train(settings: Settings, status: RunStatus) -> None:
     """Runs one training from checked settings to the files in `--output_dir`. Raises UserErrors."""
     training = settings.training
     output_dir = Path(str(training.output_dir))
-    check_output_dir(output_dir, overwrite=training.overwrite_output_dir)
+    check_folder_early(settings)
+    together(lambda: status.lock(output_dir))
 
     tokenizer, pad_token_id, bound = prepare_text(settings)
     base = base_name(str(settings.model.model_name_or_path))
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
     rope = prepare_rope(settings, config)
     corpora = read_data(settings, bound)
+    identity = first(lambda: identify(settings, config, base, tokenizer, bound, corpora["train"]))
+    assert identity is not None
+    resume = decide(settings, identity)
+    if resume.finished:
+        return
     model, weights_dtype = prepare_model(settings, config, rope)
-    run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora)
+    trainable, total = count_parameters(model)
+    if not trainable:
+        raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
+    run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, identity)
 
-    status.claim(output_dir)
-    if rank() == 0:
-        clear_results(output_dir)
+    STOPPING.know_peers(known_processes(), lambda dead: end_with_dead_peer(status, dead))
+    together(lambda: status.claim(output_dir))
+    first(lambda: clear_folder(output_dir, resume))
     share(list(corpora.values()), output_dir)
     trainer = make_trainer(run, model)
-    trainable, total = count_parameters(model)
+    trainer.plan = plan_checkpoints(settings, identity, resume, trainer)
+    trainer.add_callback(StopCallback(trainer))
     say(f"training {trainable:,} of {total:,} parameters on {len(corpora['train'].dataset):,} dialogues")
     torch.manual_seed(training.seed + rank())  # dropout differs between processes, as it does between rows
-    result = trainer.train()
+    if resume.checkpoint is not None:
+        training.eval_on_start = False  # it belongs to step 0
+    result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
 
     record = make_record(run, trainer)
     say(used_line(record))
     record.metrics = measured(trainer, result.metrics)
     save(run, record, trainer, str(output_dir))
     if "eval" in corpora:
+        trainer.stop_before_evaluation()
         record.metrics.update(final_evaluation(trainer))
         if rank() == 0:
             record.write(output_dir)
-    barrier()  # nobody leaves before the result is complete
+    first(lambda: remove_stops(output_dir, settings))
     say(summary(record, output_dir))
 
 
@@ -71,7 +88,7 @@ def make_trainer(run: Run, model: Any) -> ChatTrainer:
     def write_weights(trainer: ChatTrainer, folder: str) -> None:
         save(run, make_record(run, trainer), trainer, folder)
 
-    return ChatTrainer(
+    trainer = ChatTrainer(
         model=model,
         args=settings.training,
         train_dataset=dataset,  # pyright: ignore[reportArgumentType]
@@ -80,10 +97,14 @@ def make_trainer(run: Run, model: Any) -> ChatTrainer:
             collate, pad_token_id=run.pad_token_id, padding_side=settings.model.padding_side
         ),
         callbacks=[MetricsFile(str(settings.training.output_dir))],
+        on_nonfinite=settings.training.on_nonfinite,
         write_weights=write_weights,
         dummy_token=run.pad_token_id,
         train_lengths=dataset.lengths if grouped else None,
     )
+    if settings.data.log_samples:
+        trainer.add_callback(SamplesFile(str(settings.training.output_dir), trainer.rows_of))
+    return trainer
 
 
 def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str) -> None:

@@ -16,6 +16,7 @@ from fastchat.model.attention import used_attention
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.model.rope import RopeChoice
 from fastchat.train.processes import world_size
+from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
 from fastchat.train.tokens import Corpus
 from fastchat.train.trainer import ChatTrainer
@@ -60,6 +61,7 @@ class Run:
     rope: RopeChoice | None
     weights_dtype: torch.dtype  # as loaded; DeepSpeed casts its own copy
     corpora: dict[str, Corpus]
+    identity: Identity | None = None
 
 
 def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
@@ -85,6 +87,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
         data={name: corpus.record() for name, corpus in run.corpora.items()},
         versions=_versions(),
         trainable_parameters=trainable,
+        fingerprints=run.identity.fingerprints if run.identity else {},
         deepspeed=trainer.deepspeed_settings(),
     )
 

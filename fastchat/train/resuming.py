@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastchat.checkpoint.discover import Found, check_checkpoint, newest_checkpoint
 from fastchat.checkpoint.fingerprint import model_fingerprint
 from fastchat.checkpoint.manifest import Manifest, find_problems, read_manifest
-from fastchat.checkpoint.record import read_training_record
+from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.checkpoint.resume_state import STATE
 from fastchat.checkpoint.staging import checkpoints_in, set_aside
 from fastchat.errors import CheckpointError, SettingsError, say
@@ -58,6 +58,7 @@ class Identity:
     settings: dict[str, Any]
     world_size: int
     engine: str
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,17 @@ def _is_finished(output_dir: Path, identity: Identity) -> bool:
     record = read_training_record(output_dir) if done else None
     if record is None or record.fingerprints != identity.fingerprints:
         return False
-    old = {name: entry["value"] for name, entry in record.settings.items()}
-    return all(_same(old.get(n), value) for n, value in identity.settings.items() if n not in FREE)
+    return all(
+        _same(record.settings.get(name, {}).get("value"), value) or _both_derived(record, identity, name)
+        for name, value in identity.settings.items()
+        if name not in FREE
+    )
+
+
+def _both_derived(record: TrainingRecord, identity: Identity, name: str) -> bool:
+    """A value that only the model decides is not known yet when the next run asks."""
+    was = record.settings.get(name, {}).get("from")
+    return was == "derived" and identity.origins.get(name) in ("default", "derived")
 
 
 def set_aside_later(run: Path, step: int) -> None:

@@ -75,6 +75,25 @@ class GlobalBatches:
         shuffled = np.concatenate([[longest], shuffled[shuffled != longest]])
         return np.concatenate([batches[shuffled].reshape(-1), order[whole * self.global_batch :]])
 
+    def of_step(self, step: int) -> list[list[int]]:
+        """The micro-batches of this process in optimizer step `step` (0-based, over all epochs), without dummies."""
+        accumulation = self.global_batch // self.row
+        epoch, within = divmod(step, -(-len(self) // accumulation))
+        before, self.epoch = self.epoch, epoch
+        order = self.permutation()
+        self.epoch = before
+        start = within * self.global_batch
+        rows = range(start, min(start + self.global_batch, len(order)), self.row)
+        mine = slice(self.rank * self.micro, (self.rank + 1) * self.micro)
+        return [order[row : row + self.row][mine].tolist() for row in rows]
+
+    def seen_after(self, steps: int) -> int:
+        """Dialogues that all processes together have trained after so many optimizer steps."""
+        accumulation = self.global_batch // self.row
+        whole = len(self.permutation()) if self.drop_last else self.num_samples
+        epochs, within = divmod(steps, -(-len(self) // accumulation))
+        return epochs * whole + min(within * self.global_batch, whole)
+
     def __len__(self) -> int:
         count = self.num_samples // self.global_batch * self.global_batch if self.drop_last else self.num_samples
         return -(-count // self.row)

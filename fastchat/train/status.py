@@ -19,7 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fastchat.checkpoint.lock import FolderLock
 from fastchat.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RESOURCE, ResourceError, SettingsError, UserError
+from fastchat.train.stopping import STOPPING, Preempted
 
 STATUS = "status.json"
 EXIT_BUG = 1
@@ -38,7 +40,24 @@ class RunStatus:
     def __init__(self, output_dir: str | Path | None = None) -> None:
         self.folder = Path(output_dir).expanduser() if output_dir else None
         self.claimed = False
+        self._lock: FolderLock | None = None
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+    def lock(self, output_dir: str | Path) -> None:
+        """Keeps other runs out of an existing folder, until the end. SettingsError where one is in there."""
+        folder = Path(output_dir).expanduser()
+        if is_first_process() and self._lock is None and folder.is_dir():
+            try:
+                self._lock = FolderLock(folder)
+            except SettingsError:
+                self.folder = None  # another run's: not even a status is written there
+                raise
+
+    def release(self) -> None:
+        """Lets other runs into the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def claim(self, output_dir: str | Path) -> None:
         """Makes the folder and marks it as running. SettingsError where it cannot be written."""
@@ -46,6 +65,7 @@ class RunStatus:
         try:
             if is_first_process():
                 self.folder.mkdir(parents=True, exist_ok=True)
+                self.lock(self.folder)
                 self._write(None, "running", "")
         except OSError as error:
             if error.errno == errno.ENOSPC:
@@ -104,7 +124,7 @@ def only_failed_status(folder: Path) -> bool:
     if names != [STATUS]:
         return False
     try:
-        return json.loads((folder / STATUS).read_text(encoding="utf-8")).get("status") in ("failed", "bug")
+        return json.loads((folder / STATUS).read_text(encoding="utf-8")).get("status") in ("failed", "bug", "preempted")
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -145,6 +165,7 @@ def is_first_process() -> bool:
 
 def run_main(body: Callable[[RunStatus], None], output_dir: str | None) -> NoReturn:
     """Runs `body` and ends the process with the right code. Every rank exits with the code; one of them speaks."""
+    STOPPING.install()
     _leave(attempt(body, output_dir))
 
 
@@ -156,11 +177,21 @@ def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
     """
     status = RunStatus(output_dir)
     try:
+        return _attempt(body, status)
+    finally:
+        STOPPING.close()
+        status.release()
+
+
+def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
+    try:
         body(status)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with a code and a message
         code, kind, message = describe(error)
         if code == EXIT_DONE:
             return code
+        if isinstance(error, Preempted):
+            return _stopped(status, code, message)
         if not is_first_process() or lost_another_process(error):
             time.sleep(_OTHERS_SPEAK_FIRST_S)
         if lost_another_process(error) and (theirs := status.ended_by_another()) is not None:
@@ -178,15 +209,17 @@ def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
 
 def describe(error: BaseException) -> tuple[int, str, str]:
     """(exit code, status, message) of whatever ended a run."""
+    if isinstance(error, Preempted):
+        return error.exit_code, "preempted", str(error)
     if isinstance(error, UserError):
         return error.exit_code, "failed", str(error)
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_PREEMPTED, "failed", "interrupted"
+        return EXIT_PREEMPTED, "preempted", "interrupted"
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else EXIT_DONE if error.code is None else EXIT_BUG
         return code, "failed" if code else "done", str(error)
     if lost_another_process(error):
-        return EXIT_RESOURCE, "failed", "another process of this run ended without a word (killed, perhaps for memory)"
+        return EXIT_RESOURCE, "failed", lost_line(STOPPING.dead_peers())
     if is_out_of_memory(error):
         return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {LESS_MEMORY}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -218,9 +251,37 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and any(word in text for word in words)
 
 
+def lost_line(dead: str) -> str:
+    """What is said when a process of the run does not answer: `dead` names those known to be gone."""
+    if dead:
+        return f"{dead} ended without a word (killed, perhaps for memory: {LESS_MEMORY})"
+    return "another process of this run did not answer within --ddp_timeout, or ended without a word"
+
+
+def end_with_dead_peer(status: RunStatus, dead: str) -> NoReturn:
+    """Ends this process because another is gone; called from a thread, while the main one may hang in a library."""
+    code = status.ended_by_another()
+    if code is None:
+        code = EXIT_RESOURCE
+        print(f"error: {lost_line(dead)}", file=sys.stderr, flush=True)
+        status.end(code, "failed", lost_line(dead))
+    os._exit(code)
+
+
+def _stopped(status: RunStatus, code: int, message: str) -> int:
+    """A run that was asked to stop: one line, from the first process."""
+    if is_first_process():
+        print(f"stopped: {message}", file=sys.stderr, flush=True)
+        status.end(code, "preempted", message)
+    elif status.ended_by_another() is None:
+        status.end(code, "preempted", message)
+    return code
+
+
 def lost_another_process(error: BaseException) -> bool:
     """Whether a collective operation failed because its partner is gone."""
     words = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
+    words += ("timed out waiting", "collective operation timeout")
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in words)
 

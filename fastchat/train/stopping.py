@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastchat.errors import EXIT_PREEMPTED, UserError
+from fastchat.errors import EXIT_PREEMPTED
 
 POLL_S = 0.5
 GRACE_S = 6.0  # for a process that met an error to print it, before the others say that it is gone
@@ -25,8 +25,11 @@ _LAUNCHERS = ("deepspeed", "torchrun", "accelerate")
 _LAUNCHER_MODULES = ("deepspeed.", "torch.distributed.")
 
 
-class Preempted(UserError):
-    """The run was asked to stop; what it had done is saved where there was anything to save."""
+class Preempted(KeyboardInterrupt):
+    """The run was asked to stop; what it had done is saved where there was anything to save.
+
+    No Exception, so that a library in the middle of something cannot take it for an error of its own.
+    """
 
     exit_code = EXIT_PREEMPTED
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import socket
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import table
 from fastchat.data.dataset import ChatDataset, LazyChatDataset
@@ -32,6 +35,7 @@ class Corpus:
     lazy: LazyChatDataset | None = None
     counts: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
+    digests: Counter[bytes] = field(default_factory=Counter)  # of the dialogues' texts, first process only
 
     @property
     def dataset(self) -> ChatDataset | LazyChatDataset:
@@ -67,6 +71,7 @@ def read_corpus(
         corpus.fingerprint = data_fingerprint(corpus.paths)
         loaded = load_dialogues(corpus.paths, on_bad_row=on_bad_row)  # pyright: ignore[reportArgumentType]
         corpus.counts = dict(loaded.counts)
+        corpus.digests = Counter(_digest(r.dialogue) for r in loaded.records if r.dialogue is not None)
         if lazy:
             corpus.lazy = LazyChatDataset(loaded.records, bound, max_length=max_length, overlong=overlong)
         else:
@@ -83,6 +88,23 @@ def read_corpus(
         first_on_machine(work)
         say(f"{name} data, {', '.join(paths)}:\n{table(corpus.counts)}")
     return corpus
+
+
+def overlap_line(train: Corpus, held_out: Corpus) -> str:
+    """Says how many dialogues of the evaluation are trained as well, word for word; "" where none is."""
+    same = sum(count for digest, count in held_out.digests.items() if digest in train.digests)
+    total = sum(held_out.digests.values())
+    if not same:
+        return ""
+    return (
+        f"WARNING: {same} of {total} evaluation dialogues are in the training data too, word for word: the evaluation "
+        "loss is better than it would be on new ones"
+    )
+
+
+def _digest(dialogue: Dialogue) -> bytes:
+    turns = [(turn.role, turn.text) for turn in dialogue.turns]
+    return hashlib.blake2b(repr((dialogue.system, turns)).encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def share(corpora: list[Corpus], output_dir: Path) -> None:

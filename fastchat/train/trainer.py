@@ -11,14 +11,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
+from fastchat.train.checkpointing import CheckpointTrainer
 from fastchat.train.loss import count_tokens, loss_sum
+from fastchat.train.numerics import FiniteGuard, poison
 from fastchat.train.sampling import GlobalBatches, WithDummy
 
 
-class ChatTrainer(Trainer):
+class ChatTrainer(CheckpointTrainer):
     """Trains on dialogues.
 
     Args, beside the Trainer's: `write_weights(trainer, folder)` saves what is trained, called in every process;
@@ -30,6 +31,7 @@ class ChatTrainer(Trainer):
         *args: Any,
         write_weights: Callable[[ChatTrainer, str], None],
         dummy_token: int,
+        on_nonfinite: str = "stop",
         train_lengths: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -38,25 +40,35 @@ class ChatTrainer(Trainer):
         # Of this process, since the last log row; the loss stays on the device, so that no step waits for it.
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
         self._counts = torch.zeros(2, dtype=torch.int64)  # supervised tokens, tokens
-        self._run_sums = torch.zeros(2, dtype=torch.float64)  # the whole run, all processes: loss, supervised
+        self._run_sums = torch.zeros(3, dtype=torch.float64)  # the whole run, all processes: loss, supervised, tokens
+        self._before_step = (self._loss_sum.clone(), self._counts.clone())
+        self.guard = FiniteGuard(on_nonfinite, self.rows_of, scaled=bool(self.args.fp16))
 
     # ---- batches ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.train_dataset, self.train_batches())
+
+    def train_batches(self, rank: int | None = None) -> GlobalBatches:
+        """The batches of this process, or of another one."""
         args = self.args
         dataset: Any = self.train_dataset
-        batches = GlobalBatches(
+        return GlobalBatches(
             len(dataset),
             micro=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             world_size=args.world_size,
-            rank=args.process_index,
+            rank=args.process_index if rank is None else rank,
             seed=args.seed if args.data_seed is None else args.data_seed,
             order=str(args.train_sampling_strategy),
             lengths=self.train_lengths,
             drop_last=args.dataloader_drop_last,
         )
-        return self._loader(dataset, batches)
+
+    def rows_of(self, step: int, rank: int | None = None) -> list[list[int]]:
+        """The input rows in each micro-batch of optimizer step `step` (0-based); of this process, or of another."""
+        dataset: Any = self.train_dataset
+        return [[dataset[i]["index"] for i in micro] for micro in self.train_batches(rank).of_step(step)]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -83,12 +95,15 @@ class ChatTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context or None,
             worker_init_fn=_WorkerSeed(args.dataloader_num_workers, args.process_index),
+            # Of its own: starting to read, or evaluating, must not move the random numbers that training draws.
+            generator=torch.Generator().manual_seed(args.seed),
         )
 
     # ---- loss ----
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Supervised tokens of one optimizer step, over all processes and accumulation steps."""
+        self._before_step = (self._loss_sum.clone(), self._counts.clone())
         counts = count_tokens(batch_samples)
         self._counts += counts
         return self._total(counts)[0].clamp(min=1)
@@ -100,7 +115,8 @@ class ChatTrainer(Trainer):
         assert not return_outputs, "the logits are not kept"
         total = loss_sum(model, inputs, self.args.label_smoothing_factor)
         self._loss_sum += total.detach()
-        return total * self.args.world_size / num_items_in_batch
+        self.guard.note(total)
+        return poison(total) * self.args.world_size / num_items_in_batch
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one micro-batch; the loss is already divided for the whole step."""
@@ -114,6 +130,19 @@ class ChatTrainer(Trainer):
         extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         self.accelerator.backward(loss, **extra)
         return loss.detach()
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The Trainer asks right before the optimizer's step (DeepSpeed has made it, unless the norm was bad)."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        good = self.guard.may_step(float(norm), self.state.global_step)
+        if not good:
+            self._loss_sum, self._counts = self._before_step
+            if not self.is_deepspeed_enabled:
+                model.zero_grad(set_to_none=True)  # the optimizer finds nothing to do
+        if not self.is_deepspeed_enabled and not self.args.fp16:
+            optimizer: Any = self.optimizer
+            optimizer._is_overflow = not good  # then the schedule waits too, as it does under DeepSpeed
+        return norm
 
     def _total(self, numbers: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, on the CPU."""
@@ -129,12 +158,12 @@ class ChatTrainer(Trainer):
         """Replaces the Trainer's mean of means by the exact mean over supervised tokens, and adds the token counts."""
         if "loss" in logs:
             loss, supervised, tokens = self._drain()
-            self._run_sums += torch.tensor([loss, supervised], dtype=torch.float64)
+            self._run_sums += torch.tensor([loss, supervised, tokens], dtype=torch.float64)
             logs["loss"] = loss / supervised if supervised else float("nan")
             logs["num_tokens"], logs["num_supervised_tokens"] = int(tokens), int(supervised)
         if "train_loss" in logs:
-            left = torch.tensor(self._drain()[:2], dtype=torch.float64)
-            loss, supervised = (self._run_sums + left).tolist()
+            self._run_sums += torch.tensor(self._drain(), dtype=torch.float64)
+            loss, supervised, _ = self._run_sums.tolist()
             logs["train_loss"] = loss / supervised if supervised else float("nan")
             logs.pop("total_flos", None)
         super().log(logs, start_time)
@@ -145,6 +174,20 @@ class ChatTrainer(Trainer):
         self._loss_sum.zero_()
         self._counts.zero_()
         return self._total(sums).tolist()
+
+    # ---- what a checkpoint keeps ----
+
+    def progress(self) -> dict[str, Any]:
+        return {"loss": self._loss_sum.cpu(), "counts": self._counts.clone(), "run": self._run_sums.clone()}
+
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        self._loss_sum = progress["loss"].to(self.args.device)
+        self._counts, self._run_sums = progress["counts"].clone(), progress["run"].clone()
+
+    def tokens_seen(self) -> tuple[int, int]:
+        """(supervised tokens, tokens) trained so far, over all processes. A collective operation."""
+        supervised, tokens = self._total(self._counts.clone()).tolist()
+        return int(supervised + self._run_sums[1]), int(tokens + self._run_sums[2])
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: the Trainer's formula counts padding and ignores what is frozen."""

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO, Any
 
 from tests.train.conftest import Outcome
 
@@ -16,6 +17,23 @@ TIMEOUT_S = 600
 
 def launch(launcher: str, script: str, flags: list[str], folder: Path, processes: int = 2) -> Outcome:
     """Runs `fastchat/train/{script}.py` with "deepspeed", "torchrun" or "python"; stdout and stderr are one text."""
+    done = subprocess.run(
+        **_command(launcher, script, flags, folder, processes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    return Outcome(done.returncode, folder, done.stdout)
+
+
+def start(launcher: str, script: str, flags: list[str], folder: Path, log: IO[str]) -> subprocess.Popen[str]:
+    """The same, going on in the background; its output goes into `log`."""
+    return subprocess.Popen(**_command(launcher, script, flags, folder, 2), stdout=log, stderr=subprocess.STDOUT)
+
+
+def _command(launcher: str, script: str, flags: list[str], folder: Path, processes: int) -> dict[str, Any]:
     port = _free_port()
     file, module = str(REPOSITORY / "fastchat" / "train" / f"{script}.py"), f"fastchat.train.{script}"
     commands = {
@@ -33,17 +51,7 @@ def launch(launcher: str, script: str, flags: list[str], folder: Path, processes
     }
     command = [*commands[launcher], *flags, "--output_dir", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": _path()}
-    done = subprocess.run(
-        command,
-        cwd=folder.parent,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    return Outcome(done.returncode, folder, done.stdout)
+    return {"args": command, "cwd": folder.parent, "env": environment}
 
 
 def _path() -> str:

@@ -152,7 +152,7 @@ def test_the_model_folder_is_never_the_output(train: Callable[..., Outcome], mod
 
 def test_an_existing_result_is_kept(train: Callable[..., Outcome]) -> None:
     assert train().code == 0
-    first = train()
+    first = train("--learning_rate", "1e-3")
     assert first.code == 2 and "--overwrite_output_dir" in first.err
     assert first.status["exit_code"] == 0, "the finished run's status stays"
     assert train("--overwrite_output_dir").code == 0

@@ -1,0 +1,62 @@
+"""Putting the weights of a checkpoint back into the model that trains, every tensor of them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastchat.checkpoint.gather import stored_tensors
+from fastchat.errors import CheckpointError
+
+
+@torch.no_grad()
+def load_weights(model: Any, folder: Path, *, adapter: bool) -> None:
+    """Copies the saved weights into `model`, in place; every process calls it. `adapter`: only what is trained.
+
+    CheckpointError where a tensor is missing, left over, or of another shape or dtype.
+    """
+    wanted = _adapter_tensors(model) if adapter else _model_tensors(model)
+    paths = [folder / "adapter_model.safetensors"] if adapter else sorted(folder.glob("*.safetensors"))
+    if not paths or not paths[0].is_file():
+        raise CheckpointError(f"{folder} holds no weights")
+    left = dict(wanted)
+    for name, stored in stored_tensors(paths):
+        target = left.pop(name, None)
+        if target is None:
+            raise CheckpointError(f"{folder}: {name} is in the checkpoint, but is not trained in this run")
+        with _writable(target):
+            if stored.shape != target.shape:
+                raise CheckpointError(f"{folder}: {name} is {tuple(stored.shape)}, the model's {tuple(target.shape)}")
+            target.copy_(stored)
+    if left:
+        raise CheckpointError(f"{folder} lacks {len(left)} trained tensors, such as {next(iter(left))}")
+
+
+def _adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Name in an adapter's file -> the parameter that trains."""
+    from peft import get_peft_model_state_dict
+
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+
+
+def _model_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Name in a model's files -> parameter or buffer; tied weights once."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    state = model.state_dict(keep_vars=True)
+    kept = {name: tensor for name, tensor in state.items() if name not in tied}
+    known = {id(tensor) for tensor in kept.values()}
+    kept.update({n: t for n, t in state.items() if n in tied and id(t) not in known})
+    return kept
+
+
+def _writable(tensor: Any) -> Any:
+    """A context in which a ZeRO-3 parameter is whole, and what rank 0 writes into it reaches every process."""
+    if not hasattr(tensor, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0)

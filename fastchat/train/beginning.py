@@ -1,0 +1,183 @@
+"""The beginning of a run: whose folder this is, where to go on from, and whether the disk has room for it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import SaveStrategy
+
+from fastchat.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from fastchat.checkpoint.ranks import first
+from fastchat.checkpoint.space import check_space, copies_at_once
+from fastchat.checkpoint.staging import checkpoints_in, recover, remove_checkpoint
+from fastchat.data.binding import BoundEncoder
+from fastchat.errors import say
+from fastchat.model.loading import count_parameters
+from fastchat.train.checkpointing import RunCheckpoints
+from fastchat.train.deepspeed_config import stage_of
+from fastchat.train.processes import world_size
+from fastchat.train.resuming import (
+    NEVER,
+    Identity,
+    Resume,
+    base_fingerprint,
+    differing,
+    digest,
+    plan_resume,
+    set_aside_later,
+)
+from fastchat.train.settings import Settings
+from fastchat.train.status import check_output_dir, clear_results
+from fastchat.train.tokens import Corpus
+
+_ADAM = 8  # bytes of optimizer state per trained number: two float32 moments
+_MASTER = 8  # bytes under DeepSpeed: float32 copies of weights and what it saves of the module
+
+
+def check_folder_early(settings: Settings) -> None:
+    """Refuses, before anything is read, a folder with a result that is certainly not to be continued."""
+    output_dir, training = Path(str(settings.training.output_dir)), settings.training
+    if training.resume_from_checkpoint == NEVER or not _may_continue(output_dir):
+        check_output_dir(output_dir, overwrite=training.overwrite_output_dir)
+
+
+def _may_continue(output_dir: Path) -> bool:
+    return bool(checkpoints_in(output_dir)) or (output_dir / "training.json").is_file()
+
+
+def identify(
+    settings: Settings, config: Any, base: str, tokenizer: Any, bound: BoundEncoder, train: Corpus
+) -> Identity:
+    """What this run stands on. For the process that has read the data."""
+    training, values = settings.training, settings.record()
+    fingerprints = {
+        "data": train.fingerprint,
+        "num_dialogues": len(train.dataset),
+        "template": digest(bound.template.to_dict()),
+        "tokenizer": digest(tokenizer.backend_tokenizer.to_str()),
+        "base_model": base_fingerprint(base, config),
+        "training": "adapter" if settings.lora is not None else "whole model",
+        "global_batch": training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size(),
+    }
+    return Identity(
+        fingerprints,
+        {name: entry["value"] for name, entry in values.items()},
+        world_size(),
+        expected_engine(settings),
+        {name: entry["from"] for name, entry in values.items()},
+    )
+
+
+def expected_engine(settings: Settings) -> str:
+    """The engine a run will have: "plain", "ddp" or "zero" with its stage."""
+    if settings.deepspeed_config is not None:
+        return f"zero{stage_of(settings.deepspeed_config)}"
+    return "ddp" if world_size() > 1 else "plain"
+
+
+def decide(settings: Settings, identity: Identity | None) -> Resume:
+    """Where the run begins, decided by the first process, which brings the `identity`, and told to all."""
+    training = settings.training
+    output_dir = Path(str(training.output_dir))
+
+    def work() -> Resume:
+        assert identity is not None
+        choice = training.resume_from_checkpoint
+        for line in recover(output_dir):
+            say(line)
+        resume = plan_resume(
+            output_dir,
+            choice,
+            identity,
+            overwrite=training.overwrite_output_dir,
+            weights_only=training.resume_weights_only,
+        )
+        own = resume.checkpoint is not None and resume.checkpoint.resolve().parent == output_dir.resolve()
+        if not own and not resume.finished:
+            check_output_dir(output_dir, overwrite=training.overwrite_output_dir)
+        return resume
+
+    resume = first(work)
+    assert resume is not None
+    for line in resume.lines:
+        say(line)
+    if resume.manifest is not None:
+        say(f"going on from {resume.checkpoint}: step {resume.manifest.step}")
+    return resume
+
+
+def clear_folder(output_dir: Path, resume: Resume) -> None:
+    """Removes what an earlier run left where this one starts anew; or what no longer belongs to it. First process."""
+    if resume.checkpoint is None or resume.manifest is None:
+        clear_results(output_dir)
+        return
+    own = resume.checkpoint.resolve().parent == output_dir.resolve()
+    fell_back = any(line.startswith("WARNING") for line in resume.lines)  # the damaged ones are replaced in time
+    if own and not fell_back:
+        set_aside_later(output_dir, resume.manifest.step)
+
+
+def remove_stops(output_dir: Path, settings: Settings) -> None:
+    """After the end: checkpoints that a stop made where none were asked for. First process."""
+    if _strategy(settings.training) != "no":
+        return
+    for _, path in checkpoints_in(output_dir):
+        if (path / MANIFEST).is_file() and read_manifest(path).settings.get("save_strategy") == "no":
+            remove_checkpoint(path)
+
+
+def plan_checkpoints(settings: Settings, identity: Identity, resume: Resume, trainer: Any) -> RunCheckpoints:
+    """What the Trainer has to know about its checkpoints. ResourceError where the disk has no room for them."""
+    training = settings.training
+    output_dir = Path(str(training.output_dir))
+    trainable, total = count_parameters(trainer.model)
+    adapter = settings.lora is not None
+    result = trainable * 4 if adapter else total * 4
+    size = result + trainable * (_ADAM + (_MASTER if settings.deepspeed_config else 0))
+    if training.save_only_model:
+        size = result
+
+    def work() -> None:
+        there = len(checkpoints_in(output_dir))
+        copies = copies_at_once(_saves_to_come(training, trainer, resume), training.save_total_limit)
+        check_space(output_dir, size, max(copies - there, min(copies, 1)), result)
+
+    first(work)
+    changed = differing(resume.manifest, identity.settings) if resume.manifest else []
+    return RunCheckpoints(output_dir, resume, adapter, lambda t: describe(t, identity), changed, size)
+
+
+def _saves_to_come(training: Any, trainer: Any, resume: Resume) -> int:
+    strategy = _strategy(training)
+    per_epoch = max(1, math.ceil(len(trainer.train_batches()) / training.gradient_accumulation_steps))
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(per_epoch * training.num_train_epochs)
+    steps -= resume.manifest.step if resume.manifest else 0
+    if strategy == "no" or steps <= 0:
+        return 0
+    if strategy != "steps":
+        return math.ceil(steps / per_epoch)
+    every = training.save_steps if training.save_steps >= 1 else max(1, math.ceil(steps * training.save_steps))
+    return math.ceil(steps / every)
+
+
+def _strategy(training: Any) -> str:
+    return SaveStrategy(training.save_strategy).value
+
+
+def describe(trainer: Any, identity: Identity) -> Manifest:
+    """The manifest of this moment, without its files. Every process calls it."""
+    supervised, tokens = trainer.tokens_seen()
+    state = trainer.state
+    return Manifest(
+        step=state.global_step,
+        epoch=float(state.epoch or 0),
+        samples=trainer.train_batches().seen_after(state.global_step),
+        tokens=tokens,
+        supervised_tokens=supervised,
+        world_size=world_size(),
+        engine=trainer.engine(),
+        fingerprints=identity.fingerprints,
+        settings=identity.settings,
+    )

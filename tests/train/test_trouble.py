@@ -1,0 +1,196 @@
+"""Two processes in trouble: signals, deaths, poisoned numbers; and the runs that go on after them, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fastchat.checkpoint.manifest import read_manifest
+from fastchat.checkpoint.verify import verify
+from tests.train.conftest import Outcome
+from tests.train.launches import start
+from tests.train.test_resume import same_run
+from tests.train.warm import Warm
+
+pytestmark = pytest.mark.launch
+ENGINES = ("ddp", "zero2", "zero3")
+RUN = ["--num_train_epochs", "2", "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"]
+RUN += ["--lora_dropout", "0.1", "--learning_rate", "1e-3", "--disable_tqdm", "True", "--log_samples", "True"]
+RUN += ["--save_strategy", "steps", "--save_steps", "4", "--ddp_timeout", "60"]
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    process = Warm()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def flags_of(model_dir: Path, data_files: tuple[Path, Path], tmp_path_factory) -> Callable[[str], list[str]]:
+    folder = tmp_path_factory.mktemp("configurations")
+
+    def flags(engine: str) -> list[str]:
+        found = ["--model_name_or_path", str(model_dir), "--data_path", str(data_files[0]), *RUN]
+        if engine.startswith("zero"):
+            content = {"zero_optimization": {"stage": int(engine[-1])}, "zero_allow_untested_optimizer": True}
+            (folder / f"{engine}.json").write_text(json.dumps(content))
+            found += ["--deepspeed", str(folder / f"{engine}.json")]
+        return found
+
+    return flags
+
+
+@pytest.fixture(scope="module")
+def plain(warm: Warm, flags_of, tmp_path_factory) -> Callable[[str], Outcome]:
+    """The uninterrupted run of an engine, made once."""
+    made: dict[str, Outcome] = {}
+
+    def run(engine: str) -> Outcome:
+        if engine not in made:
+            made[engine] = warm.run(flags_of(engine), tmp_path_factory.mktemp(f"plain-{engine}") / "out")
+            assert warm.codes == [0, 0], made[engine].err
+        return made[engine]
+
+    return run
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["term", "int"])
+def test_a_signal_to_one_rank_saves_the_same_step_everywhere(
+    warm: Warm, flags_of, plain, tmp_path: Path, engine: str, kind: str
+) -> None:
+    """A second signal, to the other rank, comes while the first one's checkpoint is on its way."""
+    trouble = f"{kind}:1:2,term:0:2" if kind == "int" else "term:1:6"
+    stopped = warm.run(flags_of(engine), tmp_path / "out", TROUBLE=trouble)
+    assert warm.codes == [75, 75], stopped.err
+    assert stopped.status["exit_code"] == 75 and stopped.status["status"] == "preempted"
+    step = 3 if kind == "int" else 7
+    assert f"checkpoint-{step}" in os.listdir(stopped.folder) and f"step {step} of 10 is saved" in stopped.err
+    assert verify(stopped.folder)[1] and "Traceback" not in stopped.err, stopped.err
+    path = stopped.folder / f"checkpoint-{step}"
+    manifest = read_manifest(path)
+    assert (manifest.world_size, manifest.engine, manifest.samples) == (
+        2,
+        engine,
+        4 * step if step < 5 else 20 + 4 * (step - 5),
+    )
+    shards = [name for name in manifest.files if "optim_states" in name]
+    assert len(shards) == (2 if engine.startswith("zero") else 0), "every rank's shard"
+    resumed = warm.run(flags_of(engine), tmp_path / "out")
+    assert warm.codes == [0, 0], resumed.err
+    same_run(plain(engine), resumed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_before_training_ends_all_at_once(warm: Warm, flags_of, tmp_path: Path, rank: int) -> None:
+    stopped = warm.run(flags_of("ddp"), tmp_path / "out", TROUBLE=f"int:{rank}:-1")
+    assert warm.codes == [75, 75], stopped.err
+    assert "received SIGINT before the first step: nothing was saved" in stopped.err or rank == 1
+    assert stopped.status["exit_code"] == 75 and os.listdir(stopped.folder) == ["status.json"]
+
+
+def test_a_rank_that_hangs_ends_the_run_within_the_timeout(warm: Warm, flags_of, tmp_path: Path) -> None:
+    began = time.monotonic()
+    hung = warm.run([*flags_of("ddp"), "--ddp_timeout", "5"], tmp_path / "out", TROUBLE="hang:1:5")
+    assert hung.code == 6 and "did not answer within --ddp_timeout" in hung.err, hung.err
+    assert time.monotonic() - began < 60 and verify(hung.folder)[1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_killed_rank_is_named_and_the_next_run_goes_on(
+    warm: Warm, flags_of, plain, tmp_path: Path, engine: str
+) -> None:
+    began = time.monotonic()
+    killed = warm.run(flags_of(engine), tmp_path / "out", TROUBLE="kill:1:5")
+    assert warm.codes == [6, -9], killed.err
+    assert time.monotonic() - began < 60, "within --ddp_timeout"
+    assert "rank 1 (process " in killed.err and killed.status["exit_code"] == 6
+    assert verify(killed.folder)[1]
+    resumed = warm.run(flags_of(engine), tmp_path / "out")
+    assert warm.codes == [0, 0] and "checkpoint-4: step 4" in resumed.err, resumed.err
+    same_run(plain(engine), resumed)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["nan", "inf"])
+def test_a_poisoned_loss_on_one_rank_stops_all(
+    warm: Warm, flags_of, plain, tmp_path: Path, engine: str, kind: str
+) -> None:
+    outcome = warm.run(flags_of(engine), tmp_path / "out", TROUBLE=f"{kind}:1:5")
+    assert warm.codes == [4, 4], outcome.err
+    rows = [json.loads(line) for line in (plain(engine).folder / "samples.jsonl").read_text().splitlines()]
+    bad = next(row["samples"] for row in rows if row["step"] == 6 and row["rank"] == 1)[:1]
+    assert f"step 6: the loss is not finite (rank 1, sample ids {bad[0]})" in outcome.err, outcome.err
+    assert outcome.status["exit_code"] == 4 and "Traceback" not in outcome.err
+    assert outcome.losses == plain(engine).losses[:5], "no number was hidden, no bad step was logged"
+    assert sorted(os.listdir(outcome.folder)) == ["checkpoint-4", "metrics.jsonl", "samples.jsonl", "status.json"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_skipping_leaves_that_update_out(warm: Warm, flags_of, plain, tmp_path: Path, engine: str) -> None:
+    outcome = warm.run([*flags_of(engine), "--on_nonfinite", "skip"], tmp_path / "out", TROUBLE="nan:1:5")
+    assert warm.codes == [0, 0], outcome.err
+    assert "this update is left out (--on_nonfinite skip), 1 so far" in outcome.err
+    rows = outcome.metrics
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert rows[5]["loss"] is None and rows[5]["num_supervised_tokens"] == 0
+    assert outcome.losses[:5] == plain(engine).losses[:5] and all(loss is not None for loss in outcome.losses[6:])
+    assert outcome.record["metrics"]["train_loss"] > 0
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_a_signal_to_the_launcher_leaves_no_process_behind(flags_of, tmp_path: Path, launcher: str) -> None:
+    """`deepspeed` dies at once and tells nobody; its ranks notice, save the same step and exit."""
+    folder = tmp_path / "out"
+    flags = [*flags_of("zero3" if launcher == "deepspeed" else "ddp"), "--num_train_epochs", "5000"]
+    with open(tmp_path / "log", "w") as log:
+        process = start(launcher, "train_lora", flags, folder, log)
+        wait_for(lambda: (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 500)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=90)
+    wait_for(lambda: not running(folder))
+    text = (tmp_path / "log").read_text()
+    status = json.loads((folder / "status.json").read_text())
+    assert code != 0 and status["exit_code"] == 75 and status["status"] == "preempted", text
+    steps = [name for name in os.listdir(folder) if name.startswith("checkpoint-")]
+    assert verify(folder)[1] and f"checkpoint-{status['message'].split('step ')[1].split(' ')[0]}" in steps, text
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 150) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def running(folder: Path) -> list[int]:
+    """Processes that still have this output folder on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(folder).encode() in words:
+            found.append(int(path.name))
+    return found
+
+
+def test_another_number_of_processes_is_refused(warm: Warm, flags_of, tmp_path: Path) -> None:
+    warm.run(flags_of("ddp"), tmp_path / "out", TROUBLE="term:0:1")
+    assert warm.codes == [75, 75]
+    alone = [*flags_of("ddp"), "--per_device_train_batch_size", "2"]
+    refused = warm.run(alone, tmp_path / "out", processes=1)
+    assert refused.code == 2 and "saved by 2 process(es) and this run has 1" in refused.err, refused.err
+    other = warm.run(flags_of("zero2"), tmp_path / "out")
+    assert warm.codes == [2, 2] and "saved under ddp and this run is zero2" in other.err
+    weights = warm.run([*alone, "--resume_weights_only", "True"], tmp_path / "out", processes=1)
+    assert weights.code == 0, weights.err

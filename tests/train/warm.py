@@ -1,0 +1,110 @@
+"""Runs with several processes in seconds: they are forked from one process that has imported everything already.
+
+    python -m tests.train.warm     reads jobs from stdin, one JSON object per line, and answers each with one
+
+A job: {"processes", "script", "words", "output", "environment"}; the answer: the exit codes by rank. Signals and
+deaths are played by `tests/train/trouble.py`, which runs inside the processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.train.conftest import Outcome
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Warm:
+    """The warm process. `run` starts one run in it and waits for its end."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.train.warm"],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.codes: list[int] = []
+
+    def run(
+        self, words: list[str], folder: Path, processes: int = 2, script: str = "train_lora", **env: str
+    ) -> Outcome:
+        """The outcome of a run; its code is that of rank 0, `codes` has all."""
+        assert self.process.stdin and self.process.stdout
+        output = folder.with_suffix(".log")
+        job = {"processes": processes, "script": script, "output": str(output), "environment": env}
+        job["words"] = [*map(str, words), "--output_dir", str(folder)]
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        self.codes = json.loads(self.process.stdout.readline())
+        return Outcome(self.codes[0], folder, output.read_text())
+
+    def close(self) -> None:
+        """Ends it."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+def _serve() -> None:
+    answers = os.dup(1)
+    os.dup2(2, 1)  # libraries greet on stdout
+    import deepspeed  # noqa: F401
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    import fastchat.train.arguments  # noqa: F401
+    import fastchat.train.recipe  # noqa: F401
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children = [_fork(job, rank, port) for rank in range(job["processes"])]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        os.write(answers, (json.dumps(codes) + "\n").encode())
+
+
+def _fork(job: dict[str, Any], rank: int, port: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        file = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        if job["processes"] > 1:
+            size = str(job["processes"])
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(job["environment"])
+        import importlib
+
+        from tests.train import trouble
+
+        trouble.install()
+        importlib.import_module(f"fastchat.train.{job['script']}").main(job["words"])
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    except BaseException:  # noqa: BLE001
+        import traceback
+
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()
