@@ -61,11 +61,11 @@ require_disk() {
     fail 6 "only $((free_kib / 1024 / 1024)) GiB free at $ROOT, and installing needs about $needed_gib GiB."
 }
 
-# The environment's key: it is rebuilt when the dependencies or the kind of machine change, and only then.
+# The environment's key: it is brought up to date when the project's metadata or the kind of machine change, only then.
 environment_key() {
   local kind=cpu
   [ "$(num_gpus)" -eq 0 ] || kind=gpu
-  printf '%s %s\n' "$kind" "$(cksum <"$ROOT/pyproject.toml")"
+  printf '%s %s\n' "$kind" "$(sed '/^\[tool\.[^s]/,$d' "$ROOT/pyproject.toml" | cksum)"
 }
 
 # Without an NVIDIA GPU nothing of CUDA may be downloaded. These constraints cannot be met, so pip refuses a CUDA

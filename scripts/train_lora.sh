@@ -56,6 +56,7 @@ preflight() {
   fi
   [ -z "$EVAL_DATA" ] || [ -e "$EVAL_DATA" ] || missing+=("EVAL_DATA=$EVAL_DATA does not exist")
   [ -f "$DEEPSPEED_CONFIG" ] || missing+=("DEEPSPEED_CONFIG=$DEEPSPEED_CONFIG does not exist")
+  [[ "${NUM_GPUS:-1}" =~ ^[1-9][0-9]*$ ]] || fail 2 "cannot start: NUM_GPUS=$NUM_GPUS is not a number of processes"
   case "$DEVICE" in
     cpu) ;;
     gpu)

@@ -154,6 +154,7 @@ MISSING = [
     ({"DATA": "gone.json"}, "DATA=gone.json does not exist"),
     ({"EVAL_DATA": "gone.json"}, "EVAL_DATA=gone.json does not exist"),
     ({"MODEL": "."}, "holds no config.json"),
+    ({"NUM_GPUS": "two"}, "NUM_GPUS=two is not a number"),
     ({"DEVICE": "tpu"}, "DEVICE=tpu is neither gpu nor cpu"),
     ({"DEEPSPEED_CONFIG": "s9.json"}, "DEEPSPEED_CONFIG=s9.json does not exist"),
 ]
