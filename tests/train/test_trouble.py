@@ -152,10 +152,14 @@ def test_a_signal_to_the_launcher_leaves_no_process_behind(flags_of, tmp_path: P
     flags = [*flags_of("zero3" if launcher == "deepspeed" else "ddp"), "--num_train_epochs", "5000"]
     with open(tmp_path / "log", "w") as log:
         process = start(launcher, "train_lora", flags, folder, log)
-        wait_for(lambda: (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 500)
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=90)
-    wait_for(lambda: not running(folder))
+        try:
+            wait_for(lambda: (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 500)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(timeout=90)
+            wait_for(lambda: not running(folder), 60)
+        finally:
+            for left in running(folder):
+                os.kill(left, signal.SIGKILL)
     text = (tmp_path / "log").read_text()
     status = json.loads((folder / "status.json").read_text())
     assert code != 0 and status["exit_code"] == 75 and status["status"] == "preempted", text
