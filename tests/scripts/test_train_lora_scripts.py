@@ -122,7 +122,7 @@ def _check_really_used(size: Size, record: dict[str, Any], log: str) -> None:
 
 
 def _check_adapter(output: Path) -> None:
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     tensors = load_file(output / "adapter_model.safetensors")
     assert len(tensors) == 2 * 7 * 2  # two matrices for seven layers in two blocks
