@@ -193,7 +193,9 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
         if isinstance(error, Preempted):
             return _stopped(status, code, message)
         if not is_first_process() or lost_another_process(error):
+            STOPPING.failed_with = code
             time.sleep(_OTHERS_SPEAK_FIRST_S)
+            STOPPING.failed_with = None
         if lost_another_process(error) and (theirs := status.ended_by_another()) is not None:
             return theirs
         if code == EXIT_BUG:

@@ -44,6 +44,7 @@ class Stopping:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.can_wait = False
+        self.failed_with: int | None = None  # set while this process lets others speak: a signal then ends it with that
         self.peers: dict[int, int] = {}  # rank -> process id, of the ranks on this machine
         self._owner = 0
         self._on_dead_peer: Callable[[str], None] | None = None
@@ -62,6 +63,8 @@ class Stopping:
     def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._owner:  # a forked data loader: it goes on until the training process has stopped
             return
+        if self.failed_with is not None:  # the launcher clears up after the rank that has said what was wrong
+            os._exit(self.failed_with)
         first = self.reason is None
         self.reason = self.reason or f"received {signal.Signals(number).name}"
         if not self.can_wait and first:
