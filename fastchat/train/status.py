@@ -221,7 +221,7 @@ def describe(error: BaseException) -> tuple[int, str, str]:
         code = error.code if isinstance(error.code, int) else EXIT_DONE if error.code is None else EXIT_BUG
         return code, "failed" if code else "done", str(error)
     if lost_another_process(error):
-        return EXIT_RESOURCE, "failed", lost_line(STOPPING.dead_peers())
+        return EXIT_RESOURCE, "failed", lost_line(STOPPING.dead_peers(patience_s=3.0))
     if is_out_of_memory(error):
         return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {LESS_MEMORY}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

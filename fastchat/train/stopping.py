@@ -82,10 +82,17 @@ class Stopping:
         self.peers = {}
         self.can_wait = True
 
-    def dead_peers(self) -> str:
-        """Names the ranks of this machine that are gone, such as "rank 1 (process 4242)"; "" where none is."""
-        gone = [f"rank {rank} (process {pid})" for rank, pid in sorted(self.peers.items()) if not _alive(pid)]
-        return ", ".join(gone)
+    def dead_peers(self, patience_s: float = 0.0) -> str:
+        """Names the ranks of this machine that are gone, such as "rank 1 (process 4242)"; "" where none is.
+
+        A connection breaks before its process is gone: with `patience_s` it gets that long to go.
+        """
+        until = time.monotonic() + patience_s
+        while True:
+            gone = [f"rank {rank} (process {pid})" for rank, pid in sorted(self.peers.items()) if not _alive(pid)]
+            if gone or not self.peers or time.monotonic() >= until:
+                return ", ".join(gone)
+            time.sleep(0.1)
 
     def _watch(self, launchers: dict[int, str]) -> None:
         if self._watching is None:
