@@ -191,23 +191,50 @@ def _parallel_inputs(run: Run) -> int:
 
 
 def _skipped_in_first_layer(run: Run) -> int:
-    """The frozen embedding gives the first layer an input without a gradient: its norm and its masks are not kept."""
+    """The frozen embedding gives the first layer an input without a gradient, so nothing is kept there, per token, of
+    what comes before its first adapter; nor that adapter's mask."""
     a = run.architecture
-    readers = a.attention_linears[:-1] if a.family.norms > 1 else a.attention_linears[:-1] + a.mlp_linears[:-1]
-    masks = sum(linear in run.adapted for linear in readers) if run.lora_dropout else 0
-    return (0 if a.family.qk_norm == "full" and a.family.norm == "gemma" else _norm(run, a.hidden)) + masks * a.hidden
+    norm = 0 if a.family.qk_norm == "full" and a.family.norm == "gemma" else _norm(run, a.hidden)
+    readers = _first_readers(run)
+    if any(linear in run.adapted for linear in readers):
+        return norm + _masks(run, readers)
+    before = norm + _attention(run)
+    if a.attention_linears[-1] in run.adapted:
+        own = _inputs(run, a.attention_linears[-1:], computed=True)
+        return before - own + _masks(run, a.attention_linears[-1:])
+    before += norm
+    if any(linear in run.adapted for linear in a.mlp_linears[:-1]):
+        return before + _masks(run, a.mlp_linears[:-1])
+    return before + _mlp(run) - _inputs(run, a.mlp_linears[-1:], computed=True) + _masks(run, a.mlp_linears[-1:])
+
+
+def _first_readers(run: Run) -> tuple[Linear, ...]:
+    """The matrices that read a layer's input: with a parallel MLP (Cohere) its first ones too."""
+    a = run.architecture
+    return a.attention_linears[:-1] + (a.mlp_linears[:-1] if a.family.norms == 1 else ())
+
+
+def _masks(run: Run, linears: Sequence[Linear]) -> int:
+    """A byte per input of every adapted matrix, where there is dropout."""
+    return sum(linear.inputs for linear in linears if linear in run.adapted) if run.lora_dropout else 0
 
 
 # ---- copies and temporaries ----
 
 
 def _cast_copies(run: Run) -> int:
-    """Weights in the computing dtype that autocast makes because they are stored in another one."""
+    """Weights in the computing dtype that autocast makes because they are stored in another one.
+
+    A copy is kept for the gradient of its input, so those that read the first layer's input are not.
+    """
     a, c = run.architecture, run.compute_bytes
-    adapter = run.trained * c if run.autocast and run.lora else 0
+    if not run.autocast:
+        return 0
+    readers = _first_readers(run) if run.lora else ()
+    adapter = c * (run.trained - run.lora_r * sum(x.inputs for x in readers if x in run.adapted)) if run.lora else 0
     if not run.casts_weights or run.q_lora:
         return adapter
-    return adapter + c * a.linear_elements
+    return adapter + c * (a.linear_elements - sum(x.elements for x in readers))
 
 
 def _dequantised(run: Run) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-_ATTENTION = "counted_attention"
+ATTENTION = "counted_attention"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def count(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = _build(config, dtype, lora)
-    with _as_on_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True):
+    with as_on_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True):
         _give_storage(model, getattr(torch, adapter_dtype) if lora else None)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -66,7 +66,7 @@ def count(
                 hidden = base.model(input_ids=ids, use_cache=False).last_hidden_state
                 return hidden if head == "none" else base.lm_head(hidden)
 
-        saved = _saved_bytes(model, forward)
+        saved = saved_bytes(model, forward)
         return _peak(model, forward, saved, _loss if head == "logits" else torch.sum)
 
 
@@ -82,8 +82,8 @@ def _build(config: Any, dtype: str, lora: dict[str, Any] | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    config._attn_implementation = _ATTENTION
-    _register_attention()
+    config._attn_implementation = ATTENTION
+    register_attention()
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
         model.config.use_cache = False
@@ -112,7 +112,7 @@ def _give_storage(model: Any, adapter_dtype: Any) -> None:
                 module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
 
 
-def _saved_bytes(model: Any, forward: Callable[[], Any]) -> int:
+def saved_bytes(model: Any, forward: Callable[[], Any]) -> int:
     """Bytes of the distinct storages that autograd saves in one forward pass; weights themselves do not count."""
     import torch
 
@@ -190,7 +190,7 @@ def live_bytes() -> Iterator[Live]:
 
 
 @contextlib.contextmanager
-def _as_on_a_gpu() -> Iterator[None]:
+def as_on_a_gpu() -> Iterator[None]:
     """Dropout as the fused GPU kernel does it."""
     import torch
 
@@ -206,7 +206,7 @@ def _as_on_a_gpu() -> Iterator[None]:
         torch.nn.functional.dropout = original
 
 
-def _register_attention() -> None:
+def register_attention() -> None:
     import torch
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -232,4 +232,4 @@ def _register_attention() -> None:
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return Kernel.apply(query, key, value).transpose(1, 2).contiguous(), None
 
-    ALL_ATTENTION_FUNCTIONS[_ATTENTION] = attention
+    ALL_ATTENTION_FUNCTIONS[ATTENTION] = attention

@@ -39,7 +39,7 @@ class Plan:
     overlap: int
     allocated: int  # what torch.cuda.max_memory_allocated should show
     loss_alone: int
-    peak_at: str  # one of the moments in `_moments`
+    peak_at: str  # one of the moments in `moments_of`
     host_weights: int
     host_gradients: int
     host_optimizer: int
@@ -78,7 +78,7 @@ def estimate(run: Run) -> Plan:
     """The plan for `run`. Pure arithmetic, well under a millisecond."""
     states, acts, loss = states_of(run), activations_of(run), loss_of(run)
     standing = states.weights + states.scales + states.optimizer + states.buffers
-    moments = _moments(run, states, acts, loss)
+    moments = moments_of(run, states, acts, loss)
     at = max(moments, key=lambda name: moments[name])
     allocated = standing + moments[at]
     on_top = max(0, acts.kept + loss - acts.saved)
@@ -107,7 +107,7 @@ def estimate(run: Run) -> Plan:
     )
 
 
-def _moments(run: Run, states: States, acts: Activations, loss: int) -> dict[str, int]:
+def moments_of(run: Run, states: States, acts: Activations, loss: int) -> dict[str, int]:
     """Bytes on top of what always stands, at the moments that can be the peak."""
     gradients = states.gradients
     # Without accumulation gradients grow while activations go, so the two are never whole at once. An adapter's are

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastchat.errors import SettingsError
 from fastchat.plan.architecture import Architecture, Family
 
 LLAMA = Family()
-_GEMMA = {"norm": "gemma", "tied": True}
-_POST_NORMS = {"norms": 4}  # Gemma 2 and 3 also norm what attention and MLP give back
+_GEMMA = Family(norm="gemma", tied=True, defaults=(("head_dim", 256),))
 FAMILIES: dict[str, Family] = {  # transformers' model_type; tests/plan compares each with the real class
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -20,11 +20,11 @@ FAMILIES: dict[str, Family] = {  # transformers' model_type; tests/plan compares
     "granite": LLAMA,
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm="head", defaults=(("head_dim", 128),)),
-    "gemma": Family(**_GEMMA, defaults=(("head_dim", 256),)),
-    "gemma2": Family(**_GEMMA, **_POST_NORMS, sdpa=False, defaults=(("head_dim", 256),)),
-    "gemma3_text": Family(
-        **_GEMMA,
-        **_POST_NORMS,
+    "gemma": _GEMMA,
+    "gemma2": replace(_GEMMA, norms=4, sdpa=False),  # it also norms what attention and MLP give back
+    "gemma3_text": replace(
+        _GEMMA,
+        norms=4,
         qk_norm="head",
         defaults=(
             ("head_dim", 256),
@@ -51,7 +51,8 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> Architectu
 
     A family that is not in the table is counted as a Llama of the same sizes, with a note that says so.
     """
-    text, kind, notes = config, str(config.get("model_type", "")), []
+    text: Mapping[str, Any] = config
+    kind, notes = str(config.get("model_type", "")), []
     if isinstance(config.get("text_config"), Mapping):
         text = {"dtype": config.get("dtype") or config.get("torch_dtype"), **config["text_config"]}
         kind = str(text.get("model_type") or _NESTED.get(kind, kind))
@@ -61,7 +62,7 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> Architectu
     if family is None:
         notes.append(f"model type {kind!r} is not known here: counted as a Llama of the same sizes")
         family = LLAMA
-    values = dict(family.defaults) | {key: value for key, value in text.items() if value is not None}
+    values: dict[str, Any] = dict(family.defaults) | {key: value for key, value in text.items() if value is not None}
     hidden, heads = _size(values, "hidden_size", name), _size(values, "num_attention_heads", name)
     return Architecture(
         name=name,
@@ -92,7 +93,7 @@ def _with_switches(family: Family, kind: str, values: Mapping[str, Any]) -> Fami
         changed |= {"qkv_bias": False, "o_bias": False, "mlp_bias": False}
     if kind == "cohere" and values.get("use_qk_norm"):
         changed["qk_norm"] = "full"
-    return Family(**{**vars(family), **changed}) if changed else family
+    return replace(family, **changed)
 
 
 def _size(values: Mapping[str, Any], key: str, name: str) -> int:

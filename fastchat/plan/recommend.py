@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.plan.architecture import Architecture
-from fastchat.plan.families import SIZES, architecture_of_size
 from fastchat.plan.estimate import estimate
+from fastchat.plan.families import SIZES, architecture_of_size
 from fastchat.plan.report import describe, why_not
 from fastchat.plan.run import Machine, Run
 from fastchat.plan.search import Choice, choices, fitting, rejected
@@ -163,7 +163,7 @@ def recipe(recommendation: Recommendation) -> str:
         "gradient_accumulation_steps": run.gradient_accumulation_steps,
         "gradient_checkpointing": run.gradient_checkpointing,
         "num_train_epochs": epochs,
-        "learning_rate": "3e-4",
+        "learning_rate": 3e-4,
         "lr_scheduler_type": "cosine",
         "warmup_ratio": 0.03,
         "weight_decay": 0,
@@ -171,7 +171,7 @@ def recipe(recommendation: Recommendation) -> str:
         "bf16": run.bf16 and not run.fp16,
         "fp16": run.fp16,
         "tf32": True,
-        "flash_attn": run.attention == "flash_attention_2",
+        "flash_attn": True,  # falls back to torch's own kernels, which is what was counted
         "save_strategy": "epoch",
         "logging_steps": 1,
     }

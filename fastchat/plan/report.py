@@ -176,7 +176,8 @@ def why_not(plan: Plan) -> str:
     machine = plan.run.machine
     reasons = []
     if plan.gpu_fits is False and machine.gpu_memory is not None:
-        reasons.append(f"{human(plan.total)} per GPU, {human(machine.gpu_memory)} there")
+        when = " (while the whole quantised model is loaded)" if plan.peak_at == "loading" else ""
+        reasons.append(f"{human(plan.total)} per GPU{when}, {human(machine.gpu_memory)} there")
     if plan.host_fits is False and machine.cpu_memory is not None:
         reasons.append(f"{human(plan.host_total)} per host, {human(machine.cpu_memory)} there")
     return " and ".join(reasons)
@@ -188,7 +189,7 @@ def _notes(run: Run) -> list[str]:
         notes.append(f"--optim {run.optim} is not known here: counted as AdamW")
     if run.casts_weights and not run.q_lora:
         notes.append(
-            f"the weights are stored as {run.stored_dtype} and multiplied in another 16-bit type, so autocast keeps a copy "
-            "of them: --dtype bfloat16 or --deepspeed avoids it"
+            f"the weights are stored as {run.stored_dtype} and multiplied in another 16-bit type, so autocast keeps a "
+            "copy of them: --dtype bfloat16 or --deepspeed avoids it"
         )
     return notes

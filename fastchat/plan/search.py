@@ -106,6 +106,9 @@ def choices(run: Run) -> Iterator[Run]:
                     yield with_batch(variant, batch)
 
 
+_WORTHWHILE = 0.97  # a slower choice must save at least this much
+
+
 @dataclass(frozen=True)
 class Choice:
     """A configuration that was looked at."""
@@ -119,7 +122,10 @@ class Choice:
 
 
 def fitting(run: Run) -> list[Choice]:
-    """What fits, least slowdown first; of each engine, quantisation and checkpointing only its best microbatch."""
+    """What fits, least slowdown first; of each engine, quantisation and checkpointing only its best microbatch.
+
+    Whatever is slower than another choice has to need less memory, or it is left out.
+    """
     best: dict[tuple[Any, ...], Choice] = {}
     for variant in choices(run):
         plan = estimate(variant)
@@ -127,7 +133,11 @@ def fitting(run: Run) -> list[Choice]:
         found = Choice(plan, slowdown(variant))
         if plan.fits and (key not in best or found.slowdown < best[key].slowdown):
             best[key] = found
-    return sorted(best.values(), key=lambda choice: (choice.slowdown, choice.plan.total))
+    useful: list[Choice] = []
+    for choice in sorted(best.values(), key=lambda choice: (choice.slowdown, choice.plan.total)):
+        if all(choice.plan.total < _WORTHWHILE * other.plan.total for other in useful):
+            useful.append(choice)
+    return useful
 
 
 def neighbours(run: Run) -> Iterator[tuple[str, Run]]:

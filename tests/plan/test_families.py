@@ -1,0 +1,153 @@
+"""The shapes of the known families are those of the real classes, to the last parameter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fastchat.errors import SettingsError
+from fastchat.plan.families import SIZES, architecture_from_config, architecture_of_size
+from fastchat.plan.run import Run
+from tests.plan.shapes import FAMILIES, TARGETS, config, llama
+
+
+def real_model(cfg: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(cfg)
+
+
+def real_linears(model: Any) -> dict[str, tuple[int, int, bool]]:
+    """{name in the first layer: (inputs, outputs, has a bias)}"""
+    import torch
+
+    layer = model.model.layers[0]
+    return {
+        name: (module.in_features, module.out_features, module.bias is not None)
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
+def assert_same(cfg: Any) -> None:
+    architecture = architecture_from_config(cfg.to_dict(), "test")
+    model = real_model(cfg)
+    ours = {linear.name: (linear.inputs, linear.outputs, linear.bias) for linear in architecture.layer_linears}
+    assert ours == real_linears(model)
+    assert architecture.parameters == sum(p.numel() for p in model.parameters())
+    assert architecture.notes == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_the_real_ones(family: str) -> None:
+    assert_same(config(family))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "starcoder2", "cohere"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_and_untied(family: str, tied: bool) -> None:
+    assert_same(config(family, tie_word_embeddings=tied))
+
+
+@pytest.mark.parametrize(
+    ("family", "changed"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"num_key_value_heads": 8, "head_dim": 96}),
+        ("mistral", {"head_dim": 128}),
+        ("qwen3", {"attention_bias": True}),
+        ("gemma3_text", {"attention_bias": True}),
+        ("cohere", {"use_qk_norm": True}),
+        ("starcoder2", {"use_bias": False}),
+    ],
+)
+def test_switches_in_the_config(family: str, changed: dict[str, Any]) -> None:
+    assert_same(config(family, **changed))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_built_in_sizes(size: str) -> None:
+    architecture = architecture_of_size(size)
+    assert_same(llama(architecture))
+    # The published sizes: 6.74, 13.02 and 68.98 billion.
+    assert architecture.parameters == {"7b": 6738415616, "13b": 13015864320, "70b": 68976648192}[size]
+
+
+def test_text_model_inside_a_multimodal_config() -> None:
+    text = config("gemma3_text").to_dict()
+    text.pop("model_type")
+    text.pop("dtype")  # stands outside, as published files have it
+    outer = {"model_type": "gemma3", "dtype": "bfloat16", "text_config": text, "vision_config": {"hidden_size": 7}}
+    architecture = architecture_from_config(outer, "test")
+    assert architecture == replace(architecture_from_config(config("gemma3_text").to_dict(), "test"), dtype="bfloat16")
+
+
+def test_a_sparse_gemma3_config_gets_the_family_defaults() -> None:
+    # google/gemma-3-4b-it's text_config leaves out heads, head_dim and vocabulary.
+    from transformers import AutoConfig
+
+    sparse = {"model_type": "gemma3_text", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+    real = AutoConfig.for_model(**sparse)
+    assert architecture_from_config(sparse, "test").parameters == sum(p.numel() for p in real_model(real).parameters())
+
+
+def test_unknown_family_is_counted_as_llama_and_says_so() -> None:
+    values = config("llama").to_dict() | {"model_type": "brand_new"}
+    architecture = architecture_from_config(values, "test")
+    assert architecture.parameters == architecture_from_config(config("llama").to_dict(), "test").parameters
+    assert "brand_new" in architecture.notes[0]
+
+
+@pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts"])
+def test_mixture_of_experts_is_refused(key: str) -> None:
+    with pytest.raises(SettingsError, match="mixture of experts"):
+        architecture_from_config(config("llama").to_dict() | {key: 8, "model_type": "mixtral"}, "test")
+
+
+@pytest.mark.parametrize("value", [None, 0, "big", True])
+def test_a_config_without_a_size_is_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match="hidden_size"):
+        architecture_from_config(config("llama").to_dict() | {"hidden_size": value}, "models/x")
+
+
+def test_unknown_size_names_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"--model_size 72b .*nearest: 7"):
+        architecture_of_size("72b")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_parameters_are_peft_s(family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    cfg = config(family)
+    run = Run(architecture_from_config(cfg.to_dict(), "test"), lora_r=4, lora_target_modules=TARGETS.get(family))
+    leaves = [linear.leaf for linear in run.adapted]
+    model = get_peft_model(real_model(cfg), LoraConfig(r=4, target_modules=leaves, task_type="CAUSAL_LM"))
+    assert run.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_trained_biases_and_head_targets(bias: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    cfg = config("qwen2")
+    targets = ("q_proj", "self_attn.o_proj", "lm_head", "embed_tokens")
+    architecture = architecture_from_config(cfg.to_dict(), "test")
+    run = Run(architecture, lora_r=4, lora_bias=bias, lora_target_modules=targets)
+    model = get_peft_model(real_model(cfg), LoraConfig(r=4, bias=bias, target_modules=list(targets)))
+    assert run.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_target_that_matches_nothing_lists_what_exists() -> None:
+    run = Run(architecture_of_size("7b"), lora_target_modules=("q_prj",))
+    with pytest.raises(SettingsError, match=r"q_prj match nothing.*down_proj.*did you mean q_proj"):
+        _ = run.trained
+
+
+def test_default_targets_are_those_that_exist() -> None:
+    run = Run(architecture_from_config(config("phi3").to_dict(), "test"))
+    assert [linear.leaf for linear in run.adapted] == ["o_proj", "down_proj"]

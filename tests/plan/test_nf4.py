@@ -1,0 +1,62 @@
+"""The size of quantised matrices is what bitsandbytes really stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastchat.plan.families import architecture_of_size
+from fastchat.plan.model_files import read_architecture
+from fastchat.plan.nf4 import quantised_size
+from fastchat.plan.run import Run
+from fastchat.plan.states import states_of
+
+
+def real_bytes(layer: Any) -> tuple[int, int]:
+    """(codes, everything else) of a quantised bitsandbytes layer."""
+    state = layer.weight.quant_state
+    tensors = (state.absmax, state.state2.absmax, state.state2.code, state.code, state.offset)
+    return layer.weight.data.nbytes, sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (100, 70), (33, 7), (1024, 2816), (4096, 256)])
+def test_one_matrix(shape: tuple[int, int]) -> None:
+    import bitsandbytes as bnb
+
+    layer = bnb.nn.Linear4bit(*shape, bias=False, compress_statistics=True, quant_type="nf4").to("cpu")
+    size = quantised_size(shape[0] * shape[1])
+    assert (size.codes, size.scales) == real_bytes(layer)
+
+
+@pytest.mark.parametrize(
+    ("family", "more"), [("llama", {}), ("llama", {"tied": True}), ("qwen2", {}), ("gemma2", {"tied": True})]
+)
+def test_a_whole_quantised_model(tiny_model_dir: Any, family: str, more: dict[str, Any]) -> None:
+    """Codes, scales and what stays unquantised, as the training code loads it."""
+    import torch
+
+    from fastchat.model.loading import linear4bit_layers, load_base_model
+
+    folder: Path = tiny_model_dir(family, hidden=64, layers=3, **more)
+    model = load_base_model(str(folder), dtype=torch.bfloat16, quantization=True)
+    layers = linear4bit_layers(model)
+    codes = sum(real_bytes(layer)[0] for layer in layers.values())
+    scales = sum(real_bytes(layer)[1] for layer in layers.values())
+    quantised = {id(layer.weight) for layer in layers.values()}
+    others = sum(p.nbytes for p in model.parameters() if id(p) not in quantised)
+    run = Run(read_architecture(str(folder)), q_lora=True, dtype="bfloat16")
+    states = states_of(run)
+    assert states.weights - run.trained * run.adapter_bytes == codes + others
+    assert states.scales == scales
+
+
+def test_llama_7b_in_nf4_is_what_is_published() -> None:
+    """FACTS: 3.6 GiB with double quantisation, 12.6 GiB in bf16."""
+    run = Run(architecture_of_size("7b"), q_lora=True)
+    states = states_of(run)
+    adapter = run.trained * run.adapter_bytes
+    assert (states.weights - adapter + states.scales) / 2**30 == pytest.approx(3.6, rel=0.02)
+    plain = states_of(Run(architecture_of_size("7b")))
+    assert (plain.weights - adapter) / 2**30 == pytest.approx(12.6, rel=0.005)
