@@ -20,10 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastchat.checkpoint.files import settle, sync
-from fastchat.checkpoint.vocabulary import Plan, check_tokens, load_plain, plan_tokens, write_tokens
+from fastchat.checkpoint.vocabulary import Plan, check_tokens, plan_tokens, write_tokens
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import load_base_model, load_config
 from fastchat.model.source import is_local, loading, read_json
+from fastchat.model.tokenizer import load_plain
 
 INDEX = "model.safetensors.index.json"
 # Weights in other forms, which would still hold the old vocabulary.

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.errors import CheckpointError, SettingsError
-from fastchat.model.source import loading, read_json
+from fastchat.model.source import read_json
+from fastchat.model.tokenizer import load_plain
 
 _AS_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 # Texts whose ids must stay what they were: words, digits, spaces, line ends, other scripts, code, bytes.
@@ -105,21 +106,6 @@ def check_tokens(before: Any, folder: Path, plan: Plan, pad_token: str | None, *
                 f"with {' '.join((*plan.added, *plan.marked))} in the vocabulary, {text[:50]!r} is tokenised "
                 "differently: choose tokens that are no part of ordinary text, such as '[PAD]'."
             )
-
-
-def load_plain(source: str, *, cache_dir: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer as its files describe it, with no pad token chosen for it."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    with loading(source, "tokenizer", trust_remote_code=trust_remote_code):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, cache_dir=cache_dir, trust_remote_code=trust_remote_code, use_fast=True
-        )
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise SettingsError(
-            f"{source}: {type(tokenizer).__name__} has no fast version (no tokenizer.json); convert it."
-        )
-    return tokenizer
 
 
 def _name(config: dict[str, Any], pad_token: str | None, special_tokens: Sequence[str]) -> None:

@@ -56,24 +56,27 @@ def load_tokenizer(
     `embedding_rows`: see `choose_pad`.
     Raises SettingsError for a missing folder, a folder without a tokenizer, or one that has no fast version.
     """
+    tokenizer = load_plain(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    tokenizer.padding_side = padding_side
+    return tokenizer, choose_pad(tokenizer, stop_ids=stop_ids, embedding_rows=embedding_rows)
+
+
+def load_plain(model_dir: str, *, cache_dir: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer as its files describe it, with no pad token chosen for it. Raises as `load_tokenizer` does."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if is_local(model_dir):
         _check_tokenizer_directory(model_dir)
     with loading(model_dir, "tokenizer", trust_remote_code=trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(
-            model_dir,
-            cache_dir=cache_dir,
-            trust_remote_code=trust_remote_code,
-            padding_side=padding_side,
-            use_fast=True,
+            model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code, use_fast=True
         )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise SettingsError(
             f"{model_dir} gives the tokenizer class {type(tokenizer).__name__}, which has no fast version (no "
             "tokenizer.json). Masks are made from the fast tokenizer's ids: convert it first, or use another base."
         )
-    return tokenizer, choose_pad(tokenizer, stop_ids=stop_ids, embedding_rows=embedding_rows)
+    return tokenizer
 
 
 def choose_pad(tokenizer: Any, *, stop_ids: Collection[int] = (), embedding_rows: int | None = None) -> PadChoice:
