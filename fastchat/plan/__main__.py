@@ -104,6 +104,8 @@ def _largest(flags: dict[str, Any], machine: Machine) -> list[str]:
             flat |= {f"{name}_{key}": value for key, value in found_json.items()}
         return [json.dumps(flat)]
     lines = [_machine_line(machine, run.model_max_length), ""]
+    if machine.cpu_memory is None:
+        lines.insert(1, "the host's memory is not known (--cpu_memory 256GiB), so nothing is offloaded to it")
     for one in found:
         if one.plan is None:
             lines.append(f"{one.method:<17} not even a model of 1B fits")

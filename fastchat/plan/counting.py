@@ -82,8 +82,7 @@ def _build(config: Any, dtype: str, lora: dict[str, Any] | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    config._attn_implementation = ATTENTION
-    register_attention()
+    config._attn_implementation = register_attention()
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
         model.config.use_cache = False
@@ -206,7 +205,8 @@ def as_on_a_gpu() -> Iterator[None]:
         torch.nn.functional.dropout = original
 
 
-def register_attention() -> None:
+def register_attention() -> str:
+    """Makes the counted attention known to transformers; its name."""
     import torch
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -233,3 +233,4 @@ def register_attention() -> None:
         return Kernel.apply(query, key, value).transpose(1, 2).contiguous(), None
 
     ALL_ATTENTION_FUNCTIONS[ATTENTION] = attention
+    return ATTENTION

@@ -63,7 +63,7 @@ def scaled(position: float) -> Architecture:
 def largest_models(run: Run) -> list[Largest]:
     """For full fine-tuning, LoRA and QLoRA, with everything that saves memory allowed and a microbatch of 1.
 
-    `run` gives the machine, the length, the rank and the optimizer.
+    `run` gives the machine, the length, the rank and the optimizer. Without a known host memory nothing is offloaded.
     """
     base = replace(run, per_device_train_batch_size=1, lora_target_modules=None, attention=_fused(run))
     methods = (
@@ -101,7 +101,10 @@ def _variants(run: Run) -> Iterator[Run]:
     for checkpointing in (False, True):
         variant = replace(run, gradient_checkpointing=checkpointing)
         yield replace(variant, zero=None)
-        yield from (on_engine(variant, engine) for engine in ENGINES)
+        for engine in ENGINES:
+            moved = on_engine(variant, engine)
+            if run.machine.cpu_memory is not None or not (moved.zero and moved.zero.offload_optimizer):
+                yield moved
 
 
 def _last_true(holds: Callable[[int], bool], last: int) -> int | None:

@@ -155,7 +155,7 @@ def _zero3(run: Run) -> States:
         optimizer=0 if zero.offload_optimizer else 4 * mine + state - paged,
         buffers=gathered + _reduce_buckets(run),
         # A quantised model is first loaded whole onto every GPU and then partitioned.
-        loading=everything - (0 if zero.offload_params else part) if run.q_lora and n > 1 else 0,
+        loading=everything - (0 if zero.offload_params else part) if run.q_lora else 0,
         stepping=0 if zero.offload_optimizer else 4 * group * (1 + optimizer.copies),
         host_weights=part if zero.offload_params else 0,
         host_gradients=gradients + 4 * mine if zero.offload_optimizer else 0,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastchat.plan.activations import activations_of
+from fastchat.plan.activations import activations_of, layer_bytes
 from fastchat.plan.counting import Counts, count
 from fastchat.plan.estimate import Plan, estimate, moments_of
 from fastchat.plan.families import architecture_from_config, architecture_of_size
@@ -162,6 +162,10 @@ def test_real_sizes(size: str, case: Case) -> None:
         assert plan.activations == pytest.approx(counts.saved, rel=0.01)
         return
     assert activations_of(run).kept == pytest.approx(counts.saved, rel=0.02)
-    if case.lora:  # one step: of the gradients only the last layer's are there at the peak
+    if case.lora:
+        # One step: the inputs of the layers go while the gradients come, so only the larger of the two counts. The
+        # plan adds both, because with accumulation both are there.
         acts = activations_of(run)
-        assert acts.backward + acts.temporary == pytest.approx(counts.peak, rel=0.05)
+        inputs = acts.backward - layer_bytes(run)
+        peak = layer_bytes(run) + acts.temporary + max(inputs, states_of(run).gradients)
+        assert peak == pytest.approx(counts.peak, rel=0.05)

@@ -60,3 +60,51 @@ def test_llama_7b_in_nf4_is_what_is_published() -> None:
     assert (states.weights - adapter + states.scales) / 2**30 == pytest.approx(3.6, rel=0.02)
     plain = states_of(Run(architecture_of_size("7b")))
     assert (plain.weights - adapter) / 2**30 == pytest.approx(12.6, rel=0.005)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_activations_on_a_quantised_base(
+    tiny_model_dir: Any, monkeypatch: pytest.MonkeyPatch, dropout: float, autocast: bool
+) -> None:
+    """nf4 cannot run on tensors without data, so a small model really runs, as the training code prepares it."""
+    import contextlib
+
+    import torch
+
+    from fastchat.model.loading import load_base_model
+    from fastchat.model.lora import add_lora
+    from fastchat.plan.activations import activations_of
+    from fastchat.plan.counting import as_on_a_gpu, register_attention, saved_bytes
+    from fastchat.plan.zero import Zero
+
+    folder: Path = tiny_model_dir("llama", hidden=256, layers=3)
+    model = add_lora(load_base_model(str(folder), dtype=torch.bfloat16, quantization=True), r=8, dropout=dropout)
+    model.base_model.model.set_attn_implementation(register_attention())
+    if not autocast:  # as DeepSpeed does
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16)
+    model.train()
+    ids = torch.zeros(2, 128, dtype=torch.int64)
+
+    def forward() -> Any:
+        cast = torch.autocast("cpu", dtype=torch.bfloat16) if autocast else contextlib.nullcontext()
+        with cast:
+            return model.base_model.model.model(input_ids=ids, use_cache=False).last_hidden_state
+
+    if autocast:  # peft asks for a GPU's autocast
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: True)
+    with as_on_a_gpu():
+        saved = saved_bytes(model, forward)
+    run = Run(
+        read_architecture(str(folder)),
+        q_lora=True,
+        dtype="bfloat16",
+        lora_dropout=dropout,
+        zero=None if autocast else Zero(stage=0),
+        model_max_length=128,
+        per_device_train_batch_size=2,
+        packing=True,
+    )
+    assert activations_of(run).kept == pytest.approx(saved, rel=0.01)
