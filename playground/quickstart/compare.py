@@ -31,8 +31,8 @@ def losses(adapter: Path) -> dict[str, tuple[float, float]]:
 
 
 def is_right(reply: str, expected: str) -> bool:
-    """The expected sentence and nothing else, so that a model which does not stop is not right."""
-    return reply.strip() == expected
+    """The expected sentence, in capitals or not, and nothing else: a model which does not stop is not right."""
+    return reply.strip().lower() == expected.lower()
 
 
 def ask(chat: Chat, records: list[dict[str, Any]]) -> list[str]:
