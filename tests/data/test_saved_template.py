@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from fastchat.conversation import Dialogue, Turn, conv_templates, get_template
+from fastchat.conversation import Conversation, Dialogue, SeparatorStyle, Turn, conv_templates, get_template
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.saved_template import install_template, to_messages
 from fastchat.errors import SettingsError
@@ -41,3 +41,12 @@ def test_a_template_that_says_something_else_is_caught(tokenizer_dir, monkeypatc
     monkeypatch.setattr("fastchat.data.saved_template.chat_template", lambda bound: "{{ messages[0]['content'] }}")
     with pytest.raises(SettingsError, match="cannot be saved as a chat template"):
         install_template(tokenizer, bound)
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+def test_own_template_without_a_default_system_message(tokenizer_dir, kind):
+    """Its first text begins with a space, and with a system message it does not."""
+    own = Conversation(name="own", roles=("Q", "A"), sep_style=SeparatorStyle.ADD_COLON_TWO, sep=" ", sep2="</s>")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir(kind))
+    bound = TextEncoder.from_tokenizer(tokenizer).bind(own.to_template())
+    install_template(tokenizer, bound, REAL)
