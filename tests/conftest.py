@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # Before torch, transformers or wandb are imported anywhere; launched runs inherit it.
 _ENVIRONMENT = {
@@ -17,7 +18,7 @@ os.environ.update(_ENVIRONMENT)
 for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY", "HF_TOKEN"):
     os.environ.pop(_name, None)
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -32,6 +33,18 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_left_as_it_was() -> Iterator[None]:
+    """A test that leaves autocast on or another default dtype behind spoils the numbers of all that follow it."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        autocast, dtype = torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+        torch.set_autocast_enabled("cpu", False)
+        torch.set_default_dtype(torch.float32)
+        assert not autocast and dtype is torch.float32, f"left behind: autocast {autocast}, default dtype {dtype}"
 
 
 @pytest.fixture(scope="session")

@@ -90,11 +90,11 @@ def test_activations_on_a_quantised_base(
 
     def forward() -> Any:
         cast = torch.autocast("cpu", dtype=torch.bfloat16) if autocast else contextlib.nullcontext()
-        with cast:
+        with cast, monkeypatch.context() as inside:
+            if autocast:  # peft asks for a GPU's autocast; what the block restores is asked before and set after this
+                inside.setattr(torch, "is_autocast_enabled", lambda *device: True)
             return model.base_model.model.model(input_ids=ids, use_cache=False).last_hidden_state
 
-    if autocast:  # peft asks for a GPU's autocast
-        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: True)
     with as_on_a_gpu():
         saved = saved_bytes(model, forward)
     run = Run(
