@@ -55,6 +55,10 @@ class ResourceError(UserError):
     exit_code = EXIT_RESOURCE
 
 
+class PeerFailed(RuntimeError):
+    """Another process of the run met an error of its own in something that all do; that process has its message."""
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """The up to `n` known names that look most like `name`, best first; case does not count."""
     by_lower = {k.lower(): k for k in known}

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from fastchat.checkpoint.manifest import Manifest, describe_files, files_in, write_manifest
 from fastchat.checkpoint.ranks import everyone, first, rank_and_size
-from fastchat.checkpoint.space import disk_error
+from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.staging import SAVING, checkpoint_path, new_stage, put_in_place, rotate, settle_files
-from fastchat.errors import CheckpointError, UserError
+from fastchat.errors import CheckpointError, PeerFailed, UserError
 
 T = TypeVar("T")
 
@@ -38,10 +38,14 @@ def save_checkpoint(
     stage = run / f"{SAVING}{checkpoint_path(run, manifest.step).name}"
 
     def guarded(work: Callable[[], T]) -> Callable[[], T]:
-        return lambda: _with_disk_errors(work, run, expected_bytes)
+        def inner() -> T:
+            with disk_errors(run, expected_bytes):
+                return work()
+
+        return inner
 
     def describe() -> dict[str, dict[str, object]]:
-        mine = files_in(stage)[rank::size]  # the files are flushed and read back by all processes, a share each
+        mine = names[rank::size]  # the files are flushed and read back by all processes, a share each
         settle_files(stage, mine)
         return describe_files(stage, mine)
 
@@ -54,26 +58,14 @@ def save_checkpoint(
     try:
         first(guarded(lambda: new_stage(run, manifest.step)))
         everyone(guarded(lambda: write(stage)))
+        names = first(lambda: files_in(stage)) or []  # one list for all: a network's folder may look different to each
         files = {name: entry for part in everyone(guarded(describe)) for name, entry in part.items()}
         files = dict(sorted(files.items()))
         first(guarded(finish))
         first(guarded(lambda: rotate(run, keep, current=manifest.step, protected=protected)))
-    except UserError:
+    except (UserError, PeerFailed, OSError):
         if rank == 0:
             with suppress(OSError):
                 shutil.rmtree(stage)
         raise
     return checkpoint_path(run, manifest.step)
-
-
-def _with_disk_errors(work: Callable[[], T], run: Path, expected_bytes: int) -> T:
-    """Runs `work`; whatever a full or read-only disk does to it becomes a ResourceError."""
-    try:
-        return work()
-    except UserError:
-        raise
-    except Exception as error:
-        known = disk_error(error, run, expected_bytes)
-        if known is None:
-            raise
-        raise known from None

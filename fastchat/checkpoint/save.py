@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from fastchat.checkpoint import adapter as adapter_files
 from fastchat.checkpoint.files import staged
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.gather import at_rest, gather_all, gather_trained
+from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.record import TrainingRecord
-from fastchat.errors import UserError
 
 
 def save_result(
@@ -31,7 +29,7 @@ def save_result(
     `engine`: what wraps `model` in training, if anything. Beside the weights: `tokenizer` with its chat template, and
     `record`. `stop_ids` are the ids that end an answer.
     CheckpointError where the files, read back, are not the gathered weights; NumericError where those are not finite.
-    Then the folder is as it was, and every process raises.
+    Then the folder is as it was, and every process raises (PeerFailed where only the first one knows the error).
     """
     with at_rest(engine):
         tensors = gather_trained(model) if adapter else gather_all(model)
@@ -45,20 +43,4 @@ def save_result(
             tokenizer.save_pretrained(str(stage))
             record.write(stage)
 
-    _first_process(write)
-
-
-def _first_process(work: Callable[[], None]) -> None:
-    """Runs `work` in global rank 0; its user error is raised everywhere, so that no process waits for ever."""
-    if not dist.is_initialized():
-        work()
-        return
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            work()
-        except UserError as error:
-            outcome[0] = error
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise outcome[0]
+    first(write)

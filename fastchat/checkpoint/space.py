@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fastchat.errors import ResourceError
+from fastchat.errors import ResourceError, UserError
 
 _MARGIN = 1 << 20  # tokenizer-sized files and the file system's own
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last one: a limit on the size of files (ulimit -f)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -41,25 +43,46 @@ def copies_at_once(saves: int, limit: int | None) -> int:
     return saves if limit is None else min(saves, limit + 1)
 
 
-def disk_error(error: BaseException, folder: Path, needed: int) -> ResourceError | None:
-    """The message for a disk that is full or cannot be written; None where `error` is something else.
+@contextmanager
+def disk_errors(folder: Path, needed: int, what: str = "checkpoint") -> Iterator[None]:
+    """Within it whatever a full or read-only disk raises becomes a ResourceError. `needed`: about how many bytes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        known = disk_error(error, folder, needed, what)
+        if known is None:
+            raise
+        raise known from None
+
+
+def disk_error(error: BaseException, folder: Path, needed: int, what: str = "checkpoint") -> ResourceError | None:
+    """The message for a disk that is full or cannot be written; None where `error` is something else."""
+    code, text = getattr(error, "errno", None), str(error).lower()
+    if code in READ_ONLY or "read-only file system" in text or "permission denied" in text:
+        return ResourceError(
+            f"the {what} could not be written into {folder} ({error}); what was there before is kept. Make the "
+            "folder writable, then start the same command again"
+        )
+    if not is_full(error, folder, needed):
+        return None
+    return ResourceError(
+        f"the disk is full: a {what} of about {needed:,} bytes did not fit into {folder}, {free_bytes(folder):,} bytes "
+        "are free. The half-written one was removed, what was there before is kept. Free some space, then start the "
+        "same command again"
+    )
+
+
+def is_full(error: BaseException, folder: Path, needed: int = 0) -> bool:
+    """Whether `error` is that of a full disk, a used-up quota or a limit on the size of files.
 
     torch and safetensors wrap the system's error in their own, so the text and the free space decide there.
     """
-    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
     text = str(error).lower()
-    free = free_bytes(folder)
-    if code in READ_ONLY or "read-only file system" in text or "permission denied" in text:
-        return ResourceError(
-            f"the checkpoint could not be written into {folder} ({error}); what was saved before is kept. Make the "
-            "folder writable, then start the same command again: it goes on from the last checkpoint"
-        )
-    writing = any(word in text for word in ("no space left", "os error 28", "file write failed", "failed writing"))
-    writing = writing or "disk quota" in text or ("unexpected pos" in text and free < max(needed, _MARGIN))
-    if code not in FULL and not writing:
-        return None
-    return ResourceError(
-        f"the disk is full: a checkpoint of about {needed:,} bytes did not fit into {folder}, {free:,} bytes are free. "
-        "The half-written one was removed, what was saved before is kept. Free some space (or lower "
-        "--save_total_limit), then start the same command again: it goes on from the last checkpoint"
+    words = ("no space left", "os error 28", "os error 27", "file write failed", "failed writing", "disk quota")
+    return any(word in text for word in words) or (
+        "unexpected pos" in text and free_bytes(folder) < max(needed, _MARGIN)
     )

@@ -146,7 +146,7 @@ def plan_checkpoints(settings: Settings, identity: Identity, resume: Resume, tra
 
     first(work)
     changed = differing(resume.manifest, identity.settings) if resume.manifest else []
-    return RunCheckpoints(output_dir, resume, adapter, lambda t: describe(t, identity), changed, size)
+    return RunCheckpoints(output_dir, resume, adapter, lambda t: describe(t, identity), changed, size, result)
 
 
 def _saves_to_come(training: Any, trainer: Any, resume: Resume) -> int:

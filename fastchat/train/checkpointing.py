@@ -30,7 +30,7 @@ class RunCheckpoints:
 
     folder: the run's output folder. resume: where the run begins. adapter: whether only an adapter is trained.
     describe(trainer): the manifest of this moment, without files. changed: settings that differ since the checkpoint.
-    expected_bytes: of one checkpoint.
+    expected_bytes, result_bytes: about how large one checkpoint and the result will be.
     """
 
     folder: Path
@@ -39,15 +39,22 @@ class RunCheckpoints:
     describe: Callable[[Any], Manifest]
     changed: list[str]
     expected_bytes: int = 0
+    result_bytes: int = 0
+
+
+class EvaluationStopped(Exception):
+    """An evaluation was left in the middle because the run was asked to stop; its argument says why."""
 
 
 class CheckpointTrainer(Trainer):
     """A Trainer whose checkpoints are complete or absent, and that goes on from one exactly.
 
-    `plan` is set before `train`. Subclasses add `progress` and `set_progress`: what they count, per process.
+    `plan` is set before `train`. Subclasses add `progress` and `set_progress`: what they count, per process; and raise
+    EvaluationStopped between two batches of an evaluation where `stop_asked` says so.
     """
 
     plan: RunCheckpoints
+    owed: dict[str, bool] | None = None  # an evaluation was left at this step; "save": whether a checkpoint was due
 
     def progress(self) -> dict[str, Any]:
         """What this process has counted and not yet logged; tensors and plain values."""
@@ -74,16 +81,20 @@ class CheckpointTrainer(Trainer):
         )
 
     def _write_checkpoint(self, stage: Path) -> None:
-        """Everything of this process; the folder is the same for all."""
+        """Everything of this process; the folder is the same for all.
+
+        What all processes do together comes first: one that fails by itself before would leave the others waiting.
+        """
         self.save_model(str(stage))
+        if self.is_deepspeed_enabled and not self.args.save_only_model:
+            self._write_engine(stage)
         rank = self.args.process_index
         if rank == 0:
             self.state.save_to_json(str(stage / files.STATE))
         if self.args.save_only_model:
             return
-        torch.save({"random": files.random_state(), "progress": self.progress()}, stage / files.rank_file(rank))
-        if self.is_deepspeed_enabled:
-            self._write_engine(stage)
+        mine = {"random": files.random_state(), "progress": self.progress(), "owed": self.owed}
+        torch.save(mine, stage / files.rank_file(rank))
         if rank != 0:
             return
         if not self.is_deepspeed_enabled:
@@ -140,7 +151,11 @@ class CheckpointTrainer(Trainer):
         scaler = self._scaler()
         if scaler is not None:
             scaler.load_state_dict(files.load_tensors(path / files.SCALER))
-        self.set_progress(self._own_file(path)["progress"])
+        mine = self._own_file(path)
+        self.set_progress(mine["progress"])
+        self.owed = mine.get("owed")
+        if self.owed is not None:  # it may save this step again, before the Trainer asks for the random numbers
+            files.set_random_state(mine["random"])
         return prepared
 
     def _load_engine(self, path: Path) -> None:
@@ -198,14 +213,42 @@ class CheckpointTrainer(Trainer):
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return None if not flag.item() else mine or "another process of the run was asked to stop"
 
-    def stop_before_evaluation(self) -> None:
-        """After training and saving the result: where a stop was asked for, the next start evaluates.
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """An evaluation while training. One that is left in the middle is made first when the run goes on."""
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except EvaluationStopped as stop:
+            step = self.state.global_step
+            if step == 0:
+                raise Preempted(f"{stop} before the first step: nothing was saved") from None
+            say(f"{stop}: saving step {step}, then stopping")
+            self.owed = {"save": self.control.should_save}
+            self._save_checkpoint(self.model, None)
+            raise Preempted(
+                f"{stop}: step {step} of {self.state.max_steps} is saved; the same command goes on with its evaluation"
+            ) from None
+
+    def evaluate_owed(self) -> None:
+        """Makes the evaluation that was left when the run stopped, as if it had not been, and saves what was due."""
+        if self.owed is None:
+            return
+        control: Any = self.control
+        control.should_log, control.should_evaluate, control.should_save = False, True, self.owed["save"]
+        self.owed = None
+        self._maybe_log_save_evaluate(torch.zeros(()), None, self.model, None, float(self.state.epoch or 0), None, 0.0)
+        control.should_evaluate = control.should_save = False
+
+    def last_evaluation(self) -> dict[str, float]:
+        """The evaluation of the result, after it was saved. Where a stop is asked for, the next start makes it.
 
         That one goes on from a checkpoint of the last step; Preempted is raised here.
         """
         reason = self.stop_asked()
         if reason is None:
-            return
+            try:
+                return self.evaluate()
+            except EvaluationStopped as stop:
+                reason = str(stop)
         there = checkpoint_path(self.plan.folder, self.state.global_step).is_dir()
         if not there and not self.args.load_best_model_at_end:
             self._save_checkpoint(self.model, None)
@@ -224,6 +267,7 @@ class StopCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         STOPPING.can_wait = True
+        self.trainer.evaluate_owed()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.reason = self.trainer.stop_asked()

@@ -14,6 +14,7 @@ import torch
 
 from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.save import save_result
+from fastchat.checkpoint.space import disk_errors
 from fastchat.data.collate import collate
 from fastchat.errors import SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
@@ -34,6 +35,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     """Runs one training from checked settings to the files in `--output_dir`. Raises UserErrors."""
     training = settings.training
     output_dir = Path(str(training.output_dir))
+    STOPPING.know_peers(known_processes(), lambda dead: end_with_dead_peer(status, dead))
     check_folder_early(settings)
     together(lambda: status.lock(output_dir))
 
@@ -53,7 +55,6 @@ def train(settings: Settings, status: RunStatus) -> None:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, identity)
 
-    STOPPING.know_peers(known_processes(), lambda dead: end_with_dead_peer(status, dead))
     together(lambda: status.claim(output_dir))
     first(lambda: clear_folder(output_dir, resume))
     share(list(corpora.values()), output_dir)
@@ -69,13 +70,14 @@ def train(settings: Settings, status: RunStatus) -> None:
     record = make_record(run, trainer)
     say(used_line(record))
     record.metrics = measured(trainer, result.metrics)
-    save(run, record, trainer, str(output_dir))
+    with disk_errors(output_dir, trainer.plan.result_bytes, "result"):
+        save(run, record, trainer, str(output_dir))
     if "eval" in corpora:
-        trainer.stop_before_evaluation()
         record.metrics.update(final_evaluation(trainer))
         if rank() == 0:
             record.write(output_dir)
     first(lambda: remove_stops(output_dir, settings))
+    STOPPING.close()
     say(summary(record, output_dir))
 
 
@@ -134,7 +136,7 @@ def final_evaluation(trainer: ChatTrainer) -> dict[str, Any]:
     """The evaluation of the weights that were saved; not repeated where the last step has just been evaluated."""
     rows = [row for row in trainer.state.log_history if "eval_loss" in row]
     known = rows and rows[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
-    row = rows[-1] if known else trainer.evaluate()
+    row = rows[-1] if known else trainer.last_evaluation()
     return {key: number(row[key]) for key in ("eval_loss", "eval_num_supervised_tokens")}
 
 

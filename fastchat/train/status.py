@@ -8,8 +8,8 @@ does not.
 from __future__ import annotations
 
 import atexit
-import errno
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastchat.checkpoint.lock import FolderLock
-from fastchat.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RESOURCE, ResourceError, SettingsError, UserError
+from fastchat.checkpoint.space import FULL
+from fastchat.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RESOURCE, PeerFailed, ResourceError, SettingsError, UserError
 from fastchat.train.stopping import STOPPING, Preempted
 
 STATUS = "status.json"
@@ -68,7 +69,7 @@ class RunStatus:
                 self.lock(self.folder)
                 self._write(None, "running", "")
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in FULL:
                 raise ResourceError(f"--output_dir {self.folder}: the disk is full") from None
             raise SettingsError(f"--output_dir {self.folder} cannot be written: {error.strerror}") from None
         self.claimed = True
@@ -191,6 +192,8 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
         if code == EXIT_DONE:
             return code
         if isinstance(error, Preempted):
+            if not STOPPING.can_wait:
+                STOPPING.pass_on()
             return _stopped(status, code, message)
         if not is_first_process() or lost_another_process(error):
             STOPPING.failed_with = code
@@ -224,12 +227,9 @@ def describe(error: BaseException) -> tuple[int, str, str]:
         return EXIT_RESOURCE, "failed", lost_line(STOPPING.dead_peers(patience_s=3.0))
     if is_out_of_memory(error):
         return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {LESS_MEMORY}"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return (
-            EXIT_RESOURCE,
-            "failed",
-            f"the disk is full: {error.filename or ''}; free some space or name another --output_dir",
-        )
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = error.filename or "--output_dir"
+        return EXIT_RESOURCE, "failed", f"the disk is full: {where}; what was saved before is kept"
     return (
         EXIT_BUG,
         "bug",
@@ -282,6 +282,8 @@ def _stopped(status: RunStatus, code: int, message: str) -> int:
 
 def lost_another_process(error: BaseException) -> bool:
     """Whether a collective operation failed because its partner is gone."""
+    if isinstance(error, PeerFailed):
+        return True
     words = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
     words += ("timed out waiting", "collective operation timeout")
     text = str(error).lower()
@@ -298,6 +300,8 @@ def _leave(code: int) -> NoReturn:
     An orderly exit tears down the threads of the process group and of DeepSpeed's optimizer in no fixed order, and was
     seen to abort although the result was complete; after an error it would wait for the other processes.
     """
+    for worker in multiprocessing.active_children():  # a loader's; those do not mind other signals
+        worker.kill()
     if code == EXIT_DONE:
         atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Stopping:
         self._watch(_launchers())
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._owner:  # a forked data loader: it goes on until the training process has stopped
+        if os.getpid() != self._owner:  # a process forked by a library: it goes on until this one has stopped
             return
         if self.failed_with is not None:  # the launcher clears up after the rank that has said what was wrong
             os._exit(self.failed_with)
@@ -77,8 +78,14 @@ class Stopping:
         self.peers = {r: pid for r, (host, pid) in enumerate(everyone) if host == here[0] and pid != here[1]}
         self._on_dead_peer = on_dead_peer
 
+    def pass_on(self) -> None:
+        """Stops the other ranks of this machine too: before the first step there is no moment at which all compare."""
+        for pid in self.peers.values():
+            with suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+
     def close(self) -> None:
-        """The run is over: the others may end now."""
+        """The work of all is done: the others may end now."""
         self.peers = {}
         self.can_wait = True
 

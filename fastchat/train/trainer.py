@@ -5,6 +5,7 @@ processes, and no files of its own: saving is handed to the checkpoint room.
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
-from fastchat.train.checkpointing import CheckpointTrainer
+from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.numerics import FiniteGuard, poison
 from fastchat.train.sampling import GlobalBatches, WithDummy
@@ -94,7 +95,7 @@ class ChatTrainer(CheckpointTrainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context or None,
-            worker_init_fn=_WorkerSeed(args.dataloader_num_workers, args.process_index),
+            worker_init_fn=_WorkerStart(args.dataloader_num_workers, args.process_index),
             # Of its own: starting to read, or evaluating, must not move the random numbers that training draws.
             generator=torch.Generator().manual_seed(args.seed),
         )
@@ -213,6 +214,8 @@ class ChatTrainer(CheckpointTrainer):
         handler.eval_dataloader = dataloader  # the progress bar asks for its length
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in dataloader:
+            if (reason := self.stop_asked()) is not None:
+                raise EvaluationStopped(reason)
             sums[1] += count_tokens([batch])[0]
             with torch.no_grad(), self.compute_loss_context_manager():
                 sums[0] += loss_sum(model, self._prepare_inputs(batch)).double().cpu()
@@ -274,11 +277,17 @@ class _EpochLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 
-class _WorkerSeed:
-    """Seeds a loader's worker; a class, because a spawned worker has to unpickle it."""
+class _WorkerStart:
+    """Seeds a loader's worker, and makes it stay until the training process ends it; a class, because a spawned worker
+    has to unpickle it.
+
+    Schedulers and terminals signal every process of a run: were a worker to go at once, the step could not be saved.
+    """
 
     def __init__(self, num_workers: int, rank: int) -> None:
         self.num_workers, self.rank = num_workers, rank
 
     def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         seed_worker(worker, num_workers=self.num_workers, rank=self.rank)
