@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable
 
@@ -19,10 +20,32 @@ EXIT_RESOURCE = 6
 EXIT_PREEMPTED = 75
 
 
+# A name and password, or a token, in front of a host; a token behind the question mark.
+_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)|(?<=[?&])((?:access_|auth_|api_)?(?:token|key)=)[^&\s'\"]+", re.I)
+_SECRET_NAME = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|CREDENTIALS?)$")
+_SHORTEST = 8  # characters; "true" in TOKEN=true is no secret
+
+
+def without_secrets(text: str) -> str:
+    """`text` without what must not get into a log or a file: the values of variables such as HF_TOKEN and
+    WANDB_API_KEY, and passwords or tokens in addresses.
+
+    >>> without_secrets("https://me:hf_abc@host/x?token=abc")
+    'https://***@host/x?token=***'
+    """
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()):
+            text = text.replace(value, "***")
+    return _IN_URL.sub(lambda found: f"{found[1] or ''}***", text)
+
+
 class UserError(ValueError):
-    """A problem the user can mend. The message names the value, where it stands, and the way out."""
+    """A problem the user can mend. The message names the value, where it stands, and the way out; never a secret."""
 
     exit_code = EXIT_SETTINGS
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 class SettingsError(UserError):
@@ -69,4 +92,4 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
 def say(line: str) -> None:
     """Print one line for the user on stderr, once per run: only the process with global rank 0 speaks."""
     if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
+        print(without_secrets(line), file=sys.stderr, flush=True)

@@ -15,9 +15,10 @@ PACKAGE = REPOSITORY / "fastchat"
 # Each room may import itself, the rooms named here, and nothing else of the package.
 ARROWS = {
     "errors": set(),
+    "security": {"errors"},
     "conversation": {"errors"},
-    "data": {"conversation", "errors"},
-    "model": {"conversation", "errors"},
+    "data": {"conversation", "errors", "security"},
+    "model": {"conversation", "errors", "security"},
     "plan": {"conversation", "errors"},
     "checkpoint": {"model", "data", "plan", "conversation", "errors"},
     "train": {"checkpoint", "model", "data", "plan", "conversation", "errors"},

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastchat.errors import CheckpointError
+from fastchat.errors import CheckpointError, without_secrets
 
 RECORD_NAME = "training.json"
 FORMAT = 1
@@ -58,7 +58,7 @@ class TrainingRecord:
     def write(self, directory: str | Path) -> Path:
         """Write `training.json` into `directory`, whole or not at all, and return its path."""
         path = Path(directory) / RECORD_NAME
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = without_secrets(json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
         staged = path.with_name(f".{RECORD_NAME}.{os.getpid()}")
         with staged.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError
+from fastchat.security import check_references
 
 # Classes of transformers 5 that take tokenizer.json unchanged.
 _UNCHANGED = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -81,6 +82,7 @@ def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
     path = Path(directory)
     if not path.is_dir():
         return None, "it is not a local directory"
+    check_references(path)
     file = path / "tokenizer.json"
     if not file.is_file():
         return None, "it has no tokenizer.json"

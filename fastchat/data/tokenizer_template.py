@@ -163,9 +163,11 @@ class TokenizerTemplate:
     def _run(self, messages: list[dict[str, str]], add_generation_prompt: bool, dialogue: Dialogue) -> str:
         from jinja2 import TemplateError
 
+        # A template is a program: it divides, indexes, compares, and may run into the sandbox's limits.
+        failures = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
-        except TemplateError as error:
+        except failures as error:
             raise DataError(f"{dialogue.where}: the tokenizer's chat template refuses the record: {error}") from error
 
     def _accepts(self, dialogue: Dialogue) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastchat.errors import SettingsError
+from fastchat.security import check_references
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -43,6 +44,7 @@ def read_json(path: Path) -> dict:
 def check_model_directory(source: str) -> None:
     """Raise SettingsError unless the local folder `source` holds a config and complete safetensors weights."""
     folder = Path(source).expanduser()
+    check_references(folder)
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise SettingsError(

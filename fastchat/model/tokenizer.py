@@ -15,6 +15,7 @@ from typing import Any
 
 from fastchat.errors import SettingsError
 from fastchat.model.source import is_local, loading, read_json
+from fastchat.security import check_references
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
@@ -128,6 +129,7 @@ def _candidates(tokenizer: Any) -> Iterator[tuple[str, int, str]]:
 
 def _check_tokenizer_directory(model_dir: str) -> None:
     folder = Path(model_dir).expanduser()
+    check_references(folder)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise SettingsError(
             f"{model_dir} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}). Copy the tokenizer files of the "

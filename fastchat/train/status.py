@@ -21,7 +21,16 @@ from typing import Any, NoReturn
 
 from fastchat.checkpoint.lock import FolderLock
 from fastchat.checkpoint.space import FULL
-from fastchat.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_RESOURCE, PeerFailed, ResourceError, SettingsError, UserError
+from fastchat.errors import (
+    EXIT_DONE,
+    EXIT_PREEMPTED,
+    EXIT_RESOURCE,
+    PeerFailed,
+    ResourceError,
+    SettingsError,
+    UserError,
+    without_secrets,
+)
 from fastchat.train.stopping import STOPPING, Preempted
 
 STATUS = "status.json"
@@ -189,6 +198,7 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
         body(status)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with a code and a message
         code, kind, message = describe(error)
+        message = without_secrets(message)
         if code == EXIT_DONE:
             return code
         if isinstance(error, Preempted):
@@ -202,7 +212,7 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
         if lost_another_process(error) and (theirs := status.ended_by_another()) is not None:
             return theirs
         if code == EXIT_BUG:
-            traceback.print_exception(error)
+            print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         rank = "" if is_first_process() else f"[rank {os.environ['RANK']}] "
         print(f"{rank}error: {message}", file=sys.stderr, flush=True)
         status.end(code, kind, message)

@@ -89,11 +89,50 @@ def test_a_signal_to_one_rank_saves_the_same_step_everywhere(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_before_training_ends_all_at_once(warm: Warm, flags_of, tmp_path: Path, rank: int) -> None:
-    stopped = warm.run(flags_of("ddp"), tmp_path / "out", TROUBLE=f"int:{rank}:-1")
+@pytest.mark.parametrize("phase", ["data", "model"])
+def test_a_signal_before_training_ends_all_at_once(warm: Warm, flags_of, tmp_path: Path, rank: int, phase: str) -> None:
+    stopped = warm.run(flags_of("ddp"), tmp_path / "out", TROUBLE=f"int:{rank}:{phase}")
     assert warm.codes == [75, 75], stopped.err
-    assert "received SIGINT before the first step: nothing was saved" in stopped.err or rank == 1
+    assert f"received {'SIGTERM' if rank else 'SIGINT'} before the first step: nothing was saved" in stopped.err
+    assert stopped.err.count("stopped: ") == 1 and "Traceback" not in stopped.err
     assert stopped.status["exit_code"] == 75 and os.listdir(stopped.folder) == ["status.json"]
+
+
+def test_a_signal_while_a_checkpoint_is_saved_or_before_it_is_loaded(
+    warm: Warm, flags_of, plain, tmp_path: Path
+) -> None:
+    """Two signals in the middle of the save at step 4; then one to a run that was about to go on."""
+    stopped = warm.run(flags_of("ddp"), tmp_path / "out", TROUBLE="term:1:saving,int:1:saving")
+    assert warm.codes == [75, 75] and "step 5 of 10 is saved" in stopped.err, stopped.err
+    assert verify(stopped.folder)[1] and "checkpoint-5" in os.listdir(stopped.folder)
+    before = sorted(os.listdir(stopped.folder))
+    again = warm.run(flags_of("ddp"), tmp_path / "out", TROUBLE="term:1:model")
+    assert warm.codes == [75, 75] and "before the first step" in again.err, again.err
+    assert verify(again.folder)[1] and sorted(os.listdir(again.folder)) == before
+    same_run(plain("ddp"), warm.run(flags_of("ddp"), tmp_path / "out"))
+
+
+def test_a_signal_at_the_end(warm: Warm, flags_of, data_files: tuple[Path, Path], tmp_path: Path) -> None:
+    """While the result is saved, then during the last evaluation: the next start makes what is left."""
+    flags = [*flags_of("zero3"), "--eval_data_path", str(data_files[1]), "--do_eval", "True", "--max_steps", "2"]
+    for trouble in ("term:0:result", "int:1:evaluation"):
+        stopped = warm.run(flags, tmp_path / "out", TROUBLE=trouble)
+        assert warm.codes == [75, 75], stopped.err
+        assert "the result is saved; the same command makes the last evaluation" in stopped.err
+        assert "checkpoint-2" in os.listdir(stopped.folder) and verify(stopped.folder)[1]
+    done = warm.run(flags, tmp_path / "out")
+    assert warm.codes == [0, 0] and "eval loss" in done.err, done.err
+    assert done.record["metrics"]["eval_loss"] > 0 and [row["step"] for row in done.metrics[:2]] == [1, 2]
+
+
+@pytest.mark.parametrize(("engine", "rank"), [("ddp", 0), ("ddp", 1), ("zero2", 1), ("zero3", 0)])
+def test_a_disk_that_is_full_for_one_rank_stops_all(warm: Warm, flags_of, tmp_path: Path, engine: str, rank: int) -> None:
+    outcome = warm.run(flags_of(engine), tmp_path / "out", TROUBLE=f"full:{rank}:5")
+    assert warm.codes == [6, 6], outcome.err
+    assert "the disk is full: a checkpoint of about" in outcome.err and "bytes are free" in outcome.err, outcome.err
+    assert outcome.status["exit_code"] == 6 and "Traceback" not in outcome.err
+    assert verify(outcome.folder)[1], "the one before is kept"
+    assert sorted(os.listdir(outcome.folder)) == ["checkpoint-4", "metrics.jsonl", "samples.jsonl", "status.json"]
 
 
 def test_a_rank_that_hangs_ends_the_run_within_the_timeout(warm: Warm, flags_of, tmp_path: Path) -> None:

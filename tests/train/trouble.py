@@ -1,32 +1,41 @@
 """Trouble inside a training process, told by the environment: a signal, a death or a NaN at a certain step of a rank.
 
-TROUBLE="term:1:3" sends SIGTERM to rank 1 before step 3 begins (-1: before the data is read); "int" sends SIGINT,
-"kill" is SIGKILL, "exit" an unnoticed end, "nan" and "inf" a poisoned loss, "hang" a rank that stops answering.
-Several are separated by commas.
+TROUBLE="term:1:3" sends SIGTERM to rank 1 before step 3 begins; "int" sends SIGINT, "kill" is SIGKILL, "exit" an
+unnoticed end, "nan" and "inf" a poisoned loss, "hang" a rank that stops answering, "full" a disk without room for the
+checkpoints that follow. Several are separated by commas. In the place of a step: "data", "model", "saving" (each time
+a checkpoint is flushed), "result", "evaluation" (the last one), each just before it begins.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
+import resource
 import signal
 import time
 from typing import Any
+
+PLACES = {
+    "data": ("fastchat.train.recipe", "read_data"),
+    "model": ("fastchat.train.recipe", "prepare_model"),
+    "saving": ("fastchat.checkpoint.manager", "settle_files"),
+    "result": ("fastchat.train.recipe", "used_line"),
+    "evaluation": ("fastchat.train.recipe", "final_evaluation"),
+}
 
 
 def install() -> None:
     """Makes the trouble of this process happen. To be called before the run begins."""
     for word in filter(None, os.environ.get("TROUBLE", "").split(",")):
-        kind, rank, step = word.split(":")
+        kind, rank, place = word.split(":")
         if int(os.environ.get("RANK", "0")) == int(rank):
-            _at(int(step), kind)
+            _before(*PLACES[place], kind) if place in PLACES else _at(int(place), kind)
 
 
 def _at(step: int, kind: str) -> None:
     from fastchat.train.callbacks import MetricsFile
 
-    if step < 0:
-        _before_the_data(kind)
-        return
     before = getattr(MetricsFile, "on_step_begin", None)
 
     def on_step_begin(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -38,16 +47,16 @@ def _at(step: int, kind: str) -> None:
     MetricsFile.on_step_begin = on_step_begin  # pyright: ignore
 
 
-def _before_the_data(kind: str) -> None:
-    from fastchat.train import recipe
+def _before(module: str, name: str, kind: str) -> None:
+    """It happens whenever that function is called."""
+    home = importlib.import_module(module)
+    real = getattr(home, name)
 
-    real = recipe.read_data
-
-    def read_data(*args: Any, **kwargs: Any) -> Any:
+    def instead(*args: Any, **kwargs: Any) -> Any:
         _happen(kind)
         return real(*args, **kwargs)
 
-    recipe.read_data = read_data
+    setattr(home, name, instead)
 
 
 def _happen(kind: str) -> None:
@@ -60,6 +69,8 @@ def _happen(kind: str) -> None:
         time.sleep(600)
     elif kind in ("nan", "inf"):
         _poison(float(kind))
+    elif kind == "full":
+        _fill_the_disk()
     else:
         raise AssertionError(kind)
 
@@ -75,3 +86,21 @@ def _poison(value: float) -> None:
         return real(*args, **kwargs) * value
 
     trainer.loss_sum = once
+
+
+def _fill_the_disk() -> None:
+    """No file of a checkpoint of this process can grow beyond a few bytes: a limit that needs no disk of its own."""
+    from fastchat.train.trainer import ChatTrainer
+
+    real = ChatTrainer._write_checkpoint
+
+    @functools.wraps(real)
+    def _write_checkpoint(*args: Any) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+        try:
+            real(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    ChatTrainer._write_checkpoint = _write_checkpoint

@@ -1,0 +1,68 @@
+"""What a folder that somebody hands us may not do: make us open files that lie elsewhere.
+
+A configuration names its files beside itself. `{"tokenizer_file": "/home/me/.ssh/id_rsa"}` or `"../../x"` would make a
+library open them. Links inside the folder are the user's own doing (the hub's cache is made of them) and are followed.
+Needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from fastchat.errors import SettingsError
+
+# Keys whose values are opened as files, beside every key that ends in one of _ENDINGS.
+_KEYS = ("weight_map", "transformers_weights", "fast_tokenizer_files")
+_ENDINGS = ("_file", "_files")
+# Left in published tokenizers by the machine that made them; no library opens it.
+_NEVER_OPENED = ("special_tokens_map_file",)
+
+
+def check_references(folder: str | Path) -> None:
+    """SettingsError where a JSON file of a model, tokenizer or adapter folder names a file outside of it.
+
+    What names another model (`base_model_name_or_path`, `_name_or_path`, `auto_map`) is no file to open.
+    """
+    root = Path(folder).expanduser()
+    for path in sorted(root.glob("*.json")):
+        if path.name in ("tokenizer.json", "vocab.json", "training.json"):
+            continue  # large, and made of words
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue  # whoever needs the file says what is wrong with it
+        for key, value in _named_files(content):
+            if _leaves(value):
+                raise SettingsError(
+                    f"{path} points outside its folder: {key} is {value[:200]!r}. Nothing was opened; remove the key, "
+                    "or put the file into the folder and name it without a path."
+                )
+
+
+def _named_files(content: Any) -> Iterator[tuple[str, str]]:
+    """(key, value) of every text that names a file, at any depth."""
+    waiting = [(content, "")]
+    while waiting:
+        value, key = waiting.pop()
+        if isinstance(value, dict):
+            inherits = key in _KEYS
+            waiting += [(inner, key if inherits else str(name)) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(inner, key) for inner in value]
+        elif isinstance(value, str) and key not in _NEVER_OPENED and (key in _KEYS or key.endswith(_ENDINGS)):
+            yield key, value
+
+
+def _leaves(name: str) -> bool:
+    """Whether a file's name leads out of the folder it stands in, as any system reads it.
+
+    >>> _leaves("model-00001-of-00002.safetensors"), _leaves("../x"), _leaves("~/x"), _leaves("C:/x")
+    (False, True, True, True)
+    """
+    if "://" in name or name.startswith("~") or "\0" in name:
+        return True
+    kinds = (PurePosixPath(name), PureWindowsPath(name))
+    return any(kind.is_absolute() or kind.anchor or ".." in kind.parts for kind in kinds)
