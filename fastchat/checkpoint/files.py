@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from fastchat.errors import SettingsError, say
 
 
 @contextmanager
@@ -38,6 +43,63 @@ def staged(folder: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
         sync(target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def check_new_folder(path: str, flag: str) -> Path:
+    """The folder to create. Raises SettingsError when something is there already, so that nothing is written over."""
+    target = Path(path).expanduser()
+    if target.is_file() or target.is_dir() and any(target.iterdir()):
+        raise SettingsError(f"{flag} {path} exists and is not empty: choose a new folder.")
+    above = next(parent for parent in target.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise SettingsError(f"{flag} {path} cannot be written: {above} is a file.")
+    return target
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not.
+
+    What an attempt that was killed has left there goes first; a live one keeps its own. Raises SettingsError where
+    something has come to stand in `target` meanwhile.
+    """
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+        _remove_unless_held(left)
+    stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    stage.mkdir()
+    handle = os.open(stage, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: then nobody takes this one for left over
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield stage
+        settle(stage)
+        try:
+            os.replace(stage, target)  # works on a missing and on an empty folder, never on a filled one
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise SettingsError(f"{target} was filled by somebody else meanwhile: choose a new folder.") from None
+        sync(target.parent)
+    finally:
+        os.close(handle)
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _remove_unless_held(stage: Path) -> None:
+    try:
+        handle = os.open(stage, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    finally:
+        os.close(handle)
+    shutil.rmtree(stage, ignore_errors=True)
+    say(f"removed {stage.name}, left by a command that was ended while it wrote")
 
 
 def settle(folder: Path) -> None:

@@ -7,19 +7,17 @@ on stories260K: logits off by 0.1 instead of 4e-7).
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastchat.checkpoint.files import settle, sync
+from fastchat.checkpoint.files import check_new_folder, new_folder
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.record import RECORD_NAME
+from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.tuned import Tuned, find_tuned, load_tuned, load_tuned_tokenizer
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.saved_template import install_template
@@ -57,9 +55,10 @@ def merge_adapter(
 
     `weights`: what to merge into, "full" or "dequantised"; by default what the adapter was trained on. The result has
     the dtype of the base checkpoint. It is loaded again and must give the logits that base and adapter give apart.
-    Raises SettingsError for a non-empty target, a folder that is no adapter, or a base that does not fit it.
+    Raises SettingsError for a non-empty target, a folder that is no adapter, or a base that does not fit it;
+    ResourceError where the disk is full or cannot be written.
     """
-    target = check_target(target_path)
+    target = check_new_folder(target_path, "--target-model-path")
     tuned = find_tuned(lora_path, base_model_path)
     if not tuned.is_adapter:
         raise SettingsError(f"{lora_path} is not an adapter: it has no adapter_config.json.")
@@ -75,10 +74,12 @@ def merge_adapter(
     probe = _probe(model)
     wanted, effect = _logits_and_effect(model, probe)
     merged = merge_weights(model, dtype).cpu()
-    with _new_folder(target) as folder:
-        write_model(folder, merged, dict(merged.state_dict()), stop_ids)
+    tensors = dict(merged.state_dict())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    with disk_errors(target, size, "merged model"), new_folder(target) as folder:
+        write_model(folder, merged, tensors, stop_ids)
         _write_company(folder, tuned, tokenizer)
-        del model, merged
+        del model, merged, tensors
         error = _compare(folder, probe, wanted, dtype, device)
     say(f"Merged into {target}: {dtype}, {weights} base; logits off by {error:.1e}, moved by the adapter {effect:.1e}.")
     return Merged(target, dtype, weights, error, effect, stop_ids)
@@ -101,14 +102,6 @@ def merge_weights(model: Any, dtype: torch.dtype) -> Any:
             raise CheckpointError(f"The adapter holds values that are not finite: {problem}") from None
         inner.weight.data = inner.weight.data.to(dtype)
     return model.unload().to(dtype)
-
-
-def check_target(target_path: str) -> Path:
-    """The folder to create. Raises SettingsError when something is there already, so that nothing is written over."""
-    target = Path(target_path).expanduser()
-    if target.is_file() or target.is_dir() and any(target.iterdir()):
-        raise SettingsError(f"--target-model-path {target_path} exists and is not empty: choose a new folder.")
-    return target
 
 
 def _untie_if_adapted(base: Any, layers: list[Any]) -> None:
@@ -174,19 +167,3 @@ def _compare(folder: Path, probe: torch.Tensor, wanted: torch.Tensor, dtype: tor
             "was put in place"
         )
     return error
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    stage = target.with_name(f".{target.name}.merging-{os.getpid()}")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
-        yield stage
-        settle(stage)
-        os.replace(stage, target)  # works on a missing and on an empty folder, never on a filled one
-        sync(target.parent)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)

@@ -7,10 +7,8 @@ may be mixed, shards stay as they are. The result is then loaded as anybody woul
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fastchat.checkpoint.files import settle, sync
+from fastchat.checkpoint.files import check_new_folder, new_folder
+from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.vocabulary import Plan, check_tokens, plan_tokens, write_tokens
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import load_base_model, load_config
@@ -57,16 +56,18 @@ def prepare_model(
     A token that exists keeps its id. Embedding and head get rows only where they have too few (many models have some
     to spare); a new row is the mean of the rows that tokens use.
     Raises SettingsError for a non-empty target, tokens that cannot be added, or a folder that is no base model;
-    CheckpointError where the result does not read back as it should.
+    CheckpointError where the result does not read back as it should; ResourceError where the disk is full or cannot
+    be written.
     """
     special_tokens = list(dict.fromkeys(special_tokens))
     _check_request(pad_token, special_tokens)
-    target = _check_target(output_path)
+    target = check_new_folder(output_path, "--output-path")
     load_config(model_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)  # it is a base model at all
     tokenizer = load_plain(model_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     source = _local(model_path, cache_dir)
     resized = _embedding_names(source, trust_remote_code)
-    with _new_folder(target) as folder:
+    size = sum(path.stat().st_size for path in _weight_files(source))
+    with disk_errors(target, size, "model"), new_folder(target) as folder:
         _copy_company(source, folder)
         if not (folder / "tokenizer.json").is_file():
             say(f"{model_path} has no tokenizer.json: it is made from the older files.")
@@ -96,13 +97,6 @@ def _check_request(pad_token: str | None, special_tokens: Sequence[str]) -> None
     for token in ([] if pad_token is None else [pad_token]) + list(special_tokens):
         if not token or token != token.strip():
             raise SettingsError(f"{token!r} cannot be a token: it is empty, or begins or ends with a space.")
-
-
-def _check_target(output_path: str) -> Path:
-    target = Path(output_path).expanduser()
-    if target.is_file() or target.is_dir() and any(target.iterdir()):
-        raise SettingsError(f"--output-path {output_path} exists and is not empty: choose a new folder.")
-    return target
 
 
 def _check_pad(tokenizer: Any, source: Path, pad_token: str, pad_id: int) -> None:
@@ -171,22 +165,6 @@ def _write_configs(folder: Path, rows: int, pad_id: int | None) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    stage = target.with_name(f".{target.name}.preparing-{os.getpid()}")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
-        yield stage
-        settle(stage)
-        os.replace(stage, target)  # works on a missing and on an empty folder, never on a filled one
-        sync(target.parent)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 # ---- weights ----

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fastchat.errors import EXIT_DONE, EXIT_RESOURCE, UserError
+from fastchat.errors import EXIT_DONE, UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,9 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return problem.exit_code
-    except OSError as problem:
-        print(f"error: {args.output_path} cannot be written: {problem}", file=sys.stderr)
-        return EXIT_RESOURCE
     return EXIT_DONE
 
 

@@ -238,7 +238,7 @@ def test_command_line(tmp_path, tiny_model_dir, capsys):
     assert "no config.json" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     under_a_file = str(tmp_path / "file" / "out")
-    assert command.main(["--model-path", str(base), "--output-path", under_a_file, "--pad-token", "[PAD]"]) == 6
+    assert command.main(["--model-path", str(base), "--output-path", under_a_file, "--pad-token", "[PAD]"]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
