@@ -1,4 +1,4 @@
-"""What a folder that somebody hands us may not do: make us open files that lie elsewhere.
+"""Files that somebody hands us: a folder that must not make us open files elsewhere, YAML that must not surprise us.
 
 A configuration names its files beside itself. `{"tokenizer_file": "/home/me/.ssh/id_rsa"}` or `"../../x"` would make a
 library open them. Links inside the folder are the user's own doing (the hub's cache is made of them) and are followed.
@@ -66,3 +66,38 @@ def _leaves(name: str) -> bool:
         return True
     kinds = (PurePosixPath(name), PureWindowsPath(name))
     return any(kind.is_absolute() or kind.anchor or ".." in kind.parts for kind in kinds)
+
+
+def load_yaml(path: str | Path, what: str) -> Any:
+    """What a YAML file holds: plain values only. SettingsError, beginning with `what`: missing, not YAML, a key given
+    twice in one mapping, or an alias of a list or mapping (nine of them make gigabytes).
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader keeps the last of two equal keys without a word, and follows every alias; this one refuses."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            mark = self.peek_event().start_mark if self.check_event(yaml.AliasEvent) else None
+            node = super().compose_node(parent, index)
+            if mark is not None and not isinstance(node, yaml.ScalarNode):
+                raise SettingsError(f"{path}:{mark.line + 1}: an alias of a list or mapping; write the value itself")
+            return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: dict[str, int] = {}
+            for key_node, _ in node.value:
+                key, line = str(key_node.value), key_node.start_mark.line + 1
+                if key in seen:
+                    raise SettingsError(f"{path}:{line}: {key} is given twice (first on line {seen[key]}); keep one")
+                seen[key] = line
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{what} {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SettingsError(f"{what} {path} is nested too deeply") from None

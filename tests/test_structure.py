@@ -16,14 +16,14 @@ PACKAGE = REPOSITORY / "fastchat"
 ARROWS = {
     "errors": set(),
     "security": {"errors"},
-    "conversation": {"errors"},
+    "conversation": {"errors", "security"},
     "data": {"conversation", "errors", "security"},
     "model": {"conversation", "errors", "security"},
-    "plan": {"conversation", "errors"},
-    "checkpoint": {"model", "data", "plan", "conversation", "errors"},
-    "train": {"checkpoint", "model", "data", "plan", "conversation", "errors"},
-    "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors"},
-    "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors"},
+    "plan": {"conversation", "errors", "security"},
+    "checkpoint": {"model", "data", "plan", "conversation", "errors", "security"},
+    "train": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
+    "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
+    "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
 }
 # The documents fix where these commands stand; they save with what `checkpoint` offers.
 REACHES_UP = {("model/apply_lora.py", "checkpoint"), ("model/prepare_model.py", "checkpoint")}

@@ -82,7 +82,15 @@ def is_full(error: BaseException, folder: Path, needed: int = 0) -> bool:
     if isinstance(error, OSError) and error.errno in FULL:
         return True
     text = str(error).lower()
-    words = ("no space left", "os error 28", "os error 27", "iostream error", "file write failed", "failed writing", "disk quota")
+    words = (
+        "no space left",
+        "os error 28",
+        "os error 27",
+        "iostream error",
+        "file write failed",
+        "failed writing",
+        "disk quota",
+    )
     return any(word in text for word in words) or (
         "unexpected pos" in text and free_bytes(folder) < max(needed, _MARGIN)
     )

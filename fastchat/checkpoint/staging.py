@@ -74,7 +74,11 @@ def put_in_place(stage: Path, run: Path, step: int) -> Path:
     else:
         old = _free_name(run, REPLACED, step)
         os.rename(target, old)
-        os.rename(stage, target)
+        try:
+            os.rename(stage, target)
+        except OSError:
+            os.rename(old, target)
+            raise
     flush(run)
     _remove_all(run, (REMOVING, REPLACED))
     return target

@@ -13,6 +13,7 @@ from fastchat.conversation.upstream import Conversation
 from fastchat.conversation.upstream_2023a import ROWS as ROWS_A
 from fastchat.conversation.upstream_2023b import ROWS as ROWS_B
 from fastchat.errors import SettingsError, nearest, say
+from fastchat.security import load_yaml
 
 DEFAULT_TEMPLATE = "vicuna_v1.1"
 
@@ -106,12 +107,7 @@ def load_template_file(path: str) -> list[str]:
 
 
 def _yaml_tables(file: Path) -> list[dict[str, Any]]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--conv_template_file {file} is not valid YAML: {error}") from error
+    content = load_yaml(file, "--conv_template_file")
     tables = content if isinstance(content, list) else [content]
     for table in tables:
         if not isinstance(table, dict) or not isinstance(table.get("name"), str):

@@ -6,11 +6,11 @@ Flags that mean nothing for memory are accepted and skipped, so that a launch li
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError, nearest
 from fastchat.plan.units import parse_bytes
+from fastchat.security import load_yaml
 
 _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
 
@@ -120,12 +120,7 @@ def _from_words(words: list[str]) -> dict[str, Any]:
 
 
 def _from_recipe(path: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+    content = load_yaml(path, "recipe")
     if not isinstance(content, dict):
         raise SettingsError(f"recipe {path} must hold `name: value` lines, one per setting")
     found: dict[str, Any] = {}

@@ -12,8 +12,9 @@ from fastchat.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.space import check_space, copies_at_once
 from fastchat.checkpoint.staging import checkpoints_in, recover, remove_checkpoint
+from fastchat.checkpoint.tuned import find_tuned
 from fastchat.data.binding import BoundEncoder
-from fastchat.errors import say
+from fastchat.errors import CheckpointError, say
 from fastchat.model.loading import count_parameters
 from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.deepspeed_config import stage_of
@@ -41,6 +42,15 @@ def check_folder_early(settings: Settings) -> None:
     output_dir, training = Path(str(settings.training.output_dir)), settings.training
     if training.resume_from_checkpoint == NEVER or not _may_continue(output_dir):
         check_output_dir(output_dir, overwrite=training.overwrite_output_dir)
+
+
+def check_adapters_base(settings: Settings, base: str) -> None:
+    """CheckpointError where `--lora_weight_path` was trained on other weights than those in `base`."""
+    if settings.lora is None or not settings.lora.lora_weight_path:
+        return
+    other = find_tuned(settings.lora.lora_weight_path, base).other_base()
+    if other:
+        raise CheckpointError(f"--lora_weight_path: {other}; name the right one with --model_name_or_path")
 
 
 def _may_continue(output_dir: Path) -> bool:

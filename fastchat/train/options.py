@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastchat.errors import SettingsError, nearest
+from fastchat.security import load_yaml
 
 DEFAULT, RECIPE, COMMAND, DERIVED = "default", "yaml", "command line", "derived"
 TRUE, FALSE = {"true", "t", "yes", "y", "on", "1"}, {"false", "f", "no", "n", "off", "0"}
@@ -79,28 +80,7 @@ def split_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The flat mapping in a recipe file. SettingsError: missing, not YAML, not a mapping, or a key given twice."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """SafeLoader keeps the last of two equal keys without a word; this one refuses."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen: dict[str, int] = {}
-            for key_node, _ in node.value:
-                key, line = str(key_node.value), key_node.start_mark.line + 1
-                if key in seen:
-                    raise SettingsError(f"{path}:{line}: {key} is given twice (first on line {seen[key]}); keep one")
-                seen[key] = line
-            return super().construct_mapping(node, deep)
-
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"recipe {path} cannot be read: {error}") from None
-    try:
-        content = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = load_yaml(path, "recipe")
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

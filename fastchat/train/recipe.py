@@ -18,7 +18,15 @@ from fastchat.checkpoint.space import disk_errors
 from fastchat.data.collate import collate
 from fastchat.errors import SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
-from fastchat.train.beginning import check_folder_early, clear_folder, decide, identify, plan_checkpoints, remove_stops
+from fastchat.train.beginning import (
+    check_adapters_base,
+    check_folder_early,
+    clear_folder,
+    decide,
+    identify,
+    plan_checkpoints,
+    remove_stops,
+)
 from fastchat.train.callbacks import MetricsFile, SamplesFile, number
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.prepare import prepare_model, prepare_rope, prepare_text, read_data
@@ -41,6 +49,7 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     tokenizer, pad_token_id, bound = prepare_text(settings)
     base = base_name(str(settings.model.model_name_or_path))
+    first(lambda: check_adapters_base(settings, base))
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
     rope = prepare_rope(settings, config)
     corpora = read_data(settings, bound)

@@ -62,6 +62,8 @@ class RunStatus:
             except SettingsError:
                 self.folder = None  # another run's: not even a status is written there
                 raise
+            except OSError as error:
+                raise SettingsError(f"--output_dir {folder} cannot be read: {error.strerror}") from None
 
     def release(self) -> None:
         """Lets other runs into the folder."""

@@ -104,19 +104,42 @@ DATA = [
     ("type.jsonl", GOOD + '{"conversations": [{"from": "human", "value": 5}]}\n', ["type.jsonl:2"]),
     ("role.jsonl", GOOD + '{"conversations": [{"from": "alien", "value": "x"}]}\n', ["role.jsonl:2", "alien"]),
     ("utf8.jsonl", GOOD.encode() + b'{"conversations": [{"from": "human", "value": "\xff"}]}\n', ["utf8.jsonl:2"]),
-    ("users.jsonl", '{"conversations": [{"from": "human", "value": "x"}]}\n', ["supervised", "no_assistant_turn"]),
+    ("cut.jsonl", GOOD + GOOD[:60], ["cut.jsonl:2", "truncated"]),
+    ("twice.jsonl", GOOD + '{"id": 1, "id": 2, ' + GOOD[1:], ["twice.jsonl:2", "duplicate key"]),
+    ("half.jsonl", GOOD + GOOD.replace('"b"', r'"\ud800"'), ["half.jsonl:2", "lone surrogate"]),
+    ("nul.jsonl", GOOD + GOOD.replace('"b"', r'"\u0000"'), ["nul.jsonl:2", "NUL"]),
+    ("number.jsonl", GOOD + GOOD.replace('"b"', "NaN"), ["number.jsonl:2"]),
+    (
+        "users.jsonl",
+        '{"conversations": [{"from": "human", "value": "x"}]}\n',
+        ["supervised", "there is nothing to train on"],
+    ),
     ("empty.jsonl", "", ["empty.jsonl"]),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "words"), DATA, ids=[name for name, _, _ in DATA])
-def test_data(train: Callable[..., Outcome], tmp_path: Path, name: str, content: str | bytes, words: list[str]) -> None:
-    outcome = train("--data_path", str(_write(tmp_path / name, content)))
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+def test_data(
+    train: Callable[..., Outcome], tmp_path: Path, name: str, content: str | bytes, words: list[str], lazy: bool
+) -> None:
+    outcome = train("--data_path", str(_write(tmp_path / name, content)), "--lazy_preprocess", lazy)
     assert outcome.code == 3, outcome.err
     for word in words:
         assert word in outcome.err
     assert "Loading weights" not in outcome.err, "data is checked before the model loads"
     assert os.listdir(outcome.folder) == ["status.json"] and outcome.status["exit_code"] == 3
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+def test_harmless_forms_of_a_file_are_read(train: Callable[..., Outcome], tmp_path: Path, lazy: bool) -> None:
+    """A byte order mark, CRLF, blank lines, a line of a megabyte, no line end at the end: all rows are there."""
+    lines = [GOOD.strip(), "", GOOD.replace('"a"', '"' + "long " * 200_000 + '"').strip(), "  ", GOOD.strip()]
+    data = _write(tmp_path / "harmless.jsonl", b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    outcome = train("--data_path", str(data), "--lazy_preprocess", lazy, "--max_steps", "1", "--log_samples", "True")
+    assert outcome.code == 0, outcome.err
+    assert outcome.record["data"]["train"]["counts"]["rows"] == 3
+    assert len((outcome.folder / "samples.jsonl").read_text().splitlines()) == 1
 
 
 def test_bad_rows_can_be_skipped(train: Callable[..., Outcome], tmp_path: Path) -> None:

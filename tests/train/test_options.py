@@ -93,6 +93,14 @@ def test_yaml_values(tmp_path: Path) -> None:
     assert READER.from_yaml(_yaml(tmp_path, "# nothing\n")) == {}
 
 
+# Nine lines that would be a list of ten thousand million entries.
+BOMB = "names: &a0 [x, x]\n" + "".join(f"n{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+
+
+def test_a_value_may_be_named_and_used_again(tmp_path: Path) -> None:
+    assert READER.from_yaml(_yaml(tmp_path, "lora_r: &n 4\nseed: *n\n")) == {"lora_r": 4, "seed": 4}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -109,6 +117,10 @@ def test_yaml_values(tmp_path: Path) -> None:
         ("names: [true]\n", "text is expected"),
         ("lora_rr: 1\n", "did you mean lora_r"),
         ("x: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("x: !!python/name:os.system\n", "not valid YAML"),
+        (BOMB, r"recipe.yaml:2: an alias of a list"),
+        ("lora_r: &a [*a]\n", "an alias of a list"),
+        ("names: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
     ],
 )
 def test_bad_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:

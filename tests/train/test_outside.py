@@ -54,7 +54,11 @@ import os
 os.environ["WANDB_MODE"] = "offline"
 train("reported", "--report_to", "wandb")
 """
-SECRETS = {"HF_TOKEN": "hf_planted0token", "WANDB_API_KEY": "c0ffee" * 6 + "abcd", "MY_OWN_SECRET": "planted-own-secret"}
+SECRETS = {
+    "HF_TOKEN": "hf_planted0token",
+    "WANDB_API_KEY": "c0ffee" * 6 + "abcd",
+    "MY_OWN_SECRET": "planted-own-secret",
+}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +106,7 @@ def test_no_pickle_but_tensors_is_written(folder: Path) -> None:
 
     names = {path.name for path in folder.rglob("*")}
     assert "training_args.bin" not in names and not {name for name in names if name.endswith((".bin", ".pkl"))}
-    pickled = [path for path in folder.rglob("*.pt")]
+    pickled = list(folder.rglob("*.pt"))
     assert pickled, "optimizer, schedule and random numbers"
     for path in pickled:
         torch.load(path, weights_only=True)

@@ -126,7 +126,9 @@ def test_a_signal_at_the_end(warm: Warm, flags_of, data_files: tuple[Path, Path]
 
 
 @pytest.mark.parametrize(("engine", "rank"), [("ddp", 0), ("ddp", 1), ("zero2", 1), ("zero3", 0)])
-def test_a_disk_that_is_full_for_one_rank_stops_all(warm: Warm, flags_of, tmp_path: Path, engine: str, rank: int) -> None:
+def test_a_disk_that_is_full_for_one_rank_stops_all(
+    warm: Warm, flags_of, tmp_path: Path, engine: str, rank: int
+) -> None:
     outcome = warm.run(flags_of(engine), tmp_path / "out", TROUBLE=f"full:{rank}:5")
     assert warm.codes == [6, 6], outcome.err
     assert "the disk is full: a checkpoint of about" in outcome.err and "bytes are free" in outcome.err, outcome.err
