@@ -90,7 +90,7 @@ def test_mistakes(words: list[str], message: str) -> None:
     [
         ("lora_rank: 8\n", "did you mean"),
         ("- a\n", "name: value"),
-        ("a: [\n", "cannot be read"),
+        ("a: [\n", "is not valid YAML"),
         ("lora_r: x\n", "r.yaml"),
     ],
 )

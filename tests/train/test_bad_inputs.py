@@ -112,7 +112,7 @@ DATA = [
     (
         "users.jsonl",
         '{"conversations": [{"from": "human", "value": "x"}]}\n',
-        ["supervised", "there is nothing to train on"],
+        ["supervised", "nothing to train on"],
     ),
     ("empty.jsonl", "", ["empty.jsonl"]),
 ]

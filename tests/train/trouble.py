@@ -66,7 +66,7 @@ def _happen(kind: str) -> None:
     elif kind == "exit":
         os._exit(9)
     elif kind == "hang":
-        time.sleep(600)
+        time.sleep(3600)
     elif kind in ("nan", "inf"):
         _poison(float(kind))
     elif kind == "full":

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from typing import Any
 from tests.train.conftest import Outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PATIENCE_S = 900  # for one run; the first of a machine compiles DeepSpeed's extensions
 
 
 class Warm:
@@ -31,6 +34,7 @@ class Warm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self.codes: list[int] = []
 
@@ -44,6 +48,9 @@ class Warm:
         job["words"] = [*map(str, words), "--output_dir", str(folder)]
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], PATIENCE_S)[0]:
+            os.killpg(self.process.pid, signal.SIGKILL)  # it and the processes that it forked
+            raise AssertionError(f"the run did not end in {PATIENCE_S} s: {output.read_text()[-3000:]}")
         self.codes = json.loads(self.process.stdout.readline())
         return Outcome(self.codes[0], folder, output.read_text())
 
@@ -51,7 +58,7 @@ class Warm:
         """Ends it."""
         assert self.process.stdin
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=PATIENCE_S)
 
 
 def _serve() -> None:
