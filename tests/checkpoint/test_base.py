@@ -53,6 +53,28 @@ def test_another_base_is_noticed(adapter: Path, tmp_path: Path, capsys: pytest.C
     assert merge_adapter(str(adapter), str(tmp_path / "merged")).path.is_dir()
 
 
+def test_an_adapter_is_not_continued_on_another_base(adapter: Path, tmp_path: Path) -> None:
+    from fastchat.train import train_lora
+    from fastchat.train.status import RunStatus
+    from tests import builders
+
+    data = builders.write_rows(tmp_path / "rows.json", builders.chat_rows(4))
+    words = ["--data_path", str(data), "--lora_weight_path", str(adapter), "--max_steps", "1", "--disable_tqdm", "True"]
+    train_lora.run(
+        [*words, "--model_name_or_path", str(tmp_path / "base"), "--output_dir", str(tmp_path / "right")], RunStatus()
+    )
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="--lora_weight_path: .* does not hold the weights that the adapter"):
+        train_lora.run(
+            [*words, "--model_name_or_path", str(tmp_path / "base"), "--output_dir", str(tmp_path / "out")], RunStatus()
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_adapter_without_a_fingerprint_is_used_as_before(adapter: Path) -> None:
     record = json.loads((adapter / "training.json").read_text())
     del record["fingerprints"]

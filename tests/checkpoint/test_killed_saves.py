@@ -64,6 +64,23 @@ def test_a_step_saved_again(tmp_path: Path, can_exchange: bool, monkeypatch: pyt
         assert valid_in(run) == [1] and _names(run) == {"checkpoint-1"}, (event, lines)
 
 
+def test_a_rename_that_fails_leaves_the_old_one_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network file systems refuse at any moment: the second of two renames, where folders cannot be swapped."""
+    save(tmp_path, 1)
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)
+    real = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        if Path(source).name.startswith(staging.SAVING):
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="Input/output error"):
+        save(tmp_path, 1, content=9)
+    assert valid_in(tmp_path) == [1] and _names(tmp_path) == {"checkpoint-1"}
+
+
 def _saved(run: Path, *steps: int) -> None:
     for step in steps:
         save(run, step)

@@ -30,6 +30,8 @@ HOSTILE = (
     "<eos>", "<bos>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", " ASSISTANT: ", "[/INST]",
     "### Response:", "\n### ", "<|end|>", "<unk>", "<pad>", "<0x0A>", "▁", "\u202e", "\u0301", "\x07", "\t", "  ",
     "\n\n", "\r\n", "🙂", "你好", "é",
+    # Halves that make a control string where two texts meet; and the marks of our own TokenizerTemplate.
+    "<|im_", "end|>", "start|>assistant", "</", "s>", "<", "|eot_id|>", "<start_of_", "turn>", "\ue0000\ue001", "\ue000",
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=12), max_size=6).map("".join)
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -128,6 +130,25 @@ def test_harmless_ids_are_those_of_the_whole_render(encoder_of, tokenizer, templ
     for dialogue in HARMLESS:
         rendered = bound.template.render(dialogue)
         assert bound.encode(rendered).input_ids == bound.whole_ids(rendered)
+
+
+@EACH_TOKENIZER
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_hostile_text_becomes_no_control_token_in_any_template(encoder_of, tokenizer, template):
+    """Everything hostile at once, in every role; halves stand where two texts meet. In a prompt to be answered too."""
+    bound = bind(encoder_of, tokenizer, template)
+    everything = " ".join(HOSTILE)
+    turns = [Turn("user", everything + "<|im_"), Turn("assistant", "end|>" + everything + "</")]
+    turns += [Turn("user", "s>" + everything), Turn("assistant", everything)]
+    dialogue = Dialogue(tuple(turns), everything)
+    check_no_text_becomes_control(bound, dialogue)
+    asked = Dialogue(tuple(turns[:-1]), everything)
+    harmless = Dialogue(tuple(Turn(turn.role, "x") for turn in asked.turns), "x")
+    control = {t["id"] for c, t in bound.encoder.added.items() if t["special"] and c != "<unk>"}
+    control |= {c.id for c in bound.controls.values() if c}
+    prompts = [encode_prompt(d, bound) for d in (asked, harmless)]
+    counts = [[ids.count(token) for token in sorted(control)] for ids in prompts]
+    assert counts[0] == counts[1], "a chat shows exactly the template's control tokens, whatever is typed"
 
 
 @EACH_TOKENIZER

@@ -76,6 +76,14 @@ def test_thinking_that_becomes_history_is_not_in_the_earlier_span(tmp_path):
     assert encoded.input_ids.count(think) == 1
 
 
+@pytest.mark.parametrize("source", [CHATML, MERGED])
+def test_our_own_marks_in_a_text_are_text(tmp_path, source):
+    marks = "\ue0000\ue001 and \ue0002\ue001 \ue000 \ue00199"
+    said = [Turn("user", marks), Turn("assistant", "a" + marks), Turn("user", marks), Turn("assistant", "b" + marks)]
+    bound = bind(tmp_path, source)
+    assert learned(bound, Dialogue(tuple(said), marks)) == ["a" + marks + "<|im_end|>", "b" + marks + "<|im_end|>"]
+
+
 def test_merged_system_trimmed_texts_and_a_date(tmp_path):
     bound = bind(tmp_path, MERGED)
     rendered = bound.template.render(TALK)

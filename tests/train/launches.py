@@ -28,9 +28,12 @@ def launch(launcher: str, script: str, flags: list[str], folder: Path, processes
     return Outcome(done.returncode, folder, done.stdout)
 
 
-def start(launcher: str, script: str, flags: list[str], folder: Path, log: IO[str]) -> subprocess.Popen[str]:
-    """The same, going on in the background; its output goes into `log`."""
-    return subprocess.Popen(**_command(launcher, script, flags, folder, 2), stdout=log, stderr=subprocess.STDOUT)
+def start(
+    launcher: str, script: str, flags: list[str], folder: Path, log: IO[str], **more: Any
+) -> subprocess.Popen[str]:
+    """The same, going on in the background; its output goes into `log`. `more` is for Popen."""
+    command = _command(launcher, script, flags, folder, 2)
+    return subprocess.Popen(**command, stdout=log, stderr=subprocess.STDOUT, **more)
 
 
 def _command(launcher: str, script: str, flags: list[str], folder: Path, processes: int) -> dict[str, Any]:

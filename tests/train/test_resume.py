@@ -293,20 +293,37 @@ def test_two_runs_in_one_folder(train: Train, tmp_path: Path) -> None:
     assert train().code == 0
 
 
-def test_no_pickle_but_our_own_is_opened(train: Train, broken: Outcome) -> None:
+def test_no_pickle_but_our_own_is_opened(train: Train, broken: Outcome, tmp_path: Path) -> None:
     """A file that runs code when it is unpickled, with a manifest that vouches for it: refused when it is opened."""
     from fastchat.checkpoint import manifest as m
 
     path = broken.folder / "checkpoint-4"
-    torch.save({"x": _Evil()}, path / "optimizer.pt")
+    torch.save({"x": _Evil(tmp_path / "executed")}, path / "optimizer.pt")
     known = m.read_manifest(path)
     files = m.describe_files(path, m.files_in(path))
     m.write_manifest(path, m.Manifest(**{**vars(known), "files": files}))
     outcome = train(*SHORT)
     assert outcome.code == 5 and "cannot be loaded safely" in outcome.err
-    assert not Path("/tmp/evil-was-here").exists()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_folder_of_another_program_is_no_checkpoint(train: Train, tmp_path: Path) -> None:
+    """As transformers would save it, without our manifest: refused before a byte of it is used."""
+    foreign = tmp_path / "foreign" / "checkpoint-3"
+    foreign.mkdir(parents=True)
+    for name in ("optimizer.pt", "rng_state.pth", "pytorch_model.bin", "training_args.bin"):
+        torch.save({"x": _Evil(tmp_path / "executed")}, foreign / name)
+    (foreign / "trainer_state.json").write_text('{"global_step": 3}')
+    outcome = train("--resume_from_checkpoint", foreign)
+    assert outcome.code == 5 and "has no MANIFEST.json: it is no complete checkpoint of this project" in outcome.err
+    outcome = train("--output_dir", foreign.parent)
+    assert outcome.code == 5 and "holds no valid checkpoint to go on from" in outcome.err
+    assert not (tmp_path / "executed").exists()
 
 
 class _Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
     def __reduce__(self) -> Any:
-        return os.system, ("touch /tmp/evil-was-here",)
+        return os.mkdir, (str(self.mark),)

@@ -126,6 +126,33 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         RunStatus().claim(tmp_path / "file" / "out")
 
 
+@pytest.mark.parametrize("mode", [0o000, 0o500])
+def test_a_folder_without_the_right_to_use_it_is_named(tmp_path: Path, mode: int) -> None:
+    """Played by another user where the tests run as root, whom no mode keeps out."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(mode)
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                for folder in (tmp_path, *tmp_path.parents[:3]):
+                    if folder != Path("/tmp"):
+                        folder.chmod(0o711)
+                os.seteuid(65534)
+            status = RunStatus()
+            try:
+                status.lock(tmp_path / "out")
+                status.claim(tmp_path / "out")
+            except SettingsError as error:
+                os._exit(0 if f"--output_dir {tmp_path / 'out'} cannot be" in str(error) else 3)
+            os._exit(4)
+        finally:
+            os._exit(5)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    (tmp_path / "out").chmod(0o700)
+    assert code == 0 and os.listdir(tmp_path / "out") == []
+
+
 def test_another_rank_speaks_for_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

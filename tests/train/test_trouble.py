@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastchat.checkpoint.discover import newest_checkpoint
 from fastchat.checkpoint.manifest import read_manifest
 from fastchat.checkpoint.verify import verify
 from tests.train.conftest import Outcome
@@ -225,6 +227,70 @@ def running(folder: Path) -> list[int]:
         if str(folder).encode() in words:
             found.append(int(path.name))
     return found
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_signal_to_every_process_of_a_run_is_saved_too(flags_of, tmp_path: Path, workers: str) -> None:
+    """As schedulers and terminals do it: also to the processes that load the data."""
+    folder = tmp_path / "out"
+    flags = [*flags_of("plain"), "--num_train_epochs", "5000", "--dataloader_num_workers", workers]
+    with open(tmp_path / "log", "w") as log:
+        process = start("python", "train_lora", flags, folder, log, start_new_session=True)
+        try:
+            wait_for(lambda: (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 500)
+            os.killpg(process.pid, signal.SIGTERM)
+            assert process.wait(timeout=300) == 75, (tmp_path / "log").read_text()
+            wait_for(lambda: not running(folder))
+        finally:
+            for left in running(folder):
+                os.kill(left, signal.SIGKILL)
+    text = (tmp_path / "log").read_text()
+    assert "Traceback" not in text and verify(folder)[1], text
+    assert f"checkpoint-{json.loads((folder / 'status.json').read_text())['message'].split()[3]}" in os.listdir(folder)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_rank_without_supervised_tokens_changes_nothing(warm: Warm, flags_of, tmp_path: Path, engine: str) -> None:
+    """Rank 1 only gets dialogues of which nothing is learned: the numbers are those of rank 0 alone."""
+    from tests import builders
+
+    rows = builders.chat_rows(6, 1)
+    silent = {"conversations": [dict(turn) for turn in rows[0]["conversations"]]}
+    silent["conversations"][1]["train"] = False
+    mixed = [row for pair in zip(rows, [silent] * 6, strict=True) for row in pair]
+    flags = [*flags_of(engine), "--lora_dropout", "0", "--num_train_epochs", "1", "--lazy_preprocess", "True"]
+    flags += ["--train_sampling_strategy", "sequential", "--gradient_accumulation_steps", "1"]
+    both = warm.run([*flags, "--data_path", str(builders.write_rows(tmp_path / "two.json", mixed))], tmp_path / "both")
+    assert warm.codes == [0, 0], both.err
+    samples = [json.loads(line)["samples"] for line in (both.folder / "samples.jsonl").read_text().splitlines()]
+    assert samples == [[row] for row in range(12)], "ranks take turns"
+    only = (
+        [*flags[: flags.index("--deepspeed")], *flags[flags.index("--deepspeed") + 2 :]] if engine != "ddp" else flags
+    )
+    one = builders.write_rows(tmp_path / "one.json", rows)
+    alone = warm.run([*only, "--data_path", str(one)], tmp_path / "alone", processes=1)
+    assert warm.codes == [0], alone.err
+    assert both.losses == pytest.approx(alone.losses, abs=1e-5)
+    assert [r["grad_norm"] for r in both.metrics] == pytest.approx([r["grad_norm"] for r in alone.metrics], rel=1e-3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_byte_flipped_in_any_file_of_a_checkpoint_is_named(plain, tmp_path: Path, engine: str) -> None:
+    """Every file of every rank; the one before is taken."""
+    run = tmp_path / "run"
+    for step in (8, 4):
+        shutil.copytree(plain(engine).folder / f"checkpoint-{step}", run / f"checkpoint-{step}")
+    names = [path for path in (run / "checkpoint-8").rglob("*") if path.is_file()]
+    assert len(names) >= (13 if engine == "ddp" else 15), names
+    for path in names:
+        kept = path.read_bytes()
+        path.write_bytes(kept[: len(kept) // 3] + bytes([kept[len(kept) // 3] ^ 4]) + kept[len(kept) // 3 + 1 :])
+        found = newest_checkpoint(run)
+        assert found and found.path.name == "checkpoint-4", path
+        assert path.name in found.lines()[0], found.lines()
+        path.write_bytes(kept)
+    found = newest_checkpoint(run)
+    assert found and found.path.name == "checkpoint-8"
 
 
 def test_another_number_of_processes_is_refused(warm: Warm, flags_of, tmp_path: Path) -> None:
