@@ -57,8 +57,9 @@ def plan_tokens(folder: Path, tokens: Sequence[str]) -> Plan:
         kind = plan.known if token in special else plan.marked if token in vocabulary else plan.added
         kind.append(token)
     raw.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in plan.added])
-    plan.ids = {token: raw.token_to_id(token) for token in tokens}
-    plan.size = 1 + max(*raw.get_vocab(with_added_tokens=True).values(), 0)
+    ids = raw.get_vocab(with_added_tokens=True)
+    plan.ids = {token: ids[token] for token in tokens}
+    plan.size = 1 + max(*ids.values(), 0)
     return plan
 
 

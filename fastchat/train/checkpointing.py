@@ -233,9 +233,10 @@ class CheckpointTrainer(Trainer):
         if self.owed is None:
             return
         control: Any = self.control
+        model: Any = self.model
         control.should_log, control.should_evaluate, control.should_save = False, True, self.owed["save"]
         self.owed = None
-        self._maybe_log_save_evaluate(torch.zeros(()), None, self.model, None, float(self.state.epoch or 0), None, 0.0)
+        self._maybe_log_save_evaluate(torch.zeros(()), None, model, None, float(self.state.epoch or 0), None, 0.0)
         control.should_evaluate = control.should_save = False
 
     def last_evaluation(self) -> dict[str, float]:

@@ -31,7 +31,7 @@ HOSTILE = (
     "### Response:", "\n### ", "<|end|>", "<unk>", "<pad>", "<0x0A>", "▁", "\u202e", "\u0301", "\x07", "\t", "  ",
     "\n\n", "\r\n", "🙂", "你好", "é",
     # Halves that make a control string where two texts meet; and the marks of our own TokenizerTemplate.
-    "<|im_", "end|>", "start|>assistant", "</", "s>", "<", "|eot_id|>", "<start_of_", "turn>", "\ue0000\ue001", "\ue000",
+    "<|im_", "end|>", "start|>assistant", "</", "s>", "<", "|eot_id|>", "<start_of_", "turn>", "\ue0000\ue001",
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=12), max_size=6).map("".join)
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
