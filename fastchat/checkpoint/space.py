@@ -12,6 +12,8 @@ from fastchat.errors import ResourceError, UserError
 
 _MARGIN = 1 << 20  # tokenizer-sized files and the file system's own
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last one: a limit on the size of files (ulimit -f)
+# What torch says when a write failed; the system's reason is lost.
+_TORCH_WRITING = ("iostream error", "file write failed", "failed writing", "unexpected pos")
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -65,32 +67,24 @@ def disk_error(error: BaseException, folder: Path, needed: int, what: str = "che
             f"the {what} could not be written into {folder} ({error}); what was there before is kept. Make the "
             "folder writable, then start the same command again"
         )
-    if not is_full(error, folder, needed):
-        return None
-    return ResourceError(
-        f"the disk is full: a {what} of about {needed:,} bytes did not fit into {folder}, {free_bytes(folder):,} bytes "
-        "are free. The half-written one was removed, what was there before is kept. Free some space, then start the "
-        "same command again"
-    )
+    free = free_bytes(folder)
+    kept = "The half-written one was removed, what was there before is kept"
+    if is_full(error):
+        return ResourceError(
+            f"the disk is full: a {what} of about {needed:,} bytes did not fit into {folder}, {free:,} bytes are free. "
+            f"{kept}. Free some space, then start the same command again"
+        )
+    if any(word in text for word in _TORCH_WRITING):
+        return ResourceError(
+            f"a {what} of about {needed:,} bytes could not be written into {folder}, {free:,} bytes are free: the disk "
+            f"is full, a quota or a limit on file sizes (ulimit -f) is reached, or the disk fails. {kept}"
+        )
+    return None
 
 
-def is_full(error: BaseException, folder: Path, needed: int = 0) -> bool:
-    """Whether `error` is that of a full disk, a used-up quota or a limit on the size of files.
-
-    torch and safetensors wrap the system's error in their own, so the text and the free space decide there.
-    """
+def is_full(error: BaseException) -> bool:
+    """Whether `error` is that of a full disk, a used-up quota or a limit on the size of files."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
-    text = str(error).lower()
-    words = (
-        "no space left",
-        "os error 28",
-        "os error 27",
-        "iostream error",
-        "file write failed",
-        "failed writing",
-        "disk quota",
-    )
-    return any(word in text for word in words) or (
-        "unexpected pos" in text and free_bytes(folder) < max(needed, _MARGIN)
-    )
+    words = ("no space left", "os error 28", "os error 27", "disk quota")  # safetensors wraps the system's error
+    return any(word in str(error).lower() for word in words)

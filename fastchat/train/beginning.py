@@ -33,8 +33,7 @@ from fastchat.train.settings import Settings
 from fastchat.train.status import check_output_dir, clear_results
 from fastchat.train.tokens import Corpus
 
-_ADAM = 8  # bytes of optimizer state per trained number: two float32 moments
-_MASTER = 8  # bytes under DeepSpeed: float32 copies of weights and what it saves of the module
+_DEEPSPEED = 16  # bytes per trained number beside the weights: two float32 moments, float32 copies, the module's own
 
 
 def check_folder_early(settings: Settings) -> None:
@@ -142,12 +141,12 @@ def plan_checkpoints(settings: Settings, identity: Identity, resume: Resume, tra
     """What the Trainer has to know about its checkpoints. ResourceError where the disk has no room for them."""
     training = settings.training
     output_dir = Path(str(training.output_dir))
-    trainable, total = count_parameters(trainer.model)
     adapter = settings.lora is not None
-    result = trainable * 4 if adapter else total * 4
-    size = result + trainable * (_ADAM + (_MASTER if settings.deepspeed_config else 0))
-    if training.save_only_model:
-        size = result
+    trained = bytes_of(trainer.model, trained=True)
+    result = trained if adapter else bytes_of(trainer.model, trained=False)
+    # Beside the weights torch's Adam keeps two moments in their dtype.
+    more = count_parameters(trainer.model)[0] * _DEEPSPEED if settings.deepspeed_config else 2 * trained
+    size = result + (0 if training.save_only_model else more)
 
     def work() -> None:
         there = len(checkpoints_in(output_dir))
@@ -157,6 +156,12 @@ def plan_checkpoints(settings: Settings, identity: Identity, resume: Resume, tra
     first(work)
     changed = differing(resume.manifest, identity.settings) if resume.manifest else []
     return RunCheckpoints(output_dir, resume, adapter, lambda t: describe(t, identity), changed, size, result)
+
+
+def bytes_of(model: Any, *, trained: bool) -> int:
+    """Bytes that the model's weights take in a file, or those that train; whole also where ZeRO-3 has split them."""
+    parameters = (p for p in model.parameters() if p.requires_grad or not trained)
+    return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
 
 
 def _saves_to_come(training: Any, trainer: Any, resume: Resume) -> int:

@@ -203,7 +203,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(train: Train, small
     monkeypatch.setattr(beginning, "check_space", lambda *args: None)  # another program takes the space later
     flags = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "30", "--lora_r", "32"]
     outcome = train(*flags, "--output_dir", small_disk / "out")
-    assert outcome.code == 6 and "the disk is full: a checkpoint of about" in outcome.err, outcome.err
+    assert outcome.code == 6 and "a checkpoint of about" in outcome.err, outcome.err
     names = os.listdir(small_disk / "out")
     kept = [name for name in names if name.startswith("checkpoint-")]
     assert kept and not any(name.startswith(".saving") for name in names), names

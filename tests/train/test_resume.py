@@ -131,6 +131,19 @@ def test_a_checkpoint_holds_what_the_manifest_says(train: Train) -> None:
     assert len({path.stat().st_mode for path in path.iterdir() if path.is_file()}) == 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("full", [False, True], ids=["adapter", "full"])
+def test_the_space_that_is_asked_for_is_what_a_checkpoint_takes(train: Train, full: bool, dtype: str) -> None:
+    flags = ["--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1", "--dtype", dtype]
+    more = [] if full else ["--lora_r", "64"]
+    outcome = train(*flags, *more, full=full)
+    names = ("adapter_model.safetensors", "model.safetensors", "optimizer.pt")
+    paths = [outcome.folder / "checkpoint-1" / name for name in names]
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    assert outcome.trainer is not None
+    assert 0.9 < outcome.trainer.plan.expected_bytes / size < 1.1
+
+
 @covers("save_total_limit")
 def test_old_checkpoints_go(train: Train) -> None:
     outcome = train("--max_steps", "4", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2")

@@ -131,7 +131,7 @@ def test_a_signal_at_the_end(warm: Warm, flags_of, data_files: tuple[Path, Path]
 def test_a_disk_full_for_one_rank_stops_all(warm: Warm, flags_of, tmp_path: Path, engine: str, rank: int) -> None:
     outcome = warm.run(flags_of(engine), tmp_path / "out", TROUBLE=f"full:{rank}:5")
     assert warm.codes == [6, 6], outcome.err
-    assert "the disk is full: a checkpoint of about" in outcome.err and "bytes are free" in outcome.err, outcome.err
+    assert "a checkpoint of about" in outcome.err and "bytes are free" in outcome.err, outcome.err
     assert outcome.status["exit_code"] == 6 and "Traceback" not in outcome.err
     assert verify(outcome.folder)[1], "the one before is kept"
     assert sorted(os.listdir(outcome.folder)) == ["checkpoint-4", "metrics.jsonl", "samples.jsonl", "status.json"]
