@@ -127,7 +127,7 @@ def test_a_signal_at_the_end(warm: Warm, flags_of, data_files: tuple[Path, Path]
     assert done.record["metrics"]["eval_loss"] > 0 and [row["step"] for row in done.metrics[:2]] == [1, 2]
 
 
-@pytest.mark.parametrize(("engine", "rank"), [("ddp", 0), ("ddp", 1), ("zero2", 1), ("zero3", 0)])
+@pytest.mark.parametrize(("engine", "rank"), [("ddp", 0), ("ddp", 1), ("zero2", 1)])
 def test_a_disk_full_for_one_rank_stops_all(warm: Warm, flags_of, tmp_path: Path, engine: str, rank: int) -> None:
     outcome = warm.run(flags_of(engine), tmp_path / "out", TROUBLE=f"full:{rank}:5")
     assert warm.codes == [6, 6], outcome.err
@@ -229,11 +229,10 @@ def running(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_signal_to_every_process_of_a_run_is_saved_too(flags_of, tmp_path: Path, workers: str) -> None:
+def test_a_signal_to_every_process_of_a_run_is_saved_too(flags_of, tmp_path: Path) -> None:
     """As schedulers and terminals do it: also to the processes that load the data."""
     folder = tmp_path / "out"
-    flags = [*flags_of("plain"), "--num_train_epochs", "5000", "--dataloader_num_workers", workers]
+    flags = [*flags_of("plain"), "--num_train_epochs", "5000", "--dataloader_num_workers", "2"]
     with open(tmp_path / "log", "w") as log:
         process = start("python", "train_lora", flags, folder, log, start_new_session=True)
         try:
@@ -249,7 +248,7 @@ def test_a_signal_to_every_process_of_a_run_is_saved_too(flags_of, tmp_path: Pat
     assert f"checkpoint-{json.loads((folder / 'status.json').read_text())['message'].split()[3]}" in os.listdir(folder)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_a_rank_without_supervised_tokens_changes_nothing(warm: Warm, flags_of, tmp_path: Path, engine: str) -> None:
     """Rank 1 only gets dialogues of which nothing is learned: the numbers are those of rank 0 alone."""
     from tests import builders
