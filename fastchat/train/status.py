@@ -297,7 +297,7 @@ def lost_another_process(error: BaseException) -> bool:
     if isinstance(error, PeerFailed):
         return True
     words = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
-    words += ("timed out waiting", "collective operation timeout")
+    words += ("timed out waiting", "collective operation timeout", "application timeout caused pair closure")
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in words)
 

@@ -10,8 +10,15 @@ from typing import Any
 
 import pytest
 
-from fastchat.errors import CheckpointError, DataError, NumericError, ResourceError, SettingsError
-from fastchat.train.status import RunStatus, attempt, check_output_dir, clear_results, is_out_of_memory
+from fastchat.errors import CheckpointError, DataError, NumericError, PeerFailed, ResourceError, SettingsError
+from fastchat.train.status import (
+    RunStatus,
+    attempt,
+    check_output_dir,
+    clear_results,
+    is_out_of_memory,
+    lost_another_process,
+)
 
 
 def _raise(error: BaseException) -> Callable[[RunStatus], None]:
@@ -177,6 +184,14 @@ def test_a_lost_partner_leaves_the_word_to_it(
     assert capsys.readouterr().err == "" and _status(tmp_path / "out")["message"] == "the other one's words"
     assert attempt(_raise(lost), str(tmp_path / "alone")) == 6
     assert "ended without a word" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "said", ["Connection closed by peer", "Timed out waiting 5000ms", "Application timeout caused pair closure"]
+)
+def test_a_partner_that_is_gone_is_told_from_a_bug(said: str) -> None:
+    assert lost_another_process(RuntimeError(f"[gloo/transport/tcp/pair.cc:547] {said}"))
+    assert lost_another_process(PeerFailed("rank 1: no space")) and not lost_another_process(RuntimeError("shape"))
 
 
 def test_an_ordinary_error_is_no_memory_error() -> None:
