@@ -8,7 +8,8 @@ template files use it; a `Conversation` is translated into the table once, when 
     template.py   Template, Rendered: the table and the one loop that renders it
     styles.py     SeparatorStyle and its translation into the table
     upstream.py   Conversation: upstream's class
-    builtin.py    the built-in templates, as data
+    builtin.py    the built-in templates, as data; upstream_2023a.py and upstream_2023b.py hold more of upstream's
+    families.py   the families people train today, and which names mean the tokenizer's own template
     registry.py   names, template files, which template fits a tokenizer
     jinja.py      the same template as a Jinja chat template, for everyone else's software
 """

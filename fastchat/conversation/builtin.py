@@ -149,6 +149,24 @@ UPSTREAM = [
         stop_str="<|eot_id|>",
         stop_token_ids=[128001, 128009],
     ),
+    # Origin: added upstream after 0.2.36. Consistency LLMs (CLLM), and LLaVA's ChatML.
+    Conversation(
+        name="cllm",
+        system_message=VICUNA_SYSTEM,
+        roles=("USER", "ASSISTANT"),
+        sep_style=SeparatorStyle.CLLM,
+        sep=" ",
+        sep2="</s>",
+    ),
+    Conversation(
+        name="llava-chatml",
+        system_template="<|im_start|>system\n{system_message}",
+        system_message="Answer the questions.",
+        roles=("<|im_start|>user", "<|im_start|>assistant"),
+        sep_style=SeparatorStyle.CHATML,
+        sep="<|im_end|>",
+        stop_str="<|im_end|>",
+    ),
     # Origin: added upstream after 0.2.36. Gemma-it (Google); the system message goes before the first user message.
     Conversation(
         name="gemma",

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.conversation.builtin import TABLES, UPSTREAM
+from fastchat.conversation.families import BY_NAME, REMOTE, ROUTED
+from fastchat.conversation.families import TABLES as FAMILIES
 from fastchat.conversation.styles import SeparatorStyle
 from fastchat.conversation.template import CONTROL_PATTERN, Template
 from fastchat.conversation.upstream import Conversation
@@ -19,21 +21,6 @@ DEFAULT_TEMPLATE = "vicuna_v1.1"
 
 conv_templates: dict[str, Conversation] = {}
 _tables: dict[str, Template] = {}
-
-# What a chat model's name says about its template: every word of a row must be in the name.
-_FAMILIES = (
-    (("llama-2", "chat"), "llama-2"),
-    (("llama2", "chat"), "llama-2"),
-    (("llama-3", "instruct"), "llama-3"),
-    (("mistral", "instruct"), "mistral"),
-    (("mixtral", "instruct"), "mistral"),
-    (("gemma", "it"), "gemma"),
-    (("zephyr",), "zephyr"),
-    (("qwen", "chat"), "qwen-7b-chat"),
-    (("qwen", "instruct"), "qwen-7b-chat"),
-    (("phi-3",), "phi-3"),
-    (("deepseek", "chat"), "deepseek-chat"),
-)
 
 
 def register_conv_template(template: Conversation | Template, override: bool = False) -> None:
@@ -65,9 +52,14 @@ def get_template(name: str) -> Template:
     """The table of the template `name`. Raises SettingsError that names the nearest known ones."""
     if name in _tables:
         return _tables[name]
-    if name in conv_templates:
+    if name in conv_templates or name in REMOTE:
         raise SettingsError(f"--conv_template {name!r} belongs to a remote API; no local model is trained with it.")
-    near = nearest(name, _tables)
+    if name in ROUTED:
+        raise SettingsError(
+            f"--conv_template {name!r}: use --conv_template tokenizer. The tokenizer's own template is {name}'s, and "
+            f"no table can be it: {ROUTED[name]}."
+        )
+    near = nearest(name, [*_tables, *ROUTED])
     hint = f"Nearest: {', '.join(near)}." if near else f"Some that are: {', '.join(list(_tables)[:16])}."
     raise SettingsError(
         f"--conv_template {name!r} is not a known template. {hint} "
@@ -144,7 +136,8 @@ def suggest_templates(vocabulary: set[str], chat_template: str | None = None, mo
         model_name: the model's folder or hub name.
     """
     lower = model_name.lower()
-    found = [name for words, name in _FAMILIES if all(word in lower for word in words)]
+    named = next((name for words, name in BY_NAME if all(word in lower for word in words)), None)
+    found = ["tokenizer" if named in ROUTED else named] if named else []
     for name, template in _tables.items():
         needed = control_strings(template)
         if needed and needed <= vocabulary:
@@ -176,7 +169,7 @@ def choose_template(
     if chat_template or fitting:
         why = "the tokenizer brings a chat template of its own" if chat_template else "this is a known chat family"
         if chat_template:
-            fitting = ["tokenizer (its own)", *fitting]
+            fitting = ["tokenizer (its own)", *(name for name in fitting if name != "tokenizer")]
         names = ", ".join(fitting[:4]) or f"none that is known of the {len(_tables)} built-in ones"
         raise SettingsError(
             f"--conv_template is not given, and the documented default, {DEFAULT_TEMPLATE}, would not fit: {why}. "
@@ -189,7 +182,7 @@ def choose_template(
 
 for _row in UPSTREAM:
     register_conv_template(_row)
-for _table in TABLES:
+for _table in (*TABLES, *FAMILIES):
     register_conv_template(_table)
 for _row in (*ROWS_A, *ROWS_B):
     register_conv_template(_row)

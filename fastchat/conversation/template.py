@@ -51,7 +51,8 @@ class Segment:
     """A piece of a rendered dialogue.
 
     `role` is "template" for the template's own text, else whose message it is. `virtual` marks an end-of-sequence
-    token that the template's text does not show: it becomes an id and is absent from `Rendered.text`.
+    token that the template's text does not show: it becomes an id and is absent from `Rendered.text`. `excluded` marks
+    what would be supervised if its turn did not say "train": false.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Segment:
     supervised: bool = False
     turn: int = -1
     virtual: bool = False
+    excluded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +234,14 @@ class Template:
 
     def _assistant(self, turn: Turn, index: int, last: bool) -> Iterator[Segment]:
         trained = turn.train and (last or not self.only_last)
+        out = bool(index >= 0 and not turn.train and turn.text.strip())
         wrap = self.last_assistant if last and self.last_assistant else self.assistant
         stop = self.stop if last or not self.last_assistant else ""
         yield Segment(wrap.open, turn=index)
-        yield Segment(wrap.before[len(wrap.open) :], supervised=trained, turn=index)
-        yield Segment(self.normalise(turn.text), "assistant", trained, index)
+        yield Segment(wrap.before[len(wrap.open) :], supervised=trained, turn=index, excluded=out)
+        yield Segment(self.normalise(turn.text), "assistant", trained, index, excluded=out)
         if stop:
-            yield Segment(stop, supervised=trained, turn=index)
+            yield Segment(stop, supervised=trained, turn=index, excluded=out)
         elif not self.stop:
-            yield Segment("</s>", supervised=trained, turn=index, virtual=True)
+            yield Segment("</s>", supervised=trained, turn=index, virtual=True, excluded=out)
         yield Segment(wrap.after[len(stop) :], turn=index)

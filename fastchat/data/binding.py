@@ -3,7 +3,7 @@
 Control strings of the template become ids; everything else is plain text for an encoder that knows no added tokens, so
 that nothing a user, a tool or a data file says can turn into a control token. Text between two control tokens is
 encoded in one piece (where every tokenizer splits anyway), so that `ASSISTANT:` + ` Hello` merge as they will at
-inference, and each token takes its label from the segment it lies in (one that lies in two is noted, see `_label`):
+inference, and each token takes its label from the segment it lies in (of one that lies in two see supervision.py):
 
     segment   "... ASSISTANT:"   " "   "Hello."   "</s>"
     token                 ":"    "▁Hello"  "."     2
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken
@@ -25,6 +25,7 @@ from tokenizers import AddedToken
 from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
 from fastchat.conversation.template import CONTROL_PATTERN
 from fastchat.data.probes import HARMLESS
+from fastchat.data.supervision import ASSISTANT, SAID, TRAIN_ON, Encoded, Piece, label_piece, learned_segments
 from fastchat.data.tokenizer_template import TokenizerTemplate
 from fastchat.errors import DataError, SettingsError, say
 
@@ -45,56 +46,23 @@ class Control:
     rstrip: bool = False  # swallows white space after it
 
 
-@dataclass(slots=True)
-class Encoded:
-    """Ids of one rendered dialogue.
-
-    Attributes:
-        input_ids: [T].
-        supervised: [T], whether the model has to generate the token.
-        segment_of: [T], index into the rendered segments; -1 for a BOS that the tokenizer adds.
-        straddling: positions of tokens that hold characters of a supervised and of an unsupervised segment.
-        neutralised: how many control look-alikes in messages were kept plain text by an extra split.
-    """
-
-    input_ids: list[int] = field(default_factory=list)
-    supervised: list[bool] = field(default_factory=list)
-    segment_of: list[int] = field(default_factory=list)
-    straddling: list[int] = field(default_factory=list)
-    neutralised: int = 0
-
-    def add(self, token_id: int, supervised: bool, segment: int) -> None:
-        self.input_ids.append(token_id)
-        self.supervised.append(supervised)
-        self.segment_of.append(segment)
-
-
-@dataclass(slots=True)
-class _Piece:
-    """One control token, or the text between two of them: `parts` are (text, segment index)."""
-
-    control: Control | None = None
-    segment: int = -1
-    parts: list[tuple[str, int]] = field(default_factory=list)
-    position: str = "first"
-
-    @property
-    def text(self) -> str:
-        return "".join(text for text, _ in self.parts)
-
-
 class BoundEncoder:
     """One tokenizer tied to one template.
 
     Attributes:
         controls: the template's control strings as this tokenizer has them; None where one is left out (`<s>` on a
             tokenizer without BOS).
+        train_on: which ids are learned: "assistant" (every trained answer), "last" (the last of them), "all" (see
+            supervision.py).
         stop_ids: the ids that end a generation: the template's stop, if it is a token, and EOS.
     """
 
-    def __init__(self, encoder: TextEncoder, template: Template | TokenizerTemplate):
+    def __init__(self, encoder: TextEncoder, template: Template | TokenizerTemplate, train_on: str = ASSISTANT):
+        if train_on not in TRAIN_ON:
+            raise SettingsError(f"--train_on {train_on}: it can be {', '.join(TRAIN_ON)}.")
         self.encoder = encoder
         self.template = template
+        self.train_on = train_on
         self._own = isinstance(template, TokenizerTemplate)
         # A tokenizer's own template writes BOS itself, and is encoded without what the tokenizer would add.
         self._adds_bos = encoder.adds_bos and not self._own
@@ -107,11 +75,16 @@ class BoundEncoder:
         self._in_answers = _alternatives(spoken)
         self._answer_controls = {c: encoder.control(c) for c in spoken}
         self._forbidden = self._never_from_text()
+        looks = [c for c, i in encoder.vocabulary.items() if i in self._forbidden]
+        self._looks_like_control = _alternatives(looks)
+        self._looks_in_answers = _alternatives([c for c in looks if c not in self._answer_controls])
         # Where one token both begins and ends a sequence (GPT-2), it is the end that must be learned.
         self._opens = encoder.bos if encoder.bos != encoder.eos else None
         self.stop_ids = self._stop_ids()
         if missing:
             self._warn(missing)
+        if SAID[train_on]:
+            say(SAID[train_on])
         self._prove()
 
     # -- what the template's control strings are on this tokenizer
@@ -180,6 +153,15 @@ class BoundEncoder:
         """A literal of the template as this tokenizer writes it: `</s>` as its EOS, `<s>` as its BOS or not at all."""
         return "".join(c.content if c else text for text, c in self._split_literal(literal))
 
+    def _lookalikes(self, segments: Sequence[Segment]) -> int:
+        """How many control strings stand in messages, where they are text."""
+        found = 0
+        for segment in segments:
+            pattern = self._looks_in_answers if segment.role == "assistant" else self._looks_like_control
+            if pattern is not None and segment.role != "template":
+                found += sum(1 for _ in pattern.finditer(segment.text))
+        return found
+
     # -- rendered dialogues to ids
 
     def encode(self, rendered: Rendered) -> Encoded:
@@ -198,10 +180,10 @@ class BoundEncoder:
         return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
 
     def _assemble(
-        self, segments: Sequence[Segment], pieces: list[_Piece], tokens: dict[int, list[tuple[int, int, int]]]
+        self, segments: Sequence[Segment], pieces: list[Piece], tokens: dict[int, list[tuple[int, int, int]]]
     ) -> Encoded:
-        out = Encoded()
-        opens = self._opens
+        out = Encoded(lookalikes=self._lookalikes(segments))
+        opens, learned = self._opens, learned_segments(segments, self.train_on)
         if self._adds_bos and opens is not None and not (pieces and pieces[0].control == opens):
             out.add(opens.id, False, -1)
         for piece in pieces:
@@ -211,23 +193,23 @@ class BoundEncoder:
                 if any(token_id in self._forbidden for token_id, _, _ in found):
                     found, cuts = self._neutralise(piece)
                     out.neutralised += cuts
-                _label(out, piece, found, segments)
+                label_piece(out, piece, found, segments, learned)
             elif piece.control != opens:
-                out.add(piece.control.id, segments[segment].supervised, segment)
+                out.add(piece.control.id, learned[segment], segment)
             elif out.input_ids[-1:] != [piece.control.id]:
                 # BOS opens a sequence: never twice in a row, and no model has to generate it.
                 out.add(piece.control.id, False, segment)
         return out
 
-    def _pieces(self, segments: Sequence[Segment]) -> list[_Piece]:
-        pieces: list[_Piece] = []
+    def _pieces(self, segments: Sequence[Segment]) -> list[Piece]:
+        pieces: list[Piece] = []
         swallow = False
         for index, segment in enumerate(segments):
             for text, control in self._split(segment):
                 if control is not None:
                     if control.lstrip and pieces and pieces[-1].control is None:
                         _strip_end(pieces)
-                    pieces.append(_Piece(control, index))
+                    pieces.append(Piece(control, index))
                     swallow = control.rstrip
                     continue
                 text = text.lstrip() if swallow else text
@@ -235,7 +217,7 @@ class BoundEncoder:
                     continue
                 swallow = False
                 if not pieces or pieces[-1].control is not None:
-                    pieces.append(_Piece(position="after" if pieces else "first"))
+                    pieces.append(Piece(position="after" if pieces else "first"))
                 pieces[-1].parts.append((text, index))
         return pieces
 
@@ -250,7 +232,7 @@ class BoundEncoder:
     def _split_literal(self, text: str) -> Iterator[tuple[str, Control | None]]:
         yield from _cut(text, self._in_literals, self.controls) if self._in_literals else [(text, None)]
 
-    def _neutralise(self, piece: _Piece) -> tuple[list[tuple[int, int, int]], int]:
+    def _neutralise(self, piece: Piece) -> tuple[list[tuple[int, int, int]], int]:
         """Encode a text again with a split inside every run of characters that had become a control token."""
         todo = [(piece.text, 0, piece.position)]
         done: list[tuple[int, int, int]] = []
@@ -335,7 +317,7 @@ def _cut(
         yield text[end:], None
 
 
-def _strip_end(pieces: list[_Piece]) -> None:
+def _strip_end(pieces: list[Piece]) -> None:
     """Drop the white space at the end of the last text piece, and the piece where nothing else is left."""
     parts = pieces[-1].parts
     while parts:
@@ -344,32 +326,3 @@ def _strip_end(pieces: list[_Piece]) -> None:
             parts.append((text.rstrip(), index))
             return
     pieces.pop()
-
-
-def _label(out: Encoded, piece: _Piece, found: list[tuple[int, int, int]], segments: Sequence[Segment]) -> None:
-    """Give every token of a text piece its segment and label.
-
-    A token that holds characters of several segments is noted where they disagree. It is learned if the model has to
-    generate any of them, unless it also holds characters of a message that is not the assistant's.
-    """
-    ends, owners, total = [], [], 0
-    for text, index in piece.parts:
-        total += len(text)
-        ends.append(total)
-        owners.append(index)
-    last, at = len(ends) - 1, 0
-    for token_id, start, end in found:
-        while at < last and start >= ends[at]:
-            at += 1
-        owner, supervised = owners[at], segments[owners[at]].supervised
-        if end > ends[at] and at < last:
-            until = at + 1
-            while until < last and end > ends[until]:
-                until += 1
-            held = owners[at : until + 1]
-            learned = [i for i in held if segments[i].supervised]
-            if learned and len(learned) < len(held):
-                out.straddling.append(len(out.input_ids))
-                supervised = all(segments[i].supervised or segments[i].role == "template" for i in held)
-                owner = learned[0] if supervised else owner
-        out.add(token_id, supervised, owner)

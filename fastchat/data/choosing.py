@@ -10,6 +10,8 @@ from fastchat.conversation import load_template_file
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.command import Parser
 from fastchat.data.encoder import TextEncoder
+from fastchat.data.properties import prove
+from fastchat.data.supervision import ASSISTANT
 from fastchat.errors import SettingsError, say
 
 
@@ -22,12 +24,14 @@ def add_model_flags(parser: Parser) -> None:
     add("--trust_remote_code", action="store_true", help="allow tokenizer code that comes with the model")
 
 
-def bound_encoder(args: argparse.Namespace) -> BoundEncoder:
+def bound_encoder(args: argparse.Namespace, train_on: str = ASSISTANT) -> BoundEncoder:
     """The tokenizer bound to the template. Raises SettingsError; what was chosen for the user is said."""
     if args.conv_template_file:
         load_template_file(args.conv_template_file)
     encoder = text_encoder(args)
-    return encoder.bind(encoder.choose(args.conv_template, model_name=args.model_name_or_path))
+    bound = encoder.bind(encoder.choose(args.conv_template, model_name=args.model_name_or_path), train_on)
+    prove(bound)
+    return bound
 
 
 def text_encoder(args: argparse.Namespace) -> TextEncoder:

@@ -5,15 +5,16 @@ dropped_<reason>         rows that are not             bad_rows             of t
 tokens                   of all examples               supervised_tokens    of these, learned
 trained_turns            assistant turns learned       untrained_turns      assistant turns that are not
 truncated_dialogues      examples that were cut        truncated_tokens     tokens they lost
+turns                    of everybody, in the examples       lookalikes     control strings in messages, kept text
 straddling_tokens        hold characters of an answer and of something else
-neutralised_lookalikes   control tokens in messages that were kept plain text by force
+neutralised_lookalikes   look-alikes that took an extra split to be kept text
 and one for each treatment in formats.TREATMENTS
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fastchat.data.formats import TREATMENTS
 from fastchat.data.tokenization import Example
@@ -43,6 +44,8 @@ def count_example(counts: Counter[str], example: Example) -> None:
     counts["truncated_dialogues"] += example.truncated_tokens > 0
     counts["truncated_tokens"] += example.truncated_tokens
     counts["straddling_tokens"] += example.straddling
+    counts["turns"] += example.turns
+    counts["lookalikes"] += example.lookalikes
     counts["neutralised_lookalikes"] += example.neutralised
 
 
@@ -52,30 +55,32 @@ def dropped(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def table(counts: Mapping[str, int]) -> str:
-    """The counts in a few lines for the log; what did not happen is not mentioned.
+    """The counts for the log: six lines that are always there, and one for each treatment that happened.
 
     Example:
-        rows         6,000: 5,998 trained on, 2 dropped (empty_dialogue 2)
-        tokens       1,722,503: 1,012,345 supervised (58.8 %) in 15,000 turns
+        records      6,000: 5,998 trained on, 2 dropped (empty_dialogue 2)
+        turns        30,000: 15,000 answers trained, 0 not
+        tokens       1,722,503: 1,012,345 supervised (58.8 %)
         truncated    12 dialogues, by 345 tokens
+        straddling   0 tokens hold characters of an answer and of something else
+        look-alikes  3 control strings stand in messages as text, 1 of them kept so by an extra split
     """
     out = dropped(counts)
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(out.items(), key=lambda item: -item[1]))
-    left_out = f", {sum(out.values()):,} dropped ({reasons})" if out else ""
-    lines = [("rows", f"{counts.get('rows', 0):,}: {counts.get('dialogues', 0):,} trained on{left_out}")]
+    left_out = f", {sum(out.values()):,} dropped ({reasons})" if out else ", none dropped"
+    n: Callable[[str], str] = lambda key: f"{counts.get(key, 0):,}"  # noqa: E731
     tokens, supervised = counts.get("tokens", 0), counts.get("supervised_tokens", 0)
     share = f" ({100 * supervised / tokens:.1f} %)" if tokens else ""
-    turns = f"{counts.get('trained_turns', 0):,} turns"
-    lines.append(("tokens", f"{tokens:,}: {supervised:,} supervised{share} in {turns}"))
-    if n := counts.get("truncated_dialogues"):
-        lines.append(("truncated", f"{n:,} dialogues, by {counts['truncated_tokens']:,} tokens"))
-    others = {
-        "untrained_turns": "assistant turns that are not trained",
-        "straddling_tokens": "tokens that hold characters of an answer and of something else",
-        "neutralised_lookalikes": "control tokens written in messages, kept plain text",
-        **TREATMENTS,
-    }
-    lines += [("also", f"{counts[key]:,} {meaning}") for key, meaning in others.items() if counts.get(key)]
+    looks = f"{n('lookalikes')} control strings stand in messages as text"
+    lines = [
+        ("records", f"{n('rows')}: {n('dialogues')} trained on{left_out}"),
+        ("turns", f"{n('turns')}: {n('trained_turns')} answers trained, {n('untrained_turns')} not"),
+        ("tokens", f"{tokens:,}: {supervised:,} supervised{share}"),
+        ("truncated", f"{n('truncated_dialogues')} dialogues, by {n('truncated_tokens')} tokens"),
+        ("straddling", f"{n('straddling_tokens')} tokens hold characters of an answer and of something else"),
+        ("look-alikes", f"{looks}, {n('neutralised_lookalikes')} of them kept so by an extra split"),
+    ]
+    lines += [("also", f"{counts[key]:,} {meaning}") for key, meaning in TREATMENTS.items() if counts.get(key)]
     return "\n".join(f"{name:<12} {value}" for name, value in lines)
 
 

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from fastchat.conversation import Template, choose_template
 from fastchat.data.binding import BoundEncoder, Control
 from fastchat.data.raw_tokenizer import RawTokenizer, from_class, read_raw
+from fastchat.data.supervision import ASSISTANT
 from fastchat.data.tokenizer_template import TokenizerTemplate
 from fastchat.errors import SettingsError
 
@@ -90,9 +91,12 @@ class TextEncoder:
             raise SettingsError(f"--conv_template tokenizer: the tokenizer {self.name} brings no chat template.")
         return TokenizerTemplate(own, self.raw)
 
-    def bind(self, template: Template | TokenizerTemplate) -> BoundEncoder:
-        """Tie this tokenizer to a template. Raises SettingsError where exact ids cannot be proven."""
-        return BoundEncoder(self, template)
+    def bind(self, template: Template | TokenizerTemplate, train_on: str = ASSISTANT) -> BoundEncoder:
+        """Tie this tokenizer to a template and to what is learned (`supervision.TRAIN_ON`).
+
+        Raises SettingsError where exact ids cannot be proven.
+        """
+        return BoundEncoder(self, template, train_on)
 
     def control(self, content: str) -> Control | None:
         """The one id of a control string, added token or not; None where the tokenizer has none."""

@@ -30,7 +30,9 @@ from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.html_report import HtmlReport
 from fastchat.data.loading import LoadedDialogues, Record, load_dialogues
 from fastchat.data.progress import with_bar
-from fastchat.data.terminal import legend, paint, safe, token_texts, wants_colour
+from fastchat.data.showing import shown
+from fastchat.data.supervision import ASSISTANT, TRAIN_ON
+from fastchat.data.terminal import legend, wants_colour
 from fastchat.data.tokenization import OVERLONG, Example, tokenize_dialogues
 from fastchat.data.writing import StagedFile, check_output
 from fastchat.errors import DataError, SettingsError, say
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def preview(args: argparse.Namespace) -> None:
     """Load, tokenise, show, write. Raises UserError."""
     _check(args)
-    bound = bound_encoder(args)
+    bound = bound_encoder(args, args.train_on)
     loaded = load_dialogues(args.data_path, on_bad_row=args.on_bad_row)
     counts = Counter(loaded.counts)
     report = HtmlReport(bound, args.model_max_length) if args.html else None
@@ -60,7 +62,7 @@ def preview(args: argparse.Namespace) -> None:
                 count_example(counts, example)
             if example.dropped is None and num_shown < args.num:
                 num_shown += 1
-                _print(_shown(record, example, bound, args.model_max_length, colour) + "\n")
+                _print(shown(record, example, bound, args.model_max_length, colour=colour) + "\n")
             if output:
                 output.write(_line(example))
             if report:
@@ -89,6 +91,7 @@ def _parser() -> Parser:
     add("--model_max_length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="in tokens (%(default)s)")
     add("--overlong", choices=OVERLONG, default="truncate", help="what happens to longer dialogues (%(default)s)")
     add("--on_bad_row", choices=("stop", "skip"), default="stop", help="what happens to malformed rows (%(default)s)")
+    add("--train_on", choices=TRAIN_ON, default=ASSISTANT, help="what is learned of a dialogue (%(default)s)")
     add("--num", type=int, default=3, metavar="N", help="how many dialogues to show (%(default)s)")
     add("--output", metavar="OUT.jsonl", help="write ids and labels of every record there")
     add("--html", metavar="OUT.html", help="write a page there that shows every token and why it is (not) trained")
@@ -129,6 +132,7 @@ def _about(args: argparse.Namespace, bound: BoundEncoder) -> dict[str, str]:
         "model": args.model_name_or_path,
         "template": bound.template.name,
         "data": ", ".join(args.data_path),
+        "--train_on": args.train_on,
         "--model_max_length": f"{args.model_max_length:,} (--overlong {args.overlong})",
     }
 
@@ -145,36 +149,6 @@ def _print(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _shown(record: Record, example: Example, bound: BoundEncoder, max_length: int, colour: bool) -> str:
-    """One dialogue for the terminal: a line of counts, its tokens, and the straddling ones by name."""
-    texts = token_texts(bound.encoder, example.input_ids)
-    supervised = [label == token for label, token in zip(example.labels, example.input_ids, strict=True)]
-    parts = [
-        f"{len(texts):,} tokens",
-        f"{example.num_supervised:,} supervised in {example.trained_turns} turns",
-        f"{example.untrained_turns} turns not trained" if example.untrained_turns else "",
-        f"{example.truncated_tokens:,} more cut off at --model_max_length {max_length}"
-        if example.truncated_tokens
-        else "",
-        f"{example.neutralised} control look-alikes kept plain text" if example.neutralised else "",
-    ]
-    lines = [f"--- {safe(record.place)}: {', '.join(part for part in parts if part)}", paint(texts, supervised, colour)]
-    if example.straddling:
-        lines.append(_straddling(record, texts, supervised, bound))
-    return "\n".join(lines)
-
-
-def _straddling(record: Record, texts: Sequence[str], supervised: Sequence[bool], bound: BoundEncoder) -> str:
-    assert record.dialogue is not None
-    positions = bound.encode(bound.template.render(record.dialogue)).straddling
-    named = [
-        f"{safe(repr(texts[at]))} at {at} ({'supervised' if supervised[at] else 'not supervised'})"
-        for at in positions
-        if at < len(texts)
-    ]
-    return f"tokens that hold characters of an answer and of something else: {', '.join(named)}"
 
 
 if __name__ == "__main__":

@@ -7,19 +7,22 @@ text in one go, and where those ids end the supervised ids must begin; decoded, 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.loading import Record
 from fastchat.data.saved_template import chat_template
 from fastchat.data.store import TokenStore
-from fastchat.data.tokenization import IGNORED
-from fastchat.data.tokenizer_template import compile_template, to_messages
+from fastchat.data.supervision import ALL, LAST
+from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.data.tokenizer_template import TokenizerTemplate, compile_template, to_messages
 from fastchat.errors import DataError
 
+T = TypeVar("T")
 # A token that holds characters of a prompt and of an answer moves their border by no more than this.
 _TORN = 3
 
@@ -31,8 +34,9 @@ class Checked:
     Attributes:
         records, turns: how many were derived again and agreed.
         skipped: records with a control look-alike in a message: encoding them in one go makes a control token of it,
-            which is exactly what training does not do.
-        torn: turns whose first token also holds characters of the prompt.
+            which is exactly what training does not do. (And, under "all", records with an answer left out whose
+            template shows history otherwise.)
+        torn: turns whose prompt, encoded alone, does not end where a token of the dialogue does.
     """
 
     records: int = 0
@@ -44,6 +48,7 @@ class Checked:
     def line(self) -> str:
         """One line for the log."""
         more = f", {self.skipped} with control look-alikes left out" if self.skipped else ""
+        more += f"; {self.torn} prompts end inside a token of the dialogue" if self.torn else ""
         return f"labels derived a second time: {self.turns} answers in {self.records} records agree{more}"
 
 
@@ -56,8 +61,12 @@ class SecondOpinion:
         names = {"bos_token": encoder.bos, "eos_token": encoder.eos}
         self._names = {key: control.content if control else "" for key, control in names.items()}
         self._template = compile_template(chat_template(bound))
-        self._controls = [c for c in encoder.added if c.replace("▁", " ").strip()]
-        self._controls += [c.content for c in bound.controls.values() if c]
+        self._own = isinstance(bound.template, TokenizerTemplate)
+        self._bos = encoder.bos.id if encoder.bos and encoder.bos != encoder.eos else None
+        known = [c.content for c in bound.controls.values() if c]
+        self._controls = [c for c in encoder.added if c.replace("▁", " ").strip()] + known
+        special = [c for c, token in encoder.added.items() if token["special"]]
+        self._ends = [*special, *known, *bound.template.stop_strings]
 
     def check(self, samples: Iterable[tuple[Dialogue, Sequence[int], Sequence[int]]]) -> Checked:
         """Check (dialogue, input_ids, labels) triples, the ids [T] and labels [T] as they are trained on.
@@ -68,95 +77,148 @@ class SecondOpinion:
         checked = Checked()
         for dialogue, input_ids, labels in samples:
             texts = [turn.text for turn in dialogue.turns] + [dialogue.system or ""]
-            if any(control in text for text in texts for control in self._controls):
+            untold = self.bound.template.only_last and self.bound.train_on == ALL and self._turns(dialogue)
+            if untold or any(control in text for text in texts for control in self._controls):
                 checked.skipped += 1
                 continue
-            self._check_one(dialogue, list(input_ids), list(labels), checked)
+            self._check_one(_Sample(self.bound, dialogue, list(input_ids), list(labels)), checked)
             checked.records += 1
         return checked
 
-    def _check_one(self, dialogue: Dialogue, ids: list[int], labels: list[int], checked: Checked) -> None:
-        wrong = [i for i, (a, b) in enumerate(zip(ids, labels, strict=True)) if b not in (IGNORED, a)]
-        if wrong:
-            raise self._disagreement(dialogue, ids, labels, wrong[0], "a label is not its token's own id")
+    def _check_one(self, sample: _Sample, checked: Checked) -> None:
+        """The answers must be exactly the runs of learned tokens; under "all", those left out the unlearned ones."""
+        for i, (token, label) in enumerate(zip(sample.ids, sample.labels, strict=True)):
+            if label not in (IGNORED, token):
+                raise sample.disagreement(i, "a label is not its token's own id")
+            if label != IGNORED and token == self._bos:
+                raise sample.disagreement(i, "BOS is supervised")
+        inverted = self.bound.train_on == ALL
+        marked = [(label == IGNORED) == inverted and token != self._bos for token, label in sample.pairs]
+        messages = to_messages(sample.dialogue)
+        first = len(messages) - len(sample.dialogue.turns)
+        whole = self._render(messages, False)
         claimed = 0
-        messages = to_messages(dialogue)
-        offset = len(messages) - len(dialogue.turns)
-        answers = [k for k, turn in enumerate(dialogue.turns) if turn.role == "assistant"]
-        for turn in answers[-1:] if self.bound.template.only_last else answers:
-            if not dialogue.turns[turn].train:
-                continue
-            prompt = self._render(messages[: turn + offset], True)
-            prompt_ids = self.bound.encoder.whole.encode(prompt, add_special_tokens=False).ids
-            if len(prompt_ids) >= len(ids):
+        for turn in self._turns(sample.dialogue):
+            prompt = self._render(messages[: first + turn], True)
+            prompt_ids = self._ids(prompt)
+            if len(prompt_ids) >= len(sample.ids):
                 break  # cut off
-            begin = self._begin(dialogue, ids, labels, prompt_ids, checked)
-            end = next((i for i in range(begin, len(ids)) if labels[i] == IGNORED), len(ids))
-            rest = self._render(messages[: turn + offset + 1], False)[len(prompt) :]
-            self._compare_text(dialogue, ids, labels, (begin, end), rest, dialogue.turns[turn].text)
+            begin = self._begin(sample, marked, prompt_ids, checked)
+            end = next((i for i in range(begin, len(marked)) if not marked[i]), len(marked))
+            text = whole if self._own else self._render(messages[: first + turn + 1], False)
+            if not text.startswith(prompt):
+                raise sample.disagreement(begin, "the dialogue does not begin with the inference prompt")
+            stop = self._stop(text, len(prompt), sample.dialogue.turns[turn].text)
+            self._compare_end(sample, (begin, end), prompt, text[len(prompt) : stop])
             claimed += end - begin
             checked.turns += 1
-        supervised = [i for i, label in enumerate(labels) if label != IGNORED]
-        if claimed != len(supervised):
-            reason = f"{len(supervised)} tokens are supervised and the answers account for {claimed}"
-            raise self._disagreement(dialogue, ids, labels, supervised[-1] if supervised else 0, reason)
+        rest = [i for i, mark in enumerate(marked) if mark]
+        if claimed != len(rest):
+            kind = "unsupervised" if inverted else "supervised"
+            reason = f"{len(rest)} tokens are {kind} and the answers account for {claimed}"
+            raise sample.disagreement(rest[-1] if rest else 0, reason)
 
-    def _begin(
-        self, dialogue: Dialogue, ids: list[int], labels: list[int], prompt_ids: list[int], checked: Checked
-    ) -> int:
-        """Where the supervised ids of the answer behind a prompt begin."""
-        size = len(prompt_ids)
+    def _turns(self, dialogue: Dialogue) -> list[int]:
+        """The answers whose tokens are to be found: the learned ones, under "all" those that are left out."""
+        answers = [k for k, turn in enumerate(dialogue.turns) if turn.role == "assistant"]
+        if self.bound.train_on == ALL:
+            return [k for k in answers if not dialogue.turns[k].train and dialogue.turns[k].text.strip()]
+        answers = answers[-1:] if self.bound.template.only_last else answers
+        trained = [k for k in answers if dialogue.turns[k].train]
+        return trained[-1:] if self.bound.train_on == LAST else trained
+
+    def _begin(self, sample: _Sample, marked: list[bool], prompt_ids: list[int], checked: Checked) -> int:
+        """Where the ids of the answer behind a prompt begin."""
+        size, ids = len(prompt_ids), sample.ids
         torn = ids[:size] != prompt_ids
         if torn and ids[: max(size - _TORN, 0)] != prompt_ids[: max(size - _TORN, 0)]:
             at = next(i for i, (a, b) in enumerate(zip(ids, prompt_ids, strict=False)) if a != b)
-            raise self._disagreement(dialogue, ids, labels, at, "the inference prompt has other ids")
+            raise sample.disagreement(at, "the inference prompt has other ids")
         checked.torn += torn
         near = range(max(size - _TORN, 0), min(size + 1, len(ids))) if torn else range(size, size + 1)
-        begin = next((i for i in near if labels[i] != IGNORED), None)
-        if begin is None or (not torn and labels[size - 1] != IGNORED):
-            raise self._disagreement(
-                dialogue, ids, labels, size, "the supervised tokens do not begin behind the prompt"
-            )
+        begin = next((i for i in near if marked[i]), None)
+        if begin is None or (not torn and size and marked[size - 1]):
+            raise sample.disagreement(size, "the supervised tokens do not begin behind the prompt")
         return begin
 
-    def _compare_text(
-        self, dialogue: Dialogue, ids: list[int], labels: list[int], span: tuple[int, int], rest: str, answer: str
-    ) -> None:
-        """The supervised ids must decode to the beginning of what follows the prompt, with answer and stop in it."""
+    def _stop(self, text: str, start: int, answer: str) -> int:
+        """Where what the model writes ends in `text`: behind the first thing that can end a turn after the answer."""
+        shown = (answer, answer.strip(), self.bound.template.normalise(answer), answer.split("</think>")[-1].strip())
+        at = next((place + len(said) for said in shown if (place := text.find(said, start)) >= 0), start)
+        ends = [place + len(end) for end in self._ends if end and (place := text.find(end, at)) >= 0]
+        return min(ends, default=len(text.rstrip()))
+
+    def _compare_end(self, sample: _Sample, span: tuple[int, int], prompt: str, rest: str) -> None:
+        """The ids of a span must be those of `rest`, which holds the answer and its stop, up to a cut; and say it."""
         begin, end = span
-        found, whole = _bare(self.bound.encoder.decode(ids[begin:end])), _bare(rest)
-        stop = self.bound.template.stop
-        needed = _bare(self.bound.template.normalise(answer)) + _bare(self.bound.substitute(stop) if stop else "")
-        cut = end == len(ids)
-        said = whole.startswith(found) or found in whole[: len(found) + _TORN] or whole in found[: len(whole) + _TORN]
-        torn = found[_TORN:] in whole
-        if not (said or torn):
-            raise self._disagreement(dialogue, ids, labels, begin, f"the supervised tokens say {found[:60]!r}")
-        if not cut and needed not in found and needed[_TORN:] not in found:
-            raise self._disagreement(dialogue, ids, labels, end - 1, "the answer or its stop is not supervised")
+        wanted = self._ids(prompt + rest)
+        aligned = sample.ids[: len(wanted)] == wanted[: len(sample.ids)]
+        if aligned and end != min(len(wanted), len(sample.ids)):
+            raise sample.disagreement(end, "the supervised tokens do not end with the answer's stop")
+        found, whole = _bare(self.bound.encoder.decode(sample.ids[begin:end])), _bare(rest)
+        cut = end == len(sample.ids)
+        said = whole.startswith(found) if cut else found == whole
+        # A token that is torn at either border holds some characters more or less.
+        torn = found[_TORN:] in whole if cut else whole[_TORN:-_TORN] in found and len(found) <= len(whole) + 2 * _TORN
+        if not (said or torn or self._has_unknown(sample.ids[begin:end])):
+            raise sample.disagreement(begin, f"the supervised tokens say {found[:60]!r}, the answer is {whole[:60]!r}")
+
+    def _has_unknown(self, ids: Sequence[int]) -> bool:
+        unknown = self.bound.encoder.spec["model"].get("unk_token")
+        return unknown is not None and self.bound.encoder.vocabulary.get(unknown) in ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self.bound.encoder.whole.encode(text, add_special_tokens=False).ids
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
 
-    def _disagreement(self, dialogue: Dialogue, ids: list[int], labels: list[int], at: int, reason: str) -> DataError:
-        window = range(max(at - 6, 0), min(at + 6, len(ids)))
+
+@dataclass
+class _Sample:
+    """One example to check; `disagreement` makes the error that shows the tokens around a place in it."""
+
+    bound: BoundEncoder
+    dialogue: Dialogue
+    ids: list[int]
+    labels: list[int]
+
+    @property
+    def pairs(self) -> Iterable[tuple[int, int]]:
+        return zip(self.ids, self.labels, strict=True)
+
+    def disagreement(self, at: int, reason: str) -> DataError:
+        window = range(max(at - 6, 0), min(at + 6, len(self.ids)))
         name: Any = self.bound.encoder.whole.id_to_token
-        shown = " ".join(f"[{name(ids[i])}]" if labels[i] != IGNORED else f"{name(ids[i])}" for i in window)
+        shown = " ".join(f"[{name(self.ids[i])}]" if self.labels[i] != IGNORED else name(self.ids[i]) for i in window)
         return DataError(
-            f"{dialogue.where}: two ways of finding what is supervised disagree at token {at}: {reason}. Around it, "
-            f"supervised tokens in brackets: {shown}. Nothing was trained; please report this with the record."
+            f"{self.dialogue.where}: two ways of finding what is supervised disagree at token {at}: {reason}. Around "
+            f"it, supervised tokens in brackets: {shown}. Nothing was trained; please report this with the record."
         )
 
 
 def _bare(text: str) -> str:
-    """A text without white space, which decoding does not keep exactly."""
-    return "".join(text.replace("▁", " ").split())
+    """A text without white space and in one Unicode form: tokenizers keep neither exactly."""
+    return "".join(unicodedata.normalize("NFKC", text.replace("▁", " ")).split())
+
+
+def check_records(
+    records: Sequence[Record], bound: BoundEncoder, *, max_length: int, overlong: str, most: int = 64
+) -> Checked:
+    """The same for dialogues that are tokenised later: up to `most` of them are tokenised now and checked."""
+    dialogues = spread([record.dialogue for record in records if record.dialogue is not None], most)
+    made = ((d, tokenize_dialogue(d, bound, max_length=max_length, overlong=overlong)) for d in dialogues)
+    return SecondOpinion(bound).check((d, x.input_ids, x.labels) for d, x in made if x.dropped is None)
+
+
+def spread(values: Sequence[T], most: int) -> list[T]:
+    """Up to `most` of them, spread evenly."""
+    return list(values[:: max(len(values) // most, 1)][:most])
 
 
 def check_store(records: Sequence[Record], store: TokenStore, bound: BoundEncoder, most: int = 64) -> Checked:
     """Check up to `most` examples of a store, spread evenly over it. Raises DataError as `SecondOpinion.check` does."""
-    step = max(len(store) // most, 1)
-    examples = [store[i] for i in range(0, len(store), step)][:most]
+    examples = [store[i] for i in spread(range(len(store)), most)]
     dialogues = [records[example["index"]].dialogue for example in examples]
     pairs = zip(dialogues, examples, strict=True)
     return SecondOpinion(bound).check(

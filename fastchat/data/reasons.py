@@ -11,33 +11,36 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from fastchat.conversation import Dialogue, Rendered, Segment
-from fastchat.data.binding import BoundEncoder, Encoded
+from fastchat.data.binding import BoundEncoder
+from fastchat.data.supervision import ALL, Encoded, learned_segments
 from fastchat.data.tokenization import IGNORED, Example
 
 
 class Why(IntEnum):
-    """The reasons; those up to BOUNDARY_LEARNED are learned."""
+    """The reasons; those up to CONTEXT_LEARNED are learned."""
 
     ANSWER = 0
     ANSWER_START = 1
     STOP = 2
     BOUNDARY_LEARNED = 3
-    TEMPLATE = 4
-    BOS = 5
-    SYSTEM = 6
-    USER = 7
-    TOOL = 8
-    EXCLUDED = 9
-    EMPTY = 10
-    ONLY_LAST = 11
-    EXAMPLE = 12
-    BOUNDARY = 13
-    CUT = 14
-    DROPPED = 15
+    CONTEXT_LEARNED = 4
+    TEMPLATE = 5
+    BOS = 6
+    SYSTEM = 7
+    USER = 8
+    TOOL = 9
+    EXCLUDED = 10
+    EMPTY = 11
+    ONLY_LAST = 12
+    NOT_LAST = 13
+    EXAMPLE = 14
+    BOUNDARY = 15
+    CUT = 16
+    DROPPED = 17
 
     @property
     def learned(self) -> bool:
-        return self <= Why.BOUNDARY_LEARNED
+        return self <= Why.CONTEXT_LEARNED
 
 
 # reason: (its name, one sentence about it)
@@ -53,17 +56,19 @@ EXPLAINED = {
         "one token holds characters of the answer and of the template beside it; it is learned, because the assistant "
         "has to write a part of it",
     ),
+    Why.CONTEXT_LEARNED: ("context, learned", "--train_on all has everything learned but BOS; inference sends this"),
     Why.TEMPLATE: ("template", "the template writes it; inference sends it in the prompt"),
     Why.BOS: ("sequence start", "the tokenizer or the template puts it in front; no model has to write it"),
     Why.SYSTEM: ("system", "a system message is context"),
     Why.USER: ("user", "a user's message is context"),
     Why.TOOL: ("tool", "what a tool returned is context"),
-    Why.EXCLUDED: ("excluded", 'an answer not to be learned: its turn says "train": false, or --train_on skips it'),
+    Why.EXCLUDED: ("excluded", 'an answer not to be learned: its turn says "train": false'),
     Why.EMPTY: ("empty answer", "an answer without text is kept and not learned"),
     Why.ONLY_LAST: (
         "earlier answer",
         "this template shows earlier answers otherwise than they were written, so only the last one can be learned",
     ),
+    Why.NOT_LAST: ("not the last", "--train_on last has only the last trained answer of a dialogue learned"),
     Why.EXAMPLE: ("example", "an example that the template shows before every dialogue"),
     Why.BOUNDARY: (
         "boundary",
@@ -100,7 +105,8 @@ def explain(
         example: what training gets of it.
         texts: what each token contributes to the text.
     """
-    keep, size, owners = len(example.input_ids), len(texts), _owners(rendered, encoded, bound, texts)
+    flags = learned_segments(rendered.segments, bound.train_on)
+    keep, size, owners = len(example.input_ids), len(texts), _owners(rendered, encoded, bound, texts, flags)
     base = [_base_reasons(segment, dialogue, bound) for segment in rendered.segments]
     straddling, bos = set(encoded.straddling), _bos_positions(encoded, bound)
     starts = _answer_starts(rendered, encoded, owners)
@@ -151,22 +157,25 @@ def _bos_positions(encoded: Encoded, bound: BoundEncoder) -> set[int]:
 def _answer_starts(rendered: Rendered, encoded: Encoded, owners: Sequence[int]) -> set[int]:
     """The first learned token of each turn."""
     starts: dict[int, int] = {}
-    for i in [0, *_changes(encoded.supervised)]:
-        if encoded.supervised[i : i + 1] == [True]:
-            starts.setdefault(rendered.segments[owners[i]].turn, i)
+    for i in sorted({0, *_changes(encoded.supervised), *_changes(owners)}):
+        if encoded.supervised[i : i + 1] == [True] and (owner := rendered.segments[owners[i]]).supervised:
+            starts.setdefault(owner.turn, i)
     return set(starts.values())
 
 
 def _base_reasons(segment: Segment, dialogue: Dialogue, bound: BoundEncoder) -> list[tuple[int, int, Why]]:
     """(turn, role, reason) of a segment's tokens that are not learned, and of those that are."""
+    role = ROLES.index(segment.role)
+    not_learned = (segment.turn, role, _not_learned(segment, dialogue, bound))
+    if not segment.supervised:
+        return [not_learned, (segment.turn, role, Why.CONTEXT_LEARNED)]
     learned = Why.ANSWER if segment.role == "assistant" else Why.STOP
-    not_learned = (segment.turn, ROLES.index(segment.role), _not_learned(segment, dialogue, bound))
     return [not_learned, (segment.turn, ROLES.index("assistant"), learned)]
 
 
 def _not_learned(segment: Segment, dialogue: Dialogue, bound: BoundEncoder) -> Why:
     if segment.role == "template":
-        return Why.TEMPLATE
+        return Why.EXCLUDED if segment.excluded and bound.train_on == ALL else Why.TEMPLATE
     if segment.turn < 0 and segment.role != "system":
         return Why.EXAMPLE
     if segment.role in _MESSAGES:
@@ -174,10 +183,14 @@ def _not_learned(segment: Segment, dialogue: Dialogue, bound: BoundEncoder) -> W
     turn = dialogue.turns[segment.turn]
     if not turn.text.strip():
         return Why.EMPTY
-    return Why.ONLY_LAST if turn.train and bound.template.only_last else Why.EXCLUDED
+    if not turn.train:
+        return Why.EXCLUDED
+    return Why.ONLY_LAST if bound.template.only_last else Why.NOT_LAST
 
 
-def _owners(rendered: Rendered, encoded: Encoded, bound: BoundEncoder, texts: Sequence[str]) -> list[int]:
+def _owners(
+    rendered: Rendered, encoded: Encoded, bound: BoundEncoder, texts: Sequence[str], flags: Sequence[bool]
+) -> list[int]:
     """Whose each token is: the segment of its first letter (no white space), -1 for a BOS that the tokenizer adds.
 
     A token may begin with the space of the segment before it: " I" after "USER:" is the user's all the same. Where the
@@ -186,7 +199,7 @@ def _owners(rendered: Rendered, encoded: Encoded, bound: BoundEncoder, texts: Se
     added = sum(segment < 0 for segment in encoded.segment_of[:1])
     letters = [-1] * added + _of_letters(rendered, encoded.segment_of[added:], bound, texts[added:])
     return [
-        begin if learned and not rendered.segments[letter].supervised else letter
+        begin if learned and not flags[letter] else letter
         for begin, letter, learned in zip(encoded.segment_of, letters, encoded.supervised, strict=True)
     ]
 

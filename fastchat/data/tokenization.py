@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from fastchat.conversation import Dialogue, Rendered
-from fastchat.data.binding import BoundEncoder, Encoded
+from fastchat.data.binding import BoundEncoder
+from fastchat.data.supervision import Encoded
 from fastchat.errors import DataError
 
 IGNORED = -100
@@ -33,7 +34,9 @@ class Example:
         trained_turns, untrained_turns: assistant turns that are learned (wholly or up to a cut), and those that are not
             because the record says so or because its template shows only the last answer as it was generated.
         straddling: tokens that hold characters of an answer and of something else.
-        neutralised: control look-alikes that had to be kept plain text by force.
+        turns: turns of everybody in the whole dialogue.
+        lookalikes: control strings in its messages, which are kept plain text.
+        neutralised: those that had to be kept so by force.
     """
 
     index: int
@@ -44,6 +47,8 @@ class Example:
     trained_turns: int = 0
     untrained_turns: int = 0
     straddling: int = 0
+    turns: int = 0
+    lookalikes: int = 0
     neutralised: int = 0
 
     @property
@@ -87,7 +92,8 @@ def _example(
 ) -> Example:
     total = len(encoded.input_ids)
     answers = sum(turn.role == "assistant" for turn in dialogue.turns)
-    example = Example(index, untrained_turns=answers - len(_learned(rendered, encoded, total)))
+    untrained = answers - len(_learned(rendered, encoded, total))
+    example = Example(index, untrained_turns=untrained, turns=len(dialogue.turns), lookalikes=encoded.lookalikes)
     keep = total
     if total > max_length:
         if overlong == "error":
@@ -113,17 +119,18 @@ def _example(
 
 
 def _learned(rendered: Rendered, encoded: Encoded, keep: int) -> set[int]:
-    """The turns with a supervised id among the first `keep`."""
+    """The answers with a supervised id among the first `keep`."""
     pairs = zip(encoded.segment_of[:keep], encoded.supervised[:keep], strict=True)
-    return {rendered.segments[segment].turn for segment, supervised in pairs if supervised}
+    owners = (rendered.segments[segment] for segment, supervised in pairs if supervised)
+    return {owner.turn for owner in owners if owner.supervised}
 
 
 def _cut_length(rendered: Rendered, encoded: Encoded, max_length: int) -> int:
     """How many ids to keep: up to the end of the last assistant turn that fits, else all that fit."""
     segments = rendered.segments
-    last_trained: dict[int, int] = {}  # turn -> position of its last supervised id, its stop
+    last_trained: dict[int, int] = {}  # turn of an answer -> position of its last supervised id, its stop
     for position, (segment, supervised) in enumerate(zip(encoded.segment_of, encoded.supervised, strict=True)):
-        if supervised:
+        if supervised and segments[segment].supervised:
             last_trained[segments[segment].turn] = position
     ends = [position + 1 for position in last_trained.values() if position < max_length]
     return max(ends) if ends else max_length

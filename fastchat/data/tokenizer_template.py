@@ -104,7 +104,8 @@ class TokenizerTemplate:
             for left, right in itertools.pairwise(sorted(edges)):
                 turn = next((turn for begin, stop, turn in spans if begin <= left and right <= stop), -1)
                 owner = turn if turn >= 0 else max(message - offset, -1)
-                segments.append(Segment(real[left:right], role, turn >= 0, owner))
+                learned = turn >= 0 and dialogue.turns[turn].train
+                segments.append(Segment(real[left:right], role, learned, owner, excluded=turn >= 0 and not learned))
         return Rendered(tuple(segments))
 
     # -- finding the spans
@@ -112,25 +113,39 @@ class TokenizerTemplate:
     def _spans(
         self, messages: list[dict[str, str]], pieces: list[tuple[int, int, int]], real: str, dialogue: Dialogue
     ) -> list[tuple[int, int, int]]:
-        """(start, end, turn) of what the model generates, for each trained answer."""
-        offset = len(messages) - len(dialogue.turns)
+        """(start, end, turn) of what the model generates, for each answer with a text."""
         spans = []
         for turn, said in enumerate(dialogue.turns):
-            if said.role != "assistant" or not said.train:
+            if said.role != "assistant" or not (said.train or said.text.strip()):
                 continue
-            prompt = self._run(messages[: turn + offset], True, dialogue)
-            if not real.startswith(prompt):
-                raise self._no_span(dialogue, turn, "the inference prompt is not how the rendered dialogue begins")
-            own = [k for k, (_, _, message) in enumerate(pieces) if message == turn + offset]
-            if not own or pieces[own[0]][0] < len(prompt):
-                raise self._no_span(dialogue, turn, "the rendered dialogue does not show the answer behind its prompt")
-            begin = pieces[own[-1]][1]
-            limit = pieces[own[-1] + 1][1] if own[-1] + 1 < len(pieces) else begin
-            ends = [at + len(c) for c in self.controls if (at := real.find(c, begin, limit)) >= 0]
-            if not ends:
-                raise self._no_span(dialogue, turn, "no control token ends the answer")
-            spans.append((len(prompt), min(ends), turn))
+            try:
+                spans.append(self._span(messages, turn, pieces, real, dialogue))
+            except DataError:
+                if said.train:
+                    raise
         return spans
+
+    def _span(
+        self,
+        messages: list[dict[str, str]],
+        turn: int,
+        pieces: list[tuple[int, int, int]],
+        real: str,
+        dialogue: Dialogue,
+    ) -> tuple[int, int, int]:
+        offset = len(messages) - len(dialogue.turns)
+        prompt = self._run(messages[: turn + offset], True, dialogue)
+        if not real.startswith(prompt):
+            raise self._no_span(dialogue, turn, "the inference prompt is not how the rendered dialogue begins")
+        own = [k for k, (_, _, message) in enumerate(pieces) if message == turn + offset]
+        if not own or pieces[own[0]][0] < len(prompt):
+            raise self._no_span(dialogue, turn, "the rendered dialogue does not show the answer behind its prompt")
+        begin = pieces[own[-1]][1]
+        limit = pieces[own[-1] + 1][1] if own[-1] + 1 < len(pieces) else begin
+        ends = [at + len(c) for c in self.controls if (at := real.find(c, begin, limit)) >= 0]
+        if not ends:
+            raise self._no_span(dialogue, turn, "no control token ends the answer")
+        return len(prompt), min(ends), turn
 
     def _pieces(
         self, messages: list[dict[str, str]], add_generation_prompt: bool, real: str, dialogue: Dialogue

@@ -55,6 +55,10 @@ class DataArguments:
     on_bad_row: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "stop at malformed rows, or skip and count them"}
     )
+    train_on: Literal["assistant", "last", "all"] = field(
+        default="assistant",
+        metadata={"help": "learn every trained answer, only the last one, or all tokens but BOS (prompts too)"},
+    )
     log_samples: bool = field(
         default=False,
         metadata={"help": "write which rows each step and rank trained into samples.jsonl"},

@@ -13,6 +13,7 @@ from transformers import set_seed
 from fastchat.conversation import load_template_file
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.encoder import TextEncoder
+from fastchat.data.properties import prove
 from fastchat.data.saved_template import install_template
 from fastchat.errors import say
 from fastchat.model.attention import choose_attention
@@ -42,7 +43,8 @@ def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
     template = encoder.choose(data.conv_template, model_name=Path(base).name)
     if data.conv_template is None:
         settings.derive(data, "conv_template", template.name)
-    bound = encoder.bind(template)
+    bound = encoder.bind(template, data.train_on)
+    say(prove(bound))
     pad = choose_pad(tokenizer, stop_ids=bound.stop_ids)
     say(pad.line)
     install_template(tokenizer, bound)

@@ -16,8 +16,10 @@ from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
 from fastchat.data.collate import collate
-from fastchat.errors import SettingsError, say
+from fastchat.data.saved_template import compare_template
+from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
+from fastchat.model.tokenizer import load_plain
 from fastchat.train.beginning import (
     check_adapters_base,
     check_folder_early,
@@ -129,6 +131,22 @@ def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str) -> None
         stop_ids=run.bound.stop_ids,
         record=record,
     )
+    first(lambda: check_saved(run, folder))
+
+
+def check_saved(run: Run, folder: str) -> None:
+    """Reads the saved tokenizer back and compares its chat template with training on records of the data.
+
+    Raises CheckpointError; what was saved stays.
+    """
+    sample = run.corpora["train"].sample
+    try:
+        compared = compare_template(load_plain(folder), run.bound, sample)
+    except SettingsError as error:
+        raise CheckpointError(f"{folder}: the weights are saved, but its tokenizer is not usable: {error}") from error
+    if Path(folder) == Path(str(run.settings.training.output_dir)):
+        rest = f", {len(sample) - compared} with control look-alikes left out" if compared < len(sample) else ""
+        say(f"the saved chat template gives the training ids of {compared} records, and their prompts{rest}")
 
 
 def measured(trainer: ChatTrainer, metrics: dict[str, float]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from fastchat.errors import CheckpointError, SettingsError, say
 AUTO, NEVER = "auto", "never"
 # Other values would train another model, or other dialogues in another order: the run is refused.
 FIXED = (
-    *("model_max_length", "overlong", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last"),
+    *("model_max_length", "overlong", "train_on", "seed", "data_seed", "train_sampling_strategy"),
+    "dataloader_drop_last",
     *("lora_r", "lora_alpha", "lora_target_modules", "lora_bias", "lora_weight_path", "q_lora", "dtype", "optim"),
     *("rope_scaling_type", "rope_scaling_factor", "packing", "pad_to_sequence_len"),
 )

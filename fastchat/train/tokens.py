@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import socket
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,14 @@ from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import table
 from fastchat.data.dataset import ChatDataset, LazyChatDataset
 from fastchat.data.loading import data_fingerprint, load_dialogues
-from fastchat.data.proof import check_store
+from fastchat.data.proof import check_records, check_store, spread
+from fastchat.data.showing import first_example
 from fastchat.data.store import TokenStore, build_store
+from fastchat.data.terminal import wants_colour
 from fastchat.errors import say
-from fastchat.train.processes import barrier, first_on_machine, local_rank, together, world_size
+from fastchat.train.processes import barrier, first_on_machine, local_rank, rank, together, world_size
+
+_SAMPLE = 16  # dialogues that the saved chat template is compared on
 
 
 @dataclass
@@ -36,6 +41,7 @@ class Corpus:
     counts: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
     digests: Counter[bytes] = field(default_factory=Counter)  # of the dialogues' texts, first process only
+    sample: list[Dialogue] = field(default_factory=list)  # for checking what is saved, first process only
 
     @property
     def dataset(self) -> ChatDataset | LazyChatDataset:
@@ -72,15 +78,24 @@ def read_corpus(
         loaded = load_dialogues(corpus.paths, on_bad_row=on_bad_row)  # pyright: ignore[reportArgumentType]
         corpus.counts = dict(loaded.counts)
         corpus.digests = Counter(_digest(r.dialogue) for r in loaded.records if r.dialogue is not None)
+        corpus.sample = spread([r.dialogue for r in loaded.records if r.dialogue is not None], _SAMPLE)
         if lazy:
             corpus.lazy = LazyChatDataset(loaded.records, bound, max_length=max_length, overlong=overlong)
+            if local_rank() == 0:
+                say(f"{name} {check_records(loaded.records, bound, max_length=max_length, overlong=overlong).line}")
         else:
             corpus.store, counts = build_store(
-                loaded.records, bound, max_length=max_length, overlong=overlong, progress=progress and local_rank() == 0
+                loaded.records, bound, progress=progress and local_rank() == 0, max_length=max_length, overlong=overlong
             )
             corpus.counts.update(counts)
             if local_rank() == 0:
                 say(f"{name} {check_store(loaded.records, corpus.store, bound).line}")
+        if name == "train" and rank() == 0:
+            say(
+                first_example(
+                    loaded.records, bound, colour=wants_colour(sys.stderr), max_length=max_length, overlong=overlong
+                )
+            )
 
     if lazy:
         together(work)

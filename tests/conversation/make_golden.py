@@ -1,9 +1,11 @@
-"""Makes golden_prompts.json from the fschat wheel: what upstream's own code renders for every template it registers.
+"""Makes golden_prompts.json: what upstream's own code renders for every template it registers.
 
-    pip download --no-deps fschat==0.2.36 && python tests/conversation/make_golden.py fschat-0.2.36-py3-none-any.whl
+    pip download --no-deps fschat==0.2.36
+    python tests/conversation/make_golden.py fschat-0.2.36-py3-none-any.whl conversation.py
 
-Only upstream's conversation.py is loaded, straight from the wheel. Prompts are kept as SHA-256 of their text, and one
-of each template in full, so that a difference can be looked at.
+Only upstream's conversation.py is loaded: straight from the wheel for all that this one registers, and as it stood in
+upstream's repository (commit 0e6d3e4) for the templates that local models got after it. Prompts are kept as SHA-256 of
+their text, and one of each template in full, so that a difference can be looked at.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ from pathlib import Path
 GOLDEN = Path(__file__).with_name("golden_prompts.json")
 SYSTEMS = (None, "", "You are X.")
 NUM_TURNS = range(7)
+LATER = ("llama-3", "gemma", "cllm", "llava-chatml")
 
 
 def digest(text: str) -> str:
@@ -42,13 +45,19 @@ def prompts_of(make, name: str) -> dict[str, str]:
     return found
 
 
-def main(wheel: str) -> None:
-    source = zipfile.ZipFile(wheel).read("fastchat/conversation.py").decode()
-    upstream = types.ModuleType("upstream_conversation")
-    sys.modules[upstream.__name__] = upstream
+def loaded(source: str, name: str) -> types.ModuleType:
+    """Upstream's conversation.py as a module."""
+    upstream = types.ModuleType(name)
+    sys.modules[name] = upstream
     exec(compile(source, "conversation.py", "exec"), upstream.__dict__)
+    return upstream
+
+
+def main(wheel: str, later: str) -> None:
+    released = loaded(zipfile.ZipFile(wheel).read("fastchat/conversation.py").decode(), "upstream_released")
+    newest = loaded(Path(later).read_text(encoding="utf-8"), "upstream_newest")
     golden = {}
-    for name in upstream.conv_templates:
+    for upstream, name in [(released, n) for n in released.conv_templates] + [(newest, n) for n in LATER]:
         prompts = prompts_of(upstream.get_conv_template, name)
         golden[name] = {"example": prompts["None/3/open"], "digests": {k: digest(v) for k, v in prompts.items()}}
     GOLDEN.write_text(json.dumps(golden, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -56,4 +65,4 @@ def main(wheel: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])

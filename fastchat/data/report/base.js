@@ -8,8 +8,8 @@ const { tokens, records, roles, reasons } = data;
 const [ID, TEXT, PIECE, CONTROL] = [0, 1, 2, 3];
 const reasonNamed = new Map(reasons.map(([name], why) => [name, why]));
 // How each reason looks; the order is that of the class Why in reasons.py.
-const LOOKS = ["learned", "learned first", "learned stop", "learned boundary", "template", "start", "", "", "",
-  "unlearned", "unlearned", "unlearned", "", "boundary", "cut", "dropped"];
+const LOOKS = ["learned", "learned first", "learned stop", "learned boundary", "learned", "template", "start", "", "", "",
+  "unlearned", "unlearned", "unlearned", "unlearned", "", "boundary", "cut", "dropped"];
 
 // What the address tells too; `record` is a place in `records`, `token` one in the record.
 const state = { record: null, token: null, query: "", reason: "", state: "all" };
