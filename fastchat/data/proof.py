@@ -63,10 +63,14 @@ class SecondOpinion:
         self._template = compile_template(chat_template(bound))
         self._own = isinstance(bound.template, TokenizerTemplate)
         self._bos = encoder.bos.id if encoder.bos and encoder.bos != encoder.eos else None
-        known = [c.content for c in bound.controls.values() if c]
+        # A tokenizer's own template also knows tokens that the model writes in its answers (<think>).
+        known = [] if self._own else [c.content for c in bound.controls.values() if c]
+        special = [c for c, token in encoder.added.items() if token["special"]] + known
         self._controls = [c for c in encoder.added if c.replace("▁", " ").strip()] + known
-        special = [c for c, token in encoder.added.items() if token["special"]]
-        self._ends = [*special, *known, *bound.template.stop_strings]
+        self._never_answered = special
+        # Whether the template writes anything between a question and its answer.
+        self._separates = self._own or bool(bound.template.assistant.before.strip())
+        self._ends = [*special, *bound.template.stop_strings]
 
     def check(self, samples: Iterable[tuple[Dialogue, Sequence[int], Sequence[int]]]) -> Checked:
         """Check (dialogue, input_ids, labels) triples, the ids [T] and labels [T] as they are trained on.
@@ -76,14 +80,17 @@ class SecondOpinion:
         """
         checked = Checked()
         for dialogue, input_ids, labels in samples:
-            texts = [turn.text for turn in dialogue.turns] + [dialogue.system or ""]
             untold = self.bound.template.only_last and self.bound.train_on == ALL and self._turns(dialogue)
-            if untold or any(control in text for text in texts for control in self._controls):
+            if untold or self._has_lookalikes(dialogue):
                 checked.skipped += 1
                 continue
             self._check_one(_Sample(self.bound, dialogue, list(input_ids), list(labels)), checked)
             checked.records += 1
         return checked
+
+    def _has_lookalikes(self, dialogue: Dialogue) -> bool:
+        texts = [(turn.text, turn.role == "assistant") for turn in dialogue.turns] + [(dialogue.system or "", False)]
+        return any(c in text for text, said in texts for c in (self._never_answered if said else self._controls))
 
     def _check_one(self, sample: _Sample, checked: Checked) -> None:
         """The answers must be exactly the runs of learned tokens; under "all", those left out the unlearned ones."""
@@ -155,13 +162,27 @@ class SecondOpinion:
         aligned = sample.ids[: len(wanted)] == wanted[: len(sample.ids)]
         if aligned and end != min(len(wanted), len(sample.ids)):
             raise sample.disagreement(end, "the supervised tokens do not end with the answer's stop")
-        found, whole = _bare(self.bound.encoder.decode(sample.ids[begin:end])), _bare(rest)
-        cut = end == len(sample.ids)
-        said = whole.startswith(found) if cut else found == whole
-        # A token that is torn at either border holds some characters more or less.
-        torn = found[_TORN:] in whole if cut else whole[_TORN:-_TORN] in found and len(found) <= len(whole) + 2 * _TORN
-        if not (said or torn or self._has_unknown(sample.ids[begin:end])):
-            raise sample.disagreement(begin, f"the supervised tokens say {found[:60]!r}, the answer is {whole[:60]!r}")
+        if not (self._says(sample, span, rest) or self._has_unknown(sample.ids[begin:end])):
+            found = self._text(sample.ids[begin:end])
+            reason = f"the supervised tokens say {found[:60]!r}, the answer is {_bare(rest)[:60]!r}"
+            raise sample.disagreement(begin, reason)
+
+    def _says(self, sample: _Sample, span: tuple[int, int], rest: str) -> bool:
+        """Whether the tokens of a span say `rest`: exactly or, where a token is torn at a border, with no token more
+        than it takes; where that token also holds a message (behind a prompt that ends in one), with its part missing.
+        """
+        (begin, end), ids = span, sample.ids
+        found, whole = self._text(ids[begin:end]), _bare(rest)
+        if end == len(ids):
+            return whole.startswith(found) or found[_TORN:] in whole
+        if whole in found:
+            last_needed = whole not in self._text(ids[begin : end - 1])
+            first_needed = rest[:1].isspace() or whole not in self._text(ids[begin + 1 : end])
+            return found == whole or (first_needed and last_needed)
+        return not self._separates and begin > 0 and whole.endswith(found) and whole in self._text(ids[begin - 1 : end])
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return _bare(self.bound.encoder.decode(ids))
 
     def _has_unknown(self, ids: Sequence[int]) -> bool:
         unknown = self.bound.encoder.spec["model"].get("unk_token")

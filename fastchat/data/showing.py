@@ -11,7 +11,7 @@ from fastchat.data.terminal import legend, paint, safe, token_texts
 from fastchat.data.tokenization import Example, tokenize_dialogue
 
 # Of a shortened example: tokens at the beginning and at the end of each run, and runs.
-_HEAD, _TAIL, _RUNS = 40, 12, 8
+_HEAD, _TAIL, _RUNS = 64, 24, 8
 
 
 def shown(
@@ -52,8 +52,8 @@ def first_example(
 def shorten(texts: Sequence[str], supervised: Sequence[bool]) -> tuple[list[str], list[bool]]:
     """The tokens without the middle of long runs of learned or unlearned ones: the borders are what is looked at.
 
-    Example: 3 tokens of a question and 100 of an answer become those 3, the answer's first 40,
-    " … 48 tokens … ", and its last 12.
+    Example: 3 tokens of a question and 100 of an answer become those 3, the answer's first 64,
+    " … 12 tokens … ", and its last 24.
     """
     out: list[str] = []
     marks: list[bool] = []

@@ -91,7 +91,7 @@ def label_piece(
     """Give every token of a text piece its segment and label.
 
     A token that holds characters of several segments is noted where they disagree. It is learned if the model has to
-    generate any of them, unless it also holds characters of a message that is not learned.
+    generate any of them, unless it also holds characters of a message, or of an answer left out, that is not learned.
 
     Args:
         found: (id, start, end) of each token, in characters of the piece.
@@ -115,6 +115,11 @@ def label_piece(
             wanted = [i for i in held if learned[i]]
             if wanted and len(wanted) < len(held):
                 out.straddling.append(len(out.input_ids))
-                supervised = all(learned[i] or segments[i].role == "template" for i in held)
+                supervised = all(learned[i] or _is_neutral(segments[i]) for i in held)
                 owner = wanted[0] if supervised else owner
         out.add(token_id, supervised, owner)
+
+
+def _is_neutral(segment: Segment) -> bool:
+    """Whether it does no harm to learn a character of an unlearned segment along with others."""
+    return segment.role == "template" and not segment.excluded

@@ -179,7 +179,7 @@ def test_supervised_runs_stand_in_brackets(run: Run, tmp_path: Path) -> None:
     assert re.fullmatch(rf"--- {data}:1 \(id 'first'\): \d+ tokens, \d+ supervised in 2 turns", lines[0])
     assert lines[1].endswith("USER: Hi ASSISTANT:[[ Hello there.</s>]]USER: More? ASSISTANT:[[ Yes, more.</s>]]")
     assert lines[3] == "[[ ]] encloses the supervised tokens"
-    assert lines[5] == "rows         1: 1 trained on"
+    assert lines[5] == "records      1: 1 trained on, none dropped"
 
 
 def test_num_counts_dialogues_that_are_trained(run: Run, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_num_counts_dialogues_that_are_trained(run: Run, tmp_path: Path) -> None
         code, out, _ = run("--data_path", data, "--num", num)
         assert code == 0 and out.count("--- ") == shown
         assert [f"answer {i}</s>]]" in out for i in range(5)] == [i < shown for i in range(5)]
-        assert "rows         6: 5 trained on, 1 dropped (empty_dialogue 1)" in out
+        assert "records      6: 5 trained on, 1 dropped (empty_dialogue 1)" in out
 
 
 def test_cut_and_untrained_turns_are_named(run: Run, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_straddling_tokens_are_named(run: Run, tmp_path: Path) -> None:
     _, out, err = run("--data_path", data, template="chatml")
     found = re.findall(r"'>\\n' at (\d+) \(supervised\)", out)
     assert "tokens that hold characters of an answer and of something else: '>\\n' at" in out and len(found) == 2
-    assert "also         2 tokens that hold characters of an answer" in out
+    assert "straddling   2 tokens hold characters of an answer" in out
     assert "<|im_end|>" in err and "Templates that fit" in err
 
 

@@ -52,6 +52,9 @@ def plant(kind, ids, labels):
         labels[first] = ids[first] + 1
     elif kind == "shifted":
         labels = [IGNORED, *[i if label != IGNORED else IGNORED for i, label in zip(ids[1:], labels[:-1], strict=True)]]
+    elif kind == "newline behind a stop trained":
+        end = next(i for i in supervised if labels[i + 1] == IGNORED)
+        labels[end + 1] = ids[end + 1]
     elif kind == "everything trained":
         labels = list(ids)
     return labels
@@ -77,6 +80,16 @@ def test_planted_wrong_label_is_caught_with_the_tokens_around_it(encoder_of, tok
     with pytest.raises(DataError, match=r"talk.json:9: two ways .* disagree at token \d+") as error:
         SecondOpinion(bound).check([(dialogue, ids, plant(kind, ids, labels))])
     assert "supervised tokens in brackets" in str(error.value)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)
+@pytest.mark.parametrize("template", ("chatml", "gemma", "llama-2", "zero_shot", "phi-4"))
+@pytest.mark.parametrize("kind", ["newline behind a stop trained", "stop untrained", "shifted", "question trained"])
+def test_planted_wrong_label_is_caught_with_other_templates(encoder_of, tokenizer, template, kind):
+    bound = encoder_of(tokenizer).bind(get_template(template))
+    dialogue, ids, labels = sample(bound, TALK)
+    with pytest.raises(DataError, match=r"disagree at token \d+"):
+        SecondOpinion(bound).check([(dialogue, ids, plant(kind, ids, labels))])
 
 
 def test_cut_dialogues_agree_at_every_length(encoder_of):

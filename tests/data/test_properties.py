@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastchat.conversation import Dialogue, Turn, conv_templates, get_template
+from fastchat.conversation import Dialogue, SeparatorStyle, Turn, conv_templates, load_template_file
 from fastchat.data.binding import encode_prompt
 from fastchat.data.probes import HARMLESS
+from fastchat.data.tokenization import tokenize_dialogue
 from tests.builders import TOKENIZER_KINDS
 from tests.data.conftest import ALL_TOKENIZERS
 
@@ -22,9 +23,13 @@ TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_styl
 KINDS = (
     "raw", "vicuna_v1.1", "one_shot", "zero_shot", "alpaca", "llama-2", "mistral", "qwen-7b-chat", "zephyr", "llama-3",
     "deepseek-chat", "gemma", "chatml", "phi-3", "chatglm2", "chatglm3", "internlm-chat", "phoenix", "rwkv", "metamath",
-    "dolly_v2", "yuan2",
+    "dolly_v2", "yuan2", "cllm",
+    "llama-3.1", "gemma-3", "mistral-v0.3", "deepseek-v3", "phi-4",
 )  # fmt: skip
 EACH_TOKENIZER = pytest.mark.parametrize("tokenizer", ALL_TOKENIZERS)
+# `--hypothesis-profile thorough` multiplies the examples, and takes every template everywhere.
+SCALE = settings.default.max_examples // 100 if settings.default else 1
+EVERYWHERE = TEMPLATES if SCALE > 1 else KINDS
 HOSTILE = (
     "</s>", "<s>", "<|im_start|>assistant", "<|im_end|>", "<|eot_id|>", "<start_of_turn>model\n", "<end_of_turn>",
     "<eos>", "<bos>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", " ASSISTANT: ", "[/INST]",
@@ -33,21 +38,39 @@ HOSTILE = (
     # Halves that make a control string where two texts meet; and the marks of our own TokenizerTemplate.
     "<|im_", "end|>", "start|>assistant", "</", "s>", "<", "|eot_id|>", "<start_of_", "turn>", "\ue0000\ue001",
 )  # fmt: skip
-TEXTS = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=12), max_size=6).map("".join)
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def few(examples):
+    return settings(max_examples=examples * SCALE, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
-def dialogues(draw):
+def dialogues(draw, strings=()):
+    """Up to 40 turns, their texts from a few: words of every script, control characters, `strings` in between."""
+    pieces = st.sampled_from([*HOSTILE, *strings]) | st.text(max_size=12)
+    texts = st.sampled_from(draw(st.lists(st.lists(pieces, max_size=6).map("".join), min_size=1, max_size=6)))
     turns = []
-    for _ in range(draw(st.integers(1, 5))):
-        turns.append(Turn(draw(st.sampled_from(["user", "user", "user", "tool"])), draw(TEXTS)))
-        turns.append(Turn("assistant", draw(TEXTS), draw(st.sampled_from([True, True, True, False]))))
-    return Dialogue(tuple(turns), draw(st.none() | TEXTS))
+    for _ in range(draw(st.integers(1, 5) | st.integers(1, 20))):
+        turns.append(Turn(draw(st.sampled_from(["user", "user", "user", "tool"])), draw(texts)))
+        turns.append(Turn("assistant", draw(texts), draw(st.sampled_from([True, True, True, False]))))
+    return Dialogue(tuple(turns), draw(st.none() | texts))
 
 
-def bind(encoder_of, tokenizer, template):
-    return encoder_of(tokenizer).bind(get_template(template))
+_bound = {}
+
+
+def bind(encoder_of, tokenizer, template, train_on="assistant"):
+    """Tied once: it says and proves things every time."""
+    key = (tokenizer, template, train_on)
+    if key not in _bound:
+        encoder = encoder_of(tokenizer)
+        _bound[key] = encoder.bind(encoder.choose(template), train_on)
+    return _bound[key]
+
+
+def written(bound):
+    """Every special token of the tokenizer, and every separator of the template."""
+    return [*[c for c in bound.encoder.added if c.strip()][:40], *(s for s in bound.template.literals() if s)]
 
 
 def plain(text):
@@ -61,7 +84,7 @@ def spans(bound, dialogue):
     encoded = bound.encode(rendered)
     where = {i: [] for i, t in enumerate(dialogue.turns) if t.role == "assistant"}
     for position, (segment, supervised) in enumerate(zip(encoded.segment_of, encoded.supervised, strict=True)):
-        if supervised:
+        if supervised and rendered.segments[segment].supervised:
             where[rendered.segments[segment].turn].append(position)
     return where, encoded, rendered
 
@@ -89,7 +112,7 @@ def check_stops_are_learned(bound, dialogue):
     stop = bound.substitute(bound.template.stop) if bound.template.stop else bound.encoder.eos.content
     for turn, positions in where.items():
         learnable = turn == max(where) or not bound.template.only_last
-        assert bool(positions) == (dialogue.turns[turn].train and learnable)
+        assert bool(positions) == (dialogue.turns[turn].train and learnable) or bound.train_on == "last"
         if positions:
             ending = bound.encoder.decode([encoded.input_ids[p] for p in positions])
             assert plain(stop) in plain(ending)[-len(plain(stop)) - 3 :]
@@ -174,26 +197,87 @@ def test_supervised_ids_decode_to_the_answer(encoder_of, tokenizer, template):
                 assert plain(text) == expected
 
 
-def hold(encoder_of, tokenizer, template, dialogue):
-    bound = bind(encoder_of, tokenizer, template)
+def check_cuts(bound, dialogue):
+    """At every length what is kept is how the whole begins, labels and all: no stop is made up, no prompt trained."""
+    whole = tokenize_dialogue(dialogue, bound, max_length=1 << 30)
+    total = len(whole.input_ids)
+    where, _, _ = spans(bound, dialogue)
+    ends = {positions[-1] + 1 for positions in where.values() if positions}
+    step = max(total // 12, 1)
+    for length in range(1, total + 1, step):
+        cut = tokenize_dialogue(dialogue, bound, max_length=length)
+        kept = len(cut.input_ids)
+        assert kept <= length and cut.input_ids == whole.input_ids[:kept] and cut.labels == whole.labels[:kept]
+        assert cut.dropped or kept == length or kept in ends or bound.train_on == "all"
+
+
+def hold(bound, dialogue):
     check_prompts_are_prefixes(bound, dialogue)
     check_stops_are_learned(bound, dialogue)
     check_one_bos(bound, dialogue)
     check_no_text_becomes_control(bound, dialogue)
+    check_cuts(bound, dialogue)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)
-@pytest.mark.parametrize("template", ("vicuna_v1.1", "llama-2", "gemma", "chatml", "llama-3", "zero_shot"))
-@FEW
-@given(dialogue=dialogues())
-def test_properties_hold_on_hostile_dialogues(encoder_of, tokenizer, template, dialogue):
-    hold(encoder_of, tokenizer, template, dialogue)
+@few(150)
+@given(data=st.data())
+def test_properties_hold_on_hostile_dialogues(encoder_of, tokenizer, data):
+    bound = bind(encoder_of, tokenizer, data.draw(st.sampled_from(TEMPLATES)))
+    hold(bound, data.draw(dialogues(written(bound))))
 
 
 @pytest.mark.slow
 @EACH_TOKENIZER
-@pytest.mark.parametrize("template", KINDS)
-@FEW
-@given(dialogue=dialogues())
-def test_properties_hold_on_hostile_dialogues_everywhere(encoder_of, tokenizer, template, dialogue):
-    hold(encoder_of, tokenizer, template, dialogue)
+@pytest.mark.parametrize("template", EVERYWHERE)
+@few(10)
+@given(data=st.data())
+def test_properties_hold_on_hostile_dialogues_everywhere(encoder_of, tokenizer, template, data):
+    bound = bind(encoder_of, tokenizer, template)
+    hold(bound, data.draw(dialogues(written(bound))))
+
+
+@pytest.mark.parametrize("tokenizer", ("byte_bos", "metaspace_bos"))
+@pytest.mark.parametrize("style", SeparatorStyle)
+@few(3)
+@given(data=st.data())
+def test_a_yaml_template_of_every_style_has_the_properties(encoder_of, tokenizer, style, tmp_path_factory, data):
+    name = f"of-style-{style.name}"
+    if name not in conv_templates:
+        file = tmp_path_factory.mktemp("yaml") / "mine.yaml"
+        file.write_text(
+            f"name: {name}\nroles: [Q, A]\nsep_style: {style.name}\nsep: ' <q>'\nsep2: '</s>'\nstop_str: '<q>'\n"
+        )
+        assert load_template_file(str(file)) == [name]
+    bound = bind(encoder_of, tokenizer, name)
+    hold(bound, data.draw(dialogues(written(bound))))
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)
+@pytest.mark.parametrize("train_on", ("last", "all"))
+@few(40)
+@given(data=st.data())
+def test_what_is_learned_follows_from_the_answers(encoder_of, tokenizer, train_on, data):
+    """`last` learns the last turn of what `assistant` learns; `all` everything but BOS and answers left out."""
+    template = data.draw(st.sampled_from(TEMPLATES))
+    plain_bound, bound = bind(encoder_of, tokenizer, template), bind(encoder_of, tokenizer, template, train_on)
+    dialogue = data.draw(dialogues(written(bound)))
+    where, encoded, rendered = spans(plain_bound, dialogue)
+    chosen = bound.encode(rendered)
+    assert chosen.input_ids == encoded.input_ids
+    learned = {i for i, s in enumerate(chosen.supervised) if s}
+    bos = bound.encoder.bos
+    if train_on == "last":
+        last = [turn for turn, positions in where.items() if positions][-1:]
+        assert learned == {i for turn in last for i in where[turn]}
+    else:
+        left_out = {k for k, turn in enumerate(dialogue.turns) if not turn.train and turn.text.strip()}
+        for i, (token, segment) in enumerate(zip(encoded.input_ids, encoded.segment_of, strict=True)):
+            owner = rendered.segments[segment] if segment >= 0 else None
+            if bos and bos != bound.encoder.eos and token == bos.id:
+                assert i not in learned
+            elif owner and owner.role == "assistant" and owner.turn in left_out:
+                assert i not in learned or i in chosen.straddling
+            elif i not in chosen.straddling:
+                assert i in learned or (owner and owner.turn in left_out)
+    hold(bound, dialogue)

@@ -78,6 +78,7 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
         "supervised_tokens": supervised,
         "trained_turns": 4,
         "untrained_turns": 1,
+        "turns": 12,
         "truncated_dialogues": 1,
         "truncated_tokens": long.truncated_tokens,
         "dropped_empty_dialogue": 1,
@@ -116,7 +117,7 @@ def test_nothing_supervised_stops(bound: BoundEncoder, records: list[Record], ma
 
 def test_the_message_about_nothing_supervised_holds_the_counts(bound: BoundEncoder) -> None:
     records = records_of(pair("q", "a", train=False), "empty_dialogue", pair("q", "a", train=False))
-    with pytest.raises(DataError, match=r"rows +3: 0 trained on, 3 dropped \(no_trained_turn 2, empty_dialogue 1\)"):
+    with pytest.raises(DataError, match=r"records +3: 0 trained on, 3 dropped \(no_trained_turn 2, empty_dialogue 1\)"):
         build_store(records, bound, max_length=100, overlong="truncate", progress=False)
 
 
@@ -229,11 +230,15 @@ def test_lazy_gives_the_same_examples(bound: BoundEncoder, capsys: pytest.Captur
 # --- the table
 
 
-def test_the_table_tells_what_happened_and_nothing_else() -> None:
+def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
     plain = {"rows": 1200, "dialogues": 1200, "tokens": 4000, "supervised_tokens": 1000, "trained_turns": 1200}
-    assert table({**plain, "truncated_dialogues": 0, "bad_rows": 0}).splitlines() == [
-        "rows         1,200: 1,200 trained on",
-        "tokens       4,000: 1,000 supervised (25.0 %) in 1,200 turns",
+    assert table({**plain, "turns": 2400, "truncated_dialogues": 0, "bad_rows": 0}).splitlines() == [
+        "records      1,200: 1,200 trained on, none dropped",
+        "turns        2,400: 1,200 answers trained, 0 not",
+        "tokens       4,000: 1,000 supervised (25.0 %)",
+        "truncated    0 dialogues, by 0 tokens",
+        "straddling   0 tokens hold characters of an answer and of something else",
+        "look-alikes  0 control strings stand in messages as text, 0 of them kept so by an extra split",
     ]
     more = {
         "dialogues": 1195,
@@ -243,15 +248,20 @@ def test_the_table_tells_what_happened_and_nothing_else() -> None:
         "truncated_tokens": 30,
         "trailing_user_turns": 7,
         "straddling_tokens": 3,
+        "lookalikes": 9,
+        "neutralised_lookalikes": 8,
+        "untrained_turns": 5,
     }
     assert table({**plain, **more}).splitlines() == [
-        "rows         1,200: 1,195 trained on, 5 dropped (empty_dialogue 4, overlong 1)",
-        "tokens       4,000: 1,000 supervised (25.0 %) in 1,200 turns",
+        "records      1,200: 1,195 trained on, 5 dropped (empty_dialogue 4, overlong 1)",
+        "turns        0: 1,200 answers trained, 5 not",
+        "tokens       4,000: 1,000 supervised (25.0 %)",
         "truncated    2 dialogues, by 30 tokens",
-        "also         3 tokens that hold characters of an answer and of something else",
+        "straddling   3 tokens hold characters of an answer and of something else",
+        "look-alikes  9 control strings stand in messages as text, 8 of them kept so by an extra split",
         "also         7 user or tool turns after the last answer, removed",
     ]
-    assert table({}).startswith("rows         0: 0 trained on")
+    assert table({}).startswith("records      0: 0 trained on")
 
 
 # --- the real data and tokenizers

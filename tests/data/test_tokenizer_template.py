@@ -5,7 +5,10 @@ from transformers import AutoTokenizer
 
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.encoder import TextEncoder
-from fastchat.data.saved_template import install_template
+from fastchat.data.proof import SecondOpinion
+from fastchat.data.properties import prove
+from fastchat.data.saved_template import compare_template, install_template
+from fastchat.data.tokenization import tokenize_dialogue
 from fastchat.data.tokenizer_template import to_messages
 from fastchat.errors import DataError, SettingsError
 from tests.builders import make_tokenizer
@@ -133,6 +136,100 @@ def test_tokenizer_without_a_template_and_broken_jinja_are_settings_errors(encod
         encoder_of("gemma").choose("tokenizer")
     with pytest.raises(SettingsError, match="no valid Jinja"):
         bind(tmp_path, "{% for %}")
+
+
+# As Qwen3 does: thinking is dropped before the last question, and the last answer always has a place for it.
+REASONING = (
+    "{%- set ns = namespace(last=0) -%}{%- for m in messages -%}{%- if m.role == 'user' -%}"
+    "{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}{%- for m in messages -%}"
+    "{%- if m.role == 'assistant' -%}{%- set text = m.content -%}{%- set thought = '' -%}"
+    "{%- if '</think>' in text -%}{%- set thought = text.split('</think>')[0].split('<think>')[-1].strip('\n') -%}"
+    "{%- set text = text.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}{{- '<|im_start|>assistant\n' -}}"
+    "{%- if loop.index0 > ns.last and (loop.last or thought) -%}{{- '<think>\n' + thought + '\n</think>\n\n' -}}"
+    "{%- endif -%}{{- text + '<|im_end|>\n' -}}{%- elif m.role == 'tool' -%}"
+    "{{- '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' -}}{%- else -%}"
+    "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+# As Llama-3.1 does: a system turn with dates that is always there, tools only where they are given, texts trimmed.
+DATED = (
+    "{%- if not date_string is defined -%}{%- set date_string = '26 Jul 2024' -%}{%- endif -%}"
+    "{%- if not tools is defined -%}{%- set tools = none -%}{%- endif -%}"
+    "{%- if messages[0].role == 'system' -%}{%- set said = messages[0].content | trim -%}"
+    "{%- set messages = messages[1:] -%}{%- else -%}{%- set said = '' -%}{%- endif -%}"
+    "{{- '<|im_start|>system\nCutting Knowledge Date: December 2023\nToday Date: ' + date_string + '\n\n' -}}"
+    "{%- if tools is not none -%}{{- tools | tojson -}}{%- endif -%}{{- said + '<|im_end|>' -}}"
+    "{%- for m in messages -%}{{- '<|im_start|>' + (m.role if m.role != 'tool' else 'ipython') + '\n' -}}"
+    "{{- m.content | trim + '<|im_end|>' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+# As Mistral does: the system message stands in the last user turn, wherever that is.
+LAST_USER = (
+    "{%- if messages[0].role == 'system' -%}{%- set said = messages[0].content + '\n\n' -%}"
+    "{%- set messages = messages[1:] -%}{%- else -%}{%- set said = '' -%}{%- endif -%}"
+    "{%- set ns = namespace(last=0) -%}{%- for m in messages -%}{%- if m.role == 'user' -%}"
+    "{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}"
+    "{%- for m in messages -%}{%- if m.role == 'assistant' -%}{{- m.content + '<|im_end|>' -}}{%- else -%}"
+    "{{- '<|im_start|>' + (said if loop.index0 == ns.last else '') + m.content + '<tool_call>' -}}{%- endif -%}"
+    "{%- endfor -%}"
+)
+NO_MARKS = Dialogue(tuple(Turn(t.role, t.text.split("\n\n")[-1]) for t in TALK.turns), "Be kind.", "talk.json", 3)
+CALL = Dialogue(
+    (
+        *NO_MARKS.turns[:2],
+        Turn("user", "Run it"),
+        Turn("assistant", "call()"),
+        Turn("tool", "42"),
+        Turn("assistant", "It is 42"),
+    )
+)
+
+
+@pytest.mark.parametrize("source", [CHATML, MARKED, THINKING, MERGED, REASONING, DATED])
+@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
+def test_properties_second_check_and_saved_template_hold(tmp_path, source, train_on):
+    directory = make_tokenizer("byte_nobos", tmp_path / "tokenizer", chat_template=source)
+    encoder, _ = TextEncoder.from_directory_or_class(str(directory))
+    bound = encoder.bind(encoder.choose("tokenizer"), train_on)
+    assert "proven on this tokenizer with template tokenizer" in prove(bound)
+    dialogues = [NO_MARKS, TALK, Dialogue(NO_MARKS.turns, None, "x", 1), *([] if source == MERGED else [CALL])]
+    made = [(d, tokenize_dialogue(d, bound, max_length=1 << 30)) for d in dialogues]
+    assert SecondOpinion(bound).check((d, x.input_ids, x.labels) for d, x in made).records == len(dialogues)
+    assert compare_template(AutoTokenizer.from_pretrained(directory), install(bound), dialogues) == len(dialogues)
+
+
+def install(bound):
+    install_template(AutoTokenizer.from_pretrained(bound.encoder.name), bound)
+    return bound
+
+
+def test_thinking_of_the_last_answer_is_learned_and_of_earlier_ones_it_is_gone(tmp_path):
+    bound = bind(tmp_path, REASONING)
+    assert learned(bound, TALK) == ["Hello.<|im_end|>", "<think>\nlong\n</think>\n\nBye.<|im_end|>"]
+    # Without a thought the template still writes the place for it, and the model has to write it too.
+    assert learned(bound, NO_MARKS)[-1] == "<think>\n\n</think>\n\nBye.<|im_end|>"
+    # What a tool returned does not make an answer history: both keep their thoughts.
+    thought = Dialogue((*TALK.turns[:2], Turn("tool", "42"), TALK.turns[3]))
+    assert [text.startswith("<think>") for text in learned(bound, thought)] == [True, True]
+
+
+def test_a_date_and_a_header_that_is_always_there(tmp_path):
+    bound = bind(tmp_path, DATED)
+    text = bound.template.render(Dialogue(NO_MARKS.turns)).text
+    assert text.startswith(
+        "<|im_start|>system\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|im_end|>"
+    )
+    assert learned(bound, NO_MARKS) == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
+
+
+def test_a_system_message_that_moves_is_refused_by_name_and_learned_where_it_cannot(tmp_path):
+    bound = bind(tmp_path, LAST_USER)
+    with pytest.raises(DataError, match=r"talk.json:3: .*turn 2: the inference prompt is not how"):
+        bound.template.render(NO_MARKS)
+    one = Dialogue(NO_MARKS.turns[:2], "Be kind.")
+    assert bound.template.render(one).text == "<|im_start|>Be kind.\n\n Hi there <tool_call>Hello.<|im_end|>"
+    assert learned(bound, one) == ["Hello.<|im_end|>"]
+    assert learned(bound, Dialogue(NO_MARKS.turns)) == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
 
 
 @pytest.mark.parametrize("name", ["tokenizers/llama-3", "tokenizers/qwen2.5"])

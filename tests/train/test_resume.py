@@ -243,6 +243,7 @@ def test_a_named_checkpoint(train: Train, broken: Outcome) -> None:
 CHANGES: list[tuple[list[str], str]] = [
     (["--model_max_length", "400"], "--model_max_length (512 -> 400)"),
     (["--conv_template", "zero_shot"], "the conversation template"),
+    (["--train_on", "last"], "--train_on (assistant -> last)"),
     (["--seed", "3"], "--seed (42 -> 3)"),
     (["--lora_r", "4"], "--lora_r (8 -> 4)"),
     (["--per_device_train_batch_size", "2"], "the global batch (per-device batch x accumulation x processes) (4 -> 2)"),

@@ -1,0 +1,188 @@
+"""`--train_on`: every trained answer, the last of them, or everything but BOS; shown, counted and checked as such."""
+
+import json
+import re
+
+import pytest
+
+from fastchat.conversation import Dialogue, Turn, conv_templates, get_template
+from fastchat.data import preview
+from fastchat.data.loading import Record
+from fastchat.data.proof import SecondOpinion, check_records
+from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.errors import DataError, SettingsError
+from tests.builders import TOKENIZER_KINDS, make_tokenizer, write_rows
+from tests.data.test_html_report import data_of
+from tests.data.test_tokenizer_template import CHATML, TALK, THINKING
+
+TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_style or conv.template)
+ANSWERS = Dialogue(
+    (
+        *(Turn("user", "one?"), Turn("assistant", "first answer")),
+        *(Turn("user", "two?"), Turn("assistant", "bad answer", train=False)),
+        *(Turn("user", "three?"), Turn("assistant", "second answer")),
+        *(Turn("user", "four?"), Turn("assistant", "worse", train=False)),
+    ),
+    "You help.",
+    "talk.json",
+    7,
+)
+
+
+def learned(bound, dialogue, max_length=1 << 30):
+    """The runs of learned tokens, decoded."""
+    example = tokenize_dialogue(dialogue, bound, max_length=max_length)
+    runs, before = [], IGNORED
+    for token, label in zip(example.input_ids, example.labels, strict=True):
+        if label != IGNORED:
+            runs = [*runs, [token]] if before == IGNORED else [*runs[:-1], [*runs[-1], token]]
+        before = label
+    return [bound.encoder.decode(run).replace("▁", " ").strip() for run in runs], example
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+def test_each_choice_learns_what_it_says(encoder_of, kind):
+    encoder, template = encoder_of(kind), get_template("vicuna_v1.1")
+    eos = encoder.eos.content
+    every, example = learned(encoder.bind(template), ANSWERS)
+    assert every == [f"first answer{eos}", f"second answer{eos}"] and example.trained_turns == 2
+    last, example = learned(encoder.bind(template, "last"), ANSWERS)
+    assert last == [f"second answer{eos}"] and (example.trained_turns, example.untrained_turns) == (1, 3)
+    all_, example = learned(encoder.bind(template, "all"), ANSWERS)
+    assert all_ == [
+        f"You help. USER: one? ASSISTANT: first answer{eos}USER: two? ASSISTANT:",
+        f"USER: three? ASSISTANT: second answer{eos}USER: four? ASSISTANT:",
+    ]
+    assert (example.trained_turns, example.untrained_turns) == (2, 2)
+    if encoder.adds_bos:
+        assert (example.input_ids[0], example.labels[0]) == (encoder.bos.id, IGNORED)
+
+
+@pytest.mark.parametrize("source", [CHATML, THINKING])
+def test_each_choice_with_the_tokenizers_own_template(tmp_path, source, encoder_of):
+    from fastchat.data.encoder import TextEncoder
+
+    encoder, _ = TextEncoder.from_directory_or_class(
+        str(make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source))
+    )
+    own = encoder.choose("tokenizer")
+    assert learned(encoder.bind(own, "last"), ANSWERS)[0] == ["second answer<|im_end|>"]
+    all_ = learned(encoder.bind(own, "all"), ANSWERS)[0]
+    assert all_[0].endswith("two?<|im_end|>\n<|im_start|>assistant") and all_[0].startswith(
+        "<|im_start|>system\nYou help."
+    )
+    assert all_[1].endswith("four?<|im_end|>\n<|im_start|>assistant") and len(all_) == 3
+    for train_on in ("assistant", "last", "all"):
+        bound = encoder.bind(own, train_on)
+        example = tokenize_dialogue(TALK, bound, max_length=1 << 30)
+        assert SecondOpinion(bound).check([(TALK, example.input_ids, example.labels)]).records == 1
+        example = tokenize_dialogue(ANSWERS, bound, max_length=1 << 30)
+        assert SecondOpinion(bound).check([(ANSWERS, example.input_ids, example.labels)]).records == 1
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+def test_the_second_check_agrees_with_every_template(encoder_of, kind):
+    for name in TEMPLATES:
+        for train_on in ("assistant", "last", "all"):
+            bound = encoder_of(kind).bind(get_template(name), train_on)
+            example = tokenize_dialogue(ANSWERS, bound, max_length=1 << 30)
+            if example.dropped is None:
+                checked = SecondOpinion(bound).check([(ANSWERS, example.input_ids, example.labels)])
+                assert checked.records + checked.skipped == 1, (name, train_on)
+
+
+@pytest.mark.parametrize(
+    ("train_on", "wrong", "said"),
+    [
+        ("last", "first answer too", "tokens are supervised and the answers account for"),
+        ("last", "nothing", "do not begin behind the prompt"),
+        ("all", "excluded answer", "do not begin behind the prompt"),
+        ("all", "prompt left out", "are unsupervised and the answers account for"),
+        ("all", "bos", "BOS is supervised"),
+        ("assistant", "bos", "BOS is supervised"),
+    ],
+)
+def test_planted_wrong_labels_are_caught_under_every_choice(encoder_of, train_on, wrong, said):
+    bound = encoder_of("metaspace_bos").bind(get_template("vicuna_v1.1"), train_on)
+    example = tokenize_dialogue(ANSWERS, bound, max_length=1 << 30)
+    ids, labels = example.input_ids, list(example.labels)
+    if wrong == "first answer too":
+        labels = tokenize_dialogue(
+            ANSWERS, encoder_of("metaspace_bos").bind(get_template("vicuna_v1.1")), max_length=999
+        ).labels
+    elif wrong == "nothing":
+        labels = [IGNORED] * len(ids)
+    elif wrong == "excluded answer":
+        labels = [ids[0] if i < 0 else token for i, token in enumerate(ids)]
+        labels[0] = IGNORED
+    elif wrong == "prompt left out":
+        labels[4:6] = [IGNORED, IGNORED]
+    elif wrong == "bos":
+        labels[0] = ids[0]
+    with pytest.raises(DataError, match=f"talk.json:7: two ways .*{said}"):
+        SecondOpinion(bound).check([(ANSWERS, ids, labels)])
+
+
+@pytest.mark.parametrize("train_on", ["last", "all"])
+def test_cut_at_every_length(encoder_of, train_on):
+    bound = encoder_of("byte_bos").bind(get_template("llama-3"), train_on)
+    whole = tokenize_dialogue(ANSWERS, bound, max_length=1 << 30)
+    for length in range(1, len(whole.input_ids) + 1):
+        cut = tokenize_dialogue(ANSWERS, bound, max_length=length)
+        kept = len(cut.input_ids)
+        assert kept <= length and cut.input_ids == whole.input_ids[:kept] and cut.labels == whole.labels[:kept]
+        if cut.dropped is None:
+            SecondOpinion(bound).check([(ANSWERS, cut.input_ids, cut.labels)])
+    assert tokenize_dialogue(ANSWERS, bound, max_length=40).dropped == (
+        "no_answer_within_length" if train_on == "last" else None
+    )
+
+
+def test_the_choice_is_said_and_a_wrong_one_refused(encoder_of, capsys):
+    encoder, template = encoder_of("gemma"), get_template("gemma")
+    encoder.bind(template, "all")
+    assert "WARNING: --train_on all: prompts are learned as well" in capsys.readouterr().err
+    encoder.bind(template, "last")
+    assert "--train_on last: of each dialogue only the last" in capsys.readouterr().err
+    encoder.bind(template)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SettingsError, match="--train_on some: it can be assistant, last, all"):
+        encoder.bind(template, "some")
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
+def test_the_preview_and_its_page_give_the_reasons(tokenizer_dir, tmp_path, capsys, train_on):
+    turns = [{"role": t.role, "content": t.text, "train": t.train} for t in ANSWERS.turns[:6]]
+    data = write_rows(tmp_path / "rows.jsonl", [{"messages": turns, "system": "You help."}])
+    out, page = tmp_path / "out.jsonl", tmp_path / "page.html"
+    argv = ["--model_name_or_path", str(tokenizer_dir("metaspace_bos")), "--conv_template", "vicuna_v1.1"]
+    argv += ["--data_path", str(data), "--output", str(out), "--html", str(page), "--train_on", train_on]
+    assert preview.main(argv) == 0
+    found = data_of(page)
+    reasons = {}
+    for count, why in ((run[0], run[-1]) for run in _runs(found["records"][0])):
+        name = found["reasons"][why][0]
+        reasons[name] = reasons.get(name, 0) + count
+    labels = json.loads(out.read_text())["labels"]
+    assert sum(n for name, n in reasons.items() if _is_learned(found, name)) == sum(x != IGNORED for x in labels)
+    assert ("context, learned" in reasons) == (train_on == "all") and ("not the last" in reasons) == (
+        train_on == "last"
+    )
+    assert "excluded" in reasons and dict(found["about"])["--train_on"] == train_on
+    turns_line = re.search(r"turns +6: (\d) answers trained, (\d) not", capsys.readouterr().out)
+    assert turns_line and turns_line.groups() == (("1", "2") if train_on == "last" else ("2", "1"))
+
+
+def _runs(record):
+    flat = record["r"]
+    return [flat[i : i + 4] for i in range(0, len(flat), 4)]
+
+
+def _is_learned(found, name):
+    return next(learned for known, _, learned in found["reasons"] if known == name)
+
+
+def test_dialogues_tokenised_later_are_checked_too(encoder_of):
+    bound = encoder_of("byte_bos").bind(get_template("llama-3"), "last")
+    records = [Record(i, ANSWERS, None, "talk.json", i + 1) for i in range(200)]
+    assert check_records(records, bound, max_length=400, overlong="truncate").records == 64

@@ -1,0 +1,87 @@
+"""What every run shows and proves before its first step and when it saves; and `--train_on` through a whole run."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.train.flags import Train, covers, ok
+
+
+def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None:
+    err = ok(train()).err
+    for line in (
+        r"proven on this tokenizer with template vicuna_v1.1, on 9 dialogues: prompts are prefixes, stops are learned, "
+        r"one BOS, no text becomes control, labels agree",
+        r"train labels derived a second time: \d+ answers in 20 records agree",
+        r"--- .*train.json:1 \(id 'sum-0'\): \d+ tokens, \d+ supervised in 1 turns",
+        r"<s> A chat between .* USER: What is 0 plus 0\? ASSISTANT:\[\[ The answer is 0\.</s>\]\]",
+        r"\[\[ \]\] encloses the supervised tokens",
+        r"records      20: 20 trained on, none dropped",
+        r"turns        \d+: \d+ answers trained, 0 not",
+        r"tokens       [\d,]+: [\d,]+ supervised \(\d+\.\d %\)",
+        r"truncated    0 dialogues, by 0 tokens",
+        r"straddling   0 tokens .*",
+        r"look-alikes  0 control strings .*",
+        r"the saved chat template gives the training ids of 16 records, and their prompts",
+    ):
+        assert re.search(f"^{line}$", err, re.M), (line, err)
+    order = [
+        err.index(text) for text in ("proven on this", "second time", "records  ", " parameters on ", "the saved chat")
+    ]
+    assert order == sorted(order)
+
+
+def test_a_wrong_label_stops_the_run_before_the_model_loads(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastchat.train import tokens
+
+    build = tokens.build_store
+
+    def shifted(*args: Any, **more: Any) -> Any:
+        store, counts = build(*args, **more)
+        store.labels = store.labels.copy()
+        learned = (store.labels != -100).nonzero()[0]
+        store.labels[learned[-1]] = -100  # the last stop
+        return store, counts
+
+    monkeypatch.setattr(tokens, "build_store", shifted)
+    monkeypatch.setattr("fastchat.train.recipe.prepare_model", lambda *_: pytest.fail("the model was loaded"))
+    outcome = train()
+    assert outcome.code == 3 and "two ways of finding what is supervised disagree at token" in outcome.err
+    assert "supervised tokens in brackets: " in outcome.err and not (outcome.folder / "training.json").exists()
+
+
+def test_a_saved_tokenizer_that_says_something_else_is_found(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastchat.train import recipe
+
+    load = recipe.load_plain
+
+    def other(folder: str) -> Any:
+        tokenizer = load(folder)
+        tokenizer.chat_template = tokenizer.chat_template.replace("ASSISTANT", "HELPER")
+        return tokenizer
+
+    monkeypatch.setattr(recipe, "load_plain", other)
+    outcome = train()
+    assert outcome.code == 5 and "the weights are saved, but its tokenizer is not usable" in outcome.err
+    assert (outcome.folder / "adapter_model.safetensors").is_file() and outcome.status["status"] == "failed"
+
+
+@covers("train_on")
+def test_train_on(train: Train) -> None:
+    """The three learn more and more; what was learned is in training.json, and is the same without a store."""
+    seen = {}
+    for train_on in ("last", "assistant", "all"):
+        outcome = ok(train("--train_on", train_on, name=train_on))
+        counts = outcome.record["data"]["train"]["counts"]
+        seen[train_on] = counts["supervised_tokens"]
+        assert outcome.record["settings"]["train_on"]["value"] == train_on
+        said = {"last": "--train_on last: of each", "all": "WARNING: --train_on all: prompts are learned"}.get(train_on)
+        assert (said or "--train_on") in outcome.err or not said
+        later = ok(train("--train_on", train_on, "--lazy_preprocess", "True", name=f"{train_on}-lazy"))
+        assert later.losses == outcome.losses and "labels derived a second time" in later.err
+        tokens = [row["num_supervised_tokens"] for row in outcome.metrics]
+        assert tokens == [row["num_supervised_tokens"] for row in later.metrics]
+    assert seen["last"] < seen["assistant"] < seen["all"] == counts["tokens"] - counts["dialogues"]  # all but BOS
