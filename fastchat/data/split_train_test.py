@@ -3,15 +3,19 @@
     python -m fastchat.data.split_train_test --in-file a.json --ratio 0.9       writes a_train.json and a_test.json
 
 With the default seed the parts are those that upstream makes. `--begin` and `--end` choose the rows to split (upstream
-has these flags and ignores them). The rows stay as they are, in the order in which they were drawn.
+has these flags and ignores them). The rows stay as they are, in the order in which they were drawn; they wait for it in
+a temporary file beside the input, so that memory holds their number only.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ import numpy as np
 from fastchat.data.command import run
 from fastchat.data.tools import Rows, add_slice, check_slice, tool_parser
 from fastchat.data.writing import RowFile, check_output
-from fastchat.errors import SettingsError
+from fastchat.errors import ResourceError, SettingsError
 
 _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
@@ -44,20 +48,49 @@ def split(args: argparse.Namespace) -> None:
     for name in names:
         check_output("output", name, [args.in_file])
     source = Rows([args.in_file], args.on_bad_row, args.begin, args.end)
-    parts = divide(list(source.each(lambda _, row: row)), args.ratio, args.seed)
-    if not all(parts):
-        raise SettingsError(
-            f"--ratio {args.ratio}: of {sum(map(len, parts))} rows one part would be empty; give another ratio."
-        )
     with ExitStack() as stack:
+        waiting = stack.enter_context(_Waiting(names[0]))
+        for row in source.each(lambda _, row: row):
+            waiting.add(row)
+        parts = divide(range(len(waiting.starts)), args.ratio, args.seed)
+        if not all(parts):
+            raise SettingsError(
+                f"--ratio {args.ratio}: of {sum(map(len, parts))} rows one part would be empty; give another ratio."
+            )
         for name, part in zip(names, parts, strict=True):
             file = stack.enter_context(RowFile(name, "output"))
-            for row in part:
-                file.add(row)
+            for number in part:
+                file.add(waiting.get(number))
     print(f"#train: {len(parts[0]):,}, #test: {len(parts[1]):,}")
 
 
-def divide(rows: list[Any], ratio: float, seed: int) -> tuple[list[Any], list[Any]]:
+class _Waiting:
+    """Rows in a nameless file beside `path`, to be taken out in any order. Raises ResourceError for a full disk."""
+
+    def __init__(self, path: str):
+        self.starts: list[int] = []
+        self._path = path
+
+    def __enter__(self) -> _Waiting:
+        self._file = tempfile.TemporaryFile(dir=Path(self._path).resolve().parent)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, row: Any) -> None:
+        try:
+            self.starts.append(self._file.tell())
+            self._file.write(json.dumps(row).encode() + b"\n")
+        except OSError as error:
+            raise ResourceError(f"{self._path}: no room to put the rows aside beside it ({error.strerror}).") from None
+
+    def get(self, number: int) -> Any:
+        self._file.seek(self.starts[number])
+        return json.loads(self._file.readline())
+
+
+def divide(rows: Sequence[Any], ratio: float, seed: int) -> tuple[list[Any], list[Any]]:
     """The rows in random order, cut at `ratio`."""
     order = np.random.RandomState(seed).permutation(len(rows))  # numpy keeps this generator as it is, for ever
     num_train = int(round(ratio * len(rows), 6))  # 0.29 * 100 is 28.999999999999996
