@@ -1,0 +1,74 @@
+"""Each run's proof of the five properties: it holds everywhere, and each property that is broken is named."""
+
+import pytest
+
+from fastchat.conversation import get_template
+from fastchat.data import properties
+from fastchat.data.properties import prove
+from fastchat.errors import SettingsError
+from tests.builders import TOKENIZER_KINDS
+from tests.data.conftest import SHARED
+from tests.data.test_properties import KINDS
+
+
+@pytest.mark.parametrize("tokenizer", (*TOKENIZER_KINDS, *SHARED))
+def test_it_holds_for_every_kind_of_template(encoder_of, tokenizer):
+    for name in KINDS:
+        for train_on in ("assistant", "all"):
+            line = prove(encoder_of(tokenizer).bind(get_template(name), train_on))
+            assert line.startswith(f"proven on this tokenizer with template {name}, on 9 dialogues")
+
+
+def broken(bound, how):
+    """`bound` with an encode that does one thing wrong."""
+    encode = bound.encode
+
+    def wrong(rendered):
+        encoded = encode(rendered)
+        learned = [i for i, s in enumerate(encoded.supervised) if s]
+        bos, special = bound.encoder.bos.id, bound.controls["<|eot_id|>"].id
+        if how == "a stop is not learned" and learned:
+            encoded.supervised[learned[-1]] = False
+        elif how == "BOS is learned":
+            encoded.supervised[0] = True
+        elif how == "BOS twice":
+            encoded.input_ids[1] = bos
+        elif how == "text becomes control":
+            roles = [rendered.segments[s].role if s >= 0 else "" for s in encoded.segment_of]
+            encoded.input_ids[roles.index("user")] = special
+        elif how == "another prompt" and not learned:
+            encoded.input_ids[4] = special
+        return encoded
+
+    bound.encode = wrong
+    return bound
+
+
+@pytest.mark.parametrize(
+    ("how", "number"),
+    [
+        ("another prompt", 1),
+        ("a stop is not learned", 2),
+        ("BOS is learned", 3),
+        ("BOS twice", 3),
+        ("text becomes control", 4),
+    ],
+)
+def test_a_broken_property_is_named_with_the_tokens_around_it(encoder_of, how, number):
+    bound = broken(encoder_of("byte_bos").bind(get_template("llama-3")), how)
+    with pytest.raises(SettingsError, match=rf"property {number} of the mask does not hold .*, at token \d+: '"):
+        prove(bound)
+
+
+def test_labels_that_disagree_are_property_five(encoder_of, monkeypatch):
+    tokenize = properties.tokenize_dialogue
+
+    def shifted(*args, **more):
+        example = tokenize(*args, **more)
+        first = next(i for i, label in enumerate(example.labels) if label >= 0)
+        example.labels[first] = -100
+        return example
+
+    monkeypatch.setattr(properties, "tokenize_dialogue", shifted)
+    with pytest.raises(SettingsError, match="property 5 of the mask does not hold .*: two ways of finding"):
+        prove(encoder_of("byte_bos").bind(get_template("llama-3")))
