@@ -69,8 +69,13 @@ def compare_template(tokenizer: Any, bound: BoundEncoder, dialogues: Iterable[Di
 
 def _compare(tokenizer: Any, bound: BoundEncoder, dialogue: Dialogue, prompt: bool) -> None:
     ours = bound.encode(bound.template.render(dialogue, add_generation_prompt=prompt)).input_ids
+    quiet = {"verbose": False}  # dialogues may be longer than the model's window here
     theirs = tokenizer.apply_chat_template(
-        to_messages(dialogue), tokenize=True, add_generation_prompt=prompt, return_dict=False
+        to_messages(dialogue),
+        tokenize=True,
+        add_generation_prompt=prompt,
+        return_dict=False,
+        tokenizer_kwargs=quiet,
     )
     if ours != theirs:
         at = next(

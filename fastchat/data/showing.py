@@ -10,8 +10,8 @@ from fastchat.data.loading import Record
 from fastchat.data.terminal import legend, paint, safe, token_texts
 from fastchat.data.tokenization import Example, tokenize_dialogue
 
-# Of a shortened example: tokens at the beginning and at the end of each run, and runs.
-_HEAD, _TAIL, _RUNS = 64, 24, 8
+# Of a shortened example: tokens at both ends of each run, the fewest to leave out between them, and runs.
+_HEAD, _TAIL, _LEAST, _RUNS = 64, 24, 12, 8
 
 
 def shown(
@@ -66,7 +66,7 @@ def shorten(texts: Sequence[str], supervised: Sequence[bool]) -> tuple[list[str]
             break
         left_out = len(places) - _HEAD - _TAIL
         kept = [texts[i] for i in places]
-        if left_out > 1:
+        if left_out >= _LEAST:
             kept = [*kept[:_HEAD], f" … {left_out:,} tokens … ", *kept[-_TAIL:]]
         out += kept
         marks += [learned] * len(kept)
