@@ -69,7 +69,8 @@ class SecondOpinion:
         self._controls = [c for c in encoder.added if c.replace("▁", " ").strip()] + known
         self._never_answered = special
         # Whether the template writes anything between a question and its answer.
-        self._separates = self._own or bool(bound.template.assistant.before.strip())
+        table = None if isinstance(bound.template, TokenizerTemplate) else bound.template
+        self._separates = table is None or bool(table.assistant.before.strip())
         self._ends = [*special, *bound.template.stop_strings]
 
     def check(self, samples: Iterable[tuple[Dialogue, Sequence[int], Sequence[int]]]) -> Checked:
