@@ -37,6 +37,7 @@ OUTPUT_DIR="$(flag_or output_dir "${OUTPUT_DIR:-$ROOT/output/$RUN_NAME}" "$@")"
 DEVICE="${DEVICE:-gpu}"
 NUM_GPUS="${NUM_GPUS:-}"
 MASTER_PORT="${MASTER_PORT:-29500}"
+AUTO="${AUTO:-0}" # 1: a batch that does not fit is replaced by one that does, with more accumulation
 DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-$ROOT/playground/deepspeed_config_lora_s$ZERO_STAGE.json}"
 
 # One line that names everything that is missing, before anything slow begins.
@@ -56,6 +57,7 @@ preflight() {
   fi
   [ -z "$EVAL_DATA" ] || [ -e "$EVAL_DATA" ] || missing+=("EVAL_DATA=$EVAL_DATA does not exist")
   [ -f "$DEEPSPEED_CONFIG" ] || missing+=("DEEPSPEED_CONFIG=$DEEPSPEED_CONFIG does not exist")
+  [[ "$AUTO" =~ ^[01]$ ]] || fail 2 "cannot start: AUTO=$AUTO is neither 0 nor 1"
   [[ "${NUM_GPUS:-1}" =~ ^[1-9][0-9]*$ ]] || fail 2 "cannot start: NUM_GPUS=$NUM_GPUS is not a number of processes"
   case "$DEVICE" in
     cpu) ;;
@@ -76,16 +78,20 @@ preflight() {
 # Which processes: all visible GPUs, or the first NUM_GPUS of them.
 choose_launcher() {
   launcher=(--master_port "$MASTER_PORT")
-  device=()
+  device=() hidden=()
   if [ "$DEVICE" = cpu ]; then
-    launcher+=(--num_gpus "${NUM_GPUS:-2}")
+    processes="${NUM_GPUS:-2}"
+    launcher+=(--num_gpus "$processes")
     device=(--use_cpu True)
     export DS_ACCELERATOR=cpu
-    unset CUDA_VISIBLE_DEVICES
-  elif [ -n "$NUM_GPUS" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    hidden=(-u CUDA_VISIBLE_DEVICES)
+    return
+  fi
+  processes="${NUM_GPUS:-$(num_gpus)}"
+  if [ -n "$NUM_GPUS" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
     # deepspeed ignores CUDA_VISIBLE_DEVICES next to --num_gpus, so the choice is spelled out.
     launcher+=(--include "localhost:$(printf '%s' "$CUDA_VISIBLE_DEVICES" | cut -d, -f"1-$NUM_GPUS")")
-    unset CUDA_VISIBLE_DEVICES
+    hidden=(-u CUDA_VISIBLE_DEVICES)
   elif [ -n "$NUM_GPUS" ]; then
     launcher+=(--num_gpus "$NUM_GPUS")
   fi
@@ -102,34 +108,75 @@ choose_evaluation() {
   fi
 }
 
+# Every flag of the run; what the command line adds comes last and wins.
+choose_flags() {
+  flags=(
+    --model_name_or_path="$MODEL"
+    --data_path="$DATA"
+    --output_dir="$OUTPUT_DIR"
+    --conv_template "${CONV_TEMPLATE:-vicuna_v1.1}"
+    --lora_r "$LORA_R"
+    --lora_alpha "${LORA_ALPHA:-16}"
+    --lora_dropout "${LORA_DROPOUT:-0.05}"
+    --lora_target_modules "${LORA_TARGET_MODULES:-q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj}"
+    --q_lora "$Q_LORA"
+    --deepspeed "$DEEPSPEED_CONFIG"
+    --per_device_train_batch_size "$BATCH_SIZE"
+    --gradient_accumulation_steps "$GRAD_ACCUM"
+    --num_train_epochs "$EPOCHS"
+    --learning_rate "${LEARNING_RATE:-3e-4}"
+    --lr_scheduler_type "${LR_SCHEDULER:-cosine}"
+    --warmup_ratio "${WARMUP_RATIO:-0.03}"
+    --weight_decay "${WEIGHT_DECAY:-0}"
+    --bf16 "${BF16:-True}"
+    --tf32 "${TF32:-True}"
+    --flash_attn "${FLASH_ATTN:-True}"
+    --model_max_length "${MODEL_MAX_LENGTH:-1024}"
+    --gradient_checkpointing "${GRADIENT_CHECKPOINTING:-True}"
+    --save_strategy "${SAVE_STRATEGY:-epoch}"
+    --logging_steps "${LOGGING_STEPS:-1}"
+    ${evaluation[@]+"${evaluation[@]}"} ${device[@]+"${device[@]}"} "$@"
+  )
+}
+
+# Does the batch fit? By arithmetic, before anything is loaded. AUTO=1 takes the largest that does and keeps the global
+# batch; without it the run goes on as it is. A model that is not here yet cannot be planned.
+check_memory() {
+  local answer warning old_batch old_accumulation batch accumulation
+  answer="$(python -m fastchat.plan "${flags[@]}" --gpus "$processes" --json)" || {
+    say "memory is not planned (the reason is above)."
+    return 0
+  }
+  { read -r old_batch old_accumulation batch accumulation; IFS= read -r warning; } < <(python -c '
+import json, sys
+plan = json.load(sys.stdin)
+names = "per_device_train_batch_size gradient_accumulation_steps fitting_microbatch fitting_accumulation"
+print(*(plan[name] for name in names.split()))
+print(plan["warning"] or "")' <<<"$answer")
+  [ -n "$warning" ] || return 0
+  say "$warning"
+  if [ "$AUTO" != 1 ]; then
+    say "Going on with a batch of $old_batch; AUTO=1 takes one that fits and keeps the global batch."
+  elif [ "$batch" = 0 ]; then
+    fail 6 "AUTO=1: no batch fits. 'python -m fastchat.plan --recommend' shows what does on this machine."
+  else
+    flags+=(--per_device_train_batch_size "$batch" --gradient_accumulation_steps "$accumulation")
+    say "AUTO=1: batch $batch x accumulation $accumulation in place of $old_batch x $old_accumulation; the global batch" \
+      "stays $((batch * accumulation * processes))."
+  fi
+}
+
 preflight
 use_env
 choose_launcher
 choose_evaluation
+choose_flags "$@"
+case " $* " in
+  *" --plan "* | *" --plan=True "*)
+    [ "$AUTO" != 1 ] || check_memory
+    exec python -m fastchat.plan "${flags[@]}" --gpus "$processes"
+    ;;
+esac
+check_memory
 
-exec deepspeed "${launcher[@]}" "$ROOT/fastchat/train/train_lora.py" \
-  --model_name_or_path="$MODEL" \
-  --data_path="$DATA" \
-  --output_dir="$OUTPUT_DIR" \
-  --conv_template "${CONV_TEMPLATE:-vicuna_v1.1}" \
-  --lora_r "$LORA_R" \
-  --lora_alpha "${LORA_ALPHA:-16}" \
-  --lora_dropout "${LORA_DROPOUT:-0.05}" \
-  --lora_target_modules "${LORA_TARGET_MODULES:-q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj}" \
-  --q_lora "$Q_LORA" \
-  --deepspeed "$DEEPSPEED_CONFIG" \
-  --per_device_train_batch_size "$BATCH_SIZE" \
-  --gradient_accumulation_steps "$GRAD_ACCUM" \
-  --num_train_epochs "$EPOCHS" \
-  --learning_rate "${LEARNING_RATE:-3e-4}" \
-  --lr_scheduler_type "${LR_SCHEDULER:-cosine}" \
-  --warmup_ratio "${WARMUP_RATIO:-0.03}" \
-  --weight_decay "${WEIGHT_DECAY:-0}" \
-  --bf16 "${BF16:-True}" \
-  --tf32 "${TF32:-True}" \
-  --flash_attn "${FLASH_ATTN:-True}" \
-  --model_max_length "${MODEL_MAX_LENGTH:-1024}" \
-  --gradient_checkpointing "${GRADIENT_CHECKPOINTING:-True}" \
-  --save_strategy "${SAVE_STRATEGY:-epoch}" \
-  --logging_steps "${LOGGING_STEPS:-1}" \
-  ${evaluation[@]+"${evaluation[@]}"} ${device[@]+"${device[@]}"} "$@"
+exec env ${hidden[@]+"${hidden[@]}"} deepspeed "${launcher[@]}" "$ROOT/fastchat/train/train_lora.py" "${flags[@]}"

@@ -90,6 +90,8 @@ def load_base_model(
     check_attention(model, attention)
     if quantization:
         _keep_nf4_layout(model)
+        if not is_deepspeed_zero3_enabled():
+            _let_go_of_the_files(model)
     if for_training:
         model.config.use_cache = False
     return model
@@ -243,6 +245,14 @@ def _keep_nf4_layout(model: nn.Module) -> None:
     """
     for layer in linear4bit_layers(model).values():
         layer.support_avx512bf16_for_cpu = False
+
+
+def _let_go_of_the_files(model: nn.Module) -> None:
+    """Copies what was not quantised on a CPU: as views into the mapped files they would keep all of the unquantised
+    weights in the process's memory, several times what is left of them."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and type(parameter).__name__ != "Params4bit":
+            parameter.data = parameter.data.clone()
 
 
 def _forget_quantization(model: Any) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError, UserError
-from fastchat.plan.api import machine_of, run_of
-from fastchat.plan.estimate import estimate
+from fastchat.plan.api import estimate, machine_asked, plan_lines, run_of
 from fastchat.plan.families import architecture_of_size
 from fastchat.plan.flags import help_text, read_flags
 from fastchat.plan.largest import largest_models
 from fastchat.plan.recommend import LENGTH, Recommendation, launch_line, recipe, recommend, table, write_recipes
-from fastchat.plan.report import as_json, as_lines, describe
+from fastchat.plan.report import as_json, describe
 from fastchat.plan.run import Machine, Run
 from fastchat.plan.units import human
 
@@ -27,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags["help"]:
             print(help_text())
             return 0
-        machine = machine_of(flags["gpus"], flags["hosts"], flags["gpu_memory"], flags["cpu_memory"])
-        for line in _answer(flags, machine):
+        for line in _answer(flags, machine_asked(flags)):
             print(line)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -43,11 +41,12 @@ def _answer(flags: dict[str, Any], machine: Machine) -> list[str]:
         return _recommended(flags, machine)
     if flags["largest"]:
         return _largest(flags, machine)
-    plan = estimate(run_of(flags, machine))
-    return [json.dumps(as_json(plan))] if flags["json"] else as_lines(plan)
+    return plan_lines(estimate(run_of(flags, machine)), as_object=flags["json"])
 
 
 def _needs_gpu_memory(machine: Machine, flag: str) -> None:
+    if machine.on_cpu:
+        raise SettingsError(f"--{flag} is about GPUs: leave --use_cpu out")
     if machine.gpu_memory is None:
         raise SettingsError(f"--{flag}: no GPU was found here, so say what there is: --gpus 8 --gpu_memory 24GiB")
 

@@ -86,7 +86,7 @@ def _inputs(run: Run, linears: Sequence[Linear], *, computed: bool = False, save
     """What the matrices that read one input x keep of it, per token.
 
     A frozen matrix needs only its weight. A trained one, and LoRA's A, need x. With dropout every adapter has its own
-    dropped copy of x and a mask of a byte; without, x is shared, unless a change of dtype makes a copy for each.
+    dropped copy of x and a mask; without, x is shared, unless a change of dtype makes a copy for each.
     LoRA's B needs what A gives: r numbers. `computed`: x has the computing dtype, not the residual stream's;
     `saved_already`: another operation keeps x in any case.
     """
@@ -103,7 +103,7 @@ def _inputs(run: Run, linears: Sequence[Linear], *, computed: bool = False, save
         d = c if run.autocast else run.adapter_bytes
         kept += len(adapted) * run.lora_r * d
         if run.lora_dropout:
-            kept += len(adapted) * width * (d + 1)
+            kept += len(adapted) * width * (d + run.dropout_mask_bytes)
         elif _peft_casts(run, x):
             kept += len(adapted) * width * d
         else:
@@ -215,8 +215,9 @@ def _first_readers(run: Run) -> tuple[Linear, ...]:
 
 
 def _masks(run: Run, linears: Sequence[Linear]) -> int:
-    """A byte per input of every adapted matrix, where there is dropout."""
-    return sum(linear.inputs for linear in linears if linear in run.adapted) if run.lora_dropout else 0
+    """Of the inputs of every adapted matrix, where there is dropout."""
+    inputs = sum(linear.inputs for linear in linears if linear in run.adapted)
+    return inputs * run.dropout_mask_bytes if run.lora_dropout else 0
 
 
 # ---- copies and temporaries ----

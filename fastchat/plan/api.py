@@ -1,22 +1,24 @@
 """What other rooms call: a plan from plain settings, the short lines to print, and advice when memory is short.
 
-plan = plan_for(settings.values, lora=True, gpus=world_size)
+plan = plan_for(settings.values, machine_of(gpus=world_size), lora=True)
 say(short_line(plan))
 plan.fits, plan.total, plan.allocated                         # True, bytes, bytes
 largest_microbatch(plan.run)                                  # 12
-say(compare_with_measured(plan, torch.cuda.max_memory_allocated()))
+say(Measured(plan.allocated, torch.cuda.max_memory_allocated()).line())
 raise ResourceError(advice_after_oom(plan))
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from fastchat.errors import SettingsError
+from fastchat.plan.advice import advice_after_oom, plan_lines, warning_line
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.estimate import Plan, estimate
 from fastchat.plan.families import architecture_of_size
@@ -26,7 +28,8 @@ from fastchat.plan.machine import detect_cpu_memory, detect_gpus
 from fastchat.plan.model_files import read_architecture
 from fastchat.plan.report import as_json, as_lines, short_line
 from fastchat.plan.run import DEFAULT_TARGETS, Machine, Run
-from fastchat.plan.search import advice_after_oom, keep_global_batch
+from fastchat.plan.search import keep_global_batch
+from fastchat.plan.units import human
 from fastchat.plan.zero import read_zero
 
 __all__ = [
@@ -37,15 +40,18 @@ __all__ = [
     "advice_after_oom",
     "as_json",
     "as_lines",
-    "compare_with_measured",
+    "detect_cpu_memory",
     "estimate",
     "keep_global_batch",
     "largest_context",
     "largest_microbatch",
+    "machine_asked",
     "machine_of",
     "plan_for",
+    "plan_lines",
     "run_of",
     "short_line",
+    "warning_line",
 ]
 
 OFF_BY = 0.10  # beyond this share a prediction is called wrong
@@ -58,24 +64,24 @@ class Settings(Protocol):
     def __contains__(self, name: Any, /) -> bool: ...
 
 
-def plan_for(settings: Settings, *, lora: bool = True, attention: str | None = None, **machine: Any) -> Plan:
+def plan_for(settings: Settings, machine: Machine, *, lora: bool = True, attention: str | None = None) -> Plan:
     """The plan for training settings by name.
 
     `settings` may hold any names; those in `flags.TRAINING` count. `lora`: False for full fine-tuning. `attention`: the
-    implementation that will really run, where it is known. `machine`: gpus, hosts, gpu_memory, cpu_memory (bytes);
-    what is left out is detected. Raises SettingsError for a model, a target or a DeepSpeed file that cannot be used.
+    implementation that will really run, where it is known. Raises SettingsError for a model, a target or a DeepSpeed
+    file that cannot be used.
 
-    >>> plan_for({"model_name_or_path": "DIR", "q_lora": True}, gpus=1, gpu_memory=24 * 2**30).fits  # doctest: +SKIP
+    >>> plan_for({"model_name_or_path": "DIR", "q_lora": True}, Machine(1, 1, 24 * 2**30)).fits  # doctest: +SKIP
     True
     """
-    run = run_of(settings, machine_of(**machine))
+    run = run_of(settings, machine)
     return estimate(replace(run, lora=lora and run.lora, attention=attention or run.attention))
 
 
 def run_of(settings: Settings, machine: Machine, architecture: Architecture | None = None) -> Run:
     """The run that settings describe; `architecture` saves reading the model's files again."""
     s: dict[str, Any] = {name: default for name, (_, default, _) in TRAINING.items()}
-    more = ("model_size", "full_finetuning", "chunked_head")
+    more = ("model_size", "full_finetuning")
     s |= {name: settings[name] for name in (*s, *more) if name in settings}
     shape = architecture or _architecture(s)
     lora = not s.get("full_finetuning", False)
@@ -101,10 +107,18 @@ def run_of(settings: Settings, machine: Machine, architecture: Architecture | No
         gradient_accumulation_steps=int(s["gradient_accumulation_steps"]),
         gradient_checkpointing=bool(s["gradient_checkpointing"]),
         packing=bool(s["packing"]),
-        attention="flash_attention_2" if s["flash_attn"] else "sdpa" if shape.family.sdpa else "eager",
+        attention=_kernel(bool(s["flash_attn"]), shape, machine),
         optim=str(getattr(s["optim"], "value", s["optim"])),
-        chunked_head=bool(s.get("chunked_head", True)),
+        chunked_head=bool(s["chunked_head"]),
     )
+
+
+def _kernel(flash: bool, shape: Architecture, machine: Machine) -> str:
+    """FlashAttention falls back on torch's kernels on a CPU, and here where the package is missing."""
+    elsewhere = not machine.gpu_name
+    if flash and not machine.on_cpu and (elsewhere or flash_attention_installed()):
+        return "flash_attention_2"
+    return "sdpa" if shape.family.sdpa else "eager"
 
 
 def machine_of(
@@ -112,13 +126,16 @@ def machine_of(
     hosts: int = 1,
     gpu_memory: int | None = None,
     cpu_memory: int | None = None,
+    on_cpu: bool = False,
 ) -> Machine:
     """The machine: what is given, and what is found here for the rest.
 
     The memory of this host counts only when the GPUs are this host's: somebody who describes GPUs on a machine that
-    has none is asking about another machine.
+    has none is asking about another machine. `on_cpu`: `gpus` counts the processes that train on the processor.
     """
-    found = detect_gpus()
+    if on_cpu:
+        return Machine(gpus or 1, hosts, None, cpu_memory or detect_cpu_memory(), on_cpu=True)
+    found = detect_gpus()[:gpus]
     named = found[0].name if found and gpu_memory is None else ""
     memory = min((gpu.memory for gpu in found), default=None) if gpu_memory is None else gpu_memory
     number = gpus if gpus is not None else max(1, len(found))
@@ -128,6 +145,12 @@ def machine_of(
     return Machine(number, hosts, memory, cpu_memory, named)
 
 
+def machine_asked(flags: Mapping[str, Any]) -> Machine:
+    """The machine that the planner's flags describe; what they leave out is found here."""
+    given = {name: flags[name] for name in ("gpus", "hosts", "gpu_memory", "cpu_memory")}
+    return machine_of(**given, on_cpu=flags["use_cpu"])
+
+
 def flash_attention_installed() -> bool:
     """Whether the flash-attn package is there; without it `--flash_attn` falls back to torch's kernels."""
     return importlib.util.find_spec("flash_attn") is not None
@@ -135,10 +158,17 @@ def flash_attention_installed() -> bool:
 
 @dataclass(frozen=True)
 class Measured:
-    """A prediction beside what was measured, for metrics.jsonl and training.json. Bytes, and their difference."""
+    """A prediction beside what was measured, for metrics.jsonl and training.json. Bytes, and their difference.
+
+    On a GPU `measured` is what the tensors took at most (`torch.cuda.max_memory_allocated`), which is what is
+    predicted, so a difference of more than a tenth is a mistake of the plan and warned of. On a CPU it is what the
+    process grew by, with the workspace of kernels, freed memory that the C library keeps and whatever else Python
+    makes in the meantime: for small models that outweighs the tensors, so nothing is concluded from it.
+    """
 
     predicted: int
     measured: int
+    on_cpu: bool = False
 
     @property
     def off_by(self) -> float:
@@ -147,7 +177,7 @@ class Measured:
 
     @property
     def surprising(self) -> bool:
-        return abs(self.off_by) > OFF_BY
+        return abs(self.off_by) > OFF_BY and not self.on_cpu
 
     def record(self) -> dict[str, Any]:
         """{"memory_predicted": bytes, "memory_measured": bytes, "memory_off_by": share}"""
@@ -156,15 +186,12 @@ class Measured:
 
     def line(self) -> str:
         """What is logged; starts with "warning:" where the prediction was off by more than a tenth."""
-        from fastchat.plan.units import human
-
+        if self.on_cpu:
+            return (
+                f"peak memory: a process grew by {human(self.measured)}, {human(self.predicted)} of tensors predicted"
+            )
         text = f"peak memory {human(self.measured)} per GPU, {human(self.predicted)} predicted ({self.off_by:+.0%})"
         return f"warning: {text}; the plan is wrong for this run" if self.surprising else text
-
-
-def compare_with_measured(plan: Plan, measured: int) -> Measured:
-    """The plan beside `torch.cuda.max_memory_allocated()` of a process that has made at least one whole step."""
-    return Measured(plan.allocated, measured)
 
 
 def _architecture(settings: dict[str, Any]) -> Architecture:

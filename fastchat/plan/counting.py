@@ -26,8 +26,8 @@ class Counts:
     weights: int
     trained: int  # number of trained parameters
     saved: int  # distinct tensors that autograd keeps at the end of the forward pass, weights not counted
-    peak: int  # everything alive at once, at most, beyond weights and gradients of earlier steps
-    gradients: int
+    peak: int = 0  # everything alive at once, at most, beyond weights and gradients of earlier steps
+    gradients: int = 0
 
 
 def count(
@@ -37,20 +37,24 @@ def count(
     length: int,
     dtype: str = "bfloat16",
     lora: dict[str, Any] | None = None,
+    q_lora: bool = False,
     adapter_dtype: str = "bfloat16",
     autocast: bool = False,
     checkpointing: bool = False,
     head: str = "none",
+    backward: bool = True,
 ) -> Counts:
     """Runs the causal LM of `config` (a transformers config) on a [batch, length] input.
 
-    `lora`: arguments of peft's LoraConfig; None trains everything. `adapter_dtype`: of its weights. `head`: "none" sums
-    the hidden states, "logits" computes the plain float32 loss of all positions.
+    `lora`: arguments of peft's LoraConfig; None trains everything. `q_lora`: the base is nf4, by
+    bitsandbytes' own layers. `adapter_dtype`: of its weights. `head`: "none" sums
+    the hidden states, "logits" computes the plain float32 loss of all positions. `backward`: False stops behind
+    the forward pass, which takes a third of the time; peak and gradients are not counted then.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    model = _build(config, dtype, lora)
+    model = _build(config, dtype, lora, q_lora)
     with as_on_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True):
         _give_storage(model, getattr(torch, adapter_dtype) if lora else None)
         if checkpointing:
@@ -67,6 +71,10 @@ def count(
                 return hidden if head == "none" else base.lm_head(hidden)
 
         saved = saved_bytes(model, forward)
+        if not backward:
+            tensors = list(model.parameters())
+            trained = sum(p.numel() for p in tensors if p.requires_grad)
+            return Counts(sum(p.nbytes for p in tensors), trained, saved)
         return _peak(model, forward, saved, _loss if head == "logits" else torch.sum)
 
 
@@ -78,7 +86,7 @@ def _loss(logits: Any) -> Any:
     return torch.nn.functional.cross_entropy(flat, torch.zeros(len(flat), dtype=torch.int64), reduction="sum")
 
 
-def _build(config: Any, dtype: str, lora: dict[str, Any] | None) -> Any:
+def _build(config: Any, dtype: str, lora: dict[str, Any] | None, q_lora: bool) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -91,7 +99,43 @@ def _build(config: Any, dtype: str, lora: dict[str, Any] | None) -> Any:
         from peft import LoraConfig, get_peft_model
 
         model.requires_grad_(False)
+        if q_lora:
+            _quantise(model, getattr(torch, dtype))
         return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora), autocast_adapter_dtype=False)
+
+
+def _quantise(model: Any, dtype: Any) -> None:
+    """Puts bitsandbytes' nf4 layers into all decoder layers, as loading a quantised model does."""
+    import torch
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for name, layer in list(model.model.layers.named_modules()):
+        if isinstance(layer, torch.nn.Linear):
+            sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+            quantised = Linear4bit(*sizes, compute_dtype=dtype, quant_type="nf4", device="meta")
+            model.model.layers.set_submodule(name, quantised.requires_grad_(False))
+    model.is_loaded_in_4bit = True
+
+
+def _nf4_weight(layer: Any) -> Any:
+    """The stored weight of one nf4 layer: half a byte per number, and the scales that its kernels read."""
+    import torch
+    from bitsandbytes.functional import QuantState
+
+    number = layer.in_features * layer.out_features
+    nested = QuantState(torch.empty(-(-number // 64 // 256)), code=torch.empty(256), blocksize=256, dtype=torch.float32)
+    weight = torch.nn.Parameter(torch.empty(number // 2, 1, dtype=torch.uint8), requires_grad=False)
+    weight.quant_state = QuantState(  # pyright: ignore[reportAttributeAccessIssue]
+        torch.empty(number // 64, dtype=torch.uint8),
+        shape=torch.Size((layer.out_features, layer.in_features)),
+        code=torch.empty(16),
+        blocksize=64,
+        quant_type="nf4",
+        dtype=layer.compute_dtype,
+        offset=torch.empty(()),
+        state2=nested,
+    )
+    return weight
 
 
 def _give_storage(model: Any, adapter_dtype: Any) -> None:
@@ -100,8 +144,11 @@ def _give_storage(model: Any, adapter_dtype: Any) -> None:
 
     made: dict[int, Any] = {}
     for module in model.modules():
+        quantised = type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes")
         for name, p in list(module._parameters.items()):
-            if p is not None:
+            if quantised and name == "weight":
+                module._parameters[name] = _nf4_weight(module)
+            elif p is not None:
                 if id(p) not in made:
                     dtype = adapter_dtype if adapter_dtype is not None and p.requires_grad else p.dtype
                     made[id(p)] = torch.nn.Parameter(torch.empty(p.shape, dtype=dtype), requires_grad=p.requires_grad)

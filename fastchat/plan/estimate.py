@@ -37,7 +37,7 @@ class Plan:
     zero_buffers: int
     reserve: int
     overlap: int
-    allocated: int  # what torch.cuda.max_memory_allocated should show
+    allocated: int  # what torch.cuda.max_memory_allocated should show; on a CPU, what the process should grow by
     loss_alone: int
     peak_at: str  # one of the moments in `moments_of`
     host_weights: int
@@ -59,7 +59,7 @@ class Plan:
     @property
     def gpu_fits(self) -> bool | None:
         limit = self.run.machine.gpu_memory
-        return None if limit is None else self.total <= limit
+        return None if limit is None or self.run.machine.on_cpu else self.total <= limit
 
     @property
     def host_fits(self) -> bool | None:
@@ -68,7 +68,9 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """None where the GPU's memory is not known."""
+        """None where the GPU's memory is not known (the host's, on a CPU)."""
+        if self.run.machine.on_cpu:
+            return self.host_fits
         if self.gpu_fits is None:
             return None
         return self.gpu_fits and self.host_fits is not False
@@ -84,8 +86,9 @@ def estimate(run: Run) -> Plan:
     on_top = max(0, acts.kept + loss - acts.saved)
     rest = allocated - standing - states.gradients - acts.saved - on_top
     matrix = min(acts.dequantised, max(rest, 0)) if at == "backward" else 0
-    outside = CONTEXT + (NCCL if run.machine.gpus > 1 else 0) + math.ceil(FRAGMENTATION * allocated)
+    outside = cuda_of(run) + math.ceil(FRAGMENTATION * allocated)
     processes = run.machine.gpus_per_host
+    own = PROCESS + (allocated + outside if run.machine.on_cpu else 0)
     return Plan(
         run=run,
         weights=states.weights,
@@ -103,8 +106,15 @@ def estimate(run: Run) -> Plan:
         host_weights=processes * states.host_weights,
         host_gradients=processes * states.host_gradients,
         host_optimizer=processes * states.host_optimizer,
-        host_processes=processes * PROCESS,
+        host_processes=processes * own,
     )
+
+
+def cuda_of(run: Run) -> int:
+    """What CUDA and NCCL take of a GPU beside the tensors."""
+    if run.machine.on_cpu:
+        return 0
+    return CONTEXT + (NCCL if run.machine.gpus > 1 else 0)
 
 
 def moments_of(run: Run, states: States, acts: Activations, loss: int) -> dict[str, int]:

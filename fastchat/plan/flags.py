@@ -33,14 +33,15 @@ TRAINING: dict[str, tuple[type, Any, str]] = {
     "gradient_accumulation_steps": (int, 1, "microbatches per step"),
     "gradient_checkpointing": (bool, False, "recompute activations in the backward pass"),
     "packing": (bool, False, "several dialogues in one row: no padding, no mask"),
+    "chunked_head": (bool, True, "False: the loss is computed from all logits at once"),
     "optim": (str, "adamw_torch", "the optimizer"),
+    "use_cpu": (bool, False, "train on the processor: processes share the host's memory"),
     "cache_dir": (str, None, "where hub models are kept"),
 }
 # What only the planner has.
 PLANNING: dict[str, tuple[type, Any, str]] = {
     "model_size": (str, None, "7b, 13b or 70b: the Llama-2 of that size, when there is no model folder yet"),
     "full_finetuning": (bool, False, "train all weights (train.py) instead of an adapter"),
-    "chunked_head": (bool, True, "False: the loss is computed from all logits at once"),
     "gpus": (int, None, "number of GPUs, of all hosts (default: those found)"),
     "hosts": (int, 1, "number of machines"),
     "gpu_memory": (str, None, "memory of one GPU, such as 24GiB (default: what nvidia-smi says)"),
@@ -56,10 +57,12 @@ ALIASES = {  # the names in people's scripts, as the training commands take them
     "activation_checkpointing": "gradient_checkpointing",
     "torch_dtype": "dtype",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "no_cuda": "use_cpu",
     "num_gpus": "gpus",
 }
 # Training flags that do not change memory. A test compares this list with the training commands' own.
 _SKIPPED = """
+    plan val_set_size
     rope_scaling_type rope_scaling_factor padding_side trust_remote_code data_path eval_data_path conv_template
     conv_template_file lazy_preprocess overlong on_bad_row train_on output_dir num_train_epochs max_steps learning_rate
     lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay adam_beta1 adam_beta2 adam_epsilon
@@ -68,12 +71,13 @@ _SKIPPED = """
     include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name eval_strategy
     evaluation_strategy eval_steps eval_delay per_device_eval_batch_size per_gpu_eval_batch_size eval_on_start
     save_only_model save_strategy save_steps save_total_limit load_best_model_at_end metric_for_best_model
-    greater_is_better full_determinism seed data_seed use_cpu no_cuda dataloader_drop_last dataloader_num_workers
+    greater_is_better full_determinism seed data_seed dataloader_drop_last dataloader_num_workers
     dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
     train_sampling_strategy group_by_length ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
     ddp_static_graph ddp_backend ddp_timeout do_train do_eval overwrite_output_dir lora_alpha
     resume_from_checkpoint resume_weights_only log_samples on_nonfinite local_rank"""
 SKIPPED = frozenset(_SKIPPED.split())
+LORA_ONLY = frozenset(name for name in (*TRAINING, *SKIPPED) if name.startswith(("lora_", "q_lora")))
 _OPTIONS = {**TRAINING, **PLANNING}
 
 
@@ -112,6 +116,7 @@ def _from_words(words: list[str]) -> dict[str, Any]:
             following.append(words[at])
             at += 1
         if name in SKIPPED:
+            found[name] = value or following  # only that it was given counts
             continue
         if negated and (glued or following):
             raise SettingsError(f"{word} takes no value")
@@ -127,6 +132,7 @@ def _from_recipe(path: str) -> dict[str, Any]:
     for key, value in content.items():
         name, negated = _canonical(str(key))
         if name in SKIPPED:
+            found[name] = value
             continue
         if negated:
             raise SettingsError(f"recipe {path}: {key} is no setting")

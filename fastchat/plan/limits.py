@@ -14,14 +14,14 @@ LARGEST_CONTEXT = 1 << 22
 
 def largest_microbatch(run: Run) -> int | None:
     """The largest `--per_device_train_batch_size` that fits; 0 when not even 1 does, None without a known limit."""
-    if run.machine.gpu_memory is None:
+    if not run.machine.limit_known:
         return None
     return _largest(lambda n: _fits(replace(run, per_device_train_batch_size=n)), LARGEST_MICROBATCH)
 
 
 def largest_context(run: Run) -> int | None:
     """The largest `--model_max_length` that fits at this microbatch; 0 and None as above."""
-    if run.machine.gpu_memory is None:
+    if not run.machine.limit_known:
         return None
     return _largest(lambda n: _fits(replace(run, model_max_length=n)), LARGEST_CONTEXT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,7 +197,7 @@ def launch_line(recommendation: Recommendation, path: Path) -> str:
     """The command that runs a recipe."""
     machine = recommendation.wanted.machine
     return (
-        f"deepspeed --num_gpus {machine.gpus_per_host} fastchat/train/train_lora.py {path} "
+        f"deepspeed --num_gpus {machine.gpus_per_host} fastchat/train/train_lora.py {shlex.quote(str(path))} "
         "--data_path DATA.json --output_dir OUTPUT"
     )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fastchat.plan.activations import layer_bytes
-from fastchat.plan.estimate import CONTEXT, NCCL, Plan
+from fastchat.plan.estimate import PROCESS, Plan, cuda_of
 from fastchat.plan.limits import largest_context, largest_microbatch
 from fastchat.plan.optimizers import optimizer_of
-from fastchat.plan.run import Run
+from fastchat.plan.run import Machine, Run
 from fastchat.plan.units import human
 
 _WIDTH = 24
+_NO_GPU = "no GPU was found: --gpu_memory 24GiB"
 
 
 def as_json(plan: Plan, *, limits: bool = True) -> dict[str, Any]:
@@ -77,7 +78,8 @@ def describe(run: Run) -> str:
 def engine(run: Run) -> str:
     """What divides the work between GPUs."""
     if run.zero is None:
-        return "one GPU" if run.machine.gpus == 1 else "DDP"
+        alone = "one process" if run.machine.on_cpu else "one GPU"
+        return alone if run.machine.gpus == 1 else "DDP"
     places = (("optimizer", run.zero.offload_optimizer), ("weights", run.zero.offload_params))
     offloads = [name for name, offloaded in places if offloaded]
     return f"ZeRO-{run.zero.stage}" + (f" ({' and '.join(offloads)} on the host)" if offloads else "")
@@ -85,10 +87,18 @@ def engine(run: Run) -> str:
 
 def short_line(plan: Plan) -> str:
     """What a run prints before it starts."""
-    limit = plan.run.machine.gpu_memory
-    parts = f"weights {human(plan.weights)}, activations {human(plan.activations)}, loss {human(plan.loss)}"
-    line = f"memory: {human(plan.total)} per GPU expected ({parts})"
-    return line + (f" of {human(limit)}" if limit is not None else "")
+    run, machine = plan.run, plan.run.machine
+    sizes = {"weights": plan.weights, "gradients and optimizer": plan.gradients + plan.optimizer}
+    sizes |= {"activations": plan.activations, "loss": plan.loss}
+    parts = ", ".join(f"{name} {human(size)}" for name, size in sizes.items())
+    per, limit = ("GPU", machine.gpu_memory) if not machine.on_cpu else ("process on the CPU", None)
+    line = f"memory expected: {human(plan.total)} per {per}"
+    line += f" of {human(limit)}" if limit is not None else ""
+    if machine.on_cpu or plan.host_total > machine.gpus_per_host * PROCESS:
+        line += f", {human(plan.host_total)} per host"
+        line += f" of {human(machine.cpu_memory)}" if machine.cpu_memory is not None else ""
+    notes = "".join(f"; {note}" for note in run.architecture.notes)
+    return f"{line} ({parts}; {describe(run)}, {run.attention}, {_processors(machine)}){notes}"
 
 
 def as_lines(plan: Plan) -> list[str]:
@@ -96,8 +106,8 @@ def as_lines(plan: Plan) -> list[str]:
     run, machine = plan.run, plan.run.machine
     a = run.architecture
     lines = [
-        f"{a.name}: {a.parameters / 1e9:.2f} B parameters, {run.trained / 1e6:,.1f} M trained",
-        f"{describe(run)}; {machine.gpus} GPU{'s' if machine.gpus > 1 else ''}{_name(plan)}",
+        f"{a.name}: {_number(a.parameters)} parameters, {_number(run.trained)} trained",
+        f"{describe(run)}; {_processors(machine)}",
         "",
     ]
     lines += [f"  {name:<{_WIDTH}}{human(size):>10}   {note}".rstrip() for name, size, note in _rows(plan)]
@@ -106,15 +116,21 @@ def as_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _name(plan: Plan) -> str:
-    name = plan.run.machine.gpu_name
-    return f" ({name})" if name else ""
+def _number(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.{1 if count >= 1e6 else 3}f} M"
+
+
+def _processors(machine: Machine) -> str:
+    many = "s" if machine.gpus > 1 else ""
+    if machine.on_cpu:
+        return f"{machine.gpus} process{'es' if many else ''} on the CPU"
+    return f"{machine.gpus} GPU{many}" + (f" ({machine.gpu_name})" if machine.gpu_name else "")
 
 
 def _rows(plan: Plan) -> list[tuple[str, int, str]]:
     run = plan.run
     checkpointed = run.gradient_checkpointing
-    outside = CONTEXT + (NCCL if run.machine.gpus > 1 else 0)
+    cuda = f"CUDA {human(cuda_of(run))}, " if cuda_of(run) else ""
     loss = "the head runs on chunks of positions" if run.chunked_head else "all logits at once"
     if checkpointed and plan.loss < plan.loss_alone:
         loss += f"; {human(plan.loss_alone)} alone, mostly where a layer is recomputed later"
@@ -126,13 +142,14 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
         ("loss", plan.loss, loss),
         ("quantisation overhead", plan.quantisation_overhead, "scales, one matrix in 16 bits" if run.q_lora else ""),
         ("ZeRO buffers" if run.zero else "DDP buckets", plan.zero_buffers, ""),
-        ("reserve", plan.reserve, f"CUDA {human(outside)}, fragmentation, temporary tensors; an estimate"),
+        ("reserve", plan.reserve, f"{cuda}fragmentation, temporary tensors; an estimate"),
     ]
     if plan.overlap:
         rows.append(("not at the same time", plan.overlap, "gradients grow while activations go"))
-    rows.append(("per GPU", plan.total, _of(plan.run.machine.gpu_memory)))
+    each = "per process" if run.machine.on_cpu else "per GPU"
+    rows.append((each, plan.total, "" if run.machine.on_cpu else _of(run.machine.gpu_memory)))
     rows.append(("per host", plan.host_total, _host(plan)))
-    return [row for row in rows if row[1] or row[0] in ("weights", "per GPU", "per host")]
+    return [row for row in rows if row[1] or row[0] == "weights"]
 
 
 def _of(limit: int | None) -> str:
@@ -157,7 +174,8 @@ def _host(plan: Plan) -> str:
 def _verdict(plan: Plan) -> list[str]:
     run = plan.run
     if plan.fits is None:
-        return ["no GPU was found: --gpu_memory 24GiB says what there is, and this says whether it fits"]
+        short = "the host's memory is not known: --cpu_memory 64GiB" if run.machine.on_cpu else _NO_GPU
+        return [f"{short} says what there is, and this says whether it fits"]
     batch, context = largest_microbatch(run), largest_context(run)
     lines = ["fits" if plan.fits else f"does NOT fit: {why_not(plan)}"]
     if batch:

@@ -22,11 +22,17 @@ class Machine:
     hosts: int = 1
     gpu_memory: int | None = None
     cpu_memory: int | None = None
-    gpu_name: str = ""
+    gpu_name: str = ""  # where the GPUs are this machine's own
+    on_cpu: bool = False  # trained on the processor: `gpus` counts processes, and they share the host's memory
 
     @property
     def gpus_per_host(self) -> int:
         return -(-self.gpus // self.hosts)
+
+    @property
+    def limit_known(self) -> bool:
+        """Whether it can be said at all if something fits."""
+        return (self.cpu_memory if self.on_cpu else self.gpu_memory) is not None
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,13 @@ class Run:
     def adapter_bytes(self) -> int:
         """Of the adapter's weights: float32, except that DeepSpeed makes 16-bit working copies."""
         return 2 if self.zero is not None and self.half else 4
+
+    @cached_property
+    def dropout_mask_bytes(self) -> int:
+        """Of one number's mask: GPUs have a kernel that keeps a byte, a CPU keeps the factor, in the input's dtype."""
+        if not self.machine.on_cpu:
+            return 1
+        return self.compute_bytes if self.autocast and self.q_lora else self.adapter_bytes
 
     @property
     def trained_bytes(self) -> int:

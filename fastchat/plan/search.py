@@ -16,35 +16,41 @@ from fastchat.plan.zero import read_zero
 
 @dataclass(frozen=True)
 class Engine:
-    """A DeepSpeed configuration in playground/: its file, and the part that decides memory (a test compares them)."""
+    """A DeepSpeed configuration in playground/, which has one file for LoRA and one for full fine-tuning, and the part
+    of it that decides memory (a test compares them)."""
 
-    file: str
+    lora_file: str
+    full_file: str
     zero: dict[str, Any]
 
-    @property
-    def path(self) -> str:
+    def path(self, lora: bool) -> str:
         """Where the file is, in this checkout."""
-        return str(Path(__file__).resolve().parents[2] / "playground" / self.file)
+        return str(Path(__file__).resolve().parents[2] / "playground" / (self.lora_file if lora else self.full_file))
+
+    def config(self, lora: bool) -> dict[str, Any]:
+        """Full fine-tuning sums its gradients in float32: 16 bits lose the small ones."""
+        return {"zero_optimization": self.zero} | ({} if lora else {"data_types": {"grad_accum_dtype": "fp32"}})
 
 
 def _zero(stage: int, *offloaded: str) -> dict[str, Any]:
     common = {"stage": stage, "overlap_comm": True, "reduce_bucket_size": "auto"}
     auto = ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold") if stage == 3 else ()
     blocks = {f"offload_{what}": {"device": "cpu", "pin_memory": True} for what in offloaded}
-    return {"zero_optimization": {**common, **dict.fromkeys(auto, "auto"), **blocks}}
+    return {**common, **dict.fromkeys(auto, "auto"), **blocks}
 
 
-ENGINES = (  # for LoRA; each is slower than the one before it
-    Engine("deepspeed_config_lora_s2.json", _zero(2)),
-    Engine("deepspeed_config_lora_s2_offload.json", _zero(2, "optimizer")),
-    Engine("deepspeed_config_lora_s3_no_offload.json", _zero(3)),
-    Engine("deepspeed_config_lora_s3.json", _zero(3, "optimizer", "param")),
+_NAME = "deepspeed_config_"
+ENGINES = (  # each is slower than the one before it
+    Engine(_NAME + "lora_s2.json", _NAME + "s2.json", _zero(2)),
+    Engine(_NAME + "lora_s2_offload.json", _NAME + "s2_offload.json", _zero(2, "optimizer")),
+    Engine(_NAME + "lora_s3_no_offload.json", _NAME + "s3.json", _zero(3)),
+    Engine(_NAME + "lora_s3.json", _NAME + "s3_offload.json", _zero(3, "optimizer", "param")),
 )
 
 
 def on_engine(run: Run, engine: Engine) -> Run:
     """`run` with that DeepSpeed configuration."""
-    zero = replace(read_zero(engine.zero, run.architecture.hidden), path=engine.path)
+    zero = replace(read_zero(engine.config(run.lora), run.architecture.hidden), path=engine.path(run.lora))
     return replace(run, zero=zero)
 
 
@@ -148,7 +154,7 @@ def neighbours(run: Run) -> Iterator[tuple[str, Run]]:
         yield "with checkpointing", replace(run, gradient_checkpointing=True)
     if run.lora:
         yield ("LoRA instead of QLoRA" if run.q_lora else "QLoRA instead of LoRA"), replace(run, q_lora=not run.q_lora)
-    at = next((i for i, engine in enumerate(ENGINES) if run.zero and engine.path == run.zero.path), None)
+    at = next((i for i, engine in enumerate(ENGINES) if run.zero and engine.path(run.lora) == run.zero.path), None)
     if at is not None:
         for other in (at - 1, at + 1):
             if 0 <= other < len(ENGINES):
@@ -174,60 +180,3 @@ def rejected(best: Choice) -> list[tuple[str, str]]:
             slower = f"about {ratio:.2f}x as long" if ratio >= 1.005 else "no faster"
             reasons.append((change, f"fits ({human(plan.total)}), {slower}"))
     return reasons
-
-
-# ---- advice ----
-
-
-def advice_after_oom(plan: Plan, limit: int | None = None) -> str:
-    """One message for a run that ran out of GPU memory: which settings fit, least slowdown first.
-
-    `limit`: bytes of one GPU, where the plan does not know them. A plan that said "fits" was too low, so what is
-    suggested must fit with as much room as it was wrong by.
-    """
-    run = plan.run
-    limit = limit or run.machine.gpu_memory
-    if limit is None:
-        return _blind_advice(run)
-    too_low = max(1.05, 1.05 * limit / plan.total)
-    machine = replace(run.machine, gpu_memory=int(limit / too_low))
-    start = replace(run, machine=machine, chunked_head=True)
-    candidates = [with_batch(start, batch) for batch in batches(run)]
-    candidates += [replace(c, gradient_checkpointing=True) for c in candidates]
-    if run.lora and not run.q_lora:
-        candidates += [replace(c, q_lora=True) for c in candidates]
-    engines = [on_engine(c, engine) for engine in ENGINES[2:] for c in candidates] if run.lora else []
-    fits = sorted((c for c in (*candidates, *engines) if estimate(c).fits and c != run), key=slowdown)
-    head = f"out of GPU memory: {describe(run)} needs about {human(plan.total)} of {human(limit)}"
-    if not fits:
-        return f"{head}; nothing smaller fits either: use more GPUs, a smaller model or a shorter --model_max_length"
-    lines = dict.fromkeys(_difference(run, choice) for choice in fits)
-    return f"{head}; what fits, fastest first: " + "; or ".join(list(lines)[:3])
-
-
-def _difference(old: Run, new: Run) -> str:
-    """The flags that turn one run into the other."""
-    flags = []
-    if new.per_device_train_batch_size != old.per_device_train_batch_size:
-        flags.append(f"--per_device_train_batch_size {new.per_device_train_batch_size}")
-        flags.append(f"--gradient_accumulation_steps {new.gradient_accumulation_steps}")
-    if new.gradient_checkpointing and not old.gradient_checkpointing:
-        flags.append("--gradient_checkpointing True")
-    if new.q_lora and not old.q_lora:
-        flags.append("--q_lora True")
-    if new.zero != old.zero and new.zero is not None:
-        flags.append(f"--deepspeed {new.zero.path}")
-    return " ".join(flags) or "--chunked_head True"
-
-
-def _blind_advice(run: Run) -> str:
-    flags = []
-    if run.per_device_train_batch_size > 1:
-        micro, accumulation = keep_global_batch(run, run.per_device_train_batch_size // 2)
-        flags.append(f"--per_device_train_batch_size {micro} --gradient_accumulation_steps {accumulation}")
-    if not run.gradient_checkpointing:
-        flags.append("--gradient_checkpointing True")
-    if run.lora and not run.q_lora:
-        flags.append("--q_lora True")
-    flags.append(f"a --model_max_length below {run.model_max_length}")
-    return f"out of memory with {describe(run)}; lower it with " + ", or ".join(flags)

@@ -69,9 +69,16 @@ def _plain(run: Run) -> States:
         optimizer=state - paged,
         buffers=buckets,
         loading=0,
-        stepping=optimizer.copies * run.trained * run.trained_bytes,
+        stepping=_stepping(run, optimizer),
         host_optimizer=paged,
     )
+
+
+def _stepping(run: Run, optimizer: Optimizer) -> int:
+    """Copies made during the step: on a GPU of all parameters at once, on a CPU two of one parameter at a time."""
+    if run.machine.on_cpu:
+        return 2 * _largest_trained(run) * run.trained_bytes if optimizer.copies else 0
+    return optimizer.copies * run.trained * run.trained_bytes
 
 
 # ---- ZeRO-1 and ZeRO-2 (and DeepSpeed without ZeRO, stage 0) ----
@@ -88,7 +95,8 @@ def _zero12(run: Run) -> States:
     state, paged = _state(run, optimizer, mine, 4)
     master = 4 * mine  # a float32 copy of this process's part, also where the weights are float32
     # ZeRO-2 keeps this process's part of the gradients; ZeRO-1 all of them until the step.
-    gradients = half * (mine if zero.stage == 2 else p)
+    wide = zero.accumulates_in or half
+    gradients = wide * (mine if zero.stage == 2 else p)
     if not zero.offload_optimizer:
         stepping = 4 * mine + optimizer.copies * 4 * mine  # the part's gradients in float32, and the optimizer's own
         return States(
@@ -103,7 +111,7 @@ def _zero12(run: Run) -> States:
         )
     # Offloaded: gradients leave the GPU through a buffer as large as the largest parameter. On the host: float32
     # weights, two moments and gradients, the 16-bit copy that travels back, and 16-bit gradients while accumulating.
-    accumulated = half * mine if run.gradient_accumulation_steps > 1 else 0
+    accumulated = wide * mine if run.gradient_accumulation_steps > 1 else 0
     return States(
         weights=base + trained_weights(run),
         scales=scales,
@@ -145,7 +153,7 @@ def _zero3(run: Run) -> States:
     part = math.ceil(everything / n)
     optimizer = optimizer_of(run.optim)
     state, paged = _state(run, optimizer, mine, 4)
-    gradients = run.trained_bytes * mine
+    gradients = (zero.accumulates_in or run.trained_bytes) * mine
     gathered = _gathered(run, everything)
     group = min(zero.sub_group, mine)
     return States(
@@ -193,7 +201,8 @@ def _state(run: Run, optimizer: Optimizer, parameters: int, parameter_bytes: int
             sides = sum(2 * run.lora_r + linear.inputs + linear.outputs for linear in run.adapted)
         else:
             sides = sum(linear.inputs + linear.outputs for linear in a.layer_linears)
-        return 4 * a.num_layers * sides, 0
+        tables = 0 if run.lora else (a.vocab + a.hidden) * (1 if a.tied else 2) + a.norm_elements + a.bias_elements
+        return 4 * (a.num_layers * sides + tables), 0
     if optimizer.bytes_each is not None and optimizer.bytes_each < 2 and run.zero is None and not run.lora:
         # bitsandbytes keeps 32 bits for embeddings (transformers overrides them), norms and biases
         small = a.embedding_elements + a.norm_elements + a.bias_elements

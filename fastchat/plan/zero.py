@@ -16,6 +16,7 @@ _LIVE_PARAMETERS = 1_000_000_000
 _PREFETCH = 50_000_000
 _PERSISTENCE = 100_000
 _SUB_GROUP = 1_000_000_000
+_ACCUMULATION = {"fp32": 4, "bf16": 2, "bfp16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Zero:
     prefetch: int = _PREFETCH  # ZeRO-3: and so many are fetched ahead
     persistence: int = _PERSISTENCE  # ZeRO-3: smaller parameters stay gathered
     sub_group: int = _SUB_GROUP  # ZeRO-3: the optimizer steps in groups of this size
+    accumulates_in: int | None = None  # bytes per accumulated gradient; None: as wide as the weights
     half: bool | None = None  # bf16 or fp16 switched on (True) or off (False) in the file; None follows the flags
     path: str = ""
 
@@ -69,6 +71,7 @@ def read_zero(given: str | Mapping[str, Any], hidden: int) -> Zero:
         prefetch=size("stage3_prefetch_bucket_size", _PREFETCH, int(0.9 * hidden * hidden)),
         persistence=size("stage3_param_persistence_threshold", _PERSISTENCE, 10 * hidden),
         sub_group=size("sub_group_size", _SUB_GROUP, _SUB_GROUP),
+        accumulates_in=_accumulation(config, path),
         half=_half(config),
         path=path,
     )
@@ -77,6 +80,16 @@ def read_zero(given: str | Mapping[str, Any], hidden: int) -> Zero:
 def _offloads(zero: Mapping[str, Any], block: str) -> bool:
     entry = zero.get(block) or {}
     return isinstance(entry, Mapping) and entry.get("device", "none") != "none"
+
+
+def _accumulation(config: Mapping[str, Any], path: str) -> int | None:
+    """Bytes of `data_types.grad_accum_dtype`."""
+    name = (config.get("data_types") or {}).get("grad_accum_dtype")
+    if name is None:
+        return None
+    if name not in _ACCUMULATION:
+        raise SettingsError(f"--deepspeed {path}: data_types.grad_accum_dtype is {name!r}; it can be fp32, bf16, fp16")
+    return _ACCUMULATION[name]
 
 
 def _half(config: Mapping[str, Any]) -> bool | None:

@@ -3,6 +3,7 @@
 train_lora.py, train.py   what people run: LoRA, and full fine-tuning
 recipe.py                 the run, top to bottom
 prepare.py                tokenizer, template, data; base model and adapter
+planning.py, memory.py    what memory it will need, and what it needed
 record.py                 what the run really used, for training.json
 
 arguments.py              every setting, its default, and the names that older scripts use

@@ -248,6 +248,10 @@ _CONVERTERS: tuple[tuple[type, Callable[[Any, str], Any]], ...] = ((bool, _bool)
 def help_text(options: Sequence[Option], command: str) -> str:
     """What `--help` prints: every setting with its default and one line."""
     lines = [f"usage: {command} [RECIPE.yaml] [--setting value ...]", ""]
+    lines += [
+        "  --plan",
+        "        only say what memory these settings need (also of --gpus 8 --gpu_memory 24GiB; --json)",
+    ]
     for option in options:
         lines.append(f"  --{option.name} (default {option.default!r})")
         if option.help:

@@ -89,14 +89,21 @@ def prepare_rope(settings: Settings, config: Any) -> RopeChoice | None:
     return rope
 
 
+def attention_for(settings: Settings, config: Any) -> tuple[str, str]:
+    """(the attention kernel that this run loads with, the line that says why)."""
+    training, asked = settings.training, _weights_dtype(settings)
+    half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
+    runs_in = half or (asked if isinstance(asked, torch.dtype) else config.get_text_config().dtype)
+    return choose_attention(settings.model.flash_attn, config=config, dtype=runs_in, device=training.device)
+
+
 def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> tuple[Any, torch.dtype]:
     """(the model to train, the dtype its base was loaded as). With LoRA the base is frozen and has its adapter."""
     model, training, lora = settings.model, settings.training, settings.lora
     quantized = lora is not None and lora.q_lora
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
     dtype = _weights_dtype(settings)
-    runs_in = half or (dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype)
-    attention, line = choose_attention(model.flash_attn, config=config, dtype=runs_in, device=training.device)
+    attention, line = attention_for(settings, config)
     say(line)
     bars = transformers.utils.logging
     (bars.disable_progress_bar if training.disable_tqdm or rank() else bars.enable_progress_bar)()

@@ -31,11 +31,13 @@ from fastchat.train.beginning import (
 )
 from fastchat.train.callbacks import MetricsFile, SamplesFile, number
 from fastchat.train.checkpointing import StopCallback
-from fastchat.train.prepare import prepare_model, prepare_rope, prepare_text, read_data
+from fastchat.train.memory import MemoryWatch
+from fastchat.train.planning import advice, announce
+from fastchat.train.prepare import attention_for, prepare_model, prepare_rope, prepare_text, read_data
 from fastchat.train.processes import known_processes, rank, together
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.settings import Settings
-from fastchat.train.status import RunStatus, end_with_dead_peer
+from fastchat.train.status import LESS_MEMORY, RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.tokens import share
 from fastchat.train.trainer import ChatTrainer
@@ -53,6 +55,8 @@ def train(settings: Settings, status: RunStatus) -> None:
     base = base_name(str(settings.model.model_name_or_path))
     first(lambda: check_adapters_base(settings, base))
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
+    plan = announce(settings, attention_for(settings, config)[0])
+    status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = prepare_rope(settings, config)
     corpora = read_data(settings, bound)
     identity = first(lambda: identify(settings, config, base, tokenizer, bound, corpora["train"]))
@@ -60,11 +64,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     resume = decide(settings, identity)
     if resume.finished:
         return
+    memory = MemoryWatch(plan, training.device)
     model, weights_dtype = prepare_model(settings, config, rope)
     trainable, total = count_parameters(model)
     if not trainable:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
-    run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, identity)
+    run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, memory, identity)
 
     together(lambda: status.claim(output_dir))
     first(lambda: clear_folder(output_dir, resume))
@@ -80,6 +85,8 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     record = make_record(run, trainer)
     say(used_line(record))
+    if memory.found is not None:
+        say(memory.found.line())
     record.metrics = measured(trainer, result.metrics)
     with disk_errors(output_dir, trainer.plan.result_bytes, "result"):
         save(run, record, trainer, str(output_dir))
@@ -113,6 +120,7 @@ def make_trainer(run: Run, model: Any) -> ChatTrainer:
         on_nonfinite=settings.training.on_nonfinite,
         write_weights=write_weights,
         dummy_token=run.pad_token_id,
+        memory=run.memory,
         train_lengths=dataset.lengths if grouped else None,
     )
     if settings.data.log_samples:

@@ -15,6 +15,7 @@ from fastchat.data.binding import BoundEncoder
 from fastchat.model.attention import used_attention
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.model.rope import RopeChoice
+from fastchat.train.memory import MemoryWatch
 from fastchat.train.processes import world_size
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
@@ -40,13 +41,14 @@ class RunRecord(TrainingRecord):
 
     optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
     compute in (`dtype` is what the weights were loaded as); deepspeed: the configuration that DeepSpeed really got,
-    None without it.
+    None without it; memory: the measured peak beside the planned one (`MemoryWatch.record`), None where unknown.
     """
 
     optimizer: str | None = None
     device: str | None = None
     compute_dtype: str | None = None
     deepspeed: dict[str, Any] | None = field(default=None)
+    memory: dict[str, Any] | None = field(default=None)
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Run:
     rope: RopeChoice | None
     weights_dtype: torch.dtype  # as loaded; DeepSpeed casts its own copy
     corpora: dict[str, Corpus]
+    memory: MemoryWatch
     identity: Identity | None = None
 
 
@@ -89,6 +92,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
         trainable_parameters=trainable,
         fingerprints=run.identity.fingerprints if run.identity else {},
         deepspeed=trainer.deepspeed_settings(),
+        memory=trainer.memory.record(),
     )
 
 

@@ -50,6 +50,7 @@ class RunStatus:
     def __init__(self, output_dir: str | Path | None = None) -> None:
         self.folder = Path(output_dir).expanduser() if output_dir else None
         self.claimed = False
+        self.advise: Callable[[], str] = lambda: LESS_MEMORY  # a run that was planned knows better
         self._lock: FolderLock | None = None
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
@@ -199,7 +200,7 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
     try:
         body(status)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with a code and a message
-        code, kind, message = describe(error)
+        code, kind, message = describe(error, status.advise)
         message = without_secrets(message)
         if code == EXIT_DONE:
             return code
@@ -224,8 +225,8 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
     return EXIT_DONE
 
 
-def describe(error: BaseException) -> tuple[int, str, str]:
-    """(exit code, status, message) of whatever ended a run."""
+def describe(error: BaseException, advise: Callable[[], str]) -> tuple[int, str, str]:
+    """(exit code, status, message) of whatever ended a run. `advise` says what to do where memory was short."""
     if isinstance(error, Preempted):
         return error.exit_code, "preempted", str(error)
     if isinstance(error, UserError):
@@ -236,9 +237,9 @@ def describe(error: BaseException) -> tuple[int, str, str]:
         code = error.code if isinstance(error.code, int) else EXIT_DONE if error.code is None else EXIT_BUG
         return code, "failed" if code else "done", str(error)
     if lost_another_process(error):
-        return EXIT_RESOURCE, "failed", lost_line(STOPPING.dead_peers(patience_s=3.0))
+        return EXIT_RESOURCE, "failed", lost_line(STOPPING.dead_peers(patience_s=3.0), advise)
     if is_out_of_memory(error):
-        return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {LESS_MEMORY}"
+        return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {advise()}"
     if isinstance(error, OSError) and error.errno in FULL:
         where = error.filename or "--output_dir"
         return EXIT_RESOURCE, "failed", f"the disk is full: {where}; what was saved before is kept"
@@ -265,10 +266,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and any(word in text for word in words)
 
 
-def lost_line(dead: str) -> str:
+def lost_line(dead: str, advise: Callable[[], str]) -> str:
     """What is said when a process of the run does not answer: `dead` names those known to be gone."""
     if dead:
-        return f"{dead} ended without a word (killed, perhaps for memory: {LESS_MEMORY})"
+        return f"{dead} ended without a word (killed, perhaps for memory: {advise()})"
     return "another process of this run did not answer within --ddp_timeout, or ended without a word"
 
 
@@ -277,8 +278,9 @@ def end_with_dead_peer(status: RunStatus, dead: str) -> NoReturn:
     code = status.ended_by_another()
     if code is None:
         code = EXIT_RESOURCE
-        print(f"error: {lost_line(dead)}", file=sys.stderr, flush=True)
-        status.end(code, "failed", lost_line(dead))
+        line = lost_line(dead, status.advise)
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        status.end(code, "failed", line)
     os._exit(code)
 
 

@@ -4,7 +4,8 @@
     torchrun --nproc_per_node 2 -m fastchat.train.train recipe.yaml --learning_rate 1e-4
     python -m fastchat.train.train recipe.yaml
 
-All three take the same flags and give the same result. `--help` lists the settings.
+All three take the same flags and give the same result. `--help` lists the settings, `--plan` only says what memory
+they need.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = ROOT  # run by path: the package is importable, its modules are not importable as top-level ones
 
+from fastchat.train.planning import end_if_only_planned  # noqa: E402
 from fastchat.train.settings import find_output_dir, parse  # noqa: E402
 from fastchat.train.status import RunStatus, run_main  # noqa: E402
 
@@ -32,7 +34,7 @@ def run(words: Sequence[str], status: RunStatus) -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Trains and ends the process: exit codes are those of `fastchat.errors`."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = end_if_only_planned(sys.argv[1:] if argv is None else argv, lora=False)
     run_main(lambda status: run(words, status), find_output_dir(words))
 
 

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
 from fastchat.train.loss import count_tokens, loss_sum
+from fastchat.train.memory import MemoryWatch
 from fastchat.train.numerics import FiniteGuard, poison
 from fastchat.train.sampling import GlobalBatches, WithDummy
 
@@ -24,7 +25,8 @@ class ChatTrainer(CheckpointTrainer):
     """Trains on dialogues.
 
     Args, beside the Trainer's: `write_weights(trainer, folder)` saves what is trained, called in every process;
-    `train_lengths` one token count per dialogue, needed to group by length; `dummy_token` any valid token id.
+    `train_lengths` one token count per dialogue, needed to group by length; `dummy_token` any valid token id; `memory`
+    measures the run.
     """
 
     def __init__(
@@ -32,11 +34,14 @@ class ChatTrainer(CheckpointTrainer):
         *args: Any,
         write_weights: Callable[[ChatTrainer, str], None],
         dummy_token: int,
+        memory: MemoryWatch,
         on_nonfinite: str = "stop",
         train_lengths: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.memory = memory
+        self.add_callback(memory)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
         # Of this process, since the last log row; the loss stays on the device, so that no step waits for it.
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
@@ -126,6 +131,7 @@ class ChatTrainer(CheckpointTrainer):
         if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers have two modes
             optimizer.train()
         inputs = self._prepare_inputs(inputs)
+        self.memory.see(inputs["input_ids"])
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
@@ -145,12 +151,12 @@ class ChatTrainer(CheckpointTrainer):
             optimizer._is_overflow = not good  # then the schedule waits too, as it does under DeepSpeed
         return norm
 
-    def _total(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, on the CPU."""
+    def _total(self, numbers: torch.Tensor, by: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
+        """The sum (or what `by` says) over all processes, on the CPU."""
         if not dist.is_initialized() or self.args.world_size == 1:
             return numbers
         summed = numbers.to(self.args.device)
-        dist.all_reduce(summed)
+        dist.all_reduce(summed, op=by)
         return summed.cpu()
 
     # ---- what is logged ----
@@ -162,6 +168,8 @@ class ChatTrainer(CheckpointTrainer):
             self._run_sums += torch.tensor([loss, supervised, tokens], dtype=torch.float64)
             logs["loss"] = loss / supervised if supervised else float("nan")
             logs["num_tokens"], logs["num_supervised_tokens"] = int(tokens), int(supervised)
+        if "loss" in logs or "train_loss" in logs:
+            logs |= self.memory.agree(self._total(torch.tensor(self.memory.mine()), dist.ReduceOp.MAX).tolist())
         if "train_loss" in logs:
             self._run_sums += torch.tensor(self._drain(), dtype=torch.float64)
             loss, supervised, _ = self._run_sums.tolist()

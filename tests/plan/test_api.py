@@ -13,12 +13,10 @@ import pytest
 from fastchat.errors import SettingsError
 from fastchat.plan.api import (
     Machine,
-    advice_after_oom,
+    Measured,
     as_lines,
-    compare_with_measured,
     estimate,
     keep_global_batch,
-    largest_microbatch,
     plan_for,
     run_of,
     short_line,
@@ -39,7 +37,7 @@ SETTINGS = {
 
 def plan(gib: float = 24, **changed: Any) -> Any:
     settings: Any = SETTINGS | changed
-    return plan_for(settings, gpus=1, gpu_memory=round(gib * GIB), cpu_memory=64 * GIB)
+    return plan_for(settings, Machine(1, 1, round(gib * GIB), 64 * GIB))
 
 
 def test_settings_of_a_real_run(tmp_path: Path, tiny_model_dir: Any) -> None:
@@ -52,9 +50,9 @@ def test_settings_of_a_real_run(tmp_path: Path, tiny_model_dir: Any) -> None:
     options = options_of(all_arguments(True))
     words = ["--model_name_or_path", str(tiny_model_dir()), "--lora_r", "4", "--bf16", "True", "--optim", "sgd"]
     values = Values(options, {}, Reader(options, RENAMED, REMOVED, UNSUPPORTED).from_words(words))
-    found = plan_for(values, gpus=2, gpu_memory=GIB)
+    found = plan_for(values, Machine(2, 1, GIB))
     assert (found.run.lora_r, found.run.bf16, found.run.model_max_length, found.optimizer) == (4, True, 512, 0)
-    assert not plan_for(values, lora=False, gpus=2, gpu_memory=GIB).run.lora
+    assert not plan_for(values, Machine(2, 1, GIB), lora=False).run.lora
 
 
 def test_the_same_from_flags() -> None:
@@ -65,7 +63,8 @@ def test_the_same_from_flags() -> None:
 
 
 def test_short_line() -> None:
-    assert re.fullmatch(r"memory: [\d.]+ GiB per GPU expected \(weights .*, loss .*\) of 24.0 GiB", short_line(plan()))
+    line = r"memory expected: [\d.]+ GiB per GPU of 24.0 GiB \(weights .*, loss .*; QLoRA r8, one GPU, .* sdpa, 1 GPU\)"
+    assert re.fullmatch(line, short_line(plan()))
 
 
 def test_a_continued_adapter_brings_its_rank_and_layers(tmp_path: Path) -> None:
@@ -83,9 +82,9 @@ def test_an_unusable_adapter(tmp_path: Path, content: str) -> None:
 
 def test_measured_beside_predicted() -> None:
     p = plan()
-    close = compare_with_measured(p, round(p.allocated / 1.05))
+    close = Measured(p.allocated, round(p.allocated / 1.05))
     assert not close.surprising and not close.line().startswith("warning")
-    far = compare_with_measured(p, round(p.allocated / 1.2))
+    far = Measured(p.allocated, round(p.allocated / 1.2))
     assert far.surprising and far.line().startswith("warning") and "+20%" in far.line()
     assert far.record() == {
         "memory_predicted": p.allocated,
@@ -97,44 +96,6 @@ def test_measured_beside_predicted() -> None:
 @pytest.mark.parametrize(("limit", "pair"), [(16, (16, 2)), (12, (8, 4)), (1, (1, 32)), (100, (32, 1)), (0, (1, 32))])
 def test_keeping_the_global_batch(limit: int, pair: tuple[int, int]) -> None:
     assert keep_global_batch(plan().run, limit) == pair
-
-
-def test_the_documented_batch_of_7b_on_a_24_gib_card() -> None:
-    """Not without checkpointing: the largest that fits keeps the global batch."""
-    p = plan()
-    largest = largest_microbatch(p.run)
-    assert not p.fits and largest is not None and 1 <= largest < 16
-    micro, accumulation = keep_global_batch(p.run, largest)
-    assert micro * accumulation == 32
-    smaller = replace(p.run, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation)
-    assert estimate(smaller).fits
-
-
-def test_advice_after_running_out_of_memory() -> None:
-    p = plan()
-    advice = advice_after_oom(p)
-    assert "out of GPU memory" in advice and "what fits" in advice
-    flags = re.search(r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+)", advice)
-    assert flags and int(flags[1]) * int(flags[2]) == 32
-    assert "--gradient_checkpointing True" in advice
-
-
-def test_advice_leaves_room_when_the_plan_was_too_low() -> None:
-    """A run that fits on paper and still ran out needs settings that are smaller by more than a hair."""
-    p = plan(gradient_checkpointing=True)
-    assert p.fits
-    tight = plan(gib=p.total / GIB + 0.01, gradient_checkpointing=True)
-    advice = advice_after_oom(tight)
-    micro = int(re.search(r"--per_device_train_batch_size (\d+)", advice)[1])  # type: ignore[index]
-    assert micro < 16
-
-
-def test_advice_when_nothing_fits_or_nothing_is_known() -> None:
-    assert "nothing smaller fits" in advice_after_oom(plan(gib=2))
-    unknown = replace(plan().run, machine=Machine(1))
-    advice = advice_after_oom(estimate(unknown))
-    assert "--per_device_train_batch_size 8 --gradient_accumulation_steps 4" in advice
-    assert "--gradient_checkpointing True" in advice
 
 
 # ---- what must hold for every plan ----
@@ -178,7 +139,7 @@ def test_optimizer_states(optim: str, bytes_each: float) -> None:
 
 def test_paged_states_are_the_host_s() -> None:
     settings: Any = {"model_size": "7b", "full_finetuning": True, "optim": "paged_adamw_32bit"}
-    p = plan_for(settings, gpus=1, gpu_memory=80 * GIB)
+    p = plan_for(settings, Machine(1, 1, 80 * GIB))
     assert (p.optimizer, p.host_optimizer) == (0, 8 * p.run.trained)
 
 

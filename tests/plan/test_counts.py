@@ -31,6 +31,7 @@ class Case:
     batch: int = 2
     length: int = 256
     targets: tuple[str, ...] | None = None
+    q_lora: bool = False
 
     def run(self, architecture: Any) -> Run:
         """The same configuration for the planner. Stage 0 of DeepSpeed casts and partitions nothing."""
@@ -40,6 +41,7 @@ class Case:
             lora_r=self.r,
             lora_dropout=self.dropout,
             lora_target_modules=self.targets,
+            q_lora=self.q_lora,
             dtype=self.dtype,
             zero=None if self.autocast or not self.lora else Zero(stage=0),
             model_max_length=self.length,
@@ -49,7 +51,7 @@ class Case:
             chunked_head=False,
         )
 
-    def count(self, cfg: Any, run: Run, head: str = "none") -> Counts:
+    def count(self, cfg: Any, run: Run, head: str = "none", *, backward: bool = True) -> Counts:
         lora = None
         if self.lora:
             lora = {"r": self.r, "lora_dropout": self.dropout, "target_modules": [a.leaf for a in run.adapted]}
@@ -59,16 +61,18 @@ class Case:
             length=self.length,
             dtype=self.dtype,
             lora=lora,
+            q_lora=self.q_lora,
             adapter_dtype="float32" if self.autocast else "bfloat16",
             autocast=self.autocast,
             checkpointing=self.checkpointing,
             head=head,
+            backward=backward,
         )
 
 
-def compare(cfg: Any, case: Case, head: str = "none") -> tuple[Plan, Counts]:
+def compare(cfg: Any, case: Case, head: str = "none", *, backward: bool = False) -> tuple[Plan, Counts]:
     run = case.run(architecture_from_config(cfg.to_dict(), "test"))
-    return estimate(run), case.count(cfg, run, head)
+    return estimate(run), case.count(cfg, run, head, backward=backward)
 
 
 WAYS = {
@@ -87,8 +91,7 @@ WAYS = {
 def test_every_family(family: str, way: str) -> None:
     """Weights exactly; what is saved for the backward pass within 1 % (the tolerance promised is 10 %)."""
     case = replace(WAYS[way], targets=TARGETS.get(family))
-    cfg = config(family)
-    plan, counts = compare(cfg, case)
+    plan, counts = compare(config(family, num_hidden_layers=2), case)
     assert plan.weights == counts.weights
     assert plan.run.trained == counts.trained
     assert activations_of(plan.run).kept == pytest.approx(counts.saved, rel=0.01)
@@ -97,7 +100,7 @@ def test_every_family(family: str, way: str) -> None:
 @pytest.mark.parametrize("way", ["lora", "lora under autocast", "full"])
 def test_checkpointing_keeps_the_inputs_of_the_layers(way: str) -> None:
     case = replace(WAYS[way], checkpointing=True, length=1024)
-    plan, counts = compare(config("llama", num_hidden_layers=16), case)
+    plan, counts = compare(config("llama", num_hidden_layers=8), case)
     assert activations_of(plan.run).kept == pytest.approx(counts.saved, rel=0.02)
 
 
@@ -126,12 +129,12 @@ PEAKS = {
 def test_peak_of_forward_loss_and_backward(family: str, way: str) -> None:
     """Everything alive at once, with the plain loss: the real peak within 10 %."""
     case = replace(PEAKS[way], targets=TARGETS.get(family), length=1024, batch=1)
-    plan, counts = compare(config(family, num_hidden_layers=8, vocab_size=8000), case, head="logits")
+    if family == "gemma" and not case.lora:
+        pytest.skip("following every operation makes the sum of two tied gradients a new tensor, which it is not")
+    plan, counts = compare(config(family, num_hidden_layers=4, vocab_size=8000), case, head="logits", backward=True)
     run = plan.run
     moments = moments_of(run, states_of(run), activations_of(run), loss_of(run))
     peak = max(size for name, size in moments.items() if name not in ("step", "loading"))  # those were not executed
-    if plan.run.architecture.tied and not case.lora:
-        pytest.skip("following every operation makes the sum of two tied gradients a new tensor, which it is not")
     assert peak == pytest.approx(counts.peak, rel=0.10)
 
 
@@ -144,6 +147,8 @@ BIG = [
     ("7b", Case(lora=False, length=1024, checkpointing=True)),
     ("13b", Case(r=16, length=1024, batch=8)),
     ("13b", Case(r=64, length=2048, batch=1, checkpointing=True, autocast=True)),
+    ("7b", Case(r=8, length=1024, batch=4, q_lora=True)),
+    ("13b", Case(r=16, length=1024, batch=8, q_lora=True, checkpointing=True)),
 ]
 
 
@@ -153,7 +158,7 @@ def test_real_sizes(size: str, case: Case) -> None:
     """The promise: 5 % for weights, gradients and optimizer, 10 % for activations. Kept with room."""
     architecture = architecture_of_size(size)
     run = case.run(architecture)
-    plan, counts = estimate(run), case.count(llama(architecture), run)
+    plan, counts = estimate(run), case.count(llama(architecture), run, backward=case.checkpointing and case.lora)
     assert plan.weights == counts.weights
     per_number = 4 if case.autocast and case.lora else 2
     assert plan.run.trained == counts.trained
@@ -167,5 +172,5 @@ def test_real_sizes(size: str, case: Case) -> None:
         # plan adds both, because with accumulation both are there.
         acts = activations_of(run)
         inputs = acts.backward - layer_bytes(run)
-        peak = layer_bytes(run) + acts.temporary + max(inputs, states_of(run).gradients)
+        peak = layer_bytes(run) + acts.temporary + acts.dequantised + max(inputs, states_of(run).gradients)
         assert peak == pytest.approx(counts.peak, rel=0.05)

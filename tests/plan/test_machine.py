@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastchat.plan import machine
-from fastchat.plan.api import machine_of
+from fastchat.plan.api import Machine, estimate, largest_microbatch, machine_asked, machine_of, run_of
+from fastchat.plan.estimate import PROCESS
+from fastchat.plan.flags import read_flags
 from fastchat.plan.machine import Gpu, detect_cpu_memory, detect_gpus, visible_gpus
 from fastchat.plan.units import GIB, MIB
 
@@ -71,3 +74,32 @@ def test_another_machine_has_not_this_one_s_memory(monkeypatch: pytest.MonkeyPat
 
 def test_hosts_share_the_gpus() -> None:
     assert machine_of(gpus=16, hosts=2, gpu_memory=GIB, cpu_memory=GIB).gpus_per_host == 8
+
+
+def test_only_the_gpus_that_are_used_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastchat.plan.api.detect_gpus", lambda: [LARGE, SMALL])
+    assert machine_of(gpus=1).gpu_memory == LARGE.memory
+    assert machine_of(gpus=2).gpu_memory == SMALL.memory
+
+
+def test_on_a_cpu_the_processes_share_the_host() -> None:
+    """Whether it fits is a question of the host's memory, and CUDA takes nothing."""
+    words = ["--model_size", "7b", "--use_cpu", "True", "--gpus", "2", "--cpu_memory", "64GiB", "--lora_dropout", "0"]
+    one = estimate(run_of(read_flags(words), machine_asked(read_flags(words))))
+    assert one.gpu_fits is None and one.host_total == 2 * (one.total + PROCESS)
+    assert one.fits is (one.host_total <= 64 * GIB) is False
+    batch = largest_microbatch(one.run)
+    assert batch and estimate(replace(one.run, per_device_train_batch_size=batch)).fits
+    assert not estimate(replace(one.run, per_device_train_batch_size=batch + 1)).fits
+    gpu = estimate(replace(one.run, machine=Machine(2, 1, 24 * GIB)))
+    assert one.reserve < gpu.reserve
+
+
+def test_flash_attention_counts_here_only_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = read_flags(["--model_size", "7b", "--flash_attn", "True"])
+    kernels = []
+    for installed, machine_here in ((True, True), (False, True), (False, False)):
+        monkeypatch.setattr("fastchat.plan.api.flash_attention_installed", lambda answer=installed: answer)
+        name = "NVIDIA H100" if machine_here else ""
+        kernels.append(run_of(flags, Machine(1, 1, 80 * GIB, gpu_name=name)).attention)
+    assert kernels == ["flash_attention_2", "sdpa", "flash_attention_2"]

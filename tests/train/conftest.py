@@ -31,9 +31,15 @@ class Outcome:
         return json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
+        """metrics.jsonl"""
         text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The same without memory, which is the machine's and differs between two runs of one computation."""
+        return [{k: v for k, v in row.items() if not k.startswith("memory_")} for row in self.rows]
 
     @property
     def losses(self) -> list[float]:

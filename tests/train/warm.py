@@ -41,7 +41,8 @@ class Warm:
     def run(
         self, words: list[str], folder: Path, processes: int = 2, script: str = "train_lora", **env: str
     ) -> Outcome:
-        """The outcome of a run; its code is that of rank 0, `codes` has all."""
+        """The outcome of a run; its code is that of rank 0, `codes` has all. `script` may be another module with a
+        `main(words)`, by its full name."""
         assert self.process.stdin and self.process.stdout
         output = folder.with_suffix(".log")
         job = {"processes": processes, "script": script, "output": str(output), "environment": env}
@@ -101,7 +102,8 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
         from tests.train import trouble
 
         trouble.install()
-        importlib.import_module(f"fastchat.train.{job['script']}").main(job["words"])
+        script = job["script"] if "." in job["script"] else f"fastchat.train.{job['script']}"
+        importlib.import_module(script).main(job["words"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     except BaseException:  # noqa: BLE001

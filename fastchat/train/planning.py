@@ -1,0 +1,145 @@
+"""The plan of a run: printed alone with `--plan`, in short before every run, and as advice when memory ran out.
+
+Needs no torch, so `--plan` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastchat.errors import SettingsError, UserError, say
+from fastchat.plan.api import (
+    Machine,
+    Plan,
+    advice_after_oom,
+    detect_cpu_memory,
+    estimate,
+    machine_asked,
+    plan_for,
+    plan_lines,
+    run_of,
+    short_line,
+    warning_line,
+)
+from fastchat.plan.flags import LORA_ONLY, read_flags
+from fastchat.train.options import FALSE, TRUE, is_flag, read_yaml, split_recipe
+
+_PLANNERS_OWN = ("recommend", "largest", "recipes", "full_finetuning")
+
+
+def end_if_only_planned(argv: Sequence[str], *, lora: bool) -> list[str]:
+    """The words without `--plan`. Where it stands among them, prints the plan and ends the process instead.
+
+    Exit code 0, also when the answer is "does not fit"; 2 for settings that cannot be read. Nothing is loaded, and the
+    output folder is not looked at.
+    """
+    try:
+        asked, words = take_plan(argv)
+        if not asked:
+            return words
+        lines = answer(words, lora=lora)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(lines))
+    sys.exit(0)
+
+
+def take_plan(argv: Sequence[str]) -> tuple[bool, list[str]]:
+    """(whether `--plan` is on, the other words). It takes True or False like every other switch."""
+    asked, words = False, []
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        at += 1
+        name, glued, value = word.partition("=")
+        if name != "--plan":
+            words.append(word)
+            continue
+        if not glued and at < len(argv) and not is_flag(argv[at]):
+            value, at = argv[at], at + 1
+        if value.lower() not in TRUE | FALSE | {""}:
+            raise SettingsError(f"--plan is {value!r}, but True or False is expected")
+        asked = value.lower() not in FALSE
+    return asked, words
+
+
+def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
+    """The plan of a training command, and of no other settings: an unknown flag is an error here too.
+
+    The planner's `--gpus`, `--hosts`, `--gpu_memory`, `--cpu_memory` describe another machine, `--json` asks for one
+    object. Without them it is this machine, with as many GPUs as the command has processes.
+    """
+    recipe, words = split_recipe(argv)
+    if recipe is not None:
+        read_yaml(recipe)  # refuses what training refuses, such as a key given twice
+    flags = read_flags([*([recipe] if recipe else []), *words])
+    given = flags["given"]
+    if recipe is not None and flags["model_size"]:
+        flags["model_name_or_path"] = None  # the recipe's model need not be here yet
+    for name in _PLANNERS_OWN:
+        if name in given:
+            raise SettingsError(f"--{name} is no setting of this command; `python -m fastchat.plan --{name}` has it")
+    if not lora and (foreign := sorted(given & LORA_ONLY)):
+        raise SettingsError(f"--{foreign[0]} belongs to train_lora.py, not to full fine-tuning")
+    if "bf16" not in given:
+        flags["bf16"] = False  # the planner's own default is what everybody uses; this command's is not
+    if "gpus" not in given:
+        if not given & {"gpu_memory", "cpu_memory"}:
+            flags["cpu_memory"] = detect_cpu_memory()
+        flags["gpus"], flags["hosts"] = _launched()
+    flags["full_finetuning"] = not lora
+    return plan_lines(estimate(run_of(flags, machine_asked(flags))), as_object=flags["json"])
+
+
+def announce(settings: Any, attention: str) -> Plan | None:
+    """Says in one line what a run is expected to need, loudly where that is more than there is; the plan.
+
+    `settings`: the checked ones; `attention`: the kernel that was chosen. None, with a line, for a model that the
+    planner does not know: the run goes on all the same.
+    """
+    try:
+        plan = plan_for(
+            settings.values, _machine(settings.training.device), lora=settings.lora is not None, attention=attention
+        )
+    except UserError as error:
+        say(f"memory: not planned ({error})")
+        return None
+    say(short_line(plan))
+    warning = warning_line(plan)
+    if warning is not None:
+        say(warning)
+    return plan
+
+
+def advice(plan: Plan | None, otherwise: str) -> str:
+    """What to lower after running out of memory; `otherwise` where nothing was planned."""
+    return otherwise if plan is None else advice_after_oom(plan)
+
+
+def for_batch(plan: Plan, batch: int, length: int) -> Plan:
+    """The plan as if every microbatch were [batch, length]: what is to be compared with a run that saw such ones."""
+    return estimate(replace(plan.run, per_device_train_batch_size=batch, model_max_length=length))
+
+
+def _launched() -> tuple[int, int]:
+    """(processes, machines) of this command, as its launcher says."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size  # torchrun's name, deepspeed's
+    return size, max(1, size // int(here))
+
+
+def _machine(device: Any) -> Machine:
+    """What this run has, with the driver's word for the GPU's memory."""
+    processes, hosts = _launched()
+    memory = None
+    if device.type == "cuda":
+        import torch
+
+        memory = torch.cuda.get_device_properties(device).total_memory
+    return Machine(processes, hosts, memory, detect_cpu_memory(), on_cpu=device.type == "cpu")

@@ -1,0 +1,115 @@
+"""What is said where a run does not fit, or did not: settings that do, and that keep the global batch."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastchat.plan.api import (
+    Machine,
+    advice_after_oom,
+    estimate,
+    keep_global_batch,
+    largest_microbatch,
+    run_of,
+    warning_line,
+)
+from fastchat.plan.flags import read_flags
+from fastchat.plan.search import ENGINES
+from fastchat.plan.units import GIB
+from fastchat.plan.zero import read_zero
+from tests.plan.test_api import plan
+
+
+def test_the_documented_batch_of_7b_on_a_24_gib_card() -> None:
+    """Not without checkpointing: the largest that fits keeps the global batch."""
+    p = plan()
+    largest = largest_microbatch(p.run)
+    assert not p.fits and largest is not None and 1 <= largest < 16
+    micro, accumulation = keep_global_batch(p.run, largest)
+    assert micro * accumulation == 32
+    smaller = replace(p.run, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation)
+    assert estimate(smaller).fits
+
+
+def test_advice_after_running_out_of_memory() -> None:
+    p = plan()
+    advice = advice_after_oom(p)
+    assert "planned for QLoRA r8" in advice and "what does, fastest first" in advice
+    flags = re.search(r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+)", advice)
+    assert flags and int(flags[1]) * int(flags[2]) == 32
+    assert "--gradient_checkpointing True" in advice
+
+
+def test_advice_leaves_room_when_the_plan_was_too_low() -> None:
+    """A run that fits on paper and still ran out needs settings that are smaller by more than a hair."""
+    p = plan(gradient_checkpointing=True)
+    assert p.fits
+    tight = plan(gib=p.total / GIB + 0.01, gradient_checkpointing=True)
+    advice = advice_after_oom(tight)
+    micro = int(re.search(r"--per_device_train_batch_size (\d+)", advice)[1])  # type: ignore[index]
+    assert micro < 16
+
+
+def test_advice_when_nothing_fits_or_nothing_is_known() -> None:
+    assert "nothing smaller does either" in advice_after_oom(plan(gib=2))
+    unknown = replace(plan().run, machine=Machine(1))
+    advice = advice_after_oom(estimate(unknown))
+    assert "--per_device_train_batch_size 8 --gradient_accumulation_steps 4" in advice
+    assert "--gradient_checkpointing True" in advice
+
+
+# ---- loudly, before a run ----
+
+
+def test_no_warning_where_it_fits_or_nobody_knows() -> None:
+    assert warning_line(plan(gib=141)) is None
+    assert warning_line(estimate(replace(plan().run, machine=Machine(1)))) is None
+
+
+def test_the_warning_names_the_largest_microbatch_and_keeps_the_global_batch() -> None:
+    """48 GiB take 5 dialogues; 4 x 8 is the nearest below that divides 32."""
+    tight = plan(gib=48)
+    assert largest_microbatch(tight.run) == 5
+    line = warning_line(tight)
+    assert line is not None and line.startswith("WARNING: this will not fit: 128 GiB per GPU, 48.0 GiB there.")
+    assert "does: --per_device_train_batch_size 5 (--per_device_train_batch_size 4 --gradient_acc" in line
+    assert "--gradient_accumulation_steps 8 keeps the global batch)" in line
+
+
+def test_where_no_microbatch_fits_other_settings_are_named() -> None:
+    line = warning_line(plan(gib=16, q_lora=False))
+    assert line is not None and "No microbatch does with these settings; what does, fastest first:" in line
+    flags = line.split("first: ")[1].split("; or ")
+    for choice in flags:
+        found: Any = dict(re.findall(r"--(\w+) (\S+)", choice))
+        assert plan(gib=16, **({"q_lora": False} | found)).fits, choice  # every switch in it is switched on
+
+
+def test_full_fine_tuning_is_sent_to_its_own_configurations() -> None:
+    words = ["--model_size", "7b", "--full_finetuning", "--per_device_train_batch_size", "4"]
+    run = run_of(read_flags(words), Machine(8, 1, 24 * GIB, 512 * GIB))
+    advice = advice_after_oom(estimate(run))
+    (path, *_) = re.findall(r"--deepspeed ([^\s;]+)", advice)
+    assert Path(path).is_file() and "lora" not in Path(path).name
+    assert json.loads(Path(path).read_text())["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.lora_file)
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_engines_are_the_files_in_playground(engine: Any, lora: bool) -> None:
+    file = Path(engine.path(lora))
+    assert replace(read_zero(str(file), 4096), path="") == read_zero(engine.config(lora), 4096)
+
+
+def test_gradients_summed_in_float32_take_twice_the_room() -> None:
+    sizes = []
+    for types in ({}, {"data_types": {"grad_accum_dtype": "fp32"}}):
+        config: Any = {"zero_optimization": {"stage": 3}, **types}
+        sizes.append(plan(full_finetuning=True, q_lora=False, deepspeed=config).gradients)
+    assert sizes[1] == 2 * sizes[0]

@@ -1,0 +1,187 @@
+"""`--plan`, what a run says of its memory before it starts, what it records of it, and what it says when it ran out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastchat.errors import SettingsError
+from fastchat.train import planning
+from fastchat.train.planning import answer, take_plan
+from tests.builders import chat_rows, write_rows
+from tests.train.flags import Train, ok
+
+GIB = 2**30
+NO_TORCH = """
+import runpy, sys
+try:
+    runpy.run_module("fastchat.train.{script}", run_name="__main__")
+finally:
+    heavy = {{"torch", "transformers", "numpy", "peft", "deepspeed"}} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+@pytest.fixture
+def plan_only(repository: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`plan_only("train_lora", ...)`: the real command in a process of its own, which must not load torch."""
+
+    def run(script: str, *words: str, **environment: str) -> Any:
+        code = NO_TORCH.format(script=script)
+        return subprocess.run(
+            [sys.executable, "-c", code, *words],
+            env=os.environ | {"PYTHONPATH": str(repository), **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+# ---- --plan ----
+
+
+def test_plan_answers_without_torch_and_touches_nothing(
+    plan_only: Callable[..., Any], tmp_path: Path, tiny_model_dir: Any
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model_name_or_path: {tiny_model_dir()}\noutput_dir: {tmp_path / 'out'}\nlora_r: 4\n")
+    before = sorted(tmp_path.rglob("*"))
+    run = plan_only("train_lora", str(recipe), "--plan", "--gpu_memory", "24GiB", "--json", "--lora_r", "2")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    adapted = 2 * 2 * (4 * (32 + 32) - 2 * 16 + 3 * (32 + 64))  # rank 2 over two layers
+    assert found["trained_parameters"] == adapted and found["fits"] is True and found["gpus"] == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    full = plan_only("train", str(recipe).replace("recipe", "full"), "--plan")
+    assert full.returncode == 2 and "cannot be read" in full.stderr
+
+
+def test_plan_of_full_fine_tuning(plan_only: Callable[..., Any], tmp_path: Path) -> None:
+    run = plan_only("train", "--model_size", "7b", "--plan", "True", "--output_dir", str(tmp_path / "out"))
+    assert run.returncode == 0 and "full fine-tuning" in run.stdout and not (tmp_path / "out").exists()
+
+
+def test_only_the_first_process_answers(plan_only: Callable[..., Any]) -> None:
+    words = ("--model_size", "7b", "--plan", "--json")
+    launched = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    first = plan_only("train_lora", *words, "--local_rank=0", RANK="0", **launched)
+    assert json.loads(first.stdout)["gpus"] == 8 and json.loads(first.stdout)["host_processes"] == 4 * 2 * GIB
+    assert plan_only("train_lora", *words, RANK="3", **launched).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "lora", "message"),
+    [
+        (["--model_size", "7b", "--lora_rank", "8"], True, r"--lora_rank is no setting .*--lora_r"),
+        (["--model_size", "7b", "--recommend"], True, r"`python -m fastchat.plan --recommend` has it"),
+        (["--model_size", "7b", "--lora_alpha", "8"], False, r"--lora_alpha belongs to train_lora.py"),
+        (["--model_size", "7b", "--q_lora", "True"], False, r"--q_lora belongs to train_lora.py"),
+        (["--model_name_or_path", "/nowhere"], True, r"no such folder"),
+        ([], True, r"no model"),
+    ],
+)
+def test_mistakes_stay_mistakes(words: list[str], lora: bool, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        answer(words, lora=lora)
+
+
+def test_a_recipe_that_training_refuses_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("lora_r: 8\nlora_r: 16\n")
+    with pytest.raises(SettingsError, match="given twice"):
+        answer([str(tmp_path / "r.yaml")], lora=True)
+
+
+def test_precision_is_the_commands_own() -> None:
+    """Without --bf16 training computes in float32; the planner alone assumes bf16."""
+    words = ["--model_size", "7b", "--dtype", "float32", "--json", "--gpu_memory", "80GiB"]
+    wide, half = (json.loads(answer([*words, *more], lora=True)[0]) for more in ([], ["--bf16", "True"]))
+    assert wide["weights"] == half["weights"] and wide["activations"] > 1.2 * half["activations"]
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "rest"),
+    [
+        (["--plan"], True, []),
+        (["a.yaml", "--plan", "--lora_r", "8"], True, ["a.yaml", "--lora_r", "8"]),
+        (["--plan", "True", "--x", "--plan=False"], False, ["--x"]),
+        (["--planned", "x"], False, ["--planned", "x"]),
+    ],
+)
+def test_the_switch_is_taken_out(words: list[str], asked: bool, rest: list[str]) -> None:
+    assert take_plan(words) == (asked, rest)
+    with pytest.raises(SettingsError, match="--plan is 'maybe'"):
+        take_plan(["--plan", "maybe"])
+
+
+# ---- before, during and after a run ----
+
+
+def test_a_run_says_what_it_expects_and_records_what_it_measured(train: Train) -> None:
+    outcome = ok(train("--lora_r", "4", "--model_max_length", "256", "--max_steps", "3"))
+    (line,) = (line for line in outcome.err.splitlines() if line.startswith("memory expected: "))
+    assert "per process on the CPU" in line and "LoRA r4, one process, microbatch 4 x 256 tokens" in line
+    assert line.endswith("sdpa, 1 process on the CPU)")
+    memory = outcome.record["memory"]
+    assert memory["measured_as"] == "growth of the resident memory"
+    assert memory["memory_measured"] > 0 and memory["memory_predicted"] > 0
+    batch, length = memory["largest_batch"]
+    assert batch == 4 and 50 < length <= 256, "the prediction is for what was really seen"
+    rows = outcome.rows
+    assert [row["memory_predicted"] for row in rows][-1] == memory["memory_predicted"]
+    peaks = [row["memory_measured"] for row in rows]
+    assert peaks == sorted(peaks) and peaks[-1] <= memory["memory_measured"]
+    assert "peak memory: a process grew by" in outcome.err and "warning: peak" not in outcome.err
+
+
+def test_a_model_that_the_planner_does_not_know_is_trained_all_the_same(
+    train: Train, tiny_model_dir: Any, data_files: tuple[Path, Path]
+) -> None:
+    model = tiny_model_dir("mixtral", num_local_experts=2, num_experts_per_tok=1)
+    base = ["--model_name_or_path", str(model), "--data_path", str(data_files[0]), "--max_steps", "1"]
+    outcome = ok(train("--lora_target_modules", "q_proj", "--disable_tqdm", "True", base=base))
+    assert re.search(r"memory: not planned \(.*mixture of experts", outcome.err)
+    assert outcome.record["memory"] is None and "memory_predicted" not in outcome.rows[0]
+    assert outcome.rows[0]["memory_measured"] > 0
+
+
+def test_what_does_not_fit_is_said_loudly_and_tried(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--gradient_accumulation_steps", "1", "--model_max_length", "512")
+    monkeypatch.setattr(planning, "detect_cpu_memory", lambda: 2 * GIB + 24 * 2**20)
+    outcome = ok(train(*flags))
+    warning = next(line for line in outcome.err.splitlines() if line.startswith("WARNING: this will not fit"))
+    found = re.search(r"does: --per_device_train_batch_size (\d)", warning)
+    assert found and 1 <= int(found[1]) < 4 and "keeps the global batch" in warning
+    monkeypatch.setattr(planning, "detect_cpu_memory", lambda: GIB)
+    assert "nothing smaller does either" in ok(train(*flags, name="again")).err
+
+
+def test_running_out_of_memory_says_what_fits(train: Train, tmp_path: Path, model_dir: Path) -> None:
+    """Really: the process may take 150 MiB more than it has, and a batch of long dialogues needs several times that."""
+    data = write_rows(tmp_path / "long.json", chat_rows(64, rounds=40))
+    words = ["--model_name_or_path", str(model_dir), "--data_path", str(data), "--max_steps", "1"]
+    words += ["--per_device_train_batch_size", "64", "--gradient_accumulation_steps", "1", "--model_max_length", "512"]
+    ok(train("--max_steps", "1"))  # everything is imported
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20, limits[1]))
+        outcome = train("--disable_tqdm", "True", base=words, name="full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert outcome.code == 6, outcome.err
+    assert "planned for LoRA r8, one process, microbatch 64 x 512 tokens" in outcome.err
+    smaller = re.search(r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+)", outcome.err)
+    assert smaller and int(smaller[1]) * int(smaller[2]) == 64 and int(smaller[1]) < 64
+    assert outcome.status["exit_code"] == 6
