@@ -26,7 +26,7 @@ from fastchat.plan.api import (
     warning_line,
 )
 from fastchat.plan.flags import LORA_ONLY, read_flags
-from fastchat.train.options import FALSE, TRUE, is_flag, read_yaml, split_recipe
+from fastchat.train.options import FALSE, TRUE, is_flag, split_recipe
 
 _PLANNERS_OWN = ("recommend", "largest", "recipes", "full_finetuning")
 
@@ -76,8 +76,6 @@ def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
     object. Without them it is this machine, with as many GPUs as the command has processes.
     """
     recipe, words = split_recipe(argv)
-    if recipe is not None:
-        read_yaml(recipe)  # refuses what training refuses, such as a key given twice
     flags = read_flags([*([recipe] if recipe else []), *words])
     given = flags["given"]
     if recipe is not None and flags["model_size"]:
