@@ -96,7 +96,9 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
     dtype = _weights_dtype(settings)
     runs_in = half or (dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype)
-    attention, line = choose_attention(model.flash_attn, config=config, dtype=runs_in, device=training.device)
+    attention, line = choose_attention(
+        model.flash_attn, config=config, dtype=runs_in, device=training.device, packing=settings.data.packing
+    )
     say(line)
     bars = transformers.utils.logging
     (bars.disable_progress_bar if training.disable_tqdm or rank() else bars.enable_progress_bar)()

@@ -12,6 +12,7 @@ import torch
 
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.packing import Packs
 from fastchat.model.attention import used_attention
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.model.rope import RopeChoice
@@ -40,13 +41,14 @@ class RunRecord(TrainingRecord):
 
     optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
     compute in (`dtype` is what the weights were loaded as); deepspeed: the configuration that DeepSpeed really got,
-    None without it.
+    None without it; packing: how many dialogues stand in how many packs, by data set, None without it.
     """
 
     optimizer: str | None = None
     device: str | None = None
     compute_dtype: str | None = None
     deepspeed: dict[str, Any] | None = field(default=None)
+    packing: dict[str, Any] | None = None
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Run:
     rope: RopeChoice | None
     weights_dtype: torch.dtype  # as loaded; DeepSpeed casts its own copy
     corpora: dict[str, Corpus]
+    packs: dict[str, Packs] = field(default_factory=dict)  # by data set; empty without --packing
     identity: Identity | None = None
 
 
@@ -89,6 +92,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
         trainable_parameters=trainable,
         fingerprints=run.identity.fingerprints if run.identity else {},
         deepspeed=trainer.deepspeed_settings(),
+        packing=trainer.packing(),
     )
 
 
