@@ -51,10 +51,13 @@ class PackingReport:
     @property
     def line(self) -> str:
         """The one line a run prints."""
-        return (
-            f"packing verified on {self.num_dialogues} dialogues in {self.num_packs} packs: loss off by "
-            f"{self.loss_error:.1e}, gradient by {self.gradient_error:.1e} (allowed: {self.tolerance:.0e})"
-        )
+        return f"packing verified on {self.num_dialogues} dialogues in {self.num_packs} packs: {self.numbers}"
+
+    @property
+    def numbers(self) -> str:
+        """How far off, and what is allowed."""
+        errors = f"loss off by {self.loss_error:.1e}, gradient by {self.gradient_error:.1e}"
+        return f"{errors} (allowed: {self.tolerance:.0e})"
 
 
 def check_no_leak(model: Any, *, vocab_size: int, flat: bool = False, length: int = 32) -> float:

@@ -25,7 +25,7 @@ from fastchat.train.record import Run
 from fastchat.train.settings import Settings
 from fastchat.train.tokens import Corpus
 
-_VERIFIED = 32  # dialogues that --verify_packing compares, at most
+_VERIFIED = 16  # dialogues that --verify_packing compares, at most
 
 
 def check_config(settings: Settings, config: Any, rope: RopeChoice | None) -> None:
@@ -99,8 +99,8 @@ def check_model(run: Run, model: Any) -> None:
     def verdict() -> None:
         if not report.exact:
             raise SettingsError(
-                f"--verify_packing: {report.line}. Packed training would not be unpacked training: leave --packing "
-                "out for this model, or look for the cause with --dtype float32 and without --bf16 and --fp16"
+                f"--verify_packing: {report.numbers}. Packed training of this model would not be unpacked training: "
+                "leave --packing out, or look for the cause with --dtype float32 and without --bf16 and --fp16"
             )
 
     together(verdict)
