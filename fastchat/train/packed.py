@@ -117,7 +117,7 @@ def _to_compare(packed: PackedDataset) -> list[Any]:
 
 @contextmanager
 def _as_in_training(run: Run, model: Any) -> Iterator[torch.dtype]:
-    """The device and the precision that training will compute in; gives that precision."""
+    """The device and the precision that training will compute in; gives the dtype that rounds as much."""
     training, config = run.settings.training, run.settings.deepspeed_config
     partitioned = config is not None and stage_of(config) == 3
     if not partitioned and model.device.type != training.device.type:
@@ -125,4 +125,5 @@ def _as_in_training(run: Run, model: Any) -> Iterator[torch.dtype]:
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
     mixed = half is not None and (config is None or run.weights_dtype != half)  # DeepSpeed casts the weights instead
     with torch.autocast(training.device.type, dtype=half, enabled=mixed):
-        yield half or run.weights_dtype
+        computing = half or run.weights_dtype
+        yield torch.float16 if training.tf32 and computing == torch.float32 else computing  # both keep 10 bits
