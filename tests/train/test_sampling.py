@@ -88,12 +88,13 @@ def test_ranks_get_equal_work_also_at_the_end_of_an_epoch(world: int) -> None:
     assert packs.fill > 0.99
     kwargs = {"micro": 4, "accumulation": 2, "world_size": world, "seed": 1}
     ranks = [list(GlobalBatches(len(packs), rank=rank, **kwargs)) for rank in range(world)]
+    uneven = 0
     for micro in zip(*ranks, strict=True):
         counts = [sum(i != DUMMY for i in mine) for mine in micro]
         assert max(counts) - min(counts) <= 1
         tokens = [packs.num_tokens[mine].sum() for mine in micro]
-        if min(counts) == max(counts):
-            assert min(tokens) > 0.9 * max(tokens)
+        uneven += min(counts) == max(counts) and min(tokens) < 0.99 * max(tokens)
+    assert uneven <= 1, "only the one pack that nothing was left for"
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
