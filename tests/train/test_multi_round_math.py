@@ -79,7 +79,8 @@ def run_under_zero3(data: Path, base: Path, folder: Path, *flags: str) -> Outcom
     return outcome
 
 
-def check_result(outcome: Outcome, question: str) -> None:
+def check_result(outcome: Outcome, data: Path) -> str:
+    """Asserts what every run must show; gives what the reloaded model answers to the first question."""
     from transformers import AutoModelForCausalLM
 
     record = outcome.record
@@ -94,16 +95,13 @@ def check_result(outcome: Outcome, question: str) -> None:
     tokenizer = _tokenizer(outcome.folder)
     stop = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     assert stop in model.generation_config.eos_token_id
+    question = json.loads(data.read_text(encoding="utf-8").splitlines()[0])["messages"][0]["content"]
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     written = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert len(written) > 0
-    first = tokenizer.decode(written)
-    assert first.startswith(OPENING), first
-
-
-OPENING = "We compute"
+    return tokenizer.decode(written)
 
 
 @pytest.mark.launch
@@ -113,4 +111,15 @@ def test_the_whole_run_under_zero3(gemma: Path, math_file: Path, tmp_path: Path)
         *("--model_max_length", "512", "--verify_packing", "True"),
     )  # fmt: skip
     assert outcome.err.count("packing verified on") == 1
-    check_result(outcome, json.loads(math_file.read_text().splitlines()[0])["messages"][0]["content"])
+    assert check_result(outcome, math_file).startswith("We compute"), "as every first answer of the data begins"
+
+
+@pytest.mark.launch
+def test_the_same_on_real_data(shared: Path, gemma: Path, tmp_path: Path) -> None:
+    rows = (shared / "data" / "gsm8k_multiturn.jsonl").read_text(encoding="utf-8").splitlines()[:64]
+    data = tmp_path / "gsm8k.jsonl"
+    data.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    flags = ["--per_device_train_batch_size", "1", "--max_steps", "30", "--model_max_length", "1536"]
+    outcome = run_under_zero3(data, gemma, tmp_path / "out", *flags)
+    assert outcome.record["packing"]["train"]["fill"] > 0.9
+    check_result(outcome, data)
