@@ -19,13 +19,13 @@ from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
 from tests.train.launches import launch
 
-SETTINGS = ["--optim", "adamw_torch", "--learning_rate", "3e-3", "--warmup_steps", "2", "--bf16", "False"]
+SETTINGS = ["--optim", "adamw_torch", "--learning_rate", "1e-2", "--warmup_steps", "5", "--bf16", "False"]
 SETTINGS += ["--gradient_accumulation_steps", "1", "--save_strategy", "no", "--disable_tqdm", "True"]
 
 
 @pytest.fixture(scope="module")
 def gemma(tiny_model_dir: Callable[..., Path]) -> Path:
-    return tiny_model_dir("gemma", "gemma", tied=True, max_positions=8192)
+    return tiny_model_dir("gemma", "gemma", tied=True, max_positions=8192, hidden=64)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def check_result(outcome: Outcome, data: Path) -> str:
 @pytest.mark.launch
 def test_the_whole_run_under_zero3(gemma: Path, math_file: Path, tmp_path: Path) -> None:
     outcome = run_under_zero3(
-        math_file, gemma, tmp_path / "out", *("--per_device_train_batch_size", "1", "--max_steps", "40"),
+        math_file, gemma, tmp_path / "out", *("--per_device_train_batch_size", "1", "--max_steps", "60"),
         *("--model_max_length", "512", "--verify_packing", "True"),
     )  # fmt: skip
     assert outcome.err.count("packing verified on") == 1
@@ -119,7 +119,7 @@ def test_the_same_on_real_data(shared: Path, gemma: Path, tmp_path: Path) -> Non
     rows = (shared / "data" / "gsm8k_multiturn.jsonl").read_text(encoding="utf-8").splitlines()[:64]
     data = tmp_path / "gsm8k.jsonl"
     data.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    flags = ["--per_device_train_batch_size", "1", "--max_steps", "30", "--model_max_length", "1536"]
+    flags = ["--per_device_train_batch_size", "1", "--max_steps", "40", "--model_max_length", "1536"]
     outcome = run_under_zero3(data, gemma, tmp_path / "out", *flags)
     assert outcome.record["packing"]["train"]["fill"] > 0.9
     check_result(outcome, data)
