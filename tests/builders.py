@@ -111,6 +111,24 @@ def chat_rows(num: int, rounds: int = 2) -> list[dict[str, Any]]:
     return rows
 
 
+def math_rows(num: int) -> list[dict[str, Any]]:
+    """`num` multi-round math dialogues in the messages form: a question, code, its output, the answer; all different.
+
+    Of different lengths: some take the output of a first piece of code into a second one.
+    """
+    rows = []
+    for i in range(num):
+        a, b = 3 + i % 23, 2 + (7 * i) % 19
+        turns = [("user", f"Tickets cost ${a} and {b} people go. How much is it, and with {i} more?")]
+        for values in [a * b, a * b + i] if i % 3 else [a * b + i]:
+            code = f"price = {a}\ncount = {b}\nprint({values})"
+            turns.append(("assistant", f"We compute {values} with code.\n```python\n{code}\n```"))
+            turns.append(("user", f"```output\n{values}\n```"))
+        turns.append(("assistant", f"Together it is \\boxed{{{a * b + i}}} dollars."))
+        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    return rows
+
+
 # The four kinds
 
 

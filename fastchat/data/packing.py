@@ -13,6 +13,7 @@ at the model at hand. Packs never depend on the number of processes: `GlobalBatc
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from fastchat.errors import DataError, SettingsError
 if TYPE_CHECKING:
     import torch
 
+SEQ_LENGTHS = "seq_lengths"  # what `pack_collate` gives for counting, not for the model
 # One pack in so many offers its dialogues to close the gaps of the others.
 _OFFERED = 4
 # Attention that looks at other tokens only through the mask that transformers builds from the positions.
@@ -61,12 +63,32 @@ class Packs:
         return float(self.num_tokens.sum() / (len(self) * self.capacity)) if len(self) else 0.0
 
     @property
+    def sizes(self) -> np.ndarray:
+        """Examples in each pack, int64 [P]."""
+        return np.diff(self.offsets)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of which examples share which pack."""
+        return hashlib.sha256(self.members.tobytes() + self.offsets.tobytes()).hexdigest()
+
+    @property
     def line(self) -> str:
         """The one line a run prints."""
         return (
             f"packing: {len(self.members):,} dialogues in {len(self):,} packs of up to {self.capacity:,} tokens, "
             f"{self.fill:.2%} filled"
         )
+
+    def describe(self) -> dict[str, Any]:
+        """The same in numbers, for training.json."""
+        return {
+            "dialogues": len(self.members),
+            "packs": len(self),
+            "capacity": self.capacity,
+            "tokens": int(self.num_tokens.sum()),
+            "fill": round(self.fill, 6),
+        }
 
 
 def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> Packs:
@@ -254,7 +276,7 @@ def pack_collate(
         "input_ids": np.full(shape, pad_token_id, dtype=np.int64),
         "labels": np.full(shape, IGNORED, dtype=np.int64),
         "position_ids": np.zeros(shape, dtype=np.int64),
-        "seq_lengths": np.zeros((len(packs), max(len(lengths) for _, lengths in packs)), dtype=np.int64),
+        SEQ_LENGTHS: np.zeros((len(packs), max(len(lengths) for _, lengths in packs)), dtype=np.int64),
     }
     for row, (pack, lengths) in enumerate(packs):
         length = len(pack["input_ids"])
@@ -264,7 +286,7 @@ def pack_collate(
         made["labels"][row, :length] = pack["labels"]
         made["labels"][row, starts] = IGNORED
         made["position_ids"][row] = _positions(np.append(lengths, width - length))
-        made["seq_lengths"][row, : len(lengths)] = lengths
+        made[SEQ_LENGTHS][row, : len(lengths)] = lengths
     return {name: torch.from_numpy(array) for name, array in made.items()}
 
 

@@ -5,7 +5,8 @@ Two questions, with dropout off and no optimizer step:
     leakage      another first dialogue in the row: do the logits of the second one move? Not a bit, where it is right
     difference   the summed loss and its gradients, dialogues packed against the same dialogues one by one
 
-Both need the plain model in one process, before an engine partitions it.
+Both need the model before an engine takes it, with all its weights in reach (`train/partitioned.py` where ZeRO-3 has
+spread them over the processes, which then all have to call).
 """
 
 from __future__ import annotations
@@ -50,10 +51,13 @@ class PackingReport:
     @property
     def line(self) -> str:
         """The one line a run prints."""
-        return (
-            f"packing verified on {self.num_dialogues} dialogues in {self.num_packs} packs: loss off by "
-            f"{self.loss_error:.1e}, gradient by {self.gradient_error:.1e} (allowed: {self.tolerance:.0e})"
-        )
+        return f"packing verified on {self.num_dialogues} dialogues in {self.num_packs} packs: {self.numbers}"
+
+    @property
+    def numbers(self) -> str:
+        """How far off, and what is allowed."""
+        errors = f"loss off by {self.loss_error:.1e}, gradient by {self.gradient_error:.1e}"
+        return f"{errors} (allowed: {self.tolerance:.0e})"
 
 
 def check_no_leak(model: Any, *, vocab_size: int, flat: bool = False, length: int = 32) -> float:
@@ -89,31 +93,61 @@ def compare_packing(
     capacity: int,
     flat: bool = False,
     batch_size: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> PackingReport:
     """Loss and gradients of `examples`, packed against one by one. Leaves no gradient behind.
 
     Args:
-        model: with at least one trainable parameter; its gradients must be None.
+        model: with at least one trainable parameter.
         examples: with input_ids, labels and index, such as the first entries of the training data.
         loss_sum: (model, batch) -> summed loss, the one that training uses.
         batch_size: packs per row of the batch.
+        dtype: what the forward pass computes in, which decides what is allowed; None: the dtype of the weights.
     """
     packed = PackedDataset(examples, plan_packs([len(e["input_ids"]) for e in examples], capacity))
+    starts = range(0, len(packed), batch_size)
+    packs = [[packed[p] for p in range(at, min(at + batch_size, len(packed)))] for at in starts]
+    gradients = _Gradients(model)
     with _evaluating(model):
         unpacked_loss = packed_loss = 0.0
         for example in examples:
-            unpacked_loss += _backward(model, loss_sum, collate([example], pad_token_id=pad_token_id), 1.0)
-        norm = _gradient_norm(model)
-        for start in range(0, len(packed), batch_size):
-            items = [packed[p] for p in range(start, min(start + batch_size, len(packed)))]
+            unpacked_loss += gradients.add(loss_sum, collate([example], pad_token_id=pad_token_id), 1.0)
+        norm = gradients.norm()
+        for items in packs:
             batch = pack_collate(items, pad_token_id=pad_token_id, flat=flat)
             del batch["seq_lengths"]
-            packed_loss += _backward(model, loss_sum, batch, -1.0)
-        difference = _gradient_norm(model)  # what the unpacked gradients leave of the packed ones: one copy in memory
-        model.zero_grad(set_to_none=True)
-    tolerance = TOLERANCE[str(_dtype(model)).removeprefix("torch.")]
+            packed_loss += gradients.add(loss_sum, batch, -1.0)
+        difference = gradients.norm()  # what the unpacked gradients leave of the packed ones: one sum in memory
+    tolerance = TOLERANCE[str(dtype or _dtype(model)).removeprefix("torch.")]
     loss_error = abs(packed_loss - unpacked_loss) / abs(unpacked_loss) if unpacked_loss else float("nan")
     return PackingReport(len(examples), len(packed), loss_error, difference / norm if norm else float("nan"), tolerance)
+
+
+class _Gradients:
+    """A signed sum of gradients, beside the parameters' own `grad`, which stays as it is.
+
+    The parameters themselves may be empty by then: ZeRO-3 has taken back what it lent.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.sums: list[torch.Tensor | None] = [None] * len(self.trained)
+
+    def add(self, loss_sum: LossSum, batch: Batch, sign: float) -> float:
+        """Adds `sign` times the gradient of a batch; returns its loss."""
+        import torch
+
+        loss = loss_sum(self.model, {name: tensor.to(self.model.device) for name, tensor in batch.items()})
+        for i, gradient in enumerate(torch.autograd.grad(loss, self.trained, allow_unused=True)):
+            if gradient is not None:
+                before = self.sums[i]
+                self.sums[i] = gradient * sign if before is None else before.add_(gradient, alpha=sign)
+        return float(loss.detach())
+
+    def norm(self) -> float:
+        """Euclidean, over all parameters."""
+        return sum(float(total.double().pow(2).sum()) for total in self.sums if total is not None) ** 0.5
 
 
 def _logits(model: Any, dialogues: Sequence[np.ndarray], flat: bool) -> torch.Tensor:
@@ -129,17 +163,6 @@ def _moved(before: torch.Tensor, after: torch.Tensor, length: int) -> tuple[floa
     """How far the logits of the first `length` tokens moved, and those of the rest."""
     moved = (after - before).abs()
     return moved[:, :length].max().item(), moved[:, length:].max().item()
-
-
-def _backward(model: Any, loss_sum: LossSum, batch: Batch, sign: float) -> float:
-    loss = loss_sum(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-    (sign * loss).backward()
-    return float(loss.detach())
-
-
-def _gradient_norm(model: Any) -> float:
-    squares = [float(p.grad.double().pow(2).sum()) for p in model.parameters() if p.grad is not None]
-    return sum(squares) ** 0.5
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -8,27 +8,48 @@ from typing import Any
 from fastchat.errors import SettingsError
 
 FLASH = "flash_attention_2"
+FLEX = "flex_attention"
 SDPA = "sdpa"
 EAGER = "eager"
 
 
-def choose_attention(flash_attn: bool, *, config: Any = None, dtype: Any = None, device: Any = None) -> tuple[str, str]:
+def choose_attention(
+    flash_attn: bool, *, config: Any = None, dtype: Any = None, device: Any = None, packing: bool = False
+) -> tuple[str, str]:
     """The `attn_implementation` to load with, and the one line that says why.
 
     `flash_attn`: the user asked for FlashAttention. `config`: the model's config, to know what its class supports.
     `dtype`, `device`: what the forward pass will run in and on (None: the GPU if there is one; half precision).
+    `packing`: several dialogues share a row. Then kernels that skip what a dialogue may not see come first,
+    FlashAttention or torch's flex attention; others compute the whole square, as right but slower.
 
     >>> choose_attention(False)[0]
     'sdpa'
     """
     model_class = _model_class(config)
-    lack = _why_no_flash(model_class, dtype, device) if flash_attn else "--flash_attn was not asked for"
+    wanted = flash_attn or packing
+    lack = _why_no_flash(model_class, dtype, device) if wanted else "--flash_attn was not asked for"
     if lack is None:
         return FLASH, f"Attention: {FLASH}."
-    asked = f" ({lack})" if flash_attn else ""
+    if packing:
+        no_flex = _why_no_flex(model_class, config, device)
+        if no_flex is None:
+            return FLEX, f"Attention: {FLEX}, torch's own kernel that skips what other dialogues hold ({lack})."
+        lack = f"{lack}; {no_flex}" if _on_gpu(device) else lack
+    asked = f" ({lack})" if wanted else ""
     if model_class is not None and not model_class._supports_sdpa:
         return EAGER, f"Attention: {EAGER}, because {model_class.__name__} does not support {SDPA}{asked}."
     return SDPA, f"Attention: {SDPA}, torch's own fused kernels{asked}."
+
+
+def wants_one_row(attention: str) -> bool:
+    """Whether packs go to this kernel one after the other in a single row, without padding.
+
+    flash_attention_2 tells dialogues apart in batches of one row only, and would mix them in larger ones without a
+    word (`_is_packed_sequence` in transformers); flex_attention skips the blocks between them. The others compute the
+    whole T x T square of a row, so they get one row per pack.
+    """
+    return attention in (FLASH, FLEX)
 
 
 def used_attention(model: Any) -> str:
@@ -48,8 +69,7 @@ def _why_no_flash(model_class: Any, dtype: Any, device: Any) -> str | None:
     """What FlashAttention 2 lacks here, or None when it can be used."""
     import torch
 
-    on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
-    if not on_gpu:
+    if not _on_gpu(device):
         return "flash_attention_2 needs a GPU"
     if importlib.util.find_spec("flash_attn") is None:
         return "flash_attention_2 needs the package flash-attn, which is not installed"
@@ -58,6 +78,25 @@ def _why_no_flash(model_class: Any, dtype: Any, device: Any) -> str | None:
     if model_class is not None and not model_class._supports_flash_attn:
         return f"{model_class.__name__} does not support flash_attention_2"
     return None
+
+
+def _why_no_flex(model_class: Any, config: Any, device: Any) -> str | None:
+    """What torch's flex attention lacks here, or None when it can be used. On a CPU it has no backward pass."""
+    if not _on_gpu(device):
+        return f"{FLEX} needs a GPU"
+    if importlib.util.find_spec("triton") is None:
+        return f"{FLEX} needs the package triton, which is not installed"
+    if model_class is None or not model_class._supports_flex_attn:
+        return f"the model's class does not support {FLEX}"
+    if getattr(config.get_text_config(), "attention_dropout", 0.0):
+        return f"{FLEX} has no dropout, which the model's attention asks for"
+    return None
+
+
+def _on_gpu(device: Any) -> bool:
+    import torch
+
+    return torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
 
 
 def _model_class(config: Any) -> Any:

@@ -75,7 +75,8 @@ _SKIPPED = """
     dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
     train_sampling_strategy group_by_length ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
     ddp_static_graph ddp_backend ddp_timeout do_train do_eval overwrite_output_dir lora_alpha
-    resume_from_checkpoint resume_weights_only log_samples on_nonfinite local_rank"""
+    resume_from_checkpoint resume_weights_only log_samples on_nonfinite local_rank
+    verify_packing early_stopping_patience"""
 SKIPPED = frozenset(_SKIPPED.split())
 LORA_ONLY = frozenset(name for name in (*TRAINING, *SKIPPED) if name.startswith(("lora_", "q_lora")))
 _OPTIONS = {**TRAINING, **PLANNING}

@@ -63,6 +63,14 @@ class DataArguments:
         default=False,
         metadata={"help": "write which rows each step and rank trained into samples.jsonl"},
     )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "several dialogues in a row of up to --model_max_length tokens; none sees another"},
+    )
+    verify_packing: bool = field(
+        default=False,
+        metadata={"help": "before training, compare packed loss and gradients with unpacked ones on this model"},
+    )
 
 
 @dataclass
@@ -122,6 +130,10 @@ class TrainingArguments(transformers.TrainingArguments):
     on_nonfinite: Literal["stop", "skip"] = field(
         default="stop",
         metadata={"help": "a loss or gradient that is not finite stops the run, or that step's update is left out"},
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "stop after so many evaluations in a row without a new best eval loss"},
     )
 
     def __post_init__(self) -> None:

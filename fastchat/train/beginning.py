@@ -14,6 +14,7 @@ from fastchat.checkpoint.space import check_space, copies_at_once
 from fastchat.checkpoint.staging import checkpoints_in, recover, remove_checkpoint
 from fastchat.checkpoint.tuned import find_tuned
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.packing import Packs
 from fastchat.errors import CheckpointError, say
 from fastchat.model.loading import count_parameters
 from fastchat.train.checkpointing import RunCheckpoints
@@ -57,7 +58,7 @@ def _may_continue(output_dir: Path) -> bool:
 
 
 def identify(
-    settings: Settings, config: Any, base: str, tokenizer: Any, bound: BoundEncoder, train: Corpus
+    settings: Settings, config: Any, base: str, tokenizer: Any, bound: BoundEncoder, train: Corpus, packs: Packs | None
 ) -> Identity:
     """What this run stands on. For the process that has read the data."""
     training, values = settings.training, settings.record()
@@ -70,6 +71,8 @@ def identify(
         "training": "adapter" if settings.lora is not None else "whole model",
         "global_batch": training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size(),
     }
+    if packs is not None:
+        fingerprints["packs"] = packs.fingerprint
     return Identity(
         fingerprints,
         {name: entry["value"] for name, entry in values.items()},
@@ -188,7 +191,7 @@ def describe(trainer: Any, identity: Identity) -> Manifest:
     return Manifest(
         step=state.global_step,
         epoch=float(state.epoch or 0),
-        samples=trainer.train_batches().seen_after(state.global_step),
+        samples=trainer.dialogues_seen(),
         tokens=tokens,
         supervised_tokens=supervised,
         world_size=world_size(),

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from fastchat.errors import say
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
@@ -57,6 +59,26 @@ class SamplesFile(TrainerCallback):
             for rank in range(args.world_size):
                 rows = [row for micro in self.rows_of(state.global_step - 1, rank) for row in micro]
                 file.write(json.dumps({"step": state.global_step, "rank": rank, "samples": rows}) + "\n")
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' own, which says so when it stops. The Trainer keeps its counter in checkpoints."""
+
+    said = False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many evaluations in a row have not been better than the best."""
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        if self.exhausted and not self.said:
+            self.said = True
+            say(
+                f"--early_stopping_patience {self.early_stopping_patience}: stopping after step {state.global_step}, "
+                f"the best eval loss is still {state.best_metric:.4f}"
+            )
 
 
 def cut_back(path: Path, step: int) -> None:

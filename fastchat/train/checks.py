@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastchat.errors import DataError, SettingsError
+from fastchat.errors import DataError, SettingsError, say
 from fastchat.train.arguments import UNSUPPORTED
 from fastchat.train.values import Values
 
@@ -21,6 +21,7 @@ _AT_LEAST_ONE = [
     "ddp_timeout",
     "dataloader_prefetch_factor",
     "ddp_bucket_cap_mb",
+    "early_stopping_patience",
 ]
 _ABOVE_ZERO = [
     "num_train_epochs",
@@ -46,7 +47,18 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def check(values: Values) -> None:
     """Every check that needs neither torch nor the model; raises at the first failure."""
-    for step in (_required, _unsupported, _ranges, _paths, _precision, _evaluation, _saving, _adapter, _batches):
+    for step in (
+        _required,
+        _unsupported,
+        _ranges,
+        _paths,
+        _precision,
+        _evaluation,
+        _saving,
+        _adapter,
+        _batches,
+        _packing,
+    ):
         step(values)
 
 
@@ -156,6 +168,11 @@ def _saving(values: Values) -> None:
             )
         if named == "never" and values["resume_weights_only"]:
             raise SettingsError("--resume_weights_only needs a checkpoint, --resume_from_checkpoint never forbids one")
+    if values["early_stopping_patience"] and not values["load_best_model_at_end"]:
+        raise SettingsError(
+            "--early_stopping_patience keeps the best evaluation's weights: add --load_best_model_at_end True, with "
+            "--eval_strategy and --save_strategy equal (epoch or steps)"
+        )
     if values["load_best_model_at_end"] and values["save_strategy"] not in ("best", values["eval_strategy"]):
         raise SettingsError(
             "--load_best_model_at_end needs a checkpoint for every evaluation: "
@@ -190,3 +207,19 @@ def _batches(values: Values) -> None:
     for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
         if values[name] and not values["dataloader_num_workers"]:
             raise SettingsError(f"--{name} needs --dataloader_num_workers 1 or more")
+
+
+def _packing(values: Values) -> None:
+    if not values["packing"]:
+        if values["verify_packing"]:
+            raise SettingsError("--verify_packing compares packed with unpacked training: add --packing True")
+        return
+    if values["lazy_preprocess"]:
+        raise SettingsError("--packing plans with every dialogue's length, --lazy_preprocess knows none; keep one")
+    if values["train_sampling_strategy"] == "group_by_length" or values["group_by_length"]:
+        raise SettingsError(
+            "--packing and --group_by_length: packs are all about --model_max_length tokens long, so there is nothing "
+            "to group; keep one"
+        )
+    if values["padding_side"] == "left":
+        say("--padding_side left: packs need no padding side, only the saved tokenizer keeps it")

@@ -18,7 +18,7 @@ def count_tokens(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     """[2] int64: (supervised tokens, tokens) of some micro-batches.
 
     The first token of a row is predicted by nothing; the tokens of a row in which nothing is supervised (a dummy) do
-    not count.
+    not count. Packed rows have no attention_mask but `seq_lengths`, tokens of each dialogue: [B, D].
 
     >>> count_tokens([{"labels": torch.tensor([[-100, 5, 6, -100]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}])
     tensor([2, 3])
@@ -27,7 +27,8 @@ def count_tokens(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     for batch in batches:
         supervised = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
         counts[0] += supervised.sum().cpu()
-        counts[1] += batch["attention_mask"][supervised > 0].sum().cpu()
+        lengths = batch["seq_lengths"] if "seq_lengths" in batch else batch["attention_mask"]
+        counts[1] += lengths[supervised > 0].sum().cpu()
     return counts
 
 

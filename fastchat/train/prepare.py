@@ -94,7 +94,8 @@ def attention_for(settings: Settings, config: Any) -> tuple[str, str]:
     training, asked = settings.training, _weights_dtype(settings)
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
     runs_in = half or (asked if isinstance(asked, torch.dtype) else config.get_text_config().dtype)
-    return choose_attention(settings.model.flash_attn, config=config, dtype=runs_in, device=training.device)
+    flash, packing = settings.model.flash_attn, settings.data.packing
+    return choose_attention(flash, config=config, dtype=runs_in, device=training.device, packing=packing)
 
 
 def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> tuple[Any, torch.dtype]:

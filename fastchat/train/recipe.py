@@ -6,7 +6,6 @@ written into `--output_dir` before the model stands.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import torch
 from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
-from fastchat.data.collate import collate
 from fastchat.data.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
 from fastchat.model.tokenizer import load_plain
+from fastchat.train import packed
 from fastchat.train.beginning import (
     check_adapters_base,
     check_folder_early,
@@ -58,8 +57,10 @@ def train(settings: Settings, status: RunStatus) -> None:
     plan = announce(settings, attention_for(settings, config)[0])
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = prepare_rope(settings, config)
+    packed.check_config(settings, config, rope)
     corpora = read_data(settings, bound)
-    identity = first(lambda: identify(settings, config, base, tokenizer, bound, corpora["train"]))
+    packs = packed.plan(settings, corpora)
+    identity = first(lambda: identify(settings, config, base, tokenizer, bound, corpora["train"], packs.get("train")))
     assert identity is not None
     resume = decide(settings, identity)
     if resume.finished:
@@ -69,7 +70,8 @@ def train(settings: Settings, status: RunStatus) -> None:
     trainable, total = count_parameters(model)
     if not trainable:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
-    run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, memory, identity)
+    run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, memory, packs, identity)
+    packed.check_model(run, model)
 
     together(lambda: status.claim(output_dir))
     first(lambda: clear_folder(output_dir, resume))
@@ -83,26 +85,32 @@ def train(settings: Settings, status: RunStatus) -> None:
         training.eval_on_start = False  # it belongs to step 0
     result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
 
+    finish(run, trainer, result.metrics)
+    first(lambda: remove_stops(output_dir, settings))
+    STOPPING.close()
+
+
+def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
+    """What follows the last step: the result saved and verified, evaluated, and the record of it all written."""
+    output_dir = Path(str(run.settings.training.output_dir))
     record = make_record(run, trainer)
     say(used_line(record))
-    if memory.found is not None:
-        say(memory.found.line())
-    record.metrics = measured(trainer, result.metrics)
+    if run.memory.found is not None:
+        say(run.memory.found.line())
+    record.metrics = measured(trainer, metrics)
     with disk_errors(output_dir, trainer.plan.result_bytes, "result"):
         save(run, record, trainer, str(output_dir))
-    if "eval" in corpora:
+    if "eval" in run.corpora:
         record.metrics.update(final_evaluation(trainer))
         if rank() == 0:
             record.write(output_dir)
-    first(lambda: remove_stops(output_dir, settings))
-    STOPPING.close()
     say(summary(record, output_dir))
 
 
 def make_trainer(run: Run, model: Any) -> ChatTrainer:
     """The Trainer of a run. Checkpoints that it saves on the way are as complete as the final result."""
     settings, corpora = run.settings, run.corpora
-    dataset = corpora["train"].dataset
+    dataset = packed.dataset_of(run, "train")
     grouped = settings.training.train_sampling_strategy == "group_by_length"
 
     def write_weights(trainer: ChatTrainer, folder: str) -> None:
@@ -111,11 +119,9 @@ def make_trainer(run: Run, model: Any) -> ChatTrainer:
     trainer = ChatTrainer(
         model=model,
         args=settings.training,
-        train_dataset=dataset,  # pyright: ignore[reportArgumentType]
-        eval_dataset=corpora["eval"].dataset if "eval" in corpora else None,  # pyright: ignore[reportArgumentType]
-        data_collator=functools.partial(
-            collate, pad_token_id=run.pad_token_id, padding_side=settings.model.padding_side
-        ),
+        train_dataset=dataset,
+        eval_dataset=packed.dataset_of(run, "eval") if "eval" in corpora else None,
+        data_collator=packed.collator(run, model),
         callbacks=[MetricsFile(str(settings.training.output_dir))],
         on_nonfinite=settings.training.on_nonfinite,
         write_weights=write_weights,

@@ -12,6 +12,7 @@ import torch
 
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.packing import Packs
 from fastchat.model.attention import used_attention
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.model.rope import RopeChoice
@@ -41,7 +42,8 @@ class RunRecord(TrainingRecord):
 
     optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
     compute in (`dtype` is what the weights were loaded as); deepspeed: the configuration that DeepSpeed really got,
-    None without it; memory: the measured peak beside the planned one (`MemoryWatch.record`), None where unknown.
+    None without it; memory: the measured peak beside the planned one (`MemoryWatch.record`), None where unknown;
+    packing: how many dialogues stand in how many packs, by data set, None without it.
     """
 
     optimizer: str | None = None
@@ -49,6 +51,7 @@ class RunRecord(TrainingRecord):
     compute_dtype: str | None = None
     deepspeed: dict[str, Any] | None = field(default=None)
     memory: dict[str, Any] | None = field(default=None)
+    packing: dict[str, Any] | None = None
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Run:
     weights_dtype: torch.dtype  # as loaded; DeepSpeed casts its own copy
     corpora: dict[str, Corpus]
     memory: MemoryWatch
+    packs: dict[str, Packs] = field(default_factory=dict)  # by data set; empty without --packing
     identity: Identity | None = None
 
 
@@ -93,6 +97,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
         fingerprints=run.identity.fingerprints if run.identity else {},
         deepspeed=trainer.deepspeed_settings(),
         memory=trainer.memory.record(),
+        packing=trainer.packing(),
     )
 
 

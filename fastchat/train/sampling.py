@@ -1,4 +1,5 @@
-"""Which dialogue is trained when: the same global batches whatever the number of processes.
+"""Which dialogue (with --packing: which pack of them) is trained when: the same global batches for any number of
+processes.
 
 Global batch k is a fixed slice of one permutation. It is cut into rows of `world_size * per_device_batch` dialogues,
 one micro-step each, and every process takes its part of a row:
@@ -83,16 +84,26 @@ class GlobalBatches:
         order = self.permutation()
         self.epoch = before
         start = within * self.global_batch
-        rows = range(start, min(start + self.global_batch, len(order)), self.row)
-        mine = slice(self.rank * self.micro, (self.rank + 1) * self.micro)
-        return [order[row : row + self.row][mine].tolist() for row in rows]
+        step_order = order[start : start + self.global_batch]
+        return [self._mine(step_order[row : row + self.row]) for row in range(0, len(step_order), self.row)]
 
-    def seen_after(self, steps: int) -> int:
-        """Dialogues that all processes together have trained after so many optimizer steps."""
+    def _mine(self, row: np.ndarray) -> list[int]:
+        """This process's part of a row; a short one, at an epoch's end, is shared out evenly too."""
+        return np.array_split(row, self.world_size)[self.rank].tolist()
+
+    def seen_after(self, steps: int, sizes: np.ndarray | None = None) -> int:
+        """Dialogues that all processes together have trained after so many optimizer steps.
+
+        `sizes`: where the numbers dealt out are packs, how many dialogues are in each, [num_samples].
+        """
         accumulation = self.global_batch // self.row
-        whole = len(self.permutation()) if self.drop_last else self.num_samples
         epochs, within = divmod(steps, -(-len(self) // accumulation))
-        return epochs * whole + min(within * self.global_batch, whole)
+        before, seen = self.epoch, 0
+        for self.epoch in range(epochs + 1):
+            order = self.permutation()[: None if self.epoch < epochs else within * self.global_batch]
+            seen += len(order) if sizes is None else int(sizes[order].sum())
+        self.epoch = before
+        return seen
 
     def __len__(self) -> int:
         count = self.num_samples // self.global_batch * self.global_batch if self.drop_last else self.num_samples
@@ -101,8 +112,7 @@ class GlobalBatches:
     def __iter__(self) -> Iterator[list[int]]:
         order = self.permutation()
         for start in range(0, len(order), self.row):
-            mine = order[start : start + self.row][self.rank * self.micro : (self.rank + 1) * self.micro]
-            yield mine.tolist() or [DUMMY]
+            yield self._mine(order[start : start + self.row]) or [DUMMY]
 
 
 class WithDummy:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastchat.errors import SettingsError, say
 from fastchat.train.options import Option, Reader, help_text, is_flag, read_yaml, split_recipe
+from fastchat.train.recipe_files import find_recipe
 
 if TYPE_CHECKING:
     from fastchat.train.arguments import DataArguments, LoraArguments, ModelArguments, TrainingArguments
@@ -65,7 +66,7 @@ def find_output_dir(argv: Sequence[str]) -> str | None:
     found: str | None = None
     if recipe is not None:
         try:
-            value = read_yaml(recipe).get("output_dir")
+            value = read_yaml(find_recipe(recipe)).get("output_dir")
             found = value if isinstance(value, str) else None
         except SettingsError:
             pass
@@ -83,8 +84,11 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     Raises SettingsError (DataError for a missing data file, ResourceError for a missing compiler). Prints the help
     and ends on `--help`.
     """
-    recipe, words = split_recipe(argv)
+    name, words = split_recipe(argv)
+    recipe = find_recipe(name) if name is not None else None
     if recipe is not None:
+        if recipe != Path(str(name)).expanduser():
+            say(f"recipe: {recipe}")
         read_yaml(recipe)  # before the slow imports
     from fastchat.train import reporting
 

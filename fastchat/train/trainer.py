@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
+from fastchat.data.packing import SEQ_LENGTHS, PackedDataset, Packs
+from fastchat.train.callbacks import EarlyStopping
 from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.memory import MemoryWatch
@@ -48,6 +50,10 @@ class ChatTrainer(CheckpointTrainer):
         self._counts = torch.zeros(2, dtype=torch.int64)  # supervised tokens, tokens
         self._run_sums = torch.zeros(3, dtype=torch.float64)  # the whole run, all processes: loss, supervised, tokens
         self._before_step = (self._loss_sum.clone(), self._counts.clone())
+        patience: int | None = self.args.early_stopping_patience  # pyright: ignore[reportAttributeAccessIssue]
+        self.early_stopping = EarlyStopping(patience) if patience else None
+        if self.early_stopping is not None:
+            self.add_callback(self.early_stopping)
         self.guard = FiniteGuard(on_nonfinite, self.rows_of, scaled=bool(self.args.fp16))
 
     # ---- batches ----
@@ -74,7 +80,18 @@ class ChatTrainer(CheckpointTrainer):
     def rows_of(self, step: int, rank: int | None = None) -> list[list[int]]:
         """The input rows in each micro-batch of optimizer step `step` (0-based); of this process, or of another."""
         dataset: Any = self.train_dataset
-        return [[dataset[i]["index"] for i in micro] for micro in self.train_batches(rank).of_step(step)]
+        items = [[dataset[i] for i in micro] for micro in self.train_batches(rank).of_step(step)]
+        return [[row for item in micro for row in _rows(item)] for micro in items]
+
+    def dialogues_seen(self) -> int:
+        """Dialogues trained so far, over all processes and epochs; with packing those in the packs."""
+        packs = _packs(self.train_dataset)
+        return self.train_batches().seen_after(self.state.global_step, None if packs is None else packs.sizes)
+
+    def packing(self) -> dict[str, Any] | None:
+        """What is packed, by data set; None without packing."""
+        packs = {"train": _packs(self.train_dataset), "eval": _packs(self.eval_dataset)}
+        return {name: found.describe() for name, found in packs.items() if found is not None} or None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -104,6 +121,15 @@ class ChatTrainer(CheckpointTrainer):
             # Of its own: starting to read, or evaluating, must not move the random numbers that training draws.
             generator=torch.Generator().manual_seed(args.seed),
         )
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """On the device, and without what is only counted."""
+        return super()._prepare_inputs({name: tensor for name, tensor in inputs.items() if name != SEQ_LENGTHS})
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """The Trainer counts a mask; packs have lengths instead."""
+        counted = {"attention_mask": inputs[SEQ_LENGTHS]} if SEQ_LENGTHS in inputs else {}
+        super()._track_num_input_tokens({**inputs, **counted})
 
     # ---- loss ----
 
@@ -187,11 +213,23 @@ class ChatTrainer(CheckpointTrainer):
     # ---- what a checkpoint keeps ----
 
     def progress(self) -> dict[str, Any]:
-        return {"loss": self._loss_sum.cpu(), "counts": self._counts.clone(), "run": self._run_sums.clone()}
+        counted = {"loss": self._loss_sum.cpu(), "counts": self._counts.clone(), "run": self._run_sums.clone()}
+        if self.early_stopping is not None:
+            counted["worse_in_a_row"] = self.early_stopping.early_stopping_patience_counter
+        return counted
 
     def set_progress(self, progress: dict[str, Any]) -> None:
         self._loss_sum = progress["loss"].to(self.args.device)
         self._counts, self._run_sums = progress["counts"].clone(), progress["run"].clone()
+        if self.early_stopping is not None:
+            self.early_stopping.early_stopping_patience_counter = progress.get("worse_in_a_row", 0)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """One epoch; nothing where the run had already stopped early when its checkpoint was written."""
+        if self.early_stopping is not None and self.early_stopping.exhausted:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def tokens_seen(self) -> tuple[int, int]:
         """(supervised tokens, tokens) trained so far, over all processes. A collective operation."""
@@ -276,6 +314,16 @@ class ChatTrainer(CheckpointTrainer):
             seen.add(id(optimizer))
             optimizer = vars(optimizer).get("optimizer", optimizer)
         return type(optimizer).__name__
+
+
+def _packs(dataset: Any) -> Packs | None:
+    return dataset.packs if isinstance(dataset, PackedDataset) else None
+
+
+def _rows(item: dict[str, Any]) -> list[int]:
+    """The input rows of a dialogue or a pack."""
+    index = item["index"]
+    return index if isinstance(index, list) else [index]
 
 
 class _EpochLoader(DataLoader[Any]):

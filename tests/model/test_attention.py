@@ -7,7 +7,7 @@ import torch
 
 from fastchat.errors import SettingsError
 from fastchat.model import attention
-from fastchat.model.attention import check_attention, choose_attention, used_attention
+from fastchat.model.attention import check_attention, choose_attention, used_attention, wants_one_row
 from fastchat.model.loading import load_base_model, load_config
 
 
@@ -43,3 +43,60 @@ def test_what_runs_is_checked(tiny_model_dir):
     assert check_attention(model, "eager") == "eager"
     with pytest.raises(SettingsError, match="runs eager attention although sdpa"):
         check_attention(model, "sdpa")
+
+
+PACKED = [
+    # arch, installed, dtype, changes of the config -> kernel, what the line says
+    ("llama", {"flash_attn", "triton"}, torch.bfloat16, {}, "flash_attention_2", "flash_attention_2."),
+    ("llama", {"triton"}, torch.bfloat16, {}, "flex_attention", "flash-attn, which is not installed"),
+    ("gemma2", {"triton"}, torch.bfloat16, {}, "flex_attention", "flash-attn, which is not installed"),
+    ("llama", {"flash_attn", "triton"}, torch.float32, {}, "flex_attention", "needs bf16 or fp16"),
+    ("llama", set(), torch.bfloat16, {}, "sdpa", "triton, which is not installed"),
+    ("gemma2", set(), torch.bfloat16, {}, "eager", "triton, which is not installed"),
+    ("llama", {"triton"}, torch.bfloat16, {"attention_dropout": 0.1}, "sdpa", "flex_attention has no dropout"),
+]
+
+
+@pytest.mark.parametrize(("arch", "installed", "dtype", "changes", "name", "why"), PACKED)
+@pytest.mark.parametrize("flash_attn", [False, True])
+def test_packing_on_a_gpu_takes_a_kernel_that_skips_other_dialogues(
+    monkeypatch, tiny_model_dir, arch, installed, dtype, changes, name, why, flash_attn
+):
+    config = load_config(str(tiny_model_dir(arch)))
+    for key, value in changes.items():
+        setattr(config, key, value)
+    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda x: object() if x in installed else None)
+    chosen, line = choose_attention(flash_attn, config=config, dtype=dtype, device="cuda", packing=True)
+    assert chosen == name and why in line and "\n" not in line
+    assert wants_one_row(chosen) == (name in ("flash_attention_2", "flex_attention"))
+
+
+def test_packing_on_a_cpu_takes_what_is_right_there():
+    name, line = choose_attention(True, device="cpu", dtype=torch.float32, packing=True)
+    assert name == "sdpa" and "needs a GPU" in line and "flex" not in line
+
+
+@pytest.mark.slow
+def test_flex_attention_keeps_packed_dialogues_apart(tiny_model_dir):
+    """Its forward pass runs on a CPU too: Gemma 2's softcap and window, three dialogues and padding-free rows."""
+    import numpy as np
+
+    from fastchat.data.packing import pack_collate
+    from fastchat.data.packing_check import check_no_leak
+
+    base = str(tiny_model_dir("gemma2", "gemma", layers=1, sliding_window=8))
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 300, n) for n in (150, 30, 77)]
+    ids = np.concatenate(parts)
+    pack = {"input_ids": ids, "labels": ids, "lengths": [150, 30, 77]}
+    batch = pack_collate([pack, {"input_ids": parts[1], "labels": parts[1]}], pad_token_id=0, flat=True)
+    logits = []
+    for kernel in ("eager", "flex_attention"):
+        model = load_base_model(base, attn_implementation=kernel).eval()
+        with torch.no_grad():
+            logits.append(
+                model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+            )
+    assert used_attention(model) == "flex_attention"
+    assert (logits[0] - logits[1]).abs().max() < 1e-5
+    assert check_no_leak(model, vocab_size=300, flat=True) == 0.0

@@ -38,7 +38,8 @@ def start(
 
 def _command(launcher: str, script: str, flags: list[str], folder: Path, processes: int) -> dict[str, Any]:
     port = _free_port()
-    file, module = str(REPOSITORY / "fastchat" / "train" / f"{script}.py"), f"fastchat.train.{script}"
+    file = str(REPOSITORY / "fastchat" / "train" / f"{script}.py")
+    module = script if "." in script else f"fastchat.train.{script}"  # a program of the tests by its full name
     commands = {
         "deepspeed": [
             str(Path(sys.executable).with_name("deepspeed")),

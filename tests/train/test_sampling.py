@@ -76,3 +76,38 @@ def test_the_dummy_supervises_nothing() -> None:
     dataset = WithDummy([{"input_ids": [1], "labels": [1]}], token_id=7)
     assert dataset[DUMMY] == {"input_ids": [7, 7], "labels": [-100, -100]}
     assert dataset[0] == {"input_ids": [1], "labels": [1]} and len(dataset) == 1
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_get_equal_work_also_at_the_end_of_an_epoch(world: int) -> None:
+    """Nothing is dealt to one rank while another waits; and packs, all about full, make the tokens equal too."""
+    from fastchat.data.packing import plan_packs
+
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.8, 20_000), 20, 4096).astype(int)
+    packs = plan_packs(lengths, 4096)
+    assert packs.fill > 0.99
+    kwargs = {"micro": 4, "accumulation": 2, "world_size": world, "seed": 1}
+    ranks = [list(GlobalBatches(len(packs), rank=rank, **kwargs)) for rank in range(world)]
+    uneven = 0
+    for micro in zip(*ranks, strict=True):
+        counts = [sum(i != DUMMY for i in mine) for mine in micro]
+        assert max(counts) - min(counts) <= 1
+        tokens = [packs.num_tokens[mine].sum() for mine in micro]
+        uneven += min(counts) == max(counts) and min(tokens) < 0.99 * max(tokens)
+    assert uneven <= 1, "only the one pack that nothing was left for"
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_dialogues_seen_are_counted_through_packs(drop_last: bool) -> None:
+    sizes = np.random.default_rng(0).integers(1, 9, 21)
+    batches = GlobalBatches(
+        21, micro=2, accumulation=2, world_size=2, rank=0, seed=0, order="random", drop_last=drop_last
+    )
+    others = GlobalBatches(
+        21, micro=2, accumulation=2, world_size=2, rank=1, seed=0, order="random", drop_last=drop_last
+    )
+    seen = packs = 0
+    for step in range(7):
+        assert batches.seen_after(step, sizes) == seen and batches.seen_after(step) == packs
+        dealt = [i for rank in (batches, others) for micro in rank.of_step(step) for i in micro]
+        seen, packs = seen + int(sizes[dealt].sum()), packs + len(dealt)

@@ -1,0 +1,84 @@
+"""Forward and backward through a model whose weights ZeRO-3 has spread over the processes, before an engine exists.
+
+Each module's own weights are collected when its forward begins and given back when it ends. What autograd saved of them
+is remembered by name, and collected again for the backward pass, one weight at a time. Every process has to do the same
+things in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def weights_in_reach(model: torch.nn.Module) -> Iterator[None]:
+    """Within it `model` computes as if it were whole; nothing to do for one that is."""
+    if not any(_is_partitioned(p) for p in model.parameters()):
+        yield
+        return
+    lender = _Lender()
+    handles = []
+    for module in model.modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            handles.append(module.register_forward_pre_hook(lender.lend))
+            handles.append(module.register_forward_hook(lender.take_back, always_call=True))
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lender.pack, lender.unpack):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Lender:
+    """Which weights are whole at the moment, by the address of their storage."""
+
+    def __init__(self) -> None:
+        self.lent: dict[torch.nn.Module, ExitStack] = {}
+        self.at: dict[int, torch.nn.Parameter] = {}
+
+    def lend(self, module: torch.nn.Module, inputs: Any) -> None:
+        """Forward begins: the module's own weights become whole. One that a parent holds already is left alone."""
+        stack = self.lent[module] = ExitStack()
+        for parameter in module.parameters(recurse=False):
+            if _is_partitioned(parameter):
+                stack.enter_context(_whole(parameter))
+                address = parameter.untyped_storage().data_ptr()
+                self.at[address] = parameter
+                stack.callback(self.at.pop, address, None)
+
+    def take_back(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        """Forward ends."""
+        stack = self.lent.pop(module, None)
+        if stack is not None:
+            stack.close()
+
+    def pack(self, tensor: torch.Tensor) -> Any:
+        """What autograd keeps of a tensor: of a lent weight only which one, and the view of it."""
+        parameter = self.at.get(tensor.untyped_storage().data_ptr())
+        if parameter is None:
+            return tensor
+        return parameter, tensor.size(), tensor.stride(), tensor.storage_offset()
+
+    def unpack(self, kept: Any) -> torch.Tensor:
+        """The tensor again; a weight as a copy that lives as long as its use."""
+        if isinstance(kept, torch.Tensor):
+            return kept
+        parameter, *view = kept
+        with _whole(parameter):
+            return parameter.detach().clone().as_strided(*view)
+
+
+def _is_partitioned(parameter: Any) -> bool:
+    """Whether ZeRO-3 (whose mark is `ds_id`) holds only a part of this weight here at the moment."""
+    return hasattr(parameter, "ds_id") and parameter.ds_status.name == "NOT_AVAILABLE"
+
+
+def _whole(parameter: torch.nn.Parameter) -> Any:
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=None)

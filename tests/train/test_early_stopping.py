@@ -1,0 +1,106 @@
+"""--early_stopping_patience: when it stops, what is saved then, and that a resumed run goes on counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.conftest import Outcome
+from tests.train.flags import Train, adapter, covers, ok
+from tests.train.test_resume import Interruption, same_run
+
+
+@pytest.fixture
+def flags(data_files: tuple[Path, Path]) -> list[str]:
+    """A rate so high that the evaluation soon grows worse; an evaluation and a checkpoint at every step."""
+    found = ["--eval_data_path", str(data_files[1]), "--eval_strategy", "steps", "--eval_steps", "1"]
+    found += ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "True", "--max_steps", "40"]
+    return [*found, "--learning_rate", "1", "--early_stopping_patience", "2", "--lora_dropout", "0.1"]
+
+
+def evaluated(outcome: Outcome) -> list[float]:
+    """The evaluation losses while training, one per step; the last row is the result's and repeats the last step."""
+    steps: dict[int, float] = {}
+    for row in outcome.metrics:
+        if "eval_loss" in row:
+            steps.setdefault(row["step"], row["eval_loss"])
+    return [steps[step] for step in sorted(steps)]
+
+
+def stops_after(losses: list[float], patience: int) -> int:
+    """The first step behind which so many evaluations in a row were not the best so far."""
+    best, worse = float("inf"), 0
+    for step, loss in enumerate(losses, start=1):
+        best, worse = (loss, 0) if loss < best else (best, worse + 1)
+        if worse == patience:
+            return step
+    return 0
+
+
+@covers("early_stopping_patience")
+def test_it_stops_and_keeps_the_best(train: Train, flags: list[str]) -> None:
+    outcome = ok(train(*flags))
+    losses = evaluated(outcome)
+    steps = outcome.record["metrics"]["steps"]
+    assert steps == len(losses) == stops_after(losses, 2) < 40
+    assert outcome.err.count(f"--early_stopping_patience 2: stopping after step {steps}") == 1
+    assert outcome.record["metrics"]["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+    best = adapter(outcome.folder / f"checkpoint-{losses.index(min(losses)) + 1}")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in adapter(outcome.folder).items())
+    assert outcome.status["exit_code"] == 0
+    again = train(*flags)
+    assert again.code == 0 and "nothing to do" in again.err
+
+
+def test_a_resumed_run_goes_on_counting(train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastchat.train.callbacks import MetricsFile
+
+    plain = ok(train(*flags, name="plain"))
+    last = plain.record["metrics"]["steps"]
+
+    def dies_after(step: int) -> Callable[..., None]:
+        def on_step_begin(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                raise Interruption(f"after step {step}")
+
+        return on_step_begin
+
+    with monkeypatch.context() as patch:  # one evaluation that was not the best is counted by then
+        patch.setattr(MetricsFile, "on_step_begin", dies_after(last - 1), raising=False)
+        assert train(*flags, name="broken").code == 1
+    same_run(plain, ok(train(*flags, name="broken")))
+
+
+def test_a_run_killed_after_it_had_stopped_makes_no_further_step(
+    train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastchat.train import recipe
+
+    plain = ok(train(*flags, name="plain"))
+
+    def killed(*args: Any) -> None:
+        raise Interruption("while saving")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "measured", killed)
+        assert train(*flags, name="broken").code == 1
+    resumed = ok(train(*flags, name="broken"))
+    assert resumed.record["metrics"]["steps"] == plain.record["metrics"]["steps"]
+    assert evaluated(resumed) == evaluated(plain)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "--early_stopping_patience keeps the best evaluation's weights: add --load_best_model_at_end True"),
+        (["--load_best_model_at_end", "True"], "add --eval_strategy epoch"),
+        (["--early_stopping_patience", "0"], "--early_stopping_patience is 0; it must be at least 1"),
+    ],
+)
+def test_what_it_needs(train: Train, more: list[str], message: str) -> None:
+    outcome = train("--early_stopping_patience", "2", *more)
+    assert outcome.code == 2 and message in outcome.err

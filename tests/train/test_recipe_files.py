@@ -1,0 +1,72 @@
+"""A recipe by its path or its bare name, from any folder; and a name that is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastchat.errors import SettingsError
+from fastchat.train.recipe_files import CHECKOUT, RECIPES, find_recipe, in_checkout
+from fastchat.train.settings import find_output_dir
+from tests.train.conftest import Outcome
+from tests.train.flags import Train, ok
+
+
+@pytest.mark.parametrize("name", ["gemma-2b-it", "gemma-2b-it.yaml", "gemma-2b-it.yml", "gemma-2-9b-it"])
+def test_a_bare_name_is_found_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stem = name.removesuffix(".yaml").removesuffix(".yml")
+    assert find_recipe(name) == RECIPES / f"{stem}.yaml"
+    assert find_output_dir([name]) == f"output/{stem}", "status.json goes there"
+
+
+def test_every_recipe_has_its_bare_name() -> None:
+    assert {find_recipe(path.stem) for path in RECIPES.glob("*.yaml")} == set(RECIPES.glob("*.yaml"))
+
+
+def test_a_file_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gemma-2b-it.yaml").write_text("seed: 1\n")
+    assert find_recipe("gemma-2b-it.yaml") == Path("gemma-2b-it.yaml")
+    assert find_recipe(str(tmp_path / "gemma-2b-it.yaml")) == tmp_path / "gemma-2b-it.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("gema-2b-it", "did you mean gemma-2b-it"),
+        ("mistral.yaml", "did you mean mistral-7b-v0.3"),
+        ("somewhere/gemma-2b-it.yaml", "did you mean gemma-2b-it"),
+        ("xyz", "by name there are codegemma-7b-it"),
+    ],
+)
+def test_an_unknown_name_suggests_near_ones(name: str, hint: str) -> None:
+    with pytest.raises(SettingsError, match=f"there is no recipe {name}; {hint}"):
+        find_recipe(name)
+
+
+def test_an_unknown_name_in_a_run(train: Train) -> None:
+    outcome: Outcome = train(base=["gemma-2b-ti"])
+    assert outcome.code == 2 and outcome.err.count("error: ") == 1 and "did you mean gemma-2b-it" in outcome.err
+
+
+def test_what_a_recipe_names_is_found_in_the_checkout_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = "playground/deepspeed_config_s3.json"
+    assert in_checkout(path) == CHECKOUT / path and "is not in this folder: taken from" in capsys.readouterr().err
+    (tmp_path / "playground").mkdir()
+    (tmp_path / path).write_text("{}")
+    assert in_checkout(path) == Path(path) and in_checkout("nowhere.json") == Path("nowhere.json")
+    assert in_checkout(str(tmp_path / path)) == tmp_path / path
+
+
+def test_the_recipe_that_is_used_is_said(train: Train, base_flags: list[str], tmp_path: Path) -> None:
+    flags = ["qwen2.5-7b-lora", *base_flags, "--val_set_size", "0"]
+    outcome = train(base=flags)
+    assert f"recipe: {RECIPES / 'qwen2.5-7b-lora.yaml'}" in outcome.err
+    own = tmp_path / "own.yaml"
+    own.write_text("learning_rate: 1e-4\n")
+    assert "recipe:" not in ok(train(base=[str(own), *base_flags])).err

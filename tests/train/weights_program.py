@@ -1,0 +1,43 @@
+"""`fastchat.train.train` as people run it, which also leaves the engine's weights beside the result:
+
+    torchrun --nproc_per_node 2 -m tests.train.weights_program RECIPE.yaml --output_dir OUT ...
+
+OUT.weights.pt then holds what the engine had after the last step, gathered by DeepSpeed before anything is saved.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def install() -> None:
+    """Has the weights written when the recipe begins to save its result."""
+    from fastchat.train import recipe
+
+    real = recipe.measured
+
+    def measured(trainer: Any, metrics: Any) -> Any:
+        import deepspeed
+
+        weights = {}
+        trainer.model_wrapped.optimizer.checkpoint_event_prologue()  # nothing on its way between processes
+        for name, parameter in trainer.model.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):
+                weights[name] = parameter.detach().clone()
+        trainer.model_wrapped.optimizer.checkpoint_event_epilogue()
+        if trainer.args.process_index == 0:
+            torch.save(weights, str(Path(trainer.args.output_dir)) + ".weights.pt")
+        return real(trainer, metrics)
+
+    recipe.measured = measured
+
+
+if __name__ == "__main__":
+    from fastchat.train.train import main
+
+    install()
+    main(sys.argv[1:])
