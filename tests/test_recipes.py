@@ -90,7 +90,7 @@ def reader():
     def make(lora: bool) -> Reader:
         options = options_of(all_arguments(lora))
         known = {option.name for option in options}
-        coming = [Option("packing", bool, False), Option("val_set_size", float, 0.0)]
+        coming = [Option("packing", bool, False)]
         return Reader([*options, *(o for o in coming if o.name not in known)], RENAMED, {}, ())
 
     return make

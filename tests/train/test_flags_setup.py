@@ -12,7 +12,7 @@ import torch
 from fastchat.train.arguments import RENAMED, UNSUPPORTED, all_arguments
 from fastchat.train.settings import options_of
 from tests import builders
-from tests.train import test_flags_training, test_numbers, test_proof_by_default, test_resume
+from tests.train import test_data_flags, test_flags_training, test_numbers, test_proof_by_default, test_resume
 from tests.train.flags import COVERED, Train, adapter, covers, ok
 
 # ---- text ----
@@ -182,7 +182,7 @@ def test_ddp(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_accepted_flag_is_covered() -> None:
-    assert test_flags_training and test_numbers and test_proof_by_default and test_resume, (
+    assert test_data_flags and test_flags_training and test_numbers and test_proof_by_default and test_resume, (
         "imported, so that its marks count too"
     )
     accepted = {option.name for option in options_of(all_arguments(lora=True))} - set(UNSUPPORTED)
