@@ -17,7 +17,7 @@ from fastchat.conversation import Dialogue, Turn
 from fastchat.data import token_cache
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.fingerprint import KnownSums
-from fastchat.data.loading import OnBadRow, Records
+from fastchat.data.loading import OnBadRow, Record, Records
 from fastchat.data.progress import byte_bar
 from fastchat.data.proof import SecondOpinion
 from fastchat.data.sources import Source
@@ -52,7 +52,7 @@ class Made:
         counts: of all rows, see counts.py.
         rows: how many each source has.
         sums: sha256 of the files of each source.
-        samples: some of the dialogues, spread evenly over all.
+        samples: some of the records, spread evenly over all.
         found: whether they were cached.
     """
 
@@ -60,7 +60,7 @@ class Made:
     counts: dict[str, int]
     rows: list[int]
     sums: list[list[str]]
-    samples: list[Dialogue]
+    samples: list[Record]
     found: bool
 
 
@@ -91,10 +91,10 @@ def obtain_tokens(
         say(line)
     samples = [(number, _from_json(value)) for number, value in entry.about["samples"]]
     store = entry.store()
-    examples = [(dialogue, store[number]) for number, dialogue in samples]
+    examples = [(record.dialogue, store[number]) for number, record in samples if record.dialogue is not None]
     checked = SecondOpinion(bound).check((d, x["input_ids"].tolist(), x["labels"].tolist()) for d, x in examples)
     say(f"{name} {checked.line}")
-    return Made(entry, entry.about["counts"], entry.about["rows"], sums, [d for _, d in samples], found)
+    return Made(entry, entry.about["counts"], entry.about["rows"], sums, [record for _, record in samples], found)
 
 
 class _Making:
@@ -133,7 +133,7 @@ class _Making:
             "counts": counts,
             "rows": self._rows(records),
             "lines": [records.summary] if records.summary else [],
-            "samples": [(number, _to_json(dialogue)) for number, dialogue in samples.kept],
+            "samples": [(number, _to_json(record)) for number, record in samples.kept],
         }
 
     def _batches(self, records: Records) -> Iterator[Batch]:
@@ -144,6 +144,7 @@ class _Making:
                 continue
             if record.dialogue is not None:
                 batch.dialogues.append((record.index, record.dialogue))
+                batch.names[record.index] = record.id
             else:
                 batch.dropped[f"dropped_{record.dropped}"] += 1
             if len(batch.dialogues) == BATCH:
@@ -159,11 +160,11 @@ class _Making:
 
 
 class _Samples:
-    """Up to `most` examples spread evenly over a stream of unknown length: (number, dialogue), the first one always."""
+    """Up to `most` examples spread evenly over a stream of unknown length: (number, record), the first one always."""
 
     def __init__(self, most: int):
         self.most, self.every, self.seen = most, 1, 0
-        self.kept: list[tuple[int, Dialogue]] = []
+        self.kept: list[tuple[int, Record]] = []
 
     def add(self, batch: Batch, part: Part) -> None:
         """Take every `every`-th example; where there are too many, every other one goes and twice as few are taken."""
@@ -173,15 +174,19 @@ class _Samples:
                 del self.kept[1::2]
                 self.every *= 2
             if self.seen % self.every == 0:
-                self.kept.append((self.seen, dialogues[index]))
+                dialogue = dialogues[index]
+                record = Record(index, dialogue, None, dialogue.source, dialogue.line, batch.names[index])
+                self.kept.append((self.seen, record))
             self.seen += 1
 
 
-def _to_json(dialogue: Dialogue) -> list[Any]:
-    turns = [[turn.role, turn.text, turn.train] for turn in dialogue.turns]
-    return [turns, dialogue.system, dialogue.source, dialogue.line]
+def _to_json(record: Record) -> list[Any]:
+    assert record.dialogue is not None
+    turns = [[turn.role, turn.text, turn.train] for turn in record.dialogue.turns]
+    return [turns, record.dialogue.system, record.index, record.source, record.line, record.id]
 
 
-def _from_json(value: list[Any]) -> Dialogue:
-    turns, *rest = value
-    return Dialogue(tuple(Turn(*turn) for turn in turns), *rest)
+def _from_json(value: list[Any]) -> Record:
+    turns, system, index, source, line, name = value
+    dialogue = Dialogue(tuple(Turn(*turn) for turn in turns), system, source, line)
+    return Record(index, dialogue, None, source, line, name)

@@ -38,6 +38,7 @@ class Batch:
 
     dialogues: list[tuple[int, Dialogue]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    names: dict[int, str | None] = field(default_factory=dict)  # what the records call themselves
     bytes_read: int = 0
 
 

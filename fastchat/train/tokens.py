@@ -110,11 +110,11 @@ def _read(name: str, sources: list[Source], bound: BoundEncoder, settings: Setti
         if local_rank() == 0:
             shutil.rmtree(made.entry.folder, ignore_errors=True)
     if name == "train":
-        _show_first([Record(0, d, None, d.source, d.line) for d in made.samples[:1]], bound, settings)
+        _show_first(made.samples[:1], bound, settings)
     say(f"{name} data, {', '.join(source.name for source in sources)}:\n{table(made.counts)}")
     records = [_record(source) | {"rows": rows} for source, rows in zip(sources, made.rows, strict=True)]
     fingerprint = combined([s for sums in made.sums for s in sums])
-    sample = spread(made.samples, _SAMPLE)
+    sample = spread([r.dialogue for r in made.samples if r.dialogue is not None], _SAMPLE)
     return Corpus(name, ChatDataset(store), fingerprint, made.counts, records, sample=sample)
 
 

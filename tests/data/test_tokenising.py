@@ -148,8 +148,8 @@ def test_samples_are_spread_evenly_and_proven(
     assert "train labels derived a second time: " in capsys.readouterr().err
     numbers = [number for number, _ in made.entry.about["samples"]]
     assert numbers == list(range(0, len(made.entry.store()), numbers[1])) and 32 <= len(numbers) <= 64
-    dialogues = {r.index: r.dialogue for r in load_dialogues([str(data)]).records}
-    assert made.samples == [dialogues[made.entry.store()[number]["index"]] for number in numbers]
+    records = load_dialogues([str(data)]).records
+    assert made.samples == [records[made.entry.store()[number]["index"]] for number in numbers]
     write_ = tokenising.StoreWriter.add
 
     def wrong(self: Any, part: Any) -> None:
