@@ -194,7 +194,9 @@ def test_wherever_the_same_bytes_lie_they_are_the_same_data(bound: BoundEncoder,
     )
 
 
-@pytest.mark.parametrize("change", ["max_length", "overlong", "on_bad_row", "template", "tokenizer", "data", "code"])
+@pytest.mark.parametrize(
+    "change", ["max_length", "overlong", "on_bad_row", "template", "train_on", "tokenizer", "data", "code"]
+)
 def test_anything_that_decides_ids_is_part_of_the_key(
     bound: BoundEncoder,
     tokenizer_dir: Callable[[str], Path],
@@ -208,6 +210,8 @@ def test_anything_that_decides_ids_is_part_of_the_key(
     if change == "template":
         table = bound.template.to_dict() | {"system_message": "Something else."}
         other = bound.encoder.bind(type(bound.template).from_dict(table))  # type: ignore[attr-defined]
+    elif change == "train_on":
+        other = bound.encoder.bind(bound.template, "all")
     elif change == "tokenizer":
         other, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir("byte_bos")))
         other = other.bind(bound.template)
