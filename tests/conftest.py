@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 
 # Before torch, transformers or wandb are imported anywhere; launched runs inherit it.
 _ENVIRONMENT = {
@@ -13,8 +16,10 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
+    "FSCHAT_CACHE": tempfile.mkdtemp(prefix="fschat-tests-"),  # never the user's own
 }
 os.environ.update(_ENVIRONMENT)
+atexit.register(shutil.rmtree, _ENVIRONMENT["FSCHAT_CACHE"], ignore_errors=True)
 for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY", "HF_TOKEN"):
     os.environ.pop(_name, None)
 

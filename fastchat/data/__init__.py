@@ -1,10 +1,11 @@
 """Room: from a conversation file to the numbers a model is trained on.
 
 A row is read strictly, becomes a Dialogue, is rendered and tokenised into ids and labels (the mask comes from the
-renderer's spans), and is kept in flat arrays until batches are made. Standard library, numpy and tokenizers only: torch
-is imported inside the one function that makes tensors.
+renderer's spans), and is kept in flat arrays on disk until batches are made. Standard library, numpy, tokenizers only:
+torch is imported inside the one function that makes tensors, pyarrow and the hub's libraries where they are asked.
 
-    reading.py        bytes -> rows, each with its line
+    sources.py        what --data_path names -> files; hub.py asks the hub
+    reading.py        bytes -> rows, each with its line; parquet.py for that kind
     strict_json.py    one JSON object, nothing tolerated
     bad_rows.py       what is wrong with a row, told once
     formats.py        row -> Dialogue
@@ -15,6 +16,8 @@ is imported inside the one function that makes tensors.
     tokenization.py   dialogue -> ids and labels, cut where needed
     saved_template.py the Jinja text saved beside a result
     store.py          all examples in flat arrays
+    tokenising.py     files -> a store on disk, made once: workers.py in several processes, token_cache.py keeps it,
+                      fingerprint.py knows the data, mixing.py chooses of it
     dataset.py        what the Trainer indexes
     collate.py        examples -> a padded batch
     counts.py         what became of every row and token; progress.py shows it being made

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken
 
@@ -86,6 +86,22 @@ class BoundEncoder:
         if SAID[train_on]:
             say(SAID[train_on])
         self._prove()
+
+    def described(self) -> dict[str, Any]:
+        """What decides ids and labels, JSON-able; `TextEncoder.from_description` makes the same encoder of it again.
+
+        Cached tokens are found by a digest of this, and the processes that tokenise are given it. So any further
+        setting that changes an id or a label belongs here. `probes` are ids of simple dialogues: a template may write
+        the date.
+        """
+        raw, own = self.encoder.raw, isinstance(self.template, TokenizerTemplate)
+        probes = self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS
+        return {
+            "tokenizer": {"text": raw.text, "bos": raw.bos_token, "eos": raw.eos_token, "template": raw.chat_template},
+            "template": None if own else self.template.to_dict(),
+            "train_on": self.train_on,
+            "probes": [self.encode(self.template.render(dialogue)).input_ids for dialogue in probes],
+        }
 
     # -- what the template's control strings are on this tokenizer
 

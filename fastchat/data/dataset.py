@@ -13,31 +13,44 @@ import numpy as np
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import hint_at_causes
 from fastchat.data.loading import Record
-from fastchat.data.store import TokenStore
+from fastchat.data.store import TokenStore, digest
 from fastchat.data.tokenization import IGNORED, Example, tokenize_dialogue
 from fastchat.errors import DataError, say
 
 
 class ChatDataset:
-    """The examples of a TokenStore."""
+    """The examples of a TokenStore, or those of them whose numbers `chosen` (int64 [E], rising) holds."""
 
-    def __init__(self, store: TokenStore):
-        self.store = store
+    def __init__(self, store: TokenStore, chosen: np.ndarray | None = None):
+        self.store, self.chosen = store, chosen
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.store) if self.chosen is None else len(self.chosen)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return self.store[i]
+        return self.store[i if self.chosen is None else int(self.chosen[i])]
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, int64 [E]: for grouping by length."""
-        return self.store.lengths
+        return self._of_chosen(self.store.lengths)
+
+    @property
+    def digests(self) -> np.ndarray:
+        """64 bits of what each dialogue says, uint64 [E]."""
+        return self._of_chosen(self.store.digests)
+
+    @property
+    def num_supervised(self) -> np.ndarray:
+        """Supervised tokens of each example, int32 [E]."""
+        return self._of_chosen(self.store.supervised)
+
+    def _of_chosen(self, values: np.ndarray) -> np.ndarray:
+        return values if self.chosen is None else values[self.chosen]
 
 
 class LazyChatDataset:
-    """Tokenises on access, so that the run starts at once and keeps only texts in memory.
+    """Tokenises on access, so that the run starts at once. It keeps the texts of all dialogues in memory.
 
     The price: how many tokens are supervised, cut or straddling is not known beforehand. A dialogue of which nothing
     can be learned turns out only when its turn comes: it then stands as one token without a label, and is named once.
@@ -71,6 +84,11 @@ class LazyChatDataset:
     def lengths(self) -> np.ndarray:
         """Characters of each dialogue, int64 [E]: nearly in proportion to its tokens, enough for grouping by length."""
         return np.array([sum(len(turn.text) for turn in dialogue.turns) for _, dialogue in self._usable])
+
+    @property
+    def digests(self) -> np.ndarray:
+        """64 bits of what each dialogue says, uint64 [E]."""
+        return np.array([digest(dialogue) for _, dialogue in self._usable], np.uint64)
 
     def _example(self, i: int) -> Example:
         index, dialogue = self._usable[i]

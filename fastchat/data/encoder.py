@@ -98,6 +98,15 @@ class TextEncoder:
         """
         return BoundEncoder(self, template, train_on)
 
+    @classmethod
+    def from_description(cls, described: dict[str, Any], name: str = "") -> BoundEncoder:
+        """The encoder that `BoundEncoder.described` describes. `name` is the tokenizer's, for messages."""
+        of = described["tokenizer"]
+        raw = RawTokenizer(of["text"], json.loads(of["text"]), of["bos"], of["eos"], of["template"], name)
+        table = described["template"]
+        template = TokenizerTemplate(of["template"], raw) if table is None else Template.from_dict(table)
+        return cls(raw).bind(template, described["train_on"])
+
     def control(self, content: str) -> Control | None:
         """The one id of a control string, added token or not; None where the tokenizer has none."""
         token_id = self.vocabulary.get(content)

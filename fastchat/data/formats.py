@@ -54,6 +54,8 @@ _TURN_LISTS = {
     "messages": _TurnKeys("role", "content", MESSAGE_ROLES),
 }
 _ALPACA_KEY = "instruction"
+FORMAT_KEYS = (*_TURN_LISTS, _ALPACA_KEY)  # one of these says which shape a row has
+COLUMNS = (*FORMAT_KEYS, "input", "output", "history", "system", "tools", "id", "idx")  # everything that is read
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,14 @@ def row_id(row: dict[str, Any]) -> str | None:
 
 
 def _format_of(row: dict[str, Any]) -> str:
-    known = (*_TURN_LISTS, _ALPACA_KEY)
-    found = [key for key in known if key in row]
+    found = [key for key in FORMAT_KEYS if key in row]
     if len(found) == 1:
         return found[0]
     if found:
         raise BadRow("two formats in one row", " and ".join(found))
     keys = ", ".join(shown(key) for key in list(row)[:6]) or "none"
-    meant = [near for key in row for near in nearest(key, known, n=1)]
-    hint = f"; is {shown(meant[0])} meant?" if meant else f"; one of {', '.join(known)} is needed"
+    meant = [near for key in row for near in nearest(key, FORMAT_KEYS, n=1)]
+    hint = f"; is {shown(meant[0])} meant?" if meant else f"; one of {', '.join(FORMAT_KEYS)} is needed"
     raise BadRow("no known format", f"keys: {keys}{hint}")
 
 

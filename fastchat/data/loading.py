@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fastchat.conversation import Dialogue
 from fastchat.data.bad_rows import BadRow, BadRowReport
 from fastchat.data.formats import parse_row, row_id
-from fastchat.data.reading import Row, read_rows, unreadable
+from fastchat.data.reading import Row, RowReader, unreadable
 from fastchat.errors import say
+
+OnBadRow = Literal["stop", "skip"]
 
 
 @dataclass
@@ -35,6 +37,85 @@ class Record:
         return f"{self.source}:{self.line}" + (f" (id {self.id!r})" if self.id is not None else "")
 
 
+class Records:
+    """The records of some files, read once, one at a time: memory does not grow with them.
+
+    Attributes:
+        num_rows: how many there were so far; `rows_of_file` of each file that was read to its end.
+        bad: the malformed ones; as soon as there is one, `stopping` says whether the run will stop because of it.
+
+    >>> for record in Records(["a.json", "b.parquet"], on_bad_row="skip"): ...
+    """
+
+    def __init__(self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop"):
+        assert not isinstance(paths, str), paths
+        self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
+        self.num_rows = 0
+        self.rows_of_file: list[int] = []
+        self.bad = BadRowReport()
+        self._treatments: Counter[str] = Counter()
+        self._reader: RowReader | None = None
+
+    def __iter__(self) -> Iterator[Record]:
+        """One Record per row.
+
+        Raises:
+            DataError: a file cannot be read or is empty; or, behind the last row, rows are malformed and `on_bad_row`
+                is "stop": the message then lists the first 20 as file:line: reason, and the total by reason.
+        """
+        for path in self.paths:
+            self._reader, before = RowReader(path), self.num_rows
+            for row in self._reader:
+                self.num_rows += 1
+                yield self._record(self.num_rows - 1, row)
+            self.rows_of_file.append(self.num_rows - before)
+        if self.stopping:
+            raise self.bad.error(self.num_rows)
+        if self.bad.total:
+            say(self.summary)
+
+    @property
+    def stopping(self) -> bool:
+        return self.on_bad_row == "stop" and self.bad.total > 0
+
+    @property
+    def summary(self) -> str:
+        """The one line about the rows that were skipped; "" where none was."""
+        return self.bad.summary(self.num_rows) if self.bad.total else ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """rows, bad_rows, and how often each treatment of formats.TREATMENTS was applied."""
+        totals = {"rows": self.num_rows, "bad_rows": self.bad.total}
+        return {**totals, **dict(sorted(self._treatments.items()))}
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files together. Raises DataError for one that is not there."""
+        return sum(map(_size, self.paths))
+
+    @property
+    def bytes_read(self) -> int:
+        """Of all files together, so far."""
+        if self._reader is None:
+            return 0
+        done = len(self.rows_of_file)
+        current = int(self._reader.share * _size(self._reader.path)) if done < len(self.paths) else 0
+        return sum(map(_size, self.paths[:done])) + current
+
+    def _record(self, index: int, row: Row) -> Record:
+        try:
+            if row.problem is not None:
+                raise row.problem
+            assert row.value is not None
+            parsed = parse_row(row.value, row.source, row.line)
+        except BadRow as bad:
+            self.bad.add(row.source, row.line, bad)
+            return Record(index, None, f"bad_row: {bad.reason}", row.source, row.line)
+        self._treatments.update(parsed.treatments)
+        return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, row_id(row.value))
+
+
 @dataclass
 class LoadedDialogues:
     """All records, and how many rows, bad rows, drops and treatments there were."""
@@ -43,57 +124,14 @@ class LoadedDialogues:
     counts: dict[str, int]
 
 
-def load_dialogues(paths: Sequence[str], *, on_bad_row: Literal["stop", "skip"] = "stop") -> LoadedDialogues:
-    """Read all `paths` to the end; one Record per row.
-
-    Raises:
-        DataError: a file cannot be read or is empty; or rows are malformed and `on_bad_row` is "stop": the message then
-            lists the first 20 as file:line: reason, and the total by reason.
-    """
-    assert not isinstance(paths, str), paths
-    records: list[Record] = []
-    counts: Counter[str] = Counter()
-    report = BadRowReport()
-    for path in paths:
-        for row in read_rows(str(path)):
-            records.append(_record(len(records), row, counts, report))
-    if report.total and on_bad_row == "stop":
-        raise report.error(len(records))
-    if report.total:
-        say(report.summary(len(records)))
-    totals = {"rows": len(records), "bad_rows": report.total}
-    return LoadedDialogues(records, {**totals, **dict(sorted(counts.items()))})
+def load_dialogues(paths: Sequence[str], *, on_bad_row: OnBadRow = "stop") -> LoadedDialogues:
+    """All `Records` at once, in memory. Raises DataError as they do."""
+    records = Records(paths, on_bad_row=on_bad_row)
+    return LoadedDialogues(list(records), records.counts)
 
 
-def _record(index: int, row: Row, counts: Counter[str], report: BadRowReport) -> Record:
+def _size(path: str) -> int:
     try:
-        if row.problem is not None:
-            raise row.problem
-        assert row.value is not None
-        parsed = parse_row(row.value, row.source, row.line)
-    except BadRow as bad:
-        report.add(row.source, row.line, bad)
-        return Record(index, None, f"bad_row: {bad.reason}", row.source, row.line)
-    counts.update(parsed.treatments)
-    return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, row_id(row.value))
-
-
-def data_fingerprint(paths: Sequence[str]) -> str:
-    """sha256 of the files' bytes in hex: of one file what `sha256sum` prints, of several the sha256 of those sums.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    sums = [_sha256(path) for path in paths]
-    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return os.path.getsize(path)
     except OSError as error:
         raise unreadable(path, error) from None
-    return digest.hexdigest()

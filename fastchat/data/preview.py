@@ -1,6 +1,6 @@
 """See what a run would train on, before it runs.
 
-    python -m fastchat.data.preview --model_name_or_path DIR --conv_template NAME --data_path FILE
+    python -m fastchat.data.preview --model_name_or_path DIR --conv_template NAME --data_path DATA
         [--model_max_length N] [--num 3] [--output OUT.jsonl] [--html report.html]
 
 Shows the first dialogues with their supervised tokens in green (in [[brackets]] where there is no colour), and the
@@ -22,15 +22,19 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.choosing import add_model_flags, bound_encoder, check_model
 from fastchat.data.command import Parser, run
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.html_report import HtmlReport
-from fastchat.data.loading import LoadedDialogues, Record, load_dialogues
-from fastchat.data.progress import with_bar
+from fastchat.data.loading import Record, Records
+from fastchat.data.mixing import check_proportions, held_out_line, num_held_out, proportional, proportions_line
+from fastchat.data.progress import byte_bar
 from fastchat.data.showing import shown
+from fastchat.data.sources import Source, find_sources
+from fastchat.data.store import usable
 from fastchat.data.supervision import ASSISTANT, TRAIN_ON
 from fastchat.data.terminal import legend, wants_colour
 from fastchat.data.tokenization import OVERLONG, Example, tokenize_dialogues
@@ -38,6 +42,7 @@ from fastchat.data.writing import StagedFile, check_output
 from fastchat.errors import DataError, SettingsError, say
 
 DEFAULT_MAX_LENGTH = 512  # as in training
+_BATCH = 256  # rows in memory at a time
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,20 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def preview(args: argparse.Namespace) -> None:
-    """Load, tokenise, show, write. Raises UserError."""
+    """Read, tokenise, show, write, one batch of rows after the other. Raises UserError."""
     _check(args)
     bound = bound_encoder(args, args.train_on)
-    loaded = load_dialogues(args.data_path, on_bad_row=args.on_bad_row)
-    counts = Counter(loaded.counts)
+    sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
+    files = [file for source in sources for file in source.files]
+    _check_outputs(args, files)
+    records, counts = Records(files, on_bad_row=args.on_bad_row), Counter[str]()
     report = HtmlReport(bound, args.model_max_length) if args.html else None
+    trained: Counter[str] = Counter()  # examples of each file
     num_shown = 0
     colour = wants_colour(sys.stdout)
     with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
-        for record, example in _examples(loaded, bound, args):
+        for record, example in _examples(records, bound, args):
             if record.dialogue is None:
                 counts[f"dropped_{record.dropped}"] += 1
             else:
                 count_example(counts, example)
+            trained[record.source] += example.dropped is None
             if example.dropped is None and num_shown < args.num:
                 num_shown += 1
                 _print(shown(record, example, bound, args.model_max_length, colour=colour) + "\n")
@@ -67,9 +76,11 @@ def preview(args: argparse.Namespace) -> None:
                 output.write(_line(example))
             if report:
                 report.add(record, example)
+    counts.update(records.counts)
     if num_shown:
         _print(f"{legend(colour)}\n")
     _print(table(counts))
+    _print_choice(args, sources, trained)
     if report:
         say(report.write(args.html, counts, _about(args, bound)))
     if not counts["supervised_tokens"]:
@@ -87,7 +98,13 @@ def _parser() -> Parser:
     )
     add_model_flags(parser)
     add = parser.add_argument
-    add("--data_path", required=True, nargs="+", metavar="FILE", help=".json or .jsonl, also with .gz")
+    data = "files (.json, .jsonl, .gz, .parquet), patterns, folders, datasets of the hub (OWNER/NAME)"
+    add("--data_path", required=True, nargs="+", metavar="DATA", help=data)
+    add("--data_split", default="train", metavar="NAME", help="split of datasets of the hub (%(default)s)")
+    add("--data_revision", metavar="REV", help="branch, tag or commit of datasets of the hub")
+    shares = "shares of the --data_path values in a run: the counts are shown"
+    add("--data_proportions", type=float, nargs="+", metavar="SHARE", help=shares)
+    add("--val_set_size", type=float, default=0.0, metavar="N", help="what a run would hold out: the count is shown")
     add("--model_max_length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="in tokens (%(default)s)")
     add("--overlong", choices=OVERLONG, default="truncate", help="what happens to longer dialogues (%(default)s)")
     add("--on_bad_row", choices=("stop", "skip"), default="stop", help="what happens to malformed rows (%(default)s)")
@@ -104,26 +121,46 @@ def _check(args: argparse.Namespace) -> None:
     if args.num < 0:
         raise SettingsError(f"--num {args.num}: it needs to be 0 or more.")
     check_model(args.model_name_or_path)
+    if args.data_proportions is not None:
+        check_proportions(args.data_proportions, len(args.data_path))
+
+
+def _check_outputs(args: argparse.Namespace, files: Sequence[str]) -> None:
     if args.output is not None:
-        check_output("--output", args.output, args.data_path)
+        check_output("--output", args.output, files)
     if args.html is not None:
-        check_output("--html", args.html, [*args.data_path, *([args.output] if args.output else [])])
+        check_output("--html", args.html, [*files, *([args.output] if args.output else [])])
 
 
 # --- showing
 
 
-def _examples(
-    loaded: LoadedDialogues, bound: BoundEncoder, args: argparse.Namespace
-) -> Iterator[tuple[Record, Example]]:
-    """Every record with its example, in input order; a record without a dialogue has one without ids."""
-    usable = [(r.index, r.dialogue) for r in loaded.records if r.dialogue is not None]
-    made = tokenize_dialogues(usable, bound, max_length=args.model_max_length, overlong=args.overlong)
-    made = iter(with_bar(made, len(usable), progress=sys.stderr.isatty()))
-    for record in loaded.records:
-        example = next(made) if record.dialogue is not None else Example(record.index, dropped=record.dropped)
-        assert example.index == record.index, (example.index, record.index)
-        yield record, example
+def _examples(records: Records, bound: BoundEncoder, args: argparse.Namespace) -> Iterator[tuple[Record, Example]]:
+    """Every record with its example, in input order; a record without a dialogue has one without ids.
+
+    Behind a malformed row that will stop the command, the files are only read to their end.
+    """
+    with byte_bar("tokenising", records.num_bytes, progress=sys.stderr.isatty()) as update:
+        rows = (record for record in records if not records.stopping)
+        while batch := list(islice(rows, _BATCH)):
+            made = tokenize_dialogues(usable(batch), bound, max_length=args.model_max_length, overlong=args.overlong)
+            for record in batch:
+                example = next(made) if record.dialogue is not None else Example(record.index, dropped=record.dropped)
+                assert example.index == record.index, (example.index, record.index)
+                yield record, example
+            update(records.bytes_read, len(batch))
+
+
+def _print_choice(args: argparse.Namespace, sources: Sequence[Source], trained: Counter[str]) -> None:
+    """How many dialogues a run would take and hold out."""
+    sizes = [sum(trained[file] for file in source.files) for source in sources]
+    num = sum(sizes)
+    if args.data_proportions and num:
+        taken = [len(part) for part in proportional(sizes, args.data_proportions, seed=0)]
+        _print(proportions_line([source.name for source in sources], taken, sizes))
+        num = sum(taken)
+    if args.val_set_size and num:
+        _print(held_out_line(num_held_out(args.val_set_size, num), num))
 
 
 def _about(args: argparse.Namespace, bound: BoundEncoder) -> dict[str, str]:

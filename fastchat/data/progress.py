@@ -1,17 +1,41 @@
-"""A progress bar for tokenising."""
+"""Progress bars for tokenising, on stderr."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from fastchat.data.tokenization import Example
 
 
 def with_bar(examples: Iterable[Example], total: int, progress: bool) -> Iterable[Example]:
-    """The same examples; with `progress`, a bar on stderr counts them while they are made."""
+    """The same examples; with `progress`, a bar counts them while they are made."""
     if not progress:
         return examples
     from tqdm import tqdm
 
     return tqdm(examples, total=total, desc="tokenising", unit=" dialogues", file=sys.stderr, delay=1)
+
+
+@contextmanager
+def byte_bar(description: str, num_bytes: int, progress: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar that counts bytes of files, and so knows how long it will take before anyone knows how many rows there are.
+
+    Gives a function to call with the bytes read so far, and how many more dialogues have been made of them.
+    """
+    if not progress:
+        yield lambda bytes_read, num_dialogues: None
+        return
+    from tqdm import tqdm
+
+    made = 0
+    with tqdm(total=num_bytes, desc=description, unit="B", unit_scale=True, file=sys.stderr, delay=1) as bar:
+
+        def update(bytes_read: int, num_dialogues: int) -> None:
+            nonlocal made
+            made += num_dialogues
+            bar.set_postfix_str(f"{made:,} dialogues", refresh=False)
+            bar.update(bytes_read - bar.n)
+
+        yield update

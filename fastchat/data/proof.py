@@ -16,7 +16,6 @@ from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.loading import Record
 from fastchat.data.saved_template import chat_template
-from fastchat.data.store import TokenStore
 from fastchat.data.supervision import ALL, LAST
 from fastchat.data.tokenization import IGNORED, tokenize_dialogue
 from fastchat.data.tokenizer_template import TokenizerTemplate, compile_template, to_messages
@@ -236,15 +235,3 @@ def check_records(
 def spread(values: Sequence[T], most: int) -> list[T]:
     """Up to `most` of them, spread evenly."""
     return list(values[:: max(len(values) // most, 1)][:most])
-
-
-def check_store(records: Sequence[Record], store: TokenStore, bound: BoundEncoder, most: int = 64) -> Checked:
-    """Check up to `most` examples of a store, spread evenly over it. Raises DataError as `SecondOpinion.check` does."""
-    examples = [store[i] for i in spread(range(len(store)), most)]
-    dialogues = [records[example["index"]].dialogue for example in examples]
-    pairs = zip(dialogues, examples, strict=True)
-    return SecondOpinion(bound).check(
-        (dialogue, example["input_ids"].tolist(), example["labels"].tolist())
-        for dialogue, example in pairs
-        if dialogue is not None
-    )

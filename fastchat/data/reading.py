@@ -1,34 +1,38 @@
-"""Bytes -> rows: a strict reader of `.json` and `.jsonl`, plain or gzipped, that knows the line of every row.
+"""Bytes -> rows: a strict reader of `.json`, `.jsonl` (plain or gzipped) and `.parquet` that knows each row's place.
 
-Whether a file is one JSON array or JSON lines is decided by its content, so a `.json` file holding JSON lines is fine.
-Tolerated: a byte order mark, CRLF, blank lines. Everything else that is not exactly JSON is named, never repaired.
+What a file is, is decided by its content, so a `.json` file holding JSON lines is fine. Tolerated in JSON: a byte order
+mark, CRLF, blank lines. Everything else that is not exactly JSON is named, never repaired. No file is held in memory as
+a whole: one line, or about a megabyte of an array, at a time.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
-import io
 import itertools
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from fastchat.data.bad_rows import BadRow
 from fastchat.data.strict_json import BadValue, StrictDecoder
 from fastchat.errors import DataError, nearest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PARQUET = b"PAR1"
 _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
     b"PK": "a zip archive",
-    b"PAR1": "a parquet file",
+    b"ARROW1": "an Arrow file",
 }
+_BLOCK = 1 << 20  # bytes of an array that are read at a time
+_FIRST = 1 << 16  # bytes of the first line that are looked at to see what the file is
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is not UTF-8
 _NEXT_TOKEN = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[\[\]{},]')
@@ -36,7 +40,10 @@ _NEXT_TOKEN = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[\[\]{},]')
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in the file: `value` is the JSON object, or None where `problem` says what is wrong."""
+    """One row as it stands in the file: `value` is the JSON object, or None where `problem` says what is wrong.
+
+    `line` counts from 1; of a parquet file it is the number of the row.
+    """
 
     source: str
     line: int
@@ -44,33 +51,78 @@ class Row:
     problem: BadRow | None = None
 
 
-def read_rows(path: str) -> Iterator[Row]:
-    """Yield every row of a file in order, malformed ones included.
+class RowReader:
+    """Reads one file once, row by row, and knows how far it has come.
 
-    Raises:
-        DataError: the file is missing, a folder, unreadable, broken gzip, of another kind, or holds no row at all.
+    >>> reader = RowReader("chats.jsonl")
+    >>> for row in reader: print(row.line, reader.share)
     """
-    num_rows = 0
-    with _opened(path) as stream:
-        for row in _rows(stream, path):
-            num_rows += 1
-            yield row
-    if not num_rows:
-        raise DataError(f"{path}: the file holds no rows; it needs a JSON array of objects, or one object per line.")
+
+    def __init__(self, path: str):
+        self.path = path
+        self._file: IO[bytes] | None = None
+        self._size = 0
+        self._rows_share = 0.0  # of a parquet file
+
+    @property
+    def share(self) -> float:
+        """How much of the file has been read, from 0 to 1."""
+        if self._file is None or self._file.closed:
+            return self._rows_share
+        return min(self._file.tell() / self._size, 1.0) if self._size else 1.0
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield every row in order, malformed ones included.
+
+        Raises:
+            DataError: the file is missing, a folder, unreadable, broken, of another kind, or holds no row at all.
+        """
+        num_rows = 0
+        with _opened(self.path) as raw:
+            self._size = os.fstat(raw.fileno()).st_size
+            is_parquet = _starts_with(raw, PARQUET)
+            for row in self._parquet_rows() if is_parquet else self._json_rows(raw):
+                num_rows += 1
+                yield row
+        self._rows_share = 1.0
+        if not num_rows:
+            needed = "" if is_parquet else "; it needs a JSON array of objects, or one object per line"
+            raise DataError(f"{self.path}: the file holds no rows{needed}.")
+
+    def _json_rows(self, raw: IO[bytes]) -> Iterator[Row]:
+        self._file = raw
+        zipped = _starts_with(raw, b"\x1f\x8b") or self.path.endswith(".gz")
+        yield from _rows(gzip.open(raw) if zipped else raw, self.path)  # noqa: SIM115 (closed with the file below it)
+
+    def _parquet_rows(self) -> Iterator[Row]:
+        from fastchat.data.parquet import parquet_rows
+
+        for row, share in parquet_rows(self.path):
+            self._rows_share = share
+            yield Row(self.path, row.number, row.value, row.problem)
+
+
+def read_rows(path: str) -> Iterator[Row]:
+    """Every row of a file in order, malformed ones included. Raises DataError as RowReader does."""
+    return iter(RowReader(path))
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Iterable[bytes]]:
-    """The file as a stream of plain bytes, with every way in which reading it can fail told as one DataError."""
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """The file, with every way in which reading it can fail told as one DataError."""
     try:
         with open(path, "rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b" or path.endswith(".gz")
-            raw.seek(0)
-            yield gzip.open(raw) if zipped else raw  # noqa: SIM115 (closed with the file below it)
+            yield raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be unpacked as gzip ({error}); copy or download it again.") from None
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def _starts_with(raw: IO[bytes], magic: bytes) -> bool:
+    found = raw.read(len(magic))
+    raw.seek(0)
+    return found == magic
 
 
 def unreadable(path: str, error: OSError) -> DataError:
@@ -78,7 +130,7 @@ def unreadable(path: str, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file.{_neighbours(path)}")
     if isinstance(error, IsADirectoryError):
-        return DataError(f"{path}: is a folder; give the file in it (.json, .jsonl, or either with .gz).")
+        return DataError(f"{path}: is a folder; give the file in it (.json, .jsonl, either with .gz, or .parquet).")
     return DataError(f"{path}: cannot be read ({error.strerror or error}).")
 
 
@@ -90,27 +142,47 @@ def _neighbours(path: str) -> str:
     return f" In the same folder: {', '.join(close)}." if close else ""
 
 
-def _rows(stream: Iterable[bytes], path: str) -> Iterator[Row]:
-    decoder = StrictDecoder()
-    lines = enumerate(stream, start=1)
-    for number, raw in lines:
-        if number == 1:
-            raw = _without_mark(raw, path)
-        if not raw.strip():
-            continue
-        if not raw.lstrip().startswith(b"["):
-            return (yield from _line_rows(decoder, lines, number, raw, path))
-        rest = b"".join(line for _, line in lines)
-        if rest.strip() and _is_array_of_values(raw):  # a bad first row, in a file of JSON lines
-            following = enumerate(io.BytesIO(rest), start=number + 1)
-            return (yield from _line_rows(decoder, following, number, raw, path))
-        return (yield from _array_rows(decoder, raw + rest, number, path))
+def _rows(stream: IO[bytes] | gzip.GzipFile, path: str) -> Iterator[Row]:
+    decoder, number = StrictDecoder(), 1
+    raw = _without_mark(stream.readline(_FIRST), path)
+    while raw and not raw.strip():
+        number += raw.endswith(b"\n")
+        raw = stream.readline(_FIRST)
+    if not raw:
+        return
+    if not raw.lstrip().startswith(b"["):
+        yield from _line_rows(decoder, _numbered(stream, number, raw), path)
+    elif raw.lstrip()[1:].lstrip().startswith(b"{"):
+        yield from _array_rows(decoder, _Text(stream, raw), number, path)
+    else:
+        raw = _whole_line(stream, raw)
+        blank, following = b"", stream.readline()
+        while following and not following.strip():
+            blank, following = blank + following, stream.readline()
+        if following and _is_array_of_values(raw):  # a bad first row, in a file of JSON lines
+            yield _line_row(decoder, raw, number, path)
+            number += 1 + blank.count(b"\n")
+            yield from _line_rows(decoder, _numbered(stream, number, following), path)
+        else:
+            yield from _array_rows(decoder, _Text(stream, raw + blank + following), number, path)
+
+
+def _whole_line(stream: IO[bytes] | gzip.GzipFile, begun: bytes) -> bytes:
+    return begun if begun.endswith(b"\n") else begun + stream.readline()
+
+
+def _numbered(stream: IO[bytes] | gzip.GzipFile, number: int, begun: bytes) -> Iterator[tuple[int, bytes]]:
+    """Line `number`, of which the beginning has been read already, and all that follow it."""
+    yield number, _whole_line(stream, begun)
+    yield from enumerate(stream, start=number + 1)
 
 
 def _without_mark(first_line: bytes, path: str) -> bytes:
     for magic, kind in _OTHER_KINDS.items():
         if first_line.startswith(magic):
-            raise DataError(f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz).")
+            raise DataError(
+                f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz) or parquet."
+            )
     return first_line.removeprefix(BYTE_ORDER_MARK)
 
 
@@ -126,10 +198,9 @@ def _is_array_of_values(line: bytes) -> bool:
 # --- one JSON object per line
 
 
-def _line_rows(
-    decoder: StrictDecoder, lines: Iterator[tuple[int, bytes]], number: int, raw: bytes, path: str
-) -> Iterator[Row]:
-    """Rows of a file of JSON lines, from line `number` (already read: `raw`) on."""
+def _line_rows(decoder: StrictDecoder, lines: Iterator[tuple[int, bytes]], path: str) -> Iterator[Row]:
+    """Rows of a file of JSON lines, from the first one that is not blank on."""
+    number, raw = next(lines)
     second = next(lines, None)
     if raw.strip() == b"{" and second and not second[1].lstrip().startswith(b"{"):
         raise DataError(
@@ -159,16 +230,49 @@ def _line_row(decoder: StrictDecoder, raw: bytes, number: int, path: str) -> Row
 # --- one JSON array
 
 
-def _array_rows(decoder: StrictDecoder, content: bytes, number: int, path: str) -> Iterator[Row]:
+class _Text:
+    """The text of a file from some place on, as far as it has been read; bytes that are not UTF-8 are surrogates."""
+
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, begun: bytes):
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+        self.text, self.ended, self.has_bad_bytes = "", False, False
+        self._add(begun)
+
+    def more(self) -> bool:
+        """Read on, as much again as there is already; False where nothing is left."""
+        if not self.ended:
+            block = self._stream.read(max(_BLOCK, len(self.text)))
+            self.ended = not block
+            self._add(block, final=self.ended)
+        return not self.ended
+
+    def drop(self, end: int) -> None:
+        """Forget everything before character `end`."""
+        self.text = self.text[end:]
+
+    def skip_space(self, start: int) -> int:
+        """Where the first character from `start` on stands that is no white space."""
+        while (at := _skip_space(self.text, start)) == len(self.text) and self.more():
+            pass
+        return at
+
+    def _add(self, block: bytes, final: bool = False) -> None:
+        added = self._decoder.decode(block, final)
+        self.has_bad_bytes |= not added.isascii() and _ESCAPED_BYTE.search(added) is not None
+        self.text += added
+
+
+def _array_rows(decoder: StrictDecoder, file: _Text, number: int, path: str) -> Iterator[Row]:
     """Rows of a file that is one JSON array opening on line `number`; each has the line where its element starts."""
-    text, has_bad_bytes = _decoded(content)
-    start = _skip_space(text, _skip_space(text, 0) + 1)
-    line = number + text.count("\n", 0, start)
+    start = file.skip_space(file.skip_space(0) + 1)
+    line = number + file.text.count("\n", 0, start)
     end = start
-    empty = text[start : start + 1] == "]"
+    empty = file.text[start : start + 1] == "]"
     while not empty:
-        value, end, problem = _element(decoder, text, start)
-        if has_bad_bytes and (bad := _ESCAPED_BYTE.search(text, start, end)):
+        value, end, problem = _element(decoder, file, start)
+        text = file.text
+        if file.has_bad_bytes and (bad := _ESCAPED_BYTE.search(text, start, end)):
             bad_line = line + text.count("\n", start, bad.start())
             problem = BadRow("invalid UTF-8", f"byte 0x{ord(bad.group()) - 0xDC00:02x}, in line {bad_line}")
         if end == len(text):
@@ -181,27 +285,39 @@ def _array_rows(decoder: StrictDecoder, content: bytes, number: int, path: str) 
             return
         if text[end] == "]":
             break
-        after = _skip_space(text, end + 1)
-        line += text.count("\n", start, after)
+        after = file.skip_space(end + 1)
+        line += file.text.count("\n", start, after)
         start = after
-    after = _skip_space(text, end + 1)
-    if after < len(text):
-        line += text.count("\n", start, after)
+        if start > _BLOCK:
+            file.drop(start)
+            start = 0
+    after = file.skip_space(end + 1)
+    if after < len(file.text):
+        line += file.text.count("\n", start, after)
         yield Row(path, line, None, BadRow("broken JSON", "text after the end of the array"))
 
 
-def _element(decoder: StrictDecoder, text: str, start: int) -> tuple[Any, int, BadRow | None]:
-    """The element at `start`; where the comma or bracket behind it is, or the text ends; and what is wrong with it."""
-    value, end, problem = None, start, None
-    try:
-        value, end = decoder.decode(text, start)
-    except BadRow as found:
-        problem = found
-        end = found.end if isinstance(found, BadValue) else start
-    end = _skip_space(text, end)
-    if text[end : end + 1] not in ("", ",", "]"):
+def _element(decoder: StrictDecoder, file: _Text, start: int) -> tuple[Any, int, BadRow | None]:
+    """The element at `start`; where the comma or bracket behind it is, or the text ends; and what is wrong with it.
+
+    What ends with the text read so far, or is no JSON, may look otherwise with more of the file: then more is read. (So
+    behind an element that is really broken the rest of the file is held in memory.)
+    """
+    while True:
+        value, end, problem = None, start, None
+        try:
+            value, end = decoder.decode(file.text, start)
+        except BadRow as found:
+            problem = found
+            end = found.end if isinstance(found, BadValue) else start
+        end = _skip_space(file.text, end)
+        follows = file.text[end : end + 1]
+        sure = follows in (",", "]") and (problem is None or isinstance(problem, BadValue))
+        if sure or not file.more():
+            break
+    if follows not in ("", ",", "]"):
         problem = problem or BadRow("broken JSON", "neither a comma nor ] after this element")
-        end = _next_separator(text, end)
+        end = _next_separator(file.text, end)
     return value, end, problem
 
 
@@ -218,14 +334,6 @@ def _next_separator(text: str, start: int) -> int:
         while opener in unclosed and unclosed.pop() != opener:
             pass  # brackets inside that were never closed
     return len(text)
-
-
-def _decoded(content: bytes) -> tuple[str, bool]:
-    """The text, and whether it holds bytes that are not UTF-8 (each then stands as one lone surrogate)."""
-    try:
-        return content.decode("utf-8"), False
-    except UnicodeDecodeError:
-        return content.decode("utf-8", errors="surrogateescape"), True
 
 
 def _skip_space(text: str, start: int) -> int:

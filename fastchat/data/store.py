@@ -1,51 +1,82 @@
-"""All examples of a run in flat arrays: no Python object per token, and a file that every rank can map.
+"""All examples of some data in flat arrays: no Python object per token, and files that every process can map.
 
-ids      int32 [N]      the token ids of all examples, one after the other
-labels   int32 [N]      beside each id: itself where it is supervised, else -100
-offsets  int64 [E + 1]  example i is ids[offsets[i]:offsets[i + 1]]
-index    int64 [E]      which row of the input it was
+ids         int32  [N]      the token ids of all examples, one after the other
+labels      int32  [N]      beside each id: itself where it is supervised, else -100
+offsets     int64  [E + 1]  example i is ids[offsets[i]:offsets[i + 1]]
+index       int64  [E]      which row of the input it was
+supervised  int32  [E]      how many of its tokens are
+digests     uint64 [E]      of its dialogue's texts: equal ones are the same dialogue, word for word
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.loading import Record
 from fastchat.data.progress import with_bar
-from fastchat.data.tokenization import IGNORED, Example, tokenize_dialogues
+from fastchat.data.tokenization import Example, tokenize_dialogues
 from fastchat.errors import DataError
 
-_FIELDS = {"ids": np.int32, "labels": np.int32, "offsets": np.int64, "index": np.int64}
+_FIELDS: dict[str, Any] = {
+    "ids": np.int32,
+    "labels": np.int32,
+    "offsets": np.int64,
+    "index": np.int64,
+    "supervised": np.int32,
+    "digests": np.uint64,
+}
+_CODES = {np.int32: "i", np.int64: "q", np.uint64: "Q"}
+_BLOCK = 1 << 24
 
 
 class TokenStore:
-    """Examples in flat arrays; `store[i]` is a dict with input_ids and labels (int32 [T], views) and index."""
+    """Examples in flat arrays; `store[i]` is a dict with input_ids and labels (int32 [T], views) and index.
 
-    def __init__(self, ids: np.ndarray, labels: np.ndarray, offsets: np.ndarray, index: np.ndarray):
-        self.ids, self.labels, self.offsets, self.index = ids, labels, offsets, index
+    `folder` is where the arrays are mapped from, None where they are in memory; a pickled store is mapped anew.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], folder: Path | None = None):
+        self.folder = folder
+        self.ids, self.labels, self.offsets = arrays["ids"], arrays["labels"], arrays["offsets"]
+        self.index, self.supervised, self.digests = arrays["index"], arrays["supervised"], arrays["digests"]
 
     @classmethod
-    def of_examples(cls, examples: Iterable[Example]) -> TokenStore:
-        """Collect examples; those that were dropped are left out."""
-        ids, labels, offsets, index = array("i"), array("i"), array("q", [0]), array("q")
-        for example in examples:
-            if example.dropped is None:
-                ids.extend(example.input_ids)
-                labels.extend(example.labels)
-                offsets.append(len(ids))
-                index.append(example.index)
-        parts = zip((ids, labels, offsets, index), _FIELDS.values(), strict=True)
-        return cls(*(np.frombuffer(part, dtype=dtype) if part else np.empty(0, dtype) for part, dtype in parts))
+    def of_parts(cls, parts: Iterable[Part]) -> TokenStore:
+        """All examples of some parts, in memory."""
+        parts = list(parts)
+        arrays = {n: np.concatenate([p.arrays[n] for p in parts]) for n in _FIELDS if n != "offsets"}
+        ends = np.cumsum(np.concatenate([np.zeros(1, np.int64), *(p.arrays["lengths"] for p in parts)]))
+        return cls({**arrays, "offsets": ends})
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> TokenStore:
+        """Map what a StoreWriter wrote; all processes share one copy.
+
+        Raises:
+            DataError: a file is missing or cut off, or the files do not belong together.
+        """
+        folder = Path(directory)
+        try:
+            arrays = {name: _mapped(folder / f"{name}.bin", dtype) for name, dtype in _FIELDS.items()}
+        except (OSError, ValueError) as error:
+            raise DataError(f"{directory}: not a readable token store ({error}).") from None
+        store = cls(arrays, folder)
+        if not store._is_consistent():
+            raise DataError(f"{directory}: the arrays of this token store do not fit together.")
+        return store
 
     def __len__(self) -> int:
         return len(self.index)
@@ -56,65 +87,129 @@ class TokenStore:
         span = slice(*self.offsets[i % len(self) :][:2])
         return {"input_ids": self.ids[span], "labels": self.labels[span], "index": int(self.index[i])}
 
+    def __reduce__(self) -> Any:
+        if self.folder is not None:
+            return TokenStore.load, (self.folder,)
+        return TokenStore, ({name: np.asarray(getattr(self, name)) for name in _FIELDS},)
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example: int64 [E]."""
         return np.diff(self.offsets)
 
-    @property
-    def num_supervised(self) -> np.ndarray:
-        """Supervised tokens of each example: int64 [E]."""
-        before = np.concatenate([[0], np.cumsum(self.labels != IGNORED)])
-        return np.diff(before[self.offsets])
-
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write the arrays into a new folder `directory`, which is complete as soon as it is there.
-
-        Raises OSError where the folder exists and is not empty.
-        """
-        target = Path(directory)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged = target.with_name(f".{target.name}.{os.getpid()}")
-        staged.mkdir()
-        try:
-            for name in _FIELDS:
-                np.save(staged / f"{name}.npy", getattr(self, name), allow_pickle=False)
-            os.replace(staged, target)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-
-    @classmethod
-    def load(cls, directory: str | os.PathLike[str], mmap: bool = True) -> TokenStore:
-        """Read a saved store; with `mmap` the arrays stay in the file and all processes share one copy.
-
-        Raises:
-            DataError: a file is missing, cut off, or does not belong to the others.
-        """
-        mode = "r" if mmap else None
-        try:
-            parts = {n: np.load(Path(directory) / f"{n}.npy", mmap_mode=mode, allow_pickle=False) for n in _FIELDS}
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"{directory}: not a readable token store ({error}); delete it and tokenise again."
-            ) from None
-        store = cls(**parts)
-        if not store._is_consistent():
-            raise DataError(f"{directory}: the arrays of this token store do not fit together; tokenise again.")
-        return store
-
     def _is_consistent(self) -> bool:
-        types = all(getattr(self, n).dtype == dtype and getattr(self, n).ndim == 1 for n, dtype in _FIELDS.items())
-        sizes = len(self.ids) == len(self.labels) and len(self.offsets) == len(self.index) + 1
-        if not (types and sizes):
+        sizes = len(self.offsets) - 1 == len(self.index) == len(self.supervised) == len(self.digests)
+        if not (sizes and len(self.ids) == len(self.labels)):
             return False
         return bool(self.offsets[0] == 0 and self.offsets[-1] == len(self.ids) and (np.diff(self.offsets) > 0).all())
 
 
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+
+# --- parts
+
+
+@dataclass
+class Part:
+    """Some examples in flat arrays (as in a store, but `lengths` int64 [E] for offsets), and what became of rows."""
+
+    arrays: dict[str, np.ndarray]
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def make_part(
+    dialogues: Sequence[tuple[int, Dialogue]], bound: BoundEncoder, *, max_length: int, overlong: str
+) -> Part:
+    """Tokenise (index, dialogue) pairs. Raises DataError for one that is too long under overlong "error"."""
+    examples = tokenize_dialogues(dialogues, bound, max_length=max_length, overlong=overlong)
+    return collect(zip(examples, (digest(dialogue) for _, dialogue in dialogues), strict=True))
+
+
+def collect(examples: Iterable[tuple[Example, int]]) -> Part:
+    """Flat arrays of (example, digest) pairs; those that were dropped are counted and left out."""
+    counts: Counter[str] = Counter()
+    names = {"lengths": np.int64} | {name: dtype for name, dtype in _FIELDS.items() if name != "offsets"}
+    made = {name: array(_CODES[dtype]) for name, dtype in names.items()}
+    for example, number in examples:
+        count_example(counts, example)
+        if example.dropped is None:
+            made["ids"].extend(example.input_ids)
+            made["labels"].extend(example.labels)
+            made["lengths"].append(len(example.input_ids))
+            made["index"].append(example.index)
+            made["supervised"].append(example.num_supervised)
+            made["digests"].append(number)
+    arrays = {n: np.frombuffer(made[n], dtype=d) if made[n] else np.empty(0, d) for n, d in names.items()}
+    return Part(arrays, counts)
+
+
+def digest(dialogue: Dialogue) -> int:
+    """64 bits of what a dialogue says: its system text, roles and texts."""
+    turns = [(turn.role, turn.text) for turn in dialogue.turns]
+    text = repr((dialogue.system, turns)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+class StoreWriter:
+    """Writes a store into an existing folder, part by part; what it has written is not kept in memory.
+
+    Raises OSError where the disk does not take it.
+    """
+
+    def __init__(self, folder: Path):
+        self._files: dict[str, IO[bytes]] = {}
+        self._sums = dict.fromkeys(_FIELDS, 0)
+        self._end = 0
+        for name in _FIELDS:
+            self._files[name] = open(folder / f"{name}.bin", "wb")  # noqa: SIM115 (closed by `close`)
+        self._write("offsets", np.zeros(1, np.int64))
+
+    def add(self, part: Part) -> None:
+        """Write the examples of a part behind those that are there."""
+        ends = self._end + np.cumsum(part.arrays["lengths"])
+        self._end = int(ends[-1]) if len(ends) else self._end
+        for name in _FIELDS:
+            self._write(name, ends if name == "offsets" else part.arrays[name])
+
+    def close(self) -> dict[str, list[int]]:
+        """Finish all files; returns for each of them its size in bytes and its CRC-32, for `damage`."""
+        sizes = {name: file.tell() for name, file in self._files.items()}
+        for file in self._files.values():
+            file.close()
+        return {f"{name}.bin": [size, self._sums[name]] for name, size in sizes.items()}
+
+    def _write(self, name: str, values: np.ndarray) -> None:
+        data = np.ascontiguousarray(values, dtype=_FIELDS[name]).tobytes()
+        self._files[name].write(data)
+        self._sums[name] = zlib.crc32(data, self._sums[name])
+
+
+def damage(folder: Path, files: dict[str, list[int]]) -> str:
+    """What is wrong with the files that `StoreWriter.close` told of; "" where every byte is as it was written."""
+    for name, (size, wanted) in files.items():
+        try:
+            if (folder / name).stat().st_size != size:
+                return f"{name} has another size"
+            found = 0
+            with open(folder / name, "rb") as file:
+                while block := file.read(_BLOCK):
+                    found = zlib.crc32(block, found)
+        except OSError as error:
+            return f"{name}: {error.strerror or error}"
+        if found != wanted:
+            return f"{name} is not what was written"
+    return ""
+
+
+# --- in memory
+
+
 def build_store(
-    records: Sequence[Record], bound: BoundEncoder, *, max_length: int, overlong: str, progress: bool
+    records: Sequence[Record], bound: BoundEncoder, *, max_length: int, overlong: str, progress: bool = False
 ) -> tuple[TokenStore, dict[str, int]]:
-    """Tokenise all usable records, in order.
+    """Tokenise records that are in memory, in order.
 
     Args:
         max_length: in tokens; `overlong` ("truncate", "drop", "error") says what happens to longer dialogues.
@@ -126,20 +221,30 @@ def build_store(
     Raises:
         DataError: nothing is supervised (with the counts), or a dialogue is too long and `overlong` is "error".
     """
-    counts: Counter[str] = Counter(rows=len(records))
-    counts.update(f"dropped_{record.dropped}" for record in records if record.dropped)
-    usable = [(record.index, record.dialogue) for record in records if record.dialogue is not None]
-    examples = tokenize_dialogues(usable, bound, max_length=max_length, overlong=overlong)
-    store = TokenStore.of_examples(_counted(with_bar(examples, len(usable), progress), counts))
+    dialogues = usable(records)
+    examples = tokenize_dialogues(dialogues, bound, max_length=max_length, overlong=overlong)
+    digests = (digest(dialogue) for _, dialogue in dialogues)
+    part = collect(zip(with_bar(examples, len(dialogues), progress), digests, strict=True))
+    part.counts["rows"] += len(records)
+    part.counts.update(dropped_counts(records))
+    check_supervised(part.counts, max_length)
+    return TokenStore.of_parts([part]), dict(part.counts)
+
+
+def usable(records: Iterable[Record]) -> list[tuple[int, Dialogue]]:
+    """The dialogues among some records, each with its index."""
+    return [(record.index, record.dialogue) for record in records if record.dialogue is not None]
+
+
+def dropped_counts(records: Iterable[Record]) -> Iterator[str]:
+    """What to count of the others: dropped_<reason>."""
+    return (f"dropped_{record.dropped}" for record in records if record.dropped)
+
+
+def check_supervised(counts: Counter[str], max_length: int) -> None:
+    """Raises DataError where nothing would be learned."""
     if not counts["supervised_tokens"]:
         raise DataError(
             "Not one supervised token in the data: there is nothing to train on.\n"
             f"{table(counts)}\n{hint_at_causes(counts, max_length)}"
         )
-    return store, dict(counts)
-
-
-def _counted(examples: Iterable[Example], counts: Counter[str]) -> Iterator[Example]:
-    for example in examples:
-        count_example(counts, example)
-        yield example

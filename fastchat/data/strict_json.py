@@ -55,7 +55,7 @@ class StrictDecoder:
         if self._seen:
             raise BadValue(*self._seen[0], end)
         if _SUSPECT_ESCAPE.search(text, start, end):
-            _check_strings(value, end)
+            check_strings(value, end)
         return value, end
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -75,8 +75,11 @@ def json_kind(value: object) -> str:
     return names.get(type(value), "number")
 
 
-def _check_strings(value: Any, end: int) -> None:
-    """Raise where a key or text holds a NUL or half of a surrogate pair: neither survives tokenising and saving."""
+def check_strings(value: Any, end: int = 0) -> None:
+    """Raise BadValue where a key or text holds a NUL or half of a surrogate pair.
+
+    Neither survives tokenising and saving. `end` is where the value ends, for the error.
+    """
     waiting = [value]
     while waiting:
         item = waiting.pop()

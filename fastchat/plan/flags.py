@@ -62,7 +62,8 @@ ALIASES = {  # the names in people's scripts, as the training commands take them
 }
 # Training flags that do not change memory. A test compares this list with the training commands' own.
 _SKIPPED = """
-    plan val_set_size
+    plan
+    val_set_size data_split eval_data_split data_revision data_proportions preprocessing_num_workers overwrite_cache
     rope_scaling_type rope_scaling_factor padding_side trust_remote_code data_path eval_data_path conv_template
     conv_template_file lazy_preprocess overlong on_bad_row train_on output_dir num_train_epochs max_steps learning_rate
     lr_scheduler_type lr_scheduler_kwargs warmup_steps warmup_ratio weight_decay adam_beta1 adam_beta2 adam_epsilon

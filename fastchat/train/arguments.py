@@ -42,12 +42,28 @@ class ModelArguments:
 class DataArguments:
     """Which conversations, and how they become tokens."""
 
-    data_path: list[str] | None = field(default=None, metadata={"help": "file(s) with the training conversations"})
-    eval_data_path: list[str] | None = field(default=None, metadata={"help": "file(s) with held-out conversations"})
+    data_path: list[str] | None = field(
+        default=None, metadata={"help": "training conversations: files, patterns, folders, datasets of the hub"}
+    )
+    eval_data_path: list[str] | None = field(default=None, metadata={"help": "held-out conversations, named alike"})
+    val_set_size: float = field(
+        default=0.0, metadata={"help": "hold out so many of the training dialogues (or below 1 that share) instead"}
+    )
+    data_split: str = field(default="train", metadata={"help": "split of the hub datasets in --data_path"})
+    eval_data_split: str = field(default="test", metadata={"help": "split of the hub datasets in --eval_data_path"})
+    data_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of the hub datasets"})
+    data_proportions: list[str] | None = field(
+        default=None,
+        metadata={"help": "shares of the --data_path values among the dialogues of an epoch; none is repeated"},
+    )
     conv_template: str | None = field(default=None, metadata={"help": "prompt template; vicuna_v1.1 where none fits"})
     conv_template_file: str | None = field(
         default=None, metadata={"help": "my.py or my.yaml that registers a template of your own"}
     )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "processes that tokenise; default as many as the machine has CPUs for"}
+    )
+    overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew, whatever the token cache holds"})
     lazy_preprocess: bool = field(default=False, metadata={"help": "tokenise each dialogue when it is first needed"})
     overlong: Literal["truncate", "drop", "error"] = field(
         default="truncate", metadata={"help": "what happens to dialogues beyond --model_max_length"}

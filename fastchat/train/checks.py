@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastchat.errors import DataError, SettingsError, say
+from fastchat.data.mixing import check_proportions
+from fastchat.data.sources import check_source
+from fastchat.errors import SettingsError, say
 from fastchat.train.arguments import UNSUPPORTED
 from fastchat.train.values import Values
 
@@ -22,6 +24,7 @@ _AT_LEAST_ONE = [
     "dataloader_prefetch_factor",
     "ddp_bucket_cap_mb",
     "early_stopping_patience",
+    "preprocessing_num_workers",
 ]
 _ABOVE_ZERO = [
     "num_train_epochs",
@@ -52,6 +55,7 @@ def check(values: Values) -> None:
         _unsupported,
         _ranges,
         _paths,
+        _data,
         _precision,
         _evaluation,
         _saving,
@@ -105,8 +109,7 @@ def _paths(values: Values) -> None:
         raise SettingsError(f"--model_name_or_path {model}: no config.json there, so it is no model folder")
     for name in ("data_path", "eval_data_path"):
         for path in values[name] or []:
-            if not Path(path).expanduser().exists():
-                raise DataError(f"--{name} {path}: there is no such file")
+            check_source(f"--{name}", path)
     template_file = values["conv_template_file"]
     if template_file and not Path(template_file).expanduser().is_file():
         raise SettingsError(f"--conv_template_file {template_file}: there is no such file")
@@ -115,6 +118,25 @@ def _paths(values: Values) -> None:
         raise SettingsError(f"--output_dir {output} is a file; name a folder")
     if model.is_dir() and output.resolve() == model.resolve():
         raise SettingsError(f"--output_dir {output} is the base model's own folder; name another one")
+
+
+def _data(values: Values) -> None:
+    size, proportions = values["val_set_size"], values["data_proportions"]
+    if size < 0 or (size >= 1 and size != int(size)):
+        raise SettingsError(
+            f"--val_set_size is {size:g}; it must be a whole number of dialogues, or a share of them below 1"
+        )
+    if size and values["eval_data_path"]:
+        raise SettingsError("--val_set_size and --eval_data_path both say what to evaluate on; keep one")
+    if proportions is not None:
+        try:
+            values.restate("data_proportions", [float(share) for share in proportions])
+        except ValueError:
+            raise SettingsError(f"--data_proportions is {' '.join(proportions)}; numbers are expected") from None
+        check_proportions(values["data_proportions"], len(values["data_path"]))
+    for name in ("val_set_size", "data_proportions", "overwrite_cache", "preprocessing_num_workers"):
+        if values["lazy_preprocess"] and values[name]:
+            raise SettingsError(f"--{name} needs the data tokenised beforehand; leave --lazy_preprocess out")
 
 
 def _hub_name(name: str) -> bool:
@@ -130,12 +152,14 @@ def _precision(values: Values) -> None:
 
 
 def _evaluation(values: Values) -> None:
-    strategy, data = values["eval_strategy"], values["eval_data_path"]
+    strategy, data = values["eval_strategy"], values["eval_data_path"] or values["val_set_size"]
     if strategy != "no" and not data:
-        raise SettingsError(f"--eval_strategy {strategy} needs --eval_data_path (or set --eval_strategy no)")
+        raise SettingsError(
+            f"--eval_strategy {strategy} needs --eval_data_path or --val_set_size (or set --eval_strategy no)"
+        )
     if (values["do_eval"] or values["eval_on_start"]) and not data:
         name = "do_eval" if values["do_eval"] else "eval_on_start"
-        raise SettingsError(f"--{name} needs --eval_data_path")
+        raise SettingsError(f"--{name} needs --eval_data_path or --val_set_size")
     if strategy == "steps" and not values["eval_steps"]:
         raise SettingsError("--eval_strategy steps needs --eval_steps")
     needs = [
@@ -146,7 +170,7 @@ def _evaluation(values: Values) -> None:
     ]
     for name, wanted in needs:
         if wanted and strategy == "no":
-            raise SettingsError(f"--{name} compares evaluations; add --eval_strategy epoch and --eval_data_path")
+            raise SettingsError(f"--{name} compares evaluations; add --eval_strategy epoch and data (--eval_data_path)")
     if values["metric_for_best_model"] not in (None, "loss", "eval_loss"):
         raise SettingsError(
             f"--metric_for_best_model is {values['metric_for_best_model']!r}; only loss is measured here"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from fastchat.model.tokenizer import choose_pad, load_tokenizer
 from fastchat.train.processes import rank
 from fastchat.train.record import base_name
 from fastchat.train.settings import Settings
-from fastchat.train.tokens import Corpus, overlap_line, read_corpus
 
 
 def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
@@ -49,27 +47,6 @@ def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
     say(pad.line)
     install_template(tokenizer, bound)
     return tokenizer, pad.id, bound
-
-
-def read_data(settings: Settings, bound: BoundEncoder) -> dict[str, Corpus]:
-    """{"train": ..., "eval": ...}; the second only where an evaluation was asked for."""
-    data, training = settings.data, settings.training
-    read = functools.partial(
-        read_corpus,
-        bound=bound,
-        max_length=training.model_max_length,
-        overlong=data.overlong,
-        on_bad_row=data.on_bad_row,
-        lazy=data.lazy_preprocess,
-        progress=not training.disable_tqdm,
-    )
-    corpora = {"train": read("train", list(data.data_path or []))}
-    if data.eval_data_path and (training.do_eval or training.eval_on_start):
-        corpora["eval"] = read("eval", list(data.eval_data_path))
-        line = overlap_line(corpora["train"], corpora["eval"])
-        if line:
-            say(line)
-    return corpora
 
 
 def prepare_rope(settings: Settings, config: Any) -> RopeChoice | None:

@@ -65,12 +65,7 @@ def world_size() -> int:
 
 def known_processes() -> list[tuple[str, int]]:
     """(machine, process id) of every process of the run, by rank."""
-    mine = (socket.gethostname(), os.getpid())
-    if not dist.is_initialized():
-        return [mine]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
+    return gather((socket.gethostname(), os.getpid()))
 
 
 def barrier() -> None:
@@ -85,9 +80,7 @@ def agree(outcome: UserError | None) -> None:
         if outcome is not None:
             raise outcome
         return
-    mine = None if outcome is None else (type(outcome).__name__, str(outcome))
-    everyone: list[tuple[str, str] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
+    everyone = gather(None if outcome is None else (type(outcome).__name__, str(outcome)))
     met = next((e for e in everyone if e is not None), None)
     if met is not None:
         raise _CLASSES.get(met[0], SettingsError)(met[1])
@@ -110,7 +103,17 @@ def together(work: Callable[[], T]) -> T:
     return result
 
 
-def first_on_machine(work: Callable[[], None]) -> None:
-    """Runs `work` once per machine, before any process goes on; its user errors are raised in all."""
-    together(work if local_rank() == 0 else lambda: None)
-    barrier()
+def gather(mine: T) -> list[T]:
+    """What every process brings, by rank."""
+    if not dist.is_initialized():
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def first_on_machine(work: Callable[[], T]) -> T:
+    """Runs `work` once per machine and gives its result to all processes there; its user errors are raised in all."""
+    mine = together(work if local_rank() == 0 else lambda: None)
+    result: Any = gather(mine)[rank() - local_rank()]
+    return result

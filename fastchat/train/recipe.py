@@ -32,13 +32,13 @@ from fastchat.train.callbacks import MetricsFile, SamplesFile, number
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce
-from fastchat.train.prepare import attention_for, prepare_model, prepare_rope, prepare_text, read_data
+from fastchat.train.prepare import attention_for, prepare_model, prepare_rope, prepare_text
 from fastchat.train.processes import known_processes, rank, together
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.settings import Settings
 from fastchat.train.status import LESS_MEMORY, RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
-from fastchat.train.tokens import share
+from fastchat.train.tokens import read_corpora
 from fastchat.train.trainer import ChatTrainer
 
 
@@ -58,7 +58,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = prepare_rope(settings, config)
     packed.check_config(settings, config, rope)
-    corpora = read_data(settings, bound)
+    corpora = read_corpora(settings, bound)
     packs = packed.plan(settings, corpora)
     identity = first(lambda: identify(settings, config, base, tokenizer, bound, corpora["train"], packs.get("train")))
     assert identity is not None
@@ -75,7 +75,6 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     together(lambda: status.claim(output_dir))
     first(lambda: clear_folder(output_dir, resume))
-    share(list(corpora.values()), output_dir)
     trainer = make_trainer(run, model)
     trainer.plan = plan_checkpoints(settings, identity, resume, trainer)
     trainer.add_callback(StopCallback(trainer))

@@ -27,11 +27,13 @@ FIXED = (
     "dataloader_drop_last",
     *("lora_r", "lora_alpha", "lora_target_modules", "lora_bias", "lora_weight_path", "q_lora", "dtype", "optim"),
     *("rope_scaling_type", "rope_scaling_factor", "packing", "pad_to_sequence_len"),
+    *("data_proportions", "val_set_size"),
 )
 # Nothing that is computed depends on these, or a fingerprint speaks for them.
 FREE = (
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_weights_only", "cache_dir", "run_name"),
     *("model_name_or_path", "data_path", "eval_data_path", "conv_template", "conv_template_file", "deepspeed"),
+    *("data_split", "eval_data_split", "data_revision", "preprocessing_num_workers", "overwrite_cache"),
     *("on_bad_row", "lazy_preprocess", "report_to", "disable_tqdm", "log_samples", "on_nonfinite", "ddp_timeout"),
     *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "eval_on_start", "logging_steps"),
     *("logging_strategy", "logging_first_step", "log_level", "log_level_replica", "ddp_backend", "group_by_length"),

@@ -175,8 +175,11 @@ def _names(cls: type[Any]) -> list[str]:
 
 def _derive(values: Values, config: dict[str, Any] | None, lora: bool) -> None:
     """What follows from other settings."""
-    if values["eval_strategy"] == "no" and values["eval_data_path"] and not values["do_eval"]:
-        say("--eval_data_path is not used: --eval_strategy is no (epoch or steps evaluates)")
+    if values["eval_strategy"] == "no" and not values["do_eval"]:
+        if values["eval_data_path"]:
+            say("--eval_data_path is not used: --eval_strategy is no (epoch or steps evaluates)")
+        if values["val_set_size"]:
+            say("--val_set_size holds dialogues out that nothing looks at: --eval_strategy is no (epoch or steps does)")
     if values["warmup_ratio"] and values["warmup_steps"]:
         say(f"--warmup_steps {values['warmup_steps']:g} wins over --warmup_ratio {values['warmup_ratio']:g}")
     for steps, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):

@@ -1,28 +1,33 @@
-"""From the files named in the settings to token ids, once per machine."""
+"""From the data named in the settings to the dialogues a run trains and evaluates on, tokenised once per machine."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import socket
 import sys
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import table
 from fastchat.data.dataset import ChatDataset, LazyChatDataset
-from fastchat.data.loading import data_fingerprint, load_dialogues
-from fastchat.data.proof import check_records, check_store, spread
+from fastchat.data.fingerprint import combined, data_fingerprint
+from fastchat.data.loading import Record, load_dialogues
+from fastchat.data.mixing import held_out, held_out_line, num_held_out, proportional, proportions_line
+from fastchat.data.proof import check_records, spread
 from fastchat.data.showing import first_example
-from fastchat.data.store import TokenStore, build_store
+from fastchat.data.sources import Source, find_sources
 from fastchat.data.terminal import wants_colour
-from fastchat.errors import say
-from fastchat.train.processes import barrier, first_on_machine, local_rank, rank, together, world_size
+from fastchat.data.tokenising import TokenSettings, obtain_tokens
+from fastchat.errors import DataError, say
+from fastchat.train.processes import barrier, first_on_machine, gather, local_rank, rank, together
+from fastchat.train.resuming import digest
+from fastchat.train.settings import Settings
 
+Dataset = ChatDataset | LazyChatDataset
 _SAMPLE = 16  # dialogues that the saved chat template is compared on
 
 
@@ -30,117 +35,182 @@ _SAMPLE = 16  # dialogues that the saved chat template is compared on
 class Corpus:
     """The training or the evaluation data of a run.
 
-    `store` is None in all but the first process of a machine until `share` was called, and always None when dialogues
-    are tokenised lazily. `counts` is known to the first process only.
+    `fingerprint` is of the bytes of the files and of what was chosen of them. `sources` and `counts` are about all that
+    the files hold; `chosen` about what the run takes of it, where that is not all. `sample`: dialogues spread over it.
     """
 
     name: str
-    paths: list[str]
-    store: TokenStore | None = None
-    lazy: LazyChatDataset | None = None
-    counts: dict[str, int] = field(default_factory=dict)
-    fingerprint: str = ""
-    digests: Counter[bytes] = field(default_factory=Counter)  # of the dialogues' texts, first process only
-    sample: list[Dialogue] = field(default_factory=list)  # for checking what is saved, first process only
-
-    @property
-    def dataset(self) -> ChatDataset | LazyChatDataset:
-        """What the Trainer indexes."""
-        if self.lazy is not None:
-            return self.lazy
-        assert self.store is not None, f"{self.name} data has not been shared yet"
-        return ChatDataset(self.store)
+    dataset: Dataset
+    fingerprint: str
+    counts: dict[str, int]
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    sample: list[Dialogue] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """For training.json."""
-        return {"paths": self.paths, "fingerprint": self.fingerprint, "counts": self.counts}
+        paths = [file for source in self.sources for file in source["files"]]
+        more = {"chosen": self.chosen} if self.chosen else {}
+        found = {"paths": paths, "sources": self.sources, "fingerprint": self.fingerprint, "counts": self.counts}
+        return {**found, **more}
 
 
-def read_corpus(
-    name: str,
-    paths: list[str],
-    bound: BoundEncoder,
-    *,
-    max_length: int,
-    overlong: str,
-    on_bad_row: str,
-    lazy: bool,
-    progress: bool,
-) -> Corpus:
-    """Reads and tokenises the files; a DataError in the one process that does it is raised in all.
+def read_corpora(settings: Settings, bound: BoundEncoder) -> dict[str, Corpus]:
+    """{"train": ..., "eval": ...}; the second only where an evaluation was asked for. Every process calls it.
 
-    With `lazy` every process keeps the dialogues and tokenises each when it is needed.
+    A DataError in the one process that reads is raised in all.
     """
-    corpus = Corpus(name, [str(Path(path).expanduser().resolve()) for path in paths])
-
-    def work() -> None:
-        corpus.fingerprint = data_fingerprint(corpus.paths)
-        loaded = load_dialogues(corpus.paths, on_bad_row=on_bad_row)  # pyright: ignore[reportArgumentType]
-        corpus.counts = dict(loaded.counts)
-        corpus.digests = Counter(_digest(r.dialogue) for r in loaded.records if r.dialogue is not None)
-        corpus.sample = spread([r.dialogue for r in loaded.records if r.dialogue is not None], _SAMPLE)
-        if lazy:
-            corpus.lazy = LazyChatDataset(loaded.records, bound, max_length=max_length, overlong=overlong)
-            if local_rank() == 0:
-                say(f"{name} {check_records(loaded.records, bound, max_length=max_length, overlong=overlong).line}")
-        else:
-            corpus.store, counts = build_store(
-                loaded.records, bound, progress=progress and local_rank() == 0, max_length=max_length, overlong=overlong
-            )
-            corpus.counts.update(counts)
-            if local_rank() == 0:
-                say(f"{name} {check_store(loaded.records, corpus.store, bound).line}")
-        if name == "train" and rank() == 0:
-            say(
-                first_example(
-                    loaded.records, bound, colour=wants_colour(sys.stderr), max_length=max_length, overlong=overlong
-                )
-            )
-
-    if lazy:
-        together(work)
-    else:
-        first_on_machine(work)
-        say(f"{name} data, {', '.join(paths)}:\n{table(corpus.counts)}")
-    return corpus
+    data, training = settings.data, settings.training
+    evaluates = bool(training.do_eval or training.eval_on_start)
+    found = _find(settings, "data_path", data.data_split)
+    read = _read_lazily if data.lazy_preprocess else _read
+    train = read("train", found, bound, settings)
+    corpora = {"train": _mixed(train, settings) if data.data_proportions else train}
+    if data.val_set_size:
+        corpora["train"], evaluation = _split(corpora["train"], settings)
+        if evaluates:
+            corpora["eval"] = evaluation
+    elif data.eval_data_path and evaluates:
+        corpora["eval"] = read("eval", _find(settings, "eval_data_path", data.eval_data_split), bound, settings)
+    if "eval" in corpora and (line := overlap_line(corpora["train"].dataset, corpora["eval"].dataset)):
+        say(line)
+    return corpora
 
 
-def overlap_line(train: Corpus, held_out: Corpus) -> str:
-    """Says how many dialogues of the evaluation are trained as well, word for word; "" where none is."""
-    same = sum(count for digest, count in held_out.digests.items() if digest in train.digests)
-    total = sum(held_out.digests.values())
-    if not same:
-        return ""
-    return (
-        f"WARNING: {same} of {total} evaluation dialogues are in the training data too, word for word: the evaluation "
-        "loss is better than it would be on new ones"
+def _find(settings: Settings, flag: str, split: str) -> list[Source]:
+    names = list(getattr(settings.data, flag))
+    return first_on_machine(
+        lambda: find_sources(
+            f"--{flag}",
+            names,
+            split=split,
+            revision=settings.data.data_revision,
+            cache_dir=settings.training.cache_dir,
+        )
     )
 
 
-def _digest(dialogue: Dialogue) -> bytes:
-    turns = [(turn.role, turn.text) for turn in dialogue.turns]
-    return hashlib.blake2b(repr((dialogue.system, turns)).encode("utf-8", "surrogatepass"), digest_size=12).digest()
+def _read(name: str, sources: list[Source], bound: BoundEncoder, settings: Settings) -> Corpus:
+    data, training = settings.data, settings.training
+    how = TokenSettings(
+        max_length=training.model_max_length,
+        overlong=data.overlong,
+        on_bad_row=data.on_bad_row,
+        workers=data.preprocessing_num_workers,
+        progress=not training.disable_tqdm,
+        overwrite=data.overwrite_cache,
+    )
+    made = first_on_machine(lambda: obtain_tokens(name, sources, bound, how, str(training.output_dir)))
+    if len({str(sums) for sums in gather(made.sums)}) > 1:
+        raise DataError(f"the {name} data is not the same on every machine: its files differ")
+    store = together(made.entry.store)
+    if made.entry.temporary:  # gone as soon as every process has mapped it, so that a killed run leaves nothing
+        store.folder = None
+        barrier()
+        if local_rank() == 0:
+            shutil.rmtree(made.entry.folder, ignore_errors=True)
+    if name == "train":
+        _show_first(made.samples[:1], bound, settings)
+    say(f"{name} data, {', '.join(source.name for source in sources)}:\n{table(made.counts)}")
+    records = [_record(source) | {"rows": rows} for source, rows in zip(sources, made.rows, strict=True)]
+    fingerprint = combined([s for sums in made.sums for s in sums])
+    sample = spread([r.dialogue for r in made.samples if r.dialogue is not None], _SAMPLE)
+    return Corpus(name, ChatDataset(store), fingerprint, made.counts, records, sample=sample)
 
 
-def share(corpora: list[Corpus], output_dir: Path) -> None:
-    """Lets the other processes of a machine read the first one's tokens, through files that are gone again afterwards.
+def _record(source: Source) -> dict[str, Any]:
+    revision = {"revision": source.revision} if source.revision else {}
+    return {"name": source.name, "files": list(source.files), **revision}
 
-    The files are unlinked as soon as every process has mapped them, so a killed run leaves none behind.
-    """
-    corpora = [corpus for corpus in corpora if corpus.lazy is None]
-    if world_size() == 1 or not corpora:
-        return
-    folder = output_dir / f".tokens-{socket.gethostname()}"
 
-    def save() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        for corpus in corpora:
-            assert corpus.store is not None
-            corpus.store.save(folder / corpus.name)
+def _read_lazily(name: str, sources: list[Source], bound: BoundEncoder, settings: Settings) -> Corpus:
+    """Every process keeps the dialogues and tokenises each when it is needed."""
+    data, files = settings.data, [file for source in sources for file in source.files]
 
-    first_on_machine(save)
-    for corpus in corpora:
-        corpus.store = TokenStore.load(folder / corpus.name)
-    barrier()
-    if local_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+    def work() -> Corpus:
+        fingerprint = data_fingerprint(files)
+        loaded = load_dialogues(files, on_bad_row=data.on_bad_row)
+        max_length = settings.training.model_max_length
+        dataset = LazyChatDataset(loaded.records, bound, max_length=max_length, overlong=data.overlong)
+        if local_rank() == 0:
+            checked = check_records(loaded.records, bound, max_length=max_length, overlong=data.overlong)
+            say(f"{name} {checked.line}")
+        if name == "train":
+            _show_first(loaded.records, bound, settings)
+        sample = spread([r.dialogue for r in loaded.records if r.dialogue is not None], _SAMPLE)
+        records = [_record(source) for source in sources]
+        return Corpus(name, dataset, fingerprint, dict(loaded.counts), records, sample=sample)
+
+    return together(work)
+
+
+def _show_first(records: Sequence[Record], bound: BoundEncoder, settings: Settings) -> None:
+    """One example, as it is trained on."""
+    if rank() == 0:
+        how = {"max_length": settings.training.model_max_length, "overlong": settings.data.overlong}
+        say(first_example(records, bound, colour=wants_colour(sys.stderr), **how))
+
+
+def _mixed(corpus: Corpus, settings: Settings) -> Corpus:
+    """What `--data_proportions` takes of each source."""
+    proportions = [float(share) for share in settings.data.data_proportions or []]
+    seed = _seed(settings)
+    ends = np.searchsorted(_all(corpus).store.index, np.cumsum([source["rows"] for source in corpus.sources]))
+    starts = np.concatenate([[0], ends[:-1]])
+    taken = proportional((ends - starts).tolist(), proportions, seed)
+    chosen = np.concatenate([part + start for part, start in zip(taken, starts, strict=True)])
+    for source, part in zip(corpus.sources, taken, strict=True):
+        source["dialogues_taken"] = len(part)
+    names = [source["name"] for source in corpus.sources]
+    say(proportions_line(names, list(map(len, taken)), (ends - starts).tolist()))
+    what = {"sources": [source["rows"] for source in corpus.sources], "proportions": proportions, "seed": seed}
+    return _chosen(corpus, corpus.name, chosen, what)
+
+
+def _split(corpus: Corpus, settings: Settings) -> tuple[Corpus, Corpus]:
+    """(what is trained on, what `--val_set_size` holds out)."""
+    num, seed = len(corpus.dataset), _seed(settings)
+    size = num_held_out(float(settings.data.val_set_size), num)
+    stays, out = held_out(num, size, seed)
+    say(held_out_line(size, num))
+    before = _all(corpus).chosen
+    if before is not None:
+        stays, out = before[stays], before[out]
+    what = {"val_set_size": size, "seed": seed}
+    return _chosen(corpus, "train", stays, what), _chosen(corpus, "eval", out, {**what, "held_out": True})
+
+
+def _all(corpus: Corpus) -> ChatDataset:
+    assert isinstance(corpus.dataset, ChatDataset), "nothing is chosen of data that is tokenised lazily"
+    return corpus.dataset
+
+
+def _seed(settings: Settings) -> int:
+    """The one of the order of dialogues; `--seed` where `--data_seed` is not given."""
+    seed = settings.training.data_seed
+    return settings.training.seed if seed is None else seed
+
+
+def _chosen(corpus: Corpus, name: str, numbers: np.ndarray, what: dict[str, Any]) -> Corpus:
+    """The part of a corpus with these numbers; `what` says how they were chosen."""
+    dataset = ChatDataset(_all(corpus).store, numbers)
+    counts = {
+        "dialogues": len(dataset),
+        "tokens": int(dataset.lengths.sum()),
+        "supervised_tokens": int(dataset.num_supervised.sum()),
+    }
+    fingerprint = digest([corpus.fingerprint, what])
+    chosen = {**corpus.chosen, **what, **counts}
+    return Corpus(name, dataset, fingerprint, corpus.counts, corpus.sources, chosen, corpus.sample)
+
+
+def overlap_line(train: Dataset, evaluation: Dataset) -> str:
+    """Says how many dialogues of the evaluation are trained as well, word for word; "" where none is."""
+    digests = evaluation.digests
+    same = int(np.isin(digests, train.digests).sum())
+    if not same:
+        return ""
+    return (
+        f"WARNING: {same} of {len(digests)} evaluation dialogues are in the training data too, word for word: the "
+        "evaluation loss is better than it would be on new ones"
+    )

@@ -47,5 +47,9 @@ class Values:
             say(why)
         self._values[name], self.origin[name] = value, DERIVED
 
+    def restate(self, name: str, value: Any) -> None:
+        """The same value in another form: where it came from stays."""
+        self._values[name] = value
+
     def names(self) -> list[str]:
         return list(self._values)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fastchat.data.loading import data_fingerprint, load_dialogues
+from fastchat.data.fingerprint import data_fingerprint
+from fastchat.data.loading import load_dialogues
 from fastchat.data.reading import read_rows
 from fastchat.errors import EXIT_DATA, DataError
 
@@ -279,7 +280,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     [
         (LINE.encode("utf-16"), "UTF-16 text"),
         (b"PK\x03\x04rest", "a zip archive"),
-        (b"PAR1rest", "a parquet file"),
+        (b"ARROW1\0\0rest", "an Arrow file"),
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, content: bytes, kind: str) -> None:

@@ -3,10 +3,9 @@
 import pytest
 
 from fastchat.conversation import Dialogue, Turn, get_template
-from fastchat.data.loading import Record, load_dialogues
+from fastchat.data.loading import load_dialogues
 from fastchat.data.probes import HARMLESS
-from fastchat.data.proof import SecondOpinion, check_store
-from fastchat.data.store import build_store
+from fastchat.data.proof import SecondOpinion
 from fastchat.data.tokenization import IGNORED, tokenize_dialogue
 from fastchat.errors import DataError
 from tests.builders import TOKENIZER_KINDS
@@ -107,23 +106,12 @@ def test_records_with_look_alikes_are_left_out_and_counted(encoder_of):
     assert "1 with control look-alikes left out" in checked.line
 
 
-def test_sample_of_a_store_is_checked(encoder_of):
-    bound = encoder_of("gemma").bind(get_template("gemma"))
-    records = [Record(i, TALK, None, "talk.json", i + 1, None) for i in range(200)]
-    store, _ = build_store(records, bound, max_length=100, overlong="truncate", progress=False)
-    checked = check_store(records, store, bound, most=50)
-    assert (checked.records, checked.turns) == (50, 100)
-    store.labels = store.labels.copy()
-    store.labels[:] = IGNORED
-    with pytest.raises(DataError, match="do not begin behind the prompt"):
-        check_store(records, store, bound)
-
-
 @pytest.mark.parametrize("tokenizer", ("llama-2", "gemma", "llama-3", "qwen2.5"))
 @pytest.mark.parametrize("file", ("gsm8k_multiturn.jsonl", "glaive_toolcall_en_demo.json", "alpaca_en_demo.json"))
 def test_real_data_agrees(shared, encoder_of, tokenizer, file):
     bound = encoder_of(f"tokenizers/{tokenizer}").bind(get_template("vicuna_v1.1"))
     records = load_dialogues([str(shared / "data" / file)], on_bad_row="stop").records[:300]
-    store, _ = build_store(records, bound, max_length=1024, overlong="truncate", progress=False)
-    checked = check_store(records, store, bound, most=300)
-    assert checked.records + checked.skipped == len(store) and checked.turns >= len(store) - checked.skipped
+    samples = [sample(bound, record.dialogue, 1024) for record in records]
+    kept = [(dialogue, ids, labels) for dialogue, ids, labels in samples if ids]
+    checked = SecondOpinion(bound).check(kept)
+    assert checked.records + checked.skipped == len(kept) > 200 and checked.turns >= checked.records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastchat.data.counts import table
 from fastchat.data.dataset import ChatDataset, LazyChatDataset
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.loading import Record, load_dialogues
-from fastchat.data.store import TokenStore, build_store
+from fastchat.data.store import Part, StoreWriter, TokenStore, build_store, collect, damage
 from fastchat.data.tokenization import Example, tokenize_dialogue
 from fastchat.errors import DataError
 
@@ -67,7 +68,7 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
         row = store[i]
         assert row["input_ids"].tolist() == alone.input_ids and row["labels"].tolist() == alone.labels
         assert row["input_ids"].dtype == row["labels"].dtype == np.int32
-        assert (store.lengths[i], store.num_supervised[i]) == (len(alone.input_ids), alone.num_supervised)
+        assert (store.lengths[i], store.supervised[i]) == (len(alone.input_ids), alone.num_supervised)
         tokens, supervised = tokens + len(alone.input_ids), supervised + alone.num_supervised
     long = tokenize_dialogue(MIXED[2].dialogue, bound, max_length=100)  # type: ignore[arg-type]
     assert long.truncated_tokens > 0
@@ -131,80 +132,97 @@ def test_progress_bar_only_where_asked(bound: BoundEncoder, capsys: pytest.Captu
 # --- the arrays
 
 
-def store_of(*lengths: int) -> TokenStore:
+def part_of(*lengths: int) -> Part:
     ids = iter(range(1, 10_000))
     examples = []
     for index, length in enumerate(lengths):
         row = [next(ids) for _ in range(length)]
-        examples.append(Example(index * 10, row, [-100] + row[1:]))
-    return TokenStore.of_examples(examples)
+        examples.append((Example(index * 10, row, [-100] + row[1:]), 7 * index))
+    return collect(examples)
+
+
+def store_of(*lengths: int) -> TokenStore:
+    return TokenStore.of_parts([part_of(*lengths)])
+
+
+def written(folder: Path, *parts: Part) -> dict[str, list[int]]:
+    """Parts written into a new folder; what `damage` needs."""
+    folder.mkdir(parents=True)
+    writer = StoreWriter(folder)
+    for part in parts:
+        writer.add(part)
+    return writer.close()
 
 
 def test_indexing(tmp_path: Path) -> None:
     store = store_of(2, 1, 3)
     assert [store[i]["input_ids"].tolist() for i in range(3)] == [[1, 2], [3], [4, 5, 6]]
     assert [store[i]["labels"].tolist() for i in range(3)] == [[-100, 2], [-100], [-100, 5, 6]]
-    assert store[-1]["index"] == 20 and store.num_supervised.tolist() == [1, 0, 2]
+    assert store[-1]["index"] == 20 and store.supervised.tolist() == [1, 0, 2]
     for i in (3, -4):
         with pytest.raises(IndexError):
             store[i]
     assert len(list(ChatDataset(store))) == 3  # iteration ends  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("mmap", [True, False])
-def test_save_and_load(tmp_path: Path, mmap: bool) -> None:
-    store = store_of(2, 1, 3)
-    store.save(tmp_path / "deep" / "cache")
-    loaded = TokenStore.load(tmp_path / "deep" / "cache", mmap=mmap)
-    assert isinstance(loaded.ids, np.memmap) == mmap
-    for name in ("ids", "labels", "offsets", "index"):
-        ours, theirs = getattr(store, name), getattr(loaded, name)
-        assert ours.dtype == theirs.dtype and ours.tolist() == theirs.tolist()
+NAMES = ("ids", "labels", "offsets", "index", "supervised", "digests")
+
+
+def test_what_is_written_in_parts_is_read_as_one(tmp_path: Path) -> None:
+    whole, folder = store_of(2, 1, 3), tmp_path / "deep" / "store"
+    files = written(folder, part_of(2), part_of(), part_of(2, 1, 3))
+    loaded = TokenStore.load(folder)
+    assert isinstance(loaded.ids, np.memmap) and not loaded.ids.flags.writeable
+    assert [loaded[i]["input_ids"].tolist() for i in range(4)] == [[1, 2], [1, 2], [3], [4, 5, 6]]
+    for name in NAMES:
+        ours = getattr(whole, name)
+        theirs = getattr(loaded, name)
+        assert ours.dtype == theirs.dtype
+        if name == "offsets":
+            ours, theirs = np.diff(ours), np.diff(theirs)
+        assert theirs[-len(ours) :].tolist() == ours.tolist(), name
     again = pickle.loads(pickle.dumps(ChatDataset(loaded)))  # as a data loader's worker gets it
-    assert again[2]["input_ids"].tolist() == [4, 5, 6] and again.lengths.tolist() == [2, 1, 3]
-    assert os.listdir(tmp_path / "deep") == ["cache"]
+    assert isinstance(again.store.ids, np.memmap), "mapped anew, not copied"
+    assert again[3]["input_ids"].tolist() == [4, 5, 6] and again.lengths.tolist() == [2, 2, 1, 3]
+    assert pickle.loads(pickle.dumps(whole))[2]["labels"].tolist() == [-100, 5, 6]
+    assert sorted(os.listdir(folder)) == sorted(files) == sorted(f"{name}.bin" for name in NAMES)
 
 
-def test_an_empty_store_can_be_saved(tmp_path: Path) -> None:
-    store_of().save(tmp_path / "empty")
-    assert len(TokenStore.load(tmp_path / "empty", mmap=False)) == 0
+def test_an_empty_store_can_be_written(tmp_path: Path) -> None:
+    written(tmp_path / "empty", part_of())
+    assert len(TokenStore.load(tmp_path / "empty")) == 0
 
 
-def test_saving_never_writes_over_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    store_of(2).save(tmp_path / "cache")
-    with pytest.raises(OSError):
-        store_of(3).save(tmp_path / "cache")
-    assert len(TokenStore.load(tmp_path / "cache").ids) == 2
-    assert os.listdir(tmp_path) == ["cache"]
-
-
-@pytest.mark.parametrize("name", ["ids", "labels", "offsets", "index"])
-def test_a_damaged_store_is_refused(tmp_path: Path, name: str) -> None:
-    def damaged(content: bytes | None) -> Path:
-        directory = tmp_path / str(len(os.listdir(tmp_path)))
-        store_of(2, 1, 3).save(directory)
-        path = directory / f"{name}.npy"
-        if content is None:
-            path.unlink()
-        else:
-            path.write_bytes(content or path.read_bytes()[:-5])
-        return directory
-
-    other_type = tmp_path / "other.npy"
-    np.save(other_type, np.array([0.0, 2.0, 3.0, 6.0]))
-    shorter = tmp_path / "shorter.npy"
-    np.save(shorter, getattr(store_of(2, 1), name))
-    for content in (None, b"", b"garbage", other_type.read_bytes(), shorter.read_bytes()):
-        with pytest.raises(DataError, match="token store"):
-            TokenStore.load(damaged(content))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_damage_is_noticed(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "whole"
+    files = written(folder, part_of(2, 1, 3))
+    assert damage(folder, files) == ""
+    content = (folder / f"{name}.bin").read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for number, other in enumerate((None, b"", content[:-1], content + b"\0" * 8, bytes(flipped))):
+        copy = tmp_path / str(number)
+        shutil.copytree(folder, copy)
+        (copy / f"{name}.bin").unlink() if other is None else (copy / f"{name}.bin").write_bytes(other)
+        assert f"{name}.bin" in damage(copy, files)
+        if other is None or len(other) != len(content):
+            with pytest.raises(DataError, match="token store"):
+                TokenStore.load(copy)
 
 
 def test_offsets_that_go_back_are_refused(tmp_path: Path) -> None:
-    store = store_of(2, 1, 3)
-    store.offsets = np.array([0, 4, 3, 6])
-    store.save(tmp_path / "cache")
+    written(tmp_path / "store", part_of(2, 1, 3))
+    np.array([0, 4, 3, 6]).tofile(tmp_path / "store" / "offsets.bin")
     with pytest.raises(DataError, match="do not fit together"):
-        TokenStore.load(tmp_path / "cache")
+        TokenStore.load(tmp_path / "store")
+
+
+def test_a_choice_of_examples_is_a_dataset_of_its_own() -> None:
+    chosen = ChatDataset(store_of(2, 1, 3, 2), np.array([1, 3]))
+    assert [row["index"] for row in (chosen[0], chosen[1], chosen[-1])] == [10, 30, 30] and len(chosen) == 2
+    assert chosen.lengths.tolist() == [1, 2] and chosen.digests.tolist() == [7, 21]
+    assert chosen.num_supervised.tolist() == [0, 1] and len(list(chosen)) == 2  # type: ignore[call-overload]
 
 
 # --- tokenising on access
@@ -288,5 +306,5 @@ def test_shared_data(shared: Path, tokenizer: str, template: str) -> None:
         assert counts["rows"] == len(records) and len(store) > 0.7 * len(records)
         assert counts["tokens"] == len(store.ids) and store.lengths.max() <= 1024
         trained = store.labels != -100
-        assert counts["supervised_tokens"] == trained.sum() == store.num_supervised.sum()
-        assert (store.labels[trained] == store.ids[trained]).all() and (store.num_supervised > 0).all()
+        assert counts["supervised_tokens"] == trained.sum() == store.supervised.sum()
+        assert (store.labels[trained] == store.ids[trained]).all() and (store.supervised > 0).all()

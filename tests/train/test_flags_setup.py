@@ -13,6 +13,7 @@ from fastchat.train.arguments import RENAMED, UNSUPPORTED, all_arguments
 from fastchat.train.settings import options_of
 from tests import builders
 from tests.train import (
+    test_data_flags,
     test_early_stopping,
     test_flags_training,
     test_numbers,
@@ -189,7 +190,15 @@ def test_ddp(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_accepted_flag_is_covered() -> None:
-    marked = (test_early_stopping, test_flags_training, test_numbers, test_packed, test_proof_by_default, test_resume)
+    marked = (
+        test_data_flags,
+        test_early_stopping,
+        test_flags_training,
+        test_numbers,
+        test_packed,
+        test_proof_by_default,
+        test_resume,
+    )
     assert all(marked), "imported, so that their marks count too"
     accepted = {option.name for option in options_of(all_arguments(lora=True))} - set(UNSUPPORTED)
     newer_names = {name for name in RENAMED if name in accepted}

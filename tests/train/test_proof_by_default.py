@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,19 +35,20 @@ def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None
     assert order == sorted(order)
 
 
-def test_a_wrong_label_stops_the_run_before_the_model_loads(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastchat.train import tokens
+def test_a_wrong_label_stops_the_run_before_the_model_loads(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fastchat.data import tokenising
 
-    build = tokens.build_store
+    add = tokenising.StoreWriter.add
 
-    def shifted(*args: Any, **more: Any) -> Any:
-        store, counts = build(*args, **more)
-        store.labels = store.labels.copy()
-        learned = (store.labels != -100).nonzero()[0]
-        store.labels[learned[-1]] = -100  # the last stop
-        return store, counts
+    def shifted(self: Any, part: Any) -> None:
+        labels = part.arrays["labels"] = part.arrays["labels"].copy()
+        labels[(labels != -100).nonzero()[0][-1]] = -100  # the last stop
+        add(self, part)
 
-    monkeypatch.setattr(tokens, "build_store", shifted)
+    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))  # nothing wrong stays for other tests
+    monkeypatch.setattr(tokenising.StoreWriter, "add", shifted)
     monkeypatch.setattr("fastchat.train.recipe.prepare_model", lambda *_: pytest.fail("the model was loaded"))
     outcome = train()
     assert outcome.code == 3 and "two ways of finding what is supervised disagree at token" in outcome.err

@@ -65,9 +65,7 @@ def math_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def words(
-    math_file: Path, tiny_model_dir: Callable[..., Path], data_files: tuple[Path, Path]
-) -> Callable[..., list[str]]:
+def words(math_file: Path, tiny_model_dir: Callable[..., Path]) -> Callable[..., list[str]]:
     """`words("gemma-2b-it")`: the recipe by its bare name, and only what a test has to replace in it."""
 
     def make(name: str) -> list[str]:
@@ -75,30 +73,9 @@ def words(
         base = tiny_model_dir(case.arch, case.tokenizer, tied=case.tied, max_positions=8192)
         found = [name, "--model_name_or_path", str(base), "--data_path", str(math_file)]
         found += ["--max_steps", str(STEPS), "--disable_tqdm", "True"]
-        return [*found, *without_val_set_size(name, data_files[1])]
+        return found
 
     return make
-
-
-def without_val_set_size(name: str, held_out: Path) -> list[str]:
-    """Until DataArguments.val_set_size is there: a file in its place. Then this function goes, and its two uses."""
-    return ["--eval_data_path", str(held_out)] if "val_set_size" in read_yaml(RECIPES / f"{name}.yaml") else []
-
-
-@pytest.fixture(autouse=True)
-def val_set_size_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until DataArguments.val_set_size is there (see above)."""
-    from fastchat.train import options, settings
-    from fastchat.train.arguments import DataArguments
-
-    if "val_set_size" in DataArguments.__dataclass_fields__:
-        return
-
-    def skipping(path: Any) -> dict[str, Any]:
-        return {key: value for key, value in read_yaml(path).items() if key != "val_set_size"}
-
-    monkeypatch.setattr(options, "read_yaml", skipping)
-    monkeypatch.setattr(settings, "read_yaml", skipping)
 
 
 def check_run(name: str, outcome: Outcome, processes: int) -> None:
@@ -112,7 +89,11 @@ def check_run(name: str, outcome: Outcome, processes: int) -> None:
     assert (record["packing"] is not None) == recipe.get("packing", False)
     if recipe.get("packing"):
         packed = record["packing"]["train"]
-        assert packed["dialogues"] == 12 > packed["packs"] and packed["capacity"] == 4096
+        assert packed["dialogues"] > packed["packs"] and packed["capacity"] == 4096
+    data = record["data"]
+    held_out = data["eval"]["chosen"]["dialogues"] if "eval" in data else 0
+    assert data["train"].get("chosen", data["train"]["counts"])["dialogues"] + held_out == 12
+    assert (held_out > 0) == ("val_set_size" in recipe) == any("eval_loss" in row for row in outcome.metrics)
     settings = {key: entry["value"] for key, entry in record["settings"].items()}
     assert (settings["gradient_checkpointing"], settings["gradient_checkpointing_kwargs"]) == (
         True,
@@ -157,10 +138,7 @@ def test_recipe_with_zero(warm: Warm, words: Callable[..., list[str]], tmp_path:
     """Its DeepSpeed configuration is named relative to the checkout."""
     flags = words(name)
     recipe = read_yaml(RECIPES / f"{name}.yaml")
-    copy = tmp_path / f"{name}.yaml"
-    kept = [line for line in (RECIPES / copy.name).read_text().splitlines() if not line.startswith("val_set_size")]
-    copy.write_text("\n".join(kept) + "\n")
-    outcome = warm.run([str(copy), *flags[1:]], tmp_path / "out")
+    outcome = warm.run(flags, tmp_path / "out")
     assert warm.codes == [0, 0], outcome.err
     check_run(name, outcome, 2)
     used = outcome.record["deepspeed"]["zero_optimization"]

@@ -304,3 +304,24 @@ def test_another_number_of_processes_is_refused(warm: Warm, flags_of, tmp_path: 
     assert warm.codes == [2, 2] and "saved under ddp and this run is zero2" in other.err
     weights = warm.run([*alone, "--resume_weights_only", "True"], tmp_path / "out", processes=1)
     assert weights.code == 0, weights.err
+
+
+def test_one_process_of_a_machine_tokenises_for_all(warm: Warm, flags_of, plain, tmp_path: Path) -> None:
+    flags = [*flags_of("ddp"), "--preprocessing_num_workers", "2", "--val_set_size", "4", "--eval_strategy", "epoch"]
+    cache, scratch = tmp_path / "cache", tmp_path / "scratch"
+    scratch.mkdir()
+    first = warm.run(flags, tmp_path / "first", FSCHAT_CACHE=str(cache))
+    assert warm.codes == [0, 0], first.err
+    assert first.err.count("labels derived a second time") == first.err.count("16 are trained on") == 1
+    assert len(list(cache.glob("*/entry.json"))) == 1 and not list(cache.glob("*.making"))
+    second = warm.run(flags, tmp_path / "second", FSCHAT_CACHE=str(cache))
+    assert warm.codes == [0, 0] and f"train tokens: found in {cache}" in second.err
+    (tmp_path / "file").write_text("")
+    third = warm.run(flags, tmp_path / "third", FSCHAT_CACHE=str(tmp_path / "file"), TMPDIR=str(scratch))
+    assert warm.codes == [0, 0] and third.err.count("for this run alone") == 1
+    assert first.losses == second.losses == third.losses and len(first.losses) > 0
+    assert not list(scratch.glob("fschat-*")), "gone as soon as both have mapped it"
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{\n")
+    refused = warm.run([*flags, "--data_path", str(bad)], tmp_path / "fourth", FSCHAT_CACHE=str(cache))
+    assert warm.codes == [3, 3] and f"{bad}:1: truncated JSON" in refused.err

@@ -1,0 +1,192 @@
+"""Files -> a store of tokens on disk, made once: streamed, by several processes, and found again by the next run.
+
+    rows -> records -> batches of dialogues -> (workers) -> parts -> files of a store -> the token cache
+
+Nothing but the batches under way and a few sample dialogues is in memory, however long the files are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastchat.conversation import Dialogue, Turn
+from fastchat.data import token_cache
+from fastchat.data.binding import BoundEncoder
+from fastchat.data.fingerprint import KnownSums
+from fastchat.data.loading import OnBadRow, Record, Records
+from fastchat.data.progress import byte_bar
+from fastchat.data.proof import SecondOpinion
+from fastchat.data.sources import Source
+from fastchat.data.store import Part, StoreWriter, check_supervised
+from fastchat.data.workers import BATCH, Batch, num_workers, tokenised
+from fastchat.errors import say
+
+_SAMPLES = 64  # dialogues whose labels are derived a second time
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """What, beside data, tokenizer and template, decides which ids there are; and how they are made.
+
+    workers: None is as many as the machine has CPUs for. overwrite: do not use what is cached.
+    """
+
+    max_length: int
+    overlong: str
+    on_bad_row: OnBadRow
+    workers: int | None = None
+    progress: bool = False
+    overwrite: bool = False
+
+
+@dataclass
+class Made:
+    """What is known of the tokens of some sources.
+
+    Attributes:
+        entry: where they are.
+        counts: of all rows, see counts.py.
+        rows: how many each source has.
+        sums: sha256 of the files of each source.
+        samples: some of the records, spread evenly over all.
+        found: whether they were cached.
+    """
+
+    entry: token_cache.Entry
+    counts: dict[str, int]
+    rows: list[int]
+    sums: list[list[str]]
+    samples: list[Record]
+    found: bool
+
+
+def obtain_tokens(
+    name: str, sources: Sequence[Source], bound: BoundEncoder, settings: TokenSettings, output_dir: str | None = None
+) -> Made:
+    """The tokens of all sources, from the cache or made now. Says what was skipped and what was proven.
+
+    Raises:
+        DataError: the data cannot be read, or nothing of it would be learned.
+        SettingsError: the cache is in the wrong place. ResourceError: there is room for it nowhere.
+    """
+    folder = token_cache.cache_folder(output_dir)
+    sum_of = KnownSums(folder / "sums")
+    sums = [[sum_of(file) for file in source.files] for source in sources]
+    key = token_cache.key_of(
+        data=sums,
+        encoder=bound.described(),
+        max_length=settings.max_length,
+        overlong=settings.overlong,
+        on_bad_row=settings.on_bad_row,
+    )
+    making = _Making(name, sources, bound, settings)
+    entry, found = token_cache.obtain(folder, key, making, overwrite=settings.overwrite)
+    if found:
+        say(f"{name} tokens: found in {entry.folder}")
+    for line in entry.about["lines"] if found else ():
+        say(line)
+    samples = [(number, _from_json(value)) for number, value in entry.about["samples"]]
+    store = entry.store()
+    examples = [(record.dialogue, store[number]) for number, record in samples if record.dialogue is not None]
+    checked = SecondOpinion(bound).check((d, x["input_ids"].tolist(), x["labels"].tolist()) for d, x in examples)
+    say(f"{name} {checked.line}")
+    return Made(entry, entry.about["counts"], entry.about["rows"], sums, [record for _, record in samples], found)
+
+
+class _Making:
+    """Makes an entry of the cache; called with the folder to write into."""
+
+    def __init__(self, name: str, sources: Sequence[Source], bound: BoundEncoder, settings: TokenSettings):
+        self.name, self.sources, self.bound, self.settings = name, sources, bound, settings
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, folder: Path) -> dict[str, Any]:
+        self.counts.clear()
+        settings, samples = self.settings, _Samples(_SAMPLES)
+        records = Records([f for s in self.sources for f in s.files], on_bad_row=settings.on_bad_row)
+        workers = num_workers(settings.workers, records.num_bytes)
+        parts = tokenised(
+            self._batches(records),
+            self.bound,
+            max_length=settings.max_length,
+            overlong=settings.overlong,
+            workers=workers,
+        )
+        writer = StoreWriter(folder)
+        of = f" ({workers} processes)" if workers > 1 else ""
+        with byte_bar(f"tokenising {self.name} data{of}", records.num_bytes, settings.progress) as update:
+            for batch, part in parts:
+                writer.add(part)
+                samples.add(batch, part)
+                self.counts.update(part.counts)
+                self.counts.update(batch.dropped)
+                update(batch.bytes_read, len(batch.dialogues))
+        files = writer.close()
+        counts = {**records.counts, **self.counts}
+        check_supervised(Counter(counts), settings.max_length)
+        return {
+            "files": files,
+            "counts": counts,
+            "rows": self._rows(records),
+            "lines": [records.summary] if records.summary else [],
+            "samples": [(number, _to_json(record)) for number, record in samples.kept],
+        }
+
+    def _batches(self, records: Records) -> Iterator[Batch]:
+        """The dialogues, in batches. Behind a malformed row that will stop the run, files are only read on."""
+        batch = Batch()
+        for record in records:
+            if records.stopping:
+                continue
+            if record.dialogue is not None:
+                batch.dialogues.append((record.index, record.dialogue))
+                batch.names[record.index] = record.id
+            else:
+                batch.dropped[f"dropped_{record.dropped}"] += 1
+            if len(batch.dialogues) == BATCH:
+                batch.bytes_read = records.bytes_read
+                yield batch
+                batch = Batch()
+        batch.bytes_read = records.num_bytes
+        yield batch
+
+    def _rows(self, records: Records) -> list[int]:
+        ends = iter(records.rows_of_file)
+        return [sum(next(ends) for _ in source.files) for source in self.sources]
+
+
+class _Samples:
+    """Up to `most` examples spread evenly over a stream of unknown length: (number, record), the first one always."""
+
+    def __init__(self, most: int):
+        self.most, self.every, self.seen = most, 1, 0
+        self.kept: list[tuple[int, Record]] = []
+
+    def add(self, batch: Batch, part: Part) -> None:
+        """Take every `every`-th example; where there are too many, every other one goes and twice as few are taken."""
+        dialogues = dict(batch.dialogues)
+        for index in part.arrays["index"].tolist():
+            if self.seen % self.every == 0 and len(self.kept) == self.most:
+                del self.kept[1::2]
+                self.every *= 2
+            if self.seen % self.every == 0:
+                dialogue = dialogues[index]
+                record = Record(index, dialogue, None, dialogue.source, dialogue.line, batch.names[index])
+                self.kept.append((self.seen, record))
+            self.seen += 1
+
+
+def _to_json(record: Record) -> list[Any]:
+    assert record.dialogue is not None
+    turns = [[turn.role, turn.text, turn.train] for turn in record.dialogue.turns]
+    return [turns, record.dialogue.system, record.index, record.source, record.line, record.id]
+
+
+def _from_json(value: list[Any]) -> Record:
+    turns, system, index, source, line, name = value
+    dialogue = Dialogue(tuple(Turn(*turn) for turn in turns), system, source, line)
+    return Record(index, dialogue, None, source, line, name)

@@ -1,0 +1,248 @@
+"""Which data a run takes: sources, proportions, held-out dialogues, the token cache; and what resuming checks of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastchat.data import token_cache
+from tests import builders
+from tests.train.conftest import Outcome
+from tests.train.flags import Train, covers, ok
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A token cache of the test's own."""
+    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(token_cache, "_USING", {})
+    return tmp_path / "cache"
+
+
+def rows_of(outcome: Outcome, which: str = "train") -> list[int]:
+    """The input rows that a run trains or evaluates on."""
+    dataset = outcome.trainer.train_dataset if which == "train" else outcome.trainer.eval_dataset
+    return [dataset[i]["index"] for i in range(len(dataset))]
+
+
+def corpus(outcome: Outcome, which: str = "train") -> dict[str, Any]:
+    return outcome.record["data"][which]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of two data files, 12 and 5 dialogues, and something else."""
+    made = tmp_path / "data"
+    made.mkdir()
+    rows = builders.chat_rows(17)
+    builders.write_rows(made / "a.jsonl", rows[:12])
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[12:]), made / "b.parquet")
+    (made / "README.md").write_text("not data")
+    return made
+
+
+@covers("preprocessing_num_workers", "overwrite_cache")
+def test_the_second_start_reads_no_row(train: Train, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ok(train())
+    assert "found in" not in first.err and len(list(cache.glob("*/entry.json"))) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("fastchat.data.tokenising.Records", None)
+        second = ok(train(name="b"))
+    assert f"train tokens: found in {cache}" in second.err and second.losses == first.losses
+    keys = ("counts", "fingerprint", "sources")
+    assert [corpus(second)[key] for key in keys] == [corpus(first)[key] for key in keys]
+    table = "20: 20 trained on"
+    assert table in first.err and table in second.err
+    third = ok(train("--overwrite_cache", "--preprocessing_num_workers", "2", name="c"))
+    assert "found in" not in third.err and third.losses == first.losses
+    assert "at least 1" in train("--preprocessing_num_workers", "0", name="d").err
+
+
+def test_the_cache_is_never_in_the_output_folder(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "out" / "tokens"))
+    outcome = train()
+    assert outcome.code == 2 and "lies in --output_dir" in outcome.err
+
+
+def test_a_cache_that_takes_nothing_is_replaced(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plain = ok(train())
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(token_cache.tempfile, "tempdir", str(scratch))
+    outcome = ok(train(name="b"))
+    assert "the token cache" in outcome.err and "for this run alone" in outcome.err
+    assert outcome.losses == plain.losses and os.listdir(scratch) == [], "gone as soon as it is mapped"
+
+
+def test_patterns_and_folders(train: Train, folder: Path) -> None:
+    one = ok(train("--data_path", folder))
+    assert f"--data_path {folder}: 2 files; left out: README.md" in one.err
+    assert [(s["name"], s["rows"], len(s["files"])) for s in corpus(one)["sources"]] == [(str(folder), 17, 2)]
+    two = ok(train("--data_path", f"{folder}/*.*[lt]", name="b"))
+    three = ok(train("--data_path", folder / "a.jsonl", folder / "b.parquet", name="c"))
+    assert corpus(one)["fingerprint"] == corpus(two)["fingerprint"] == corpus(three)["fingerprint"]
+    assert one.losses == two.losses == three.losses, "the same data however it is named"
+    assert [s["rows"] for s in corpus(three)["sources"]] == [12, 5]
+
+
+@covers("data_split", "eval_data_split", "data_revision")
+def test_a_dataset_of_the_hub_in_its_cache(train: Train, tmp_path: Path) -> None:
+    repository, commit = tmp_path / "hub" / "datasets--me--sums", "c" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v1").write_text(commit)
+    for split, rows in (("train", 6), ("test", 3), ("extra", 4)):
+        (repository / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+        builders.write_rows(repository / "snapshots" / commit / f"{split}.jsonl", builders.chat_rows(rows))
+    (repository / "snapshots" / commit / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("train", "test", "extra"))
+        + "---\n"
+    )
+    names = ["--data_path", "me/sums", "--cache_dir", str(tmp_path / "hub"), "--data_revision", "v1"]
+    evaluated = [*names, "--eval_data_path", "me/sums", "--eval_strategy", "epoch"]
+    outcome = ok(train(*evaluated))
+    assert (corpus(outcome)["counts"]["rows"], corpus(outcome, "eval")["counts"]["rows"]) == (6, 3)
+    assert corpus(outcome)["sources"][0]["revision"] == commit
+    other = ok(train(*evaluated, "--data_split", "extra", "--eval_data_split", "train", name="b"))
+    assert (corpus(other)["counts"]["rows"], corpus(other, "eval")["counts"]["rows"]) == (4, 6)
+    refused = train(*names[:-1], "v2", name="c")
+    assert refused.code == 3 and "HF_HUB_OFFLINE is set" in refused.err and "--revision v2" in refused.err
+
+
+@covers("data_proportions")
+def test_proportions(train: Train, folder: Path) -> None:
+    flags = ["--data_path", folder / "a.jsonl", folder / "b.parquet", "--data_proportions"]
+    outcome = ok(train(*flags, "0.5", "0.5"))
+    assert (
+        f"10 dialogues make up an epoch: 5 of 12 from {folder}/a.jsonl, 5 of 5 from {folder}/b.parquet" in outcome.err
+    )
+    rows = rows_of(outcome)
+    assert rows[5:] == [12, 13, 14, 15, 16] and len(set(rows)) == 10
+    assert corpus(outcome)["chosen"]["dialogues"] == 10 and corpus(outcome)["counts"]["dialogues"] == 17
+    assert [s["dialogues_taken"] for s in corpus(outcome)["sources"]] == [5, 5]
+    assert rows_of(ok(train(*flags, "2", "2", name="b"))) == rows
+    other = ok(train(*flags, "0.5", "0.5", "--data_seed", "7", name="c"))
+    assert rows_of(other) != rows and corpus(other)["fingerprint"] != corpus(outcome)["fingerprint"]
+    recipe = folder / "r.yaml"
+    recipe.write_text("data_proportions: [0.75, 0.25]\n")
+    base = ["--model_name_or_path", outcome.record["base_model"], "--max_steps", "1"]
+    assert len(rows_of(ok(train(*flags[:-1], base=[str(recipe), *base], name="d")))) == 16
+
+
+@covers("val_set_size")
+@pytest.mark.parametrize("size", ["0.25", "5"])
+def test_held_out_dialogues(train: Train, size: str) -> None:
+    flags = ["--val_set_size", size, "--eval_strategy", "epoch", "--log_samples", "True", "--max_steps", "5"]
+    outcome = ok(train(*flags))
+    trained, held_out = rows_of(outcome), rows_of(outcome, "eval")
+    assert sorted(trained + held_out) == list(range(20)) and len(held_out) == 5
+    assert "--val_set_size: 5 of 20 dialogues are held out, 15 are trained on" in outcome.err
+    assert "training" in outcome.err and "on 15 dialogues" in outcome.err
+    samples = [json.loads(line) for line in (outcome.folder / "samples.jsonl").read_text().splitlines()]
+    assert {row for line in samples for row in line["samples"]} == set(trained)
+    chosen, evaluated = corpus(outcome)["chosen"], corpus(outcome, "eval")["chosen"]
+    assert (chosen["dialogues"], evaluated["dialogues"], evaluated["held_out"]) == (15, 5, True)
+    counts = corpus(outcome)["counts"]
+    for key in ("dialogues", "tokens", "supervised_tokens"):
+        assert chosen[key] + evaluated[key] == counts[key]
+    assert outcome.record["metrics"]["eval_num_supervised_tokens"] == evaluated["supervised_tokens"]
+    assert rows_of(ok(train(*flags, name="b")), "eval") == held_out
+    assert rows_of(ok(train(*flags, "--data_seed", "3", name="c")), "eval") != held_out
+
+
+def test_the_evaluation_of_held_out_dialogues_is_that_of_a_file(train: Train, data_files: tuple[Path, Path]) -> None:
+    held = ok(train("--val_set_size", "6", "--eval_strategy", "epoch", "--eval_on_start", "True"))
+    rows = json.loads(data_files[0].read_text())
+    parts = [np.array(rows_of(held)), np.array(rows_of(held, "eval"))]
+    files = [
+        builders.write_rows(held.folder.parent / f"{k}.json", [rows[i] for i in part]) for k, part in enumerate(parts)
+    ]
+    flags = [
+        "--data_path",
+        files[0],
+        "--eval_data_path",
+        files[1],
+        "--eval_strategy",
+        "epoch",
+        "--eval_on_start",
+        "True",
+    ]
+    split = ok(train(*flags, name="b"))
+    assert [row.get("eval_loss") for row in split.metrics] == [row.get("eval_loss") for row in held.metrics]
+    assert split.losses == held.losses
+
+
+def test_held_out_of_a_mixture(train: Train, folder: Path) -> None:
+    data = ["--data_path", folder / "a.jsonl", folder / "b.parquet", "--data_proportions", "0.5", "0.5"]
+    outcome = ok(train(*data, "--val_set_size", "4", "--eval_strategy", "epoch"))
+    whole = rows_of(ok(train(*data, name="b")))
+    assert sorted(rows_of(outcome) + rows_of(outcome, "eval")) == whole and len(rows_of(outcome, "eval")) == 4
+
+
+def test_held_out_without_evaluation_is_said(train: Train) -> None:
+    outcome = ok(train("--val_set_size", "0.1"))
+    assert "holds dialogues out that nothing looks at" in outcome.err and outcome.trainer.eval_dataset is None
+    assert "on 18 dialogues" in outcome.err and "eval" not in outcome.record["data"]
+
+
+def test_the_same_words_on_both_sides_are_said(train: Train, tmp_path: Path) -> None:
+    rows = builders.chat_rows(6)
+    data = builders.write_rows(tmp_path / "twice.json", rows + rows)
+    outcome = ok(train("--data_path", data, "--val_set_size", "3", "--eval_strategy", "epoch"))
+    same = sum(row % 6 in {other % 6 for other in rows_of(outcome)} for row in rows_of(outcome, "eval"))
+    assert same and f"WARNING: {same} of 3 evaluation dialogues are in the training data too" in outcome.err
+
+
+CONTRADICTIONS = [
+    (["--val_set_size", "0.1", "--eval_data_path", "DATA"], "keep one"),
+    (["--val_set_size", "-1"], "--val_set_size is -1"),
+    (["--val_set_size", "1.5"], "a whole number of dialogues, or a share"),
+    (["--val_set_size", "20"], "of 20 dialogues none would be left"),
+    (["--val_set_size", "0.1", "--lazy_preprocess", "True"], "--val_set_size needs the data tokenised beforehand"),
+    (["--data_proportions", "1", "--lazy_preprocess", "True"], "--data_proportions needs the data tokenised"),
+    (["--data_proportions", "0.5", "0.5"], "2 numbers for 1 values of --data_path"),
+    (["--data_proportions", "half"], "--data_proportions is half; numbers are expected"),
+    (["--eval_strategy", "epoch"], "needs --eval_data_path or --val_set_size"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), CONTRADICTIONS, ids=[" ".join(flags) for flags, _ in CONTRADICTIONS])
+def test_contradictions(train: Train, data_files: tuple[Path, Path], flags: list[str], message: str) -> None:
+    outcome = train(*[str(data_files[1]) if flag == "DATA" else flag for flag in flags])
+    assert outcome.code == 2 and message in outcome.err and "Traceback" not in outcome.err
+
+
+RUN = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]
+OTHER_DATA: dict[str, tuple[list[str], str]] = {
+    "held out": (["--val_set_size", "3"], "--val_set_size (2.0 -> 3.0)"),
+    "nothing held out": (["--val_set_size", "0"], "the number of training dialogues (8 -> 10)"),
+    "proportions": (["--data_proportions", "3", "1"], "--data_proportions ([0.5, 0.5] -> [3.0, 1.0])"),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_DATA)
+def test_resuming_needs_the_same_choice(train: Train, folder: Path, change: str) -> None:
+    flags = [*RUN, "--data_path", folder / "a.jsonl", folder / "b.parquet", "--data_proportions", "0.5", "0.5"]
+    flags += ["--val_set_size", "2"]
+    first = ok(train(*flags))
+    (first.folder / "status.json").unlink()
+    more, message = OTHER_DATA[change]
+    refused = train(*flags, *more)
+    assert refused.code == 2 and "the training data (" in refused.err and message in refused.err, refused.err
+    copy = folder.parent / "copy"
+    shutil.copytree(folder, copy)
+    same = [str(flag).replace(str(folder), str(copy)) for flag in flags]
+    resumed = ok(train(*same))
+    assert "going on from" in resumed.err, "the same data at another place"
+    shutil.rmtree(first.folder)
