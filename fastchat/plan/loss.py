@@ -1,4 +1,4 @@
-"""What the output matrix and the loss need, in bytes.
+"""What the output matrix and the loss need, in bytes; and how many positions the chunked head takes at a time.
 
 V is the vocabulary, N the number of positions that are supervised: all of them, at worst.
 """
@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from fastchat.plan.run import Run
 
-CHUNK = 1024  # positions that the chunked head works on at a time
+# Float32 logits of one chunk, whatever the vocabulary. About three such tensors live at once, so the loss costs 0.8 GiB
+# however long the dialogues are; and with 256k tokens in the vocabulary a chunk still has 262 rows, enough to keep a
+# GPU's matrix units busier than its memory.
+CHUNK_BYTES = 2**28
+
+
+def rows_per_chunk(vocab: int) -> int:
+    """Positions that the chunked head works on at a time.
+
+    >>> rows_per_chunk(256_000), rows_per_chunk(32_000)
+    (262, 2097)
+    """
+    return max(1, CHUNK_BYTES // (4 * vocab))
 
 
 def loss_of(run: Run) -> int:
@@ -16,8 +28,11 @@ def loss_of(run: Run) -> int:
     hidden = n * a.hidden * run.weight_bytes  # the last hidden state
     if not run.chunked_head:
         return hidden + n * a.vocab * _per_logit(run)
-    # The supervised hidden states and their gradients, and one chunk of logits.
-    return 2 * hidden + min(n, CHUNK) * a.vocab * _per_logit(run)
+    rows = rows_per_chunk(a.vocab)
+    # The supervised hidden states and their gradients, one chunk of logits, and what a trained matrix' gradient is
+    # added up in.
+    adding = a.vocab * a.hidden * (4 + run.weight_bytes) if not run.lora and n > rows else 0
+    return 2 * hidden + min(n, rows) * a.vocab * _per_logit(run) + adding
 
 
 def _per_logit(run: Run) -> int:

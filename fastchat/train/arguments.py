@@ -130,6 +130,10 @@ class TrainingArguments(transformers.TrainingArguments):
     gradient_checkpointing: bool = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=False, metadata={"help": "recompute activations in the backward pass: less memory, a third slower"}
     )
+    chunked_head: bool = field(
+        default=True,
+        metadata={"help": "run the output matrix on supervised tokens only, in chunks; False: on all, at once"},
+    )
     logging_steps: float = field(default=1, metadata={"help": "steps between two rows of metrics.jsonl"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "never: a NaN loss is shown as what it is"})
     save_strategy: transformers.trainer_utils.SaveStrategy | str = field(

@@ -32,15 +32,19 @@ def count_tokens(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     return counts
 
 
-def loss_sum(model: Callable[..., Any], batch: dict[str, torch.Tensor], label_smoothing: float = 0.0) -> torch.Tensor:
+def loss_sum(
+    model: Callable[..., Any], batch: dict[str, torch.Tensor], label_smoothing: float = 0.0, *, chunked: bool = False
+) -> torch.Tensor:
     """Scalar, float32: the summed cross-entropy of the supervised tokens of a batch.
 
-    `batch`: input_ids, labels, attention_mask, [B, T] each. Zero, with a gradient of zero, where nothing is supervised.
-    The one place where the model's head is called: a head that runs on supervised positions only goes here.
+    `batch`: input_ids, labels and whatever else the model takes, [B, T] each. Zero, with a gradient of zero, where
+    nothing is supervised. `chunked`: the model has a `ChunkedHead` and gives the sum itself, without all logits.
     """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    logits_BTV = model(**inputs, use_cache=False).logits
     targets_BT = batch["labels"][:, 1:]
+    if chunked:
+        return model(**inputs, use_cache=False, targets=targets_BT, label_smoothing=label_smoothing).loss
+    logits_BTV = model(**inputs, use_cache=False).logits
     supervised_BT = targets_BT != IGNORED
     logits_NV = logits_BTV[:, :-1][supervised_BT].float()
     return F.cross_entropy(logits_NV, targets_BT[supervised_BT], reduction="sum", label_smoothing=label_smoothing)

@@ -20,6 +20,8 @@ from fastchat.model.loading import load_base_model
 from fastchat.model.lora import add_lora
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
+from fastchat.train.head import ChunkedHead
+from fastchat.train.head_proof import plain_line
 from fastchat.train.processes import rank
 from fastchat.train.record import base_name
 from fastchat.train.settings import Settings
@@ -109,6 +111,17 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
             "updates round away: --dtype float32 or --deepspeed keeps one"
         )
     return loaded, loaded_as
+
+
+def prepare_head(settings: Settings, model: Any) -> ChunkedHead | None:
+    """The model's chunked head, before an engine takes the model; None where all logits are wanted or needed."""
+    if not settings.training.chunked_head:
+        return None
+    try:
+        return ChunkedHead(model.get_base_model() if settings.lora is not None else model)
+    except LookupError as error:
+        say(plain_line(str(error)))
+        return None
 
 
 def _short(dtype: torch.dtype) -> str:

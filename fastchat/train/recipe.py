@@ -32,7 +32,7 @@ from fastchat.train.callbacks import MetricsFile, SamplesFile, number
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce
-from fastchat.train.prepare import attention_for, prepare_model, prepare_rope, prepare_text
+from fastchat.train.prepare import attention_for, prepare_head, prepare_model, prepare_rope, prepare_text
 from fastchat.train.processes import known_processes, rank, together
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.settings import Settings
@@ -126,6 +126,7 @@ def make_trainer(run: Run, model: Any) -> ChatTrainer:
         write_weights=write_weights,
         dummy_token=run.pad_token_id,
         memory=run.memory,
+        head=prepare_head(settings, model),
         train_lengths=dataset.lengths if grouped else None,
     )
     if settings.data.log_samples:

@@ -41,14 +41,16 @@ class RunRecord(TrainingRecord):
     """Adds what only training knows.
 
     optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
-    compute in (`dtype` is what the weights were loaded as); deepspeed: the configuration that DeepSpeed really got,
-    None without it; memory: the measured peak beside the planned one (`MemoryWatch.record`), None where unknown;
-    packing: how many dialogues stand in how many packs, by data set, None without it.
+    compute in (`dtype` is what the weights were loaded as); head: "chunked" or "plain", how the loss was computed;
+    deepspeed: the configuration that DeepSpeed really got, None without it; memory: the measured peak beside the
+    planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues stand in how many packs, by data
+    set, None without it.
     """
 
     optimizer: str | None = None
     device: str | None = None
     compute_dtype: str | None = None
+    head: str | None = None
     deepspeed: dict[str, Any] | None = field(default=None)
     memory: dict[str, Any] | None = field(default=None)
     packing: dict[str, Any] | None = None
@@ -87,6 +89,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
         dtype=_name(run.weights_dtype),
         compute_dtype=_name(trainer.compute_dtype(run.weights_dtype)),
         attention=used_attention(model),
+        head="plain" if trainer.head is None else "chunked",
         engine=trainer.engine(),
         optimizer=trainer.optimizer_name(),
         device=trainer.args.device.type,
@@ -111,7 +114,7 @@ def used_line(record: RunRecord) -> str:
     return (
         f"really used: {record.engine}, {record.world_size} process{'es' if record.world_size > 1 else ''} "
         f"({record.device}), attention {record.attention}, weights {record.dtype}, {quantization}, computing in "
-        f"{record.compute_dtype}, optimizer {record.optimizer}"
+        f"{record.compute_dtype}, {record.head} head, optimizer {record.optimizer}"
     )
 
 

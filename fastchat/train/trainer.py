@@ -17,6 +17,8 @@ from transformers.trainer_utils import EvalLoopOutput, seed_worker
 from fastchat.data.packing import SEQ_LENGTHS, PackedDataset, Packs
 from fastchat.train.callbacks import EarlyStopping
 from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
+from fastchat.train.head import ChunkedHead
+from fastchat.train.head_proof import prove_head
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.numerics import FiniteGuard, poison
@@ -28,7 +30,7 @@ class ChatTrainer(CheckpointTrainer):
 
     Args, beside the Trainer's: `write_weights(trainer, folder)` saves what is trained, called in every process;
     `train_lengths` one token count per dialogue, needed to group by length; `dummy_token` any valid token id; `memory`
-    measures the run.
+    measures the run; `head` is the model's chunked head, None where the loss is to be computed from all logits.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ChatTrainer(CheckpointTrainer):
         write_weights: Callable[[ChatTrainer, str], None],
         dummy_token: int,
         memory: MemoryWatch,
+        head: ChunkedHead | None = None,
         on_nonfinite: str = "stop",
         train_lengths: Any = None,
         **kwargs: Any,
@@ -45,6 +48,7 @@ class ChatTrainer(CheckpointTrainer):
         self.memory = memory
         self.add_callback(memory)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
+        self.head = head
         # Of this process, since the last log row; the loss stays on the device, so that no step waits for it.
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
         self._counts = torch.zeros(2, dtype=torch.int64)  # supervised tokens, tokens
@@ -133,6 +137,22 @@ class ChatTrainer(CheckpointTrainer):
 
     # ---- loss ----
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Once the engine stands: the chunked head has to prove itself, or is not used."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.head is not None:
+            weights = next(self.head.head.parameters()).dtype
+            proven = prove_head(
+                self.head,
+                self.model,
+                self.train_dataset,
+                dtype=self.compute_dtype(weights),
+                device=self.args.device,
+                context=self.compute_loss_context_manager,
+            )
+            self.head = self.head if proven else None
+        return prepared
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Supervised tokens of one optimizer step, over all processes and accumulation steps."""
         self._before_step = (self._loss_sum.clone(), self._counts.clone())
@@ -145,7 +165,7 @@ class ChatTrainer(CheckpointTrainer):
     ) -> Any:
         """This process's share of the step's loss, times the number of processes: gradients are averaged over them."""
         assert not return_outputs, "the logits are not kept"
-        total = loss_sum(model, inputs, self.args.label_smoothing_factor)
+        total = loss_sum(model, inputs, self.args.label_smoothing_factor, chunked=self.head is not None)
         self._loss_sum += total.detach()
         self.guard.note(total)
         return poison(total) * self.args.world_size / num_items_in_batch
@@ -264,7 +284,8 @@ class ChatTrainer(CheckpointTrainer):
                 raise EvaluationStopped(reason)
             sums[1] += count_tokens([batch])[0]
             with torch.no_grad(), self.compute_loss_context_manager():
-                sums[0] += loss_sum(model, self._prepare_inputs(batch)).double().cpu()
+                loss = loss_sum(model, self._prepare_inputs(batch), chunked=self.head is not None)
+                sums[0] += loss.double().cpu()
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         loss, supervised = self._total(sums).tolist()
         metrics = {
