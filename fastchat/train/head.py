@@ -45,9 +45,6 @@ class ChunkedHead:
         self._at_head, self._at_decoder = _Place(model, self.head), _Place(model, decoder)
         self.rows = rows or rows_per_chunk(model.config.get_text_config().vocab_size)
         self._model_forward, self._head_forward = model.forward, self.head.forward
-        if next(self.head.children(), None) is not None:
-            # Under peft: ZeRO-3 shall gather the parts together, once, not each part for each chunk.
-            self.head._z3_leaf = True  # what deepspeed.utils.set_z3_leaf_module does, without importing it
         self._take_over()
 
     def _take_over(self) -> None:
@@ -114,50 +111,48 @@ class _SumOfChunks(torch.autograd.Function):
     """The sum of a loss over chunks of rows. Each chunk's gradient is taken right behind its loss, so nothing of
     [N, V] is ever kept and no matrix product is made twice.
 
-    The gradient of the sum itself is O(1) per token, as it is on the plain path: under --fp16 the loss scale (65536 at
-    first) is divided by the tokens of the step, so both are as far from float16's limits.
+    That gradient does not know yet what the loss will be multiplied with. Below a frozen head it is taken of BOOST
+    times the loss, so that in float16 the small probabilities of a large vocabulary are not lost. Where the head
+    trains, a sum over many rows could overflow: there it is the loss' own, O(1) per token, as loss scales make it.
     """
+
+    BOOST = 1024.0
 
     @staticmethod
     def forward(
         ctx: Any, of_chunk: Callable[..., torch.Tensor], rows: int, targets: Any, hidden: Any, *trained: Any
     ) -> torch.Tensor:
-        total = hidden.new_zeros((), dtype=torch.float32)
-        of_hidden = torch.zeros_like(hidden)
-        of_trained: list[torch.Tensor | None] = [torch.zeros_like(p) for p in trained] if not len(targets) else []
+        ctx.boost, ctx.dtypes = 1.0 if trained else _SumOfChunks.BOOST, [hidden.dtype, *(p.dtype for p in trained)]
+        total, of_hidden = hidden.new_zeros((), dtype=torch.float32), torch.zeros_like(hidden)
+        # In float32: in bfloat16 many chunks would round away what one product over all rows keeps.
+        of_trained = [torch.zeros_like(p, dtype=torch.float32) for p in trained]
         for at, (part, wanted) in enumerate(_chunks(rows, hidden, targets)):
             part = part.detach().requires_grad_()
             with torch.enable_grad():
                 loss = of_chunk(part, wanted)
+                boosted = loss * ctx.boost
             with torch.autocast(hidden.device.type, enabled=False):  # as in any other backward pass
-                mine, *theirs = torch.autograd.grad(loss, (part, *trained), allow_unused=True)
+                mine, *theirs = torch.autograd.grad(boosted, (part, *trained), allow_unused=True)
             total += loss.detach()
-            del loss
             of_hidden[at * rows : at * rows + len(part)] = mine
-            of_trained = [_added(*pair) for pair in zip(of_trained, theirs, strict=True)] if at else theirs
-        ctx.found, ctx.dtypes = [of_hidden, *of_trained], [hidden.dtype, *(p.dtype for p in trained)]
+            for sum_so_far, more in zip(of_trained, theirs, strict=True):
+                if more is not None:
+                    sum_so_far += more
+        ctx.found = [of_hidden, *of_trained]
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        found, ctx.found = ctx.found, None  # scaled in place: the largest of them is as large as the matrix
-        scaled = [
-            None if one is None else one.mul_(grad).to(dtype) for one, dtype in zip(found, ctx.dtypes, strict=True)
-        ]
+        (found, ctx.found), factor = (ctx.found, None), grad / ctx.boost
+        # In place: one of them is as large as the matrix.
+        scaled = [one.mul_(factor).to(dtype) for one, dtype in zip(found, ctx.dtypes, strict=True)]
         return None, None, None, *scaled
 
 
 def _chunks(rows: int, hidden_NH: torch.Tensor, targets_N: torch.Tensor) -> Any:
     """[n, H] and [n] by turns; nothing at all where N is 0."""
     return zip(hidden_NH.split(rows), targets_N.split(rows), strict=True) if len(targets_N) else ()
-
-
-def _added(total: torch.Tensor | None, more: torch.Tensor | None) -> torch.Tensor | None:
-    """The sum, in float32: in bfloat16 many chunks would round away what one product over all rows keeps."""
-    if total is None or more is None:
-        return more if total is None else total
-    return total.add_(more) if total.dtype == torch.float32 else total.float().add_(more)
 
 
 class _Place:

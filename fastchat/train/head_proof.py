@@ -43,10 +43,13 @@ class HeadProof:
         if self.agrees:
             off = abs(self.chunked - self.plain) / abs(self.plain) if self.plain else 0.0
             return (
-                f"the head runs on supervised tokens only, in chunks: on {self.num_tokens} tokens of this data the loss "
-                f"is {self.chunked:.4f}, off by {off:.0e} from that of all logits"
+                f"the head runs on supervised tokens only, in chunks: on {self.num_tokens} tokens of this data the "
+                f"loss is {self.chunked:.4f}, off by {off:.0e} from that of all logits"
             )
-        why = self.reason or f"on {self.num_tokens} tokens of this data the loss is {self.chunked:.6f}, not {self.plain:.6f}"
+        why = (
+            self.reason
+            or f"on {self.num_tokens} tokens of this data the loss is {self.chunked:.6f}, not {self.plain:.6f}"
+        )
         return plain_line(f"the chunked head is not right for this model ({why})")
 
 

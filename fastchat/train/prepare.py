@@ -20,6 +20,7 @@ from fastchat.model.loading import load_base_model
 from fastchat.model.lora import add_lora
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
+from fastchat.train.deepspeed_config import stage_of
 from fastchat.train.head import ChunkedHead
 from fastchat.train.head_proof import plain_line
 from fastchat.train.processes import rank
@@ -118,10 +119,15 @@ def prepare_head(settings: Settings, model: Any) -> ChunkedHead | None:
     if not settings.training.chunked_head:
         return None
     try:
-        return ChunkedHead(model.get_base_model() if settings.lora is not None else model)
+        head = ChunkedHead(model.get_base_model() if settings.lora is not None else model)
     except LookupError as error:
         say(plain_line(str(error)))
         return None
+    if stage_of(settings.deepspeed_config or {}) == 3 and next(head.head.children(), None) is not None:
+        from deepspeed.utils import set_z3_leaf_module
+
+        set_z3_leaf_module(head.head, True)  # an adapter's parts are gathered together, not each for each chunk
+    return head
 
 
 def _short(dtype: torch.dtype) -> str:

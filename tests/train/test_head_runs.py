@@ -128,7 +128,14 @@ def test_the_plan_follows_the_flag(model_dir: Path) -> None:
     from fastchat.plan.run import Machine
     from fastchat.train.settings import parse
 
-    words = ["--model_name_or_path", str(model_dir), "--output_dir", "out", "--data_path", str(model_dir / "config.json")]
+    words = [
+        "--model_name_or_path",
+        str(model_dir),
+        "--output_dir",
+        "out",
+        "--data_path",
+        str(model_dir / "config.json"),
+    ]
     for more, wanted in (([], True), (["--chunked_head", "False"], False)):
         settings = parse([*words, *more], lora=True)
         assert settings.training.chunked_head is wanted

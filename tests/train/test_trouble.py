@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,13 +25,6 @@ ENGINES = ("ddp", "zero2", "zero3")
 RUN = ["--num_train_epochs", "2", "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"]
 RUN += ["--lora_dropout", "0.1", "--learning_rate", "1e-3", "--disable_tqdm", "True", "--log_samples", "True"]
 RUN += ["--save_strategy", "steps", "--save_steps", "4", "--ddp_timeout", "60"]
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    process = Warm()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")

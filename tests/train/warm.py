@@ -2,8 +2,8 @@
 
     python -m tests.train.warm     reads jobs from stdin, one JSON object per line, and answers each with one
 
-A job: {"processes", "script", "words", "output", "environment"}; the answer: the exit codes by rank. Signals and
-deaths are played by `tests/train/trouble.py`, which runs inside the processes.
+A job: {"processes", "script", "words", "output", "environment"}; the answer: [exit code, peak memory] by rank. Signals and
+deaths are played by `tests/train/trouble.py`, which runs inside the processes, as `tests/train/witness.py` does.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ class Warm:
             start_new_session=True,
         )
         self.codes: list[int] = []
+        self.peaks: list[int] = []  # bytes that were resident at most, what was forked included
 
     def run(
         self, words: list[str], folder: Path, processes: int = 2, script: str = "train_lora", **env: str
     ) -> Outcome:
-        """The outcome of a run; its code is that of rank 0, `codes` has all. `script` may be another module with a
-        `main(words)`, by its full name."""
+        """The outcome of a run; its code is that of rank 0, `codes` and `peaks` have all. `script` may be another module
+        with a `main(words)`, by its full name."""
         assert self.process.stdin and self.process.stdout
         output = folder.with_suffix(".log")
         job = {"processes": processes, "script": script, "output": str(output), "environment": env}
@@ -52,7 +53,8 @@ class Warm:
         if not select.select([self.process.stdout], [], [], PATIENCE_S)[0]:
             os.killpg(self.process.pid, signal.SIGKILL)  # it and the processes that it forked
             raise AssertionError(f"the run did not end in {PATIENCE_S} s: {output.read_text()[-3000:]}")
-        self.codes = json.loads(self.process.stdout.readline())
+        answer = json.loads(self.process.stdout.readline())
+        self.codes, self.peaks = [code for code, _ in answer], [peak for _, peak in answer]
         return Outcome(self.codes[0], folder, output.read_text())
 
     def close(self) -> None:
@@ -79,8 +81,9 @@ def _serve() -> None:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         children = [_fork(job, rank, port) for rank in range(job["processes"])]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        os.write(answers, (json.dumps(codes) + "\n").encode())
+        ends = [os.wait4(child, 0) for child in children]
+        answer = [(os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024) for _, status, usage in ends]
+        os.write(answers, (json.dumps(answer) + "\n").encode())
 
 
 def _fork(job: dict[str, Any], rank: int, port: int) -> int:
@@ -99,9 +102,10 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
         os.environ.update(job["environment"])
         import importlib
 
-        from tests.train import trouble
+        from tests.train import trouble, witness
 
         trouble.install()
+        witness.install()
         script = job["script"] if "." in job["script"] else f"fastchat.train.{job['script']}"
         importlib.import_module(script).main(job["words"])
     except SystemExit as end:
