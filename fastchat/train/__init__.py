@@ -14,6 +14,7 @@ reporting.py              wandb and tensorboard, only where the user has set the
 settings.py               all of that put together: `parse`
 
 trainer.py, loss.py       sum over supervised tokens / their global number, in training and evaluation
+head.py, head_proof.py    the same loss without ever holding all logits; compared with them before the first step
 sampling.py               the same global batches for any number of processes
 tokens.py                 tokenised once per machine, mapped by the other processes
 callbacks.py              metrics.jsonl and samples.jsonl

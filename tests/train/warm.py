@@ -2,8 +2,8 @@
 
     python -m tests.train.warm     reads jobs from stdin, one JSON object per line, and answers each with one
 
-A job: {"processes", "script", "words", "output", "environment"}; the answer: [exit code, peak memory] by rank. Signals and
-deaths are played by `tests/train/trouble.py`, which runs inside the processes, as `tests/train/witness.py` does.
+A job: {"processes", "script", "words", "output", "environment"}; the answer: [exit code, peak memory] by rank. Signals
+and deaths are played by `tests/train/trouble.py`, which runs inside the processes, as `tests/train/witness.py` does.
 """
 
 from __future__ import annotations
