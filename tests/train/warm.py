@@ -42,8 +42,8 @@ class Warm:
     def run(
         self, words: list[str], folder: Path, processes: int = 2, script: str = "train_lora", **env: str
     ) -> Outcome:
-        """The outcome of a run; its code is that of rank 0, `codes` and `peaks` have all. `script` may be another module
-        with a `main(words)`, by its full name."""
+        """The outcome of a run; its code is that of rank 0, `codes` and `peaks` have all. `script` may be another
+        module with a `main(words)`, by its full name."""
         assert self.process.stdin and self.process.stdout
         output = folder.with_suffix(".log")
         job = {"processes": processes, "script": script, "output": str(output), "environment": env}
