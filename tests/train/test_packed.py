@@ -106,9 +106,9 @@ def test_no_mask_and_no_lengths_reach_the_model(train: Train, monkeypatch: pytes
     seen: list[set[str]] = []
     real = trainer.loss_sum
 
-    def noting(model: Any, batch: Any, *args: Any) -> Any:
+    def noting(model: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(set(batch))
-        return real(model, batch, *args)
+        return real(model, batch, *args, **kwargs)
 
     monkeypatch.setattr(trainer, "loss_sum", noting)
     ok(train("--packing", "True"))
