@@ -29,8 +29,9 @@ flag_or() {
 
 # What to train, on what, to where.
 MODEL="$(flag_or model_name_or_path "${MODEL:-}" "$@")"          # folder (or hub name) of the base model
-DATA="$(flag_or data_path "${DATA:-}" "$@")"                     # conversations: .json or .jsonl
-EVAL_DATA="$(flag_or eval_data_path "${EVAL_DATA:-}" "$@")"      # held-out conversations; without them no evaluation
+DATA="$(flag_or data_path "${DATA:-}" "$@")"                     # conversations: a file, folder, pattern, hub dataset
+EVAL_DATA="$(flag_or eval_data_path "${EVAL_DATA:-}" "$@")"      # held-out conversations; without them no evaluation,
+VAL_SET_SIZE="$(flag_or val_set_size "${VAL_SET_SIZE:-0}" "$@")" # unless so many (or this share) of DATA are held out
 OUTPUT_DIR="$(flag_or output_dir "${OUTPUT_DIR:-$ROOT/output/$RUN_NAME}" "$@")"
 
 # With what. DEVICE=cpu runs NUM_GPUS (2) processes on the processor: slow, but the same code.
@@ -40,6 +41,13 @@ MASTER_PORT="${MASTER_PORT:-29500}"
 AUTO="${AUTO:-0}" # 1: a batch that does not fit is replaced by one that does, with more accumulation
 DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-$ROOT/playground/deepspeed_config_lora_s$ZERO_STAGE.json}"
 
+HUB_NAME='^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$'
+
+# What training takes as data: something that exists, a pattern, or a dataset of the hub (never named like a file).
+is_data() {
+  [ -e "$1" ] || [[ "$1" == *[*?[]* ]] || { [[ "$1" =~ $HUB_NAME ]] && ! [[ "$1" =~ \.(json|jsonl|gz|parquet)$ ]]; }
+}
+
 # One line that names everything that is missing, before anything slow begins.
 preflight() {
   local missing=() found
@@ -47,15 +55,15 @@ preflight() {
     missing+=("MODEL is not set (MODEL=/path/to/base-model or a hub name such as meta-llama/Llama-2-7b-hf)")
   elif [ -d "$MODEL" ]; then
     [ -f "$MODEL/config.json" ] || missing+=("MODEL=$MODEL holds no config.json, so it is no model folder")
-  elif ! [[ "$MODEL" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$ ]]; then
+  elif ! [[ "$MODEL" =~ $HUB_NAME ]]; then
     missing+=("MODEL=$MODEL does not exist")
   fi
   if [ -z "$DATA" ]; then
     missing+=("DATA is not set (DATA=/path/to/conversations.json, for example sharegpt_gpt4.json)")
-  elif ! [ -e "$DATA" ]; then
+  elif ! is_data "$DATA"; then
     missing+=("DATA=$DATA does not exist")
   fi
-  [ -z "$EVAL_DATA" ] || [ -e "$EVAL_DATA" ] || missing+=("EVAL_DATA=$EVAL_DATA does not exist")
+  [ -z "$EVAL_DATA" ] || is_data "$EVAL_DATA" || missing+=("EVAL_DATA=$EVAL_DATA does not exist")
   [ -f "$DEEPSPEED_CONFIG" ] || missing+=("DEEPSPEED_CONFIG=$DEEPSPEED_CONFIG does not exist")
   [[ "$AUTO" =~ ^[01]$ ]] || fail 2 "cannot start: AUTO=$AUTO is neither 0 nor 1"
   [[ "${NUM_GPUS:-1}" =~ ^[1-9][0-9]*$ ]] || fail 2 "cannot start: NUM_GPUS=$NUM_GPUS is not a number of processes"
@@ -100,12 +108,14 @@ choose_launcher() {
 # Evaluate and save once per epoch; without held-out data only save.
 choose_evaluation() {
   evaluation=()
-  if [ -n "$EVAL_DATA" ]; then
-    evaluation=(--eval_data_path="$EVAL_DATA" --eval_strategy "${EVAL_STRATEGY:-epoch}")
-    evaluation+=(--per_device_eval_batch_size "${EVAL_BATCH_SIZE:-$BATCH_SIZE}")
-  else
-    say "EVAL_DATA is not set: training without evaluation."
+  [ -z "$EVAL_DATA" ] || evaluation+=(--eval_data_path="$EVAL_DATA")
+  [ "$VAL_SET_SIZE" = 0 ] || evaluation+=(--val_set_size "$VAL_SET_SIZE")
+  if [ "${#evaluation[@]}" -eq 0 ]; then
+    say "neither EVAL_DATA nor VAL_SET_SIZE is set: training without evaluation."
+    return
   fi
+  evaluation+=(--eval_strategy "${EVAL_STRATEGY:-epoch}")
+  evaluation+=(--per_device_eval_batch_size "${EVAL_BATCH_SIZE:-$BATCH_SIZE}")
 }
 
 # Every flag of the run; what the command line adds comes last and wins.
@@ -143,16 +153,16 @@ choose_flags() {
 # batch; without it the run goes on as it is. A model that is not here yet cannot be planned.
 check_memory() {
   local answer warning old_batch old_accumulation batch accumulation
-  answer="$(python -m fastchat.plan "${flags[@]}" --gpus "$processes" --json)" || {
-    say "memory is not planned (the reason is above)."
-    return 0
-  }
-  { read -r old_batch old_accumulation batch accumulation; IFS= read -r warning; } < <(python -c '
+  answer="$(python -m fastchat.plan "${flags[@]}" --gpus "$processes" --json | python -c '
 import json, sys
 plan = json.load(sys.stdin)
 names = "per_device_train_batch_size gradient_accumulation_steps fitting_microbatch fitting_accumulation"
 print(*(plan[name] for name in names.split()))
-print(plan["warning"] or "")' <<<"$answer")
+print(plan["warning"] or "")')" || {
+    say "memory is not planned (the reason is above)."
+    return 0
+  }
+  { read -r old_batch old_accumulation batch accumulation && IFS= read -r warning; } <<<"$answer" || warning=""
   [ -n "$warning" ] || return 0
   say "$warning"
   if [ "$AUTO" != 1 ]; then

@@ -39,9 +39,10 @@ def tree(repository: Path, tmp_path: Path) -> Tree:
     return make
 
 
-def _calls(tmp_path: Path) -> list[str]:
-    """All arguments of all stubs, one after the other."""
-    return (tmp_path / "arguments").read_bytes().decode().split("\0")[:-1]
+def _calls(tmp_path: Path, program: str = "deepspeed") -> list[str]:
+    """The arguments of all stubs, one after the other, from the first call of `program` on."""
+    called = (tmp_path / "arguments").read_bytes().decode().split("\0")[:-1]
+    return called[called.index(program) :]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=["all", "dash", "flag", "newline", "spaces", "variable"])
@@ -66,6 +67,22 @@ def test_paths_reach_the_command_as_they_are(tree: Tree, tmp_path: Path, name: s
     assert str(root / "fastchat" / "train" / "train_lora.py") in called
     assert called[called.index("--deepspeed") + 1] == str(root / "playground" / "deepspeed_config_lora_s2.json")
     assert not list(tmp_path.rglob("executed"))
+
+
+@pytest.mark.parametrize("data", ["parts/*.jsonl", "OWNER/NAME", "folder"])
+def test_every_kind_of_data_reaches_the_command(tree: Tree, tmp_path: Path, data: str) -> None:
+    root, environment = tree("tree")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    environment |= {"MODEL": "model", "DATA": data, "VAL_SET_SIZE": "0.1"}
+    environment.pop("EVAL_DATA", None)
+    script = root / "scripts" / "train_lora_7b_base.sh"
+    done = subprocess.run(["bash", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    called = _calls(tmp_path)
+    assert f"--data_path={data}" in called and called[called.index("--val_set_size") + 1] == "0.1"
+    assert called[called.index("--eval_strategy") + 1] == "epoch" and "--eval_data_path" not in " ".join(called)
 
 
 def test_the_last_value_among_the_flags_counts_and_stays_whole(tree: Tree, tmp_path: Path) -> None:
@@ -97,7 +114,7 @@ def test_the_quickstart_runs_from_any_folder(tree: Tree, tmp_path: Path, name: s
     script = root / "scripts" / "quickstart.sh"
     done = subprocess.run(["bash", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    called, work = _calls(tmp_path), root / ".cache" / "quickstart"
+    called, work = _calls(tmp_path, "python"), root / ".cache" / "quickstart"
     starts = [i for i, word in enumerate(called) if word in ("python", "deepspeed") and i + 1 < len(called)]
     assert [called[i] for i in starts] == ["python", "python", "deepspeed", "python"], called
     assert called[:3] == ["python", str(root / "playground" / "quickstart" / "make_data.py"), str(work)]
