@@ -15,13 +15,14 @@ PACKAGE = REPOSITORY / "fastchat"
 # Each room may import itself, the rooms named here, and nothing else of the package.
 ARROWS = {
     "errors": set(),
+    "recipe_files": {"errors"},
     "security": {"errors"},
     "conversation": {"errors", "security"},
     "data": {"conversation", "errors", "security"},
     "model": {"conversation", "errors", "security"},
-    "plan": {"conversation", "errors", "security"},
+    "plan": {"conversation", "errors", "recipe_files", "security"},
     "checkpoint": {"model", "data", "plan", "conversation", "errors", "security"},
-    "train": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
+    "train": {"checkpoint", "model", "data", "plan", "conversation", "errors", "recipe_files", "security"},
     "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
     "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
 }

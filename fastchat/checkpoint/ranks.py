@@ -46,4 +46,12 @@ def everyone(work: Callable[[], T]) -> list[T]:
 
 def first(work: Callable[[], T]) -> T | None:
     """Runs `work` in global rank 0 and gives its result to all; its error is raised in all, see `everyone`."""
-    return everyone(work if rank_and_size()[0] == 0 else lambda: None)[0]
+    made: list[Any] = [None]  # sent once, not gathered from all: it may be large
+
+    def mine() -> None:
+        made[0] = work()
+
+    everyone(mine if rank_and_size()[0] == 0 else lambda: None)
+    if dist.is_initialized():
+        dist.broadcast_object_list(made, src=0)
+    return made[0]

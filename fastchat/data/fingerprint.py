@@ -55,7 +55,7 @@ class KnownSums:
     def __call__(self, path: str) -> str:
         """The sum of a file. Raises DataError where it cannot be read."""
         note = self.folder / hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()
-        before = _state(path)
+        before = state_of(path)
         try:
             known = json.loads(note.read_text(encoding="utf-8"))
             if known["state"] == before:
@@ -64,7 +64,7 @@ class KnownSums:
             pass  # not there or not readable: the file is
         now = time.time_ns()
         found = sha256_of(path)
-        if _state(path) == before and now - max(before[2:4]) > _TOO_FRESH_S * 1e9:
+        if state_of(path) == before and now - max(before[2:4]) > _TOO_FRESH_S * 1e9:
             self._keep(note, {"path": os.path.realpath(path), "state": before, "sha256": found})
         return found
 
@@ -78,7 +78,8 @@ class KnownSums:
             pass  # then it is read again next time
 
 
-def _state(path: str) -> list[int]:
+def state_of(path: str) -> list[int]:
+    """What changes when a file is written to: inode, size, modification and change time, device. Raises DataError."""
     try:
         found = os.stat(path)
     except OSError as error:

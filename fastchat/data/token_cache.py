@@ -12,6 +12,7 @@ when something new has been made, and said. A lock ends with its process, so non
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import hashlib
@@ -105,6 +106,7 @@ def obtain(
         reason = error.strerror or str(error)
     say(f"the token cache {folder} cannot be used ({reason}): tokenising for this run alone")
     scratch = Path(tempfile.mkdtemp(prefix="fschat-tokens-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     try:
         return Entry(scratch, make(scratch), temporary=True), False
     except OSError as error:
@@ -150,7 +152,8 @@ def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], over
         making.unlink(missing_ok=True)
         if handle is not None:
             os.close(handle)
-    evict(folder, keep=key)
+    with contextlib.suppress(OSError):  # another run may be clearing up as well
+        evict(folder, keep=key)
     return Entry(place, about), False
 
 

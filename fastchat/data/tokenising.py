@@ -16,14 +16,14 @@ from typing import Any
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data import token_cache
 from fastchat.data.binding import BoundEncoder
-from fastchat.data.fingerprint import KnownSums
+from fastchat.data.fingerprint import KnownSums, state_of
 from fastchat.data.loading import OnBadRow, Record, Records
 from fastchat.data.progress import byte_bar
 from fastchat.data.proof import SecondOpinion
 from fastchat.data.sources import Source
 from fastchat.data.store import Part, StoreWriter, check_supervised
 from fastchat.data.workers import BATCH, Batch, num_workers, tokenised
-from fastchat.errors import say
+from fastchat.errors import DataError, say
 
 _SAMPLES = 64  # dialogues whose labels are derived a second time
 
@@ -75,6 +75,7 @@ def obtain_tokens(
     """
     folder = token_cache.cache_folder(output_dir)
     sum_of = KnownSums(folder / "sums")
+    states = {file: state_of(file) for source in sources for file in source.files}
     sums = [[sum_of(file) for file in source.files] for source in sources]
     key = token_cache.key_of(
         data=sums,
@@ -83,13 +84,13 @@ def obtain_tokens(
         overlong=settings.overlong,
         on_bad_row=settings.on_bad_row,
     )
-    making = _Making(name, sources, bound, settings)
+    making = _Making(name, sources, bound, settings, states)
     entry, found = token_cache.obtain(folder, key, making, overwrite=settings.overwrite)
     if found:
         say(f"{name} tokens: found in {entry.folder}")
     for line in entry.about["lines"] if found else ():
         say(line)
-    samples = [(number, _from_json(value)) for number, value in entry.about["samples"]]
+    samples = [(number, _from_json(value, list(states))) for number, value in entry.about["samples"]]
     store = entry.store()
     examples = [(record.dialogue, store[number]) for number, record in samples if record.dialogue is not None]
     checked = SecondOpinion(bound).check((d, x["input_ids"].tolist(), x["labels"].tolist()) for d, x in examples)
@@ -100,8 +101,15 @@ def obtain_tokens(
 class _Making:
     """Makes an entry of the cache; called with the folder to write into."""
 
-    def __init__(self, name: str, sources: Sequence[Source], bound: BoundEncoder, settings: TokenSettings):
-        self.name, self.sources, self.bound, self.settings = name, sources, bound, settings
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[Source],
+        bound: BoundEncoder,
+        settings: TokenSettings,
+        states: dict[str, list[int]],
+    ):
+        self.name, self.sources, self.bound, self.settings, self.states = name, sources, bound, settings, states
         self.counts: Counter[str] = Counter()
 
     def __call__(self, folder: Path) -> dict[str, Any]:
@@ -126,6 +134,7 @@ class _Making:
                 self.counts.update(batch.dropped)
                 update(batch.bytes_read, len(batch.dialogues))
         files = writer.close()
+        self._check_unchanged()
         counts = {**records.counts, **self.counts}
         check_supervised(Counter(counts), settings.max_length)
         return {
@@ -133,8 +142,14 @@ class _Making:
             "counts": counts,
             "rows": self._rows(records),
             "lines": [records.summary] if records.summary else [],
-            "samples": [(number, _to_json(record)) for number, record in samples.kept],
+            "samples": [(number, _to_json(record, list(self.states))) for number, record in samples.kept],
         }
+
+    def _check_unchanged(self) -> None:
+        """What was read must be what the key was made of. Raises DataError."""
+        for file, before in self.states.items():
+            if state_of(file) != before:
+                raise DataError(f"{file}: it was written to while it was read; start again when it is complete.")
 
     def _batches(self, records: Records) -> Iterator[Batch]:
         """The dialogues, in batches. Behind a malformed row that will stop the run, files are only read on."""
@@ -180,13 +195,15 @@ class _Samples:
             self.seen += 1
 
 
-def _to_json(record: Record) -> list[Any]:
+def _to_json(record: Record, files: list[str]) -> list[Any]:
+    """With the place of its file among `files`, whose names the key leaves out: the next run may have other names."""
     assert record.dialogue is not None
     turns = [[turn.role, turn.text, turn.train] for turn in record.dialogue.turns]
-    return [turns, record.dialogue.system, record.index, record.source, record.line, record.id]
+    return [turns, record.dialogue.system, record.index, files.index(record.source), record.line, record.id]
 
 
-def _from_json(value: list[Any]) -> Record:
-    turns, system, index, source, line, name = value
+def _from_json(value: list[Any], files: list[str]) -> Record:
+    turns, system, index, place, line, name = value
+    source = files[place]
     dialogue = Dialogue(tuple(Turn(*turn) for turn in turns), system, source, line)
     return Record(index, dialogue, None, source, line, name)

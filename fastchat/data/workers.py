@@ -13,6 +13,7 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +50,7 @@ def num_workers(asked: int | None, num_bytes: int) -> int:
 
 def available_cpus() -> int:
     """CPUs that this process may use: its affinity, and the quota of its container."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         return max(1, min(cpus, int(quota) // int(period)))
@@ -77,9 +78,13 @@ def tokenised(
         initializer=_start,
         initargs=(bound.described(), bound.encoder.name, how),
     )
+
+    def submit(batch: Batch) -> Future[Part]:
+        with _quiet_workers():  # this is where a worker is started, while there are too few
+            return pool.submit(_work, batch.dialogues)
+
     try:
-        with _quiet_workers():
-            yield from _in_order(batches, lambda batch: pool.submit(_work, batch.dialogues), workers * _UNDER_WAY)
+        yield from _in_order(batches, submit, workers * _UNDER_WAY)
     except BrokenProcessPool:
         raise ResourceError(
             f"one of {workers} processes that tokenise died, most likely for want of memory; "

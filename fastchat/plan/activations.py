@@ -153,8 +153,8 @@ def _qk_norm(run: Run, channels: int, rows: int) -> int:
 
 
 def _masked(run: Run) -> bool:
-    """Whether the kernel of torch is given a mask, because dialogues of different length are padded."""
-    return run.attention == "sdpa" and run.per_device_train_batch_size > 1 and not run.packing
+    """Whether torch's fused kernel is given a mask: dialogues of different length are padded, or share a row."""
+    return run.attention == "sdpa" and (run.per_device_train_batch_size > 1 or run.packing)
 
 
 def _expands_keys(run: Run) -> bool:
@@ -166,8 +166,8 @@ def _expands_keys(run: Run) -> bool:
 def _attention_squares(run: Run) -> int:
     """What grows with the square of the length, per layer and microbatch.
 
-    sdpa with padding: the mask in the computing dtype, [B, 1, T, T]. eager: the softmax in float32 and a copy of it in
-    the computing dtype, [B, heads, T, T].
+    sdpa with padding or packing: the mask in the computing dtype, [B, 1, T, T]. eager: the softmax in float32 and a
+    copy of it in the computing dtype, [B, heads, T, T].
     """
     square = run.per_device_train_batch_size * run.model_max_length**2
     if run.attention == "eager":

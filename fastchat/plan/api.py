@@ -107,16 +107,19 @@ def run_of(settings: Settings, machine: Machine, architecture: Architecture | No
         gradient_accumulation_steps=int(s["gradient_accumulation_steps"]),
         gradient_checkpointing=bool(s["gradient_checkpointing"]),
         packing=bool(s["packing"]),
-        attention=_kernel(bool(s["flash_attn"]), shape, machine),
+        attention=_kernel(bool(s["flash_attn"]), bool(s["packing"]), shape, machine),
         optim=str(getattr(s["optim"], "value", s["optim"])),
         chunked_head=bool(s["chunked_head"]),
     )
 
 
-def _kernel(flash: bool, shape: Architecture, machine: Machine) -> str:
-    """FlashAttention falls back on torch's kernels on a CPU, and here where the package is missing."""
+def _kernel(flash: bool, packing: bool, shape: Architecture, machine: Machine) -> str:
+    """FlashAttention falls back on torch's kernels on a CPU, and here where the package is missing.
+
+    Packed rows go to it or to flex attention, which keeps the same.
+    """
     elsewhere = not machine.gpu_name
-    if flash and not machine.on_cpu and (elsewhere or flash_attention_installed()):
+    if not machine.on_cpu and (packing or (flash and (elsewhere or flash_attention_installed()))):
         return "flash_attention_2"
     return "sdpa" if shape.family.sdpa else "eager"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastchat.errors import SettingsError, nearest
 from fastchat.plan.units import parse_bytes
+from fastchat.recipe_files import find_recipe
 from fastchat.security import load_yaml
 
 _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
@@ -33,7 +34,7 @@ TRAINING: dict[str, tuple[type, Any, str]] = {
     "gradient_accumulation_steps": (int, 1, "microbatches per step"),
     "gradient_checkpointing": (bool, False, "recompute activations in the backward pass"),
     "chunked_head": (bool, True, "False: the loss is computed from all logits at once"),
-    "packing": (bool, False, "several dialogues in one row: no padding, no mask"),
+    "packing": (bool, False, "several dialogues in one row, without padding"),
     "optim": (str, "adamw_torch", "the optimizer"),
     "use_cpu": (bool, False, "train on the processor: processes share the host's memory"),
     "cache_dir": (str, None, "where hub models are kept"),
@@ -127,6 +128,7 @@ def _from_words(words: list[str]) -> dict[str, Any]:
 
 
 def _from_recipe(path: str) -> dict[str, Any]:
+    path = str(find_recipe(path))
     content = load_yaml(path, "recipe")
     if not isinstance(content, dict):
         raise SettingsError(f"recipe {path} must hold `name: value` lines, one per setting")

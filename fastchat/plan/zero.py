@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError
+from fastchat.recipe_files import in_checkout
 
 # DeepSpeed's defaults (deepspeed/runtime/zero/config.py), in elements.
 _REDUCE_BUCKET = 500_000_000
@@ -102,7 +102,7 @@ def _half(config: Mapping[str, Any]) -> bool | None:
 
 def _read(path: str) -> Mapping[str, Any]:
     try:
-        config = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        config = json.loads(in_checkout(path, tell=False).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--deepspeed {path} cannot be read: {error}") from None
     except json.JSONDecodeError as error:

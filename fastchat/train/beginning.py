@@ -15,7 +15,7 @@ from fastchat.checkpoint.staging import checkpoints_in, recover, remove_checkpoi
 from fastchat.checkpoint.tuned import find_tuned
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.packing import Packs
-from fastchat.errors import CheckpointError, say
+from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import count_parameters
 from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.deepspeed_config import stage_of
@@ -129,6 +129,17 @@ def clear_folder(output_dir: Path, resume: Resume) -> None:
     fell_back = any(line.startswith("WARNING") for line in resume.lines)  # the damaged ones are replaced in time
     if own and not fell_back:
         set_aside_later(output_dir, resume.manifest.step)
+
+
+def check_enough(settings: Settings, num_rows: int) -> None:
+    """SettingsError where `--dataloader_drop_last` would leave nothing of `num_rows` dialogues or packs."""
+    training = settings.training
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    if training.dataloader_drop_last and num_rows < batch:
+        raise SettingsError(
+            f"--dataloader_drop_last: there are {num_rows} rows to train on, less than one global batch of {batch}, so "
+            "nothing would be trained; leave it out or lower the batch"
+        )
 
 
 def remove_stops(output_dir: Path, settings: Settings) -> None:

@@ -64,9 +64,13 @@ class MemoryWatch(TrainerCallback):
 
     # ---- the run's events ----
 
+    def built(self) -> None:
+        """The model stands. On a CPU how it was loaded is left out: that depends on the page cache."""
+        if self.device.type == "cuda":
+            self._note()
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.device.type == "cpu":  # how a model is loaded there depends on the page cache
-            self._reset()
+        self._reset()  # what was tried on the model before is no training
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._note()

@@ -21,6 +21,7 @@ from fastchat.model.tokenizer import load_plain
 from fastchat.train import packed
 from fastchat.train.beginning import (
     check_adapters_base,
+    check_enough,
     check_folder_early,
     clear_folder,
     decide,
@@ -60,6 +61,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     packed.check_config(settings, config, rope)
     corpora = read_corpora(settings, bound)
     packs = packed.plan(settings, corpora)
+    check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset))
     identity = first(lambda: identify(settings, config, base, tokenizer, bound, corpora["train"], packs.get("train")))
     assert identity is not None
     resume = decide(settings, identity)
@@ -67,6 +69,7 @@ def train(settings: Settings, status: RunStatus) -> None:
         return
     memory = MemoryWatch(plan, training.device)
     model, weights_dtype = prepare_model(settings, config, rope)
+    memory.built()
     trainable, total = count_parameters(model)
     if not trainable:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")

@@ -32,6 +32,7 @@ _LIBRARIES = (
     "bitsandbytes",
     "tokenizers",
     "safetensors",
+    "numpy",
     "fschat",
 )
 

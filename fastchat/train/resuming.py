@@ -26,7 +26,7 @@ FIXED = (
     *("model_max_length", "overlong", "train_on", "seed", "data_seed", "train_sampling_strategy"),
     "dataloader_drop_last",
     *("lora_r", "lora_alpha", "lora_target_modules", "lora_bias", "lora_weight_path", "q_lora", "dtype", "optim"),
-    *("rope_scaling_type", "rope_scaling_factor", "packing", "pad_to_sequence_len"),
+    *("rope_scaling_type", "rope_scaling_factor", "packing"),
     *("data_proportions", "val_set_size"),
 )
 # Nothing that is computed depends on these, or a fingerprint speaks for them.

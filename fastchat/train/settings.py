@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastchat.errors import SettingsError, say
+from fastchat.recipe_files import find_recipe
 from fastchat.train.options import Option, Reader, help_text, is_flag, read_yaml, split_recipe
-from fastchat.train.recipe_files import find_recipe
 
 if TYPE_CHECKING:
     from fastchat.train.arguments import DataArguments, LoraArguments, ModelArguments, TrainingArguments

@@ -185,6 +185,16 @@ def test_what_is_old_goes_and_beyond_the_limit_what_was_used_longest_ago(
     assert [name for name in names(tmp_path) if "." not in name] == ["new", "newest", "third"]
 
 
+def test_trouble_in_clearing_up_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("another run was faster")
+
+    make = Maker()
+    monkeypatch.setattr(token_cache, "evict", gone)
+    entry, _ = obtain(tmp_path, "key", make)
+    assert entry.folder == tmp_path / "key" and make.calls == 1
+
+
 # --- where it cannot be
 
 

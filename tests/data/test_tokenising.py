@@ -187,11 +187,28 @@ def test_wherever_the_same_bytes_lie_they_are_the_same_data(bound: BoundEncoder,
     copy = tmp_path / "elsewhere" / "other.name"
     copy.parent.mkdir()
     shutil.copy(data, copy)
-    assert obtain(copy, bound=bound).found
+    again = obtain(copy, bound=bound)
+    assert again.found and {sample.source for sample in again.samples} == {str(copy)}, "named as it is now"
     assert (
         not obtain(data, copy, bound=bound).found
         and not obtain(copy, bound=bound, how=replace(HOW, max_length=99)).found
     )
+
+
+def test_a_file_that_is_written_to_meanwhile_is_not_cached(
+    bound: BoundEncoder, data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tokenising.tokenised
+
+    def written_to(*args: Any, **how: Any) -> Any:
+        with open(data, "a") as file:
+            file.write(json.dumps(builders.chat_rows(1)[0]) + "\n")
+        return make(*args, **how)
+
+    monkeypatch.setattr(tokenising, "tokenised", written_to)
+    with pytest.raises(DataError, match="rows.jsonl: it was written to while it was read"):
+        obtain(data, bound=bound)
+    assert entries(cache) == []
 
 
 @pytest.mark.parametrize(

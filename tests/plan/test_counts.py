@@ -47,7 +47,7 @@ class Case:
             model_max_length=self.length,
             per_device_train_batch_size=self.batch,
             gradient_checkpointing=self.checkpointing,
-            packing=True,  # no mask: the counted kernel has none
+            attention="flash_attention_2",  # no mask: the counted kernel has none
             chunked_head=False,
         )
 

@@ -105,6 +105,6 @@ def test_activations_on_a_quantised_base(
         zero=None if autocast else Zero(stage=0),
         model_max_length=128,
         per_device_train_batch_size=2,
-        packing=True,
+        attention="flash_attention_2",
     )
     assert activations_of(run).kept == pytest.approx(saved, rel=0.01)

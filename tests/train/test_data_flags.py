@@ -140,6 +140,14 @@ def test_proportions(train: Train, folder: Path) -> None:
     assert len(rows_of(ok(train(*flags[:-1], base=[str(recipe), *base], name="d")))) == 16
 
 
+def test_a_source_of_which_nothing_is_left_is_named(train: Train, folder: Path, data_files: tuple[Path, Path]) -> None:
+    long = builders.write_rows(folder / "long.json", builders.chat_rows(3, 20))
+    flags = ["--data_path", data_files[0], long, "--overlong", "drop", "--data_proportions", "1", "1"]
+    outcome = train(*flags, "--model_max_length", "100")
+    assert outcome.code == 3 and f"of {long} not one dialogue would be trained on (it has 0" in outcome.err
+    assert not (outcome.folder / "metrics.jsonl").exists()
+
+
 @covers("val_set_size")
 @pytest.mark.parametrize("size", ["0.25", "5"])
 def test_held_out_dialogues(train: Train, size: str) -> None:
@@ -214,6 +222,7 @@ CONTRADICTIONS = [
     (["--data_proportions", "0.5", "0.5"], "2 numbers for 1 values of --data_path"),
     (["--data_proportions", "half"], "--data_proportions is half; numbers are expected"),
     (["--eval_strategy", "epoch"], "needs --eval_data_path or --val_set_size"),
+    (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "21"], "20 rows to train on, less than"),
 ]
 
 

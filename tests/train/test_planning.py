@@ -97,6 +97,15 @@ def test_mistakes_stay_mistakes(words: list[str], lora: bool, message: str) -> N
         answer(words, lora=lora)
 
 
+def test_recipes_by_name_are_planned_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["llama-2-7b-lora", "--model_size", "7b", "--json", "--gpu_memory", "24GiB", "--gpus", "4"]
+    plan = json.loads(answer(words, lora=True)[0])
+    assert plan["zero_stage"] == 2 and plan["fits"]
+    with pytest.raises(SettingsError, match="there is no recipe llama-2-7b-lore; did you mean llama-2-7b-lora"):
+        answer(["llama-2-7b-lore"], lora=True)
+
+
 def test_a_recipe_that_training_refuses_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("lora_r: 8\nlora_r: 16\n")
     with pytest.raises(SettingsError, match="given twice"):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from fastchat.recipe_files import CHECKOUT, RECIPES
 from fastchat.train.options import read_yaml
-from fastchat.train.recipe_files import CHECKOUT, RECIPES
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastchat.errors import SettingsError, nearest, say
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[1]
 RECIPES = CHECKOUT / "playground" / "recipes"
 _ENDINGS = (".yaml", ".yml")
 
@@ -30,10 +30,11 @@ def find_recipe(name: str) -> Path:
     raise SettingsError(f"there is no recipe {name}; {hint}")
 
 
-def in_checkout(path: str) -> Path:
-    """A file that a recipe names, such as playground/deepspeed_config_s3.json: from any folder, said in one line."""
+def in_checkout(path: str, *, tell: bool = True) -> Path:
+    """A file that a recipe names, such as playground/deepspeed_config_s3.json, from any folder; `tell` says so."""
     here = Path(path).expanduser()
     if here.exists() or here.is_absolute() or not (CHECKOUT / here).is_file():
         return here
-    say(f"{path} is not in this folder: taken from {CHECKOUT}")
+    if tell:
+        say(f"{path} is not in this folder: taken from {CHECKOUT}")
     return CHECKOUT / here
