@@ -20,8 +20,11 @@ EXIT_RESOURCE = 6
 EXIT_PREEMPTED = 75
 
 
-# A name and password, or a token, in front of a host; a token behind the question mark.
-_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)|(?<=[?&])((?:access_|auth_|api_)?(?:token|key)=)[^&\s'\"]+", re.I)
+# A name and password (whatever characters are in it), or a token, in front of a host; a token behind the question
+# mark. One slash is enough: paths are written with one where an address had two.
+_IN_URL = re.compile(
+    r"(?<=:/)(/?)(?:[^\s/@:]*:[^\s?#]*|[^\s/@]+)(?=@)|(?<=[?&])((?:access_|auth_|api_)?(?:token|key)=)[^&\s'\"]+", re.I
+)
 _SECRET_NAME = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|CREDENTIALS?)$")
 _SHORTEST = 8  # characters; "true" in TOKEN=true is no secret
 
@@ -36,7 +39,7 @@ def without_secrets(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()):
             text = text.replace(value, "***")
-    return _IN_URL.sub(lambda found: f"{found[1] or ''}***", text)
+    return _IN_URL.sub(lambda found: f"{found[1] or found[2] or ''}***", text)
 
 
 class UserError(ValueError):

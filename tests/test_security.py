@@ -283,5 +283,8 @@ def test_secrets_are_left_out_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_secrets("true value-of-other, 5 tokens") == "true value-of-other, 5 tokens"
     address = "https://me:hf_abc@huggingface.co/x?a=1&token=t0p&api_key=k3y#me@here"
     assert without_secrets(address) == "https://***@huggingface.co/x?a=1&token=***&api_key=***"
+    for password in ("p@w0rd", "p'w", "se/cret", 'q"w'):
+        assert without_secrets(f"s3://k:{password}@bucket/x is gone") == "s3://***@bucket/x is gone"
+    assert without_secrets("https:/bob:pw@host/x: no such file") == "https:/***@host/x: no such file"
     plain = "https://huggingface.co/x?tokens=3 me@host"
     assert without_secrets(plain) == plain

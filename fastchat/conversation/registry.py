@@ -123,7 +123,7 @@ def _from_fields(table: dict[str, Any], file: Path) -> Conversation | Template:
 
 def control_strings(template: Template) -> set[str]:
     """The strings in a template's own text that look like control tokens, `<s>` and `</s>` left out."""
-    found = {s for text in template.literals() for s in CONTROL_PATTERN.findall(text)}
+    found = {s for text in template.literals(tools=False) for s in CONTROL_PATTERN.findall(text)}
     return found - {"<s>", "</s>"}
 
 

@@ -129,9 +129,13 @@ class Template:
         ends += [after.index(s) + len(s) for s in self.stop_strings if s and s in after]
         return after[: min(ends)] if ends else after[: len(after.rstrip())]
 
-    def literals(self) -> tuple[str, ...]:
-        """Every string of the template's own, for finding the control strings in it."""
-        formats = [f for f in (getattr(self, key) for key in _FORMATS) if f]
+    def literals(self, tools: bool = True) -> tuple[str, ...]:
+        """Every string of the template's own, for finding the control strings in it.
+
+        `tools`: also those around a tool's output. There families write markup such as `<tool_response>` that some of
+        their tokenizers have no token for.
+        """
+        formats = [f for f in (getattr(self, key) for key in _FORMATS if tools or key != "tool") if f]
         header = (self.system.replace(SYSTEM_SLOT, "\n"), self.no_system, self.system_message)
         return header + tuple(s for f in formats for s in (f.before, f.after))
 

@@ -112,12 +112,12 @@ class BoundEncoder:
         if self._own:
             return {c: self.encoder.control(c) for c in added}, []
         controls: dict[str, Control | None] = {}
-        missing = []
+        needed, missing = "\n".join(self.template.literals(tools=False)), []
         for content in dict.fromkeys(wanted + added + [EOS_ALIAS]):
             control = self._alias(content) if content in (BOS_ALIAS, EOS_ALIAS) else self.encoder.control(content)
             if control is not None or content == BOS_ALIAS:
                 controls[content] = control
-            elif content in wanted:
+            elif content in needed:
                 missing.append(content)
         if not self.template.stop and EOS_ALIAS not in controls:
             raise SettingsError(

@@ -5,6 +5,7 @@ dropped_<reason>         rows that are not             bad_rows             of t
 tokens                   of all examples               supervised_tokens    of these, learned
 trained_turns            assistant turns learned       untrained_turns      assistant turns that are not
 truncated_dialogues      examples that were cut        truncated_tokens     tokens they lost
+cut_turns                answers that are not learned because they lie behind a cut
 turns                    of everybody, in the examples       lookalikes     control strings in messages, kept text
 straddling_tokens        hold characters of an answer and of something else
 neutralised_lookalikes   look-alikes that took an extra split to be kept text
@@ -41,6 +42,7 @@ def count_example(counts: Counter[str], example: Example) -> None:
     counts["supervised_tokens"] += example.num_supervised
     counts["trained_turns"] += example.trained_turns
     counts["untrained_turns"] += example.untrained_turns
+    counts["cut_turns"] += example.cut_turns
     counts["truncated_dialogues"] += example.truncated_tokens > 0
     counts["truncated_tokens"] += example.truncated_tokens
     counts["straddling_tokens"] += example.straddling
@@ -59,7 +61,7 @@ def table(counts: Mapping[str, int]) -> str:
 
     Example:
         records      6,000: 5,998 trained on, 2 dropped (empty_dialogue 2)
-        turns        30,000: 15,000 answers trained, 0 not
+        turns        30,000: 14,985 answers trained, 0 not, 15 behind a cut
         tokens       1,722,503: 1,012,345 supervised (58.8 %)
         truncated    12 dialogues, by 345 tokens
         straddling   0 tokens hold characters of an answer and of something else
@@ -72,9 +74,10 @@ def table(counts: Mapping[str, int]) -> str:
     tokens, supervised = counts.get("tokens", 0), counts.get("supervised_tokens", 0)
     share = f" ({100 * supervised / tokens:.1f} %)" if tokens else ""
     looks = f"{n('lookalikes')} control strings stand in messages as text"
+    cut = f", {n('cut_turns')} behind a cut" if counts.get("cut_turns") else ""
     lines = [
         ("records", f"{n('rows')}: {n('dialogues')} trained on{left_out}"),
-        ("turns", f"{n('turns')}: {n('trained_turns')} answers trained, {n('untrained_turns')} not"),
+        ("turns", f"{n('turns')}: {n('trained_turns')} answers trained, {n('untrained_turns')} not{cut}"),
         ("tokens", f"{tokens:,}: {supervised:,} supervised{share}"),
         ("truncated", f"{n('truncated_dialogues')} dialogues, by {n('truncated_tokens')} tokens"),
         ("straddling", f"{n('straddling_tokens')} tokens hold characters of an answer and of something else"),

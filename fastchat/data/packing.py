@@ -312,7 +312,7 @@ def check_packable(config: Any, capacity: int, rope_parameters: Mapping[str, Any
         if kind in ("dynamic", "longrope"):
             raise SettingsError(
                 f'--packing cannot be combined with RoPE scaling "{kind}": its angles depend on the longest dialogue '
-                f"in the row, so packed dialogues would be computed differently. Leave --packing out{way_out}."
+                f"in the row, so packed dialogues would be computed differently. Use --packing False{way_out}."
             )
     carried = sorted(set(getattr(text, "layer_types", None) or ()) - set(_MASKED_LAYERS))
     if carried:

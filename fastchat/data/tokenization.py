@@ -31,6 +31,7 @@ class Example:
         input_ids, labels: [T], equal lengths; a label is the token's own id or -100.
         dropped: why nothing of it is trained, None where it is.
         truncated_tokens: how many ids were cut off.
+        cut_turns: answers that would be learned, and lie behind the cut.
         trained_turns, untrained_turns: assistant turns that are learned (wholly or up to a cut), and those that are not
             because the record says so or because its template shows only the last answer as it was generated.
         straddling: tokens that hold characters of an answer and of something else.
@@ -46,6 +47,7 @@ class Example:
     truncated_tokens: int = 0
     trained_turns: int = 0
     untrained_turns: int = 0
+    cut_turns: int = 0
     straddling: int = 0
     turns: int = 0
     lookalikes: int = 0
@@ -92,8 +94,10 @@ def _example(
 ) -> Example:
     total = len(encoded.input_ids)
     answers = sum(turn.role == "assistant" for turn in dialogue.turns)
-    untrained = answers - len(_learned(rendered, encoded, total))
-    example = Example(index, untrained_turns=untrained, turns=len(dialogue.turns), lookalikes=encoded.lookalikes)
+    learned = len(_learned(rendered, encoded, total))
+    example = Example(
+        index, untrained_turns=answers - learned, turns=len(dialogue.turns), lookalikes=encoded.lookalikes
+    )
     keep = total
     if total > max_length:
         if overlong == "error":
@@ -110,6 +114,7 @@ def _example(
     supervised = encoded.supervised[:keep]
     example.labels = [i if s else IGNORED for i, s in zip(example.input_ids, supervised, strict=True)]
     example.trained_turns = len(_learned(rendered, encoded, keep))
+    example.cut_turns = learned - example.trained_turns
     example.straddling = sum(position < keep for position in encoded.straddling)
     example.neutralised = encoded.neutralised
     if not any(supervised):

@@ -48,7 +48,7 @@ class Recommendation:
     @property
     def least(self) -> str:
         """What the smallest configuration would need, where nothing fits."""
-        plan = min((estimate(run) for run in choices(self.wanted)), key=lambda plan: (bool(plan.gpu_fits), -plan.total))
+        plan = min((estimate(run) for run in choices(self.wanted)), key=lambda plan: (not plan.gpu_fits, plan.total))
         return f"{describe(plan.run)}: {why_not(plan)}"
 
 
@@ -197,7 +197,7 @@ def launch_line(recommendation: Recommendation, path: Path) -> str:
     """The command that runs a recipe."""
     machine = recommendation.wanted.machine
     return (
-        f"deepspeed --num_gpus {machine.gpus_per_host} fastchat/train/train_lora.py {shlex.quote(str(path))} "
+        f"deepspeed --num_gpus {machine.gpus_per_host} --module fastchat.train.train_lora {shlex.quote(str(path))} "
         "--data_path DATA.json --output_dir OUTPUT"
     )
 

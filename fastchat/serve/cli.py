@@ -9,6 +9,7 @@ conversation, `!!exit` or the end of input leaves. Lines piped in are answered o
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,13 +28,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--conv-template", help="template (default: the one it was trained with)")
     parser.add_argument("--conv-template-file", help="a .py or .yaml file that registers templates")
     parser.add_argument("--conv-system-msg", help="system message (default: the template's own)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 always takes the most likely token")
-    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--temperature", type=_not_negative, default=0.7, help="0 always takes the most likely token")
+    parser.add_argument("--max-new-tokens", type=_at_least_one, default=512)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--message", help="answer this one message and leave")
     parser.add_argument("--cache-dir", "--cache_dir", help="where hub downloads are kept")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the model brings")
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
+def _not_negative(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of 0 or more")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         chat = _load(args)
         if args.message is not None:
-            _answer(chat, [{"role": "user", "content": args.message}])
+            _answer(chat, [{"role": "user", "content": _readable(args.message)}])
         else:
             talk(chat)
     except UserError as problem:
@@ -100,11 +117,20 @@ def _next_line() -> str | None:
     """The next line without its end, None at the end of input; a prompt only where a person sits."""
     if sys.stdin.isatty():
         try:
-            return input("> ")
+            return _readable(input("> "))
         except (EOFError, KeyboardInterrupt):
             return None
     line = sys.stdin.readline()
-    return line.removesuffix("\n").removesuffix("\r") if line else None
+    return _readable(line.removesuffix("\n").removesuffix("\r")) if line else None
+
+
+def _readable(text: str) -> str:
+    """Python keeps bytes that are not UTF-8 as lone surrogates, which no tokenizer takes: they become a ?, and that is
+    said."""
+    clean = text.encode("utf-8", "replace").decode("utf-8")
+    if clean != text:
+        print("(what is not UTF-8 in it was replaced by ?)", file=sys.stderr)
+    return clean
 
 
 if __name__ == "__main__":

@@ -99,11 +99,11 @@ def sample(dataset: Any) -> dict[str, torch.Tensor] | None:
     """
     for i in range(len(dataset)):
         example = dataset[i]
-        labels = torch.as_tensor(example["labels"])
+        labels = torch.tensor(example["labels"])
         found = (labels[1:] != IGNORED).nonzero()
         if len(found):
             start = max(0, int(found[0]) + 1 - BEFORE)
-            ids = torch.as_tensor(example["input_ids"])[start : start + LENGTH].long()
+            ids = torch.tensor(example["input_ids"])[start : start + LENGTH].long()
             return {
                 "input_ids": ids[None],
                 "labels": labels[start : start + LENGTH].long()[None],

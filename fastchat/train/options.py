@@ -155,7 +155,7 @@ class Reader:
         if name in self.options:
             return self.options[name]
         if name in self.removed:
-            raise SettingsError(f"{label} does not exist any more: {self.removed[name]}")
+            raise SettingsError(f"{label} is no setting of this command: {self.removed[name]}")
         close = nearest(name, self.suggestions)
         hint = f"did you mean {' or '.join(close)}?" if close else "--help lists them all"
         raise SettingsError(f"{label} is no setting of this command; {hint}")

@@ -83,6 +83,9 @@ def check_model(run: Run, model: Any) -> None:
         together(lambda: check_no_leak(model, vocab_size=vocabulary, flat=flat))
         if not settings.data.verify_packing:
             return
+        if not (run.packs["train"].sizes > 1).any():
+            say("--verify_packing: no row holds more than one dialogue, so there is nothing to compare")
+            return
         examples = first(lambda: _to_compare(dataset_of(run, "train")))
         assert examples is not None
         report = compare_packing(
@@ -111,7 +114,7 @@ def _to_compare(packed: PackedDataset) -> list[Any]:
     """The dialogues of the first packs that hold more than one, at most `_VERIFIED`."""
     packs = packed.packs
     shared = [packs[p] for p in np.flatnonzero(packs.sizes > 1)[:_VERIFIED].tolist()]
-    members = np.concatenate(shared or [packs[0]])[:_VERIFIED]
+    members = np.concatenate(shared)[:_VERIFIED]
     return [packed.dataset[i] for i in members.tolist()]
 
 

@@ -158,12 +158,14 @@ def _mixed(corpus: Corpus, settings: Settings) -> Corpus:
     ends = np.searchsorted(_all(corpus).store.index, np.cumsum([source["rows"] for source in corpus.sources]))
     starts = np.concatenate([[0], ends[:-1]])
     taken = proportional((ends - starts).tolist(), proportions, seed)
-    for source, have, part in zip(corpus.sources, (ends - starts).tolist(), taken, strict=True):
-        if not len(part):
-            raise DataError(
-                f"--data_proportions: of {source['name']} not one dialogue would be trained on (it has {have} that can "
-                "be); change the shares, or leave that --data_path out"
-            )
+    empty = [i for i, part in enumerate(taken) if not len(part)]
+    if empty:
+        have = ends - starts
+        worst = min(empty, key=lambda i: have[i])  # one that has nothing leaves nothing of the others
+        raise DataError(
+            f"--data_proportions: of {corpus.sources[worst]['name']} not one dialogue would be trained on (it has "
+            f"{have[worst]} that can be); change the shares, or leave that --data_path out"
+        )
     chosen = np.concatenate([part + start for part, start in zip(taken, starts, strict=True)])
     for source, part in zip(corpus.sources, taken, strict=True):
         source["dialogues_taken"] = len(part)

@@ -71,7 +71,7 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
         assert (store.lengths[i], store.supervised[i]) == (len(alone.input_ids), alone.num_supervised)
         tokens, supervised = tokens + len(alone.input_ids), supervised + alone.num_supervised
     long = tokenize_dialogue(MIXED[2].dialogue, bound, max_length=100)  # type: ignore[arg-type]
-    assert long.truncated_tokens > 0
+    assert long.truncated_tokens > 0 and long.cut_turns > 0
     assert {key: n for key, n in counts.items() if n} == {
         "rows": 9,
         "dialogues": 4,
@@ -79,6 +79,7 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
         "supervised_tokens": supervised,
         "trained_turns": 4,
         "untrained_turns": 1,
+        "cut_turns": long.cut_turns,
         "turns": 12,
         "truncated_dialogues": 1,
         "truncated_tokens": long.truncated_tokens,

@@ -43,6 +43,7 @@ def test_cut_at_every_length_never_trains_a_prompt_and_never_invents_a_stop(boun
             assert cut.dropped == "no_answer_within_length" and kept == 0 and cut.truncated_tokens > 0
             continue
         assert cut.dropped is None and kept <= length and cut.truncated_tokens == total - kept
+        assert (cut.trained_turns + cut.cut_turns, cut.untrained_turns) == (3, full.untrained_turns)
         assert cut.input_ids == full.input_ids[:kept] and cut.labels == full.labels[:kept]
         whole = [end for end in ends if end <= length]
         if length == total:

@@ -77,7 +77,7 @@ def test_fp16_replaces_bf16() -> None:
         (["--no_q_lora", "True"], r"takes no value"),
         (["--gpu_memory", "much"], r"--gpu_memory is 'much'"),
         (["--q_lora", "True", "stray"], r"'stray' stands where a --flag"),
-        (["missing.yaml"], r"recipe missing.yaml cannot be read"),
+        (["missing.yaml"], r"there is no recipe missing.yaml"),
     ],
 )
 def test_mistakes(words: list[str], message: str) -> None:

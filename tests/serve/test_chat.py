@@ -238,6 +238,22 @@ def test_the_command_answers_one_message(tmp_path, tiny_model_dir, monkeypatch, 
     assert plain != capsys.readouterr().out
 
 
+def test_bytes_that_are_no_text_are_replaced_and_said(tmp_path, tiny_model_dir, monkeypatch, capsys):
+    folder, _ = save_random_adapter(tmp_path / "a", tiny_model_dir("llama"))
+    arguments = ["--model-path", str(folder), "--device", "cpu", "--temperature", "0", "--max-new-tokens", "5"]
+    assert run_cli(monkeypatch, arguments, "caf\udce9\nHello\n") == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") >= 2 and err.count("what is not UTF-8 in it was replaced by ?") == 1
+    assert run_cli(monkeypatch, [*arguments, "--message", "\udcff"]) == 0
+
+
+@pytest.mark.parametrize("wrong", [["--max-new-tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"]])
+def test_numbers_that_cannot_be_are_refused(wrong, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--model-path", "x", *wrong])
+    assert stopped.value.code == 2 and wrong[1] in capsys.readouterr().err
+
+
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys):
     assert run_cli(monkeypatch, ["--model-path", str(tmp_path / "nowhere")]) == 2
     err = capsys.readouterr().err

@@ -141,9 +141,12 @@ def test_proportions(train: Train, folder: Path) -> None:
 
 
 def test_a_source_of_which_nothing_is_left_is_named(train: Train, folder: Path, data_files: tuple[Path, Path]) -> None:
-    long = builders.write_rows(folder / "long.json", builders.chat_rows(3, 20))
+    rows = builders.chat_rows(3)
+    for row in rows:
+        row["conversations"][1]["value"] = "long " * 300
+    long = builders.write_rows(folder / "long.json", rows)
     flags = ["--data_path", data_files[0], long, "--overlong", "drop", "--data_proportions", "1", "1"]
-    outcome = train(*flags, "--model_max_length", "100")
+    outcome = train(*flags, "--model_max_length", "250")
     assert outcome.code == 3 and f"of {long} not one dialogue would be trained on (it has 0" in outcome.err
     assert not (outcome.folder / "metrics.jsonl").exists()
 

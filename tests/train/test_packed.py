@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastchat.checkpoint.manifest import read_manifest
+from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, covers, ok
 from tests.train.test_numbers import poisoned  # noqa: F401 - a fixture
@@ -154,6 +155,12 @@ def test_verifying_prints_one_line_and_changes_nothing(train: Train) -> None:
     assert "on 16 dialogues in 3 packs: loss off by" in line and "allowed: 1e-05" in line
     assert "packing verified" not in plain.err
     same_run(plain, verified)
+
+
+def test_nothing_is_called_verified_where_nothing_shares_a_row(train: Train, tmp_path: Path) -> None:
+    one = builders.write_rows(tmp_path / "one.json", builders.chat_rows(1))
+    outcome = ok(train("--packing", "True", "--verify_packing", "True", "--data_path", one))
+    assert "no row holds more than one dialogue" in outcome.err and "packing verified" not in outcome.err
 
 
 def test_what_is_not_exact_stops_the_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
