@@ -138,13 +138,16 @@ def suggest_templates(vocabulary: set[str], chat_template: str | None = None, mo
     lower = model_name.lower()
     named = next((name for words, name in BY_NAME if all(word in lower for word in words)), None)
     found = ["tokenizer" if named in ROUTED else named] if named else []
+    own = chat_template or ""
+    written = [name for name, t in _tables.items() if _written_in(t, own)]
+    # Many families share their turns; a default system message, the longer the surer, is one family's own.
+    said = {name: _tables[name].system_message for name in written}
+    found += sorted((n for n in written if said[n] and said[n] in own), key=lambda n: -len(said[n]))
     for name, template in _tables.items():
         needed = control_strings(template)
         if needed and needed <= vocabulary:
             found.append(name)
-    if chat_template:
-        found += [name for name, t in _tables.items() if _written_in(t, chat_template)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *written]))
 
 
 def _written_in(template: Template, chat_template: str) -> bool:

@@ -111,6 +111,7 @@ class BoundEncoder:
         added = [c for c in self.encoder.added if (self._own or c in literals) and _is_text(c)]
         if self._own:
             return {c: self.encoder.control(c) for c in added}, []
+        assert isinstance(self.template, Template)
         controls: dict[str, Control | None] = {}
         needed, missing = "\n".join(self.template.literals(tools=False)), []
         for content in dict.fromkeys(wanted + added + [EOS_ALIAS]):

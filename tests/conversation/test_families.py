@@ -133,6 +133,13 @@ def test_a_known_family_is_suggested_its_own_template(model, first):
     assert first == "tokenizer" or f"(its own), {first}" in str(error.value)
 
 
+def test_a_default_system_message_tells_families_with_the_same_turns_apart():
+    chatml = "'<|im_start|>user\\n' + text + '<|im_end|>\\n<|im_start|>assistant\\n'"
+    qwen = get_template("qwen2.5").system_message
+    assert suggest_templates({"<|im_start|>", "<|im_end|>"}, f"{{{{ '{qwen}' + {chatml} }}}}")[0] == "qwen2.5"
+    assert suggest_templates({"<|im_start|>", "<|im_end|>"}, chatml)[0] != "qwen2.5"
+
+
 def test_suggestions_name_only_what_exists_and_the_docs_name_every_family(repository):
     assert {name for _, name in BY_NAME} <= {*conv_templates, *ROUTED}
     text = (repository / "fastchat/conversation/README.md").read_text(encoding="utf-8")
