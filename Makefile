@@ -1,7 +1,7 @@
 # Short names for what CONTRIBUTING.md describes. Everything runs in .venv, which `make env` (or scripts/test.sh) sets up.
 PYTHON := .venv/bin/python
 
-.PHONY: env style check test test-fast
+.PHONY: env style check test test-fast bench
 
 env: ## set up .venv, if it is missing or out of date
 	bash -c '. scripts/lib.sh && setup_env'
@@ -20,3 +20,7 @@ test: ## all tests
 
 test-fast: ## the tests that need no launcher and little time
 	bash scripts/test.sh --fast
+
+bench: env ## speed and memory beside the plain way, as ratios; what else there is stands in playground/benchmark/README.md
+	$(PYTHON) playground/benchmark/packing.py
+	OMP_NUM_THREADS=1 $(PYTHON) playground/benchmark/head.py --repeat 1 --tokens 512 --hidden 64
