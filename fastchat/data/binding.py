@@ -16,6 +16,7 @@ refuses to guess where they are not.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,17 @@ from tokenizers import AddedToken
 from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
 from fastchat.conversation.template import CONTROL_PATTERN
 from fastchat.data.probes import HARMLESS
-from fastchat.data.supervision import ASSISTANT, SAID, TRAIN_ON, Encoded, Piece, label_piece, learned_segments
+from fastchat.data.supervision import (
+    ASSISTANT,
+    SAID,
+    TRAIN_ON,
+    Encoded,
+    Piece,
+    PlainTokens,
+    count_piece,
+    label_piece,
+    learned_segments,
+)
 from fastchat.data.tokenizer_template import TokenizerTemplate
 from fastchat.errors import DataError, SettingsError, say
 
@@ -188,34 +199,62 @@ class BoundEncoder:
     def encode_many(self, rendered: Sequence[Rendered]) -> list[Encoded]:
         """Encode several at once, which is faster: the tokenizer works on all texts in parallel."""
         pieces = [self._pieces(r.segments) for r in rendered]
-        texts = [p for ps in pieces for p in ps if p.control is None]
-        tokens: dict[int, list[tuple[int, int, int]]] = {}
-        for position in ("first", "after"):
-            group = [p for p in texts if p.position == position]
-            for piece, found in zip(group, self.encoder.plain([p.text for p in group], position), strict=True):
-                tokens[id(piece)] = found
+        tokens = self._plain_tokens([piece for ps in pieces for piece in ps])
         return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
 
-    def _assemble(
-        self, segments: Sequence[Segment], pieces: list[Piece], tokens: dict[int, list[tuple[int, int, int]]]
-    ) -> Encoded:
-        out = Encoded(lookalikes=self._lookalikes(segments))
-        opens, learned = self._opens, learned_segments(segments, self.train_on)
+    def count(self, rendered: Rendered) -> Counter[int]:
+        """How many tokens stand in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.
+
+        A token in several segments counts where it starts. `count(r).total() == len(encode(r).input_ids)`, in about
+        half the time. Raises DataError as `encode` does.
+        """
+        pieces = self._pieces(rendered.segments)
+        counts: Counter[int] = Counter()
+        for piece, found, _ in self._placed(pieces, self._plain_tokens(pieces)):
+            counts.update(count_piece(piece, found))
+        return counts
+
+    def _plain_tokens(self, pieces: Sequence[Piece]) -> dict[int, PlainTokens]:
+        """The tokens of every piece of text, by the piece's `id()`."""
+        tokens: dict[int, PlainTokens] = {}
+        for position in ("first", "after"):
+            group = [p for p in pieces if p.control is None and p.position == position]
+            for piece, found in zip(group, self.encoder.plain([p.text for p in group], position), strict=True):
+                tokens[id(piece)] = found
+        return tokens
+
+    def _placed(self, pieces: list[Piece], tokens: dict[int, PlainTokens]) -> Iterator[tuple[Piece, PlainTokens, int]]:
+        """Each piece with its tokens as they are trained, and how many splits kept it plain text; BOS where it belongs.
+
+        BOS opens a sequence: never twice in a row.
+        """
+        opens, last = self._opens, None
         if self._adds_bos and opens is not None and not (pieces and pieces[0].control == opens):
-            out.add(opens.id, False, -1)
+            pieces = [Piece(opens), *pieces]
         for piece in pieces:
-            segment = piece.segment
+            cuts = 0
             if piece.control is None:
                 found = tokens[id(piece)]
-                if any(token_id in self._forbidden for token_id, _, _ in found):
+                if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
                     found, cuts = self._neutralise(piece)
-                    out.neutralised += cuts
+            elif piece.control == opens and last == piece.control.id:
+                continue
+            else:
+                found = [(piece.control.id, 0, 0)]
+            last = found[-1][0] if found else last
+            yield piece, found, cuts
+
+    def _assemble(self, segments: Sequence[Segment], pieces: list[Piece], tokens: dict[int, PlainTokens]) -> Encoded:
+        out = Encoded(lookalikes=self._lookalikes(segments))
+        learned = learned_segments(segments, self.train_on)
+        for piece, found, cuts in self._placed(pieces, tokens):
+            out.neutralised += cuts
+            if piece.control is None:
                 label_piece(out, piece, found, segments, learned)
-            elif piece.control != opens:
-                out.add(piece.control.id, learned[segment], segment)
-            elif out.input_ids[-1:] != [piece.control.id]:
-                # BOS opens a sequence: never twice in a row, and no model has to generate it.
-                out.add(piece.control.id, False, segment)
+            else:
+                # No model has to generate the BOS.
+                supervised = piece.control != self._opens and learned[piece.segment]
+                out.add(piece.control.id, supervised, piece.segment)
         return out
 
     def _pieces(self, segments: Sequence[Segment]) -> list[Piece]:
@@ -249,10 +288,10 @@ class BoundEncoder:
     def _split_literal(self, text: str) -> Iterator[tuple[str, Control | None]]:
         yield from _cut(text, self._in_literals, self.controls) if self._in_literals else [(text, None)]
 
-    def _neutralise(self, piece: Piece) -> tuple[list[tuple[int, int, int]], int]:
+    def _neutralise(self, piece: Piece) -> tuple[PlainTokens, int]:
         """Encode a text again with a split inside every run of characters that had become a control token."""
         todo = [(piece.text, 0, piece.position)]
-        done: list[tuple[int, int, int]] = []
+        done: PlainTokens = []
         cuts = 0
         while todo:
             text, start, position = todo.pop()

@@ -89,27 +89,34 @@ def fill(num_rounds: int, measure: _Measure, max_length: int) -> Iterator[tuple[
 
 
 class _Measure:
-    """Lengths of pieces of one conversation, in tokens."""
+    """Lengths of pieces of one conversation, in tokens. Nothing is encoded twice."""
 
     def __init__(self, turns: TurnList, rounds: list[tuple[int, int]], system: str | None, bound: BoundEncoder):
         self._turns, self._rounds, self._system, self._bound = turns, rounds, system, bound
+        self._lengths: dict[tuple[int, int], int] = {}
         self._guesses = self._apart()
 
-    def _dialogue(self, first: int, last: int) -> Dialogue:
+    def _count(self, first: int, last: int) -> Counter[int]:
+        """Tokens of each turn, by its place behind the first of these rounds; -1 for what is of no turn."""
         start, end = self._rounds[first][0], self._rounds[last - 1][1]
         pairs = zip(self._turns.roles[start:end], self._turns.texts[start:end], strict=True)
-        return Dialogue(tuple(Turn(role, text) for role, text in pairs), self._system)
+        dialogue = Dialogue(tuple(Turn(role, text) for role, text in pairs), self._system)
+        rendered = self._bound.template.render(dialogue)
+        of_turn: Counter[int] = Counter()
+        for segment, num in self._bound.count(rendered).items():
+            of_turn[rendered.segments[segment].turn if segment >= 0 else -1] += num
+        self._lengths[first, last] = of_turn.total()
+        return of_turn
 
     def fits(self, first: int, last: int, max_length: int) -> bool:
         """Whether the rounds from `first` to before `last` fit, by rendering and encoding them."""
-        rendered = self._bound.template.render(self._dialogue(first, last))
-        return len(self._bound.encode(rendered).input_ids) <= max_length
+        if (first, last) not in self._lengths:
+            self._count(first, last)
+        return self._lengths[first, last] <= max_length
 
     def _apart(self) -> list[int]:
         """About how many tokens each round adds, and last what stands before the first."""
-        rendered = self._bound.template.render(self._dialogue(0, len(self._rounds)))
-        encoded = self._bound.encode(rendered)
-        of_turn = Counter(rendered.segments[s].turn if s >= 0 else -1 for s in encoded.segment_of)
+        of_turn = self._count(0, len(self._rounds))
         start = self._rounds[0][0]
         per_round = [sum(of_turn.pop(i - start, 0) for i in range(*span)) for span in self._rounds]
         return [*per_round, of_turn.total()]

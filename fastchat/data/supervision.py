@@ -6,6 +6,7 @@ besides it, is learned; and each token takes its label from the segments it lies
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ SAID = {
     ALL: "WARNING: --train_on all: prompts are learned as well, every token but BOS and the answers that say "
     '"train": false; the model learns to write the user\'s turns too',
 }
+
+
+PlainTokens = list[tuple[int, int, int]]  # (id, start, end) of each token, in characters of a text
 
 
 @dataclass(slots=True)
@@ -81,10 +85,25 @@ def learned_segments(segments: Sequence[Segment], train_on: str) -> list[bool]:
     return [segment.supervised for segment in segments]
 
 
+def count_piece(piece: Piece, found: PlainTokens) -> dict[int, int]:
+    """How many of a piece's tokens start in each of its segments; every token is counted once."""
+    *but_last, last = [index for _, index in piece.parts] or [piece.segment]
+    counts: dict[int, int] = {}
+    total = num_before = 0
+    starts = [start for _, start, _ in found]
+    for (text, _), index in zip(piece.parts, but_last, strict=False):
+        total += len(text)
+        num = bisect_left(starts, total)
+        counts[index] = counts.get(index, 0) + num - num_before
+        num_before = num
+    counts[last] = counts.get(last, 0) + len(found) - num_before
+    return counts
+
+
 def label_piece(
     out: Encoded,
     piece: Piece,
-    found: Sequence[tuple[int, int, int]],
+    found: PlainTokens,
     segments: Sequence[Segment],
     learned: Sequence[bool],
 ) -> None:
@@ -94,7 +113,7 @@ def label_piece(
     generate any of them, unless it also holds characters of a message, or of an answer left out, that is not learned.
 
     Args:
-        found: (id, start, end) of each token, in characters of the piece.
+        found: its tokens.
         learned: for each of the rendered `segments`.
     """
     ends, owners, total = [], [], 0

@@ -7,6 +7,8 @@
 5 the supervised ids decode to the answer, by a method that shares nothing with the mask's
 """
 
+from collections import Counter
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -211,7 +213,16 @@ def check_cuts(bound, dialogue):
         assert cut.dropped or kept == length or kept in ends or bound.train_on == "all"
 
 
+def check_counts(bound, dialogue):
+    """What is counted without labels is what is encoded, in all and, where no token is of two kinds, by segment."""
+    _, encoded, rendered = spans(bound, dialogue)
+    counts = bound.count(rendered)
+    assert counts.total() == len(encoded.input_ids)
+    assert encoded.straddling or +counts == Counter(encoded.segment_of)
+
+
 def hold(bound, dialogue):
+    check_counts(bound, dialogue)
     check_prompts_are_prefixes(bound, dialogue)
     check_stops_are_learned(bound, dialogue)
     check_one_bos(bound, dialogue)

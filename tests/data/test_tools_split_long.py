@@ -110,18 +110,41 @@ def test_calls_and_their_outputs_stay_together() -> None:
 def test_a_conversation_of_many_small_rounds_is_quick(encoder_of: EncoderOf, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = encoder_of("byte_bos").bind(get_template("vicuna_v1.1"))
     row = chat(*["hi", "yo"] * 3000)
+    encoded = watch(monkeypatch)
+    pieces = list(split_row(row, bound, 1000, Tally()))
+    assert sum(len(piece["conversations"]) for piece in pieces) == 6000
+    assert sum(encoded) < 4 * encoded[0]  # the whole once, and each piece a few times
+
+
+def test_nothing_is_encoded_twice(encoder_of: EncoderOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = encoder_of("byte_bos").bind(get_template("vicuna_v1.1"))
+    row = chat("Hello there", "Hi.", "More?", "Yes, more of it.")
+    exact, alone = length(row, bound), length(chat("q", "a " * 100), bound)
+    encoded = watch(monkeypatch)
+    for given_row, max_length, wanted in (
+        (row, exact, [exact]),  # fits as a whole
+        (chat("q", "a " * 100), 5, [alone]),  # one round, too long alone
+    ):
+        list(split_row(given_row, bound, max_length, Tally()))
+        assert encoded == wanted
+        encoded.clear()
+    list(split_row(row, bound, 1, Tally()))
+    assert len(encoded) == 3 and encoded[0] == exact  # the whole, and each of its rounds
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of everything that is encoded from now on."""
     encoded: list[int] = []
-    original = BoundEncoder.encode
+    original = BoundEncoder.count
 
     def counting(self: BoundEncoder, rendered: Any) -> Any:
         found = original(self, rendered)
-        encoded.append(len(found.input_ids))
+        encoded.append(found.total())
         return found
 
-    monkeypatch.setattr(BoundEncoder, "encode", counting)
-    pieces = list(split_row(row, bound, 1000, Tally()))
-    assert sum(len(piece["conversations"]) for piece in pieces) == 6000
-    assert sum(encoded) < 5 * encoded[0]  # the whole once, and each piece a few times
+    monkeypatch.setattr(BoundEncoder, "count", counting)
+    monkeypatch.setattr(BoundEncoder, "encode_many", lambda *_: pytest.fail("labels are made that nobody needs"))
+    return encoded
 
 
 def test_the_command(tokenizer_dir: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
