@@ -20,11 +20,12 @@ from fastchat.data.strict_json import json_kind
 from fastchat.errors import nearest
 
 USER, ASSISTANT, TOOL, SYSTEM = "user", "assistant", "tool", "system"
+CALL = "function_call"
 
 # The call is written by the assistant and trained; what the tool answers is not.
 MESSAGE_ROLES = {
     "system": SYSTEM, "user": USER, "assistant": ASSISTANT,
-    "function_call": ASSISTANT, "observation": TOOL, "tool": TOOL,
+    CALL: ASSISTANT, "observation": TOOL, "tool": TOOL,
 }  # fmt: skip
 # ShareGPT dumps name the assistant after the product that answered.
 SHAREGPT_ROLES = MESSAGE_ROLES | {
@@ -37,7 +38,7 @@ TREATMENTS = {
     "trailing_user_turns": "user or tool turns after the last answer, removed",
     "empty_assistant_turns": "assistant turns without text, kept but not trained",
     "empty_user_turns": "user turns without text, kept",
-    "ignored_tools": "rows whose list of tools no template shows to the model, left out",
+    "ignored_tools": "dialogues trained without their list of tools, which no template shows to the model",
 }
 
 
