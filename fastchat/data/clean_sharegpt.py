@@ -5,15 +5,17 @@
 What happens to each conversation, in this order, with what is counted:
     turns before the first question and behind the last answer are removed, as training would do
     "too short"          fewer than two turns are left, or fewer than 16 characters
-    "wrong format"       human and assistant do not take turns
+    "wrong format"       human and assistant do not take turns, a tool's output answers no call, or an answer follows
+                         a call without one
     "blocked words"      a message names the company or its product
     the page's HTML becomes Markdown, and the page's own words ("Copy code", "1 / 2") go
-    a message that is empty then ends the conversation before its round
+    a message that is empty then ends the conversation before its round (a tool's output may be empty)
     "plugins"            the page used plugins
     "duplicate id", "duplicate first round"
 
 Only what is HTML is converted: the text of a person that talks about <div> stays as it is (upstream converts
-everything, loses such words, and puts backslashes before _ and *).
+everything, loses such words, and puts backslashes before _ and *). Calls of tools and their outputs stay as they are;
+upstream drops every conversation that has them.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from fastchat.data.command import run
-from fastchat.data.formats import ASSISTANT, USER
+from fastchat.data.formats import ASSISTANT, CALL, TOOL, USER
 from fastchat.data.html_markdown import html_to_markdown
 from fastchat.data.terminal import safe
 from fastchat.data.tools import Dropped, Tally, add_slice, check_slice, convert, tool_parser, turn_list
@@ -33,6 +36,11 @@ from fastchat.errors import say
 
 BLOCKED_WORDS = ("openai", "chatgpt")
 MIN_CHARACTERS = 16
+# What may come after what. A call may follow words of the same answer ("Let me see.") or another call, and data that
+# runs no calls goes on with a question. An answer right behind a call has lost the output that it speaks of.
+_MAY_FOLLOW = {
+    USER: (ASSISTANT, CALL), ASSISTANT: (USER, CALL, TOOL), CALL: (USER, CALL, TOOL), TOOL: (ASSISTANT, CALL, TOOL),
+}  # fmt: skip
 # An answer of a page is one element or several; a person's message is only taken for HTML in the page's own wrapping.
 _ANSWER_HTML = re.compile(
     r"\s*<(?:div|p|pre|ul|ol|h[1-6]|table|blockquote)\b[^>]*>.*</\w+>\s*", re.DOTALL | re.IGNORECASE
@@ -74,26 +82,26 @@ class Cleaner:
 
     def __init__(self) -> None:
         self._ids: set[Any] = set()
-        self._first_rounds: set[tuple[str, str]] = set()
+        self._first_rounds: set[tuple[str, ...]] = set()
 
     def clean(self, row: dict[str, Any], tally: Tally) -> dict[str, Any]:
         """The cleaned row. Raises Dropped; BadRow for one that is no list of turns."""
         turns = turn_list(row)
         start, end = _span(turns.roles)
-        roles, texts = turns.roles[start:end], turns.texts[start:end]
+        roles, texts, kinds = turns.roles[start:end], turns.texts[start:end], turns.kinds[start:end]
         if len(roles) < 2:
             raise Dropped("too short")
-        if any(role != (USER, ASSISTANT)[i % 2] for i, role in enumerate(roles)):
+        if any(after not in _MAY_FOLLOW[before] for before, after in pairwise(kinds)):
             raise Dropped("wrong format")
         if any(word in text.lower() for text in texts for word in BLOCKED_WORDS):
             raise Dropped("blocked words")
-        clean = [clean_text(role, text) for role, text in zip(roles, texts, strict=True)]
-        num_kept = next((i for i, text in enumerate(clean) if not text), len(clean)) // 2 * 2
+        clean = [clean_text(kind, text) for kind, text in zip(kinds, texts, strict=True)]
+        num_kept = _before_empty(kinds, clean)
         if sum(map(len, clean[:num_kept])) < MIN_CHARACTERS:
             raise Dropped("too short")
         if row.get("plugins") is not None:
             raise Dropped("plugins")
-        self._check_new(row, clean)
+        self._check_new(row, _first_round(roles, clean))
         tally.notes["turns before the first question or behind the last answer, removed"] += (
             len(turns.roles) - turns.num_system - len(roles)
         )
@@ -102,8 +110,8 @@ class Cleaner:
         kept = [{**entry, turns.text_key: text} for entry, text in pairs]
         return {**row, turns.key: [*turns.entries[: turns.num_system], *kept]}
 
-    def _check_new(self, row: dict[str, Any], clean: Sequence[str]) -> None:
-        name, first = row.get("id"), (clean[0], clean[1])
+    def _check_new(self, row: dict[str, Any], first: tuple[str, ...]) -> None:
+        name = row.get("id")
         if isinstance(name, str | int) and name in self._ids:
             raise Dropped("duplicate id")
         if first in self._first_rounds:
@@ -120,17 +128,30 @@ def _span(roles: Sequence[str]) -> tuple[int, int]:
     return (start, end) if end else (0, 0)
 
 
-def clean_text(role: str, text: str) -> str:
-    """A message without the page around it.
+def _before_empty(kinds: Sequence[str], texts: Sequence[str]) -> int:
+    """How many turns stand before the round in which a message is empty; all where none is."""
+    empty = next((i for i, text in enumerate(texts) if not text.strip() and kinds[i] != TOOL), None)
+    return len(texts) if empty is None else max(i for i in range(empty + 1) if kinds[i] == USER)
+
+
+def _first_round(roles: Sequence[str], texts: Sequence[str]) -> tuple[str, ...]:
+    """The messages before the second question."""
+    return tuple(texts[: roles.index(USER, 1)] if USER in roles[1:] else texts)
+
+
+def clean_text(kind: str, text: str) -> str:
+    """A message without the page around it; `kind` is whose it is, as in `TurnList.kinds`.
 
     >>> clean_text("assistant", '1 / 2<div class="markdown"><p>Use <code>a_b</code>.</p></div>')
     'Use `a_b`.'
     """
+    if kind in (CALL, TOOL):
+        return text
     text = _PAGE_OF.sub("", text, count=1) if _PAGE_OF.match(text) else text
-    is_html = _ANSWER_HTML if role == ASSISTANT else _QUESTION_HTML
+    is_html = _ANSWER_HTML if kind == ASSISTANT else _QUESTION_HTML
     if is_html.fullmatch(text):
         text = html_to_markdown(text)
-    elif role == ASSISTANT:
+    elif kind == ASSISTANT:
         text = _PAGE_OF_LINE.sub("", text, count=1) if _PAGE_OF_LINE.match(text) else text
     text = _COPY_CHARACTERS.sub("", text)
     return _CODE_HEADER.sub(r"```\1\n", _EMPTY_CODE.sub("", text)).strip()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fastchat.data.bad_rows import BadRow, BadRowReport
 from fastchat.data.command import Parser
-from fastchat.data.formats import MESSAGE_ROLES, SHAREGPT_ROLES, SYSTEM, parse_row
+from fastchat.data.formats import CALL, MESSAGE_ROLES, SHAREGPT_ROLES, SYSTEM, parse_row
 from fastchat.data.reading import Row, read_rows
 from fastchat.data.writing import RowFile, check_output
 from fastchat.errors import SettingsError, say
@@ -181,12 +181,14 @@ class TurnList:
         key: where they stand: "conversations", "items" or "messages".
         text_key: under which key each has its text.
         entries: the turns, and `roles`: whose each is ("system", "user", "assistant", "tool").
+        kinds: the roles, but "function_call" for an assistant's call that says so.
     """
 
     key: str
     text_key: str
     entries: list[dict[str, Any]]
     roles: list[str]
+    kinds: list[str]
 
     @property
     def texts(self) -> list[str]:
@@ -205,4 +207,6 @@ def turn_list(row: dict[str, Any]) -> TurnList:
     if key is None:
         raise BadRow("not a list of turns", "an Alpaca row; convert_alpaca makes a conversation of it")
     role_key, text_key, roles = _KEYS[key]
-    return TurnList(key, text_key, row[key], [roles[entry[role_key]] for entry in row[key]])
+    names = [entry[role_key] for entry in row[key]]
+    kinds = [CALL if name == CALL else roles[name] for name in names]
+    return TurnList(key, text_key, row[key], [roles[name] for name in names], kinds)

@@ -159,7 +159,10 @@ def said(*roles: str) -> dict[str, Any]:
         (chat("hi", "<div></div>"), "too short"),
         (said("human", "gpt", "gpt", "human", "gpt"), "wrong format"),
         (said("human", "human", "gpt"), "wrong format"),
-        (said("human", "gpt", "observation", "gpt"), "wrong format"),
+        (said("human", "observation", "gpt"), "wrong format"),
+        (said("human", "function_call", "gpt"), "wrong format"),
+        (said("human", "function_call", "observation", "human", "gpt"), "wrong format"),
+        (said("human", "function_call", "observation", "gpt", "gpt"), "wrong format"),
         (chat("who?", "I am ChatGPT, by nobody."), "blocked words"),
         (chat("what of <b>OpenAI</b>?", LONG), "blocked words"),
         (chat("q", LONG, plugins=["x"]), "plugins"),
@@ -169,6 +172,56 @@ def test_what_is_left_out(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(Dropped) as caught:
         Cleaner().clean(row, Tally())
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        ("human", "function_call", "observation", "gpt", "human", "gpt"),
+        ("system", "human", "gpt", "human", "function_call", "observation", "function_call", "observation", "gpt"),
+        ("human", "function_call", "function_call", "observation", "tool", "gpt"),  # two calls at once
+        ("human", "gpt", "function_call", "observation", "gpt"),  # words before the call
+        ("human", "gpt", "observation", "gpt"),  # the call as the text of an answer
+        ("human", "function_call", "human", "function_call"),  # calls that nobody runs
+    ],
+)
+def test_calls_and_their_outputs_stay(roles: tuple[str, ...]) -> None:
+    row = {**said(*roles), "tools": "[{}]"}
+    assert Cleaner().clean(row, Tally()) == row
+
+
+def test_what_a_tool_says_is_no_page() -> None:
+    html = '  <div class="x"><p>Copy12 chars / 3 words</p></div>\n'
+    row = chat("q", LONG)
+    row["conversations"][1:1] = [{"from": "function_call", "value": html}, {"from": "observation", "value": html}]
+    assert Cleaner().clean(row, Tally())["conversations"][1:3] == row["conversations"][1:3]
+
+
+def test_an_empty_message_ends_a_conversation_before_its_round_of_calls() -> None:
+    cleaner, tally = Cleaner(), Tally()
+    names = ("human", "gpt", "human", "function_call", "observation", "gpt")
+    for empty, num_kept in ((4, 6), (5, 2), (3, 2), (2, 2)):
+        row = {"conversations": [{"from": n, "value": f"{LONG} {empty}" * (i != empty)} for i, n in enumerate(names)]}
+        assert cleaner.clean(row, tally)["conversations"] == row["conversations"][:num_kept]
+    assert tally.notes["turns from an empty message on, removed"] == 12
+
+
+def test_a_first_round_of_calls_is_the_same_only_with_its_output_and_answer() -> None:
+    cleaner = Cleaner()
+    names = ("human", "function_call", "observation", "gpt", "human", "gpt")
+    for changed in range(4):
+        row = {"conversations": [{"from": n, "value": LONG + "!" * (i == changed)} for i, n in enumerate(names)]}
+        cleaner.clean(row, Tally())
+    row["conversations"][4]["value"] = "another question"
+    with pytest.raises(Dropped, match="duplicate first round"):
+        cleaner.clean(row, Tally())
+
+
+def test_shared_dialogues_with_tools_are_kept(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(shared / "data" / "glaive_toolcall_en_demo.json")
+    assert run(clean_sharegpt, "--in", data, "--out", str(tmp_path / "o.jsonl")) == 0
+    said = capsys.readouterr().out
+    assert said == "#in: 300, #out: 253\ndropped: 47 (duplicate first round 47)\n"
 
 
 def test_what_is_removed_from_a_conversation() -> None:
