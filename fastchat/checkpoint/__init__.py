@@ -6,6 +6,7 @@ adapter.py   adapter_model.safetensors and adapter_config.json
 full.py      a whole model in sharded safetensors
 save.py      one result: weights, tokenizer, chat template, record
 record.py    training.json
+digests.py   of a result: recorded when it is saved, checked before it is opened
 tuned.py     opening a result again, with its template, RoPE and quantisation
 merge.py     an adapter merged into its base
 

@@ -119,21 +119,23 @@ def find_problems(folder: Path, manifest: Manifest | None = None) -> list[str]:
             manifest = read_manifest(folder)
         except CheckpointError as error:
             return [str(error)]
-    problems = []
-    for name, expected in sorted(manifest.files.items()):
-        problem = _problem(folder, name, expected)
-        if problem:
-            problems.append(f"{name}: {problem}")
+    problems = file_problems(folder, manifest.files)
     problems += [f"{name}: not listed in {MANIFEST}" for name in files_in(folder) if name not in manifest.files]
     return problems
 
 
-def _problem(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
+def file_problems(folder: Path, files: dict[str, dict[str, Any]], *, links: bool = False) -> list[str]:
+    """What is wrong with `files`, as `describe_files` gave them, one line each. `links`: they may be links."""
+    found = ((name, _problem(folder, name, expected, links)) for name, expected in sorted(files.items()))
+    return [f"{name}: {problem}" for name, problem in found if problem]
+
+
+def _problem(folder: Path, name: str, expected: dict[str, Any], links: bool) -> str | None:
     parts = PurePosixPath(name).parts
     if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
-        return "points outside the checkpoint"
+        return "points outside the folder"
     path = folder / name
-    if path.is_symlink():
+    if path.is_symlink() and not links:
         return "is a link, not the file that was written"
     if not path.is_file():
         return "is missing"

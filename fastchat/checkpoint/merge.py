@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fastchat.checkpoint.digests import record_digests
 from fastchat.checkpoint.files import check_new_folder, new_folder
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.record import RECORD_NAME
@@ -127,12 +128,13 @@ def _stop_ids(tuned: Tuned, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _write_company(folder: Path, tuned: Tuned, tokenizer: Any) -> None:
-    """Tokenizer, chat template and training record beside the weights."""
+    """Tokenizer, chat template and training record, with the new digests, beside the weights."""
     tokenizer.save_pretrained(folder)
     for name in ("chat_template.jinja", RECORD_NAME):
         source = Path(tuned.path).expanduser() / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
+    record_digests(folder)
 
 
 def _probe(model: Any) -> torch.Tensor:

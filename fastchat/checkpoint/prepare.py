@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from fastchat.checkpoint.digests import check_result, record_digests
 from fastchat.checkpoint.files import check_new_folder, new_folder
 from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.vocabulary import Plan, check_tokens, plan_tokens, write_tokens
@@ -56,12 +57,13 @@ def prepare_model(
     A token that exists keeps its id. Embedding and head get rows only where they have too few (many models have some
     to spare); a new row is the mean of the rows that tokens use.
     Raises SettingsError for a non-empty target, tokens that cannot be added, or a folder that is no base model;
-    CheckpointError where the result does not read back as it should; ResourceError where the disk is full or cannot
-    be written.
+    CheckpointError where the model is not what was saved, or the result does not read back as it should; ResourceError
+    where the disk is full or cannot be written.
     """
     special_tokens = list(dict.fromkeys(special_tokens))
     _check_request(pad_token, special_tokens)
     target = check_new_folder(output_path, "--output-path")
+    check_result(model_path)
     load_config(model_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)  # it is a base model at all
     tokenizer = load_plain(model_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     source = _local(model_path, cache_dir)
@@ -81,6 +83,7 @@ def prepare_model(
         _write_configs(folder, after, plan.ids[pad_token] if pad_token else None)
         used = 1 + max(tokenizer.get_vocab().values())
         _write_weights(source, folder, resized, after, min(used, before))
+        record_digests(folder)
         check_tokens(tokenizer, folder, plan, pad_token, trust_remote_code=trust_remote_code)
         _check_weights(source, folder, resized, before)
         _check_model(folder, after, list(plan.ids.values()), trust_remote_code)

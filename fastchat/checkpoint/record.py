@@ -36,6 +36,8 @@ class TrainingRecord:
         trainable_parameters: how many numbers were trained.
         fingerprints: what the run stood on, name -> digest or number ("base_model", "data", "template", ...).
         metrics: final losses and speeds.
+        files: name -> {"size": bytes, "sha256": hex} of the weight files and the configuration that loads them; empty
+            in a checkpoint, whose manifest has them, and in results of before they were recorded.
     """
 
     base_model: str | None = None
@@ -53,19 +55,25 @@ class TrainingRecord:
     trainable_parameters: int | None = None
     fingerprints: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, directory: str | Path) -> Path:
         """Write `training.json` into `directory`, whole or not at all, and return its path."""
-        path = Path(directory) / RECORD_NAME
-        text = without_secrets(json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
-        staged = path.with_name(f".{RECORD_NAME}.{os.getpid()}")
-        with staged.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-        return path
+        return write_values(directory, asdict(self))
+
+
+def write_values(directory: str | Path, values: dict[str, Any]) -> Path:
+    """Write a record that is plain values, with fields that only others know, as `TrainingRecord.write` does."""
+    path = Path(directory) / RECORD_NAME
+    text = without_secrets(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    staged = path.with_name(f".{RECORD_NAME}.{os.getpid()}")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+    return path
 
 
 def read_training_record(directory: str | Path) -> TrainingRecord | None:
@@ -84,5 +92,8 @@ def read_training_record(directory: str | Path) -> TrainingRecord | None:
         raise CheckpointError(f'{path} is not a training record (no "format"). Restore it, or move it away.')
     if values["format"] > FORMAT:
         raise CheckpointError(f"{path} has format {values['format']}, this version reads up to {FORMAT}. Update it.")
+    files = values.get("files", {})
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        raise CheckpointError(f'{path} is not a training record ("files" is no list of digests). Restore it.')
     known = TrainingRecord.__dataclass_fields__
     return TrainingRecord(**{name: value for name, value in values.items() if name in known})

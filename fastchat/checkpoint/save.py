@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.checkpoint import adapter as adapter_files
+from fastchat.checkpoint.digests import describe_result
 from fastchat.checkpoint.files import staged
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.gather import at_rest, gather_all, gather_trained
@@ -23,11 +24,13 @@ def save_result(
     tokenizer: Any,
     stop_ids: Collection[int],
     record: TrainingRecord,
+    digests: bool = True,
 ) -> None:
     """Saves the adapter (`adapter`: only what is trained) or the whole model into `folder`. Every process calls it.
 
     `engine`: what wraps `model` in training, if anything. Beside the weights: `tokenizer` with its chat template, and
-    `record`. `stop_ids` are the ids that end an answer.
+    `record`. `stop_ids` are the ids that end an answer. `digests`: put those of the files into `record`; not
+    needed in a checkpoint, whose manifest has them.
     CheckpointError where the files, read back, are not the gathered weights; NumericError where those are not finite.
     Then the folder is as it was, and every process raises (PeerFailed where only the first one knows the error).
     """
@@ -41,6 +44,8 @@ def save_result(
             else:
                 write_model(stage, model, tensors, stop_ids)
             tokenizer.save_pretrained(str(stage))
+            if digests:
+                record.files = describe_result(stage)
             record.write(stage)
 
     first(write)

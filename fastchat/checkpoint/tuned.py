@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastchat.checkpoint.digests import check_result
 from fastchat.checkpoint.fingerprint import model_fingerprint
 from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.conversation import Template
@@ -85,9 +86,11 @@ def find_tuned(path: str, base_model_path: str | None = None) -> Tuned:
     """What is in `path` (a folder or, for a full model, a hub name), and which base it needs.
 
     The base is `base_model_path`, else the one that the adapter names, else the one in its training record. Raises
-    SettingsError where an adapter's base is not known or not there.
+    SettingsError where an adapter's base is not known or not there, CheckpointError where the files of one of the two
+    are not those whose digests were recorded.
     """
     folder = Path(path).expanduser()
+    check_result(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
         if base_model_path is not None:
             raise SettingsError(
@@ -106,6 +109,7 @@ def find_tuned(path: str, base_model_path: str | None = None) -> Tuned:
         raise SettingsError(
             f"The base model of the adapter {path} was {base}, and that folder is not there: pass --base-model-path."
         )
+    check_result(base)
     return Tuned(path, base, is_adapter=True, record=record)
 
 

@@ -1,6 +1,6 @@
-"""Says whether checkpoints are what was written, byte by byte:
+"""Says whether checkpoints and results are what was written, byte by byte:
 
-    python -m fastchat.checkpoint.verify OUTPUT_DIR              every checkpoint in it
+    python -m fastchat.checkpoint.verify OUTPUT_DIR              every checkpoint in it, and its result
     python -m fastchat.checkpoint.verify OUTPUT_DIR/checkpoint-20
 
 Prints what is wrong and exits with 5 where anything is, else with 0. Loads no torch.
@@ -14,25 +14,50 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fastchat.checkpoint.digests import result_problems
 from fastchat.checkpoint.manifest import MANIFEST, find_problems, read_manifest
+from fastchat.checkpoint.record import RECORD_NAME, read_training_record
 from fastchat.checkpoint.staging import checkpoints_in, step_of
-from fastchat.errors import EXIT_CHECKPOINT, EXIT_DONE
+from fastchat.errors import EXIT_CHECKPOINT, EXIT_DONE, CheckpointError
 
 
 def verify(folder: Path) -> tuple[list[str], bool]:
-    """(lines to print, whether all is well) for one checkpoint or for every checkpoint of a run folder."""
+    """(lines to print, whether all is well) for one checkpoint, or for all of a run folder and its result.
+
+    A folder in which nothing can be checked is not well.
+    """
     if not folder.is_dir():
         return [f"{folder}: there is no such folder"], False
     single = (folder / MANIFEST).exists() or step_of(folder) is not None
     found = [folder] if single else [path for _, path in checkpoints_in(folder)]
-    if not found:
-        return [f"{folder}: no checkpoint-* and no {MANIFEST} in it"], False
     lines, good = [], True
     for path in found:
         problems = find_problems(path)
         good = good and not problems
         lines += [f"{path}: {problem}" for problem in problems] or [_summary(path)]
+    if not single:
+        said, well = _verify_result(folder, alone=not found)
+        lines, good = lines + said, good and well
     return lines, good
+
+
+def _verify_result(folder: Path, alone: bool) -> tuple[list[str], bool]:
+    """The same for what a run, a merge or `prepare_model` left; `alone`: there is nothing else to verify."""
+    try:
+        record = read_training_record(folder)
+        if record is None:
+            return (
+                [f"{folder}: no checkpoint-*, no {MANIFEST} and no {RECORD_NAME} in it"] if alone else []
+            ), not alone
+        problems = result_problems(folder, record)
+    except CheckpointError as error:
+        return [str(error)], False
+    if not record.files:
+        return [f"{folder}: not verified, its {RECORD_NAME} has no digests"], not alone
+    if problems:
+        return [f"{folder}: {problem}" for problem in problems], False
+    size = sum(int(entry["size"]) for entry in record.files.values())
+    return [f"{folder}: valid, result, {len(record.files)} files, {size:,} bytes"], True
 
 
 def _summary(path: Path) -> str:
@@ -46,7 +71,7 @@ def _summary(path: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m fastchat.checkpoint.verify")
-    parser.add_argument("folder", type=Path, help="a checkpoint, or an output folder with checkpoints")
+    parser.add_argument("folder", type=Path, help="a checkpoint, a result, or an output folder with both")
     lines, good = verify(parser.parse_args(argv).folder.expanduser())
     print("\n".join(lines), file=sys.stdout if good else sys.stderr)
     sys.exit(EXIT_DONE if good else EXIT_CHECKPOINT)

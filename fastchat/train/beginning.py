@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers.trainer_utils import SaveStrategy
 
+from fastchat.checkpoint.digests import check_result
 from fastchat.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.space import check_space, copies_at_once
@@ -44,9 +45,10 @@ def check_folder_early(settings: Settings) -> None:
         check_output_dir(output_dir, overwrite=training.overwrite_output_dir)
 
 
-def check_adapters_base(settings: Settings, base: str) -> None:
-    """CheckpointError where `--lora_weight_path` was trained on other weights than those in `base`."""
+def check_sources(settings: Settings, base: str) -> None:
+    """CheckpointError where what the run starts from is damaged, or the adapter to continue is none of `base`."""
     if settings.lora is None or not settings.lora.lora_weight_path:
+        check_result(base)
         return
     other = find_tuned(settings.lora.lora_weight_path, base).other_base()
     if other:

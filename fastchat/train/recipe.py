@@ -20,9 +20,9 @@ from fastchat.model.loading import count_parameters, load_config
 from fastchat.model.tokenizer import load_plain
 from fastchat.train import packed
 from fastchat.train.beginning import (
-    check_adapters_base,
     check_enough,
     check_folder_early,
+    check_sources,
     clear_folder,
     decide,
     identify,
@@ -53,7 +53,7 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     tokenizer, pad_token_id, bound = prepare_text(settings)
     base = base_name(str(settings.model.model_name_or_path))
-    first(lambda: check_adapters_base(settings, base))
+    first(lambda: check_sources(settings, base))
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
     plan = announce(settings, attention_for(settings, config)[0])
     status.advise = lambda: advice(plan, LESS_MEMORY)
@@ -116,7 +116,7 @@ def make_trainer(run: Run, model: Any) -> ChatTrainer:
     grouped = settings.training.train_sampling_strategy == "group_by_length"
 
     def write_weights(trainer: ChatTrainer, folder: str) -> None:
-        save(run, make_record(run, trainer), trainer, folder)
+        save(run, make_record(run, trainer), trainer, folder, checkpoint=True)
 
     trainer = ChatTrainer(
         model=model,
@@ -137,7 +137,7 @@ def make_trainer(run: Run, model: Any) -> ChatTrainer:
     return trainer
 
 
-def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str) -> None:
+def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, checkpoint: bool = False) -> None:
     """Saves what is trained, with everything needed to use it, into `--output_dir` or a checkpoint."""
     save_result(
         trainer.model,
@@ -147,6 +147,7 @@ def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str) -> None
         tokenizer=run.tokenizer,
         stop_ids=run.bound.stop_ids,
         record=record,
+        digests=not checkpoint,
     )
     first(lambda: check_saved(run, folder))
 

@@ -116,8 +116,9 @@ def test_what_stands_beside_the_weights(tmp_path, tiny_model_dir):
     stop = tokenizer.convert_tokens_to_ids("<|eot_id|>")
     eos = GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id
     assert stop in eos and tokenizer.eos_token_id in eos and set(report.stop_ids) <= set(eos)
-    for name in ("chat_template.jinja", "training.json"):
-        assert (tmp_path / "merged" / name).read_bytes() == (adapter / name).read_bytes()
+    assert (tmp_path / "merged/chat_template.jinja").read_bytes() == (adapter / "chat_template.jinja").read_bytes()
+    of_run, of_merge = (json.loads((f / "training.json").read_text()) for f in (adapter, tmp_path / "merged"))
+    assert {**of_merge, "files": of_run["files"]} == of_run and of_merge["files"]
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )

@@ -1,0 +1,66 @@
+"""Digests of a result: recorded in `training.json` when it is saved, checked before it is opened.
+
+A result without them (an older one, somebody else's) is used as it is. Needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastchat.checkpoint.manifest import MANIFEST, describe_files, file_problems, files_in, read_manifest
+from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_training_record, write_values
+from fastchat.errors import CheckpointError
+
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_CONFIGS = ("adapter_config.json", "config.json")
+
+
+def describe_result(folder: Path) -> dict[str, dict[str, Any]]:
+    """{name: {"size", "sha256"}} of the weight files in `folder` and of what says how they are loaded."""
+    return describe_files(folder, (name for name in files_in(folder) if _opened(name)))
+
+
+def record_digests(folder: Path) -> None:
+    """Writes what `folder` holds now into the training record that was copied into it; nothing where it has none."""
+    path = folder / RECORD_NAME
+    if path.is_file():
+        values = json.loads(path.read_text(encoding="utf-8"))
+        write_values(folder, {**values, "files": describe_result(folder)})
+
+
+def result_problems(folder: Path, record: TrainingRecord) -> list[str]:
+    """What is wrong with the recorded files of a result, one line per file; also a weight file that is not recorded."""
+    if not record.files:
+        return []
+    more = sorted(path.name for path in folder.iterdir() if path.name.endswith(_WEIGHTS))
+    unknown = [f"{name}: not listed in {RECORD_NAME}" for name in more if name not in record.files]
+    return file_problems(folder, record.files, links=True) + unknown
+
+
+def check_result(path: str | Path) -> None:
+    """CheckpointError where the files that loading `path` reads are not what this project saved there.
+
+    `path`: a result, a checkpoint, or anything else, such as a hub name, which has no digests and passes. Links are
+    followed: the hub's cache is made of them.
+    """
+    folder = Path(path).expanduser()
+    record = read_training_record(folder) if folder.is_dir() else None
+    if record is None:
+        return
+    if (folder / MANIFEST).is_file():
+        files = {n: e for n, e in read_manifest(folder).files.items() if _opened(n) or n == RECORD_NAME}
+        way_out = "use another checkpoint"
+    else:
+        files = record.files
+        way_out = f'if you changed the file on purpose, take "files" out of {RECORD_NAME}'
+    if problems := file_problems(folder, files, links=True):
+        raise CheckpointError(
+            f"{folder} is not what was saved there: {'; '.join(problems)}. Nothing was loaded. Copy it again from "
+            f"where it is intact, or {way_out}."
+        )
+
+
+def _opened(name: str) -> bool:
+    return "/" not in name and (name.endswith(_WEIGHTS) or name in _CONFIGS)
