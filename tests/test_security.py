@@ -102,7 +102,11 @@ def test_a_file_outside_is_named_and_refused(tmp_path: Path, name: str, values: 
 
 def test_what_names_other_models_or_files_inside_is_allowed(tmp_path: Path) -> None:
     inside = {"tokenizer_file": "tokenizer.json", "vocab_file": "sub/vocab.json", "chat_template": "{{ '../x' }}"}
-    allowed = inside | {"name_or_path": "/mnt/base", "special_tokens_map_file": "/root/x.json", "merges_file": None}
+    allowed = inside | {
+        "name_or_path": "/mnt/base",
+        "special_tokens_map_file": "/elsewhere/x.json",
+        "merges_file": None,
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(allowed))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../../base"}))
     (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "/x", "auto_map": {"AutoModel": "me/x--m.C"}}))
