@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 PLACES = {
-    "data": ("fastchat.train.recipe", "read_data"),
+    "data": ("fastchat.train.recipe", "read_corpora"),
     "model": ("fastchat.train.recipe", "prepare_model"),
     "saving": ("fastchat.checkpoint.manager", "settle_files"),
     "result": ("fastchat.train.recipe", "used_line"),

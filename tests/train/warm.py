@@ -21,6 +21,7 @@ from typing import Any
 from tests.train.conftest import Outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+END = "end"
 PATIENCE_S = 900  # for one run; the first of a machine compiles DeepSpeed's extensions
 
 
@@ -58,8 +59,9 @@ class Warm:
         return Outcome(self.codes[0], folder, output.read_text())
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends it. It is told so: whatever this process has forked may hold its end of the pipe open."""
         assert self.process.stdin
+        self.process.stdin.write(END + "\n")
         self.process.stdin.close()
         self.process.wait(timeout=PATIENCE_S)
 
@@ -75,7 +77,9 @@ def _serve() -> None:
     import fastchat.train.arguments  # noqa: F401
     import fastchat.train.recipe  # noqa: F401
 
-    for line in sys.stdin:
+    for line in iter(sys.stdin.readline, END + "\n"):
+        if not line:
+            break
         job = json.loads(line)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
