@@ -93,9 +93,14 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
     words = list(argv)
     recipe = words.pop(0) if words and not words[0].startswith("-") else None
     given = _from_recipe(recipe) if recipe else {}
-    given |= _from_words(words)
+    asked = _from_words(words)
+    if "model_size" in asked:
+        given.pop("model_name_or_path", None)  # the recipe's model need not be here yet
+    given |= asked
     values = {name: default for name, (_, default, _) in _OPTIONS.items()} | given
     values["given"] = frozenset(given)
+    if recipe and "full_finetuning" not in given:
+        values["full_finetuning"] = not given.keys() & LORA_ONLY  # a recipe without any adapter is train.py's
     if "fp16" in given and given["fp16"] and "bf16" not in given:
         values["bf16"] = False
     return values

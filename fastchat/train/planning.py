@@ -78,8 +78,6 @@ def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
     recipe, words = split_recipe(argv)
     flags = read_flags([*([recipe] if recipe else []), *words])
     given = flags["given"]
-    if recipe is not None and flags["model_size"]:
-        flags["model_name_or_path"] = None  # the recipe's model need not be here yet
     for name in _PLANNERS_OWN:
         if name in given:
             raise SettingsError(f"--{name} is no setting of this command; `python -m fastchat.plan --{name}` has it")

@@ -184,6 +184,12 @@ def test_recommend_says_why_neighbours_were_rejected(capsys: pytest.CaptureFixtu
         assert "does not fit" in block or "as long" in block
 
 
+def test_a_recipe_without_an_adapter_is_planned_as_full_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model_size", "7b", "--gpus", "8", "--gpu_memory", "80GiB")
+    full, lora = (ask_json(capsys, name, *words) for name in ("mistral-7b-v0.3", "qwen2.5-7b-lora"))
+    assert full["trained_parameters"] > 6e9 > 1e9 > lora["trained_parameters"]
+
+
 def test_recommend_when_nothing_fits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = ask(
         capsys, "--recommend", "--gpus", "1", "--gpu_memory", "2GiB", "--cpu_memory", "8GiB", "--recipes", str(tmp_path)
