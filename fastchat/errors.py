@@ -92,6 +92,15 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     return [by_lower[k] for k in found]
 
 
+def show(text: str) -> None:
+    """One line of a command's answer, on stdout. Where the reader has gone (`| head`), go on in silence: files that the
+    command writes are still wanted."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def say(line: str) -> None:
     """Print one line for the user on stderr, once per run: only the process with global rank 0 speaks."""
     if os.environ.get("RANK", "0") == "0":

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,7 +38,7 @@ from fastchat.data.supervision import ASSISTANT, TRAIN_ON
 from fastchat.data.terminal import legend, wants_colour
 from fastchat.data.tokenization import OVERLONG, Example, tokenize_dialogues
 from fastchat.data.writing import StagedFile, check_output
-from fastchat.errors import DataError, SettingsError, say
+from fastchat.errors import DataError, SettingsError, say, show
 
 DEFAULT_MAX_LENGTH = 512  # as in training
 _BATCH = 256  # rows in memory at a time
@@ -71,15 +70,15 @@ def preview(args: argparse.Namespace) -> None:
             trained[record.source] += example.dropped is None
             if example.dropped is None and num_shown < args.num:
                 num_shown += 1
-                _print(shown(record, example, bound, args.model_max_length, colour=colour) + "\n")
+                show(shown(record, example, bound, args.model_max_length, colour=colour) + "\n")
             if output:
                 output.write(_line(example))
             if report:
                 report.add(record, example)
     counts.update(records.counts)
     if num_shown:
-        _print(f"{legend(colour)}\n")
-    _print(table(counts))
+        show(f"{legend(colour)}\n")
+    show(table(counts))
     _print_choice(args, sources, trained)
     if report:
         say(report.write(args.html, counts, _about(args, bound)))
@@ -157,10 +156,10 @@ def _print_choice(args: argparse.Namespace, sources: Sequence[Source], trained: 
     num = sum(sizes)
     if args.data_proportions and num:
         taken = [len(part) for part in proportional(sizes, args.data_proportions, seed=0)]
-        _print(proportions_line([source.name for source in sources], taken, sizes))
+        show(proportions_line([source.name for source in sources], taken, sizes))
         num = sum(taken)
     if args.val_set_size and num:
-        _print(held_out_line(num_held_out(args.val_set_size, num), num))
+        show(held_out_line(num_held_out(args.val_set_size, num), num))
 
 
 def _about(args: argparse.Namespace, bound: BoundEncoder) -> dict[str, str]:
@@ -178,14 +177,6 @@ def _line(example: Example) -> str:
     """The line of one record in the output file."""
     keys = ("index", "input_ids", "labels", "dropped", "truncated_tokens")
     return json.dumps({key: getattr(example, key) for key in keys}) + "\n"
-
-
-def _print(text: str) -> None:
-    """Print at once; where the reader has gone (`| head`), go on in silence, for the output file is still wanted."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

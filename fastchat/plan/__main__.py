@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastchat.errors import SettingsError, UserError
+from fastchat.errors import SettingsError, UserError, show
 from fastchat.plan.api import estimate, machine_asked, plan_lines, run_of
 from fastchat.plan.families import architecture_of_size
 from fastchat.plan.flags import help_text, read_flags
@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags = read_flags(sys.argv[1:] if argv is None else argv)
         if flags["help"]:
-            print(help_text())
+            show(help_text())
             return 0
         for line in _answer(flags, machine_asked(flags)):
-            print(line)
+            show(line)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code

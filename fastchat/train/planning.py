@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastchat.errors import SettingsError, UserError, say
+from fastchat.errors import SettingsError, UserError, say, show
 from fastchat.plan.api import (
     Machine,
     Plan,
@@ -46,7 +46,7 @@ def end_if_only_planned(argv: Sequence[str], *, lora: bool) -> list[str]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     if os.environ.get("RANK", "0") == "0":
-        print("\n".join(lines))
+        show("\n".join(lines))
     sys.exit(0)
 
 
