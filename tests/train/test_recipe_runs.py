@@ -6,7 +6,7 @@ What this machine lacks (tf32, flash attention, the paged optimizer) has to fall
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,6 @@ CASES = {
     "llama-2-13b-lora": Case("llama", "metaspace_bos", "vicuna_v1.1", engine="zero2"),
     "llama-2-70b-lora": Case("llama", "metaspace_bos", "vicuna_v1.1", engine="zero3", optimizer="DeepSpeedCPUAdam"),
 }
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    process = Warm()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")
