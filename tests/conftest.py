@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -52,6 +54,18 @@ def _torch_is_left_as_it_was() -> Iterator[None]:
         torch.set_autocast_enabled("cpu", False)
         torch.set_default_dtype(torch.float32)
         assert not autocast and dtype is torch.float32, f"left behind: autocast {autocast}, default dtype {dtype}"
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_is_left() -> Iterator[None]:
+    """A loader's worker minds no signal: one that is left behind keeps the whole test run from ever ending."""
+    yield
+    left = multiprocessing.active_children()
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would make an error of a worker's death
+    for worker in left:
+        worker.kill()
+    assert not left, f"left behind: {left}"
 
 
 @pytest.fixture(scope="session")

@@ -85,9 +85,11 @@ def train(settings: Settings, status: RunStatus) -> None:
     torch.manual_seed(training.seed + rank())  # dropout differs between processes, as it does between rows
     if resume.checkpoint is not None:
         training.eval_on_start = False  # it belongs to step 0
-    result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
-
-    finish(run, trainer, result.metrics)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+        finish(run, trainer, result.metrics)
+    finally:
+        trainer.end_workers()
     first(lambda: remove_stops(output_dir, settings))
     STOPPING.close()
 

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -314,6 +315,7 @@ def _leave(code: int) -> NoReturn:
     An orderly exit tears down the threads of the process group and of DeepSpeed's optimizer in no fixed order, and was
     seen to abort although the result was complete; after an error it would wait for the other processes.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader would make an error of a worker's death
     for worker in multiprocessing.active_children():  # a loader's; those do not mind other signals
         worker.kill()
     if code == EXIT_DONE:

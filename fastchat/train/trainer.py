@@ -59,6 +59,7 @@ class ChatTrainer(CheckpointTrainer):
         if self.early_stopping is not None:
             self.add_callback(self.early_stopping)
         self.guard = FiniteGuard(on_nonfinite, self.rows_of, scaled=bool(self.args.fp16))
+        self._loaders: list[_EpochLoader] = []
 
     # ---- batches ----
 
@@ -112,7 +113,7 @@ class ChatTrainer(CheckpointTrainer):
 
     def _loader(self, dataset: Any, batches: GlobalBatches) -> DataLoader[Any]:
         args = self.args
-        return _EpochLoader(
+        loader = _EpochLoader(
             WithDummy(dataset, self.dummy_token),  # pyright: ignore[reportArgumentType]
             batch_sampler=batches,  # pyright: ignore[reportArgumentType]
             collate_fn=self.data_collator,
@@ -125,6 +126,14 @@ class ChatTrainer(CheckpointTrainer):
             # Of its own: starting to read, or evaluating, must not move the random numbers that training draws.
             generator=torch.Generator().manual_seed(args.seed),
         )
+        self._loaders.append(loader)
+        return loader
+
+    def end_workers(self) -> None:
+        """Ends the loaders' workers that are kept (`--dataloader_persistent_workers`). They mind no signal, so that a
+        Python process that still has some waits for them for ever when it exits."""
+        for loader in self._loaders:
+            loader._iterator = None
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """On the device, and without what is only counted."""
