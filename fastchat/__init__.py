@@ -2,7 +2,7 @@
 
 The river: file row -> Dialogue -> Rendered -> Example -> batch -> loss -> adapter or model. One room per stretch of it:
 `conversation` (templates), `data` (rows to labels), `model` (what calls from_pretrained), `checkpoint` (trustworthy
-saving), `train` (the recipe), `serve` (using the result).
+saving), `plan` (what fits), `train` (the recipe), `serve` (using the result).
 """
 
 __version__ = "1.0.0"

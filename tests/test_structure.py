@@ -16,13 +16,17 @@ PACKAGE = REPOSITORY / "fastchat"
 ARROWS = {
     "errors": set(),
     "recipe_files": {"errors"},
+    "processes": {"errors"},
     "security": {"errors"},
     "conversation": {"errors", "security"},
     "data": {"conversation", "errors", "security"},
     "model": {"conversation", "errors", "security"},
     "plan": {"conversation", "errors", "recipe_files", "security"},
-    "checkpoint": {"model", "data", "plan", "conversation", "errors", "security"},
-    "train": {"checkpoint", "model", "data", "plan", "conversation", "errors", "recipe_files", "security"},
+    "checkpoint": {"model", "data", "plan", "conversation", "errors", "processes", "security"},
+    "train": {
+        *("checkpoint", "model", "data", "plan"),
+        *("conversation", "errors", "processes", "recipe_files", "security"),
+    },
     "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
     "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
 }

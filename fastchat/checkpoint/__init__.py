@@ -16,5 +16,5 @@ manifest.py  MANIFEST.json: every file's size and sha256, and what run and momen
 discover.py  the newest valid checkpoint; the others named with what is wrong
 verify.py    the same as a command
 resume_state.py, load.py  optimizer, schedule, random numbers; weights: no pickle is ever executed
-fingerprint.py, lock.py, space.py, ranks.py  of a base; of a folder; on a disk; among processes
+fingerprint.py, lock.py, space.py  of a base; of a folder; on a disk
 """

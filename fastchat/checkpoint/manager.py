@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastchat.checkpoint.manifest import Manifest, describe_files, files_in, write_manifest
-from fastchat.checkpoint.ranks import everyone, first, rank_and_size
 from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.staging import SAVING, checkpoint_path, new_stage, put_in_place, rotate, settle_files
 from fastchat.errors import CheckpointError, PeerFailed, UserError
+from fastchat.processes import everyone, first, rank, world_size
 
 T = TypeVar("T")
 
@@ -34,7 +34,6 @@ def save_checkpoint(
     Raises, in every process, what `write` raised in one; ResourceError where the disk is full or cannot be written.
     Then the staged folder is gone and every earlier checkpoint is as it was.
     """
-    rank, size = rank_and_size()
     stage = run / f"{SAVING}{checkpoint_path(run, manifest.step).name}"
 
     def guarded(work: Callable[[], T]) -> Callable[[], T]:
@@ -45,7 +44,7 @@ def save_checkpoint(
         return inner
 
     def describe() -> dict[str, dict[str, object]]:
-        mine = names[rank::size]  # the files are flushed and read back by all processes, a share each
+        mine = names[rank() :: world_size()]  # the files are flushed and read back by all processes, a share each
         settle_files(stage, mine)
         return describe_files(stage, mine)
 
@@ -64,7 +63,7 @@ def save_checkpoint(
         first(guarded(finish))
         first(guarded(lambda: rotate(run, keep, current=manifest.step, protected=protected)))
     except (UserError, PeerFailed, OSError):
-        if rank == 0:
+        if rank() == 0:
             with suppress(OSError):
                 shutil.rmtree(stage)
         raise

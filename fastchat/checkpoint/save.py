@@ -11,8 +11,8 @@ from fastchat.checkpoint.digests import describe_result
 from fastchat.checkpoint.files import staged
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.gather import at_rest, gather_all, gather_trained
-from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.record import TrainingRecord
+from fastchat.processes import first
 
 
 def save_result(

@@ -22,5 +22,5 @@ numerics.py               a loss or gradient that is not finite never reaches th
 beginning.py, resuming.py whose folder it is, where to go on from, what changed since, is there room
 checkpointing.py          the Trainer's checkpoints through the checkpoint room; how a run stops in the middle
 stopping.py               signals, a launcher or a process of the run that died
-processes.py, status.py   how processes start, agree and end; exit codes and status.json
+status.py                 how a process ends: exit codes and status.json (../processes.py: how several agree)
 """

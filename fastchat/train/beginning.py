@@ -10,7 +10,6 @@ from transformers.trainer_utils import SaveStrategy
 
 from fastchat.checkpoint.digests import check_result
 from fastchat.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.space import check_space, copies_at_once
 from fastchat.checkpoint.staging import checkpoints_in, recover, remove_checkpoint
 from fastchat.checkpoint.tuned import find_tuned
@@ -18,9 +17,9 @@ from fastchat.data.binding import BoundEncoder
 from fastchat.data.packing import Packs
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import count_parameters
+from fastchat.processes import first, world_size
 from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.deepspeed_config import stage_of
-from fastchat.train.processes import world_size
 from fastchat.train.resuming import (
     NEVER,
     Identity,

@@ -17,9 +17,9 @@ from fastchat.checkpoint.discover import shorten
 from fastchat.checkpoint.load import load_weights
 from fastchat.checkpoint.manager import save_checkpoint
 from fastchat.checkpoint.manifest import Manifest, find_problems
-from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.staging import checkpoint_path
 from fastchat.errors import CheckpointError, say
+from fastchat.processes import first
 from fastchat.train.resuming import Resume
 from fastchat.train.stopping import STOPPING, Preempted
 

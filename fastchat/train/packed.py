@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastchat.checkpoint.ranks import first
 from fastchat.data.collate import collate
 from fastchat.data.packing import PackedDataset, Packs, check_packable, pack_collate, plan_packs
 from fastchat.data.packing_check import check_no_leak, compare_packing
 from fastchat.errors import SettingsError, say
 from fastchat.model.attention import used_attention, wants_one_row
 from fastchat.model.rope import RopeChoice
+from fastchat.processes import first, together
 from fastchat.train.deepspeed_config import stage_of
 from fastchat.train.loss import loss_sum
 from fastchat.train.partitioned import weights_in_reach
-from fastchat.train.processes import together
 from fastchat.train.record import Run
 from fastchat.train.settings import Settings
 from fastchat.train.tokens import Corpus

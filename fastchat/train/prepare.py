@@ -20,10 +20,10 @@ from fastchat.model.loading import load_base_model
 from fastchat.model.lora import add_lora
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
+from fastchat.processes import rank
 from fastchat.train.deepspeed_config import stage_of
 from fastchat.train.head import ChunkedHead
 from fastchat.train.head_proof import plain_line
-from fastchat.train.processes import rank
 from fastchat.train.record import base_name
 from fastchat.train.settings import Settings
 

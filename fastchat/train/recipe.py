@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from fastchat.checkpoint.ranks import first
 from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
 from fastchat.data.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
 from fastchat.model.tokenizer import load_plain
+from fastchat.processes import first, known_processes, rank, together
 from fastchat.train import packed
 from fastchat.train.beginning import (
     check_enough,
@@ -34,7 +34,6 @@ from fastchat.train.checkpointing import StopCallback
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce
 from fastchat.train.prepare import attention_for, prepare_head, prepare_model, prepare_rope, prepare_text
-from fastchat.train.processes import known_processes, rank, together
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.settings import Settings
 from fastchat.train.status import LESS_MEMORY, RunStatus, end_with_dead_peer

@@ -16,8 +16,8 @@ from fastchat.data.packing import Packs
 from fastchat.model.attention import used_attention
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.model.rope import RopeChoice
+from fastchat.processes import world_size
 from fastchat.train.memory import MemoryWatch
-from fastchat.train.processes import world_size
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
 from fastchat.train.tokens import Corpus

@@ -133,8 +133,8 @@ def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
 
 
 def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Settings:
+    from fastchat.processes import start_processes
     from fastchat.train import arguments
-    from fastchat.train.processes import start_processes
 
     _derive(values, config, lora)
     start_processes(

@@ -23,7 +23,7 @@ from fastchat.data.sources import Source, find_sources
 from fastchat.data.terminal import wants_colour
 from fastchat.data.tokenising import TokenSettings, obtain_tokens
 from fastchat.errors import DataError, say
-from fastchat.train.processes import barrier, first_on_machine, gather, local_rank, rank, together
+from fastchat.processes import barrier, first_on_machine, gather, local_rank, rank, together
 from fastchat.train.resuming import digest
 from fastchat.train.settings import Settings
 

@@ -202,7 +202,7 @@ DEEPSPEED = [
 def test_deepspeed_configurations(
     train: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, words: list[str]
 ) -> None:
-    monkeypatch.setattr("fastchat.train.processes.start_processes", lambda **kwargs: None)
+    monkeypatch.setattr("fastchat.processes.start_processes", lambda **kwargs: None)
     outcome = train("--deepspeed", str(_write(tmp_path / "ds.json", content)))
     assert outcome.code == 2, outcome.err
     for word in words:

@@ -93,6 +93,17 @@ def test_a_signal_before_training_ends_all_at_once(warm: Warm, flags_of, tmp_pat
     assert stopped.status["exit_code"] == 75 and os.listdir(stopped.folder) == ["status.json"]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bug_in_one_rank_before_training_ends_the_other_at_once(
+    warm: Warm, flags_of, tmp_path: Path, rank: int
+) -> None:
+    """It would wait in a collective operation for a partner that is in another one."""
+    outcome = warm.run(flags_of("ddp"), tmp_path / "out", TROUBLE=f"bug:{rank}:mapping")
+    assert warm.codes == [1, 1], outcome.err
+    assert outcome.err.count("error: RuntimeError: planted") == 1 and "PeerFailed" not in outcome.err, outcome.err
+    assert not (outcome.folder / "training.json").exists()
+
+
 def test_a_signal_while_a_checkpoint_is_saved_or_before_it_is_loaded(
     warm: Warm, flags_of, plain, tmp_path: Path
 ) -> None:

@@ -1,9 +1,10 @@
 """Trouble inside a training process, told by the environment: a signal, a death or a NaN at a certain step of a rank.
 
 TROUBLE="term:1:3" sends SIGTERM to rank 1 before step 3 begins; "int" sends SIGINT, "kill" is SIGKILL, "exit" an
-unnoticed end, "nan" and "inf" a poisoned loss, "hang" a rank that stops answering, "full" a disk without room for the
-checkpoints that follow. Several are separated by commas. In the place of a step: "data", "model", "saving" (each time
-a checkpoint is flushed), "result", "evaluation" (the last one), each just before it begins.
+unnoticed end, "bug" an error that nobody expects, "nan" and "inf" a poisoned loss, "hang" a rank that stops answering,
+"full" a disk without room for the checkpoints that follow. Several are separated by commas. In the place of a step:
+"data", "mapping" (of the tokens), "model", "saving" (each time a checkpoint is flushed), "result", "evaluation" (the
+last one), each just before it begins.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 PLACES = {
     "data": ("fastchat.train.recipe", "read_corpora"),
+    "mapping": ("fastchat.data.token_cache", "Entry.store"),
     "model": ("fastchat.train.recipe", "prepare_model"),
     "saving": ("fastchat.checkpoint.manager", "settle_files"),
     "result": ("fastchat.train.recipe", "used_line"),
@@ -49,7 +51,8 @@ def _at(step: int, kind: str) -> None:
 
 def _before(module: str, name: str, kind: str) -> None:
     """It happens whenever that function is called."""
-    home = importlib.import_module(module)
+    *owner, name = name.split(".")
+    home = functools.reduce(getattr, owner, importlib.import_module(module))
     real = getattr(home, name)
 
     def instead(*args: Any, **kwargs: Any) -> Any:
@@ -67,6 +70,8 @@ def _happen(kind: str) -> None:
         os._exit(9)
     elif kind == "hang":
         time.sleep(3600)
+    elif kind == "bug":
+        raise RuntimeError("planted")
     elif kind in ("nan", "inf"):
         _poison(float(kind))
     elif kind == "full":

@@ -1,4 +1,4 @@
-"""The processes of one run: how they find each other, and how one of them works for all."""
+"""The processes of one run: how they find each other, how one works for all, how the error of one is raised in all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from fastchat.errors import CheckpointError, DataError, NumericError, ResourceError, SettingsError, UserError
+from fastchat.errors import PeerFailed, UserError
 
 T = TypeVar("T")
 
@@ -74,35 +74,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def agree(outcome: UserError | None) -> None:
-    """Every process brings the error it met, or None; where any met one all raise it, so that none is left waiting."""
-    if not dist.is_initialized():
-        if outcome is not None:
-            raise outcome
-        return
-    everyone = gather(None if outcome is None else (type(outcome).__name__, str(outcome)))
-    met = next((e for e in everyone if e is not None), None)
-    if met is not None:
-        raise _CLASSES.get(met[0], SettingsError)(met[1])
-
-
-_CLASSES: dict[str, type[UserError]] = {
-    c.__name__: c for c in (SettingsError, DataError, NumericError, CheckpointError, ResourceError)
-}
-
-
-def together(work: Callable[[], T]) -> T:
-    """Runs `work` in every process; a user error in any of them is raised in all."""
-    result: Any = None
-    error: UserError | None = None
-    try:
-        result = work()
-    except UserError as met:
-        error = met
-    agree(error)
-    return result
-
-
 def gather(mine: T) -> list[T]:
     """What every process brings, by rank."""
     if not dist.is_initialized():
@@ -112,8 +83,42 @@ def gather(mine: T) -> list[T]:
     return everyone
 
 
+def together(work: Callable[[], T]) -> T:
+    """Runs `work` in every process and gives each its own result. The first user error of any is raised in all.
+
+    After any other error in one process that one raises it and the others PeerFailed: a process that left alone would
+    meet the others in the middle of different collective operations.
+    """
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as met:  # noqa: BLE001 - raised below
+        error = met
+    told = error if error is None or isinstance(error, UserError) else PeerFailed(f"rank {rank()}: {error}")
+    errors = sorted((met for met in gather(told) if met is not None), key=lambda met: isinstance(met, PeerFailed))
+    if not errors:
+        return result
+    if error is not None and isinstance(errors[0], PeerFailed):
+        raise error
+    raise errors[0]
+
+
+def everyone(work: Callable[[], T]) -> list[T]:
+    """Runs `work` in every process and gives all results, by rank; an error is raised in all, see `together`."""
+    return gather(together(work))
+
+
+def first(work: Callable[[], T]) -> T | None:
+    """Runs `work` in global rank 0 and gives its result to all; its error is raised in all, see `together`."""
+    made: list[Any] = [together(work if rank() == 0 else lambda: None)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(made, src=0)  # sent once, not gathered from all: it may be large
+    return made[0]
+
+
 def first_on_machine(work: Callable[[], T]) -> T:
-    """Runs `work` once per machine and gives its result to all processes there; its user errors are raised in all."""
+    """Runs `work` once per machine and gives its result to all processes there; its error is raised in all."""
     mine = together(work if local_rank() == 0 else lambda: None)
     result: Any = gather(mine)[rank() - local_rank()]
     return result
