@@ -92,6 +92,16 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     return [by_lower[k] for k in found]
 
 
+def brief(text: object, width: int = 200) -> str:
+    """`text` in one line of at most `width` characters; what is cut off is marked with …
+
+    >>> brief("one\\n  two three", 9)
+    'one two …'
+    """
+    line = " ".join(str(text).split())
+    return line if len(line) <= width else f"{line[: width - 2].rstrip()} …"
+
+
 def show(text: str) -> None:
     """One line of a command's answer, on stdout. Where the reader has gone (`| head`), go on in silence: files that the
     command writes are still wanted."""

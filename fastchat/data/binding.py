@@ -96,6 +96,8 @@ class BoundEncoder:
             self._warn(missing)
         if SAID[train_on]:
             say(SAID[train_on])
+        if isinstance(template, TokenizerTemplate) and template.ending:
+            say(f"the tokenizer's chat template writes {template.ending!r} after the last answer; it is no answer")
         self._prove()
 
     def described(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from fastchat.data.command import run
 from fastchat.data.formats import parse_row
 from fastchat.data.histogram import percentile
 from fastchat.data.tools import Rows, tool_parser
+from fastchat.errors import show
 
 EDGES = (0, 1024, 2048, 4096, 8192, 16384, 32768)
 _BATCH = 256
@@ -46,7 +47,7 @@ def get_stats(args: argparse.Namespace) -> None:
         lengths = map(len, encoder.plain([text for dialogue in messages for _, text in dialogue], "first"))
         for dialogue in messages:
             stats.add([(role, next(lengths)) for role, _ in dialogue])
-    print(stats)
+    show(str(stats))
 
 
 class Stats:

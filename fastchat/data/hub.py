@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastchat.errors import DataError, say
+from fastchat.errors import DataError, brief, say
 
 _CARD = "README.md"  # may say which files make up a split
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)+")
@@ -67,7 +67,7 @@ def _from_cache(
     from huggingface_hub import errors
 
     offline = isinstance(reason, errors.OfflineModeIsEnabled)
-    why = "HF_HUB_OFFLINE is set" if offline else f"the hub does not answer ({' '.join(str(reason).split())[:120]})"
+    why = "HF_HUB_OFFLINE is set" if offline else f"the hub does not answer ({brief(reason, 120)})"
     chosen = f" --revision {revision}" if revision else ""
     way_out = f"Where there is a network: `hf download {name} --repo-type dataset{chosen}`; or name files instead."
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from fastchat.data.bad_rows import BadRow
 from fastchat.data.formats import COLUMNS, FORMAT_KEYS
 from fastchat.data.strict_json import check_strings
-from fastchat.errors import DataError
+from fastchat.errors import DataError, brief
 
 _BATCH = 256  # rows
 
@@ -47,7 +47,7 @@ def parquet_rows(path: str) -> Iterator[tuple[NumberedRow, float]]:
                     number += 1
                     yield _checked(number, row), number / total
     except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error)
         raise DataError(f"{path}: cannot be read as parquet ({reason}); copy or download it again.") from None
 
 

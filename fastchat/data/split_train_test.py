@@ -23,7 +23,7 @@ import numpy as np
 from fastchat.data.command import run
 from fastchat.data.tools import Rows, add_slice, check_slice, tool_parser
 from fastchat.data.writing import RowFile, check_output
-from fastchat.errors import ResourceError, SettingsError
+from fastchat.errors import ResourceError, SettingsError, show
 
 _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
@@ -61,7 +61,7 @@ def split(args: argparse.Namespace) -> None:
             file = stack.enter_context(RowFile(name, "output"))
             for number in part:
                 file.add(waiting.get(number))
-    print(f"#train: {len(parts[0]):,}, #test: {len(parts[1]):,}")
+    show(f"#train: {len(parts[0]):,}, #test: {len(parts[1]):,}")
 
 
 class _Waiting:

@@ -62,6 +62,14 @@ class TokenizerTemplate:
                     return segment.text
         raise SettingsError(f"the chat template of {self.where} renders none of the simplest dialogues.")
 
+    @cached_property
+    def ending(self) -> str:
+        """What follows the stop of the last answer other than white space. Some templates open the next answer whether
+        or not they are asked to."""
+        segments = self.render(self.probes[0]).segments if self.probes else ()
+        learned = [k for k, segment in enumerate(segments) if segment.supervised]
+        return "".join(s.text for s in segments[learned[-1] + 1 :]).strip() if learned else ""
+
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return ()

@@ -19,7 +19,7 @@ from fastchat.data.command import Parser
 from fastchat.data.formats import CALL, MESSAGE_ROLES, SHAREGPT_ROLES, SYSTEM, parse_row
 from fastchat.data.reading import Row, read_rows
 from fastchat.data.writing import RowFile, check_output
-from fastchat.errors import SettingsError, say
+from fastchat.errors import SettingsError, say, show
 
 T = TypeVar("T")
 _KEYS = {
@@ -158,7 +158,7 @@ def convert(
     tally.num_in, tally.num_out = rows.num_read, out.num_rows
     if rows.report.total:
         tally.dropped["cannot be read"] = rows.report.total
-    print(tally)
+    show(str(tally))
 
 
 def _with_bar(rows: Iterator[tuple[int, Row]]) -> Iterable[tuple[int, Row]]:

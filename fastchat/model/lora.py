@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from fastchat.errors import CheckpointError, SettingsError, nearest, say
+from fastchat.errors import CheckpointError, SettingsError, brief, nearest, say
 from fastchat.model.loading import count_parameters
 from fastchat.model.source import read_json
 from fastchat.security import check_references
@@ -161,7 +161,7 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: flo
     except (RuntimeError, ValueError) as problem:
         raise SettingsError(
             f"The adapter {path} does not fit this base model ({config.base_model_name_or_path!r} is the one it was "
-            f"trained on): {' '.join(str(problem).split())[:300]}"
+            f"trained on): {brief(problem, 300)}"
         ) from problem
     _check_loaded(peft_model, path)
     return peft_model

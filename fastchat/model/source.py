@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastchat.errors import SettingsError
+from fastchat.errors import SettingsError, brief
 from fastchat.security import check_references
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
@@ -102,9 +102,9 @@ def _explain(source: str, what: str, problem: Exception, trust_remote_code: bool
         return (
             f"{start}: there is no such folder here, and the hub does not give it (offline, private or misspelled). "
             f"Download it where there is a network (`hf download {source} --local-dir DIR`) and pass that folder, or "
-            f"pass --cache_dir of a copy. ({text[:200]})"
+            f"pass --cache_dir of a copy. ({brief(text)})"
         )
-    return f"{start}: {text[:400]}"
+    return f"{start}: {brief(text, 400)}"
 
 
 def _causes(problem: BaseException) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastchat.errors import say
+from fastchat.errors import brief, say
 from fastchat.train.head import ChunkedHead
 from fastchat.train.loss import IGNORED, count_tokens, loss_sum
 
@@ -82,7 +82,7 @@ def prove_head(
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a model of somebody else's does, there is another way
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                reason = f"{type(error).__name__}: {brief(error)}"
     finally:
         head.rows = rows
         model.train(training)

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-from fastchat.errors import SettingsError, nearest
+from fastchat.errors import SettingsError, brief, nearest
 from fastchat.security import load_yaml
 
 DEFAULT, RECIPE, COMMAND, DERIVED = "default", "yaml", "command line", "derived"
@@ -255,5 +255,5 @@ def help_text(options: Sequence[Option], command: str) -> str:
     for option in options:
         lines.append(f"  --{option.name} (default {option.default!r})")
         if option.help:
-            lines.append(f"        {' '.join(option.help.split())[:160]}")
+            lines.append(f"        {brief(option.help, 160)}")
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastchat.errors import SettingsError, say
+from fastchat.errors import SettingsError, say, show
 from fastchat.recipe_files import find_recipe
 from fastchat.train.options import Option, Reader, help_text, is_flag, read_yaml, split_recipe
 
@@ -100,7 +100,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
 
     options = options_of(all_arguments(lora))
     if any(word in ("-h", "--help") for word in words):
-        print(help_text(options, "train_lora.py" if lora else "train.py"))
+        show(help_text(options, "train_lora.py" if lora else "train.py"))
         sys.exit(0)
     removed = dict(REMOVED)
     if not lora:

@@ -71,6 +71,14 @@ def test_spans_are_answer_and_stop_with_and_without_generation_marks(tmp_path, s
     assert bound.stop_ids == (bound.encoder.vocabulary["<|im_end|>"],)
 
 
+def test_a_template_that_always_opens_the_next_answer_is_told(tmp_path, capsys):
+    """As Llama 3's does. What it writes there is in the ids that `apply_chat_template` gives, and no answer."""
+    assert bind(tmp_path, CHATML).template.ending == "" and "after the last answer" not in capsys.readouterr().err
+    bound = bind(tmp_path / "open", CHATML.partition("{% if add_g")[0] + "{{ '<|im_start|>assistant\n' }}")
+    assert "'<|im_start|>assistant' after the last answer" in capsys.readouterr().err
+    assert learned(bound, TALK) == [t.text + "<|im_end|>" for t in TALK.turns if t.role == "assistant"]
+
+
 def test_thinking_that_becomes_history_is_not_in_the_earlier_span(tmp_path):
     bound = bind(tmp_path, THINKING)
     assert learned(bound, TALK) == ["Hello.<|im_end|>", "<think>\nlong\n</think>\n\nBye.<|im_end|>"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,13 +193,17 @@ def test_an_error_of_one_rank_ends_all_under_torchrun(flags: list[str], tmp_path
     assert "[rank 1] error: " in outcome.err and "only rank 1 minds" in outcome.err
 
 
+def test_help_whose_reader_leaves(repository: Path) -> None:
+    script = '"$0" -m fastchat.train.train_lora --help | head -c 10; exit "${PIPESTATUS[0]}"'
+    done = subprocess.run(["bash", "-c", script, sys.executable], capture_output=True, text=True, cwd=repository)
+    assert done.returncode == 0 and done.stdout == "usage: tra" and done.stderr == "", done.stderr
+
+
 def test_help_needs_no_model(tmp_path: Path) -> None:
     outcome = launch("python", "train_lora", ["--help"], tmp_path / "out")
     assert outcome.code == 0 and "--lora_target_modules" in outcome.err and not outcome.folder.exists()
 
 
 def test_the_folder_of_the_script_shadows_nothing() -> None:
-    import sys
-
     names = {path.stem for path in (REPOSITORY / "fastchat" / "train").glob("*.py")} - {"__init__"}
     assert not names & set(sys.stdlib_module_names)
