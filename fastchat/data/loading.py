@@ -54,7 +54,8 @@ class Records:
         self.rows_of_file: list[int] = []
         self.bad = BadRowReport()
         self._treatments: Counter[str] = Counter()
-        self._reader: RowReader | None = None
+        self._reader: RowReader | None = None  # of the file being read
+        self._bytes_done = 0  # of the files before it
 
     def __iter__(self) -> Iterator[Record]:
         """One Record per row.
@@ -69,6 +70,7 @@ class Records:
                 self.num_rows += 1
                 yield self._record(self.num_rows - 1, row)
             self.rows_of_file.append(self.num_rows - before)
+            self._bytes_done += _size(path)
         if self.stopping:
             raise self.bad.error(self.num_rows)
         if self.bad.total:
@@ -99,9 +101,8 @@ class Records:
         """Of all files together, so far."""
         if self._reader is None:
             return 0
-        done = len(self.rows_of_file)
-        current = int(self._reader.share * _size(self._reader.path)) if done < len(self.paths) else 0
-        return sum(map(_size, self.paths[:done])) + current
+        ended = len(self.rows_of_file) == len(self.paths)
+        return self._bytes_done + (0 if ended else int(self._reader.share * _size(self._reader.path)))
 
     def _record(self, index: int, row: Row) -> Record:
         try:
