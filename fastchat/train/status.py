@@ -201,20 +201,24 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
     try:
         body(status)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with a code and a message
+        STOPPING.deaf = True
         code, kind, message = describe(error, status.advise)
         message = without_secrets(message)
         if code == EXIT_DONE:
             return code
         if isinstance(error, Preempted):
-            if not STOPPING.can_wait:
-                STOPPING.pass_on()
-            return _stopped(status, code, message)
-        if not is_first_process() or lost_another_process(error):
+            dead = "" if STOPPING.can_wait or status.ended_by_another() is not None else STOPPING.dead_peers()
+            if not dead:
+                return _stopped(status, code, message)
+            # The launcher clears up after one that was killed: nobody asked this run to stop.
+            code, kind, message = EXIT_RESOURCE, "failed", lost_line(dead, status.advise)
+        elif lost_another_process(error):
+            if (theirs := _wait_for_word(status)) is not None:
+                return theirs
+        elif not is_first_process():
             STOPPING.failed_with = code
             time.sleep(_OTHERS_SPEAK_FIRST_S)
             STOPPING.failed_with = None
-        if lost_another_process(error) and (theirs := status.ended_by_another()) is not None:
-            return theirs
         if code == EXIT_BUG:
             print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         rank = "" if is_first_process() else f"[rank {os.environ['RANK']}] "
@@ -224,6 +228,14 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
     if is_first_process():
         status.end(EXIT_DONE, "done", "")
     return EXIT_DONE
+
+
+def _wait_for_word(status: RunStatus) -> int | None:
+    """The exit code that the process which failed has recorded, as soon as it has; None where it does not."""
+    until = time.monotonic() + _OTHERS_SPEAK_FIRST_S
+    while (theirs := status.ended_by_another()) is None and time.monotonic() < until:
+        time.sleep(0.1)
+    return theirs
 
 
 def describe(error: BaseException, advise: Callable[[], str]) -> tuple[int, str, str]:
@@ -287,6 +299,8 @@ def end_with_dead_peer(status: RunStatus, dead: str) -> NoReturn:
 
 def _stopped(status: RunStatus, code: int, message: str) -> int:
     """A run that was asked to stop: one line, from the first process."""
+    if not STOPPING.can_wait:
+        STOPPING.pass_on()
     if is_first_process():
         print(f"stopped: {message}", file=sys.stderr, flush=True)
         status.end(code, "preempted", message)

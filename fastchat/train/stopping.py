@@ -46,6 +46,7 @@ class Stopping:
         self.reason: str | None = None
         self.can_wait = False
         self.failed_with: int | None = None  # set while this process lets others speak: a signal then ends it with that
+        self.deaf = False  # it has failed and is about to say so: a launcher that clears up must not cut it short
         self.peers: dict[int, int] = {}  # rank -> process id, of the ranks on this machine
         self._owner = 0
         self._on_dead_peer: Callable[[str], None] | None = None
@@ -56,7 +57,7 @@ class Stopping:
         if threading.current_thread() is not threading.main_thread():
             return
         self._owner = os.getpid()
-        self.reason = None
+        self.reason, self.deaf = None, False
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         self._watch(_launchers())
@@ -66,6 +67,8 @@ class Stopping:
             return
         if self.failed_with is not None:  # the launcher clears up after the rank that has said what was wrong
             os._exit(self.failed_with)
+        if self.deaf:
+            return
         first = self.reason is None
         self.reason = self.reason or f"received {signal.Signals(number).name}"
         if not self.can_wait and first:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from fastchat.train.status import (
     is_out_of_memory,
     lost_another_process,
 )
+from fastchat.train.stopping import STOPPING, Preempted
 
 
 def _raise(error: BaseException) -> Callable[[RunStatus], None]:
@@ -184,6 +189,42 @@ def test_a_lost_partner_leaves_the_word_to_it(
     assert capsys.readouterr().err == "" and _status(tmp_path / "out")["message"] == "the other one's words"
     assert attempt(_raise(lost), str(tmp_path / "alone")) == 6
     assert "ended without a word" in capsys.readouterr().err
+
+
+def test_a_launcher_that_clears_up_does_not_cut_the_message_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(status: RunStatus) -> None:
+        STOPPING._on_signal(signal.SIGTERM, None)
+
+    monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 0.0)
+    monkeypatch.setattr(RunStatus, "ended_by_another", signalled)
+    monkeypatch.setattr(STOPPING, "_owner", os.getpid())
+    monkeypatch.setattr(STOPPING, "can_wait", False)
+    assert attempt(_raise(RuntimeError("Connection reset by peer")), str(tmp_path / "out")) == 6
+    assert capsys.readouterr().err.count("error: ") == 1 and _status(tmp_path / "out")["exit_code"] == 6
+
+
+@pytest.mark.parametrize("word", [False, True])
+def test_a_signal_after_the_death_of_another_is_no_wish_to_stop(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, word: bool
+) -> None:
+    """A scheduler that starts a stopped run again (75) would do so for ever. Unless the other one has said 75."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    monkeypatch.setattr(STOPPING, "can_wait", False)
+
+    def body(status: RunStatus) -> None:
+        here = socket.gethostname()
+        STOPPING.know_peers([(here, gone.pid), (here, os.getpid())], lambda dead: None)
+        if word:
+            RunStatus(tmp_path / "out").end(75, "preempted", "the other one's words")
+        raise Preempted("received SIGTERM before the first step: nothing was saved")
+
+    assert attempt(body, str(tmp_path / "out")) == (75 if word else 6)
+    said = f"error: rank 0 (process {gone.pid}) ended without a word"
+    assert (said in capsys.readouterr().err) is not word
+    assert _status(tmp_path / "out")["exit_code"] == (75 if word else 6)
 
 
 @pytest.mark.parametrize(

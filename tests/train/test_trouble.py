@@ -213,6 +213,36 @@ def test_a_signal_to_the_launcher_leaves_no_process_behind(flags_of, tmp_path: P
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
 
 
+@pytest.mark.parametrize(
+    ("launcher", "rank", "when"), [("torchrun", 1, '"step": 2'), ("deepspeed", 0, "memory expected")]
+)
+def test_a_killed_rank_is_recorded_whatever_its_launcher_does(
+    flags_of, tmp_path: Path, launcher: str, rank: int, when: str
+) -> None:
+    """The launcher sends the others a SIGTERM at once: that is no wish to stop, and must not cut their words short."""
+    folder = tmp_path / "out"
+    flags = [*flags_of("zero2" if launcher == "deepspeed" else "ddp"), "--num_train_epochs", "5000"]
+    with open(tmp_path / "log", "w") as log:
+        process = start(launcher, "train_lora", flags, folder, log)
+        try:
+            files = (tmp_path / "log", folder / "metrics.jsonl")
+            wait_for(lambda: any(when in path.read_text() for path in files if path.is_file()))
+            os.kill(next(pid for pid in running(folder) if _rank_of(pid) == str(rank)), signal.SIGKILL)
+            assert process.wait(timeout=300) != 0
+            wait_for(lambda: not running(folder))
+        finally:
+            for left in running(folder):
+                os.kill(left, signal.SIGKILL)
+    text, status = (tmp_path / "log").read_text(), json.loads((folder / "status.json").read_text())
+    assert status["exit_code"] == 6 and f"rank {rank} (process" in status["message"], text
+    assert text.count("error: rank") == 1 and "this is a bug" not in text, text
+
+
+def _rank_of(pid: int) -> str | None:
+    pairs = (word.partition(b"=") for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    return next((value.decode() for name, _, value in pairs if name == b"RANK"), None)
+
+
 def wait_for(happened: Callable[[], bool], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not happened():
