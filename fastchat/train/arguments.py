@@ -162,7 +162,12 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """Number of optimizer steps over which the learning rate rises; `--warmup_steps` below 1 is a share too."""
+        """Number of optimizer steps over which the learning rate rises; `--warmup_steps` below 1 is a share too.
+
+        The first of them has learning rate 0: a run of one step has none, or it would train nothing.
+        """
+        if num_training_steps == 1:
+            return 0
         if self.warmup_ratio and not self.warmup_steps:
             return math.ceil(num_training_steps * self.warmup_ratio)
         return super().get_warmup_steps(num_training_steps)

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` and `samples.jsonl`: what the run measured and trained, one JSON object per line."""
+"""`metrics.jsonl` and `samples.jsonl`, what a run measured and trained, a JSON object per line; and what it says."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ class MetricsFile(TrainerCallback):
         row.update({key: value for key, value in logs.items() if not key.endswith(_SPEED)})
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({key: number(value) for key, value in row.items()}) + "\n")
+
+
+class WarmupNote(TrainerCallback):
+    """Says so where the run ends before the learning rate has risen to what was asked for."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        steps, asked = state.max_steps, args.warmup_steps or args.warmup_ratio
+        if not asked or args.lr_scheduler_type == "constant":
+            return
+        if steps == 1:
+            say("warmup: none, the run has one step only")
+        elif (warmup := args.get_warmup_steps(steps)) >= steps:
+            reached = args.learning_rate * (steps - 1) / warmup
+            say(
+                f"warning: the warmup takes {warmup:,} steps and the run has {steps:,}: the learning rate only reaches "
+                f"{reached:.3g} of --learning_rate {args.learning_rate:g}; lower --warmup_steps or --warmup_ratio"
+            )
 
 
 class SamplesFile(TrainerCallback):

@@ -29,7 +29,7 @@ from fastchat.train.beginning import (
     plan_checkpoints,
     remove_stops,
 )
-from fastchat.train.callbacks import MetricsFile, SamplesFile, number
+from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote, number
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce
@@ -125,7 +125,7 @@ def make_trainer(run: Run, model: Any) -> ChatTrainer:
         train_dataset=dataset,
         eval_dataset=packed.dataset_of(run, "eval") if "eval" in corpora else None,
         data_collator=packed.collator(run, model),
-        callbacks=[MetricsFile(str(settings.training.output_dir))],
+        callbacks=[MetricsFile(str(settings.training.output_dir)), WarmupNote()],
         on_nonfinite=settings.training.on_nonfinite,
         write_weights=write_weights,
         dummy_token=run.pad_token_id,
@@ -179,10 +179,11 @@ def measured(trainer: ChatTrainer, metrics: dict[str, float]) -> dict[str, Any]:
 
 
 def final_evaluation(trainer: ChatTrainer) -> dict[str, Any]:
-    """The evaluation of the weights that were saved; not repeated where the last step has just been evaluated."""
-    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
-    known = rows and rows[-1]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
-    row = rows[-1] if known else trainer.last_evaluation()
+    """The evaluation of the weights that were saved: of the last step, or the best. Made where it is not yet."""
+    state = trainer.state
+    step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
+    rows = [row for row in state.log_history if "eval_loss" in row and row["step"] == step]
+    row = rows[-1] if rows else trainer.last_evaluation()
     return {key: number(row[key]) for key in ("eval_loss", "eval_num_supervised_tokens")}
 
 

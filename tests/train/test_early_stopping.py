@@ -23,12 +23,10 @@ def flags(data_files: tuple[Path, Path]) -> list[str]:
 
 
 def evaluated(outcome: Outcome) -> list[float]:
-    """The evaluation losses while training, one per step; the last row is the result's and repeats the last step."""
-    steps: dict[int, float] = {}
-    for row in outcome.metrics:
-        if "eval_loss" in row:
-            steps.setdefault(row["step"], row["eval_loss"])
-    return [steps[step] for step in sorted(steps)]
+    """The evaluation losses, one per step."""
+    rows = [row for row in outcome.metrics if "eval_loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), "each once"
+    return [row["eval_loss"] for row in rows]
 
 
 def stops_after(losses: list[float], patience: int) -> int:
@@ -54,6 +52,15 @@ def test_it_stops_and_keeps_the_best(train: Train, flags: list[str]) -> None:
     assert outcome.status["exit_code"] == 0
     again = train(*flags)
     assert again.code == 0 and "nothing to do" in again.err
+
+
+def test_it_says_nothing_where_the_evaluation_grew_better_to_the_end(train: Train, flags: list[str]) -> None:
+    more = ["--max_steps", "3", "--learning_rate", "1e-3", "--early_stopping_patience", "1"]
+    outcome = ok(train(*flags, *more))
+    losses = evaluated(outcome)
+    assert losses == sorted(losses, reverse=True) and len(losses) == 3
+    assert "stopping after step" not in outcome.err
+    assert outcome.record["metrics"]["eval_loss"] == losses[-1]
 
 
 def test_a_resumed_run_goes_on_counting(train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

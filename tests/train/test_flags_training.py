@@ -51,6 +51,18 @@ def test_schedule(train: Train) -> None:
     assert min(rates(ok(train(*four, *floor, name="f")))) > 0.05
 
 
+def test_a_warmup_as_long_as_the_run(train: Train) -> None:
+    """One step behind a warmup of one step would be made with learning rate 0, and called a success."""
+    one = ok(train("--max_steps", "1", "--learning_rate", "0.1", "--warmup_ratio", "0.03"))
+    assert rates(one) == [0.1] and "warmup: none, the run has one step only" in one.err
+    assert any(tensor.any() for name, tensor in adapter(one.folder).items() if "lora_B" in name)
+    flat = ok(train("--max_steps", "2", "--lr_scheduler_type", "constant", "--warmup_ratio", "0.9", name="c"))
+    assert "the warmup takes" not in flat.err
+    long = ok(train("--max_steps", "3", "--learning_rate", "0.1", "--warmup_steps", "10", name="b"))
+    assert max(rates(long)) == pytest.approx(0.02)
+    assert "the warmup takes 10 steps and the run has 3: the learning rate only reaches 0.02 of" in long.err
+
+
 @covers("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 def test_optimizer(train: Train) -> None:
     plain = ok(train())
@@ -196,7 +208,8 @@ def test_the_best_checkpoint_wins(train: Train, data_files: tuple[Path, Path]) -
     flags += ["steps", "--save_steps", "1", "--eval_strategy", "steps", "--eval_steps", "1", "--load_best_model_at_end"]
     for greater in ("False", "True"):
         outcome = ok(train(*flags, "--metric_for_best_model", "loss", "--greater_is_better", greater, name=greater))
-        rows = [row for row in outcome.metrics if "eval_loss" in row][:4]
+        rows = [row for row in outcome.metrics if "eval_loss" in row]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
         best = (max if greater == "True" else min)(rows, key=lambda row: row["eval_loss"])
         assert outcome.record["metrics"]["eval_loss"] == pytest.approx(best["eval_loss"], abs=1e-6)
         chosen = adapter(outcome.folder / f"checkpoint-{best['step']}")
