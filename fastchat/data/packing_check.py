@@ -94,6 +94,7 @@ def compare_packing(
     flat: bool = False,
     batch_size: int = 1,
     dtype: torch.dtype | None = None,
+    checkpointing: bool = False,
 ) -> PackingReport:
     """Loss and gradients of `examples`, packed against one by one. Leaves no gradient behind.
 
@@ -103,12 +104,13 @@ def compare_packing(
         loss_sum: (model, batch) -> summed loss, the one that training uses.
         batch_size: packs per row of the batch.
         dtype: what the forward pass computes in, which decides what is allowed; None: the dtype of the weights.
+        checkpointing: keep the activations of one layer only, as training with gradient checkpointing does.
     """
     packed = PackedDataset(examples, plan_packs([len(e["input_ids"]) for e in examples], capacity))
     starts = range(0, len(packed), batch_size)
     packs = [[packed[p] for p in range(at, min(at + batch_size, len(packed)))] for at in starts]
     gradients = _Gradients(model)
-    with _evaluating(model):
+    with _evaluating(model), _checkpointing(model, checkpointing):
         unpacked_loss = packed_loss = 0.0
         for example in examples:
             unpacked_loss += gradients.add(loss_sum, collate([example], pad_token_id=pad_token_id), 1.0)
@@ -183,3 +185,25 @@ def _evaluating(model: Any):
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _checkpointing(model: Any, wanted: bool):
+    """Layers forget their activations. They only do so in training mode: the layers alone are set to it, not what is in
+    them, so that dropout stays off; a model with dropout in the layers themselves keeps its activations."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    drops = {name for name, rate in model.config.to_dict().items() if name.endswith(("dropout", "pdrop")) and rate}
+    if not wanted or drops:
+        yield
+        return
+    before = model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+    try:
+        yield
+    finally:
+        if not before:
+            model.gradient_checkpointing_disable()

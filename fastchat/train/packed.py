@@ -18,6 +18,7 @@ from fastchat.model.attention import used_attention, wants_one_row
 from fastchat.model.rope import RopeChoice
 from fastchat.processes import first, together
 from fastchat.train.deepspeed_config import stage_of
+from fastchat.train.head import ChunkedHead
 from fastchat.train.loss import loss_sum
 from fastchat.train.partitioned import weights_in_reach
 from fastchat.train.record import Run
@@ -67,11 +68,14 @@ def collator(run: Run, model: Any) -> Callable[[Any], dict[str, torch.Tensor]]:
     return functools.partial(collate, pad_token_id=run.pad_token_id, padding_side=run.settings.model.padding_side)
 
 
-def check_model(run: Run, model: Any) -> None:
+def check_model(run: Run, model: Any, head: ChunkedHead | None) -> None:
     """Looks whether dialogues really are kept apart by this model, its kernel and its dtype, under every engine.
 
     Always that none sees the one packed before it; with `--verify_packing` also that loss and gradients are those of
     unpacked training. SettingsError where they are not. Every process calls it, and it leaves the model as it was.
+
+    It takes no more memory than training: the same batch, `head` and checkpoints. (Not those under ZeRO-3, where the
+    weights that a layer needs again would be gone: there the rows are compared one at a time.)
     """
     settings = run.settings
     if not run.packs:
@@ -90,12 +94,13 @@ def check_model(run: Run, model: Any) -> None:
         report = compare_packing(
             model,
             examples,
-            loss_sum,
+            functools.partial(loss_sum, chunked=head is not None),
             pad_token_id=run.pad_token_id,
             capacity=settings.training.model_max_length,
             flat=flat,
-            batch_size=settings.training.per_device_train_batch_size,
+            batch_size=1 if _partitioned(run) else settings.training.per_device_train_batch_size,
             dtype=dtype,
+            checkpointing=bool(settings.training.gradient_checkpointing) and not _partitioned(run),
         )
 
     def verdict() -> None:
@@ -117,12 +122,16 @@ def _to_compare(packed: PackedDataset) -> list[Any]:
     return [packed.dataset[i] for i in members.tolist()]
 
 
+def _partitioned(run: Run) -> bool:
+    config = run.settings.deepspeed_config
+    return config is not None and stage_of(config) == 3
+
+
 @contextmanager
 def _as_in_training(run: Run, model: Any) -> Iterator[torch.dtype]:
     """The device and the precision that training will compute in; gives the dtype that rounds as much."""
     training, config = run.settings.training, run.settings.deepspeed_config
-    partitioned = config is not None and stage_of(config) == 3
-    if not partitioned and model.device.type != training.device.type:
+    if not _partitioned(run) and model.device.type != training.device.type:
         model.to(training.device)  # the Trainer or the engine would do it a moment later
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
     mixed = half is not None and (config is None or run.weights_dtype != half)  # DeepSpeed casts the weights instead

@@ -65,10 +65,12 @@ class _Lender:
         return parameter, tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def unpack(self, kept: Any) -> torch.Tensor:
-        """The tensor again; a weight as a copy that lives as long as its use."""
+        """The tensor again; a weight that is not lent at the moment as a copy that lives as long as its use."""
         if isinstance(kept, torch.Tensor):
             return kept
         parameter, *view = kept
+        if not _is_partitioned(parameter):
+            return parameter.detach().as_strided(*view)
         with _whole(parameter):
             return parameter.detach().clone().as_strided(*view)
 

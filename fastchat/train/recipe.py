@@ -31,6 +31,7 @@ from fastchat.train.beginning import (
 )
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote, number
 from fastchat.train.checkpointing import StopCallback
+from fastchat.train.head import ChunkedHead
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce
 from fastchat.train.prepare import attention_for, prepare_head, prepare_model, prepare_rope, prepare_text
@@ -73,11 +74,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     if not trainable:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, memory, packs, identity)
-    packed.check_model(run, model)
+    head = prepare_head(settings, model)
+    packed.check_model(run, model, head)
 
     together(lambda: status.claim(output_dir))
     first(lambda: clear_folder(output_dir, resume))
-    trainer = make_trainer(run, model)
+    trainer = make_trainer(run, model, head)
     trainer.plan = plan_checkpoints(settings, identity, resume, trainer)
     trainer.add_callback(StopCallback(trainer))
     say(f"training {trainable:,} of {total:,} parameters on {len(corpora['train'].dataset):,} dialogues")
@@ -110,7 +112,7 @@ def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
     say(summary(record, output_dir))
 
 
-def make_trainer(run: Run, model: Any) -> ChatTrainer:
+def make_trainer(run: Run, model: Any, head: ChunkedHead | None) -> ChatTrainer:
     """The Trainer of a run. Checkpoints that it saves on the way are as complete as the final result."""
     settings, corpora = run.settings, run.corpora
     dataset = packed.dataset_of(run, "train")
@@ -130,7 +132,7 @@ def make_trainer(run: Run, model: Any) -> ChatTrainer:
         write_weights=write_weights,
         dummy_token=run.pad_token_id,
         memory=run.memory,
-        head=prepare_head(settings, model),
+        head=head,
         train_lengths=dataset.lengths if grouped else None,
     )
     if settings.data.log_samples:

@@ -95,8 +95,8 @@ def train(
     made: list[Any] = []
     build = recipe.make_trainer
 
-    def kept(run: Any, model: Any) -> Any:
-        made.append(build(run, model))
+    def kept(*args: Any) -> Any:
+        made.append(build(*args))
         return made[-1]
 
     monkeypatch.setattr(recipe, "make_trainer", kept)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastchat.checkpoint.manifest import read_manifest
+from fastchat.train.head import ChunkedHead
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, covers, ok
@@ -155,6 +156,39 @@ def test_verifying_prints_one_line_and_changes_nothing(train: Train) -> None:
     assert "on 16 dialogues in 3 packs: loss off by" in line and "allowed: 1e-05" in line
     assert "packing verified" not in plain.err
     same_run(plain, verified)
+
+
+def test_verifying_takes_the_memory_that_training_takes(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No logits of a whole batch, and layers that forget their activations where training's do."""
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    from fastchat.train import packed
+
+    rows, layers, compared = [], [0], []
+    summed, attend, compare = ChunkedHead._sum, LlamaAttention.forward, packed.compare_packing
+
+    def watched(*args: Any, **more: Any) -> Any:
+        def attention(*args: Any, **kwargs: Any) -> Any:
+            layers[0] += 1
+            return attend(*args, **kwargs)
+
+        def sum_of(self: Any, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+            rows.append(len(hidden))
+            return summed(self, hidden, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LlamaAttention, "forward", attention)
+            patch.setattr(ChunkedHead, "_sum", sum_of)
+            compared.append(compare(*args, **more))
+        return compared[-1]
+
+    monkeypatch.setattr(packed, "compare_packing", watched)
+    outcome = ok(train("--packing", "True", "--verify_packing", "True", "--gradient_checkpointing", "True"))
+    assert "packing verified on 16 dialogues in 3 packs" in outcome.err
+    batches = 16 + 1  # the dialogues one by one, and one batch of three packs
+    assert len(rows) == batches and rows[-1] == sum(rows[:-1]), "supervised tokens only"
+    depth = outcome.trainer.model.config.num_hidden_layers
+    assert layers[0] == 2 * depth * batches, "each layer runs again in the backward pass"
 
 
 def test_nothing_is_called_verified_where_nothing_shares_a_row(train: Train, tmp_path: Path) -> None:
