@@ -38,7 +38,8 @@ TREATMENTS = {
     "trailing_user_turns": "user or tool turns after the last answer, removed",
     "empty_assistant_turns": "assistant turns without text, kept but not trained",
     "empty_user_turns": "user turns without text, kept",
-    "ignored_tools": "dialogues trained without their list of tools, which no template shows to the model",
+    "ignored_tools": "dialogues trained without their list of tools; the system text has to name them",
+    "calls_as_text": "dialogues with function calls, learned as the text that they are in the data",
 }
 
 
@@ -85,6 +86,7 @@ def parse_row(row: dict[str, Any], source: str = "", line: int = 0) -> Parsed:
     if not kept:
         return Parsed(None, "no_assistant_turn", Counter())
     treatments["ignored_tools"] += _has_tools(row)
+    treatments["calls_as_text"] += _has_calls(row)
     return Parsed(Dialogue(turns=tuple(kept), system=system, source=source, line=line), None, +treatments)
 
 
@@ -193,6 +195,11 @@ def _checked(turn: Turn, treatments: Counter[str]) -> Turn:
 
 def _has_tools(row: dict[str, Any]) -> bool:
     return row.get("tools") not in (None, "", "[]", [])
+
+
+def _has_calls(row: dict[str, Any]) -> bool:
+    key = _format_of(row)
+    return key in _TURN_LISTS and any(entry[_TURN_LISTS[key].role] == CALL for entry in row[key])
 
 
 # --- types

@@ -255,6 +255,15 @@ def test_tools_are_named_as_left_out() -> None:
         assert parse_row(sharegpt(("human", "q"), ("gpt", "a"), tools=tools)).treatments["ignored_tools"] == counted
 
 
+def test_function_calls_are_named_as_text() -> None:
+    call = ("function_call", '{"name": "f", "arguments": {}}')
+    called = parse_row(sharegpt(("human", "q"), call, ("observation", "3"), ("gpt", "a")))
+    assert called.treatments["calls_as_text"] == 1 and called.dialogue is not None
+    assert called.dialogue.turns[1].text == call[1]
+    assert not parse_row(sharegpt(("human", "q"), ("gpt", "a"))).treatments["calls_as_text"]
+    assert not parse_row({"instruction": "q", "output": "a"}).treatments["calls_as_text"]
+
+
 def test_row_id() -> None:
     assert [row_id({"id": v}) for v in ("a", 3, True, None, 1.5, [])] == ["a", "3", None, None, None, None]
     assert row_id({"id": None, "idx": 4}) == "4"

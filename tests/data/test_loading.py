@@ -305,16 +305,16 @@ def test_fingerprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_rows", "ignored_tools"),
+    ("name", "num_rows", "treatments"),
     [
-        ("alpaca_en_demo.json", 999, 0),
-        ("dummy_conversation.json", 500, 0),
-        ("glaive_toolcall_en_demo.json", 300, 191),
-        ("gsm8k_multiturn.jsonl", 6000, 0),
+        ("alpaca_en_demo.json", 999, {}),
+        ("dummy_conversation.json", 500, {}),
+        ("glaive_toolcall_en_demo.json", 300, {"ignored_tools": 191, "calls_as_text": 153}),
+        ("gsm8k_multiturn.jsonl", 6000, {}),
     ],
 )
-def test_shared_data(shared: Path, name: str, num_rows: int, ignored_tools: int) -> None:
+def test_shared_data(shared: Path, name: str, num_rows: int, treatments: dict[str, int]) -> None:
     loaded = load_dialogues([str(shared / "data" / name)])
     assert len(loaded.records) == num_rows and all(r.dialogue for r in loaded.records)
     expected = {"rows": num_rows, "bad_rows": 0}
-    assert loaded.counts == ({**expected, "ignored_tools": ignored_tools} if ignored_tools else expected)
+    assert loaded.counts == expected | treatments

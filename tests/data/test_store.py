@@ -280,7 +280,7 @@ def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
         "straddling   3 tokens hold characters of an answer and of something else",
         "look-alikes  9 control strings stand in messages as text, 8 of them kept so by an extra split",
         "also         7 user or tool turns after the last answer, removed",
-        "also         1,195 dialogues trained without their list of tools, which no template shows to the model",
+        "also         1,195 dialogues trained without their list of tools; the system text has to name them",
     ]
     assert table({}).startswith("records      0: 0 trained on")
 
