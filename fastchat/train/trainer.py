@@ -45,6 +45,8 @@ class ChatTrainer(CheckpointTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.is_deepspeed_enabled:  # accelerate would do the same a moment later, with a warning
+            self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
         self.memory = memory
         self.add_callback(memory)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
