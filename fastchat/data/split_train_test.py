@@ -61,7 +61,7 @@ def split(args: argparse.Namespace) -> None:
             file = stack.enter_context(RowFile(name, "output"))
             for number in part:
                 file.add(waiting.get(number))
-    show(f"#train: {len(parts[0]):,}, #test: {len(parts[1]):,}")
+    show(f"#train: {len(parts[0]):,} in {names[0]}, #test: {len(parts[1]):,} in {names[1]}")
 
 
 class _Waiting:

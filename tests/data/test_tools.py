@@ -225,7 +225,8 @@ def test_the_default_split_is_upstreams(tmp_path: Path, capsys: Capture) -> None
     assert run(split_train_test, "--in-file", data) == 0
     train, test = (json.loads((tmp_path / f"my.json_{part}.json").read_text()) for part in ("train", "test"))
     assert [*train, *test] == [ROWS[i] for i in order] and len(train) == int(0.9 * len(ROWS))
-    assert capsys.readouterr().out == "#train: 22, #test: 3\n"
+    names = [tmp_path / f"my.json_{part}.json" for part in ("train", "test")]
+    assert capsys.readouterr().out == f"#train: 22 in {names[0]}, #test: 3 in {names[1]}\n"
 
 
 def test_ratio_slice_seed_and_names(tmp_path: Path, capsys: Capture) -> None:
