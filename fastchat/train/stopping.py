@@ -57,7 +57,7 @@ class Stopping:
         if threading.current_thread() is not threading.main_thread():
             return
         self._owner = os.getpid()
-        self.reason, self.deaf = None, False
+        self.reason = None
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         self._watch(_launchers())
@@ -90,7 +90,7 @@ class Stopping:
     def close(self) -> None:
         """The work of all is done: the others may end now."""
         self.peers = {}
-        self.can_wait = True
+        self.can_wait, self.deaf = True, False
 
     def dead_peers(self, patience_s: float = 0.0) -> str:
         """Names the ranks of this machine that are gone, such as "rank 1 (process 4242)"; "" where none is.
