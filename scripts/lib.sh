@@ -123,3 +123,13 @@ use_env() {
   command -v deepspeed >/dev/null 2>&1 ||
     fail 6 "deepspeed is not installed here; 'bash $ROOT/scripts/quickstart.sh' sets up $VENV, or activate an environment of yours."
 }
+
+# Enough for a plan, which needs neither deepspeed nor torch: .venv where it exists, else the Python that is there.
+use_python() {
+  if [ -x "$VENV/bin/python" ]; then
+    export PATH="$VENV/bin:$PATH"
+  elif ! command -v python >/dev/null 2>&1; then
+    PYTHON="$(find_python)"
+    python() { "$PYTHON" "$@"; }
+  fi
+}

@@ -27,6 +27,13 @@ flag_or() {
   printf '%s' "$value"
 }
 
+# Whether --plan stands among the flags: then nothing is trained, and only the model need be known.
+PLAN=""
+case "$(flag_or plan '' "$@" | tr '[:upper:]' '[:lower:]')" in
+  false | f | no | n | off | 0) ;;
+  *) case " $* " in *" --plan "* | *" --plan="*) PLAN=1 ;; esac ;;
+esac
+
 # What to train, on what, to where.
 MODEL="$(flag_or model_name_or_path "${MODEL:-}" "$@")"          # folder (or hub name) of the base model
 DATA="$(flag_or data_path "${DATA:-}" "$@")"                     # conversations: a file, folder, pattern, hub dataset
@@ -50,7 +57,7 @@ is_data() {
 
 # One line that names everything that is missing, before anything slow begins.
 preflight() {
-  local missing=() found
+  missing=()
   if [ -z "$MODEL" ]; then
     missing+=("MODEL is not set (MODEL=/path/to/base-model or a hub name such as meta-llama/Llama-2-7b-hf)")
   elif [ -d "$MODEL" ]; then
@@ -58,29 +65,32 @@ preflight() {
   elif ! [[ "$MODEL" =~ $HUB_NAME ]]; then
     missing+=("MODEL=$MODEL does not exist")
   fi
+  [ -f "$DEEPSPEED_CONFIG" ] || missing+=("DEEPSPEED_CONFIG=$DEEPSPEED_CONFIG does not exist")
+  [[ "$AUTO" =~ ^[01]$ ]] || fail 2 "cannot start: AUTO=$AUTO is neither 0 nor 1"
+  [[ "${NUM_GPUS:-1}" =~ ^[1-9][0-9]*$ ]] || fail 2 "cannot start: NUM_GPUS=$NUM_GPUS is not a number of processes"
+  [[ "$DEVICE" =~ ^(cpu|gpu)$ ]] || missing+=("DEVICE=$DEVICE is neither gpu nor cpu")
+  [ -n "$PLAN" ] || to_train
+  [ "${#missing[@]}" -eq 0 ] || fail 2 "cannot start: $(printf '%s; ' "${missing[@]}" | sed 's/; $//')"
+}
+
+# What a plan can do without: it may be made on a laptop or a login node, for GPUs that are elsewhere.
+to_train() {
+  local found
   if [ -z "$DATA" ]; then
     missing+=("DATA is not set (DATA=/path/to/conversations.json, for example sharegpt_gpt4.json)")
   elif ! is_data "$DATA"; then
     missing+=("DATA=$DATA does not exist")
   fi
   [ -z "$EVAL_DATA" ] || is_data "$EVAL_DATA" || missing+=("EVAL_DATA=$EVAL_DATA does not exist")
-  [ -f "$DEEPSPEED_CONFIG" ] || missing+=("DEEPSPEED_CONFIG=$DEEPSPEED_CONFIG does not exist")
-  [[ "$AUTO" =~ ^[01]$ ]] || fail 2 "cannot start: AUTO=$AUTO is neither 0 nor 1"
-  [[ "${NUM_GPUS:-1}" =~ ^[1-9][0-9]*$ ]] || fail 2 "cannot start: NUM_GPUS=$NUM_GPUS is not a number of processes"
-  case "$DEVICE" in
-    cpu) ;;
-    gpu)
-      found="$(num_gpus)"
-      if [ "$found" -eq 0 ]; then
-        missing+=("no NVIDIA GPU found (DEVICE=cpu runs on the processor)")
-      elif [ -n "$NUM_GPUS" ] && [ "$NUM_GPUS" -gt "$found" ]; then
-        missing+=("NUM_GPUS=$NUM_GPUS but only $found found")
-      fi
-      ;;
-    *) missing+=("DEVICE=$DEVICE is neither gpu nor cpu") ;;
-  esac
+  if [ "$DEVICE" = gpu ]; then
+    found="$(num_gpus)"
+    if [ "$found" -eq 0 ]; then
+      missing+=("no NVIDIA GPU found (DEVICE=cpu runs on the processor)")
+    elif [ -n "$NUM_GPUS" ] && [ "$NUM_GPUS" -gt "$found" ]; then
+      missing+=("NUM_GPUS=$NUM_GPUS but only $found found")
+    fi
+  fi
   has_compiler || missing+=("no C++ compiler, which DeepSpeed needs (for example: sudo apt install g++)")
-  [ "${#missing[@]}" -eq 0 ] || fail 2 "cannot start: $(printf '%s; ' "${missing[@]}" | sed 's/; $//')"
 }
 
 # Which processes: all visible GPUs, or the first NUM_GPUS of them.
@@ -111,7 +121,7 @@ choose_evaluation() {
   [ -z "$EVAL_DATA" ] || evaluation+=(--eval_data_path="$EVAL_DATA")
   [ "$VAL_SET_SIZE" = 0 ] || evaluation+=(--val_set_size "$VAL_SET_SIZE")
   if [ "${#evaluation[@]}" -eq 0 ]; then
-    say "neither EVAL_DATA nor VAL_SET_SIZE is set: training without evaluation."
+    [ -n "$PLAN" ] || say "neither EVAL_DATA nor VAL_SET_SIZE is set: training without evaluation."
     return
   fi
   evaluation+=(--eval_strategy "${EVAL_STRATEGY:-epoch}")
@@ -122,7 +132,7 @@ choose_evaluation() {
 choose_flags() {
   flags=(
     --model_name_or_path="$MODEL"
-    --data_path="$DATA"
+    ${DATA:+--data_path="$DATA"}
     --output_dir="$OUTPUT_DIR"
     --conv_template "${CONV_TEMPLATE:-vicuna_v1.1}"
     --lora_r "$LORA_R"
@@ -149,20 +159,27 @@ choose_flags() {
   )
 }
 
+# The plan of the run. Flags of the command line win, so --gpus 8 --gpu_memory 80GiB describes another machine.
+plan() {
+  local here=()
+  [ "$processes" = 0 ] || here=(--gpus "$processes")
+  python -m fastchat.plan ${here[@]+"${here[@]}"} "${flags[@]}" "$@"
+}
+
 # Does the batch fit? By arithmetic, before anything is loaded. AUTO=1 takes the largest that does and keeps the global
 # batch; without it the run goes on as it is. A model that is not here yet cannot be planned.
 check_memory() {
-  local answer warning old_batch old_accumulation batch accumulation
-  answer="$(python -m fastchat.plan "${flags[@]}" --gpus "$processes" --json | python -c '
+  local answer warning old_batch old_accumulation batch accumulation gpus
+  answer="$(plan --json | python -c '
 import json, sys
 plan = json.load(sys.stdin)
-names = "per_device_train_batch_size gradient_accumulation_steps fitting_microbatch fitting_accumulation"
+names = "per_device_train_batch_size gradient_accumulation_steps fitting_microbatch fitting_accumulation gpus"
 print(*(plan[name] for name in names.split()))
 print(plan["warning"] or "")')" || {
     say "memory is not planned (the reason is above)."
     return 0
   }
-  { read -r old_batch old_accumulation batch accumulation && IFS= read -r warning; } <<<"$answer" || warning=""
+  { read -r old_batch old_accumulation batch accumulation gpus && IFS= read -r warning; } <<<"$answer" || warning=""
   [ -n "$warning" ] || return 0
   say "$warning"
   if [ "$AUTO" != 1 ]; then
@@ -172,21 +189,20 @@ print(plan["warning"] or "")')" || {
   else
     flags+=(--per_device_train_batch_size "$batch" --gradient_accumulation_steps "$accumulation")
     say "AUTO=1: batch $batch x accumulation $accumulation in place of $old_batch x $old_accumulation; the global batch" \
-      "stays $((batch * accumulation * processes))."
+      "stays $((batch * accumulation * gpus))."
   fi
 }
 
 preflight
-use_env
+if [ -n "$PLAN" ]; then use_python; else use_env; fi
 choose_launcher
 choose_evaluation
 choose_flags "$@"
-case " $* " in
-  *" --plan "* | *" --plan=True "*)
-    [ "$AUTO" != 1 ] || check_memory
-    exec python -m fastchat.plan "${flags[@]}" --gpus "$processes"
-    ;;
-esac
+if [ -n "$PLAN" ]; then
+  [ "$AUTO" != 1 ] || check_memory
+  plan
+  exit
+fi
 check_memory
 
 exec env ${hidden[@]+"${hidden[@]}"} deepspeed "${launcher[@]}" "$ROOT/fastchat/train/train_lora.py" "${flags[@]}"

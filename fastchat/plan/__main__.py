@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastchat.errors import SettingsError, UserError, show
+from fastchat.errors import SettingsError, UserError, say, show
 from fastchat.plan.api import estimate, machine_asked, plan_lines, run_of
-from fastchat.plan.families import architecture_of_size
-from fastchat.plan.flags import help_text, read_flags
+from fastchat.plan.flags import LORA_ONLY, help_text, read_flags
+from fastchat.plan.known import architecture_of_size
 from fastchat.plan.largest import largest_models
-from fastchat.plan.recommend import LENGTH, Recommendation, launch_line, recipe, recommend, table, write_recipes
+from fastchat.plan.recipes import launch_lines, recipe, write_recipes
+from fastchat.plan.recommend import LENGTH, Recommendation, recommend, table
 from fastchat.plan.report import as_json, describe
 from fastchat.plan.run import Machine, Run
 from fastchat.plan.units import human
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(flags: dict[str, Any], machine: Machine) -> list[str]:
     if flags["recommend"] and flags["largest"]:
         raise SettingsError("--recommend and --largest are two questions; ask one at a time")
+    adapters = [f"--{name}" for name in sorted(flags["given"] & LORA_ONLY)]
+    if adapters and flags["full_finetuning"] and not flags["q_lora"]:
+        say(f"--full_finetuning trains no adapter, so this counts for nothing: {', '.join(adapters)}")
     if flags["recommend"]:
         return _recommended(flags, machine)
     if flags["largest"]:
@@ -57,18 +61,25 @@ def _given_run(flags: dict[str, Any], machine: Machine) -> Run | None:
     return None
 
 
+_SEARCHED = ("q_lora", "gradient_checkpointing", "deepspeed")
+
+
 def _recommended(flags: dict[str, Any], machine: Machine) -> list[str]:
     _needs_gpu_memory(machine, "recommend")
     given = _given_run(flags, machine) or run_of(flags, machine, architecture_of_size("7b"))
     length = flags["model_max_length"] if "model_max_length" in flags["given"] else LENGTH
+    if searched := [f"--{name}" for name in _SEARCHED if name in flags["given"]]:
+        say(f"--recommend tries all of it itself, so this counts for nothing: {', '.join(searched)}")
     found = recommend(machine, given, sorted(flags["given"]), length)
     folder = Path(flags["recipes"]).expanduser()
     written = write_recipes(found, folder)
     if flags["json"]:
         return [json.dumps(_flat(found))]
     lines = [_machine_line(machine, length), "", *table(found)]
+    if not given.lora and not written:
+        lines += ["", "No full fine-tuning fits here; without --full_finetuning this looks for LoRA and QLoRA."]
     for path, launch in written:
-        lines += ["", f"{path}:", f"  {launch}"]
+        lines += ["", f"{path}:", *(f"  {line}" for line in launch)]
     return lines
 
 
@@ -80,10 +91,11 @@ def _flat(recommendations: Sequence[Recommendation]) -> dict[str, Any]:
         if r.best is not None:
             run = r.best.run
             found = as_json(r.best.plan, limits=False)
-            found |= {"q_lora": run.q_lora, "lora_r": run.lora_r, "deepspeed": run.zero.path if run.zero else None}
+            found |= {"full_finetuning": not run.lora, "q_lora": run.q_lora, "lora_r": run.lora_r}
+            found["deepspeed"] = run.zero.path if run.zero else None
             found |= {"zero_stage": run.zero.stage if run.zero else 0, "slowdown": round(r.best.slowdown, 3)}
             found |= {"gradient_checkpointing": run.gradient_checkpointing, "recipe": recipe(r)}
-            found["launch"] = launch_line(r, Path("RECIPE.yaml"))
+            found["launch"] = launch_lines(r, Path("RECIPE.yaml"))[0]
             flat |= {f"{r.label}_{name}": value for name, value in found.items()}
     return flat
 

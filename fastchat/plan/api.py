@@ -21,8 +21,8 @@ from fastchat.errors import SettingsError
 from fastchat.plan.advice import advice_after_oom, plan_lines, warning_line
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.estimate import Plan, estimate
-from fastchat.plan.families import architecture_of_size
 from fastchat.plan.flags import TRAINING
+from fastchat.plan.known import architecture_of_size
 from fastchat.plan.limits import largest_context, largest_microbatch
 from fastchat.plan.machine import detect_cpu_memory, detect_gpus
 from fastchat.plan.model_files import read_architecture
@@ -136,12 +136,18 @@ def machine_of(
     The memory of this host counts only when the GPUs are this host's: somebody who describes GPUs on a machine that
     has none is asking about another machine. `on_cpu`: `gpus` counts the processes that train on the processor.
     """
+    if gpus is not None and gpus % hosts:
+        less = gpus - gpus % hosts
+        raise SettingsError(
+            f"--gpus {gpus} are those of all machines together and cannot be shared evenly among --hosts {hosts}; give "
+            + (f"--gpus {less} or {less + hosts}" if less else f"--gpus {hosts} or more")
+        )
     if on_cpu:
-        return Machine(gpus or 1, hosts, None, cpu_memory or detect_cpu_memory(), on_cpu=True)
+        return Machine(gpus or hosts, hosts, None, cpu_memory or detect_cpu_memory(), on_cpu=True)
     found = detect_gpus()[:gpus]
     named = found[0].name if found and gpu_memory is None else ""
     memory = min((gpu.memory for gpu in found), default=None) if gpu_memory is None else gpu_memory
-    number = gpus if gpus is not None else max(1, len(found))
+    number = gpus if gpus is not None else max(1, len(found)) * hosts
     elsewhere = not found and (gpus is not None or gpu_memory is not None)
     if cpu_memory is None and not elsewhere:
         cpu_memory = detect_cpu_memory()

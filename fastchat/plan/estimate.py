@@ -23,21 +23,24 @@ class Plan:
     """Bytes per GPU, except where the name says host. The eight parts add up to `total`.
 
     `loss` is what the head needs on top of the activations: with checkpointing the layer that is recomputed later
-    takes the same place. `reserve` holds temporary tensors, the CUDA context and fragmentation. `overlap` is zero, or
-    negative where gradients and activations are not there at the same time (full fine-tuning without accumulation).
+    takes the same place. `paged` is the part of `optimizer` that the driver moves to the host when the GPU runs out: as
+    much of it as fits beside everything else is here, the rest is in `host_optimizer`. `reserve` holds temporary
+    tensors, the CUDA context and fragmentation. `overlap` is zero, or negative where gradients and activations are not
+    there at the same time (full fine-tuning without accumulation).
     """
 
     run: Run
     weights: int
     gradients: int
     optimizer: int
+    paged: int
     activations: int
     loss: int
     quantisation_overhead: int
     zero_buffers: int
     reserve: int
     overlap: int
-    allocated: int  # what torch.cuda.max_memory_allocated should show; on a CPU, what the process should grow by
+    allocated: int  # what torch.cuda.max_memory_allocated should show (nothing paged); on a CPU, the process' growth
     loss_alone: int
     peak_at: str  # one of the moments in `moments_of`
     host_weights: int
@@ -87,13 +90,15 @@ def estimate(run: Run) -> Plan:
     rest = allocated - standing - states.gradients - acts.saved - on_top
     matrix = min(acts.dequantised, max(rest, 0)) if at == "backward" else 0
     outside = cuda_of(run) + math.ceil(FRAGMENTATION * allocated)
+    paged = min(states.paged, _room(run, allocated + outside))
     processes = run.machine.gpus_per_host
     own = PROCESS + (allocated + outside if run.machine.on_cpu else 0)
     return Plan(
         run=run,
         weights=states.weights,
         gradients=states.gradients,
-        optimizer=states.optimizer,
+        optimizer=states.optimizer + paged,
+        paged=paged,
         activations=acts.saved,
         loss=on_top,
         quantisation_overhead=states.scales + matrix,
@@ -105,9 +110,18 @@ def estimate(run: Run) -> Plan:
         peak_at=at,
         host_weights=processes * states.host_weights,
         host_gradients=processes * states.host_gradients,
-        host_optimizer=processes * states.host_optimizer,
+        host_optimizer=processes * (states.host_optimizer + states.paged - paged),
         host_processes=processes * own,
     )
+
+
+def _room(run: Run, needed: int) -> int:
+    """Bytes of a GPU beside what cannot move; without a known limit there is room for everything.
+
+    torch keeps what it once had, so what is paged gets what the peak leaves, also while the optimizer steps.
+    """
+    limit = run.machine.gpu_memory
+    return 1 << 62 if limit is None else max(0, limit - needed)
 
 
 def cuda_of(run: Run) -> int:

@@ -1,8 +1,7 @@
-"""Which families of decoders are known, and the shape of a model from its config.json or its size."""
+"""Which families of decoders are known, and the shape of a model from its config.json."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -101,26 +100,3 @@ def _size(values: Mapping[str, Any], key: str, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SettingsError(f"{name}: config.json gives no usable {key} ({value!r}), so its memory cannot be planned")
     return value
-
-
-# Llama-2, from the config.json of the published checkpoints.
-_SIZES = {
-    "7b": ("meta-llama/Llama-2-7b-hf", 4096, 32, 32, 32, 11008),
-    "13b": ("meta-llama/Llama-2-13b-hf", 5120, 40, 40, 40, 13824),
-    "70b": ("meta-llama/Llama-2-70b-hf", 8192, 80, 64, 8, 28672),
-}
-SIZES = tuple(_SIZES)
-
-
-def architecture_of_size(size: str) -> Architecture:
-    """The Llama-2 of that size ("7b", "13b", "70b"). SettingsError for any other."""
-    if size.lower() not in _SIZES:
-        close = difflib.get_close_matches(size.lower(), SIZES, n=1, cutoff=0.3)
-        hint = f" (nearest: {close[0]})" if close else ""
-        raise SettingsError(
-            f"--model_size {size} is not one of {', '.join(SIZES)}{hint}; for another model give --model_name_or_path"
-        )
-    name, hidden, layers, heads, kv_heads, intermediate = _SIZES[size.lower()]
-    return Architecture(
-        name, LLAMA, hidden, layers, heads, kv_heads, hidden // heads, intermediate, 32_000, False, max_positions=4096
-    )

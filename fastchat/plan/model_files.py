@@ -12,19 +12,22 @@ from typing import Any
 
 from fastchat.errors import SettingsError
 from fastchat.plan.architecture import Architecture
-from fastchat.plan.families import SIZES, architecture_from_config
+from fastchat.plan.families import architecture_from_config
+from fastchat.plan.known import SIZES, architecture_of_hub_name
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _LARGEST_HEADER = 100 * 1024**2  # the format's own limit
 
 
 def read_architecture(model: str, cache_dir: str | None = None) -> Architecture:
-    """The shape of the model in the folder (or hub name, if it is in the cache) `model`.
+    """The shape of the model in the folder (or hub name, if it is in the cache or a known one) `model`.
 
     Counted from config.json and, where weight files are there, checked against them: tensors that belong to no
     decoder layer are added as `other`. SettingsError when there is no config.json or the two contradict each other.
     """
     folder = find_folder(model, cache_dir)
+    if folder is None:
+        return _without_files(model)
     architecture = architecture_from_config(_read_json(folder / "config.json"), model)
     tensors = stored_tensors(folder)
     if not tensors:
@@ -61,8 +64,11 @@ def stored_tensors(folder: Path) -> dict[str, tuple[str, int]]:
     return found
 
 
-def find_folder(model: str, cache_dir: str | None = None) -> Path:
-    """The folder of `model`: itself, or the newest snapshot of a hub name in the cache. Never downloads."""
+def find_folder(model: str, cache_dir: str | None = None) -> Path | None:
+    """The folder of `model`: itself, or the newest snapshot of a hub name in the cache; None where there is neither.
+
+    Never downloads. SettingsError for a folder without config.json.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -71,12 +77,17 @@ def find_folder(model: str, cache_dir: str | None = None) -> Path:
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(cache_dir or os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     snapshots = sorted(cache.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json"), key=_changed)
-    if snapshots and not model.startswith((".", "/", "~")):
-        return snapshots[-1].parent
-    raise SettingsError(
-        f"--model_name_or_path {model}: no such folder, and not in the cache either (planning downloads nothing); "
-        f"give a folder, or --model_size {'|'.join(SIZES)}"
-    )
+    return snapshots[-1].parent if snapshots and not model.startswith((".", "/", "~")) else None
+
+
+def _without_files(model: str) -> Architecture:
+    known = architecture_of_hub_name(model)
+    if known is None:
+        raise SettingsError(
+            f"--model_name_or_path {model}: no such folder, and not in the cache either (planning downloads nothing); "
+            f"give a folder, or --model_size {'|'.join(SIZES)}"
+        )
+    return known
 
 
 def _changed(path: Path) -> float:

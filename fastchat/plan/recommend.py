@@ -1,16 +1,14 @@
-"""The documents' table of sizes, worked out for this machine: settings, why not others, recipes and launch lines."""
+"""The documents' table of sizes, worked out for this machine: settings, and why not others."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.estimate import estimate
-from fastchat.plan.families import SIZES, architecture_of_size
+from fastchat.plan.known import SIZES, architecture_of_size
 from fastchat.plan.report import describe, why_not
 from fastchat.plan.run import Machine, Run
 from fastchat.plan.search import Choice, choices, fitting, rejected
@@ -21,15 +19,18 @@ LENGTH = 1024  # of the documented runs
 
 @dataclass(frozen=True)
 class Documented:
-    """One row of the documents: rank, microbatch and accumulation per GPU, and epochs of its script."""
+    """One row of the documents: rank, microbatch and accumulation per GPU, epochs and learning rate of its script."""
 
     lora_r: int
     microbatch: int
     accumulation: int
     epochs: int
+    learning_rate: float = 3e-4
 
 
 DOCUMENTED = {"7b": Documented(8, 16, 2, 10), "13b": Documented(16, 8, 1, 1), "70b": Documented(64, 2, 8, 5)}
+# Full fine-tuning, of any size: 64 rows per step on 8 GPUs, as in the recipes for multi-round math.
+FULL = Documented(0, 4, 2, 3, 1e-5)
 
 
 @dataclass(frozen=True)
@@ -46,35 +47,42 @@ class Recommendation:
         return self.choices[0] if self.choices else None
 
     @property
+    def row(self) -> Documented:
+        """The documents' row whose values it has."""
+        return row_of(self.wanted.architecture, self.wanted.lora)
+
+    @property
     def least(self) -> str:
         """What the smallest configuration would need, where nothing fits."""
         plan = min((estimate(run) for run in choices(self.wanted)), key=lambda plan: (not plan.gpu_fits, plan.total))
         return f"{describe(plan.run)}: {why_not(plan)}"
 
 
-def row_of(architecture: Architecture) -> str:
-    """The documents' row that a model belongs to, by its size."""
+def row_of(architecture: Architecture, lora: bool = True) -> Documented:
+    """The documents' row that a model belongs to: by its size, or the one of full fine-tuning."""
     billions = architecture.parameters / 1e9
-    return "7b" if billions < 10 else "13b" if billions < 35 else "70b"
+    return DOCUMENTED["7b" if billions < 10 else "13b" if billions < 35 else "70b"] if lora else FULL
 
 
 def recommend(
     machine: Machine, given: Run | None = None, fixed: Sequence[str] = (), length: int = LENGTH
 ) -> list[Recommendation]:
-    """For 7b, 13b and 70b, and for `given`'s model.
+    """For 7b, 13b and 70b, and for `given`'s model; LoRA and QLoRA, or full fine-tuning where `given` is that.
 
     Rank, global batch and length are the documents', except those among `fixed` (names of flags the user gave), which
     are taken from `given`.
     """
     rows: list[tuple[str, Architecture]] = [(size, architecture_of_size(size)) for size in SIZES]
-    if given is not None and given.architecture not in [architecture for _, architecture in rows]:
+    if given is not None and given.architecture.name not in [architecture.name for _, architecture in rows]:
         rows.append((given.architecture.name, given.architecture))
+    lora = given is None or given.lora
     found = []
     for label, architecture in rows:
-        row = DOCUMENTED[row_of(architecture)]
+        row = row_of(architecture, lora)
         wanted = Run(
             architecture,
             machine,
+            lora=lora,
             lora_r=row.lora_r,
             model_max_length=length,
             per_device_train_batch_size=row.microbatch,
@@ -139,76 +147,3 @@ def _row(recommendation: Recommendation, choice: Choice) -> tuple[str, ...]:
         human(plan.host_total),
         f"{choice.slowdown:.2f}",
     )
-
-
-# ---- recipes ----
-
-
-def recipe(recommendation: Recommendation) -> str:
-    """The best choice as YAML that train_lora.py reads; data and output are given on the command line."""
-    best = recommendation.best
-    assert best is not None, recommendation.label
-    run = best.run
-    assert run.zero is not None, recommendation.label
-    epochs = DOCUMENTED[row_of(run.architecture)].epochs
-    values: dict[str, Any] = {
-        "model_name_or_path": run.architecture.name,
-        "conv_template": "vicuna_v1.1",
-        "lora_r": run.lora_r,
-        "lora_alpha": 16,
-        "lora_dropout": run.lora_dropout,
-        "q_lora": run.q_lora,
-        "deepspeed": run.zero.path,
-        "model_max_length": run.model_max_length,
-        "per_device_train_batch_size": run.per_device_train_batch_size,
-        "gradient_accumulation_steps": run.gradient_accumulation_steps,
-        "gradient_checkpointing": run.gradient_checkpointing,
-        "num_train_epochs": epochs,
-        "learning_rate": 3e-4,
-        "lr_scheduler_type": "cosine",
-        "warmup_ratio": 0.03,
-        "weight_decay": 0,
-        "optim": run.optim,
-        "bf16": run.bf16 and not run.fp16,
-        "fp16": run.fp16,
-        "tf32": True,
-        "flash_attn": True,  # falls back to torch's own kernels, which is what was counted
-        "save_strategy": "epoch",
-        "logging_steps": 1,
-    }
-    machine = run.machine
-    header = [
-        f"# {describe(run)}",
-        f"# Worked out by `python -m fastchat.plan --recommend` for {machine.gpus} x {human(machine.gpu_memory or 0)}:",
-        f"# needs {human(best.plan.total)} per GPU and {human(best.plan.host_total)} per host.",
-        f"# {launch_line(recommendation, Path('THIS_FILE'))}",
-    ]
-    return "\n".join([*header, *(f"{name}: {_yaml(value)}" for name, value in values.items())]) + "\n"
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, str):
-        plain = all(c.isalnum() or c in "-_./" for c in value) and not value[0].isdigit()
-        return value if plain else "'" + value.replace("'", "''") + "'"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def launch_line(recommendation: Recommendation, path: Path) -> str:
-    """The command that runs a recipe."""
-    machine = recommendation.wanted.machine
-    return (
-        f"deepspeed --num_gpus {machine.gpus_per_host} --module fastchat.train.train_lora {shlex.quote(str(path))} "
-        "--data_path DATA.json --output_dir OUTPUT"
-    )
-
-
-def write_recipes(recommendations: Sequence[Recommendation], folder: Path) -> list[tuple[Path, str]]:
-    """Writes one YAML file per model that fits; [(file, launch line)]."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for r in recommendations:
-        if r.best is not None:
-            path = folder / f"{r.label.rstrip('/').rpartition('/')[2]}_lora.yaml"
-            path.write_text(recipe(r), encoding="utf-8")
-            written.append((path, launch_line(r, path)))
-    return written

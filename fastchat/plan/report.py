@@ -16,7 +16,8 @@ _NO_GPU = "no GPU was found: --gpu_memory 24GiB"
 
 
 def as_json(plan: Plan, *, limits: bool = True) -> dict[str, Any]:
-    """One flat object, memory in bytes. The parts, `reserve` and `overlap` add up to `total`.
+    """One flat object, memory in bytes. The parts, `reserve` and `overlap` add up to `total`; `paged` is
+    a part of `optimizer`.
 
     `fits` is null where the GPU's memory is neither given nor detected; `limits` adds the two searches.
     """
@@ -25,6 +26,7 @@ def as_json(plan: Plan, *, limits: bool = True) -> dict[str, Any]:
         "weights": plan.weights,
         "gradients": plan.gradients,
         "optimizer": plan.optimizer,
+        "paged": plan.paged,
         "activations": plan.activations,
         "loss": plan.loss,
         "quantisation_overhead": plan.quantisation_overhead,
@@ -137,7 +139,7 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
     rows = [
         ("weights", plan.weights, ""),
         ("gradients", plan.gradients, ""),
-        ("optimizer", plan.optimizer, run.optim),
+        ("optimizer", plan.optimizer, run.optim + _paged(plan)),
         ("activations", plan.activations, "inputs of layers, one recomputed" if checkpointed else "all layers"),
         ("loss", plan.loss, loss),
         ("quantisation overhead", plan.quantisation_overhead, "scales, one matrix in 16 bits" if run.q_lora else ""),
@@ -150,6 +152,15 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
     rows.append((each, plan.total, "" if run.machine.on_cpu else _of(run.machine.gpu_memory)))
     rows.append(("per host", plan.host_total, _host(plan)))
     return [row for row in rows if row[1] or row[0] == "weights"]
+
+
+def _paged(plan: Plan) -> str:
+    """What of a paged optimizer is where. With an offloaded one, or adapters too small for pages, nothing is paged."""
+    spilled = plan.host_optimizer // plan.run.machine.gpus_per_host
+    offloaded = plan.run.zero is not None and plan.run.zero.offload_optimizer
+    if offloaded or not (plan.paged or spilled):
+        return ""
+    return f": {human(plan.paged)} paged, and {human(spilled)} on the host" if spilled else ": paged, all of it here"
 
 
 def _of(limit: int | None) -> str:
@@ -181,7 +192,8 @@ def _verdict(plan: Plan) -> list[str]:
     if batch:
         lines.append(f"largest microbatch at {run.model_max_length} tokens: {batch}")
     elif plan.host_fits is not False:
-        lines.append(f"not even a microbatch of 1 fits at {run.model_max_length} tokens; --recommend shows what does")
+        ask = "--recommend" if run.lora else "--recommend --full_finetuning True"
+        lines.append(f"not even a microbatch of 1 fits at {run.model_max_length} tokens; {ask} shows what does")
     if context:
         beyond = run.architecture.max_positions
         more = f" (beyond {beyond} it needs RoPE scaling)" if beyond and context > beyond else ""

@@ -48,10 +48,29 @@ ENGINES = (  # each is slower than the one before it
 )
 
 
-def on_engine(run: Run, engine: Engine) -> Run:
-    """`run` with that DeepSpeed configuration."""
+def on_engine(run: Run, engine: Engine | None) -> Run:
+    """`run` with that DeepSpeed configuration; None: without DeepSpeed, the frozen weights in the computing dtype."""
+    if engine is None:
+        dtype = ("float16" if run.fp16 else "bfloat16") if run.dtype == "auto" and run.half else run.dtype
+        return replace(run, zero=None, dtype=dtype)
     zero = replace(read_zero(engine.config(run.lora), run.architecture.hidden), path=engine.path(run.lora))
     return replace(run, zero=zero)
+
+
+def engines_for(run: Run) -> tuple[Engine | None, ...]:
+    """What may divide this run, fastest first.
+
+    One GPU divides nothing, so an adapter trains there without DeepSpeed. All weights do not: DeepSpeed keeps a float32
+    copy, without which small steps round away. Several GPUs exchange the same under ZeRO-2 as without.
+    """
+    return (None, *ENGINES) if run.lora and run.machine.gpus == 1 else ENGINES
+
+
+def place(run: Run) -> int | None:
+    """Where the run's own engine stands in `engines_for`; None for one that is not among them."""
+    paths = [engine and engine.path(run.lora) for engine in engines_for(run)]
+    own = run.zero and run.zero.path
+    return paths.index(own) if own in paths else None
 
 
 # ---- how much slower ----
@@ -61,21 +80,30 @@ def on_engine(run: Run, engine: Engine) -> Run:
 _LAUNCH = 100  # kernels that are too small to fill the GPU
 _DEQUANTISE = 450  # nf4: half a byte read, two bytes written and read again per weight, at 2 TB/s
 _GATHER = 700  # ZeRO-3: two bytes per weight from the other GPUs, at 300 GB/s, half of it hidden
+_HOOKS = (0, 10, 10, 60)  # per ZeRO stage: copies into its buckets, and Python around every layer in ZeRO-3
 _FROM_HOST = 16_000  # offloaded weights: two bytes per weight over PCIe, at 25 GB/s, each GPU its part
 _HOST_STEP = 1.02  # an adapter's optimizer on the host: a small step
+# The optimizer of all weights on the host, per step: 28 bytes per weight at 110 GB/s, shared by the hosts; and over
+# PCIe gradients and new weights, six bytes, each GPU its part.
+_HOST_ADAM = 50_000
+_HOST_COPY = 48_000
 
 
 def slowdown(run: Run) -> float:
     """Time per token, relative to LoRA without any of the measures that save memory. A rough figure, to sort by."""
     passes = (2 if run.lora else 3) + (1 if run.gradient_checkpointing else 0)
     extra = _LAUNCH + (_DEQUANTISE if run.q_lora else 0)
-    step = 1.0
+    step, host = 1.0, 0.0
     if run.zero is not None:
         n = run.machine.gpus
+        extra += _HOOKS[run.zero.stage]
         extra += _GATHER * (n - 1) / n if run.zero.stage == 3 else 0
         extra += _FROM_HOST / n if run.zero.offload_params else 0
-        step = _HOST_STEP if run.zero.offload_optimizer else 1.0
-    return step * passes / 2 * (run.tokens + extra) / run.tokens
+        if run.zero.offload_optimizer and run.lora:
+            step = _HOST_STEP
+        elif run.zero.offload_optimizer:
+            host = (_HOST_ADAM / run.machine.hosts + _HOST_COPY / n) / run.gradient_accumulation_steps
+    return (step * passes * (run.tokens + extra) + host) / (2 * run.tokens)
 
 
 # ---- what could be tried ----
@@ -103,9 +131,12 @@ def with_batch(run: Run, batch: tuple[int, int]) -> Run:
 
 
 def choices(run: Run) -> Iterator[Run]:
-    """Every combination of engine, quantisation, checkpointing and microbatch at the run's global batch."""
-    for engine in ENGINES:
-        for q_lora in (False, True):
+    """Every combination of engine, quantisation, checkpointing and microbatch at the run's global batch.
+
+    Without an adapter nothing is quantised.
+    """
+    for engine in engines_for(run):
+        for q_lora in (False, True) if run.lora else (False,):
             for checkpointing in (False, True):
                 variant = on_engine(replace(run, q_lora=q_lora, gradient_checkpointing=checkpointing), engine)
                 for batch in batches(run):
@@ -140,7 +171,7 @@ def fitting(run: Run) -> list[Choice]:
         if plan.fits and (key not in best or found.slowdown < best[key].slowdown):
             best[key] = found
     useful: list[Choice] = []
-    for choice in sorted(best.values(), key=lambda choice: (choice.slowdown, choice.plan.total)):
+    for choice in sorted(best.values(), key=lambda choice: choice.slowdown):  # equal: the simpler engine came first
         if all(choice.plan.total < _WORTHWHILE * other.plan.total for other in useful):
             useful.append(choice)
     return useful
@@ -154,11 +185,11 @@ def neighbours(run: Run) -> Iterator[tuple[str, Run]]:
         yield "with checkpointing", replace(run, gradient_checkpointing=True)
     if run.lora:
         yield ("LoRA instead of QLoRA" if run.q_lora else "QLoRA instead of LoRA"), replace(run, q_lora=not run.q_lora)
-    at = next((i for i, engine in enumerate(ENGINES) if run.zero and engine.path(run.lora) == run.zero.path), None)
+    engines, at = engines_for(run), place(run)
     if at is not None:
         for other in (at - 1, at + 1):
-            if 0 <= other < len(ENGINES):
-                variant = on_engine(run, ENGINES[other])
+            if 0 <= other < len(engines):
+                variant = on_engine(run, engines[other])
                 yield describe(variant).split(", ")[1], variant
     sizes = batches(run)
     here = sizes.index((run.per_device_train_batch_size, run.gradient_accumulation_steps))

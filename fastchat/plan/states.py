@@ -16,7 +16,7 @@ from fastchat.plan.run import Run
 
 @dataclass(frozen=True)
 class States:
-    """Bytes. Those that start with host_ are per process; the others per GPU."""
+    """Bytes. Those that start with host_ are per process; the others per GPU. `paged` may be on either."""
 
     weights: int
     scales: int  # of the quantised weights
@@ -28,6 +28,9 @@ class States:
     host_weights: int = 0
     host_gradients: int = 0
     host_optimizer: int = 0
+    paged: int = (
+        0  # of the optimizer, in memory that the driver moves: on the GPU while there is room, else on the host
+    )
 
 
 def states_of(run: Run) -> States:
@@ -70,7 +73,7 @@ def _plain(run: Run) -> States:
         buffers=buckets,
         loading=0,
         stepping=_stepping(run, optimizer),
-        host_optimizer=paged,
+        paged=paged,
     )
 
 
@@ -107,7 +110,7 @@ def _zero12(run: Run) -> States:
             buffers=_reduce_buckets(run),
             loading=0,
             stepping=stepping,
-            host_optimizer=paged,
+            paged=paged,
         )
     # Offloaded: gradients leave the GPU through a buffer as large as the largest parameter. On the host: float32
     # weights, two moments and gradients, the 16-bit copy that travels back, and 16-bit gradients while accumulating.
@@ -167,7 +170,8 @@ def _zero3(run: Run) -> States:
         stepping=0 if zero.offload_optimizer else 4 * group * (1 + optimizer.copies),
         host_weights=part if zero.offload_params else 0,
         host_gradients=gradients + 4 * mine if zero.offload_optimizer else 0,
-        host_optimizer=4 * mine + 8 * mine if zero.offload_optimizer else paged,
+        host_optimizer=4 * mine + 8 * mine if zero.offload_optimizer else 0,
+        paged=0 if zero.offload_optimizer else paged,
     )
 
 
@@ -213,5 +217,7 @@ def _state(run: Run, optimizer: Optimizer, parameters: int, parameter_bytes: int
 
 
 def _pages(run: Run) -> bool:
-    """Small adapter matrices are not worth a page; DeepSpeed's flat partition always is."""
+    """Small adapter matrices are not worth a page; DeepSpeed's flat partition always is. A CPU has no pages."""
+    if run.machine.on_cpu:
+        return False
     return run.zero is not None or _largest_trained(run) >= SMALLEST_PAGED

@@ -29,6 +29,10 @@ from fastchat.plan.flags import LORA_ONLY, read_flags
 from fastchat.train.options import FALSE, TRUE, is_flag, split_recipe
 
 _PLANNERS_OWN = ("recommend", "largest", "recipes", "full_finetuning")
+_ONLY = (
+    "Only memory was planned, and each value read: paths, data, template and settings that need each other are checked "
+    "when training starts."
+)
 
 
 def end_if_only_planned(argv: Sequence[str], *, lora: bool) -> list[str]:
@@ -76,7 +80,8 @@ def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
     object. Without them it is this machine, with as many GPUs as the command has processes.
     """
     recipe, words = split_recipe(argv)
-    flags = read_flags([*([recipe] if recipe else []), *words])
+    foreign_here = _PLANNERS_OWN if lora else (*_PLANNERS_OWN, *LORA_ONLY)
+    flags = read_flags([*([recipe] if recipe else []), *words], hidden=foreign_here)
     given = flags["given"]
     for name in _PLANNERS_OWN:
         if name in given:
@@ -90,7 +95,8 @@ def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
             flags["cpu_memory"] = detect_cpu_memory()
         flags["gpus"], flags["hosts"] = _launched()
     flags["full_finetuning"] = not lora
-    return plan_lines(estimate(run_of(flags, machine_asked(flags))), as_object=flags["json"])
+    lines = plan_lines(estimate(run_of(flags, machine_asked(flags))), as_object=flags["json"])
+    return lines if flags["json"] else [*lines, _ONLY]
 
 
 def announce(settings: Any, attention: str) -> Plan | None:

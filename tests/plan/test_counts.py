@@ -10,7 +10,8 @@ import pytest
 from fastchat.plan.activations import activations_of, layer_bytes
 from fastchat.plan.counting import Counts, count
 from fastchat.plan.estimate import Plan, estimate, moments_of
-from fastchat.plan.families import architecture_from_config, architecture_of_size
+from fastchat.plan.families import architecture_from_config
+from fastchat.plan.known import architecture_of_size
 from fastchat.plan.loss import loss_of
 from fastchat.plan.run import Run
 from fastchat.plan.states import states_of

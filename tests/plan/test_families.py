@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.plan.families import SIZES, architecture_from_config, architecture_of_size
+from fastchat.plan.families import architecture_from_config
+from fastchat.plan.known import SIZES, architecture_of_size
 from fastchat.plan.run import Run
 from tests.plan.shapes import FAMILIES, TARGETS, config, llama
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastchat.plan.families import architecture_of_size
+from fastchat.plan.known import architecture_of_size
 from fastchat.plan.model_files import read_architecture
 from fastchat.plan.nf4 import quantised_size
 from fastchat.plan.run import Run

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastchat.plan.families import architecture_of_size
+from fastchat.plan.known import architecture_of_size
 from fastchat.plan.run import Run
 from fastchat.plan.states import states_of
 

@@ -1,0 +1,163 @@
+"""Recommendations as files: YAML recipes that training reads, and the commands that run them."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastchat.errors import SettingsError, say
+from fastchat.plan.recommend import Recommendation
+from fastchat.plan.report import describe
+from fastchat.plan.run import Run
+from fastchat.plan.templates import template_line
+from fastchat.plan.units import human
+
+_MARK = "# Worked out by `python -m fastchat.plan --recommend"
+_DIGEST = "# Unchanged since then: "
+
+
+def recipe(recommendation: Recommendation) -> str:
+    """The best choice as YAML for train_lora.py or train.py; data and output are given on the command line."""
+    best = recommendation.best
+    assert best is not None, recommendation.label
+    run, machine = best.run, best.run.machine
+    micro, accumulation = run.per_device_train_batch_size, run.gradient_accumulation_steps
+    many = f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
+    asked = "" if run.lora else " --full_finetuning True"
+    lines = [
+        f"# {describe(run)}",
+        f"{_MARK}{asked}` for {machine.gpus} x {human(machine.gpu_memory or 0)}:",
+        f"# needs {human(best.plan.total)} per GPU and {human(best.plan.host_total)} per host.",
+        f"# Global batch: {micro} x {accumulation} x {many} = {micro * accumulation * machine.gpus} rows per step.",
+        *(f"# {line}" for line in launch_lines(recommendation, Path("THIS_FILE"))),
+        f"model_name_or_path: {_yaml(run.architecture.name)}",
+        template_line(run.architecture.name),
+        *(f"{name}: {_yaml(value)}" for name, value in _values(recommendation, run).items()),
+    ]
+    return _with_digest("\n".join(lines) + "\n")
+
+
+def _values(recommendation: Recommendation, run: Run) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if run.lora:
+        values = {"lora_r": run.lora_r, "lora_alpha": 16, "lora_dropout": run.lora_dropout, "q_lora": run.q_lora}
+        if run.lora_target_modules:
+            values["lora_target_modules"] = list(run.lora_target_modules)
+        if run.lora_bias != "none":
+            values["lora_bias"] = run.lora_bias
+    if run.dtype != "auto":
+        values["dtype"] = run.dtype
+    if run.zero is not None:
+        values["deepspeed"] = run.zero.path
+    values |= {
+        "model_max_length": run.model_max_length,
+        "per_device_train_batch_size": run.per_device_train_batch_size,
+        "gradient_accumulation_steps": run.gradient_accumulation_steps,
+        "gradient_checkpointing": run.gradient_checkpointing,
+        "num_train_epochs": recommendation.row.epochs,
+        "learning_rate": recommendation.row.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.03,
+        "weight_decay": 0,
+        "optim": run.optim,
+        "bf16": run.bf16 and not run.fp16,
+        "fp16": run.fp16,
+        "tf32": True,
+        "flash_attn": True,  # falls back to torch's own kernels, which is what was counted
+    }
+    if run.packing:
+        values["packing"] = True
+    if not run.chunked_head:
+        values["chunked_head"] = False
+    values |= {"save_strategy": "epoch", "logging_steps": 1}
+    return values if run.lora else values | {"save_total_limit": 2}
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_yaml(item) for item in value)}]"
+    if isinstance(value, str):
+        plain = all(c.isalnum() or c in "-_./" for c in value) and not value[0].isdigit()
+        return value if plain else "'" + value.replace("'", "''") + "'"
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def launch_lines(recommendation: Recommendation, path: Path) -> list[str]:
+    """The command that runs a recipe, and where there are several machines what it needs."""
+    run = recommendation.best.run if recommendation.best else recommendation.wanted
+    machine = run.machine
+    several = f"--hostfile hostfile --num_nodes {machine.hosts} " if machine.hosts > 1 else ""
+    launcher = f"deepspeed {several}--num_gpus {machine.gpus_per_host} --module"
+    if run.zero is None:
+        launcher = "python -m"
+    module = f"fastchat.train.{'train_lora' if run.lora else 'train'}"
+    command = f"{launcher} {module} {shlex.quote(str(path))} --data_path DATA.json --output_dir OUTPUT"
+    if machine.hosts == 1:
+        return [command]
+    slots = f"NAME slots={machine.gpus_per_host}"
+    return [
+        command,
+        f"(hostfile: a line `{slots}` for each of the {machine.hosts} machines, which the first reaches by ssh without "
+        "a password and with pdsh; this folder, model and data are at the same place on all)",
+    ]
+
+
+def write_recipes(recommendations: Sequence[Recommendation], folder: Path) -> list[tuple[Path, list[str]]]:
+    """Writes one YAML file per model that fits; [(file, launch lines)].
+
+    What an earlier call wrote there and this one does not is removed, and said; a file that was changed since stays.
+    SettingsError, before anything is written, where a file that is not ours would be replaced.
+    """
+    wanted = {_path(r, folder): r for r in recommendations if r.best is not None}
+    for path in wanted:
+        if path.exists() and not _is_unchanged(path):
+            raise SettingsError(
+                f"{path} is not as --recommend wrote it, so it is not replaced: move it, or name another folder "
+                "with --recipes"
+            )
+    _remove_stale({_path(r, folder).name.rpartition("_")[2] for r in recommendations}, set(wanted), folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, r in wanted.items():
+            path.write_text(recipe(r), encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"--recipes {folder}: cannot be written ({error})") from None
+    return [(path, launch_lines(r, path)) for path, r in wanted.items()]
+
+
+def _path(recommendation: Recommendation, folder: Path) -> Path:
+    method = "lora" if recommendation.wanted.lora else "full"
+    return folder / f"{recommendation.label.rstrip('/').rpartition('/')[2]}_{method}.yaml"
+
+
+def _remove_stale(endings: set[str], wanted: set[Path], folder: Path) -> None:
+    for path in sorted(folder.glob("*.yaml")):
+        if path in wanted or path.name.rpartition("_")[2] not in endings or _MARK not in _text(path):
+            continue
+        if _is_unchanged(path):
+            path.unlink()
+            say(f"{path}: removed; an earlier --recommend wrote it, and it is not among what fits now")
+        else:
+            say(f"{path}: left, since it was changed after an earlier --recommend wrote it; it is not of this answer")
+
+
+def _with_digest(text: str) -> str:
+    """`text` with one line more behind its comments: by it a file that nobody touched is known again."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return text.replace("\nmodel_name_or_path:", f"\n{_DIGEST}{digest}\nmodel_name_or_path:", 1)
+
+
+def _is_unchanged(path: Path) -> bool:
+    lines = _text(path).splitlines(keepends=True)
+    without = "".join(line for line in lines if not line.startswith(_DIGEST))
+    return _MARK in without and _with_digest(without) == "".join(lines)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,67 @@
+"""Which conversation template a recommended recipe names: only one that training itself would choose or suggest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastchat.conversation import suggest_templates
+from fastchat.conversation.registry import DEFAULT_TEMPLATE
+from fastchat.errors import SettingsError
+from fastchat.plan.known import SIZES, architecture_of_size
+from fastchat.plan.model_files import find_folder
+
+_BASES = frozenset(architecture_of_size(size).name for size in SIZES)
+_UNKNOWN = (
+    "# conv_template is left out: which one fits is not known without the tokenizer's files. Training chooses one, or "
+    "names those that fit."
+)
+
+
+def template_line(model: str) -> str:
+    """The line of a recipe for `model` (a folder or a hub name): the setting, or a comment that says why there is none.
+
+    The Llama-2 bases have the documents' template; a tokenizer with a chat template of its own keeps that.
+
+    >>> template_line("meta-llama/Llama-2-7b-hf"), template_line("google/gemma-1.1-2b-it")
+    ('conv_template: vicuna_v1.1', 'conv_template: gemma')
+    """
+    if model in _BASES:
+        return f"conv_template: {DEFAULT_TEMPLATE}"
+    folder, name = find_folder(model), Path(model).name
+    tokenizer = _tokenizer(folder) if folder else None
+    vocabulary, own = tokenizer or (set(), None)
+    fits = suggest_templates(vocabulary, own, name)
+    if own:
+        fits = ["tokenizer", *(name for name in fits if name != "tokenizer")]
+    if not fits:
+        return f"conv_template: {DEFAULT_TEMPLATE}" if tokenizer else _UNKNOWN
+    others = f" # others that fit: {', '.join(fits[1:4])}" if fits[1:] else ""
+    return f"conv_template: {fits[0]}{others}"
+
+
+def _tokenizer(folder: Path) -> tuple[set[str], str | None] | None:
+    """(every token, the chat template in Jinja or None); None where the folder has no tokenizer.json."""
+    spec = _read(folder / "tokenizer.json")
+    if spec is None:
+        return None
+    listed = spec.get("model", {}).get("vocab") or []
+    tokens = {str(entry[0]) if isinstance(entry, list) else str(entry) for entry in listed}
+    tokens |= {str(token.get("content")) for token in spec.get("added_tokens", [])}
+    jinja = folder / "chat_template.jinja"
+    own = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
+    own = own or (_read(folder / "tokenizer_config.json") or {}).get("chat_template")
+    if isinstance(own, list):
+        own = next((entry.get("template") for entry in own if entry.get("name") == "default"), None)
+    return tokens, own
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise SettingsError(f"{path} cannot be read as JSON: {problem}") from None
+    return content if isinstance(content, dict) else None
