@@ -61,6 +61,7 @@ def _given_run(flags: dict[str, Any], machine: Machine) -> Run | None:
     return None
 
 
+_NO_HOST = "the host's memory is not known (--cpu_memory 256GiB), so "
 _SEARCHED = ("q_lora", "gradient_checkpointing", "deepspeed")
 
 
@@ -75,7 +76,8 @@ def _recommended(flags: dict[str, Any], machine: Machine) -> list[str]:
     written = write_recipes(found, folder)
     if flags["json"]:
         return [json.dumps(_flat(found))]
-    lines = [_machine_line(machine, length), "", *table(found)]
+    unknown = [_NO_HOST + "what is offloaded to it is not checked"] if machine.cpu_memory is None else []
+    lines = [_machine_line(machine, length), *unknown, "", *table(found)]
     if not given.lora and not written:
         lines += ["", "No full fine-tuning fits here; without --full_finetuning this looks for LoRA and QLoRA."]
     for path, launch in written:
@@ -116,7 +118,7 @@ def _largest(flags: dict[str, Any], machine: Machine) -> list[str]:
         return [json.dumps(flat)]
     lines = [_machine_line(machine, run.model_max_length), ""]
     if machine.cpu_memory is None:
-        lines.insert(1, "the host's memory is not known (--cpu_memory 256GiB), so nothing is offloaded to it")
+        lines.insert(1, _NO_HOST + "nothing is offloaded to it")
     for one in found:
         if one.plan is None:
             lines.append(f"{one.method:<17} not even a model of 1B fits")

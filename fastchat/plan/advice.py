@@ -89,8 +89,9 @@ def advice_after_oom(plan: Plan, limit: int | None = None) -> str:
     if limit is None:
         return _blind_advice(run)
     needs = plan.host_total if machine.on_cpu else plan.total
-    tensors = plan.total * (machine.gpus_per_host if machine.on_cpu else 1)
-    room = min(limit, needs) - math.ceil(_SMALLER * tensors)
+    stays = needs - plan.paged  # what is paged gave way, and it was not enough
+    tensors = plan.total * machine.gpus_per_host if machine.on_cpu else stays
+    room = min(limit, stays) - math.ceil(_SMALLER * tensors)
     smaller = replace(machine, cpu_memory=room) if machine.on_cpu else replace(machine, gpu_memory=room)
     found = what_fits(replace(run, machine=smaller))
     head = f"planned for {describe(run)}: {human(needs)} of {human(limit)}"

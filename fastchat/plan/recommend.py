@@ -89,6 +89,7 @@ def recommend(
             gradient_accumulation_steps=row.accumulation,
         )
         wanted = _with_given(wanted, given, fixed)
+        wanted = replace(wanted, dtype=_frozen_dtype(wanted))
         choices = tuple(fitting(wanted))
         found.append(Recommendation(label, wanted, choices, tuple(rejected(choices[0])) if choices else ()))
     return found
@@ -109,6 +110,13 @@ def _with_given(wanted: Run, given: Run | None, fixed: Sequence[str]) -> Run:
     if "lora_target_modules" in fixed and wanted.architecture == given.architecture:
         changed["lora_target_modules"] = given.lora_target_modules
     return replace(wanted, **changed)
+
+
+def _frozen_dtype(run: Run) -> str:
+    """Without DeepSpeed autocast would copy frozen weights that are stored in another dtype than it computes in."""
+    if run.dtype != "auto" or not (run.lora and run.machine.gpus == 1 and run.half):
+        return run.dtype
+    return "float16" if run.fp16 else "bfloat16"
 
 
 # ---- text ----

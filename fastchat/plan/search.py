@@ -49,10 +49,9 @@ ENGINES = (  # each is slower than the one before it
 
 
 def on_engine(run: Run, engine: Engine | None) -> Run:
-    """`run` with that DeepSpeed configuration; None: without DeepSpeed, the frozen weights in the computing dtype."""
+    """`run` with that DeepSpeed configuration; None: without DeepSpeed."""
     if engine is None:
-        dtype = ("float16" if run.fp16 else "bfloat16") if run.dtype == "auto" and run.half else run.dtype
-        return replace(run, zero=None, dtype=dtype)
+        return replace(run, zero=None)
     zero = replace(read_zero(engine.config(run.lora), run.architecture.hidden), path=engine.path(run.lora))
     return replace(run, zero=zero)
 

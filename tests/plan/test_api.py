@@ -137,11 +137,5 @@ def test_optimizer_states(optim: str, bytes_each: float) -> None:
     assert p.optimizer == pytest.approx(bytes_each * p.run.trained, rel=1e-6)
 
 
-def test_paged_states_are_the_host_s() -> None:
-    settings: Any = {"model_size": "7b", "full_finetuning": True, "optim": "paged_adamw_32bit"}
-    p = plan_for(settings, Machine(1, 1, 80 * GIB))
-    assert (p.optimizer, p.host_optimizer) == (0, 8 * p.run.trained)
-
-
 def test_unknown_optimizer_is_said() -> None:
     assert any("--optim brand_new is not known" in line for line in as_lines(plan(optim="brand_new")))

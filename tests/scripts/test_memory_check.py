@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,21 +91,18 @@ def test_nothing_fits(here: Here, run_script: Run) -> None:
 
 
 @pytest.fixture
-def start(repository: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Runs a script to its end in a copy of the checkout; only the launcher is not real, it prints its words."""
+def copied(repository: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Runs a script in a copy of the checkout, which has no .venv; its environment is only what is given."""
 
     def run(*flags: str, **variables: str) -> Any:
         root = tmp_path / "check out"
-        root.mkdir()
-        shutil.copytree(repository / "scripts", root / "scripts")
-        for name in ("fastchat", "playground"):
-            (root / name).symlink_to(repository / name)
-        launcher = tmp_path / "the tools" / "deepspeed"
-        launcher.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-        launcher.chmod(0o755)
+        if not root.exists():
+            shutil.copytree(repository / "scripts", root / "scripts")
+            for name in ("fastchat", "playground"):
+                (root / name).symlink_to(repository / name)
         return subprocess.run(
             ["bash", "-u", str(root / "scripts" / "train_lora_7b_base.sh"), *flags],
-            env=os.environ | variables,
+            env=variables,
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -112,6 +110,55 @@ def start(repository: Path, tmp_path: Path) -> Callable[..., Any]:
         )
 
     return run
+
+
+@pytest.fixture
+def start(copied: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Runs a script to its end; only the launcher is not real, it prints its words."""
+
+    def run(*flags: str, **variables: str) -> Any:
+        launcher = tmp_path / "the tools" / "deepspeed"
+        launcher.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        launcher.chmod(0o755)
+        return copied(*flags, **os.environ | variables)
+
+    return run
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> dict[str, str]:
+    """Neither GPU, compiler, deepspeed, data nor the model's files, and a Python without packages that is `python3`."""
+    tools = tmp_path / "few tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "grep", "sed", "tr", "cut", "cat"):
+        (tools / name).symlink_to(next(p for p in (Path("/bin") / name, Path("/usr/bin") / name) if p.exists()))
+    (tools / "python3").symlink_to(Path(sys.executable).resolve())
+    return {"PATH": str(tools), "HOME": str(tmp_path), "MODEL": "meta-llama/Llama-2-7b-hf"}
+
+
+def test_a_plan_needs_only_the_model(copied: Callable[..., Any], laptop: dict[str, str]) -> None:
+    elsewhere = ("--gpus", "8", "--gpu_memory", "80GiB")
+    run = copied("--plan", *elsewhere, "--json", **laptop)
+    found = planned(run)
+    assert (found["gpus"], found["gpu_memory"], found["fits"], run.stderr) == (8, 80 * 2**30, True, "")
+    text = copied("--plan", "True", *elsewhere, "--data_path", "not here.json", NUM_GPUS="2", **laptop)
+    assert text.returncode == 0 and "; 8 GPUs" in text.stdout and "\nfits\n" in text.stdout
+    alone = copied("--plan", **laptop)
+    assert alone.returncode == 0 and "--gpu_memory 24GiB says what there is" in alone.stdout
+    assert copied("--plan", **laptop | {"MODEL": "gone"}).stderr == "cannot start: MODEL=gone does not exist\n"
+
+
+def test_auto_plans_for_other_machines_too(copied: Callable[..., Any], laptop: dict[str, str]) -> None:
+    run = copied("--plan", "--gpus", "8", "--gpu_memory", "12GiB", "--json", AUTO="1", **laptop)
+    found = planned(run)
+    assert found["fits"] and found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == 32
+    assert "the global batch stays 256" in run.stderr
+
+
+def test_a_plan_that_is_not_wanted_trains(copied: Callable[..., Any], laptop: dict[str, str]) -> None:
+    for flags in (("--plan", "False"), ("--plan=no",)):
+        run = copied(*flags, **laptop)
+        assert run.returncode == 2 and "DATA is not set" in run.stderr and "no NVIDIA GPU found" in run.stderr
 
 
 @pytest.mark.parametrize("auto", ["0", "1"])

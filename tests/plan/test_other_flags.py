@@ -1,0 +1,170 @@
+"""A plan refuses the values that training refuses, with training's own words, and needs no transformers for it."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastchat.errors import SettingsError
+from fastchat.plan.flags import LORA_ONLY, read_flags
+from fastchat.plan.other_flags import CHOICES, KINDS, OPTIONAL, RANGES
+from fastchat.train.planning import answer
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, Any]:
+    from fastchat.train.arguments import all_arguments
+    from fastchat.train.settings import options_of
+
+    return {option.name: option for option in options_of(all_arguments(True)) if option.name in KINDS}
+
+
+@pytest.fixture(scope="module")
+def reader() -> Any:
+    from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, all_arguments
+    from fastchat.train.options import Reader
+    from fastchat.train.settings import options_of
+
+    return Reader(options_of(all_arguments(True)), RENAMED, REMOVED, UNSUPPORTED)
+
+
+def _kind(option: Any) -> str:
+    """As training's own converter decides."""
+    if option.is_list:
+        return "list"
+    if option.choices:
+        return "text"
+    if bool in option.parts:
+        return "any" if str in option.parts else "switch"
+    for kind, name in ((int, "whole"), (float, "number")):
+        if kind in option.parts:
+            return name
+    return "mapping" if any(p is dict or typing.get_origin(p) is dict for p in option.parts) else "text"
+
+
+def test_kinds_and_choices_are_training_s(options: dict[str, Any]) -> None:
+    assert {name: _kind(option) for name, option in options.items()} == {n: KINDS[n] for n in KINDS if n != "plan"}
+    assert {name: option.choices for name, option in options.items() if option.choices} == CHOICES
+    empty = {n for n, o in options.items() if type(None) in typing.get_args(o.type) or o.default is None}
+    assert empty == OPTIONAL
+
+
+def test_ranges_are_training_s() -> None:
+    from fastchat.train import checks
+
+    named = {wanted: set(names.split()) for names, _, wanted in RANGES}
+    for theirs, wanted in (
+        (checks._AT_LEAST_ONE, "at least 1"),
+        (checks._ABOVE_ZERO, "above 0"),
+        (checks._NOT_NEGATIVE, "0 or more"),
+        (checks._SHARE, "at least 0 and below 1"),
+    ):
+        assert named[wanted] == {name for name in theirs if name in KINDS}
+
+
+WRONG = [
+    "learning_rate: 5e-6x",
+    "save_strategy: sometimes",
+    "num_train_epochs: [1, 2]",
+    "num_train_epochs: ",
+    "seed: 1.5",
+    "eval_strategy: true",
+    "tf32: perhaps",
+    "run_name: true",
+    "conv_template: {a: b}",
+    "max_steps: ten",
+    "lr_scheduler_kwargs: '{'",
+    "data_path: [a, [b]]",
+]
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_value_in_a_recipe_is_training_s_message(line: str, tmp_path: Path, reader: Any) -> None:
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(SettingsError) as theirs:
+        reader.from_yaml(recipe)
+    with pytest.raises(SettingsError) as ours:
+        answer([str(recipe), "--model_size", "7b"], lora=True)
+    assert str(ours.value) == str(theirs.value)
+    assert str(ours.value).startswith(f"{recipe}: {line.partition(':')[0]}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--learning_rate", "fast"), ("--save_strategy=now",), ("--seed", "x"), ("--lazy_preprocess", "2"), ("--seed",)],
+)
+def test_a_wrong_value_on_the_command_line_is_training_s_message(words: tuple[str, ...], reader: Any) -> None:
+    with pytest.raises(SettingsError) as theirs:
+        reader.from_words(words)
+    with pytest.raises(SettingsError) as ours:
+        read_flags([*words])
+    assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--val_set_size 1.5", "--val_set_size is 1.5; it must be a whole number of dialogues, or a share"),
+        ("--learning_rate 0", r"--learning_rate is 0.0; it must be above 0"),
+        ("--warmup_ratio 2", r"--warmup_ratio is 2.0; it must be between 0 and 1"),
+        ("--adam_beta1 1", r"--adam_beta1 is 1.0; it must be at least 0 and below 1"),
+        ("--max_steps 0", r"--max_steps is 0"),
+        ("--lora_alpha 0", r"--lora_alpha is 0; it must be at least 1"),
+    ],
+)
+def test_ranges(words: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_flags(words.split())
+
+
+def test_the_command_line_mends_a_recipe_s_range(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("learning_rate: 0\n")
+    flags = read_flags([str(tmp_path / "x.yaml"), "--learning_rate", "1e-5", "--no_log_samples"])
+    assert (flags["learning_rate"], flags["log_samples"]) == (1e-5, False)
+
+
+@pytest.mark.parametrize(("lora", "suggested"), [(True, True), (False, False)])
+def test_full_fine_tuning_is_not_sent_to_an_adapter_s_flags(lora: bool, suggested: bool, tmp_path: Path) -> None:
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("lr: 1e-4\n")
+    with pytest.raises(SettingsError) as found:
+        answer([str(recipe), "--model_size", "7b"], lora=lora)
+    assert str(found.value).startswith(f"{recipe}: lr is no setting")
+    assert any(name in str(found.value) for name in LORA_ONLY) == suggested
+    with pytest.raises(SettingsError) as typed:
+        answer(["--recommended", "x"], lora=lora)
+    assert "did you mean --recommend" not in str(typed.value)
+
+
+def test_what_was_not_checked_is_said() -> None:
+    assert answer(["--model_size", "7b"], lora=True)[-1].startswith("Only memory was planned")
+
+
+def test_both_precisions_are_refused(tmp_path: Path) -> None:
+    for words in (["--bf16", "True", "--fp16", "True"], [str(tmp_path / "x.yaml"), "--fp16"]):
+        (tmp_path / "x.yaml").write_text("bf16: true\n")
+        with pytest.raises(SettingsError, match="--bf16 and --fp16 are both on; keep one"):
+            read_flags(words)
+
+
+# ---- a DeepSpeed configuration inside a recipe ----
+
+
+def test_a_mapping_is_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fastchat.plan.__main__ import main
+
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("packing: true\ndeepspeed: {zero_optimization: {stage: 2}}\n")
+    assert "full fine-tuning, ZeRO-2" in "\n".join(answer([str(recipe), "--model_size", "7b"], lora=False))
+    assert main([str(recipe), "--model_size", "7b", "--gpus", "2"]) == 0
+    assert "ZeRO-2" in capsys.readouterr().out
+    words = ["--model_size", "7b", "--gpus", "2", "--deepspeed", '{"zero_optimization": {"stage": 3}}']
+    assert main(words) == 0 and "ZeRO-3" in capsys.readouterr().out
+    for content in ("deepspeed: {zero_optimization: {stage: 5}}", "lora_r: {a: 1}", "lora_r: [8, 16]"):
+        recipe.write_text(f"{content}\n")
+        with pytest.raises(SettingsError, match=r"stage must be|holds a (mapping|list), but one value"):
+            answer([str(recipe), "--model_size", "7b"], lora=True)
