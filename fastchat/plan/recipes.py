@@ -139,7 +139,7 @@ def _remove_stale(endings: set[str], wanted: set[Path], folder: Path) -> None:
             continue
         if _is_unchanged(path):
             path.unlink()
-            say(f"{path}: removed; an earlier --recommend wrote it, and it is not among what fits now")
+            say(f"{path}: removed; an earlier --recommend wrote it, and it is not of this answer")
         else:
             say(f"{path}: left, since it was changed after an earlier --recommend wrote it; it is not of this answer")
 
