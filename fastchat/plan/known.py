@@ -10,7 +10,7 @@ from fastchat.errors import SettingsError
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.families import architecture_from_config
 
-# From the config.json of the published checkpoints; a test compares the sums with their published parameter counts.
+# As the published checkpoints are; a test compares the sums with their published parameter counts.
 _LLAMA2 = {"model_type": "llama", "vocab_size": 32_000, "max_position_embeddings": 4096, "dtype": "float16"}
 _GEMMA = {"model_type": "gemma", "vocab_size": 256_000, "max_position_embeddings": 8192, "dtype": "bfloat16"}
 _GEMMA |= {"head_dim": 256}

@@ -14,7 +14,7 @@ from fastchat.plan.model_files import read_architecture
 from fastchat.recipe_files import RECIPES
 from fastchat.security import load_yaml
 
-PUBLISHED = {  # what the hub's pages say, from the headers of the weight files
+PUBLISHED = {
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,
     "meta-llama/Llama-2-13b-hf": 13_015_864_320,
     "meta-llama/Llama-2-70b-hf": 68_976_648_192,
