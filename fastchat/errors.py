@@ -85,10 +85,11 @@ class PeerFailed(RuntimeError):
     """Another process of the run met an error of its own in something that all do; that process has its message."""
 
 
-def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """The up to `n` known names that look most like `name`, best first; case does not count."""
+def nearest(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.5) -> list[str]:
+    """The up to `n` known names that look most like `name`, best first, and at least `cutoff` alike (1: the same); case
+    does not count."""
     by_lower = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=0.5)
+    found = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=cutoff)
     return [by_lower[k] for k in found]
 
 

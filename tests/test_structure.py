@@ -17,21 +17,26 @@ ARROWS = {
     "errors": set(),
     "recipe_files": {"errors"},
     "processes": {"errors"},
+    "paths": {"errors"},
     "security": {"errors"},
     "conversation": {"errors", "security"},
-    "data": {"conversation", "errors", "security"},
-    "model": {"conversation", "errors", "security"},
+    "data": {"conversation", "errors", "paths", "security"},
+    "model": {"conversation", "errors", "paths", "security"},
     "plan": {"conversation", "errors", "recipe_files", "security"},
-    "checkpoint": {"model", "data", "plan", "conversation", "errors", "processes", "security"},
+    "checkpoint": {"model", "data", "plan", "conversation", "errors", "paths", "processes", "security"},
     "train": {
         *("checkpoint", "model", "data", "plan"),
-        *("conversation", "errors", "processes", "recipe_files", "security"),
+        *("conversation", "errors", "paths", "processes", "recipe_files", "security"),
     },
     "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
     "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
 }
-# The documents fix where these commands stand; they save with what `checkpoint` offers.
-REACHES_UP = {("model/apply_lora.py", "checkpoint"), ("model/prepare_model.py", "checkpoint")}
+# The documents fix where these commands stand; they save with what `checkpoint` offers, `data` has the command line.
+REACHES_UP = {
+    ("model/apply_lora.py", "checkpoint"),
+    ("model/apply_lora.py", "data"),
+    ("model/prepare_model.py", "checkpoint"),
+}
 # The preview needs the tokenizer's real class where the raw file is not enough, and `data` does not know `model`.
 MAY_LOAD = {"fastchat/data/encoder.py"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

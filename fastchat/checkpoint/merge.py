@@ -22,8 +22,9 @@ from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.tuned import Tuned, find_tuned, load_tuned, load_tuned_tokenizer
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.saved_template import install_template
-from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.errors import CheckpointError, say
 from fastchat.model.loading import load_base_model, load_config, weights_dtype
+from fastchat.model.lora import check_adapter_directory
 
 PROBE_TOKENS = 32
 # How far logits may move when weights are rounded to the base's dtype once, as a share of the largest logit.
@@ -60,9 +61,8 @@ def merge_adapter(
     ResourceError where the disk is full or cannot be written.
     """
     target = check_new_folder(target_path, "--target-model-path")
+    check_adapter_directory(lora_path)
     tuned = find_tuned(lora_path, base_model_path)
-    if not tuned.is_adapter:
-        raise SettingsError(f"{lora_path} is not an adapter: it has no adapter_config.json.")
     other = tuned.other_base()
     if other:
         raise CheckpointError(f"{other}: nothing was merged; pass the right one with --base-model-path")

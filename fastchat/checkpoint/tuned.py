@@ -17,6 +17,7 @@ from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import dequantised_base, load_base_model
 from fastchat.model.lora import ADAPTER_CONFIG, check_adapter_directory, load_adapter
 from fastchat.model.rope import RopeChoice
+from fastchat.model.source import is_local
 from fastchat.model.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 
@@ -71,15 +72,42 @@ class Tuned:
             f"{found[:12]} instead of {str(recorded)[:12]})"
         )
 
+    @property
+    def _template(self) -> dict[str, Any] | None:
+        """The recorded definition of the run's template, with every field that a definition has today."""
+        template = self.record.template if self.record else None
+        definition = template["definition"] if template else None
+        return (
+            definition
+            if definition is None or "chat_template" in definition
+            else Template.from_dict(definition, self._source).to_dict()
+        )
+
+    def say_other_template(self, template: Template | TokenizerTemplate) -> None:
+        """One line where `template` is not the run's: another name, or other strings under the same one."""
+        if self._template not in (None, template.to_dict()):
+            other = self.template_name if self.template_name != template.name else "other strings under that name"
+            say(f"Template: {template.name}, although {self.path} was trained with {other}.")
+
+    def say_other_base_format(self, q_lora: bool) -> None:
+        """One line where an adapter is continued on an nf4 base and was not trained on one, or the other way round."""
+        if self.record is None or q_lora == self.quantised:
+            return
+        here, there = ("nf4", "its full weights") if q_lora else ("the full weights", "nf4")
+        say(f"Base: {here} (--q_lora {q_lora}), although the adapter {self.path} was trained on {there}.")
+
+    @property
+    def _source(self) -> str:
+        return f"{self.path}/training.json: "
+
     def bind(self, encoder: TextEncoder) -> BoundEncoder | None:
         """`encoder` tied to the template of the run as the record holds it; None where no template is recorded."""
-        template = self.record.template if self.record else None
-        if not template:
+        definition = self._template
+        if not definition:
             return None
-        definition = template["definition"]
         if "chat_template" in definition:
             return encoder.bind(TokenizerTemplate(definition["chat_template"], encoder.raw))
-        return encoder.bind(Template.from_dict(definition))
+        return encoder.bind(Template.from_dict(definition, self._source))
 
 
 def find_tuned(path: str, base_model_path: str | None = None) -> Tuned:
@@ -90,6 +118,7 @@ def find_tuned(path: str, base_model_path: str | None = None) -> Tuned:
     are not those whose digests were recorded.
     """
     folder = Path(path).expanduser()
+    is_local(path)
     check_result(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
         if base_model_path is not None:

@@ -19,6 +19,7 @@ from fastchat.checkpoint.manifest import MANIFEST, find_problems, read_manifest
 from fastchat.checkpoint.record import RECORD_NAME, read_training_record
 from fastchat.checkpoint.staging import checkpoints_in, step_of
 from fastchat.errors import EXIT_CHECKPOINT, EXIT_DONE, CheckpointError
+from fastchat.paths import folders_instead
 
 
 def verify(folder: Path) -> tuple[list[str], bool]:
@@ -27,7 +28,7 @@ def verify(folder: Path) -> tuple[list[str], bool]:
     A folder in which nothing can be checked is not well.
     """
     if not folder.is_dir():
-        return [f"{folder}: there is no such folder"], False
+        return [f"{folder}: there is no such folder.{folders_instead(folder)}"], False
     single = (folder / MANIFEST).exists() or step_of(folder) is not None
     found = [folder] if single else [path for _, path in checkpoints_in(folder)]
     lines, good = [], True

@@ -10,19 +10,22 @@ template files use it; a `Conversation` is translated into the table once, when 
     upstream.py   Conversation: upstream's class
     builtin.py    the built-in templates, as data; upstream_2023a.py and upstream_2023b.py hold more of upstream's
     families.py   the families people train today, and which names mean the tokenizer's own template
-    registry.py   names, template files, which template fits a tokenizer
+    schema.py     what a table in a template file may hold, checked key by key
+    registry.py   names, and which template fits a tokenizer
+    files.py      template files, and which template of one is meant
     jinja.py      the same template as a Jinja chat template, for everyone else's software
 """
 
 from fastchat.conversation.dialogue import Dialogue, Turn
+from fastchat.conversation.files import load_template_file, use_template_file
 from fastchat.conversation.jinja import to_jinja
 from fastchat.conversation.registry import (
     DEFAULT_TEMPLATE,
+    OWN_TEMPLATE,
     choose_template,
     conv_templates,
     get_conv_template,
     get_template,
-    load_template_file,
     register_conv_template,
     suggest_templates,
 )
@@ -32,6 +35,7 @@ from fastchat.conversation.upstream import Conversation
 
 __all__ = [
     "DEFAULT_TEMPLATE",
+    "OWN_TEMPLATE",
     "Conversation",
     "Dialogue",
     "Rendered",
@@ -48,4 +52,5 @@ __all__ = [
     "register_conv_template",
     "suggest_templates",
     "to_jinja",
+    "use_template_file",
 ]

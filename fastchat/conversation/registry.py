@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from typing import Any
-
 from fastchat.conversation.builtin import TABLES, UPSTREAM
 from fastchat.conversation.families import BY_NAME, REMOTE, ROUTED
 from fastchat.conversation.families import TABLES as FAMILIES
-from fastchat.conversation.styles import SeparatorStyle
 from fastchat.conversation.template import CONTROL_PATTERN, Template
 from fastchat.conversation.upstream import Conversation
 from fastchat.conversation.upstream_2023a import ROWS as ROWS_A
 from fastchat.conversation.upstream_2023b import ROWS as ROWS_B
 from fastchat.errors import SettingsError, nearest, say
-from fastchat.security import load_yaml
 
 DEFAULT_TEMPLATE = "vicuna_v1.1"
+OWN_TEMPLATE = "tokenizer"  # as a name: the template that the tokenizer brings
 
 conv_templates: dict[str, Conversation] = {}
 _tables: dict[str, Template] = {}
@@ -30,8 +25,12 @@ def register_conv_template(template: Conversation | Template, override: bool = F
         SettingsError: the name is taken (and `override` is False), or the template cannot be written as a table.
     """
     name = template.name
+    if name == OWN_TEMPLATE:
+        raise SettingsError(f"template {name!r}: this name means the tokenizer's own template; choose another name.")
     if name in conv_templates and not override:
-        raise SettingsError(f"template {name!r} is already registered; pass override=True to replace it.")
+        raise SettingsError(
+            f"template {name!r} is already registered; choose another name, or pass override=True to replace it."
+        )
     if isinstance(template, Template):
         conv_templates[name], _tables[name] = Conversation.from_template(template), template
     else:
@@ -65,60 +64,6 @@ def get_template(name: str) -> Template:
         f"--conv_template {name!r} is not a known template. {hint} "
         "Your own go in with --conv_template_file my.py|my.yaml."
     )
-
-
-def load_template_file(path: str) -> list[str]:
-    """Register the templates of a `.py` file (it calls register_conv_template) or of a `.yaml` file.
-
-    A YAML file holds one template or a list of them, each with the fields of `Conversation` (name, roles, sep_style,
-    sep, sep2 …) or of `Template` (name, user: {before, after, open}, assistant: {…} …).
-
-    Returns: the names it registered, in order.
-    Raises: SettingsError for a missing file, another ending, an error in the file, or a file that registers nothing.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise SettingsError(f"--conv_template_file {path}: there is no such file.")
-    before = dict(conv_templates)
-    if file.suffix == ".py":
-        try:
-            runpy.run_path(str(file))
-        except SettingsError:
-            raise
-        except Exception as error:
-            raise SettingsError(f"--conv_template_file {path} fails with {type(error).__name__}: {error}") from error
-    elif file.suffix in (".yaml", ".yml"):
-        for table in _yaml_tables(file):
-            register_conv_template(_from_fields(table, file))
-    else:
-        raise SettingsError(f"--conv_template_file {path}: expected a .py or a .yaml file.")
-    names = [name for name, conv in conv_templates.items() if before.get(name) is not conv]
-    if not names:
-        raise SettingsError(f"--conv_template_file {path} registers no template; call register_conv_template in it.")
-    return names
-
-
-def _yaml_tables(file: Path) -> list[dict[str, Any]]:
-    content = load_yaml(file, "--conv_template_file")
-    tables = content if isinstance(content, list) else [content]
-    for table in tables:
-        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-            raise SettingsError(f"--conv_template_file {file}: every template needs fields, and a text as `name`.")
-    return tables
-
-
-def _from_fields(table: dict[str, Any], file: Path) -> Conversation | Template:
-    if "user" in table or "assistant" in table:
-        return Template.from_dict(table)
-    known = set(Conversation.__dataclass_fields__) - {"template"}
-    if unknown := sorted(set(table) - known):
-        near = nearest(unknown[0], known)
-        raise SettingsError(f"--conv_template_file {file}: unknown field {unknown[0]!r}; nearest: {', '.join(near)}.")
-    style = table.get("sep_style", "ADD_COLON_SINGLE")
-    if style not in SeparatorStyle.__members__:
-        near = nearest(str(style), SeparatorStyle.__members__)
-        raise SettingsError(f"--conv_template_file {file}: unknown sep_style {style!r}; nearest: {', '.join(near)}.")
-    return Conversation(**{**table, "sep_style": SeparatorStyle[style]})
 
 
 def control_strings(template: Template) -> set[str]:

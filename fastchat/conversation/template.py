@@ -18,7 +18,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fastchat.conversation.dialogue import Dialogue, Turn
+from fastchat.conversation.dialogue import ROLES, Dialogue, Turn
+from fastchat.conversation.schema import (
+    Form,
+    Kind,
+    Place,
+    one_of,
+    or_null,
+    pairs,
+    some_text,
+    stop_texts,
+    text,
+    token_ids,
+    whole,
+)
 from fastchat.errors import SettingsError
 
 # What looks like a control string in a template's own text: <|im_end|>, <s>, </s>, <end_of_turn>, <｜User｜>.
@@ -26,6 +39,7 @@ from fastchat.errors import SettingsError
 CONTROL_PATTERN = re.compile(r"(?<!<)<(?:\|[^<>|\s]+\|?|/?[A-Za-z_][A-Za-z0-9_]*|｜[^<>\s]+｜)>(?!>)")
 SYSTEM_SLOT = "{system_message}"
 ROUND_SLOT = "{round}"
+CONTENT = ("as_is", "strip", "rwkv")
 _FORMATS = ("user", "assistant", "first_user", "tool", "last_user", "last_assistant")
 
 
@@ -118,7 +132,7 @@ class Template:
                 f"template {self.name!r}: the system header {self.system!r} must hold {SYSTEM_SLOT} exactly once, "
                 "or a system message would be lost."
             )
-        if self.content not in ("as_is", "strip", "rwkv"):
+        if self.content not in CONTENT:
             raise SettingsError(f"template {self.name!r}: content={self.content!r} is not as_is, strip or rwkv.")
 
     @property
@@ -197,21 +211,23 @@ class Template:
         return table
 
     @classmethod
-    def from_dict(cls, table: dict[str, Any]) -> Template:
-        """Raises SettingsError for a table that names an unknown field or lacks a role."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(table) - known):
-            name = table.get("name")
-            raise SettingsError(f"template {name!r}: unknown field {unknown[0]!r}; known: {sorted(known)}.")
-        if missing := {"name", "user", "assistant"} - set(table):
-            raise SettingsError(f"template {table.get('name')!r}: field {sorted(missing)[0]!r} is missing.")
-        values = dict(table)
-        for key in _FORMATS:
-            if values.get(key) is not None:
-                values[key] = RoleFormat(**values[key])
-        values["examples"] = tuple(Turn(role, text, train=False) for role, text in table.get("examples", ()))
-        values["stop_strings"] = tuple(table.get("stop_strings", ()))
-        values["stop_token_ids"] = tuple(table.get("stop_token_ids", ()))
+    def from_dict(cls, table: Any, source: str = "") -> Template:
+        """The template that a table with the fields of this class describes, as in a YAML file.
+
+        Args:
+            source: where the table stands, for messages.
+
+        Raises:
+            SettingsError: an unknown or a missing key, or a value of another kind than its key needs.
+
+        Example:
+            >>> Template.from_dict({"name": "k", "user": {"before": "Q: ", "after": "\\n"},
+            ...     "assistant": {"before": "A: ", "after": "</s>", "open": "A:"}, "stop_strings": "Q:"}).stop_strings
+            ('Q:',)
+        """
+        name = table.get("name") if isinstance(table, dict) else None
+        values = TABLE.read(table, Place(f"{source}template {name!r}" if name else f"{source}a template"))
+        values["examples"] = tuple(Turn(role, said, train=False) for role, said in values.get("examples", ()))
         return cls(**values)
 
     def _wrap(self, role: str, first: bool, last: bool) -> RoleFormat:
@@ -249,3 +265,49 @@ class Template:
         elif not self.stop:
             yield Segment("</s>", supervised=trained, turn=index, virtual=True, excluded=out)
         yield Segment(wrap.after[len(stop) :], turn=index)
+
+
+# --- the form of a table
+
+
+def _role_format(value: Any, place: Place) -> RoleFormat:
+    keys = _ROLE_FORMAT.read(value, place)
+    if not keys["before"].startswith(keys.get("open", "")):
+        raise place.under("open").wrong(keys["open"], f"what inference sends: how {keys['before']!r} begins")
+    return RoleFormat(**keys)
+
+
+def _header(value: Any, place: Place) -> str:
+    if text(value, place).count(SYSTEM_SLOT) != 1:
+        raise place.wrong(value, f"a text with {SYSTEM_SLOT} in it exactly once, or a system message would be lost")
+    return value
+
+
+_ROLE_FORMAT = Form(
+    "a role's format",
+    {"before": text, "after": text, "open": text},
+    needed=("before", "after"),
+    example='{before: "Q: ", after: "\\n"}',
+)
+_KINDS: dict[str, Kind] = {
+    "name": some_text,
+    "user": _role_format,
+    "assistant": _role_format,
+    "system": _header,
+    "no_system": text,
+    "system_message": text,
+    **dict.fromkeys(("first_user", "tool", "last_user", "last_assistant"), or_null(_role_format)),
+    "window": whole,
+    "round_start": or_null(whole),
+    "content": one_of(CONTENT),
+    "examples": pairs(ROLES, "[[user, Hi], [assistant, Hello]]"),
+    "stop_strings": stop_texts,
+    "stop_token_ids": token_ids,
+    "origin": text,
+}
+TABLE = Form(
+    "a template with `user` and `assistant`",
+    _KINDS,
+    needed=("name", "user", "assistant"),
+    example='{name: mine, user: {before: "Q: ", after: "\\n"}, assistant: {before: "A: ", after: "</s>", open: "A:"}}',
+)

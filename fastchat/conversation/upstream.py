@@ -7,6 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastchat.conversation.dialogue import Dialogue, Turn
+from fastchat.conversation.schema import (
+    Form,
+    Kind,
+    Place,
+    one_of,
+    or_null,
+    pairs,
+    some_text,
+    stop_texts,
+    text,
+    token_ids,
+    whole,
+)
 from fastchat.conversation.styles import SeparatorStyle, shape_of
 from fastchat.conversation.template import SYSTEM_SLOT, Template
 from fastchat.errors import SettingsError
@@ -57,6 +70,28 @@ class Conversation:
             stop_token_ids=list(template.stop_token_ids) or None,
             template=template,
         )
+
+    @classmethod
+    def from_dict(cls, table: Any, source: str = "") -> Conversation:
+        """The template that a table with the fields of this class describes, as in a YAML file.
+
+        `source` is where the table stands, for messages. Raises SettingsError for an unknown key, or a value of another
+        kind than its key needs.
+        """
+        name = table.get("name") if isinstance(table, dict) else None
+        place = Place(f"{source}template {name!r}" if name else f"{source}a template")
+        values = FIELDS.read(table, place)
+        values["sep_style"] = SeparatorStyle[values.get("sep_style", "ADD_COLON_SINGLE")]
+        stops = {key: list(values[key]) for key in ("stop_str", "stop_token_ids") if values.get(key)}
+        made = cls(**{**values, **stops})
+        for number, (role, _) in enumerate(made.messages, start=1):
+            one_of(made.roles)(role, place.under("messages").under(number))
+        if made.offset != len(made.messages):
+            raise place.under("offset").wrong(
+                made.offset,
+                f"{len(made.messages)}: so many messages precede every dialogue, and others are never shown",
+            )
+        return made
 
     def to_template(self) -> Template:
         """The table that says the same. Raises SettingsError for a style that is no table."""
@@ -147,3 +182,33 @@ class Conversation:
     @staticmethod
     def _text(message: Sequence[Any]) -> str:
         return message[1][0] if isinstance(message[1], tuple) else message[1]
+
+
+# --- the form of a table with these fields
+
+
+def _roles(value: Any, place: Place) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) < 2:
+        raise place.wrong(value, "a list of two texts, such as [USER, ASSISTANT]")
+    return tuple(text(entry, place.under(number)) for number, entry in enumerate(value, start=1))
+
+
+_KINDS: dict[str, Kind] = {
+    "name": some_text,
+    "system_template": text,
+    "system_message": text,
+    "roles": _roles,
+    "messages": pairs(None, "[[USER, Hi], [ASSISTANT, Hello]]"),
+    "offset": whole,
+    "sep_style": one_of(SeparatorStyle.__members__),
+    "sep": text,
+    "sep2": or_null(text),
+    "stop_str": or_null(stop_texts),
+    "stop_token_ids": or_null(token_ids),
+}
+FIELDS = Form(
+    "a template with `roles` and `sep_style`",
+    _KINDS,
+    needed=("name",),
+    example='{name: mine, roles: [Q, A], sep_style: ADD_COLON_TWO, sep: "\\n", sep2: "</s>"}',
+)

@@ -6,13 +6,14 @@ import argparse
 import os
 from pathlib import Path
 
-from fastchat.conversation import load_template_file
+from fastchat.conversation import use_template_file
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.command import Parser
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.properties import prove
 from fastchat.data.supervision import ASSISTANT
 from fastchat.errors import SettingsError, say
+from fastchat.paths import folders_instead, meant_here, say_hub_is_asked
 
 
 def add_model_flags(parser: Parser) -> None:
@@ -26,10 +27,9 @@ def add_model_flags(parser: Parser) -> None:
 
 def bound_encoder(args: argparse.Namespace, train_on: str = ASSISTANT) -> BoundEncoder:
     """The tokenizer bound to the template. Raises SettingsError; what was chosen for the user is said."""
-    if args.conv_template_file:
-        load_template_file(args.conv_template_file)
+    name = use_template_file(args.conv_template_file, args.conv_template)
     encoder = text_encoder(args)
-    bound = encoder.bind(encoder.choose(args.conv_template, model_name=args.model_name_or_path), train_on)
+    bound = encoder.bind(encoder.choose(name, model_name=args.model_name_or_path), train_on)
     prove(bound)
     return bound
 
@@ -55,5 +55,7 @@ def check_model(name: str) -> None:
             )
     elif path.exists():
         raise SettingsError(f"--model_name_or_path {name}: is a file; give the model's directory.")
-    elif path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise SettingsError(f"--model_name_or_path {name}: there is no such directory.")
+    elif meant_here(name):
+        raise SettingsError(f"--model_name_or_path {name}: there is no such directory.{folders_instead(name)}")
+    else:
+        say_hub_is_asked(name)

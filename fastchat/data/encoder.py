@@ -14,14 +14,12 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from fastchat.conversation import Template, choose_template
+from fastchat.conversation import OWN_TEMPLATE, Template, choose_template
 from fastchat.data.binding import BoundEncoder, Control
 from fastchat.data.raw_tokenizer import RawTokenizer, from_class, read_raw
 from fastchat.data.supervision import ASSISTANT
 from fastchat.data.tokenizer_template import TokenizerTemplate
 from fastchat.errors import SettingsError
-
-OWN_TEMPLATE = "tokenizer"
 
 
 class TextEncoder:

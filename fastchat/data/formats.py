@@ -57,6 +57,7 @@ _TURN_LISTS = {
 }
 _ALPACA_KEY = "instruction"
 FORMAT_KEYS = (*_TURN_LISTS, _ALPACA_KEY)  # one of these says which shape a row has
+_SURELY_MEANT = 0.75  # "conversation" and "instructions" are above 0.9, "completion" is 0.61 like "conversations"
 COLUMNS = (*FORMAT_KEYS, "input", "output", "history", "system", "tools", "id", "idx")  # everything that is read
 
 
@@ -105,7 +106,7 @@ def _format_of(row: dict[str, Any]) -> str:
     if found:
         raise BadRow("two formats in one row", " and ".join(found))
     keys = ", ".join(shown(key) for key in list(row)[:6]) or "none"
-    meant = [near for key in row for near in nearest(key, FORMAT_KEYS, n=1)]
+    meant = [near for key in row for near in nearest(key, FORMAT_KEYS, n=1, cutoff=_SURELY_MEANT)]
     hint = f"; is {shown(meant[0])} meant?" if meant else f"; one of {', '.join(FORMAT_KEYS)} is needed"
     raise BadRow("no known format", f"keys: {keys}{hint}")
 

@@ -31,6 +31,7 @@ _OTHER_KINDS = {
     b"PK": "a zip archive",
     b"ARROW1": "an Arrow file",
 }
+_TEXT_KINDS = {".csv": "CSV", ".tsv": "tab-separated text", ".txt": "plain text"}
 _BLOCK = 1 << 20  # bytes of an array that are read at a time
 _FIRST = 1 << 16  # bytes of the first line that are looked at to see what the file is
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -150,6 +151,7 @@ def _rows(stream: IO[bytes] | gzip.GzipFile, path: str) -> Iterator[Row]:
         raw = stream.readline(_FIRST)
     if not raw:
         return
+    _refuse_tables(raw, path)
     if not raw.lstrip().startswith(b"["):
         yield from _line_rows(decoder, _numbered(stream, number, raw), path)
     elif raw.lstrip()[1:].lstrip().startswith(b"{"):
@@ -184,6 +186,17 @@ def _without_mark(first_line: bytes, path: str) -> bytes:
                 f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz) or parquet."
             )
     return first_line.removeprefix(BYTE_ORDER_MARK)
+
+
+def _refuse_tables(first_line: bytes, path: str) -> None:
+    """DataError for a file that by its name and its first line is no JSON; else every line of it would be a bad row."""
+    kind = next((kind for ending, kind in _TEXT_KINDS.items() if path.removesuffix(".gz").lower().endswith(ending)), "")
+    if kind and not first_line.lstrip().startswith((b"[", b"{")):
+        start = first_line[:60].decode("utf-8", "replace").strip()
+        raise DataError(
+            f"{path}: is {kind}, not JSON; it begins with {start!r}. It needs a JSON array of objects, one object per "
+            "line (.json or .jsonl, either with .gz), or parquet."
+        )
 
 
 def _is_array_of_values(line: bytes) -> bool:

@@ -12,14 +12,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fastchat.errors import UserError
+from fastchat.data.command import Parser, run
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fastchat.model.apply_lora", description="Merge a LoRA adapter into its base."
-    )
+    parser = Parser(prog="python -m fastchat.model.apply_lora", description="Merge a LoRA adapter into its base.")
     parser.add_argument("--lora-path", required=True, help="folder of the adapter")
     parser.add_argument("--target-model-path", required=True, help="new folder for the merged model")
     parser.add_argument("--base-model-path", help="base model (default: the one the adapter was trained on)")
@@ -29,30 +27,28 @@ def build_parser() -> argparse.ArgumentParser:
         help="merge into the checkpoint's own weights, or into what nf4 made of them (default: as trained)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu, where the whole model must fit)")
-    parser.add_argument("--cache_dir", "--cache-dir", help="where hub downloads are kept")
+    parser.add_argument("--cache-dir", help="where hub downloads are kept")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the base brings")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = build_parser().parse_args(argv)
+    return run(_merge, build_parser(), argv)
+
+
+def _merge(args: argparse.Namespace) -> None:
     from fastchat.checkpoint.merge import merge_adapter
 
-    try:
-        merge_adapter(
-            args.lora_path,
-            args.target_model_path,
-            base_model_path=args.base_model_path,
-            weights=args.base_weights,
-            device=args.device,
-            cache_dir=args.cache_dir,
-            trust_remote_code=args.trust_remote_code,
-        )
-    except UserError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return problem.exit_code
-    return 0
+    merge_adapter(
+        args.lora_path,
+        args.target_model_path,
+        base_model_path=args.base_model_path,
+        weights=args.base_weights,
+        device=args.device,
+        cache_dir=args.cache_dir,
+        trust_remote_code=args.trust_remote_code,
+    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import nn
 from fastchat.errors import CheckpointError, SettingsError, brief, nearest, say
 from fastchat.model.loading import count_parameters
 from fastchat.model.source import read_json
+from fastchat.paths import folders_instead
 from fastchat.security import check_references
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -131,7 +132,7 @@ def check_adapter_directory(path: str) -> dict[str, Any]:
     """The adapter_config of the folder `path`. Raises SettingsError unless it is a LoRA adapter in safetensors."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise SettingsError(f"No such adapter directory: {path!r}.")
+        raise SettingsError(f"No such adapter directory: {path!r}.{folders_instead(path)}")
     check_references(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
         kind = "a full model" if (folder / "config.json").is_file() else "no adapter"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fastchat.errors import SettingsError, brief
+from fastchat.paths import folders_instead, meant_here, say_hub_is_asked
 from fastchat.security import check_references
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
@@ -17,16 +17,17 @@ PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 def is_local(source: str) -> bool:
     """True when `source` is a folder here; False when it can only be a hub name such as `org/name`.
 
-    Raises SettingsError when it is written like a path but no such folder exists, because asking the hub for it
-    would only give a confusing answer.
+    Raises SettingsError when it can only be a path (see `meant_here`) and no such folder exists, because asking the hub
+    for it would take long where there is none, and give a confusing answer.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return True
-    if path.exists():
+    if source and path.exists():
         raise SettingsError(f"{source} is a file, not a model directory: give the folder that holds config.json.")
-    if source.startswith((".", "~", os.sep)) or source.endswith(os.sep) or source.count("/") > 1 or not source:
-        raise SettingsError(f"No such model directory: {source!r}. Check --model_name_or_path.")
+    if meant_here(source):
+        raise SettingsError(f"No such model directory: {source!r}.{folders_instead(source) if source else ''}")
+    say_hub_is_asked(source)
     return False
 
 

@@ -17,7 +17,7 @@ from fastchat.checkpoint.tuned import Tuned, find_tuned, load_tuned, load_tuned_
 from fastchat.conversation import Dialogue, Template, Turn
 from fastchat.data.binding import BoundEncoder, encode_prompt
 from fastchat.data.encoder import TextEncoder
-from fastchat.errors import SettingsError, say
+from fastchat.errors import SettingsError
 from fastchat.model.rope import context_length, rope_type
 
 GREEDY_BELOW = 1e-5  # a temperature under this means: always the most likely token
@@ -236,10 +236,12 @@ def to_dialogue(messages: Sequence[dict[str, str]], system: str | None = None) -
 
 def _bind(tuned: Tuned, name: str | None, encoder: TextEncoder) -> BoundEncoder:
     """The template to speak: the one named, else the run's, else what fits the tokenizer."""
-    if name is not None and tuned.template_name not in (None, name):
-        say(f"Template: {name} as asked, although {tuned.path} was trained with {tuned.template_name}.")
     recorded = tuned.bind(encoder) if name is None else None
-    return recorded or encoder.bind(encoder.choose(name, tuned.base))
+    if recorded:
+        return recorded
+    template = encoder.choose(name, tuned.base)
+    tuned.say_other_template(template)
+    return encoder.bind(template)
 
 
 def _forget_generation_defaults(model: Any) -> None:

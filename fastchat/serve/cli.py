@@ -14,15 +14,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fastchat.conversation import use_template_file
+from fastchat.data.command import Parser, run
 from fastchat.errors import UserError
 
 if TYPE_CHECKING:
     from fastchat.serve.chat import Chat
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line; upstream's flags."""
-    parser = argparse.ArgumentParser(prog="python -m fastchat.serve.cli", description="Chat in the terminal.")
+    parser = Parser(prog="python -m fastchat.serve.cli", description="Chat in the terminal.")
     parser.add_argument("--model-path", required=True, help="folder of an adapter or a model, or a hub name")
     parser.add_argument("--base-model-path", help="base of the adapter (default: the one it was trained on)")
     parser.add_argument("--conv-template", help="template (default: the one it was trained with)")
@@ -32,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=_at_least_one, default=512)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--message", help="answer this one message and leave")
-    parser.add_argument("--cache-dir", "--cache_dir", help="where hub downloads are kept")
+    parser.add_argument("--cache-dir", help="where hub downloads are kept")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the model brings")
     return parser
 
@@ -55,17 +57,15 @@ def _not_negative(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        chat = _load(args)
-        if args.message is not None:
-            _answer(chat, [{"role": "user", "content": _readable(args.message)}])
-        else:
-            talk(chat)
-    except UserError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return problem.exit_code
-    return 0
+    return run(_chat, build_parser(), argv)
+
+
+def _chat(args: argparse.Namespace) -> None:
+    chat = _load(args)
+    if args.message is not None:
+        _answer(chat, [{"role": "user", "content": _readable(args.message)}])
+    else:
+        talk(chat)
 
 
 def talk(chat: Chat) -> None:
@@ -88,16 +88,13 @@ def talk(chat: Chat) -> None:
 
 
 def _load(args: argparse.Namespace) -> Chat:
+    name = use_template_file(args.conv_template_file, args.conv_template)
     from fastchat.serve.chat import load_chat
 
-    if args.conv_template_file:
-        from fastchat.conversation import load_template_file
-
-        load_template_file(args.conv_template_file)
     return load_chat(
         args.model_path,
         base_model_path=args.base_model_path,
-        conv_template=args.conv_template,
+        conv_template=name,
         system=args.conv_system_msg,
         temperature=args.temperature,
         max_new_tokens=args.max_new_tokens,

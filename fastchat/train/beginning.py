@@ -44,14 +44,20 @@ def check_folder_early(settings: Settings) -> None:
         check_output_dir(output_dir, overwrite=training.overwrite_output_dir)
 
 
-def check_sources(settings: Settings, base: str) -> None:
-    """CheckpointError where what the run starts from is damaged, or the adapter to continue is none of `base`."""
+def check_sources(settings: Settings, base: str, bound: BoundEncoder) -> None:
+    """CheckpointError where what the run starts from is damaged, or the adapter to continue is none of `base`.
+
+    Another template or another kind of base than that adapter was trained with is said.
+    """
     if settings.lora is None or not settings.lora.lora_weight_path:
         check_result(base)
         return
-    other = find_tuned(settings.lora.lora_weight_path, base).other_base()
+    tuned = find_tuned(settings.lora.lora_weight_path, base)
+    other = tuned.other_base()
     if other:
         raise CheckpointError(f"--lora_weight_path: {other}; name the right one with --model_name_or_path")
+    tuned.say_other_template(bound.template)
+    tuned.say_other_base_format(settings.lora.q_lora)
 
 
 def _may_continue(output_dir: Path) -> bool:

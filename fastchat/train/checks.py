@@ -9,6 +9,7 @@ from typing import Any
 from fastchat.data.mixing import check_proportions
 from fastchat.data.sources import check_source
 from fastchat.errors import SettingsError, say
+from fastchat.paths import folders_instead, meant_here
 from fastchat.train.arguments import UNSUPPORTED
 from fastchat.train.values import Values
 
@@ -103,8 +104,10 @@ def _ranges(values: Values) -> None:
 
 def _paths(values: Values) -> None:
     model = Path(values["model_name_or_path"]).expanduser()
-    if not model.is_dir() and not _hub_name(values["model_name_or_path"]):
-        raise SettingsError(f"--model_name_or_path {values['model_name_or_path']}: there is no such folder")
+    if not model.is_dir() and (meant_here(values["model_name_or_path"]) or model.is_file()):
+        raise SettingsError(
+            f"--model_name_or_path {values['model_name_or_path']}: there is no such folder.{folders_instead(model)}"
+        )
     if model.is_dir() and not (model / "config.json").is_file():
         raise SettingsError(f"--model_name_or_path {model}: no config.json there, so it is no model folder")
     for name in ("data_path", "eval_data_path"):
@@ -137,11 +140,6 @@ def _data(values: Values) -> None:
     for name in ("val_set_size", "data_proportions", "overwrite_cache", "preprocessing_num_workers"):
         if values["lazy_preprocess"] and values[name]:
             raise SettingsError(f"--{name} needs the data tokenised beforehand; leave --lazy_preprocess out")
-
-
-def _hub_name(name: str) -> bool:
-    """`owner/model` or `model`; anything that looks like a path is one."""
-    return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not Path(name).is_file()
 
 
 def _precision(values: Values) -> None:

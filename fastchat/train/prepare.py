@@ -9,7 +9,8 @@ import torch
 import transformers
 from transformers import set_seed
 
-from fastchat.conversation import load_template_file
+from fastchat.checkpoint.record import read_training_record
+from fastchat.conversation import use_template_file
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.properties import prove
@@ -38,10 +39,9 @@ def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
         trust_remote_code=model.trust_remote_code,
         padding_side=model.padding_side,
     )
-    if data.conv_template_file:
-        load_template_file(str(Path(data.conv_template_file).expanduser()))
+    name = use_template_file(data.conv_template_file, data.conv_template)
     encoder = TextEncoder.from_tokenizer(tokenizer)
-    template = encoder.choose(data.conv_template, model_name=Path(base).name)
+    template = encoder.choose(name, model_name=Path(base).name)
     if data.conv_template is None:
         settings.derive(data, "conv_template", template.name)
     bound = encoder.bind(template, data.train_on)
@@ -62,6 +62,10 @@ def prepare_rope(settings: Settings, config: Any) -> RopeChoice | None:
         model_max_length=settings.training.model_max_length,
     )
     if rope is not None:
+        path = settings.lora.lora_weight_path if settings.lora else None
+        record = read_training_record(path) if path else None
+        if record and record.rope_parameters is None:
+            say(f"RoPE: {rope.type}, factor {rope.factor:g}, although the adapter {path} was trained without scaling")
         if model.rope_scaling_type is None:
             settings.derive(model, "rope_scaling_type", rope.type)
         if model.rope_scaling_factor is None:

@@ -53,7 +53,7 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     tokenizer, pad_token_id, bound = prepare_text(settings)
     base = base_name(str(settings.model.model_name_or_path))
-    first(lambda: check_sources(settings, base))
+    first(lambda: check_sources(settings, base, bound))
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
     plan = announce(settings, attention_for(settings, config)[0])
     status.advise = lambda: advice(plan, LESS_MEMORY)

@@ -169,7 +169,7 @@ def test_bad_input_is_named(tmp_path, tiny_model_dir):
     base = tiny_model_dir("llama")
     with pytest.raises(SettingsError, match="No such adapter|no adapter|not an adapter|adapter_config"):
         merge_adapter(str(tmp_path), str(tmp_path / "out"))
-    with pytest.raises(SettingsError, match="not an adapter"):
+    with pytest.raises(SettingsError, match="is a full model"):
         merge_adapter(str(base), str(tmp_path / "out"))
     adapter, _ = save_random_adapter(tmp_path / "adapter", base)
     other = tiny_model_dir("llama", hidden=64)

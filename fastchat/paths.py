@@ -1,0 +1,52 @@
+"""Names of model folders that are not there: a folder here that was mistyped, or a name on the hub?"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from fastchat.errors import nearest, say
+
+_VERY_NEAR = 0.75  # o11 and o1 are 0.8 alike
+_LISTED = 5
+
+
+def meant_here(name: str) -> bool:
+    """Whether a model's name can only be meant as a folder here, and not as `org/name` or `name` on the hub.
+
+    It is so where the name is written like a path, or begins with a folder that exists: `out/checkpoint-15`.
+    """
+    first, slash, _ = name.partition("/")
+    path_like = name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or name.count("/") > 1 or not name
+    return path_like or bool(slash) and os.path.isdir(first)
+
+
+def folders_instead(path: str | Path) -> str:
+    """What a folder that is not there may have been, as a sentence that can follow another; "" where nothing is known.
+
+    >>> folders_instead("out/checkpoint-15")                    # doctest: +SKIP
+    ' out has no checkpoint-15; nearest: checkpoint-10, checkpoint-20.'
+    """
+    missing = Path(path).expanduser()
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    try:
+        there = sorted(entry.name for entry in os.scandir(missing.parent) if entry.is_dir())
+    except OSError:
+        return ""
+    near = nearest(missing.name, there)
+    where = "this folder" if missing.parent == Path() else missing.parent
+    if near:
+        return f" {where} has no {missing.name}; nearest: {', '.join(near)}."
+    more = ", …" if len(there) > _LISTED else ""
+    return f" {where} has no {missing.name}; folders in it: {', '.join(there[:_LISTED]) or 'none'}{more}."
+
+
+@cache
+def say_hub_is_asked(name: str) -> None:
+    """One line, once, where a name for the hub looks much like a folder here; without a network the hub takes long."""
+    first = name.partition("/")[0]
+    here = [entry.name for entry in os.scandir() if entry.is_dir()]
+    if near := nearest(first, here, n=1, cutoff=_VERY_NEAR):
+        say(f"{name}: there is no such folder here (there is {near[0]}), so the hub is asked for it")
