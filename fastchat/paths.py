@@ -26,7 +26,7 @@ def folders_instead(path: str | Path) -> str:
     """What a folder that is not there may have been, as a sentence that can follow another; "" where nothing is known.
 
     >>> folders_instead("out/checkpoint-15")                    # doctest: +SKIP
-    ' out has no checkpoint-15; nearest: checkpoint-10, checkpoint-20.'
+    ' There is no checkpoint-15 in out; nearest: checkpoint-10, checkpoint-20.'
     """
     missing = Path(path).expanduser()
     while not missing.parent.is_dir():
@@ -36,11 +36,10 @@ def folders_instead(path: str | Path) -> str:
     except OSError:
         return ""
     near = nearest(missing.name, there)
-    where = "this folder" if missing.parent == Path() else missing.parent
-    if near:
-        return f" {where} has no {missing.name}; nearest: {', '.join(near)}."
-    more = ", …" if len(there) > _LISTED else ""
-    return f" {where} has no {missing.name}; folders in it: {', '.join(there[:_LISTED]) or 'none'}{more}."
+    named = f"nearest: {', '.join(near)}" if near else f"folders there: {', '.join(there[:_LISTED]) or 'none'}"
+    more = ", …" if not near and len(there) > _LISTED else ""
+    where = "here" if missing.parent == Path() else f"in {missing.parent}"
+    return f" There is no {missing.name} {where}; {named}{more}."
 
 
 @cache

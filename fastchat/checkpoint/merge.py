@@ -61,8 +61,9 @@ def merge_adapter(
     ResourceError where the disk is full or cannot be written.
     """
     target = check_new_folder(target_path, "--target-model-path")
-    check_adapter_directory(lora_path)
     tuned = find_tuned(lora_path, base_model_path)
+    if not tuned.is_adapter:
+        check_adapter_directory(lora_path)
     other = tuned.other_base()
     if other:
         raise CheckpointError(f"{other}: nothing was merged; pass the right one with --base-model-path")

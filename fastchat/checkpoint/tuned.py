@@ -121,6 +121,8 @@ def find_tuned(path: str, base_model_path: str | None = None) -> Tuned:
     is_local(path)
     check_result(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
+        if base_model_path is not None and not folder.is_dir():
+            check_adapter_directory(path)
         if base_model_path is not None:
             raise SettingsError(
                 f"--base-model-path {base_model_path}: {path} has no {ADAPTER_CONFIG}, so there is no adapter to put "

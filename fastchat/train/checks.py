@@ -213,7 +213,10 @@ def _adapter(values: Values) -> None:
     values.origin["lora_target_modules"] = origin  # the same names, without commas and quotes
     path = values["lora_weight_path"]
     if path and not (Path(path).expanduser() / "adapter_config.json").is_file():
-        raise SettingsError(f"--lora_weight_path {path}: no adapter_config.json there, so it is no adapter folder")
+        instead = "" if Path(path).expanduser().is_dir() else f".{folders_instead(path)}"
+        raise SettingsError(
+            f"--lora_weight_path {path}: no adapter_config.json there, so it is no adapter folder{instead}"
+        )
 
 
 def _batches(values: Values) -> None:

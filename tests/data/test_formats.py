@@ -143,6 +143,10 @@ def pairs(value: object) -> dict[str, Any]:
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no keys": ({}, "no known format: keys: none; one of conversations, items, messages, instruction is needed"),
     "unknown keys": ({"text": "q"}, "no known format: keys: 'text'; one of"),
+    "neither": (
+        {"prompt": "q", "completion": "a"},
+        "no known format: keys: 'prompt', 'completion'; one of conversations, items, messages, instruction is needed",
+    ),
     "misspelt": ({"conversation": []}, "no known format: keys: 'conversation'; is 'conversations' meant?"),
     "two formats": ({"messages": [], "items": []}, "two formats in one row: items and messages"),
     "alpaca and messages": ({"messages": [], "instruction": ""}, "two formats in one row"),

@@ -254,6 +254,17 @@ def test_own_template_file(run: Run, tmp_path: Path) -> None:
     assert code == 0 and "### Answer:[[ Yo</s>]]" in out, err
 
 
+def test_the_only_template_of_a_file_needs_no_name(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "k.yaml"
+    file.write_text("{name: preview-only, roles: [Q, A], sep_style: ADD_COLON_TWO, sep: x, sep2: </s>}")
+    flags = ["--data_path", write(tmp_path / "a.jsonl", [row("Hi", "Yo")]), "--conv_template_file", str(file)]
+    code, out, err = run(*flags, template=None)
+    assert code == 0 and "A:[[ Yo</s>]]" in out and f"template: preview-only, the only one in {file}" in err
+    file.write_text("{name: preview-other, roles: [Q, A]}")
+    code, out, err = run(*flags, template="alpaca")
+    assert code == 0 and f"{file} holds preview-other; --conv_template asks for alpaca, which is not in it" in err
+
+
 HOSTILE = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\b\u202egnp\u2066\u200b\x7f\tend\u2028"
 
 

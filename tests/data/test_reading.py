@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import tracemalloc
@@ -183,3 +184,28 @@ def test_damaged_and_empty_parquet(tmp_path: Path) -> None:
     empty = parquet(tmp_path / "e.parquet", [], schema=pyarrow.schema([("instruction", pyarrow.string())]))
     with pytest.raises(DataError, match="e.parquet: the file holds no rows.$"):
         list(read_rows(empty))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("x.csv", "CSV"), ("X.TSV", "tab-separated text"), ("x.txt", "plain text"), ("x.csv.gz", "CSV")],
+)
+@pytest.mark.parametrize("skip", ["stop", "skip"])
+def test_a_table_is_named_once_and_never_skipped(tmp_path: Path, name: str, kind: str, skip: Any) -> None:
+    content = b"\n\xef\xbb\xbfprompt,completion\nhi,yo\nhi,yo\n"
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(DataError) as error:
+        load_dialogues([str(path)], on_bad_row=skip)
+    said = str(error.value)
+    assert f"{name}: is {kind}, not JSON" in said and "completion'" in said and "--on_bad_row" not in said
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.txt", "x"])
+def test_rows_in_a_file_of_any_name_are_read(tmp_path: Path, name: str) -> None:
+    rows = list(read_rows(write(tmp_path / name, named("a") + "\n" + named("b") + "\n")))
+    assert [row.problem for row in rows] == [None, None]
+
+
+def test_broken_lines_in_a_json_file_are_listed_as_before(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 of 2 rows cannot be read"):
+        load_dialogues([str(write(tmp_path / "x.jsonl", "hello\nworld\n"))])

@@ -13,6 +13,7 @@ from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data.binding import encode_prompt
 from fastchat.data.encoder import TextEncoder
 from fastchat.errors import SettingsError
+from fastchat.model import apply_lora
 from fastchat.model.tokenizer import load_tokenizer
 from fastchat.serve import cli
 from fastchat.serve.chat import Answer, Chat, load_chat, to_dialogue
@@ -245,6 +246,43 @@ def test_bytes_that_are_no_text_are_replaced_and_said(tmp_path, tiny_model_dir, 
     out, err = capsys.readouterr()
     assert out.count("\n") >= 2 and err.count("what is not UTF-8 in it was replaced by ?") == 1
     assert run_cli(monkeypatch, [*arguments, "--message", "\udcff"]) == 0
+
+
+def test_both_spellings_of_every_flag(tmp_path, tiny_model_dir, monkeypatch, capsys):
+    folder, _ = save_random_adapter(tmp_path / "a", tiny_model_dir("llama"))
+    arguments = ["--model-path", str(folder), "--temperature", "0", "--max-new-tokens", "5", "--message", "a_b"]
+    assert run_cli(monkeypatch, arguments) == 0
+    plain = capsys.readouterr().out
+    other = [f"--{word[2:].replace('-', '_')}" if word.startswith("--") else word for word in arguments]
+    assert run_cli(monkeypatch, other) == 0
+    assert capsys.readouterr().out == plain
+    for module in (cli, apply_lora):
+        parser = module.build_parser()
+        given = [action for action in parser._actions if action.dest != "help"]
+        assert all(len(action.option_strings) == 1 and "_" not in action.option_strings[0] for action in given)
+        values = {action.dest: (action.choices or ["1"])[0] for action in given if action.nargs != 0}
+        dashed = parser.parse_args([f"--{name.replace('_', '-')}={value}" for name, value in values.items()])
+        assert parser.parse_args([f"--{name}={value}" for name, value in values.items()]) == dashed
+
+
+def test_another_template_than_in_training_is_said_and_an_unknown_one_only_refused(
+    tmp_path, tiny_model_dir, monkeypatch, capsys
+):
+    folder, _ = save_random_adapter(tmp_path / "a", tiny_model_dir("llama"))
+    arguments = ["--model-path", str(folder), "--device", "cpu", "--max-new-tokens", "2", "--message", "x"]
+    assert run_cli(monkeypatch, [*arguments, "--conv-template", "nope"]) == 2
+    err = capsys.readouterr().err
+    assert "'nope' is not a known template" in err and "although" not in err
+    line = f"Template: alpaca, although {folder} was trained with vicuna_v1.1.\n"
+    assert run_cli(monkeypatch, [*arguments, "--conv_template", "alpaca"]) == 0
+    assert line in capsys.readouterr().err
+    for same in ([], ["--conv_template", "vicuna_v1.1"]):
+        assert run_cli(monkeypatch, [*arguments, *same]) == 0
+        assert "although" not in capsys.readouterr().err
+    (tmp_path / "k.yaml").write_text("{name: chat-only, roles: [Q, A]}")
+    assert run_cli(monkeypatch, [*arguments, "--conv_template_file", str(tmp_path / "k.yaml")]) == 0
+    err = capsys.readouterr().err
+    assert "template: chat-only, the only one in" in err and "Template: chat-only, although" in err
 
 
 @pytest.mark.parametrize("wrong", [["--max-new-tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"]])

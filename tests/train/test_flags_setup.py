@@ -54,6 +54,14 @@ def test_templates(train: Train, tmp_path: Path) -> None:
     mine = ok(train("--conv_template_file", str(tmp_path / "mine.yaml"), "--conv_template", "my-own", name="c"))
     assert mine.record["template"]["definition"]["name"] == "my-own"
     assert "Q" in (mine.folder / "chat_template.jinja").read_text()
+    (tmp_path / "only.yaml").write_text("{name: only-one, roles: [X, Y], stop_str: am}\n", encoding="utf-8")
+    only = ok(train("--conv_template_file", str(tmp_path / "only.yaml"), name="d"))
+    assert only.record["settings"]["conv_template"] == {"value": "only-one", "from": "derived"}
+    assert "template: only-one, the only one in" in only.err and "default" not in only.err
+    assert only.record["template"]["definition"]["stop_strings"] == ["am"]
+    (tmp_path / "two.yaml").write_text("[{name: one, roles: [X, Y]}, {name: two, roles: [X, Y]}]\n", encoding="utf-8")
+    refused = train("--conv_template_file", str(tmp_path / "two.yaml"), name="e")
+    assert refused.code == 2 and "say which: --conv_template one | two" in refused.err
 
 
 @covers("lazy_preprocess", "padding_side")
@@ -114,6 +122,28 @@ def test_an_adapter_is_continued(train: Train) -> None:
     first = ok(train("--max_steps", "8", "--learning_rate", "1e-2"))
     second = ok(train("--lora_weight_path", str(first.folder), "--max_steps", "1", name="b"))
     assert second.losses[0] < first.losses[0] - 0.1
+    assert "although" not in second.err
+    other = ok(
+        train(
+            *("--lora_weight_path", str(first.folder), "--conv_template", "alpaca", "--q_lora", "True"),
+            *("--rope_scaling_type", "linear", "--rope_scaling_factor", "2", "--max_steps", "1"),
+            name="c",
+        )
+    )
+    path = first.folder
+    assert f"Template: alpaca, although {path} was trained with vicuna_v1.1." in other.err
+    assert f"Base: nf4 (--q_lora True), although the adapter {path} was trained on its full weights." in other.err
+    assert f"RoPE: linear, factor 2, although the adapter {path} was trained without scaling" in other.err
+    back = ok(
+        train(
+            *("--lora_weight_path", str(other.folder), "--conv_template", "alpaca", "--max_steps", "1"),
+            *("--rope_scaling_type", "linear", "--rope_scaling_factor", "2"),
+            name="d",
+        )
+    )
+    said = [line for line in back.err.splitlines() if "although" in line]
+    line = f"Base: the full weights (--q_lora False), although the adapter {other.folder} was trained on nf4."
+    assert said == [line]
 
 
 @covers("q_lora")

@@ -1,0 +1,102 @@
+"""Mistyped folders of models: every command says at once what is there instead, and asks no hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastchat.checkpoint import verify
+from fastchat.data import preview
+from fastchat.errors import SettingsError
+from fastchat.model import apply_lora
+from fastchat.model.source import is_local
+from fastchat.paths import folders_instead, meant_here, say_hub_is_asked
+from fastchat.serve import cli
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An output folder with two checkpoints, in the current folder."""
+    for name in ("o1/checkpoint-10", "o1/checkpoint-20", "w"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "w" / "none.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        *(("o1/checkpoint-15", True), ("w/none", True), ("o1/", True), ("./o2", True), ("~/o2", True), ("/o2", True)),
+        *(("a/b/c", True), ("", True)),
+        *(("gpt2", False), ("org/name", False), ("o11", False), ("o2/checkpoint-15", False)),
+    ],
+)
+def test_what_can_only_be_a_folder(name: str, here: bool) -> None:
+    assert meant_here(name) is here
+    if here and name != "o1/":
+        with pytest.raises(SettingsError, match="No such model directory"):
+            is_local(name)
+    else:
+        assert is_local(name) is (name == "o1/")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("o1/checkpoint-15", " There is no checkpoint-15 in o1; nearest: checkpoint-10, checkpoint-20."),
+        ("o1/checkpoint-15/deeper", " There is no checkpoint-15 in o1; nearest: checkpoint-10, checkpoint-20."),
+        ("o1/best", " There is no best in o1; folders there: checkpoint-10, checkpoint-20."),
+        ("w/none", " There is no none in w; folders there: none."),
+        ("o11", " There is no o11 here; nearest: o1."),
+        ("o2/x", " There is no o2 here; nearest: o1."),
+    ],
+)
+def test_what_is_there_instead(path: str, said: str) -> None:
+    assert folders_instead(path) == said
+
+
+def test_the_hub_is_asked_for_what_looks_like_a_folder_only_after_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """`o11` may be a name on the hub: no way to tell, and no way to insist on it, so it is said and not refused."""
+    say_hub_is_asked.cache_clear()
+    for name in ("o11", "o11", "gpt2", "org/name"):
+        is_local(name)
+    line = "o11: there is no such folder here (there is o1), so the hub is asked for it\n"
+    assert capsys.readouterr().err == line
+
+
+def _preview(name: str) -> int:
+    return preview.main(["--model_name_or_path", name, "--data_path", "d.jsonl"])
+
+
+def _verify(name: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        verify.main([name])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+COMMANDS = {
+    "chat": (lambda name: cli.main(["--model-path", name, "--message", "hi"]), 2),
+    "merge": (lambda name: apply_lora.main(["--lora-path", name, "--target-model-path", "m"]), 2),
+    "preview": (_preview, 2),
+    "verify": (_verify, 5),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_mistyped_checkpoint_is_told_with_those_that_are_there(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go: tuple[Callable[[str], int], int] = COMMANDS[command]
+    assert go[0]("o1/checkpoint-15") == go[1]
+    err = capsys.readouterr().err
+    assert "o1/checkpoint-15" in err and "nearest: checkpoint-10, checkpoint-20." in err and err.count("\n") == 1
+
+
+def test_a_mistyped_adapter_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for base in ([], ["--base-model-path", "w"]):
+        assert apply_lora.main(["--lora-path", "o11", "--target-model-path", "m", *base]) == 2
+        assert "No such adapter directory: 'o11'. There is no o11 here; nearest: o1." in capsys.readouterr().err
