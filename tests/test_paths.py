@@ -93,6 +93,8 @@ def test_a_mistyped_checkpoint_is_told_with_those_that_are_there(
     go: tuple[Callable[[str], int], int] = COMMANDS[command]
     assert go[0]("o1/checkpoint-15") == go[1]
     err = capsys.readouterr().err
+    of_the_hub = "For a model of the hub with this name, start in another folder." in err
+    assert of_the_hub is (command in ("chat", "preview"))
     assert "o1/checkpoint-15" in err and "nearest: checkpoint-10, checkpoint-20." in err and err.count("\n") == 1
 
 

@@ -61,9 +61,11 @@ def merge_adapter(
     ResourceError where the disk is full or cannot be written.
     """
     target = check_new_folder(target_path, "--target-model-path")
+    if not Path(lora_path).expanduser().is_dir():
+        check_adapter_directory(lora_path)  # raises: an adapter is a folder, never a name on the hub
     tuned = find_tuned(lora_path, base_model_path)
     if not tuned.is_adapter:
-        check_adapter_directory(lora_path)
+        check_adapter_directory(lora_path)  # raises
     other = tuned.other_base()
     if other:
         raise CheckpointError(f"{other}: nothing was merged; pass the right one with --base-model-path")

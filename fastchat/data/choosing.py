@@ -13,7 +13,7 @@ from fastchat.data.encoder import TextEncoder
 from fastchat.data.properties import prove
 from fastchat.data.supervision import ASSISTANT
 from fastchat.errors import SettingsError, say
-from fastchat.paths import folders_instead, meant_here, say_hub_is_asked
+from fastchat.paths import meant_here, model_instead, say_hub_is_asked
 
 
 def add_model_flags(parser: Parser) -> None:
@@ -56,6 +56,6 @@ def check_model(name: str) -> None:
     elif path.exists():
         raise SettingsError(f"--model_name_or_path {name}: is a file; give the model's directory.")
     elif meant_here(name):
-        raise SettingsError(f"--model_name_or_path {name}: there is no such directory.{folders_instead(name)}")
+        raise SettingsError(f"--model_name_or_path {name}: there is no such directory.{model_instead(name)}")
     else:
         say_hub_is_asked(name)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastchat.errors import SettingsError, brief
-from fastchat.paths import folders_instead, meant_here, say_hub_is_asked
+from fastchat.paths import meant_here, model_instead, say_hub_is_asked
 from fastchat.security import check_references
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
@@ -26,7 +26,7 @@ def is_local(source: str) -> bool:
     if source and path.exists():
         raise SettingsError(f"{source} is a file, not a model directory: give the folder that holds config.json.")
     if meant_here(source):
-        raise SettingsError(f"No such model directory: {source!r}.{folders_instead(source) if source else ''}")
+        raise SettingsError(f"No such model directory: {source!r}.{model_instead(source)}")
     say_hub_is_asked(source)
     return False
 

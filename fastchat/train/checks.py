@@ -9,7 +9,7 @@ from typing import Any
 from fastchat.data.mixing import check_proportions
 from fastchat.data.sources import check_source
 from fastchat.errors import SettingsError, say
-from fastchat.paths import folders_instead, meant_here
+from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.train.arguments import UNSUPPORTED
 from fastchat.train.values import Values
 
@@ -105,9 +105,8 @@ def _ranges(values: Values) -> None:
 def _paths(values: Values) -> None:
     model = Path(values["model_name_or_path"]).expanduser()
     if not model.is_dir() and (meant_here(values["model_name_or_path"]) or model.is_file()):
-        raise SettingsError(
-            f"--model_name_or_path {values['model_name_or_path']}: there is no such folder.{folders_instead(model)}"
-        )
+        named = values["model_name_or_path"]
+        raise SettingsError(f"--model_name_or_path {named}: there is no such folder.{model_instead(named)}")
     if model.is_dir() and not (model / "config.json").is_file():
         raise SettingsError(f"--model_name_or_path {model}: no config.json there, so it is no model folder")
     for name in ("data_path", "eval_data_path"):
