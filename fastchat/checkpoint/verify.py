@@ -27,6 +27,8 @@ def verify(folder: Path) -> tuple[list[str], bool]:
 
     A folder in which nothing can be checked is not well.
     """
+    if folder.is_file():
+        return [f"{folder} is a file: give its folder"], False
     if not folder.is_dir():
         return [f"{folder}: there is no such folder.{folders_instead(folder)}"], False
     single = (folder / MANIFEST).exists() or step_of(folder) is not None

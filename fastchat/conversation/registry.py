@@ -22,7 +22,8 @@ def register_conv_template(template: Conversation | Template, override: bool = F
     """Make a template known by its name.
 
     Raises:
-        SettingsError: the name is taken (and `override` is False), or the template cannot be written as a table.
+        SettingsError: the name is taken (and `override` is False), the template cannot be written as a table, or a
+            value in it is of a wrong kind.
     """
     name = template.name
     if name == OWN_TEMPLATE:
@@ -31,13 +32,15 @@ def register_conv_template(template: Conversation | Template, override: bool = F
         raise SettingsError(
             f"template {name!r} is already registered; choose another name, or pass override=True to replace it."
         )
+    table: Template | None = None
     if isinstance(template, Template):
-        conv_templates[name], _tables[name] = Conversation.from_template(template), template
-    else:
-        # A template without a style belongs to a remote API: upstream registers its name, and nothing can be trained.
-        if template.sep_style is not None:
-            _tables[name] = template.to_template()
-        conv_templates[name] = template
+        table, template = template, Conversation.from_template(template)
+    elif template.sep_style is not None:  # else it belongs to a remote API: a name of upstream's, not to be trained
+        table = template.to_template()
+    if table is not None:
+        Template.from_dict(table.to_dict())  # as it will be read from the record of a result
+        _tables[name] = table
+    conv_templates[name] = template
 
 
 def get_conv_template(name: str) -> Conversation:

@@ -14,8 +14,8 @@ from fastchat.conversation.schema import (
     one_of,
     or_null,
     pairs,
+    several,
     some_text,
-    stop_texts,
     text,
     token_ids,
     whole,
@@ -115,7 +115,7 @@ class Conversation:
             round_start=shape.round_start,
             content=shape.content,
             examples=tuple(Turn(self._kind(i), self._text(m), train=False) for i, m in enumerate(self._examples())),
-            stop_strings=tuple(stops),
+            stop_strings=tuple(filter(None, stops)),  # upstream takes an empty one for none
             stop_token_ids=tuple(self.stop_token_ids or ()),
         )
 
@@ -203,7 +203,7 @@ _KINDS: dict[str, Kind] = {
     "sep_style": one_of(SeparatorStyle.__members__),
     "sep": text,
     "sep2": or_null(text),
-    "stop_str": or_null(stop_texts),
+    "stop_str": or_null(several(text, "a text or a list of texts")),
     "stop_token_ids": or_null(token_ids),
 }
 FIELDS = Form(

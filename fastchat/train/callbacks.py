@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from fastchat.errors import say
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
 
 
@@ -47,7 +48,7 @@ class WarmupNote(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         steps, asked = state.max_steps, args.warmup_steps or args.warmup_ratio
-        if not asked or args.lr_scheduler_type == "constant":
+        if not asked or args.lr_scheduler_type in _WITHOUT_WARMUP:
             return
         if steps == 1:
             say("warmup: none, the run has one step only")

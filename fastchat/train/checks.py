@@ -103,9 +103,11 @@ def _ranges(values: Values) -> None:
 
 
 def _paths(values: Values) -> None:
-    model = Path(values["model_name_or_path"]).expanduser()
-    if not model.is_dir() and (meant_here(values["model_name_or_path"]) or model.is_file()):
-        named = values["model_name_or_path"]
+    named = values["model_name_or_path"]
+    model = Path(named).expanduser()
+    if model.is_file():
+        raise SettingsError(f"--model_name_or_path {named} is a file: give the folder that holds config.json")
+    if not model.is_dir() and meant_here(named):
         raise SettingsError(f"--model_name_or_path {named}: there is no such folder.{model_instead(named)}")
     if model.is_dir() and not (model / "config.json").is_file():
         raise SettingsError(f"--model_name_or_path {model}: no config.json there, so it is no model folder")

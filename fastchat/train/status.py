@@ -87,11 +87,15 @@ class RunStatus:
             raise SettingsError(f"--output_dir {self.folder} cannot be written: {error.strerror}") from None
         self.claimed = True
 
+    def may_record(self) -> bool:
+        """Whether a process of this run that ends now can leave its word."""
+        return self.folder is not None and (self.claimed or only_failed_status(self.folder))
+
     def end(self, exit_code: int, status: str, message: str) -> None:
         """Records the end where that is allowed; a disk that refuses must not hide the message on the screen."""
         try:
-            if self.folder is not None and (self.claimed or only_failed_status(self.folder)):
-                self.folder.mkdir(parents=True, exist_ok=True)
+            if self.may_record():
+                self.folder_or_fail.mkdir(parents=True, exist_ok=True)
                 self._write(exit_code, status, message)
         except OSError:
             pass
@@ -207,7 +211,7 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
         if code == EXIT_DONE:
             return code
         if isinstance(error, Preempted):
-            dead = "" if STOPPING.can_wait or status.ended_by_another() is not None else STOPPING.dead_peers()
+            dead = _killed(status)
             if not dead:
                 return _stopped(status, code, message)
             # The launcher clears up after one that was killed: nobody asked this run to stop.
@@ -228,6 +232,13 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
     if is_first_process():
         status.end(EXIT_DONE, "done", "")
     return EXIT_DONE
+
+
+def _killed(status: RunStatus) -> str:
+    """Names the processes that are gone without having said that they were asked to stop; "" where none is known."""
+    if STOPPING.can_wait or not status.may_record() or status.ended_by_another() is not None:
+        return ""
+    return STOPPING.dead_peers()
 
 
 def _wait_for_word(status: RunStatus) -> int | None:

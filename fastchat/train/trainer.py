@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import signal
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,7 @@ class ChatTrainer(CheckpointTrainer):
         if self.early_stopping is not None:
             self.add_callback(self.early_stopping)
         self.guard = FiniteGuard(on_nonfinite, self.rows_of, scaled=bool(self.args.fp16))
-        self._loaders: list[_EpochLoader] = []
+        self._loaders = weakref.WeakSet[_EpochLoader]()  # those of evaluations are gone when these end
 
     # ---- batches ----
 
@@ -128,7 +129,7 @@ class ChatTrainer(CheckpointTrainer):
             # Of its own: starting to read, or evaluating, must not move the random numbers that training draws.
             generator=torch.Generator().manual_seed(args.seed),
         )
-        self._loaders.append(loader)
+        self._loaders.add(loader)
         return loader
 
     def end_workers(self) -> None:

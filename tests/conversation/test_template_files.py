@@ -1,8 +1,11 @@
 """Template files: both notations, one clear message for every mistake in them, and which template of one is meant."""
 
+import dataclasses
+
 import pytest
 
 from fastchat.conversation import (
+    Conversation,
     Dialogue,
     Template,
     Turn,
@@ -10,6 +13,7 @@ from fastchat.conversation import (
     get_conv_template,
     get_template,
     load_template_file,
+    register_conv_template,
     use_template_file,
 )
 from fastchat.errors import SettingsError
@@ -160,6 +164,21 @@ def test_a_text_is_one_stop_string_and_a_number_one_id(tmp_path, content):
     assert (template.stop_strings, template.stop_token_ids) == (("am",), (2,))
     assert Template.from_dict(template.to_dict()) == template
     assert (get_conv_template("k").stop_str, get_conv_template("k").stop_token_ids) == (["am"], [2])
+
+
+@pytest.mark.parametrize("stop", ["", ["", "Q:"]])
+def test_an_empty_stop_string_of_upstreams_is_none(stop):
+    register_conv_template(Conversation(name="k", roles=("Q", "A"), sep="\n", stop_str=stop))
+    assert get_template("k").stop_strings == tuple(s for s in stop if s)
+    assert Template.from_dict(get_template("k").to_dict()) == get_template("k")
+
+
+@pytest.mark.parametrize("wrong", [{"stop_strings": ("",)}, {"stop_token_ids": (-1,)}, {"no_system": 3}])
+def test_what_a_result_could_not_be_opened_with_is_not_registered(wrong):
+    sound = get_template("chatml")
+    with pytest.raises(SettingsError, match=f"'k': .*{next(iter(wrong))}"):
+        register_conv_template(dataclasses.replace(sound, name="k", **wrong))
+    assert "k" not in conv_templates
 
 
 def test_every_registered_template_is_a_sound_table():

@@ -27,6 +27,7 @@ SETTINGS = [
     (["--gradient_accumulation_steps", "-1"], 2, ["--gradient_accumulation_steps is -1"]),
     (["--max_steps", "0"], 2, ["--max_steps is 0"]),
     (["--num_train_epochs", "0"], 2, ["--num_train_epochs is 0"]),
+    (["--model_name_or_path", __file__], 2, ["is a file: give the folder that holds config.json"]),
     (["--warmup_ratio", "2"], 2, ["--warmup_ratio is 2", "between 0 and 1"]),
     (["--warmup_steps", "-5"], 2, ["--warmup_steps is -5"]),
     (["--seed", "-1"], 2, ["--seed is -1"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -51,13 +52,15 @@ def test_schedule(train: Train) -> None:
     assert min(rates(ok(train(*four, *floor, name="f")))) > 0.05
 
 
-def test_a_warmup_as_long_as_the_run(train: Train) -> None:
+def test_a_warmup_as_long_as_the_run(train: Train, data_files: tuple[Path, Path]) -> None:
     """One step behind a warmup of one step would be made with learning rate 0, and called a success."""
     one = ok(train("--max_steps", "1", "--learning_rate", "0.1", "--warmup_ratio", "0.03"))
     assert rates(one) == [0.1] and "warmup: none, the run has one step only" in one.err
     assert any(tensor.any() for name, tensor in adapter(one.folder).items() if "lora_B" in name)
-    flat = ok(train("--max_steps", "2", "--lr_scheduler_type", "constant", "--warmup_ratio", "0.9", name="c"))
-    assert "the warmup takes" not in flat.err
+    for name in ("constant", "reduce_lr_on_plateau"):
+        more = ("--lr_scheduler_type", name, "--warmup_ratio", "1", "--eval_data_path", data_files[1])
+        flat = ok(train("--max_steps", "2", "--eval_strategy", "epoch", *more, name=name))
+        assert "the warmup takes" not in flat.err
     long = ok(train("--max_steps", "3", "--learning_rate", "0.1", "--warmup_steps", "10", name="b"))
     assert max(rates(long)) == pytest.approx(0.02)
     assert "the warmup takes 10 steps and the run has 3: the learning rate only reaches 0.02 of" in long.err
@@ -252,6 +255,12 @@ def test_loader(train: Train) -> None:
     outcome = ok(train("--lora_dropout", "0", *flags, "--dataloader_multiprocessing_context", "fork", name="b"))
     loader = outcome.trainer.get_train_dataloader()
     assert (loader.num_workers, loader.persistent_workers, loader.prefetch_factor) == (1, True, 3)
+    outcome.trainer.eval_dataset = outcome.trainer.train_dataset
+    for _ in range(3):
+        outcome.trainer.evaluate()
+        assert len(multiprocessing.active_children()) == 1, "those of the evaluation before are gone"
+    outcome.trainer.end_workers()
+    assert not multiprocessing.active_children()
     assert loader.multiprocessing_context.get_start_method() == "fork"
     assert outcome.losses == plain.losses
     short = ok(train("--max_steps", "-1", "--num_train_epochs", "1", "--per_device_train_batch_size", "8",

@@ -205,6 +205,23 @@ def test_a_launcher_that_clears_up_does_not_cut_the_message_short(
     assert capsys.readouterr().err.count("error: ") == 1 and _status(tmp_path / "out")["exit_code"] == 6
 
 
+def test_a_signal_after_the_death_of_another_where_nobody_can_leave_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with checkpoints, before the run may write to it: the other may have ended because it was asked to."""
+    (tmp_path / "checkpoint-1").mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    monkeypatch.setattr(STOPPING, "can_wait", False)
+
+    def body(status: RunStatus) -> None:
+        here = socket.gethostname()
+        STOPPING.know_peers([(here, os.getpid()), (here, gone.pid)], lambda dead: None)
+        raise Preempted("received SIGTERM before the first step: nothing was saved")
+
+    assert attempt(body, str(tmp_path)) == 75 and os.listdir(tmp_path) == ["checkpoint-1"]
+
+
 @pytest.mark.parametrize("word", [False, True])
 def test_a_signal_after_the_death_of_another_is_no_wish_to_stop(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, word: bool
