@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_DONE = 0
 EXIT_SETTINGS = 2
@@ -91,6 +91,17 @@ def nearest(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.5) ->
     by_lower = {k.lower(): k for k in known}
     found = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=cutoff)
     return [by_lower[k] for k in found]
+
+
+def not_among(label: str, value: str, choices: Sequence[str]) -> SettingsError:
+    """What is raised for a `value` that is none of `choices`; names the nearest where one is near.
+
+    >>> str(not_among("--optim", "sdg", ("adamw_torch", "sgd")))
+    "--optim is 'sdg'; it can be adamw_torch, sgd; did you mean sgd?"
+    """
+    close = nearest(value, choices, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return SettingsError(f"{label} is {value!r}; it can be {', '.join(choices)}{hint}")
 
 
 def brief(text: object, width: int = 200) -> str:

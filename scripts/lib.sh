@@ -124,19 +124,21 @@ use_env() {
     fail 6 "deepspeed is not installed here; 'bash $ROOT/scripts/quickstart.sh' sets up $VENV, or activate an environment of yours."
 }
 
-# Enough for a plan, which needs neither deepspeed nor torch: .venv where it exists, else any Python that is new enough.
+# Enough for a plan, which needs neither deepspeed nor torch: .venv where it exists, else $PYTHON if given, else any
+# Python that is new enough.
 use_python() {
   local candidate
   if [ -x "$VENV/bin/python" ]; then
     export PATH="$VENV/bin:$PATH"
     return
   fi
-  for candidate in python python3 python3.13 python3.12 python3.11 python3.10; do
+  for candidate in ${PYTHON:+"$PYTHON"} python python3 python3.13 python3.12 python3.11 python3.10; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
       PYTHON="$candidate"
       python() { command "$PYTHON" "$@"; }
       return
     fi
   done
-  fail 6 "no Python 3.10 or newer found, which a plan needs."
+  fail 6 "no Python 3.10 or newer found, which a plan needs (looked at ${PYTHON:+$PYTHON, }python, python3, python3.10 to" \
+    "3.13). Name one: PYTHON=/path/to/python3.11"
 }

@@ -71,7 +71,7 @@ def _recommended(flags: dict[str, Any], machine: Machine) -> list[str]:
     length = flags["model_max_length"] if "model_max_length" in flags["given"] else LENGTH
     if searched := [f"--{name}" for name in _SEARCHED if name in flags["given"]]:
         say(f"--recommend tries all of it itself, so this counts for nothing: {', '.join(searched)}")
-    found = recommend(machine, given, sorted(flags["given"]), length)
+    found = recommend(machine, given, sorted(flags["given"]), length, flags["cache_dir"])
     folder = Path(flags["recipes"]).expanduser()
     written = write_recipes(found, folder)
     if flags["json"]:

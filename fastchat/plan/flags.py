@@ -6,10 +6,24 @@ Flags that mean nothing for memory are read too (`other_flags.py`), so that a la
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError, nearest
-from fastchat.plan.other_flags import KINDS, LIST, SKIPPED, SWITCH, check_ranges, to_bool, to_mapping, value_of
+from fastchat.plan.other_flags import (
+    ANYTHING,
+    CHOICES,
+    KINDS,
+    LIST,
+    SKIPPED,
+    SWITCH,
+    check_ranges,
+    choice,
+    to_bool,
+    to_mapping,
+    to_text,
+    value_of,
+)
 from fastchat.plan.units import parse_bytes
 from fastchat.recipe_files import find_recipe
 from fastchat.security import load_yaml
@@ -65,6 +79,8 @@ ALIASES = {  # the names in people's scripts, as the training commands take them
 }
 LORA_ONLY = frozenset(name for name in (*TRAINING, *SKIPPED) if name.startswith(("lora_", "q_lora")))
 _OPTIONS = {**TRAINING, **PLANNING}
+# Those that may be None or empty: nothing is asked for. As in training, a number, a switch or a name is not among them.
+NULLABLE = frozenset(("model_name_or_path", "deepspeed", "cache_dir", "model_size", "gpus", "gpu_memory", "cpu_memory"))
 
 
 def read_flags(argv: Sequence[str], hidden: Collection[str] = ()) -> dict[str, Any]:
@@ -116,6 +132,7 @@ def _from_words(words: list[str], hidden: Collection[str]) -> dict[str, Any]:
 
 
 def _from_recipe(path: str, hidden: Collection[str]) -> dict[str, Any]:
+    _check_home(path, "recipe")
     path = str(find_recipe(path))
     content = load_yaml(path, "recipe")
     if not isinstance(content, dict):
@@ -126,10 +143,14 @@ def _from_recipe(path: str, hidden: Collection[str]) -> dict[str, Any]:
         name, negated = _canonical(str(key), hidden, label)
         if negated:
             raise SettingsError(f"recipe {label} is no setting")
+        if name in found:
+            raise SettingsError(f"{label} and another name of {name} are both given; keep one")
         if name in SKIPPED:
             found[name] = value_of(name, value, label)
         elif value is not None:
             found[name] = _from_yaml(name, value, label)
+        elif name not in NULLABLE:
+            raise SettingsError(f"{label} is empty; give a value or leave the line out")
     return found
 
 
@@ -141,6 +162,8 @@ def _from_yaml(name: str, value: Any, label: str) -> Any:
         raise SettingsError(f"{label} holds a mapping, but one value is expected")
     if isinstance(value, list) and kind is not list:
         raise SettingsError(f"{label} holds a list, but one value is expected")
+    if kind in (str, dict) and name not in CHOICES:
+        to_text(value, label)  # a bare `yes` is no text
     return _value(name, [str(item) for item in (value if isinstance(value, list) else [value])], label)
 
 
@@ -151,8 +174,7 @@ def _canonical(flag: str, hidden: Collection[str], label: str = "") -> tuple[str
     name = ALIASES.get(name, name)
     if name in _OPTIONS or name in SKIPPED:
         return name, False
-    switch = KINDS.get(positive) == SWITCH or _OPTIONS.get(positive, (str,))[0] is bool
-    if flag.startswith("no") and switch:
+    if flag.startswith("no") and _is_switch(positive):
         return positive, True
     dashes = "" if label else "--"
     close = nearest(name, [known for known in (*_OPTIONS, *ALIASES, *SKIPPED) if known not in hidden])
@@ -160,10 +182,14 @@ def _canonical(flag: str, hidden: Collection[str], label: str = "") -> tuple[str
     raise SettingsError(f"{label or '--' + flag} is no setting of the planner or of training; {hint}")
 
 
+def _is_switch(name: str) -> bool:
+    """Whether the flag alone means True. (transformers has one that takes a switch or a word.)"""
+    return KINDS.get(name) in (SWITCH, ANYTHING) or _OPTIONS.get(name, (str,))[0] is bool
+
+
 def _value(name: str, words: list[str], label: str) -> Any:
-    switch = KINDS.get(name) == SWITCH or _OPTIONS.get(name, (str,))[0] is bool
     if not words:
-        if switch:
+        if _is_switch(name):
             return True
         raise SettingsError(f"{label} needs a value")
     if name in SKIPPED:
@@ -171,11 +197,25 @@ def _value(name: str, words: list[str], label: str) -> Any:
     kind = _OPTIONS[name][0]
     if kind is list:
         return _names(words)
-    if words[0] == "None" and not switch:
+    if words[0] == "None" and name in NULLABLE:
         return None
+    if name in CHOICES:
+        return choice(name, words[0], label)
+    if name == "recipes" and words[0] == "None":
+        raise SettingsError(f"{label} is 'None'; give a folder, or leave it out for {PLANNING[name][1]}")
+    _check_home(words[0], label)
     if name in ("gpu_memory", "cpu_memory"):
         return parse_bytes(words[0], label)
     return _CONVERT[kind](words[0], label)
+
+
+def _check_home(path: str, label: str) -> None:
+    """SettingsError for a `~user` who does not exist."""
+    if path.startswith("~"):
+        try:
+            Path(path).expanduser()
+        except RuntimeError:
+            raise SettingsError(f"{label} is {path!r}, but there is no user of that name here") from None
 
 
 def _names(words: list[str]) -> tuple[str, ...]:
@@ -186,8 +226,12 @@ def _names(words: list[str]) -> tuple[str, ...]:
 
 
 def _int(word: str, label: str) -> int:
-    if word.isdigit() and int(word) > 0:
-        return int(word)
+    try:
+        number = int(word)
+    except ValueError:
+        number = 0
+    if number > 0:
+        return number
     raise SettingsError(f"{label} is {word!r}, but a whole number of at least 1 is expected")
 
 

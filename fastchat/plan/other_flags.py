@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastchat.errors import SettingsError
+from fastchat.errors import SettingsError, not_among
 
 TRUE, FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
 
@@ -45,7 +45,15 @@ SKIPPED = frozenset(KINDS)
 
 _SCHEDULES = """linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt
     reduce_lr_on_plateau cosine_with_min_lr cosine_warmup_with_min_lr warmup_stable_decay greedy"""
+_OPTIMIZERS = """adamw_torch adamw_torch_fused adamw_torch_xla adamw_torch_npu_fused adafactor adamw_anyprecision
+    adamw_torch_4bit adamw_torch_8bit ademamix sgd adagrad adamw_bnb_8bit adamw_8bit ademamix_8bit lion_8bit lion_32bit
+    paged_adamw_32bit paged_adamw_8bit paged_ademamix_32bit paged_ademamix_8bit paged_lion_32bit paged_lion_8bit rmsprop
+    rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit galore_adamw galore_adamw_8bit galore_adafactor
+    galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise lomo adalomo grokadamw
+    schedule_free_radam schedule_free_adamw schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw"""
 _CHOICES = {
+    "optim": _OPTIMIZERS,
+    "lora_bias": "none all lora_only",
     "rope_scaling_type": "linear dynamic yarn llama3",
     "padding_side": "right left",
     "overlong": "truncate drop error",
@@ -107,11 +115,11 @@ def value_of(name: str, raw: Any, label: str) -> Any:
             return raw
         raise SettingsError(f"{label} holds a mapping, but one value is expected")
     if kind == LIST:
-        return [_text(item, label) for item in (raw if isinstance(raw, list) else [raw])]
+        return [to_text(item, label) for item in (raw if isinstance(raw, list) else [raw])]
     if isinstance(raw, list):
         raise SettingsError(f"{label} holds a list, but one value is expected")
     if name in CHOICES:
-        return _choice(name, raw, label)
+        return choice(name, raw, label)
     return _CONVERT[kind](raw, label)
 
 
@@ -137,10 +145,11 @@ def to_bool(raw: Any, label: str) -> bool:
     raise SettingsError(f"{label} is {raw!r}, but True or False is expected")
 
 
-def _choice(name: str, raw: Any, label: str) -> str:
+def choice(name: str, raw: Any, label: str) -> str:
+    """The value of a flag in CHOICES. SettingsError for any other."""
     text = "no" if raw is False and "no" in CHOICES[name] else str(raw)  # YAML reads a bare `no` as false
     if text not in CHOICES[name]:
-        raise SettingsError(f"{label} is {text!r}; it can be {', '.join(CHOICES[name])}")
+        raise not_among(label, text, CHOICES[name])
     return text
 
 
@@ -164,7 +173,8 @@ def _number(raw: Any, label: str) -> float:
     raise SettingsError(f"{label} is {raw!r}, but a number is expected")
 
 
-def _text(raw: Any, label: str) -> str:
+def to_text(raw: Any, label: str) -> str:
+    """Text as it stands. SettingsError for what YAML reads as something else."""
     if isinstance(raw, (bool, dict, list)):
         raise SettingsError(f"{label} is {raw!r}, but text is expected (put it in quotes)")
     return str(raw)
@@ -172,7 +182,7 @@ def _text(raw: Any, label: str) -> str:
 
 def to_mapping(raw: Any, label: str) -> Any:
     """JSON in one word becomes a mapping; anything else stays text (the name of a file)."""
-    text = _text(raw, label)
+    text = to_text(raw, label)
     if not text.startswith("{"):
         return text
     try:
@@ -185,7 +195,7 @@ _CONVERT: dict[str, Callable[[Any, str], Any]] = {
     SWITCH: to_bool,
     WHOLE: _whole,
     NUMBER: _number,
-    TEXT: _text,
+    TEXT: to_text,
     MAPPING: to_mapping,
     ANYTHING: lambda raw, label: raw,
 }

@@ -34,7 +34,8 @@ def recipe(recommendation: Recommendation) -> str:
         f"# Global batch: {micro} x {accumulation} x {many} = {micro * accumulation * machine.gpus} rows per step.",
         *(f"# {line}" for line in launch_lines(recommendation, Path("THIS_FILE"))),
         f"model_name_or_path: {_yaml(run.architecture.name)}",
-        template_line(run.architecture.name),
+        *([f"cache_dir: {_yaml(recommendation.cache_dir)}"] if recommendation.cache_dir else []),
+        template_line(run.architecture.name, recommendation.cache_dir),
         *(f"{name}: {_yaml(value)}" for name, value in _values(recommendation, run).items()),
     ]
     return _with_digest("\n".join(lines) + "\n")

@@ -41,6 +41,7 @@ class Recommendation:
     wanted: Run
     choices: tuple[Choice, ...]
     neighbours: tuple[tuple[str, str], ...]
+    cache_dir: str | None = None  # where the user keeps hub models
 
     @property
     def best(self) -> Choice | None:
@@ -65,7 +66,11 @@ def row_of(architecture: Architecture, lora: bool = True) -> Documented:
 
 
 def recommend(
-    machine: Machine, given: Run | None = None, fixed: Sequence[str] = (), length: int = LENGTH
+    machine: Machine,
+    given: Run | None = None,
+    fixed: Sequence[str] = (),
+    length: int = LENGTH,
+    cache_dir: str | None = None,
 ) -> list[Recommendation]:
     """For 7b, 13b and 70b, and for `given`'s model; LoRA and QLoRA, or full fine-tuning where `given` is that.
 
@@ -91,7 +96,8 @@ def recommend(
         wanted = _with_given(wanted, given, fixed)
         wanted = replace(wanted, dtype=_frozen_dtype(wanted))
         choices = tuple(fitting(wanted))
-        found.append(Recommendation(label, wanted, choices, tuple(rejected(choices[0])) if choices else ()))
+        near = tuple(rejected(choices[0])) if choices else ()
+        found.append(Recommendation(label, wanted, choices, near, cache_dir))
     return found
 
 

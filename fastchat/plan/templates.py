@@ -14,13 +14,14 @@ from fastchat.plan.model_files import find_folder
 
 _BASES = frozenset(architecture_of_size(size).name for size in SIZES)
 _UNKNOWN = (
-    "# conv_template is left out: which one fits is not known without the tokenizer's files. Training chooses one, or "
-    "names those that fit."
+    "# conv_template is left out: which one fits is not known: the tokenizer's files are not here, or of an unknown "
+    "form. Training chooses one, or names those that fit."
 )
 
 
-def template_line(model: str) -> str:
-    """The line of a recipe for `model` (a folder or a hub name): the setting, or a comment that says why there is none.
+def template_line(model: str, cache_dir: str | None = None) -> str:
+    """The line of a recipe for `model` (a folder, or a hub name that may be in `cache_dir`): the setting, or a
+    comment that says why there is none.
 
     The Llama-2 bases have the documents' template; a tokenizer with a chat template of its own keeps that.
 
@@ -29,7 +30,7 @@ def template_line(model: str) -> str:
     """
     if model in _BASES:
         return f"conv_template: {DEFAULT_TEMPLATE}"
-    folder, name = find_folder(model), Path(model).name
+    folder, name = find_folder(model, cache_dir), Path(model).name
     tokenizer = _tokenizer(folder) if folder else None
     vocabulary, own = tokenizer or (set(), None)
     fits = suggest_templates(vocabulary, own, name)
@@ -42,19 +43,31 @@ def template_line(model: str) -> str:
 
 
 def _tokenizer(folder: Path) -> tuple[set[str], str | None] | None:
-    """(every token, the chat template in Jinja or None); None where the folder has no tokenizer.json."""
+    """(every token, the chat template in Jinja or None); None where the folder has no tokenizer.json, or files of a
+    form that is not known here."""
     spec = _read(folder / "tokenizer.json")
     if spec is None:
         return None
-    listed = spec.get("model", {}).get("vocab") or []
-    tokens = {str(entry[0]) if isinstance(entry, list) else str(entry) for entry in listed}
-    tokens |= {str(token.get("content")) for token in spec.get("added_tokens", [])}
+    try:
+        listed, added = spec["model"]["vocab"], spec.get("added_tokens") or []
+        tokens = {str(entry[0]) if isinstance(entry, list) else str(entry) for entry in listed}
+        tokens |= {str(token["content"]) for token in added}
+        own = _chat_template(folder)
+    except (LookupError, TypeError, UnicodeDecodeError):
+        return None
+    return tokens, own
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The tokenizer's own, or of several the one called "default". TypeError for what is no text."""
     jinja = folder / "chat_template.jinja"
     own = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
     own = own or (_read(folder / "tokenizer_config.json") or {}).get("chat_template")
     if isinstance(own, list):
-        own = next((entry.get("template") for entry in own if entry.get("name") == "default"), None)
-    return tokens, own
+        own = next((entry["template"] for entry in own if entry["name"] == "default"), None)
+    if own is not None and not isinstance(own, str):
+        raise TypeError(f"a chat template of type {type(own).__name__}")
+    return own
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-from fastchat.errors import SettingsError, brief, nearest
+from fastchat.errors import SettingsError, brief, nearest, not_among
 from fastchat.security import load_yaml
 
 DEFAULT, RECIPE, COMMAND, DERIVED = "default", "yaml", "command line", "derived"
@@ -192,7 +192,7 @@ def _scalar(option: Option, raw: Any, label: str) -> Any:
     if option.choices:
         text = "no" if raw is False and "no" in option.choices else str(raw)  # YAML reads a bare `no` as false
         if text not in option.choices:
-            raise SettingsError(f"{label} is {text!r}; it can be {', '.join(option.choices)}")
+            raise not_among(label, text, option.choices)
         return text
     if bool in option.parts and str in option.parts:  # transformers has one of these
         return str(raw).lower() in TRUE if str(raw).lower() in TRUE | FALSE else str(raw)

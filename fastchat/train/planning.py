@@ -77,7 +77,8 @@ def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
     """The plan of a training command, and of no other settings: an unknown flag is an error here too.
 
     The planner's `--gpus`, `--hosts`, `--gpu_memory`, `--cpu_memory` describe another machine, `--json` asks for one
-    object. Without them it is this machine, with as many GPUs as the command has processes.
+    object. Without them it is this machine, with as many GPUs as the command has processes; `--hosts` alone means so
+    many machines like it.
     """
     recipe, words = split_recipe(argv)
     foreign_here = _PLANNERS_OWN if lora else (*_PLANNERS_OWN, *LORA_ONLY)
@@ -93,7 +94,9 @@ def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
     if "gpus" not in given:
         if not given & {"gpu_memory", "cpu_memory"}:
             flags["cpu_memory"] = detect_cpu_memory()
-        flags["gpus"], flags["hosts"] = _launched()
+        processes, hosts = _launched()
+        flags["hosts"] = flags["hosts"] if "hosts" in given else hosts
+        flags["gpus"] = processes // hosts * flags["hosts"]
     flags["full_finetuning"] = not lora
     lines = plan_lines(estimate(run_of(flags, machine_asked(flags))), as_object=flags["json"])
     return lines if flags["json"] else [*lines, _ONLY]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.plan.flags import ALIASES, PLANNING, SKIPPED, TRAINING, help_text, read_flags
+from fastchat.plan.flags import ALIASES, NULLABLE, PLANNING, SKIPPED, TRAINING, help_text, read_flags
 
 
 def test_every_training_flag_is_known() -> None:
@@ -77,6 +77,18 @@ def test_fp16_replaces_bf16() -> None:
         (["--no_q_lora", "True"], r"takes no value"),
         (["--gpu_memory", "much"], r"--gpu_memory is 'much'"),
         (["--q_lora", "True", "stray"], r"'stray' stands where a --flag"),
+        (["--lora_r", "None"], r"--lora_r is 'None', but a whole number"),
+        (["--model_max_length", "None"], r"whole number"),
+        (["--per_device_train_batch_size", "None"], r"whole number"),
+        (["--gradient_accumulation_steps", "None"], r"whole number"),
+        (["--hosts", "None"], r"--hosts is 'None', but a whole number"),
+        (["--lora_dropout", "None"], r"--lora_dropout is 'None', but a number"),
+        (["--q_lora", "None"], r"True or False"),
+        (["--recipes", "None", "--recommend"], r"--recipes is 'None'; give a folder"),
+        (["--per_device_train_batch_size", "²"], r"--per_device_train_batch_size is '²', but a whole number"),
+        (["--model_name_or_path", "~nosuch/x"], r"--model_name_or_path is '~nosuch/x', but there is no user"),
+        (["~nosuch/x.yaml"], r"recipe is '~nosuch/x.yaml', but there is no user"),
+        (["--optim", "adamw_torhc"], r"did you mean adamw_torch\?"),
         (["missing.yaml"], r"there is no recipe missing.yaml"),
     ],
 )
@@ -99,6 +111,12 @@ def test_mistakes_in_a_recipe(tmp_path: Path, content: str, message: str) -> Non
     path.write_text(content)
     with pytest.raises(SettingsError, match=message):
         read_flags([str(path)])
+
+
+def test_only_what_may_be_left_out_may_be_none() -> None:
+    """As in training (test_other_flags.py compares the lists), and it is the same as leaving it out."""
+    words = [word for name in sorted(NULLABLE) for word in (f"--{name}", "None")]
+    assert {name: value for name, value in read_flags(words).items() if name in NULLABLE} == dict.fromkeys(NULLABLE)
 
 
 def test_help_names_every_flag() -> None:

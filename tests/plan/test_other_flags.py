@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.plan.flags import LORA_ONLY, read_flags
+from fastchat.plan.flags import LORA_ONLY, NULLABLE, PLANNING, TRAINING, read_flags
 from fastchat.plan.other_flags import CHOICES, KINDS, OPTIONAL, RANGES
 from fastchat.train.planning import answer
 
@@ -19,7 +19,7 @@ def options() -> dict[str, Any]:
     from fastchat.train.arguments import all_arguments
     from fastchat.train.settings import options_of
 
-    return {option.name: option for option in options_of(all_arguments(True)) if option.name in KINDS}
+    return {option.name: option for option in options_of(all_arguments(True)) if option.name in {*KINDS, *TRAINING}}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,11 @@ def _kind(option: Any) -> str:
 
 
 def test_kinds_and_choices_are_training_s(options: dict[str, Any]) -> None:
-    assert {name: _kind(option) for name, option in options.items()} == {n: KINDS[n] for n in KINDS if n != "plan"}
+    kinds = {name: _kind(option) for name, option in options.items() if name in KINDS}
+    assert kinds == {n: KINDS[n] for n in KINDS if n != "plan"}
     assert {name: option.choices for name, option in options.items() if option.choices} == CHOICES
     empty = {n for n, o in options.items() if type(None) in typing.get_args(o.type) or o.default is None}
-    assert empty == OPTIONAL
+    assert empty == OPTIONAL | NULLABLE - PLANNING.keys()
 
 
 def test_ranges_are_training_s() -> None:
@@ -78,6 +79,17 @@ WRONG = [
     "max_steps: ten",
     "lr_scheduler_kwargs: '{'",
     "data_path: [a, [b]]",
+    "optim: adamw_torhc",
+    "lora_bias: al",
+    "lora_r: ",
+    "lora_dropout: ",
+    "lora_target_modules: ",
+    "bf16: ",
+    "cache_dir: true",
+    "deepspeed: true",
+    "per_gpu_train_batch_size: 1\nper_device_train_batch_size: 64",
+    "per_device_train_batch_size: 64\nper_gpu_train_batch_size: 1",
+    "no_cuda: true\nuse_cpu: false",
 ]
 
 
@@ -90,12 +102,22 @@ def test_a_wrong_value_in_a_recipe_is_training_s_message(line: str, tmp_path: Pa
     with pytest.raises(SettingsError) as ours:
         answer([str(recipe), "--model_size", "7b"], lora=True)
     assert str(ours.value) == str(theirs.value)
-    assert str(ours.value).startswith(f"{recipe}: {line.partition(':')[0]}")
+    assert str(ours.value).startswith(f"{recipe}: {line.splitlines()[-1].partition(':')[0]}")
 
 
 @pytest.mark.parametrize(
     "words",
-    [("--learning_rate", "fast"), ("--save_strategy=now",), ("--seed", "x"), ("--lazy_preprocess", "2"), ("--seed",)],
+    [
+        ("--learning_rate", "fast"),
+        ("--save_strategy=now",),
+        ("--seed", "x"),
+        ("--lazy_preprocess", "2"),
+        ("--seed",),
+        ("--optim", "adamw_torhc"),
+        ("--optim", "None"),
+        ("--lora_bias", "al"),
+        ("--lora_bias", "None"),
+    ],
 )
 def test_a_wrong_value_on_the_command_line_is_training_s_message(words: tuple[str, ...], reader: Any) -> None:
     with pytest.raises(SettingsError) as theirs:
@@ -108,6 +130,7 @@ def test_a_wrong_value_on_the_command_line_is_training_s_message(words: tuple[st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--val_set_size -1", "--val_set_size is -1; it must be a whole number"),
         ("--val_set_size 1.5", "--val_set_size is 1.5; it must be a whole number of dialogues, or a share"),
         ("--learning_rate 0", r"--learning_rate is 0.0; it must be above 0"),
         ("--warmup_ratio 2", r"--warmup_ratio is 2.0; it must be between 0 and 1"),
@@ -125,6 +148,13 @@ def test_the_command_line_mends_a_recipe_s_range(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("learning_rate: 0\n")
     flags = read_flags([str(tmp_path / "x.yaml"), "--learning_rate", "1e-5", "--no_log_samples"])
     assert (flags["learning_rate"], flags["log_samples"]) == (1e-5, False)
+
+
+@pytest.mark.parametrize("words", ["", "all", "True", "--no_include_num_input_tokens_seen"])
+def test_a_switch_that_may_be_a_word_too_is_taken_as_in_training(words: str, reader: Any) -> None:
+    line = [words] if words.startswith("--") else ["--include_num_input_tokens_seen", *words.split()]
+    assert reader.from_words(line).keys() <= read_flags([*line, "--lora_r", "4"])["given"]
+    assert answer([*line, "--model_size", "7b"], lora=True)
 
 
 @pytest.mark.parametrize(("lora", "suggested"), [(True, True), (False, False)])

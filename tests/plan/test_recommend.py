@@ -209,6 +209,40 @@ def test_a_folder_s_template_is_the_one_training_names(kind: str, own: str | Non
             encoder.choose(None)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", b'{"chat_template": {"default": "x"}}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default", "template": 7}]}'),
+        ("tokenizer_config.json", b'{"chat_template": ["x"]}'),
+        ("tokenizer.json", b'{"model": null}'),
+        ("tokenizer.json", b'{"model": {"vocab": {"a": 1}}, "added_tokens": ["x"]}'),
+        ("chat_template.jinja", b"\xff\xfe"),
+    ],
+)
+def test_tokenizer_files_of_an_unknown_form_give_no_template(file: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 1}}, "added_tokens": null}')
+    assert template_line(str(tmp_path)).startswith("conv_template: "), "added_tokens may be null"
+    (tmp_path / file).write_bytes(content)
+    assert template_line(str(tmp_path)).startswith("# conv_template is left out: ")
+
+
+def test_a_model_in_another_cache_is_found_for_its_recipe_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model_dir: Any
+) -> None:
+    cache = tmp_path / "my hub"
+    snapshot = cache / "models--foo--bar-chat" / "snapshots" / "1"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.symlink_to(tiny_model_dir("llama", "metaspace_bos"), target_is_directory=True)
+    words = ("--recommend", *ROOMY, "--model_name_or_path", "foo/bar-chat", "--cache_dir", cache)
+    ask(capsys, *words, "--recipes", tmp_path / "r")
+    values = load_yaml(tmp_path / "r" / "bar-chat_lora.yaml", "recipe")
+    assert (values["model_name_or_path"], values["cache_dir"]) == ("foo/bar-chat", str(cache))
+    assert values["conv_template"] == load_text(template_line(str(snapshot.resolve())))
+    assert json.loads(ask(capsys, tmp_path / "r" / "bar-chat_lora.yaml", *ROOMY, "--json")[0])["fits"]
+
+
 def load_text(line: str) -> str:
     return line.partition("#")[0].partition(":")[2].strip()
 

@@ -143,6 +143,12 @@ def test_a_plan_needs_only_the_model(copied: Callable[..., Any], laptop: dict[st
     assert (found["gpus"], found["gpu_memory"], found["fits"], run.stderr) == (8, 80 * 2**30, True, "")
     text = copied("--plan", "True", *elsewhere, "--data_path", "not here.json", NUM_GPUS="2", **laptop)
     assert text.returncode == 0 and "; 8 GPUs" in text.stdout and "\nfits\n" in text.stdout
+    named = {**laptop, "PYTHON": sys.executable}
+    (Path(laptop["PATH"]) / "python3").unlink()
+    assert planned(copied("--plan", *elsewhere, "--json", **named))["fits"], "PYTHON alone is enough"
+    none = copied("--plan", **laptop | {"PYTHON": "no-python"})
+    assert none.returncode == 6 and "looked at no-python, python" in none.stderr
+    (Path(laptop["PATH"]) / "python3").symlink_to(Path(sys.executable).resolve())
     alone = copied("--plan", **laptop)
     assert alone.returncode == 0 and "--gpu_memory 24GiB says what there is" in alone.stdout
     assert copied("--plan", **laptop | {"MODEL": "gone"}).stderr == "cannot start: MODEL=gone does not exist\n"

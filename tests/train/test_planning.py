@@ -112,6 +112,15 @@ def test_a_recipe_that_training_refuses_is_refused(tmp_path: Path) -> None:
         answer([str(tmp_path / "r.yaml")], lora=True)
 
 
+def test_hosts_alone_are_as_many_machines_like_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--model_size", "7b", "--gpu_memory", "80GiB", "--json"]
+    for size, hosts, gpus in ("1", "2", 2), ("4", "2", 4), ("4", None, 4), ("4", "3", 6):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2" if size == "4" else "1")
+        plan = json.loads(answer([*words, *(["--hosts", hosts] if hosts else [])], lora=True)[0])
+        assert (plan["gpus"], plan["host_processes"]) == (gpus, gpus // int(hosts or 2) * 2 * GIB)
+
+
 def test_precision_is_the_commands_own() -> None:
     """Without --bf16 training computes in float32; the planner alone assumes bf16."""
     words = ["--model_size", "7b", "--dtype", "float32", "--json", "--gpu_memory", "80GiB"]
