@@ -26,6 +26,7 @@ from fastchat.errors import (
     EXIT_DONE,
     EXIT_PREEMPTED,
     EXIT_RESOURCE,
+    EXIT_SETTINGS,
     PeerFailed,
     ResourceError,
     SettingsError,
@@ -49,7 +50,8 @@ class RunStatus:
     """
 
     def __init__(self, output_dir: str | Path | None = None) -> None:
-        self.folder = Path(output_dir).expanduser() if output_dir else None
+        known = output_dir and not os.path.expanduser(output_dir).startswith("~")  # else the settings are refused
+        self.folder = Path(output_dir).expanduser() if output_dir and known else None
         self.claimed = False
         self.advise: Callable[[], str] = lambda: LESS_MEMORY  # a run that was planned knows better
         self._lock: FolderLock | None = None
@@ -262,6 +264,8 @@ def describe(error: BaseException, advise: Callable[[], str]) -> tuple[int, str,
         return code, "failed" if code else "done", str(error)
     if lost_another_process(error):
         return EXIT_RESOURCE, "failed", lost_line(STOPPING.dead_peers(patience_s=3.0), advise)
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, of any of the paths
+        return EXIT_SETTINGS, "failed", "a path begins with ~ and the name of a user whom this machine does not know"
     if is_out_of_memory(error):
         return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {advise()}"
     if isinstance(error, OSError) and error.errno in FULL:

@@ -28,6 +28,8 @@ SETTINGS = [
     (["--max_steps", "0"], 2, ["--max_steps is 0"]),
     (["--num_train_epochs", "0"], 2, ["--num_train_epochs is 0"]),
     (["--model_name_or_path", __file__], 2, ["is a file: give the folder that holds config.json"]),
+    (["--model_name_or_path", "~nobody-here/x"], 2, ["begins with ~ and the name of a user"]),
+    (["--output_dir", "~nobody-here/x"], 2, ["begins with ~ and the name of a user"]),
     (["--warmup_ratio", "2"], 2, ["--warmup_ratio is 2", "between 0 and 1"]),
     (["--warmup_steps", "-5"], 2, ["--warmup_steps is -5"]),
     (["--seed", "-1"], 2, ["--seed is -1"]),
