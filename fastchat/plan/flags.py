@@ -18,15 +18,12 @@ from fastchat.plan.other_flags import (
     SKIPPED,
     SWITCH,
     check_ranges,
-    choice,
-    to_bool,
-    to_mapping,
-    to_text,
     value_of,
 )
 from fastchat.plan.units import parse_bytes
 from fastchat.recipe_files import find_recipe
 from fastchat.security import load_yaml
+from fastchat.typed import to_bool, to_choice, to_mapping, to_text
 
 # The training flags that decide memory, with the training commands' defaults; bf16 alone is on here.
 TRAINING: dict[str, tuple[type, Any, str]] = {
@@ -200,7 +197,7 @@ def _value(name: str, words: list[str], label: str) -> Any:
     if words[0] == "None" and name in NULLABLE:
         return None
     if name in CHOICES:
-        return choice(name, words[0], label)
+        return to_choice(words[0], label, CHOICES[name])
     if name == "recipes" and words[0] == "None":
         raise SettingsError(f"{label} is 'None'; give a folder, or leave it out for {PLANNING[name][1]}")
     _check_home(words[0], label)

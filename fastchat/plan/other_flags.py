@@ -6,14 +6,11 @@ tests compare both tables with training's, and the messages word for word.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastchat.errors import SettingsError, not_among
-
-TRUE, FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
+from fastchat.errors import SettingsError
+from fastchat.typed import to_bool, to_choice, to_float, to_int, to_mapping, to_text
 
 SWITCH, WHOLE, NUMBER, TEXT, LIST, MAPPING, ANYTHING = "switch", "whole", "number", "text", "list", "mapping", "any"
 _KINDS = {
@@ -119,7 +116,7 @@ def value_of(name: str, raw: Any, label: str) -> Any:
     if isinstance(raw, list):
         raise SettingsError(f"{label} holds a list, but one value is expected")
     if name in CHOICES:
-        return choice(name, raw, label)
+        return to_choice(raw, label, CHOICES[name])
     return _CONVERT[kind](raw, label)
 
 
@@ -138,63 +135,10 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         )
 
 
-def to_bool(raw: Any, label: str) -> bool:
-    word = str(raw).lower()
-    if word in TRUE or word in FALSE:
-        return word in TRUE
-    raise SettingsError(f"{label} is {raw!r}, but True or False is expected")
-
-
-def choice(name: str, raw: Any, label: str) -> str:
-    """The value of a flag in CHOICES. SettingsError for any other."""
-    text = "no" if raw is False and "no" in CHOICES[name] else str(raw)  # YAML reads a bare `no` as false
-    if text not in CHOICES[name]:
-        raise not_among(label, text, CHOICES[name])
-    return text
-
-
-def _whole(raw: Any, label: str) -> int:
-    if not isinstance(raw, (bool, float)):
-        try:
-            return int(raw)
-        except ValueError:
-            pass
-    raise SettingsError(f"{label} is {raw!r}, but a whole number is expected")
-
-
-def _number(raw: Any, label: str) -> float:
-    if not isinstance(raw, bool):
-        try:
-            number = float(raw)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    raise SettingsError(f"{label} is {raw!r}, but a number is expected")
-
-
-def to_text(raw: Any, label: str) -> str:
-    """Text as it stands. SettingsError for what YAML reads as something else."""
-    if isinstance(raw, (bool, dict, list)):
-        raise SettingsError(f"{label} is {raw!r}, but text is expected (put it in quotes)")
-    return str(raw)
-
-
-def to_mapping(raw: Any, label: str) -> Any:
-    """JSON in one word becomes a mapping; anything else stays text (the name of a file)."""
-    text = to_text(raw, label)
-    if not text.startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{label} is not valid JSON: {error}") from None
-
-
 _CONVERT: dict[str, Callable[[Any, str], Any]] = {
     SWITCH: to_bool,
-    WHOLE: _whole,
-    NUMBER: _number,
+    WHOLE: to_int,
+    NUMBER: to_float,
     TEXT: to_text,
     MAPPING: to_mapping,
     ANYTHING: lambda raw, label: raw,

@@ -47,6 +47,7 @@ class WarmupNote(TrainerCallback):
     """Says so where the run ends before the learning rate has risen to what was asked for."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The number of steps is known by now."""
         steps, asked = state.max_steps, args.warmup_steps or args.warmup_ratio
         if not asked or args.lr_scheduler_type in _WITHOUT_WARMUP:
             return

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from fastchat.errors import NumericError, say
+from fastchat.processes import gather
 
 _NAMED = 40  # sample ids in a message
 
@@ -48,7 +47,7 @@ class FiniteGuard:
         bad = [i for i, loss in enumerate(losses) if not torch.isfinite(loss).item()]
         micro = self.rows_of(step)
         mine = [row for i in bad if i < len(micro) for row in micro[i]]
-        everyone = _gather((mine, bool(bad), [row for part in micro for row in part]))
+        everyone = gather((mine, bool(bad), [row for part in micro for row in part]))
         if self.scaled and not any(found for _, found, _ in everyone):
             return True
         message = _message(step + 1, everyone)
@@ -73,11 +72,3 @@ def _message(step: int, everyone: list[tuple[list[int], bool, list[int]]]) -> st
 
 def _listed(rows: list[int]) -> str:
     return ", ".join(map(str, rows[:_NAMED])) + (f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else "")
-
-
-def _gather(mine: Any) -> list[Any]:
-    if not dist.is_initialized():
-        return [mine]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone

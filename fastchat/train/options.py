@@ -6,8 +6,6 @@ Needs neither torch nor transformers.
 
 from __future__ import annotations
 
-import json
-import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -16,11 +14,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-from fastchat.errors import SettingsError, brief, nearest, not_among
+from fastchat.errors import SettingsError, brief, nearest
 from fastchat.security import load_yaml
+from fastchat.typed import FALSE, TRUE, to_bool, to_choice, to_float, to_int, to_mapping, to_text
 
 DEFAULT, RECIPE, COMMAND, DERIVED = "default", "yaml", "command line", "derived"
-TRUE, FALSE = {"true", "t", "yes", "y", "on", "1"}, {"false", "f", "no", "n", "off", "0"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def convert(option: Option, raw: Any, label: str) -> Any:
         raise SettingsError(f"{label} holds a mapping, but one value is expected")
     if option.is_list:
         items = raw if isinstance(raw, (list, tuple)) else [raw]
-        return [_text(item, label) for item in items]
+        return [to_text(item, label) for item in items]
     if isinstance(raw, (list, tuple)):
         raise SettingsError(f"{label} holds a list, but one value is expected")
     return _scalar(option, raw, label)
@@ -190,59 +188,18 @@ def convert(option: Option, raw: Any, label: str) -> Any:
 
 def _scalar(option: Option, raw: Any, label: str) -> Any:
     if option.choices:
-        text = "no" if raw is False and "no" in option.choices else str(raw)  # YAML reads a bare `no` as false
-        if text not in option.choices:
-            raise not_among(label, text, option.choices)
-        return text
+        return to_choice(raw, label, option.choices)
     if bool in option.parts and str in option.parts:  # transformers has one of these
         return str(raw).lower() in TRUE if str(raw).lower() in TRUE | FALSE else str(raw)
     for kind, function in _CONVERTERS:
         if kind in option.parts:
             return function(raw, label)
-    if any(p is dict or typing.get_origin(p) is dict for p in option.parts) and str(raw).startswith("{"):
-        try:
-            return json.loads(str(raw))
-        except json.JSONDecodeError as error:
-            raise SettingsError(f"{label} is not valid JSON: {error}") from None
-    return _text(raw, label)
+    if any(p is dict or typing.get_origin(p) is dict for p in option.parts):
+        return to_mapping(raw, label)
+    return to_text(raw, label)
 
 
-def _text(raw: Any, label: str) -> str:
-    if isinstance(raw, (bool, dict, list)):
-        raise SettingsError(f"{label} is {raw!r}, but text is expected (put it in quotes)")
-    return str(raw)
-
-
-def _bool(raw: Any, label: str) -> bool:
-    if isinstance(raw, bool):
-        return raw
-    word = str(raw).lower()
-    if word in TRUE or word in FALSE:
-        return word in TRUE
-    raise SettingsError(f"{label} is {raw!r}, but True or False is expected")
-
-
-def _int(raw: Any, label: str) -> int:
-    if not isinstance(raw, (bool, float)):
-        try:
-            return int(raw)
-        except ValueError:
-            pass
-    raise SettingsError(f"{label} is {raw!r}, but a whole number is expected")
-
-
-def _float(raw: Any, label: str) -> float:
-    if not isinstance(raw, bool):
-        try:
-            number = float(raw)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    raise SettingsError(f"{label} is {raw!r}, but a number is expected")
-
-
-_CONVERTERS: tuple[tuple[type, Callable[[Any, str], Any]], ...] = ((bool, _bool), (int, _int), (float, _float))
+_CONVERTERS: tuple[tuple[type, Callable[[Any, str], Any]], ...] = ((bool, to_bool), (int, to_int), (float, to_float))
 
 
 def help_text(options: Sequence[Option], command: str) -> str:

@@ -102,6 +102,7 @@ class ChatTrainer(CheckpointTrainer):
         return {name: found.describe() for name, found in packs.items() if found is not None} or None
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The evaluation data (or another set) in its own order, each row by one process."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         batches = GlobalBatches(
             len(dataset),
