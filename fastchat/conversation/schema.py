@@ -24,6 +24,12 @@ class Place:
     owner: str
     key: str = ""
 
+    @classmethod
+    def of(cls, table: Any, source: str) -> Place:
+        """The place of a whole table; `source` is where it stands."""
+        name = table.get("name") if isinstance(table, dict) else None
+        return cls(f"{source}template {name!r}" if name else f"{source}a template")
+
     def under(self, key: object) -> Place:
         """The place of an entry: a key of a mapping, or a number, counted from 1, in a list."""
         if isinstance(key, int):

@@ -225,8 +225,7 @@ class Template:
             ...     "assistant": {"before": "A: ", "after": "</s>", "open": "A:"}, "stop_strings": "Q:"}).stop_strings
             ('Q:',)
         """
-        name = table.get("name") if isinstance(table, dict) else None
-        values = TABLE.read(table, Place(f"{source}template {name!r}" if name else f"{source}a template"))
+        values = TABLE.read(table, Place.of(table, source))
         values["examples"] = tuple(Turn(role, said, train=False) for role, said in values.get("examples", ()))
         return cls(**values)
 

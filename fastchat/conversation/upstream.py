@@ -78,8 +78,7 @@ class Conversation:
         `source` is where the table stands, for messages. Raises SettingsError for an unknown key, or a value of another
         kind than its key needs.
         """
-        name = table.get("name") if isinstance(table, dict) else None
-        place = Place(f"{source}template {name!r}" if name else f"{source}a template")
+        place = Place.of(table, source)
         values = FIELDS.read(table, place)
         values["sep_style"] = SeparatorStyle[values.get("sep_style", "ADD_COLON_SINGLE")]
         stops = {key: list(values[key]) for key in ("stop_str", "stop_token_ids") if values.get(key)}
