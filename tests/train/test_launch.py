@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tests.train.conftest import Outcome
-from tests.train.launches import REPOSITORY, launch
+from tests.train.launches import REPOSITORY, STEADY_ADAM, launch
 
 pytestmark = pytest.mark.launch
 COMMON = ["--lora_dropout", "0", "--num_train_epochs", "2", "--learning_rate", "1e-3", "--disable_tqdm", "True"]
-COMMON += ["--eval_strategy", "epoch", "--eval_on_start", "True", "--model_max_length", "100"]
+COMMON += ["--eval_strategy", "epoch", "--eval_on_start", "True", "--model_max_length", "100", *STEADY_ADAM]
 # The same global batch of 8, cut in different ways; the last one of an epoch has 4 dialogues.
 SPLITS = {
     "plain": ["--per_device_train_batch_size", "8"],
@@ -81,7 +81,7 @@ def test_the_split_does_not_change_the_numbers(runs: Callable[[str], Outcome], n
         assert theirs == pytest.approx([row.get(key) for row in plain.metrics], abs=1e-5), key
     ours = _adapter(plain.folder)
     for tensor_name, tensor in _adapter(other.folder).items():
-        assert torch.allclose(tensor, ours[tensor_name], atol=1e-5), tensor_name
+        assert torch.allclose(tensor, ours[tensor_name], atol=2e-6), tensor_name
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_full_fine_tuning_under_zero3(
     saved, reference = (AutoModelForCausalLM.from_pretrained(o.folder).state_dict() for o in (outcome, plain))
     base = AutoModelForCausalLM.from_pretrained(model_dir).state_dict()
     for name, tensor in reference.items():
-        assert torch.allclose(saved[name], tensor, atol=1e-5) and not torch.equal(tensor, base[name]), name
+        assert torch.allclose(saved[name], tensor, atol=2e-6) and not torch.equal(tensor, base[name]), name
 
 
 def test_bad_data_under_the_deepspeed_launcher(flags: list[str], tmp_path: Path) -> None:
