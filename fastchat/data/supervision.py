@@ -38,7 +38,8 @@ class Encoded:
         input_ids: [T].
         supervised: [T], whether the token is learned.
         segment_of: [T], index into the rendered segments; -1 for a BOS that the tokenizer adds.
-        straddling: positions of tokens that hold characters of a learned and of an unlearned segment.
+        straddling: positions of learned tokens that hold characters of an answer and of something else, or of a learned
+            and of an unlearned segment.
         lookalikes: how many control strings stand in messages.
         neutralised: how many of them were kept plain text by an extra split.
     """
@@ -109,8 +110,9 @@ def label_piece(
 ) -> None:
     """Give every token of a text piece its segment and label.
 
-    A token that holds characters of several segments is noted where they disagree. It is learned if the model has to
-    generate any of them, unless it also holds characters of a message, or of an answer left out, that is not learned.
+    A token that holds characters of several segments is noted where they disagree, or where prompt and answer meet in
+    it: then the prompt alone has other ids, however much is learned. It is learned if the model has to generate any of
+    them, unless it also holds characters of a message, or of an answer left out, that is not learned.
 
     Args:
         found: its tokens.
@@ -132,7 +134,8 @@ def label_piece(
                 until += 1
             held = owners[at : until + 1]
             wanted = [i for i in held if learned[i]]
-            if wanted and len(wanted) < len(held):
+            torn = len(wanted) < len(held) or len({segments[i].supervised for i in held}) > 1
+            if wanted and torn:
                 out.straddling.append(len(out.input_ids))
                 supervised = all(learned[i] or _is_neutral(segments[i]) for i in held)
                 owner = wanted[0] if supervised else owner

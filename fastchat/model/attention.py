@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import Any
 
@@ -11,6 +12,7 @@ FLASH = "flash_attention_2"
 FLEX = "flex_attention"
 SDPA = "sdpa"
 EAGER = "eager"
+_FLEX_HEAD_DIM = 16  # its kernel (torch 2.11) is compiled for no smaller ones
 
 
 def choose_attention(
@@ -52,6 +54,19 @@ def wants_one_row(attention: str) -> bool:
     return attention in (FLASH, FLEX)
 
 
+def one_flex_kernel() -> None:
+    """Makes flex attention take the same kernel for rows of every length, in all models loaded from now on.
+
+    For rows of fewer than 128 tokens torch chooses another one, made for generating, and cannot build that where the
+    query heads that share a key have more than 128 tokens together: NoValidChoicesError (torch 2.11 on an H100).
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.flex_attention import flex_attention_forward
+
+    options = {"FORCE_USE_FLEX_ATTENTION": True}
+    AttentionInterface.register(FLEX, functools.partial(flex_attention_forward, kernel_options=options))
+
+
 def used_attention(model: Any) -> str:
     """The implementation the loaded `model` really runs, read from its text config."""
     return model.config.get_text_config()._attn_implementation
@@ -88,8 +103,12 @@ def _why_no_flex(model_class: Any, config: Any, device: Any) -> str | None:
         return f"{FLEX} needs the package triton, which is not installed"
     if model_class is None or not model_class._supports_flex_attn:
         return f"the model's class does not support {FLEX}"
-    if getattr(config.get_text_config(), "attention_dropout", 0.0):
+    text = config.get_text_config()
+    if getattr(text, "attention_dropout", 0.0):
         return f"{FLEX} has no dropout, which the model's attention asks for"
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if head_dim < _FLEX_HEAD_DIM:
+        return f"{FLEX} needs heads of {_FLEX_HEAD_DIM} and more, and the model's are of {head_dim}"
     return None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastchat.errors import SettingsError, say
-from fastchat.model.attention import check_attention, choose_attention
+from fastchat.model.attention import FLEX, check_attention, choose_attention, one_flex_kernel
 from fastchat.model.rope import RopeChoice, apply_rope
 from fastchat.model.source import check_model_directory, is_local, loading
 
@@ -67,6 +67,8 @@ def load_base_model(
     if rope is not None:
         apply_rope(config, rope)
     attention = attn_implementation or choose_attention(False, config=config)[0]
+    if attention == FLEX:
+        one_flex_kernel()
     options: dict[str, Any] = {}
     if quantization:
         options["quantization_config"] = nf4_config(compute_dtype or weights_dtype(dtype, config))

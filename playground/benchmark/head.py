@@ -80,8 +80,9 @@ def build(args: argparse.Namespace, tokens: int) -> tuple[Any, dict[str, torch.T
     torch.manual_seed(0)
     sizes = {"hidden_size": args.hidden, "intermediate_size": 4 * args.hidden, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": max(16, args.hidden // 4)}
-    model = GemmaForCausalLM(GemmaConfig(vocab_size=args.vocab, **sizes, **heads))
-    model.to(device=device(), dtype=getattr(torch, args.dtype)).train()
+    with device():  # drawing so many weights on a CPU takes longer than all else
+        model = GemmaForCausalLM(GemmaConfig(vocab_size=args.vocab, **sizes, **heads))
+    model.to(dtype=getattr(torch, args.dtype)).train()
     if args.frozen:
         model.get_input_embeddings().requires_grad_(False)  # tied to the head
     ids = torch.randint(0, args.vocab, (1, tokens), device=device())

@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -63,43 +64,20 @@ def grid(use_cpu: bool) -> tuple[dict[str, int], str, list[Case]]:
         Case("LoRA without dropout", (*LORA, "--bf16", "True", "--lora_dropout", "0"), 4, 1024),
         Case("LoRA, ZeRO-2", (*LORA, "--bf16", "True", "--deepspeed", zero), 4, 1024),
         Case("QLoRA, ZeRO-2", (*QLORA, "--bf16", "True", "--deepspeed", zero), 4, 1024),
+        Case("full, 8-bit AdamW", (*FULL, "--bf16", "True", "--optim", "adamw_8bit"), 4, 1024, "train"),
+        Case("full, paged AdamW", (*FULL, "--bf16", "True", "--optim", "paged_adamw_32bit"), 4, 1024, "train"),
         Case("LoRA, flash attention", (*LORA, "--bf16", "True", "--flash_attn", "True"), 4, 1024),
     ]
     return sizes | {"num_key_value_heads": 32, "vocab_size": 32000}, "bfloat16", cases
 
 
-def make_model(folder: Path, sizes: dict[str, Any], dtype: str) -> Path:
-    """A Llama with random weights, and a tokenizer of single bytes."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "<pad>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    torch.set_default_dtype(getattr(torch, dtype))
-    LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=8192)).save_pretrained(folder)
-    torch.set_default_dtype(torch.float32)
-    return folder
-
-
-def make_data(folder: Path, length: int, rows: int = 64) -> Path:
-    """Dialogues longer than `length` tokens, so that every row of a batch has exactly that many."""
-    text = "What fits? " * (length // 8)
-    turns = [{"from": "human", "value": "Say it again."}, {"from": "gpt", "value": text}]
-    path = folder / f"rows_{length}.json"
-    path.write_text(json.dumps([{"id": str(i), "conversations": turns} for i in range(rows)]), encoding="utf-8")
-    return path
-
-
 def measure(case: Case, model: Path, folder: Path, use_cpu: bool) -> dict[str, Any] | str:
     """The record of one run's memory, or the last thing it said where it failed."""
+    from playground.benchmark.made import make_rows
+
+    longer = 2 * case.length  # so that every row of a batch has exactly the tokens that a row may have
     out, log = folder / "out" / f"{case.name} {case.batch} x {case.length}", folder / "log.txt"
-    words = ["--model_name_or_path", str(model), "--data_path", str(make_data(folder, case.length))]
+    words = ["--model_name_or_path", str(model), "--data_path", str(make_rows(folder, (longer, longer), 64))]
     words += ["--conv_template", "vicuna_v1.1", "--max_steps", "2", "--output_dir", str(out), *COMMON, *case.flags]
     words += ["--per_device_train_batch_size", str(case.batch), "--model_max_length", str(case.length)]
     words += ["--use_cpu", "True"] if use_cpu else []
@@ -111,7 +89,9 @@ def measure(case: Case, model: Path, folder: Path, use_cpu: bool) -> dict[str, A
     process.join()
     if process.exitcode:
         return f"exit code {process.exitcode}: {log.read_text(encoding='utf-8').strip().splitlines()[-1]}"
-    return json.loads((out / "training.json").read_text(encoding="utf-8"))["memory"]
+    record = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    shutil.rmtree(out)  # a whole model each
+    return record["memory"]
 
 
 def run_training(script: str, words: list[str], log: str) -> None:
@@ -145,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--use_cpu", type=lambda word: word.lower() == "true", default=False)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--only", default="", help="the runs whose name begins like this: full, LoRA, QLoRA")
     asked = parser.parse_args(argv)
     import torch
 
@@ -153,9 +134,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 6
     os.environ.update(PYTHONPATH=str(ROOT), WANDB_MODE="disabled")
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1048576"  # freed tensors go back to the system, so the peak is theirs
+    from transformers import LlamaConfig
+
+    from playground.benchmark.made import make_model
+
     sizes, dtype, cases = grid(asked.use_cpu)
+    cases = [case for case in cases if case.name.startswith(asked.only)]
     with tempfile.TemporaryDirectory() as folder:
-        model = make_model(Path(folder) / "model", sizes, dtype)
+        config = LlamaConfig(**sizes, max_position_embeddings=8192)
+        model = make_model(Path(folder) / "model", config, dtype, "cpu" if asked.use_cpu else "cuda")
         rows = [(case, measure(case, model, Path(folder), asked.use_cpu)) for case in cases]
     name = "the processor" if asked.use_cpu else torch.cuda.get_device_name()
     text = "\n".join([f"On {name}, torch {torch.__version__}:", "", *table(rows)]) + "\n"

@@ -267,6 +267,17 @@ def test_a_yaml_template_of_every_style_has_the_properties(encoder_of, tokenizer
     hold(bound, data.draw(dialogues(written(bound))))
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "template", "text"), [("byte_bos", "phi-4", "\n\n"), ("byte_nobos", "phoenix", "</s>")]
+)
+def test_a_token_of_prompt_and_answer_is_reported_also_where_both_are_learned(encoder_of, tokenizer, template, text):
+    bound = bind(encoder_of, tokenizer, template, "all")
+    dialogue = Dialogue((Turn("user", text), Turn("assistant", text)), None)
+    _, encoded, _ = spans(bound, dialogue)
+    assert len(encoded.straddling) == 1 and encoded.supervised[encoded.straddling[0]]
+    check_prompts_are_prefixes(bound, dialogue)
+
+
 @pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)
 @pytest.mark.parametrize("train_on", ("last", "all"))
 @few(40)

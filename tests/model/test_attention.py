@@ -54,6 +54,14 @@ PACKED = [
     ("llama", set(), torch.bfloat16, {}, "sdpa", "triton, which is not installed"),
     ("gemma2", set(), torch.bfloat16, {}, "eager", "triton, which is not installed"),
     ("llama", {"triton"}, torch.bfloat16, {"attention_dropout": 0.1}, "sdpa", "flex_attention has no dropout"),
+    (
+        "llama",
+        {"triton"},
+        torch.bfloat16,
+        {"head_dim": 8},
+        "sdpa",
+        "needs heads of 16 and more",
+    ),
 ]
 
 
@@ -63,7 +71,7 @@ def test_packing_on_a_gpu_takes_a_kernel_that_skips_other_dialogues(
     monkeypatch, tiny_model_dir, arch, installed, dtype, changes, name, why, flash_attn
 ):
     config = load_config(str(tiny_model_dir(arch)))
-    for key, value in changes.items():
+    for key, value in {"head_dim": 16, **changes}.items():
         setattr(config, key, value)
     monkeypatch.setattr(attention.importlib.util, "find_spec", lambda x: object() if x in installed else None)
     chosen, line = choose_attention(flash_attn, config=config, dtype=dtype, device="cuda", packing=True)
@@ -100,3 +108,21 @@ def test_flex_attention_keeps_packed_dialogues_apart(tiny_model_dir):
     assert used_attention(model) == "flex_attention"
     assert (logits[0] - logits[1]).abs().max() < 1e-5
     assert check_no_leak(model, vocab_size=300, flat=True) == 0.0
+
+
+def test_flex_attention_takes_one_kernel_for_rows_of_every_length(tiny_model_dir, monkeypatch):
+    """torch cannot build the other one, for fewer than 128 tokens, where several heads share a key."""
+    from torch.nn.attention.flex_attention import flex_attention as unfused
+    from transformers.integrations import flex_attention as integration
+
+    seen = []
+
+    def called(query, key, value, training=False, **options):
+        seen.append((query.shape[2], options["kernel_options"]))
+        return unfused(query, key, value, **{**options, "kernel_options": None})
+
+    monkeypatch.setattr(integration, "compile_friendly_flex_attention", called)
+    model = load_base_model(str(tiny_model_dir("llama")), attn_implementation="flex_attention")
+    with torch.no_grad():
+        model(input_ids=torch.arange(64)[None], use_cache=False)
+    assert seen == [(64, {"FORCE_USE_FLEX_ATTENTION": True})] * model.config.num_hidden_layers

@@ -19,7 +19,7 @@ def run_script(repository: Path, tmp_path: Path) -> Run:
     """`run_script("train_lora_7b_base.sh", "--flag", ..., MODEL=...)`: exit code and output of a script."""
 
     def run(name: str, *arguments: str, timeout: float = 600, **variables: str) -> subprocess.CompletedProcess[str]:
-        names = ("MODEL", "DATA", "EVAL_DATA", "OUTPUT_DIR", "DEVICE", "NUM_GPUS", "CUDA_VISIBLE_DEVICES")
+        names = ("MODEL", "DATA", "EVAL_DATA", "OUTPUT_DIR", "DEVICE", "NUM_GPUS", "CUDA_VISIBLE_DEVICES", "CXX")
         environment = {key: value for key, value in os.environ.items() if key not in names}
         # The Python of these tests comes first, so that a checkout without .venv is tested too.
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"

@@ -120,7 +120,8 @@ def start(copied: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
         launcher = tmp_path / "the tools" / "deepspeed"
         launcher.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
         launcher.chmod(0o755)
-        return copied(*flags, **os.environ | variables)
+        seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        return copied(*flags, **seen | variables)
 
     return run
 

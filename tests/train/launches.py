@@ -14,8 +14,8 @@ from tests.train.conftest import Outcome
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 600
 # For runs whose weights are compared. Adam divides a gradient by its own size, so that where it is nothing but rounding
-# (which another machine, or another order of adding, does otherwise) its step is as long as any other. With this epsilon
-# rounding stays as small as it is.
+# (which another machine, or another order of adding, does otherwise) its step is as long as any other. With this
+# epsilon rounding stays as small as it is.
 STEADY_ADAM = ["--adam_epsilon", "1e-3"]
 
 
