@@ -246,16 +246,19 @@ def precision(checks: Checks) -> dict[str, Any]:
 
 
 def resume(checks: Checks) -> dict[str, Any]:
-    """Stopped in the middle by SIGTERM, resumed: every loss bit for bit that of the uninterrupted run."""
+    """Stopped in the middle by SIGTERM, resumed: with --full_determinism every loss bit for bit that of the
+    uninterrupted run, without it that loss up to what kernels that add up in changing order do."""
     found, data, model = {}, checks.rows((50, 300), 200), small(checks, "llama")
     common = ["--model_name_or_path", model, "--data_path", data, "--conv_template", "vicuna_v1.1", "--bf16", "True"]
     common += ["--model_max_length", "512", "--max_steps", "60", "--logging_steps", "1", "--disable_tqdm", "True"]
+    exact = ["--full_determinism", "True"]
     kinds = {
-        "full": ("train", []),
-        "packed": ("train", ["--packing", "True"]),
-        "QLoRA, paged 8-bit AdamW": ("train_lora", ["--q_lora", "True", "--optim", "paged_adamw_8bit"]),
+        "full": ("train", exact, 0.0),
+        "QLoRA, paged 8-bit AdamW": ("train_lora", [*exact, "--q_lora", "True", "--optim", "paged_adamw_8bit"], 0.0),
+        "full, any order": ("train", [], 1e-2),
+        "packed, any order": ("train", ["--packing", "True"], 1e-2),
     }
-    for at, (name, (script, more)) in enumerate(kinds.items()):
+    for at, (name, (script, more, allowed)) in enumerate(kinds.items()):
         whole, folder = checks.work / f"whole-{at}", checks.work / f"stopped-{at}"
         checks.train("resume", script, whole, [*common, *more])
         words = [sys.executable, "-m", f"fastchat.train.{script}", *common, *more, "--output_dir", folder]
@@ -268,9 +271,9 @@ def resume(checks: Checks) -> dict[str, Any]:
         expect(code == 75, f"{name}: stopped by SIGTERM, it ended with {code} and not 75")
         stopped = len(steps(folder))
         checks.run("resume", words)
-        same = losses(folder) == losses(whole)
-        expect(same, f"{name}: stopped after step {stopped}, the losses are not those of the uninterrupted run")
-        found[name] = f"stopped after step {stopped} of 60, bit-identical"
+        apart = max(abs(a - b) for a, b in zip(losses(folder), losses(whole), strict=True))
+        found[name] = f"stopped after step {stopped} of 60, losses off by {apart:.0e}"
+        expect(apart <= allowed, f"{name}: {found[name]}")
     return found
 
 
