@@ -44,7 +44,7 @@ def _llama(name: str) -> Template:
         system=opening + "{system_message}<|eot_id|>",
         no_system=opening + "<|eot_id|>",
         tool=_turn(header("ipython"), "<|eot_id|>"),
-        content="strip",
+        content="strip_all",
         stop_strings=("<|eot_id|>",),
         stop_token_ids=(128001, 128008, 128009),
         origin=_JINJA.format("Llama-3.1, 3.2 and 3.3") + ", with the date it writes where it is not told one",

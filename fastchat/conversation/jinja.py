@@ -13,6 +13,7 @@ from fastchat.conversation.template import ROUND_SLOT, SYSTEM_SLOT, RoleFormat, 
 _CONTENT = {
     "as_is": "message['content']",
     "strip": "message['content'] | trim",
+    "strip_all": "message['content'] | trim",
     "rwkv": "message['content'] | replace('\\r\\n', '\\n') | replace('\\n\\n', '\\n')",
 }
 
@@ -34,9 +35,10 @@ def to_jinja(
     """
     quote = lambda text: _quote(substitute(text))  # noqa: E731
     header_before, header_after = template.system.split(SYSTEM_SLOT)
+    trim = " | trim" if template.content == "strip_all" else ""
     lines = [
         "{%- if messages and messages[0]['role'] == 'system' -%}",
-        "{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}",
+        f"{{%- set system = messages[0]['content']{trim} -%}}{{%- set turns = messages[1:] -%}}",
         "{%- else -%}",
         f"{{%- set system = {quote(template.system_message)} -%}}{{%- set turns = messages -%}}",
         "{%- endif -%}",

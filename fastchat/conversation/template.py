@@ -39,7 +39,7 @@ from fastchat.errors import SettingsError
 CONTROL_PATTERN = re.compile(r"(?<!<)<(?:\|[^<>|\s]+\|?|/?[A-Za-z_][A-Za-z0-9_]*|｜[^<>\s]+｜)>(?!>)")
 SYSTEM_SLOT = "{system_message}"
 ROUND_SLOT = "{round}"
-CONTENT = ("as_is", "strip", "rwkv")
+CONTENT = ("as_is", "strip", "strip_all", "rwkv")
 _FORMATS = ("user", "assistant", "first_user", "tool", "last_user", "last_assistant")
 
 
@@ -102,7 +102,8 @@ class Template:
             with `window`, only the last answer is supervised: earlier ones were generated behind another prompt.
         window: how many of the last turns are shown at all, 0 for every one (cllm shows the last exchange).
         round_start: the number of the first round where `user.before` holds `{round}` (the chatglm family).
-        content: "as_is", or how upstream normalises every message: "strip", "rwkv".
+        content: "as_is", or how every message of a turn is normalised: "strip", "strip_all" (the system message too),
+            "rwkv".
         examples: few-shot turns that precede every dialogue; never trained.
         stop_strings, stop_token_ids: what ends a generation besides the stop that `assistant.after` begins with.
         origin: where the strings come from.
@@ -133,7 +134,7 @@ class Template:
                 "or a system message would be lost."
             )
         if self.content not in CONTENT:
-            raise SettingsError(f"template {self.name!r}: content={self.content!r} is not as_is, strip or rwkv.")
+            raise SettingsError(f"template {self.name!r}: content={self.content!r} is not {', '.join(CONTENT)}.")
 
     @property
     def stop(self) -> str:
@@ -189,7 +190,7 @@ class Template:
 
     def normalise(self, text: str) -> str:
         """A message as the template writes it (most write it as it is)."""
-        if self.content == "strip":
+        if self.content in ("strip", "strip_all"):
             return text.strip()
         if self.content == "rwkv":
             return text.replace("\r\n", "\n").replace("\n\n", "\n")
@@ -242,6 +243,8 @@ class Template:
     def _header(self, system: str | None) -> Iterator[Segment]:
         own = system is None
         message = self.system_message if system is None else system
+        if not own and self.content == "strip_all":
+            message = message.strip()
         if not message:
             yield Segment(self.no_system)
             return

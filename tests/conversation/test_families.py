@@ -79,6 +79,13 @@ def test_messages_are_trimmed_where_the_family_trims_them(name):
     assert get_template(name).render(Dialogue(spaced)).text == PROMPTS[name][0]
 
 
+@pytest.mark.parametrize(("name", "trims"), [("llama-3.1", True), ("gemma-3", False), ("command-r", False)])
+def test_a_system_message_is_trimmed_where_the_family_trims_it(name, trims):
+    template, spaced = get_template(name), "\n SYS "
+    text = template.render(Dialogue(ROUNDS, spaced)).text
+    assert (text == PROMPTS[name][1]) is trims and (spaced in text) is not trims
+
+
 def test_tool_outputs_have_their_place():
     turns = (*ROUNDS[:2], Turn("tool", "42"), Turn("assistant", "a2"))
     assert "ipython<|end_header_id|>\n\n42<|eot_id|>" in get_template("llama-3.1").render(Dialogue(turns)).text

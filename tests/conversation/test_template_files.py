@@ -91,7 +91,7 @@ MISTAKES = [
     (f"{TABLE}system_message: 5\n", ["system_message is 5; expected a text"]),
     (f"{TABLE}no_system: yes\n", ["no_system is true; expected a text"]),
     (f"{TABLE}content: stripp\n", ['content is "stripp"; expected strip']),
-    (f"{TABLE}content: 5\n", ["content is 5; expected one of as_is, strip, rwkv"]),
+    (f"{TABLE}content: 5\n", ["content is 5; expected one of as_is, strip, strip_all, rwkv"]),
     (f"{TABLE}window: -1\n", ["window is -1; expected a whole number of at least 0"]),
     (f"{TABLE}round_start: 1.5\n", ["round_start is 1.5; expected a whole number"]),
     (f"{TABLE}stop_strings: [a, 2]\n", ["entry 2 of stop_strings is 2; expected a text, in quotes"]),
