@@ -20,6 +20,8 @@ from fastchat.errors import ResourceError, SettingsError
 from tests.checkpoint.saves import COUNTED, DIED, dying_at
 from tests.model.adapters import save_random_adapter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def works(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> dict[str, Callable[[Path], Any]]:

@@ -12,6 +12,8 @@ from fastchat.checkpoint import staging
 from fastchat.checkpoint.discover import newest_checkpoint
 from tests.checkpoint.saves import all_deaths, save, valid_in
 
+pytestmark = pytest.mark.slow
+
 
 def _names(run: Path) -> set[str]:
     return set(os.listdir(run)) if run.is_dir() else set()

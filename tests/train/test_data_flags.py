@@ -16,6 +16,8 @@ from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, covers, ok
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -13,6 +13,8 @@ from tests.train.conftest import Outcome
 from tests.train.flags import Train, adapter, covers, ok
 from tests.train.test_resume import Interruption, same_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def flags(data_files: tuple[Path, Path]) -> list[str]:

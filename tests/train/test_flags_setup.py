@@ -24,6 +24,8 @@ from tests.train import (
 )
 from tests.train.flags import COVERED, Train, adapter, covers, ok
 
+pytestmark = pytest.mark.slow
+
 SHOWN_IN = [test_data_flags, test_early_stopping, test_flags_training, test_head_runs, test_numbers, test_packed]
 SHOWN_IN += [test_proof_by_default, test_resume]
 

@@ -18,6 +18,8 @@ from tests.train.flags import Train, covers, ok
 from tests.train.test_numbers import poisoned  # noqa: F401 - a fixture
 from tests.train.test_resume import interrupted, same_run  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.slow
+
 # One step over all 20 dialogues with plain gradient descent: the weights' way is the gradient. The large rate keeps
 # rounding of the stored weights below 1e-7 of it.
 RATE = 1000.0

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fastchat.recipe_files import CHECKOUT, RECIPES
 from fastchat.train.options import read_yaml
@@ -21,7 +20,7 @@ from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
 from tests.train.warm import Warm
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the fallbacks of a machine without a GPU")
+pytestmark = pytest.mark.slow
 STEPS = 3
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -15,6 +15,8 @@ import torch
 from tests.train.conftest import Outcome
 from tests.train.flags import covers
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., Outcome]
 # 20 dialogues, 3 to a step: 7 steps an epoch; dropout, accumulation and shuffling on; evaluation at every epoch's end.
 RUN = ["--max_steps", "-1", "--num_train_epochs", "3", "--per_device_train_batch_size", "1", "--lora_dropout", "0.1"]

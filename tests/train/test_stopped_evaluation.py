@@ -13,6 +13,8 @@ from fastchat.train.stopping import STOPPING
 from tests.train.conftest import Outcome
 from tests.train.test_resume import RUN, same_run
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., Outcome]
 PLATEAU = ["--lr_scheduler_type", "reduce_lr_on_plateau", "--warmup_ratio", "0"]
 SMALL = ["--per_device_eval_batch_size", "2"]  # 7 dialogues: 4 batches
