@@ -14,6 +14,8 @@ import pytest
 from tests.data.chromium import NAMES, Chromium, find_chromium
 from tests.data.test_html_report import LEARNED, data_of, runs_of, texts_of
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = (
     "<script>window.pwned = 1</script>",
     "</script><script>window.pwned = 2</script>",

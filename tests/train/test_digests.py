@@ -19,6 +19,8 @@ from fastchat.model import apply_lora, prepare_model
 from fastchat.serve import cli
 from tests.train.conftest import Outcome
 
+pytestmark = pytest.mark.slow
+
 FLIPPED, MISSING = "has the right size but other content", "is missing"
 TEMPLATE = ("--conv_template", "vicuna_v1.1")  # else a result, which has a template, wants to be asked about it
 Use = Callable[[Path], tuple[int, str]]

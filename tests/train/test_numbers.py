@@ -17,6 +17,8 @@ from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import adapter, covers, ok
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., Outcome]
 FIELDS = ["step", "epoch", "loss", "grad_norm", "learning_rate", "num_tokens", "num_supervised_tokens"]
 
