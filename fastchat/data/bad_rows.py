@@ -58,7 +58,10 @@ class BadRowReport:
         lines = [f"{self.total} of {num_rows} rows cannot be read:"]
         lines += [f"  {entry}" for entry in self.listed]
         lines += [f"  ... and {more} more"] if more else []
-        lines += [f"by reason: {self.reasons()}", "Mend these rows, or leave them out with --on_bad_row skip."]
+        way_out = "Mend these rows, or leave them out with --on_bad_row skip."
+        if self.total == num_rows:
+            way_out = "No row is left. Is it the right file? The README shows what is read, under 'Your data'."
+        lines += [f"by reason: {self.reasons()}", way_out]
         return DataError("\n".join(lines))
 
     def summary(self, num_rows: int) -> str:

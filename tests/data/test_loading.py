@@ -143,6 +143,13 @@ def test_a_bad_line_is_named_and_its_neighbours_are_read(tmp_path: Path, bad: st
     assert message.isprintable() or all(line.isprintable() for line in message.split("\n"))
 
 
+def test_where_every_row_is_bad_skipping_is_no_way_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"turns": 1}\n{"turns": 2}\n')
+    with pytest.raises(DataError, match="2 of 2 rows cannot be read") as stop:
+        load_dialogues([path])
+    assert "skip" not in str(stop.value) and "Is it the right file?" in str(stop.value)
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"), [value for key, value in BAD_LINES.items() if "cut" not in key and key != "deep"]
 )
