@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -45,7 +46,23 @@ def start_processes(*, use_cpu: bool, deepspeed: bool, backend: str | None, time
     if deepspeed:
         import deepspeed as library
 
-        library.init_distributed(dist_backend=backend or "gloo", timeout=timeout, auto_mpi_discovery=False)
+        with _hidden("LOCAL_SIZE"):
+            library.init_distributed(dist_backend=backend or "gloo", timeout=timeout, auto_mpi_discovery=False)
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """An environment variable is not there for a while.
+
+    Where LOCAL_SIZE tells DeepSpeed that all processes are on one machine, it takes 66 MiB of /dev/shm for each on a
+    CPU. They are for inference only, they stay there when the run ends, and a container has 64 MiB of it.
+    """
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
 
 
 def rank() -> int:

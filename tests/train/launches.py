@@ -21,6 +21,7 @@ STEADY_ADAM = ["--adam_epsilon", "1e-3"]
 
 def launch(launcher: str, script: str, flags: list[str], folder: Path, processes: int = 2) -> Outcome:
     """Runs `fastchat/train/{script}.py` with "deepspeed", "torchrun" or "python"; stdout and stderr are one text."""
+    shared = _shared_memory()
     done = subprocess.run(
         **_command(launcher, script, flags, folder, processes),
         stdout=subprocess.PIPE,
@@ -29,6 +30,7 @@ def launch(launcher: str, script: str, flags: list[str], folder: Path, processes
         timeout=TIMEOUT_S,
         check=False,
     )
+    assert _shared_memory() <= shared, "memory that outlives the run"
     return Outcome(done.returncode, folder, done.stdout)
 
 
@@ -60,6 +62,11 @@ def _command(launcher: str, script: str, flags: list[str], folder: Path, process
     command = [*commands[launcher], *flags, "--output_dir", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": _path()}
     return {"args": command, "cwd": folder.parent, "env": environment}
+
+
+def _shared_memory() -> set[Path]:
+    """What DeepSpeed's processes on a CPU leave on this machine."""
+    return set(Path("/dev/shm").glob("deepspeed_*"))
 
 
 def _path() -> str:
