@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,8 +93,10 @@ class Checks:
         start = time.perf_counter()
         try:
             result = {"ok": True, **check(self)}
-        except Failed as error:
-            result = {"ok": False, "why": str(error)}
+        except Exception as error:
+            if not isinstance(error, Failed):  # a mistake of the check itself: it did not pass either
+                traceback.print_exc()
+            result = {"ok": False, "why": str(error) or repr(error)}
         result["seconds"] = round(time.perf_counter() - start)
         self.found[name] = result
         words = "  ".join(f"{key} {value}" for key, value in result.items() if key != "ok")
