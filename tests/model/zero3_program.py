@@ -87,10 +87,10 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    import deepspeed
+    from fastchat.processes import start_processes
 
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
-    deepspeed.init_distributed(dist_backend="gloo")
+    start_processes(use_cpu=True, deepspeed=True, backend="gloo", timeout_s=600)
     found = {}
     for name, base, quantization, precision in (
         ("lora", words[0], False, "fp32"),
