@@ -15,8 +15,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 600
 # For runs whose weights are compared. Adam divides a gradient by its own size, so that where it is nothing but rounding
 # (which another machine, or another order of adding, does otherwise) its step is as long as any other. With this
-# epsilon rounding stays as small as it is.
-STEADY_ADAM = ["--adam_epsilon", "1e-3"]
+# epsilon rounding stays small beside the way a tensor goes, which `same_weights` measures.
+STEADY_ADAM = ["--adam_epsilon", "1e-4"]
+SHARE = 3e-3
 
 
 def launch(launcher: str, script: str, flags: list[str], folder: Path, processes: int = 2) -> Outcome:
@@ -62,6 +63,15 @@ def _command(launcher: str, script: str, flags: list[str], folder: Path, process
     command = [*commands[launcher], *flags, "--output_dir", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": _path()}
     return {"args": command, "cwd": folder.parent, "env": environment}
+
+
+def same_weights(found: dict[str, Any], wanted: dict[str, Any], start: dict[str, Any]) -> None:
+    """Every tensor went somewhere from its `start`, and `found` and `wanted` differ by a small share of that way."""
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        way = float((tensor - start[name]).abs().max())
+        off = float((found[name] - tensor).abs().max())
+        assert way > 0 and off <= SHARE * way, f"{name}: {off:.1e} apart, after a way of {way:.1e}"
 
 
 def _shared_memory() -> set[Path]:

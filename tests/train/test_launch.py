@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.train.conftest import Outcome
-from tests.train.launches import REPOSITORY, STEADY_ADAM, launch
+from tests.train.launches import REPOSITORY, STEADY_ADAM, launch, same_weights
 
 pytestmark = pytest.mark.launch
 COMMON = ["--lora_dropout", "0", "--num_train_epochs", "2", "--learning_rate", "1e-3", "--disable_tqdm", "True"]
@@ -21,6 +21,7 @@ COMMON += ["--eval_strategy", "epoch", "--eval_on_start", "True", "--model_max_l
 # The same global batch of 8, cut in different ways; the last one of an epoch has 4 dialogues.
 SPLITS = {
     "plain": ["--per_device_train_batch_size", "8"],
+    "untrained": ["--per_device_train_batch_size", "8", "--learning_rate", "1e-30", "--max_steps", "1"],
     "plain, accumulating": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"],
     "ddp": ["--per_device_train_batch_size", "4"],
     "zero2": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"],
@@ -79,9 +80,7 @@ def test_the_split_does_not_change_the_numbers(runs: Callable[[str], Outcome], n
     for key in ("grad_norm", "num_tokens", "num_supervised_tokens", "learning_rate", "eval_loss"):
         theirs = [row.get(key) for row in other.metrics]
         assert theirs == pytest.approx([row.get(key) for row in plain.metrics], abs=1e-5), key
-    ours = _adapter(plain.folder)
-    for tensor_name, tensor in _adapter(other.folder).items():
-        assert torch.allclose(tensor, ours[tensor_name], atol=2e-6), tensor_name
+    same_weights(_adapter(other.folder), _adapter(plain.folder), _adapter(runs("untrained").folder))
 
 
 @pytest.mark.parametrize(
@@ -169,8 +168,7 @@ def test_full_fine_tuning_under_zero3(
     assert (outcome.folder / "checkpoint-3" / "model.safetensors").is_file(), "saved right after an evaluation"
     saved, reference = (AutoModelForCausalLM.from_pretrained(o.folder).state_dict() for o in (outcome, plain))
     base = AutoModelForCausalLM.from_pretrained(model_dir).state_dict()
-    for name, tensor in reference.items():
-        assert torch.allclose(saved[name], tensor, atol=2e-6) and not torch.equal(tensor, base[name]), name
+    same_weights(saved, reference, base)
 
 
 def test_bad_data_under_the_deepspeed_launcher(flags: list[str], tmp_path: Path) -> None:
