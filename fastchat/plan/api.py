@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 OFF_BY = 0.10  # beyond this share a prediction is called wrong
-_CUBLAS = 64 * MIB
+_KERNELS_OWN = 64 * MIB
 
 
 class Settings(Protocol):
@@ -171,10 +171,11 @@ class Measured:
     """A prediction beside what was measured, for metrics.jsonl and training.json. Bytes, and their difference.
 
     On a GPU `measured` is what the tensors took at most (`torch.cuda.max_memory_allocated`), which is what is
-    predicted, so a difference of more than a tenth is a mistake of the plan and warned of, unless it is no more than
-    what cuBLAS takes through torch for itself: two workspaces of 32 MiB on an H100. On a CPU it is what the
-    process grew by, with the workspace of kernels, freed memory that the C library keeps and whatever else Python
-    makes in the meantime: for small models that outweighs the tensors, so nothing is concluded from it.
+    predicted, so a difference of more than a tenth is a mistake of the plan and warned of, unless it is no more
+    than 64 MiB: about what kernels seem to keep for themselves through torch on an H100, whatever is trained. On a
+    CPU it is what the process grew by, with the workspace of kernels, freed memory that the C library keeps and
+    whatever else Python makes in the meantime: for small models that outweighs the tensors, so nothing is concluded
+    from it.
     """
 
     predicted: int
@@ -189,7 +190,7 @@ class Measured:
     @property
     def surprising(self) -> bool:
         apart = abs(self.predicted - self.measured)
-        return abs(self.off_by) > OFF_BY and apart > _CUBLAS and not self.on_cpu
+        return abs(self.off_by) > OFF_BY and apart > _KERNELS_OWN and not self.on_cpu
 
     def record(self) -> dict[str, Any]:
         """{"memory_predicted": bytes, "memory_measured": bytes, "memory_off_by": share}"""
