@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, adapter, covers, ok
 from tests.train.test_resume import Interruption, same_run
@@ -17,11 +18,25 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def flags(data_files: tuple[Path, Path]) -> list[str]:
-    """A rate so high that the evaluation soon grows worse; an evaluation and a checkpoint at every step."""
-    found = ["--eval_data_path", str(data_files[1]), "--eval_strategy", "steps", "--eval_steps", "1"]
-    found += ["--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "True", "--max_steps", "40"]
-    return [*found, "--learning_rate", "1", "--early_stopping_patience", "2", "--lora_dropout", "0.1"]
+def flags(tmp_path: Path) -> list[str]:
+    """An evaluation and a checkpoint at every step; the evaluation grows better for some steps and then worse.
+
+    It must turn on every machine: all rows are one batch (no noise of small ones), the rate is small, and only how
+    an answer ends is common to both files, so the surer of its own answers the model becomes, the worse the others.
+    """
+    found = ["--data_path", always(tmp_path / "train.json", "Yellow fish"), "--per_device_train_batch_size", "20"]
+    found += ["--eval_data_path", always(tmp_path / "eval.json", "Nobody knows."), "--eval_strategy", "steps"]
+    found += ["--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "True"]
+    found += ["--max_steps", "40", "--learning_rate", "3e-3", "--lora_dropout", "0.1"]
+    return [*found, "--early_stopping_patience", "2"]
+
+
+def always(path: Path, answer: str) -> str:
+    """A file of 20 dialogues that ask different things and get this one answer."""
+    rows = builders.chat_rows(20, rounds=2)
+    for turn in (turn for row in rows for turn in row["conversations"] if turn["from"] == "gpt"):
+        turn["value"] = answer
+    return str(builders.write_rows(path, rows))
 
 
 def evaluated(outcome: Outcome) -> list[float]:
@@ -47,6 +62,7 @@ def test_it_stops_and_keeps_the_best(train: Train, flags: list[str]) -> None:
     losses = evaluated(outcome)
     steps = outcome.record["metrics"]["steps"]
     assert steps == len(losses) == stops_after(losses, 2) < 40
+    assert min(losses) < losses[0], "the best is neither the first nor the last"
     assert outcome.err.count(f"--early_stopping_patience 2: stopping after step {steps}") == 1
     assert outcome.record["metrics"]["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
     best = adapter(outcome.folder / f"checkpoint-{losses.index(min(losses)) + 1}")
@@ -57,8 +73,7 @@ def test_it_stops_and_keeps_the_best(train: Train, flags: list[str]) -> None:
 
 
 def test_it_says_nothing_where_the_evaluation_grew_better_to_the_end(train: Train, flags: list[str]) -> None:
-    more = ["--max_steps", "3", "--learning_rate", "1e-3", "--early_stopping_patience", "1"]
-    outcome = ok(train(*flags, *more))
+    outcome = ok(train(*flags, "--max_steps", "3", "--early_stopping_patience", "1"))
     losses = evaluated(outcome)
     assert losses == sorted(losses, reverse=True) and len(losses) == 3
     assert "stopping after step" not in outcome.err
