@@ -14,12 +14,14 @@ from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_trainin
 from fastchat.errors import CheckpointError
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
-_CONFIGS = ("adapter_config.json", "config.json")
+# What loading reads beside them and nobody edits. The rest (sampling settings, chat template) is recorded and verified,
+# but does not stop a chat: the template of a chat stands in the record.
+_OPENED = ("adapter_config.json", "config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def describe_result(folder: Path) -> dict[str, dict[str, Any]]:
-    """{name: {"size", "sha256"}} of the weight files in `folder` and of what says how they are loaded."""
-    return describe_files(folder, (name for name in files_in(folder) if _opened(name)))
+    """{name: {"size", "sha256"}} of every file in `folder` but the record itself and texts for people (.md)."""
+    return describe_files(folder, (n for n in files_in(folder) if n != RECORD_NAME and not n.endswith(".md")))
 
 
 def record_digests(folder: Path) -> None:
@@ -53,7 +55,7 @@ def check_result(path: str | Path) -> None:
         files = {n: e for n, e in read_manifest(folder).files.items() if _opened(n) or n == RECORD_NAME}
         way_out = "use another checkpoint"
     else:
-        files = record.files
+        files = {n: e for n, e in record.files.items() if _opened(n)}
         way_out = f'if you changed the file on purpose, take "files" out of {RECORD_NAME}'
     if problems := file_problems(folder, files, links=True):
         raise CheckpointError(
@@ -63,4 +65,4 @@ def check_result(path: str | Path) -> None:
 
 
 def _opened(name: str) -> bool:
-    return "/" not in name and (name.endswith(_WEIGHTS) or name in _CONFIGS)
+    return "/" not in name and (name.endswith(_WEIGHTS) or name in _OPENED)

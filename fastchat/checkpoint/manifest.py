@@ -74,13 +74,19 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, An
     return {name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
 
 
+def digest_of_values(values: dict[str, Any]) -> str:
+    """sha256 in hex of JSON values, however they are laid out in a file."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes and flushes `MANIFEST.json`. It carries a digest of itself, so that a changed byte in it is noticed too.
 
     Goes into a staged folder, which nobody reads before it is renamed.
     """
     values = asdict(manifest)
-    values["digest"] = _self_digest(values)
+    values["digest"] = digest_of_values(values)
     with open(folder / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(values, file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
@@ -101,7 +107,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     if version > FORMAT:
         raise CheckpointError(f"{path} has format {version}; this version reads up to {FORMAT}")
-    if digest != _self_digest(values):
+    if digest != digest_of_values(values):
         raise CheckpointError(f"{path} is damaged: it does not have the digest it was written with")
     try:
         return Manifest(**values)
@@ -147,8 +153,3 @@ def _problem(folder: Path, name: str, expected: dict[str, Any], links: bool) -> 
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return None if found == expected.get("sha256") else "has the right size but other content (sha256 differs)"
-
-
-def _self_digest(values: dict[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastchat.checkpoint.manifest import digest_of_values
 from fastchat.errors import CheckpointError, without_secrets
 
 RECORD_NAME = "training.json"
@@ -36,8 +37,9 @@ class TrainingRecord:
         trainable_parameters: how many numbers were trained.
         fingerprints: what the run stood on, name -> digest or number ("base_model", "data", "template", ...).
         metrics: final losses and speeds.
-        files: name -> {"size": bytes, "sha256": hex} of the weight files and the configuration that loads them; empty
-            in a checkpoint, whose manifest has them, and in results of before they were recorded.
+        files: name -> {"size": bytes, "sha256": hex} of all else that the result is made of; empty in a checkpoint,
+            whose manifest has them, and in results of before they were recorded. In the file also the digest of the
+            record itself, without which a changed byte in it (of the RoPE factor, say) would go unseen.
     """
 
     base_model: str | None = None
@@ -66,7 +68,10 @@ class TrainingRecord:
 def write_values(directory: str | Path, values: dict[str, Any]) -> Path:
     """Write a record that is plain values, with fields that only others know, as `TrainingRecord.write` does."""
     path = Path(directory) / RECORD_NAME
-    text = without_secrets(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    values = json.loads(without_secrets(json.dumps(values, ensure_ascii=False, allow_nan=False)))
+    if values.get("files"):
+        values["files"][RECORD_NAME] = {"sha256": _own_digest(values)}
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     staged = path.with_name(f".{RECORD_NAME}.{os.getpid()}")
     with staged.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -79,7 +84,8 @@ def write_values(directory: str | Path, values: dict[str, Any]) -> Path:
 def read_training_record(directory: str | Path) -> TrainingRecord | None:
     """The record in `directory`, or None where there is none.
 
-    Raises CheckpointError when the file is there but is no record, or was written by a newer version.
+    Raises CheckpointError when the file is there but is no record, is not as it was written (where it holds its own
+    digest), or was written by a newer version.
     """
     path = Path(directory).expanduser() / RECORD_NAME
     if not path.is_file():
@@ -95,5 +101,17 @@ def read_training_record(directory: str | Path) -> TrainingRecord | None:
     files = values.get("files", {})
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
         raise CheckpointError(f'{path} is not a training record ("files" is no list of digests). Restore it.')
+    if RECORD_NAME in files:
+        if files[RECORD_NAME].get("sha256") != _own_digest(values):
+            raise CheckpointError(
+                f"{path} is not what was saved: its values do not have the digest that stands in it. Copy it again "
+                'from where it is intact; if you changed it on purpose, take "files" out of it.'
+            )
+        del files[RECORD_NAME]
     known = TrainingRecord.__dataclass_fields__
     return TrainingRecord(**{name: value for name, value in values.items() if name in known})
+
+
+def _own_digest(values: dict[str, Any]) -> str:
+    others = {name: entry for name, entry in values["files"].items() if name != RECORD_NAME}
+    return digest_of_values({**values, "files": others})

@@ -12,6 +12,7 @@ import pytest
 
 from fastchat.checkpoint import full as full_files
 from fastchat.checkpoint.manifest import MANIFEST
+from fastchat.checkpoint.record import write_values
 from fastchat.checkpoint.tuned import find_tuned
 from fastchat.checkpoint.verify import verify
 from fastchat.errors import CheckpointError
@@ -21,6 +22,8 @@ from tests.train.conftest import Outcome
 
 pytestmark = pytest.mark.slow
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+RECORD, CHANGED = "training.json", "its values do not have the digest that stands in it"
 FLIPPED, MISSING = "has the right size but other content", "is missing"
 TEMPLATE = ("--conv_template", "vicuna_v1.1")  # else a result, which has a template, wants to be asked about it
 Use = Callable[[Path], tuple[int, str]]
@@ -75,11 +78,12 @@ def assert_named(use: Use, folder: Path, name: str, said: str) -> None:
 
 def test_an_adapter(train: Callable[..., Outcome], eval_flags: list[str], uses: dict[str, Use], tmp_path: Path) -> None:
     outcome = train(*eval_flags, "--save_strategy", "steps", "--save_steps", "1")
-    folder, names = outcome.folder, ("adapter_config.json", "adapter_model.safetensors")
-    assert set(outcome.record["files"]) == set(names) and "eval_loss" in outcome.record["metrics"]
+    folder, names = outcome.folder, ("adapter_config.json", "adapter_model.safetensors", *TOKENIZER)
+    assert set(outcome.record["files"]) == {*names, "chat_template.jinja", RECORD}
+    assert "eval_loss" in outcome.record["metrics"], "written a second time, with its digest"
     lines, good = verify(folder)
     assert good and len(lines) == 3 and "checkpoint-1: valid, step 1" in lines[0]
-    assert lines[2].startswith(f"{folder}: valid, result, 2 files")
+    assert lines[2].startswith(f"{folder}: valid, result, 5 files")
     for name, said in harmed(folder, names):
         lines, good = verify(folder)
         assert not good and lines[2].startswith(f"{folder}: {name}: {said}") and "valid, step 2" in lines[1]
@@ -90,11 +94,36 @@ def test_an_adapter(train: Callable[..., Outcome], eval_flags: list[str], uses: 
             assert code == 2 and "no adapter_config.json there" in err
         else:
             assert_named(uses["continue"], folder, name, said)
+    jinja = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("mine", encoding="utf-8")  # people do edit it; no chat is made by it
+    assert any(line.startswith(f"{folder}: chat_template.jinja: has 4 bytes instead") for line in verify(folder)[0])
+    assert uses["serve"](folder)[0] == 0
+    (folder / "chat_template.jinja").write_text(jinja, encoding="utf-8")
     assert not (tmp_path / "new").exists()
     assert not list((tmp_path / "next").glob("*.safetensors")), "nothing was trained"
     for use in ("serve", "merge", "continue"):
         assert uses[use](folder)[0] == 0, use
     assert verify(tmp_path / "new")[1] and verify(tmp_path / "next")[1]
+
+
+def test_a_changed_value_in_the_record_is_noticed(train: Callable[..., Outcome], uses: dict[str, Use]) -> None:
+    folder = train("--rope_scaling_type", "linear", "--rope_scaling_factor", "2").folder
+    path = folder / RECORD
+    text = path.read_text(encoding="utf-8")
+    assert text.count('"factor": 2.0') == 1
+    path.write_text(text.replace('"factor": 2.0', '"factor": 6.0'), encoding="utf-8")
+    lines, good = verify(folder)
+    assert not good and CHANGED in lines[0]
+    for use in ("serve", "merge", "continue"):
+        code, err = uses[use](folder)
+        assert code == 5 and CHANGED in err and 'take "files" out of it' in err, use
+    values = json.loads(text)
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert verify(folder)[1], "the layout is no value"
+    values["rope_parameters"]["factor"] = 6.0
+    del values["files"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert uses["serve"](folder)[0] == 0, "the way out that the message names"
 
 
 def test_a_checkpoint_is_opened_by_its_manifest(train: Callable[..., Outcome], uses: dict[str, Use]) -> None:
@@ -113,8 +142,9 @@ def test_a_whole_model(
     outcome = train(full=True)
     folder, names = outcome.folder, tuple(outcome.record["files"])
     shard = max(name for name in names if name.endswith(".safetensors"))
-    assert {"config.json", "model.safetensors.index.json", shard} < set(names) and shard.startswith("model-0000")
-    for name, said in harmed(folder, ("config.json", "model.safetensors.index.json", shard)):
+    opened = ("config.json", "model.safetensors.index.json", shard, *TOKENIZER)
+    assert {*opened, "generation_config.json"} < set(names) and shard.startswith("model-0000")
+    for name, said in harmed(folder, opened):
         lines, good = verify(folder)
         assert not good and len(lines) == 1 and f"{name}: {said}" in lines[0]
         for use in ("serve", "prepare"):
@@ -143,7 +173,8 @@ def test_a_merged_model_has_digests_of_its_own(
     folder = train().folder
     assert uses["merge"](folder)[0] == 0
     of_run, of_merge = (json.loads((path / "training.json").read_text()) for path in (folder, tmp_path / "new"))
-    assert set(of_merge["files"]) == {"config.json", "model.safetensors"}
+    own = {"config.json", "generation_config.json", "model.safetensors", *TOKENIZER}
+    assert set(of_merge["files"]) == {*own, "chat_template.jinja", RECORD}
     assert {**of_merge, "files": of_run["files"]} == of_run, "all else is the run's"
     for name, said in harmed(tmp_path / "new", ("config.json", "model.safetensors")):
         assert not verify(tmp_path / "new")[1]
@@ -177,9 +208,7 @@ def test_links_of_the_hubs_cache_are_followed_and_names_outside_are_not(
     weights.symlink_to(tmp_path / "blob")
     find_tuned(str(folder))
     assert verify(folder)[1]
-    record = folder / "training.json"
-    values = json.loads(record.read_text())
-    values["files"]["../blob"] = values["files"]["adapter_model.safetensors"]
-    record.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="../blob: points outside the folder"):
-        find_tuned(str(folder))
+    values = json.loads((folder / RECORD).read_text())
+    values["files"]["../blob.safetensors"] = values["files"]["adapter_model.safetensors"]
+    write_values(folder, values)
+    assert verify(folder) == ([f"{folder}: ../blob.safetensors: points outside the folder"], False)
