@@ -13,7 +13,7 @@ from fastchat.plan.api import estimate, machine_asked, plan_lines, run_of
 from fastchat.plan.flags import LORA_ONLY, help_text, read_flags
 from fastchat.plan.known import architecture_of_size
 from fastchat.plan.largest import largest_models
-from fastchat.plan.recipes import launch_lines, recipe, write_recipes
+from fastchat.plan.recipes import launch_lines, recipe, with_given, write_recipes
 from fastchat.plan.recommend import LENGTH, Recommendation, recommend, table
 from fastchat.plan.report import as_json, describe
 from fastchat.plan.run import Machine, Run
@@ -72,6 +72,8 @@ def _recommended(flags: dict[str, Any], machine: Machine) -> list[str]:
     if searched := [f"--{name}" for name in _SEARCHED if name in flags["given"]]:
         say(f"--recommend tries all of it itself, so this counts for nothing: {', '.join(searched)}")
     found = recommend(machine, given, sorted(flags["given"]), length, flags["cache_dir"])
+    named = flags["model_name_or_path"] or flags["model_size"]
+    found = [with_given(r, flags, not named or r.wanted.architecture == given.architecture) for r in found]
     folder = Path(flags["recipes"]).expanduser()
     written = write_recipes(found, folder)
     if flags["json"]:

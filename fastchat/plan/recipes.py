@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError, say
+from fastchat.plan.flags import LORA_ONLY
+from fastchat.plan.other_flags import KINDS
 from fastchat.plan.recommend import Recommendation
 from fastchat.plan.report import describe
 from fastchat.plan.run import Run
@@ -17,13 +20,18 @@ from fastchat.plan.units import human
 
 _MARK = "# Worked out by `python -m fastchat.plan --recommend"
 _DIGEST = "# Unchanged since then: "
+_TEMPLATE = frozenset(("conv_template", "conv_template_file"))
+# Of what a user gives, what belongs to one run and its data; the launch line has places for it.
+_OF_A_RUN = frozenset(("plan", "data_path", "data_split", "data_revision", "data_proportions", "output_dir"))
+_OF_A_RUN |= {"run_name", "overwrite_output_dir", "local_rank", "resume_from_checkpoint", "resume_weights_only"}
+_WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "null", "none"))  # no texts in YAML without quotes
 
 
 def recipe(recommendation: Recommendation) -> str:
     """The best choice as YAML for train_lora.py or train.py; data and output are given on the command line."""
     best = recommendation.best
     assert best is not None, recommendation.label
-    run, machine = best.run, best.run.machine
+    run, machine, name = best.run, best.run.machine, best.run.architecture.name
     micro, accumulation = run.per_device_train_batch_size, run.gradient_accumulation_steps
     many = f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
     asked = "" if run.lora else " --full_finetuning True"
@@ -33,12 +41,23 @@ def recipe(recommendation: Recommendation) -> str:
         f"# needs {human(best.plan.total)} per GPU and {human(best.plan.host_total)} per host.",
         f"# Global batch: {micro} x {accumulation} x {many} = {micro * accumulation * machine.gpus} rows per step.",
         *(f"# {line}" for line in launch_lines(recommendation, Path("THIS_FILE"))),
-        f"model_name_or_path: {_yaml(run.architecture.name)}",
+        f"model_name_or_path: {_yaml(name)}",
         *([f"cache_dir: {_yaml(recommendation.cache_dir)}"] if recommendation.cache_dir else []),
-        template_line(run.architecture.name, recommendation.cache_dir),
-        *(f"{name}: {_yaml(value)}" for name, value in _values(recommendation, run).items()),
+        *([] if _TEMPLATE & set(recommendation.kept) else [template_line(name, recommendation.cache_dir)]),
+        *(f"{key}: {_yaml(value)}" for key, value in _values(recommendation, run).items()),
     ]
     return _with_digest("\n".join(lines) + "\n")
+
+
+def with_given(recommendation: Recommendation, flags: Mapping[str, Any], own: bool) -> Recommendation:
+    """The recommendation with the settings among `flags` (`read_flags`) that do not decide memory, for its recipe.
+
+    `own`: it is for the model that the user asked about, so that the template given is meant for it.
+    """
+    left_out = _OF_A_RUN | (frozenset() if own else _TEMPLATE)
+    left_out |= frozenset() if recommendation.wanted.lora else LORA_ONLY
+    names = (name for name in KINDS if name in flags["given"] and name not in left_out)
+    return replace(recommendation, kept={name: flags[name] for name in names if flags[name] is not None})
 
 
 def _values(recommendation: Recommendation, run: Run) -> dict[str, Any]:
@@ -74,16 +93,24 @@ def _values(recommendation: Recommendation, run: Run) -> dict[str, Any]:
     if not run.chunked_head:
         values["chunked_head"] = False
     values |= {"save_strategy": "epoch", "logging_steps": 1}
-    return values if run.lora else values | {"save_total_limit": 2}
+    if not run.lora:
+        values["save_total_limit"] = 2
+    if "warmup_steps" in recommendation.kept:
+        del values["warmup_ratio"]
+    return {**values, **recommendation.kept}
 
 
 def _yaml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_yaml(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_yaml(key)}: {_yaml(item)}' for key, item in value.items())}}}"
     if isinstance(value, str):
-        plain = all(c.isalnum() or c in "-_./" for c in value) and not value[0].isdigit()
-        return value if plain else "'" + value.replace("'", "''") + "'"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+        plain = all(c.isalnum() or c in "-_./" for c in value) and (value[:1].isalpha() or value[:1] == "/")
+        return value if plain and value.lower() not in _WORDS else "'" + value.replace("'", "''") + "'"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def launch_lines(recommendation: Recommendation, path: Path) -> list[str]:

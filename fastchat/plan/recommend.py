@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastchat.plan.architecture import Architecture
@@ -42,6 +42,7 @@ class Recommendation:
     choices: tuple[Choice, ...]
     neighbours: tuple[tuple[str, str], ...]
     cache_dir: str | None = None  # where the user keeps hub models
+    kept: Mapping[str, Any] = field(default_factory=dict)  # what else the user gave, for the recipe
 
     @property
     def best(self) -> Choice | None:

@@ -16,6 +16,7 @@ import pytest
 from fastchat.errors import SettingsError
 from fastchat.plan.__main__ import main
 from fastchat.plan.api import Machine, estimate, machine_of
+from fastchat.plan.flags import read_flags
 from fastchat.plan.known import architecture_of_size
 from fastchat.plan.recommend import recommend
 from fastchat.plan.run import Run
@@ -82,6 +83,27 @@ def test_flags_that_count_for_nothing_are_said(capsys: pytest.CaptureFixture[str
     assert "trains no adapter, so this counts for nothing: --lora_r" in said
     assert "tries all of it itself, so this counts for nothing: --gradient_checkpointing" in said
     assert load_yaml(tmp_path / "7b_full.yaml", "recipe")["packing"] is True
+
+
+def test_what_else_was_given_is_in_the_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Read back by the planner's own reader, which types every value as training does."""
+    given = {"learning_rate": 7e-6, "warmup_steps": 5, "save_strategy": "no", "val_set_size": 0.015625, "seed": 7}
+    given |= {"lr_scheduler_kwargs": {"num_cycles": 0.3}, "report_to": ["wandb", "tensorboard"], "weight_decay": 0.1}
+    own = {"conv_template": "mistral", "conv_template_file": "it's mine.yaml"}
+    of_a_run = {"data_path": "RLHF4MATH/SFT_510K", "data_split": "train", "output_dir": "output/x"}
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(json.dumps({"model_name_or_path": "mistralai/Mistral-7B-v0.3", **given, **own, **of_a_run}))
+    folder = tmp_path / "recipes"
+    ask(capsys, mine, "--recommend", *ROOMY, "--recipes", folder)
+    found = read_flags([str(folder / "Mistral-7B-v0.3_full.yaml")])
+    assert {name: found[name] for name in (given | own)} == given | own
+    assert not found["given"] & {"warmup_ratio", *of_a_run}, "one warmup, and no data"
+    other = read_flags([str(folder / "7b_full.yaml")])
+    assert {name: other[name] for name in given} == given and other["conv_template"] == "vicuna_v1.1"
+    ask(capsys, "--recommend", *ROOMY, "--conv_template", "alpaca", "--lora_alpha", "64", "--recipes", folder)
+    for size in ("7b", "13b", "70b"):  # no model was named, so it is meant for all
+        found = read_flags([str(folder / f"{size}_lora.yaml")])
+        assert (found["conv_template"], found["lora_alpha"]) == ("alpaca", 64)
 
 
 def test_an_optimizer_on_the_host_is_slow_when_it_steps_often() -> None:
