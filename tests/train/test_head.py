@@ -66,8 +66,9 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def compare(model: Any, data: dict[str, torch.Tensor], *, rows: int = 5, smoothing: float = 0.0, off: float = 2e-6,
-            context: Callable[[], Any] = nullcontext) -> None:  # fmt: skip
-    """Loss and every gradient of both ways, as shares of the plain one's; then the loss alone, as in evaluation."""
+            rounding: float = 1e-5, context: Callable[[], Any] = nullcontext) -> None:  # fmt: skip
+    """Loss and every gradient of both ways, `off` and `rounding` apart at most as shares of the plain one's; then the
+    loss alone, as in evaluation."""
     with context():
         plain = loss_sum(model, data, smoothing)
     wanted = gradients(model, plain)
@@ -83,7 +84,7 @@ def compare(model: Any, data: dict[str, torch.Tensor], *, rows: int = 5, smoothi
     for name, gradient in wanted.items():
         assert found[name].dtype == gradient.dtype
         size = gradient.float().norm().clamp(min=1e-3 * largest)  # a key's bias has none but rounding
-        assert (error := float((found[name] - gradient).float().norm() / size)) <= 5 * off, (name, error)
+        assert (error := float((found[name] - gradient).float().norm() / size)) <= rounding, (name, error)
     with context(), torch.no_grad():
         assert loss_sum(model, data, smoothing, chunked=True).item() == pytest.approx(plain.item(), rel=off)
 
@@ -126,12 +127,16 @@ def test_label_smoothing(tiny_model_dir: Models, family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "softcap"])
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_precision(tiny_model_dir: Models, family: str, half: torch.dtype, lora: bool) -> None:
-    """Autocast on float32 weights, and weights in half precision. Gradients differ by roundings, not by more."""
+    """Autocast on float32 weights, and weights in half precision. Gradients differ by roundings, not by more.
+
+    Of 25 random models the worst gradient was 0.067 off in bfloat16 and 0.006 in float16, which keeps three bits more;
+    a gradient that is not there, or one of another chunk, would be off by 1.
+    """
     arch, more = FAMILIES[family]
-    folder = tiny_model_dir(arch, "metaspace_bos", **more)
+    folder, rounding = tiny_model_dir(arch, "metaspace_bos", **more), 0.2 if half is torch.bfloat16 else 0.025
     for dtype, context in ((torch.float32, lambda: torch.autocast("cpu", dtype=half)), (half, nullcontext)):
         model = load(folder, dtype=dtype)
-        compare(adapted(model) if lora else model, batch(), off=4e-3, context=context)
+        compare(adapted(model) if lora else model, batch(), off=4e-3, rounding=rounding, context=context)
 
 
 @pytest.mark.parametrize("lora", [False, True])
