@@ -12,6 +12,7 @@ second) and written as the published ones are written, so that `AutoTokenizer` b
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +142,25 @@ def _train_bpe(pre_tokenizer: Any, num_merges: int, alphabet: list[str], normali
     if normalizer is not None:
         tokenizer.normalizer = normalizer
     # The alphabet is bounded, so that rare scripts go through byte fallback where the kind has it.
-    letters = len(alphabet) or 150
+    text = CORPUS.read_text(encoding="utf-8")
+    alphabet = alphabet or _frequent(text.replace(" ", "▁"), 150)
     trainer = trainers.BpeTrainer(
-        vocab_size=letters + num_merges, initial_alphabet=alphabet, limit_alphabet=letters, show_progress=False
+        vocab_size=len(alphabet) + num_merges,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS.read_text(encoding="utf-8").splitlines(keepends=True), trainer)
+    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     return tokens, [list(pair) for pair in model["merges"]]
+
+
+def _frequent(text: str, num: int) -> list[str]:
+    """The most frequent characters; of equals the first in Unicode. (The trainer would take them by chance, and each
+    session would have other ids, and so another course of every training.)"""
+    counts = Counter(text)
+    return sorted(counts, key=lambda letter: (-counts[letter], letter))[:num]
 
 
 def _bpe(tokens: list[str], merges: list, **more: Any) -> dict[str, Any]:

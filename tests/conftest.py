@@ -15,10 +15,13 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_MODE": "disabled",
+    "WANDB__SERVICE_WAIT": "300",  # seconds; a busy machine takes its time
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",  # everywhere the same tests; what only a GPU shows is in playground/benchmark/gpu.py
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
+    "NO_PROXY": "127.0.0.1,localhost",  # servers that tests start
+    "no_proxy": "127.0.0.1,localhost",
     "FSCHAT_CACHE": tempfile.mkdtemp(prefix="fschat-tests-"),  # never the user's own
 }
 os.environ.update(_ENVIRONMENT)
@@ -36,11 +39,12 @@ import pytest  # noqa: E402
 from tests import builders  # noqa: E402
 
 # A change is judged by the same examples each time; at home hypothesis goes on looking for new ones.
-_quiet = [hypothesis.HealthCheck.too_slow]  # a busy machine is no fault of the code
-hypothesis.settings.register_profile("ci", derandomize=True, database=None, suppress_health_check=_quiet)
+# A busy machine is no fault of the code.
+_quiet: dict[str, Any] = {"suppress_health_check": [hypothesis.HealthCheck.too_slow], "deadline": None}
+hypothesis.settings.register_profile("ci", derandomize=True, database=None, **_quiet)
 # Three times as many, and on every template: see CONTRIBUTING.md.
-hypothesis.settings.register_profile("thorough", max_examples=300, database=None, suppress_health_check=_quiet)
-hypothesis.settings.register_profile("home", suppress_health_check=_quiet)
+hypothesis.settings.register_profile("thorough", max_examples=300, database=None, **_quiet)
+hypothesis.settings.register_profile("home", **_quiet)
 hypothesis.settings.load_profile("home")
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")

@@ -96,7 +96,7 @@ def test_rows_that_fail_are_named_and_counted(tmp_path, capsys):
         {**TICKETS, "code": "open('/etc/passwd').read()"},
         TICKETS,
     ]
-    status, made = convert(tmp_path, rows, "--timeout", "1")
+    status, made = convert(tmp_path, rows, "--timeout", "5")
     assert status == 0 and [row["idx"] for row in made] == ["rows-0", "rows-17"]
     said = capsys.readouterr().err
     assert "2 of 18 rows converted" in said

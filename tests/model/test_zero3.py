@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.machine import free_port
 from tests.model import zero3_program
 
 
@@ -48,7 +49,7 @@ def test_two_processes_equal_one(tiny_model_dir, repository):
             "--num_gpus",
             "2",
             "--master_port",
-            "29517",
+            str(free_port()),
             "tests/model/zero3_program.py",
             base,
             half,

@@ -310,7 +310,7 @@ def test_nothing_of_the_user_s_is_replaced(capsys: pytest.CaptureFixture[str], t
 def test_a_recommended_recipe_trains(tiny_model_dir: Any, tmp_path: Path, repository: Path) -> None:
     """The very line that is printed, on the processor: full fine-tuning in two processes."""
     from tests.builders import chat_rows, write_rows
-    from tests.scripts.conftest import free_port
+    from tests.machine import free_port
 
     model = tiny_model_dir("llama", "metaspace_bos")
     words = ["--gpus", "2", "--gpu_memory", "2GiB", "--model_name_or_path", str(model), "--model_max_length", "128"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.machine import free_port
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -36,10 +37,3 @@ def run_script(repository: Path, tmp_path: Path) -> Run:
         )
 
     return run
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -111,12 +111,11 @@ def test_the_verdict_is_good_only_where_the_tuned_model_is_clearly_better(
 def test_the_quickstart_works_and_shows_it(repository: Path, run_script: Run) -> None:
     if not (repository / ".venv" / ".ready").is_file():
         pytest.skip("without .venv the quickstart would install one: run the tests with scripts/test.sh")
-    run = run_script("quickstart.sh", timeout=1500)
+    run = run_script("quickstart.sh", timeout=3600)
     assert run.returncode == 0, run.stdout + run.stderr
     counts = re.search(r"right, of 82 questions .*: base (\d+), tuned (\d+)", run.stdout)
     assert counts, run.stdout
-    assert int(counts[1]) <= 24
-    assert int(counts[2]) >= 60
+    assert int(counts[2]) >= 60 and int(counts[2]) - int(counts[1]) >= 30
     assert re.search(r"evaluation loss +[1-9]\.\d+ at the start +0\.\d+ at the end", run.stdout)
     assert "What to do next" in run.stdout
     record = json.loads((repository / ".cache/quickstart/adapter/training.json").read_text(encoding="utf-8"))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO, Any
 
+from tests.machine import free_port
 from tests.train.conftest import Outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 600
+TIMEOUT_S = 1800
 # For runs whose weights are compared. Adam divides a gradient by its own size, so that where it is nothing but rounding
 # (which another machine, or another order of adding, does otherwise) its step is as long as any other. With this
 # epsilon rounding stays small beside the way a tensor goes, which `same_weights` measures.
@@ -44,7 +44,7 @@ def start(
 
 
 def _command(launcher: str, script: str, flags: list[str], folder: Path, processes: int) -> dict[str, Any]:
-    port = _free_port()
+    port = free_port()
     file = str(REPOSITORY / "fastchat" / "train" / f"{script}.py")
     module = script if "." in script else f"fastchat.train.{script}"  # a program of the tests by its full name
     commands = {
@@ -66,12 +66,16 @@ def _command(launcher: str, script: str, flags: list[str], folder: Path, process
 
 
 def same_weights(found: dict[str, Any], wanted: dict[str, Any], start: dict[str, Any]) -> None:
-    """Every tensor went somewhere from its `start`, and `found` and `wanted` differ by a small share of that way."""
+    """Every tensor went somewhere from its `start`, and `found` and `wanted` differ by a small share of that way, or by
+    one rounding of a weight: an adapter's first matrix hardly goes further than that in a short run."""
+    import torch
+
     assert set(found) == set(wanted)
     for name, tensor in wanted.items():
         way = float((tensor - start[name]).abs().max())
         off = float((found[name] - tensor).abs().max())
-        assert way > 0 and off <= SHARE * way, f"{name}: {off:.1e} apart, after a way of {way:.1e}"
+        rounding = torch.finfo(tensor.dtype).eps * float(tensor.abs().max())
+        assert way > 0 and off <= SHARE * way + rounding, f"{name}: {off:.1e} apart, after a way of {way:.1e}"
 
 
 def _shared_memory() -> set[Path]:
@@ -81,9 +85,3 @@ def _shared_memory() -> set[Path]:
 
 def _path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

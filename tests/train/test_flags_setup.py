@@ -12,6 +12,7 @@ import torch
 from fastchat.train.arguments import RENAMED, UNSUPPORTED, all_arguments
 from fastchat.train.settings import options_of
 from tests import builders
+from tests.machine import free_port
 from tests.train import (
     test_data_flags,
     test_early_stopping,
@@ -203,7 +204,7 @@ def test_code_in_the_model_folder_runs_only_on_request(
 def test_ddp(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
 
-    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **port}.items():
         monkeypatch.setenv(name, value)
     try:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.machine import wait_for
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, adapter, covers, ok
 
@@ -258,7 +259,7 @@ def test_loader(train: Train) -> None:
     outcome.trainer.eval_dataset = outcome.trainer.train_dataset
     for _ in range(3):
         outcome.trainer.evaluate()
-        assert len(multiprocessing.active_children()) == 1, "those of the evaluation before are gone"
+        wait_for(lambda: len(multiprocessing.active_children()) == 1)  # those of the evaluation before are gone
     outcome.trainer.end_workers()
     assert not multiprocessing.active_children()
     assert loader.multiprocessing_context.get_start_method() == "fork"

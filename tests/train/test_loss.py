@@ -44,7 +44,7 @@ def test_sum_over_supervised_tokens_only() -> None:
     model = Tiny()
     log_probs = torch.log_softmax(model(torch.tensor([[2, 3, 5]]), torch.ones(1, 3), False).logits[0], -1)
     expected = -(log_probs[0, 3] + log_probs[1, 4] + log_probs[2, 6])
-    assert loss_sum(model, _batch([ROW_A, ROW_B], 4)).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert loss_sum(model, _batch([ROW_A, ROW_B], 4)).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_parts_add_up_with_any_padding() -> None:
@@ -75,7 +75,7 @@ def test_label_smoothing() -> None:
     model = Tiny()
     logits = model(torch.tensor([ROW_B[0]]), torch.ones(1, 3), False).logits[0, :1]
     expected = F.cross_entropy(logits, torch.tensor([6]), reduction="sum", label_smoothing=0.2)
-    assert loss_sum(model, _batch([ROW_B], 3), 0.2).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert loss_sum(model, _batch([ROW_B], 3), 0.2).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_counts_leave_out_the_first_label_and_dummies() -> None:

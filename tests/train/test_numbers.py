@@ -254,5 +254,7 @@ def test_the_trajectory_is_the_committed_one(train: Train, tmp_path: Path) -> No
 
 
 def _cpu() -> str:
-    """What decides which kernels torch takes."""
-    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
+    """What decides which kernels torch and its libraries take."""
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
+    kind = [value.strip() for name, _, value in lines if name.strip() in ("vendor_id", "cpu family", "model")][:3]
+    return f"{' '.join(kind)}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"

@@ -124,7 +124,7 @@ def test_evaluation_is_packed_and_gives_the_same_loss(train: Train, eval_flags: 
     plain = ok(train(*flags)).metrics[0]
     outcome = ok(train(*flags, *PACKED, "--model_max_length", "512", name="packed"))
     packed = outcome.metrics[0]
-    assert packed["eval_loss"] == pytest.approx(plain["eval_loss"], abs=1e-6)
+    assert packed["eval_loss"] == pytest.approx(plain["eval_loss"], abs=1e-5)
     assert packed["eval_num_supervised_tokens"] == plain["eval_num_supervised_tokens"]
     assert outcome.record["packing"]["eval"]["dialogues"] == 7 > outcome.record["packing"]["eval"]["packs"]
     batch = next(iter(outcome.trainer.get_eval_dataloader()))

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from fastchat.checkpoint.discover import newest_checkpoint
 from fastchat.checkpoint.manifest import read_manifest
 from fastchat.checkpoint.verify import verify
+from tests.machine import wait_for
 from tests.train.conftest import Outcome
 from tests.train.launches import start
 from tests.train.test_resume import same_run
@@ -143,7 +143,7 @@ def test_a_disk_full_for_one_rank_stops_all(warm: Warm, flags_of, tmp_path: Path
 
 def test_a_rank_that_hangs_ends_the_run_within_the_timeout(warm: Warm, flags_of, tmp_path: Path) -> None:
     """The rank would sleep for an hour. (A short timeout, yet long enough for a busy machine's other waits.)"""
-    hung = warm.run([*flags_of("ddp"), "--ddp_timeout", "15"], tmp_path / "out", TROUBLE="hang:1:5")
+    hung = warm.run([*flags_of("ddp"), "--ddp_timeout", "30"], tmp_path / "out", TROUBLE="hang:1:5")
     assert hung.code == 6 and "did not answer within --ddp_timeout" in hung.err, hung.err
     assert verify(hung.folder)[1]
 
@@ -239,15 +239,12 @@ def test_a_killed_rank_is_recorded_whatever_its_launcher_does(
 
 
 def _rank_of(pid: int) -> str | None:
-    pairs = (word.partition(b"=") for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    try:
+        content = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return None
+    pairs = (word.partition(b"=") for word in content.split(b"\0"))
     return next((value.decode() for name, _, value in pairs if name == b"RANK"), None)
-
-
-def wait_for(happened: Callable[[], bool], seconds: float = 600) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.2)
 
 
 def running(folder: Path) -> list[int]:

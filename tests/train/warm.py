@@ -12,12 +12,12 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from tests.machine import free_port
 from tests.train.conftest import Outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,9 +81,7 @@ def _serve() -> None:
         if not line:
             break
         job = json.loads(line)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         children = [_fork(job, rank, port) for rank in range(job["processes"])]
         ends = [os.wait4(child, 0) for child in children]
         answer = [(os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024) for _, status, usage in ends]
