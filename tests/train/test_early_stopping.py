@@ -21,14 +21,15 @@ pytestmark = pytest.mark.slow
 def flags(tmp_path: Path) -> list[str]:
     """An evaluation and a checkpoint at every step; the evaluation grows better for some steps and then worse.
 
-    It must turn on every machine: all rows are one batch (no noise of small ones), the rate is small, and only how
-    an answer ends is common to both files, so the surer of its own answers the model becomes, the worse the others.
+    It must turn on every machine: all rows are one batch (no noise of small ones), and the answers of both files begin
+    alike, which is learned first, and end otherwise, which is worse the surer the model is of its own. (Of 8 random
+    models, 8 turned, after 6 to 14 steps.)
     """
     found = ["--data_path", always(tmp_path / "train.json", "Yellow fish"), "--per_device_train_batch_size", "20"]
-    found += ["--eval_data_path", always(tmp_path / "eval.json", "Nobody knows."), "--eval_strategy", "steps"]
+    found += ["--eval_data_path", always(tmp_path / "eval.json", "Yellow birds"), "--eval_strategy", "steps"]
     found += ["--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1", "--load_best_model_at_end", "True"]
-    found += ["--max_steps", "40", "--learning_rate", "3e-3", "--lora_dropout", "0.1"]
-    return [*found, "--early_stopping_patience", "2"]
+    found += ["--max_steps", "40", "--learning_rate", "1e-2", "--lr_scheduler_type", "constant"]
+    return [*found, "--lora_dropout", "0.1", "--early_stopping_patience", "2"]
 
 
 def always(path: Path, answer: str) -> str:
