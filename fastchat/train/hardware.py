@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,9 @@ from fastchat.train.values import Values
 # bitsandbytes has no CPU kernels for these. They compute AdamW, only with less memory, so AdamW can stand in for them.
 _ADAMW_ON_CPU = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw")
 _GPU_ONLY_WORDS = ("paged_", "8bit", "bnb", "apex", "_4bit")
+
+_OPERATIONS = ("cpu_adam", "deepspeed_shm_comm")  # what DeepSpeed compiles for the engines used here
+_BUILD_S = 1800  # seconds; they take half a minute, or several on a slow machine
 
 
 def has_accelerator() -> bool:
@@ -72,3 +77,40 @@ def check_compiler(config: dict | None, use_cpu: bool) -> None:
             import ninja  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ResourceError("DeepSpeed compiles its CPU operations and needs ninja: `pip install ninja`") from None
+    free_builds()
+
+
+def free_builds() -> None:
+    """Removes locks of builds that were killed: torch would wait for each without a word and without an end.
+
+    Where a build goes on, a process holds its lock file open, though maybe on another host that shares the folder. So
+    only an old one is removed; of a young one the run says what it waits for.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    found = (lock for name in _OPERATIONS for depth in ("", "*/") for lock in root.glob(f"{depth}{name}/lock"))
+    for lock in [lock for lock in found if not _is_open(lock)]:
+        try:
+            age = time.time() - lock.stat().st_mtime
+            if age > _BUILD_S:
+                lock.unlink()
+                say(f"{lock} was left by a build of DeepSpeed's operations that was killed: removed")
+            else:
+                say(
+                    f"WARNING: {lock} is {age:.0f} s old, and no process here is building. If none elsewhere is, this "
+                    f"run waits for ever: stop it and remove that file (after {_BUILD_S // 60} minutes a run does so)"
+                )
+        except FileNotFoundError:  # the build has ended, or another process of this run was faster
+            continue
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process on this machine, of this user, has the file open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if link.samefile(path):
+                return True
+        except OSError:  # it has ended, or is another user's
+            continue
+    return False

@@ -172,3 +172,32 @@ def test_without_deepspeed_no_compiler_is_needed(monkeypatch: pytest.MonkeyPatch
     hardware.check_compiler({"zero_optimization": {"stage": 2}}, use_cpu=False)
     with pytest.raises(ResourceError, match="compiler"):
         hardware.check_compiler({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, use_cpu=False)
+
+
+@pytest.mark.parametrize("layout", ["cpu_adam", "py311_cpu/deepspeed_shm_comm"])
+def test_the_lock_of_a_killed_build_is_nothing_to_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    """With torch's own lock: a live build's stays however old it is, a killed one's goes when it is old."""
+    from torch.utils.file_baton import FileBaton
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / layout).mkdir(parents=True)
+    lock = tmp_path / layout / "lock"
+    building = FileBaton(str(lock))
+    assert building.try_acquire()
+    os.utime(lock, (0, 0))
+    config = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    hardware.check_compiler(config, use_cpu=False)
+    assert lock.exists() and capsys.readouterr().err == "", "the build goes on"
+    assert building.fd is not None
+    os.close(building.fd)  # what its death does
+    os.utime(lock)
+    hardware.check_compiler(config, use_cpu=False)
+    assert lock.exists() and f"WARNING: {lock} is 0 s old" in capsys.readouterr().err
+    os.utime(lock, (0, 0))
+    hardware.check_compiler({"zero_optimization": {"stage": 2}}, use_cpu=False)
+    assert lock.exists(), "a run that compiles nothing has nothing to do with it"
+    hardware.check_compiler(config, use_cpu=False)
+    assert not lock.exists() and "was killed: removed" in capsys.readouterr().err
+    assert FileBaton(str(lock)).try_acquire(), "the next build begins at once"
