@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fastchat.processes import first, world_size
 from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.deepspeed_config import stage_of
 from fastchat.train.resuming import (
+    AUTO,
     NEVER,
     Identity,
     Resume,
@@ -28,6 +30,7 @@ from fastchat.train.resuming import (
     differing,
     digest,
     plan_resume,
+    refuse_other_run,
     set_aside_later,
 )
 from fastchat.train.settings import Settings
@@ -64,29 +67,33 @@ def _may_continue(output_dir: Path) -> bool:
     return bool(checkpoints_in(output_dir)) or (output_dir / "training.json").is_file()
 
 
-def identify(
-    settings: Settings, config: Any, base: str, tokenizer: Any, bound: BoundEncoder, train: Corpus, packs: Packs | None
-) -> Identity:
-    """What this run stands on. For the process that has read the data."""
+def identify(settings: Settings, config: Any, base: str, tokenizer: Any, bound: BoundEncoder) -> Identity:
+    """What this run stands on, but for its data. SettingsError where the output folder is certainly another run's:
+    before the data is read, which can take long."""
     training, values = settings.training, settings.record()
     fingerprints = {
-        "data": train.fingerprint,
-        "num_dialogues": len(train.dataset),
         "template": digest(bound.template.to_dict()),
         "tokenizer": digest(tokenizer.backend_tokenizer.to_str()),
         "base_model": base_fingerprint(base, config),
         "training": "adapter" if settings.lora is not None else "whole model",
         "global_batch": training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size(),
     }
-    if packs is not None:
-        fingerprints["packs"] = packs.fingerprint
-    return Identity(
+    identity = Identity(
         fingerprints,
         {name: entry["value"] for name, entry in values.items()},
         world_size(),
         expected_engine(settings),
         {name: entry["from"] for name, entry in values.items()},
     )
+    if training.resume_from_checkpoint in (None, AUTO) and not training.overwrite_output_dir:
+        refuse_other_run(Path(str(training.output_dir)), identity, weights_only=training.resume_weights_only)
+    return identity
+
+
+def with_data(identity: Identity, train: Corpus, packs: Packs | None) -> Identity:
+    """The same with its data. For the process that has read it."""
+    found = {"data": train.fingerprint, "num_dialogues": len(train.dataset), **identity.fingerprints}
+    return replace(identity, fingerprints=found if packs is None else found | {"packs": packs.fingerprint})
 
 
 def expected_engine(settings: Settings) -> str:

@@ -28,6 +28,7 @@ from fastchat.train.beginning import (
     identify,
     plan_checkpoints,
     remove_stops,
+    with_data,
 )
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote, number
 from fastchat.train.checkpointing import StopCallback
@@ -59,10 +60,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = prepare_rope(settings, config)
     packed.check_config(settings, config, rope)
+    itself = first(lambda: identify(settings, config, base, tokenizer, bound))
+    assert itself is not None
     corpora = read_corpora(settings, bound)
     packs = packed.plan(settings, corpora)
     check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset))
-    identity = first(lambda: identify(settings, config, base, tokenizer, bound, corpora["train"], packs.get("train")))
+    identity = first(lambda: with_data(itself, corpora["train"], packs.get("train")))
     assert identity is not None
     resume = decide(settings, identity)
     if resume.finished:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.checkpoint.resume_state import STATE
 from fastchat.checkpoint.staging import checkpoints_in, set_aside
 from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.train.status import check_output_dir
 
 AUTO, NEVER = "auto", "never"
 # Other values would train another model, or other dialogues in another order: the run is refused.
@@ -114,6 +115,22 @@ def plan_resume(
         return Resume()
     lines = (*found.lines(), *compare(found, identity, weights_only=weights_only))
     return Resume(found.path, found.manifest, weights_only, lines=lines)
+
+
+def refuse_other_run(output_dir: Path, identity: Identity, *, weights_only: bool) -> None:
+    """SettingsError where the newest checkpoint or the result in the folder differs already in what `identity` holds,
+    which may be a part of it. Digests are not checked yet: a damaged manifest says nothing here."""
+    try:
+        if steps := checkpoints_in(output_dir):
+            manifest = read_manifest(steps[-1][1])
+            known = {name: old for name, old in manifest.fingerprints.items() if name in identity.fingerprints}
+            compare(Found(steps[-1][1], replace(manifest, fingerprints=known)), identity, weights_only=weights_only)
+        elif record := read_training_record(output_dir):
+            found = identity.fingerprints.items()
+            if any(record.fingerprints.get(name) != value for name, value in found):
+                check_output_dir(output_dir, overwrite=False)
+    except CheckpointError:
+        return
 
 
 def _newest(run: Path, weights_only: bool) -> Found | None:

@@ -240,20 +240,22 @@ def test_contradictions(train: Train, data_files: tuple[Path, Path], flags: list
 RUN = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]
 OTHER_DATA: dict[str, tuple[list[str], str]] = {
     "held out": (["--val_set_size", "3"], "--val_set_size (2.0 -> 3.0)"),
-    "nothing held out": (["--val_set_size", "0"], "the number of training dialogues (8 -> 10)"),
+    "nothing held out": (["--val_set_size", "0"], "--val_set_size (2.0 -> 0.0)"),
+    "another file": (["--data_path", "DATA", "{b}"], "the training data ("),
     "proportions": (["--data_proportions", "3", "1"], "--data_proportions ([0.5, 0.5] -> [3.0, 1.0])"),
 }
 
 
 @pytest.mark.parametrize("change", OTHER_DATA)
-def test_resuming_needs_the_same_choice(train: Train, folder: Path, change: str) -> None:
+def test_resuming_needs_the_same_choice(train: Train, folder: Path, data_files: tuple[Path, Path], change: str) -> None:
     flags = [*RUN, "--data_path", folder / "a.jsonl", folder / "b.parquet", "--data_proportions", "0.5", "0.5"]
     flags += ["--val_set_size", "2"]
     first = ok(train(*flags))
     (first.folder / "status.json").unlink()
     more, message = OTHER_DATA[change]
+    more = [word.format(b=folder / "b.parquet").replace("DATA", str(data_files[1])) for word in more]
     refused = train(*flags, *more)
-    assert refused.code == 2 and "the training data (" in refused.err and message in refused.err, refused.err
+    assert refused.code == 2 and message in refused.err, refused.err
     copy = folder.parent / "copy"
     shutil.copytree(folder, copy)
     same = [str(flag).replace(str(folder), str(copy)) for flag in flags]
