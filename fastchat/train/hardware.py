@@ -93,7 +93,7 @@ def free_builds() -> None:
     for lock in [lock for lock in found if not _is_open(lock)]:
         try:
             age = time.time() - lock.stat().st_mtime
-            if age > _BUILD_S:
+            if age > _BUILD_S and os.access(lock.parent, os.W_OK):
                 lock.unlink()
                 say(f"{lock} was left by a build of DeepSpeed's operations that was killed: removed")
             else:
