@@ -213,6 +213,9 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
         if code == EXIT_DONE:
             return code
         if isinstance(error, Preempted):
+            theirs = status.ended_by_another()
+            if theirs is not None and theirs != EXIT_PREEMPTED:
+                return theirs  # the launcher clears up after the process that failed and has said why
             dead = _killed(status)
             if not dead:
                 return _stopped(status, code, message)

@@ -244,6 +244,20 @@ def test_a_signal_after_the_death_of_another_is_no_wish_to_stop(
     assert _status(tmp_path / "out")["exit_code"] == (75 if word else 6)
 
 
+def test_a_signal_after_the_failure_of_another_leaves_its_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun and deepspeed send the others a SIGTERM; it may come before the broken connection does."""
+    monkeypatch.setattr(STOPPING, "can_wait", False)
+
+    def body(status: RunStatus) -> None:
+        RunStatus(tmp_path / "out").end(2, "failed", "the other one's words")
+        raise Preempted("received SIGTERM before the first step: nothing was saved")
+
+    assert attempt(body, str(tmp_path / "out")) == 2 and capsys.readouterr().err == ""
+    assert _status(tmp_path / "out")["message"] == "the other one's words"
+
+
 @pytest.mark.parametrize(
     "said", ["Connection closed by peer", "Timed out waiting 5000ms", "Application timeout caused pair closure"]
 )
