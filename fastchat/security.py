@@ -8,6 +8,7 @@ Needs only the standard library.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -93,6 +94,9 @@ def load_yaml(path: str | Path, what: str) -> Any:
                 seen[key] = line
             return super().construct_mapping(node, deep)
 
+    # As everyone means it, at any depth; YAML 1.1 wants a point and a sign. (No long numbers: commits look like that.)
+    number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE]([-+][0-9]+|[0-9]{1,2})$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
         return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError) as error:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastchat.errors import CheckpointError, DataError, SettingsError, UserError, without_secrets
-from fastchat.security import check_references
+from fastchat.security import check_references, load_yaml
 from tests import builders
 
 TinyModel = Callable[..., Path]
@@ -272,6 +272,15 @@ def test_a_chat_template_stays_in_its_sandbox(
         uses[use](model, *flag, "tokenizer")
     captured = capsys.readouterr()
     assert "<class" not in str(refused.value) + captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-5", 1e-5), ("-2.5E+3", -2500.0), ("1e5", 1e5), ("3.e-4", 3e-4), ("123e4567", "123e4567"), ("e-5", "e-5")],
+)
+def test_numbers_of_yaml(tmp_path: Path, text: str, value: Any) -> None:
+    (tmp_path / "x.yaml").write_text(f"a: {text}\nb: [{{c: {text}}}]\nd: '{text}'\n")
+    assert load_yaml(tmp_path / "x.yaml", "recipe") == {"a": value, "b": [{"c": value}], "d": text}
 
 
 # ---- secrets ----

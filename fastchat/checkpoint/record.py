@@ -68,7 +68,7 @@ class TrainingRecord:
 def write_values(directory: str | Path, values: dict[str, Any]) -> Path:
     """Write a record that is plain values, with fields that only others know, as `TrainingRecord.write` does."""
     path = Path(directory) / RECORD_NAME
-    values = json.loads(without_secrets(json.dumps(values, ensure_ascii=False, allow_nan=False)))
+    values = _clean(json.loads(json.dumps(values, ensure_ascii=False, allow_nan=False)))
     if values.get("files"):
         values["files"][RECORD_NAME] = {"sha256": _own_digest(values)}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
@@ -91,7 +91,7 @@ def read_training_record(directory: str | Path) -> TrainingRecord | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (ValueError, OSError) as problem:
         raise CheckpointError(f"{path} cannot be read: {problem}. Restore it from where it was saved.") from None
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
@@ -110,6 +110,19 @@ def read_training_record(directory: str | Path) -> TrainingRecord | None:
         del files[RECORD_NAME]
     known = TrainingRecord.__dataclass_fields__
     return TrainingRecord(**{name: value for name, value in values.items() if name in known})
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"it holds {constant}, which no record does")
+
+
+def _clean(value: Any) -> Any:
+    """The same without secrets in any text; a number that happens to be one stays."""
+    if isinstance(value, dict):
+        return {_clean(name): _clean(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _own_digest(values: dict[str, Any]) -> str:

@@ -73,7 +73,7 @@ def _recommended(flags: dict[str, Any], machine: Machine) -> list[str]:
         say(f"--recommend tries all of it itself, so this counts for nothing: {', '.join(searched)}")
     found = recommend(machine, given, sorted(flags["given"]), length, flags["cache_dir"])
     named = flags["model_name_or_path"] or flags["model_size"]
-    found = [with_given(r, flags, not named or r.wanted.architecture == given.architecture) for r in found]
+    found = [with_given(r, flags, not named or r.wanted.architecture.name == given.architecture.name) for r in found]
     folder = Path(flags["recipes"]).expanduser()
     written = write_recipes(found, folder)
     if flags["json"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -52,11 +53,11 @@ def recipe(recommendation: Recommendation) -> str:
 def with_given(recommendation: Recommendation, flags: Mapping[str, Any], own: bool) -> Recommendation:
     """The recommendation with the settings among `flags` (`read_flags`) that do not decide memory, for its recipe.
 
-    `own`: it is for the model that the user asked about, so that the template given is meant for it.
+    `own`: it is for the model that the user asked about, so that template and adapter given are meant for it.
     """
-    left_out = _OF_A_RUN | (frozenset() if own else _TEMPLATE)
+    left_out = _OF_A_RUN | (frozenset() if own else _TEMPLATE | {"lora_weight_path"})
     left_out |= frozenset() if recommendation.wanted.lora else LORA_ONLY
-    names = (name for name in KINDS if name in flags["given"] and name not in left_out)
+    names = [name for name in (*KINDS, "flash_attn", "lora_weight_path") if name in flags["given"] - left_out]
     return replace(recommendation, kept={name: flags[name] for name in names if flags[name] is not None})
 
 
@@ -104,7 +105,7 @@ def _yaml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_yaml(item) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{_yaml(key)}: {_yaml(item)}' for key, item in value.items())}}}"
+        return _yaml(json.dumps(value))
     if isinstance(value, str):
         plain = all(c.isalnum() or c in "-_./" for c in value) and (value[:1].isalpha() or value[:1] == "/")
         return value if plain and value.lower() not in _WORDS else "'" + value.replace("'", "''") + "'"

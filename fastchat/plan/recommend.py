@@ -114,8 +114,11 @@ def _with_given(wanted: Run, given: Run | None, fixed: Sequence[str]) -> Run:
         changed["attention"] = given.attention
     elif not wanted.architecture.family.sdpa:
         changed["attention"] = "eager"
-    if "lora_target_modules" in fixed and wanted.architecture == given.architecture:
-        changed["lora_target_modules"] = given.lora_target_modules
+    if wanted.lora and wanted.architecture.name == given.architecture.name:
+        if "lora_weight_path" in fixed:  # the adapter decides
+            changed["lora_r"] = given.lora_r
+        if {"lora_weight_path", "lora_target_modules"} & set(fixed):
+            changed["lora_target_modules"] = given.lora_target_modules
     return replace(wanted, **changed)
 
 

@@ -86,7 +86,7 @@ def identify(settings: Settings, config: Any, base: str, tokenizer: Any, bound: 
         {name: entry["from"] for name, entry in values.items()},
     )
     if training.resume_from_checkpoint in (None, AUTO) and not training.overwrite_output_dir:
-        refuse_other_run(Path(str(training.output_dir)), identity, weights_only=training.resume_weights_only)
+        refuse_other_run(Path(str(training.output_dir)), identity)
     return identity
 
 

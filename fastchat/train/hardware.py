@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -91,26 +92,27 @@ def free_builds() -> None:
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     found = (lock for name in _OPERATIONS for depth in ("", "*/") for lock in root.glob(f"{depth}{name}/lock"))
     for lock in [lock for lock in found if not _is_open(lock)]:
-        try:
+        with suppress(FileNotFoundError):  # the build has ended, or another process of this run was faster
             age = time.time() - lock.stat().st_mtime
-            if age > _BUILD_S and os.access(lock.parent, os.W_OK):
-                lock.unlink()
-                say(f"{lock} was left by a build of DeepSpeed's operations that was killed: removed")
-            else:
-                say(
-                    f"WARNING: {lock} is {age:.0f} s old, and no process here is building. If none elsewhere is, this "
-                    f"run waits for ever: stop it and remove that file (after {_BUILD_S // 60} minutes a run does so)"
-                )
-        except FileNotFoundError:  # the build has ended, or another process of this run was faster
-            continue
+            try:
+                if age > _BUILD_S:
+                    lock.unlink()
+                    say(f"{lock} was left by a build of DeepSpeed's operations that was killed: removed")
+                    continue
+            except PermissionError:
+                pass
+            say(
+                f"WARNING: {lock} is {age:.0f} s old, and no process here is building. If none elsewhere is, this run "
+                f"waits for ever: stop it and remove that file (after {_BUILD_S // 60} minutes a run does so if it may)"
+            )
 
 
 def _is_open(path: Path) -> bool:
     """Whether a process on this machine, of this user, has the file open."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if link.samefile(path):
-                return True
-        except OSError:  # it has ended, or is another user's
-            continue
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended, or is another user's
+            for link in os.scandir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    if os.path.samefile(link.path, path):
+                        return True
     return False

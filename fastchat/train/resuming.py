@@ -117,14 +117,20 @@ def plan_resume(
     return Resume(found.path, found.manifest, weights_only, lines=lines)
 
 
-def refuse_other_run(output_dir: Path, identity: Identity, *, weights_only: bool) -> None:
+def refuse_other_run(output_dir: Path, identity: Identity) -> None:
     """SettingsError where the newest checkpoint or the result in the folder differs already in what `identity` holds,
-    which may be a part of it. Digests are not checked yet: a damaged manifest says nothing here."""
+    which may be a part of it.
+
+    Only what no checkpoint of this run can have otherwise: digests are not checked yet, and where number of processes
+    or engine differ, the run may be finished, or an older checkpoint may be the one to go on from.
+    """
     try:
         if steps := checkpoints_in(output_dir):
             manifest = read_manifest(steps[-1][1])
+            if manifest.world_size != identity.world_size:
+                return
             known = {name: old for name, old in manifest.fingerprints.items() if name in identity.fingerprints}
-            compare(Found(steps[-1][1], replace(manifest, fingerprints=known)), identity, weights_only=weights_only)
+            compare(Found(steps[-1][1], replace(manifest, fingerprints=known)), identity, weights_only=True)
         elif record := read_training_record(output_dir):
             found = identity.fingerprints.items()
             if any(record.fingerprints.get(name) != value for name, value in found):

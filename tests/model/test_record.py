@@ -35,6 +35,16 @@ def test_fields_of_a_richer_record_are_left_out(tmp_path):
     assert read_training_record(tmp_path) == TrainingRecord(base_model="b")
 
 
+def test_secrets_stay_outside_and_numbers_that_look_like_one_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("DB_PASSWORD", "10485760")
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    record = TrainingRecord(metrics={"bytes": 10485760, "note": "hf_abcdefgh"}, files={"a": {"size": 10485760}})
+    record.write(tmp_path)
+    assert "hf_abcdefgh" not in (tmp_path / "training.json").read_text()
+    found = read_training_record(tmp_path)
+    assert found.metrics == {"bytes": 10485760, "note": "***"} and found.files == {"a": {"size": 10485760}}
+
+
 def test_nan_is_never_written(tmp_path):
     with pytest.raises(ValueError):
         TrainingRecord(metrics={"loss": float("nan")}).write(tmp_path)
@@ -48,6 +58,8 @@ def test_nan_is_never_written(tmp_path):
         ("[]", "not a training record"),
         ("{}", "not a training record"),
         ('{"format": 99}', "format 99"),
+        ('{"format": 1, "files": {"training.json": {}}}', "do not have the digest"),
+        ('{"format": 1, "metrics": {"loss": NaN}}', "cannot be read: it holds NaN"),
     ],
 )
 def test_broken_records(tmp_path, text, message):

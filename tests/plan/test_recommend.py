@@ -88,7 +88,12 @@ def test_flags_that_count_for_nothing_are_said(capsys: pytest.CaptureFixture[str
 def test_what_else_was_given_is_in_the_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Read back by the planner's own reader, which types every value as training does."""
     given = {"learning_rate": 7e-6, "warmup_steps": 5, "save_strategy": "no", "val_set_size": 0.015625, "seed": 7}
-    given |= {"lr_scheduler_kwargs": {"num_cycles": 0.3}, "report_to": ["wandb", "tensorboard"], "weight_decay": 0.1}
+    given |= {
+        "lr_scheduler_kwargs": {"num_cycles": 0.3, "min_lr": 1e-6},
+        "flash_attn": False,
+        "report_to": ["wandb", "tensorboard"],
+        "weight_decay": 0.1,
+    }
     own = {"conv_template": "mistral", "conv_template_file": "it's mine.yaml"}
     of_a_run = {"data_path": "RLHF4MATH/SFT_510K", "data_split": "train", "output_dir": "output/x"}
     mine = tmp_path / "mine.yaml"
@@ -100,6 +105,13 @@ def test_what_else_was_given_is_in_the_recipe(capsys: pytest.CaptureFixture[str]
     assert not found["given"] & {"warmup_ratio", *of_a_run}, "one warmup, and no data"
     other = read_flags([str(folder / "7b_full.yaml")])
     assert {name: other[name] for name in given} == given and other["conv_template"] == "vicuna_v1.1"
+    named = ("--model_name_or_path", "meta-llama/Llama-2-7b-hf", "--conv_template", "alpaca")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 32, "target_modules": ["q_proj", "v_proj"]}))
+    ask(capsys, "--recommend", *ROOMY, *named, "--lora_weight_path", tmp_path, "--recipes", folder)
+    own, other = (read_flags([str(folder / f"{size}_lora.yaml")]) for size in ("7b", "13b"))
+    assert (own["conv_template"], own["lora_weight_path"]) == ("alpaca", str(tmp_path)), "the same model by its name"
+    assert (own["lora_r"], set(own["lora_target_modules"])) == (32, {"q_proj", "v_proj"})
+    assert (other["conv_template"], other["lora_weight_path"], other["lora_r"]) == ("vicuna_v1.1", "", 16)
     ask(capsys, "--recommend", *ROOMY, "--conv_template", "alpaca", "--lora_alpha", "64", "--recipes", folder)
     for size in ("7b", "13b", "70b"):  # no model was named, so it is meant for all
         found = read_flags([str(folder / f"{size}_lora.yaml")])

@@ -79,13 +79,14 @@ def _yaml(tmp_path: Path, text: str) -> Path:
 
 
 def test_yaml_values(tmp_path: Path) -> None:
-    text = "learning_rate: 1e-5\nstrategy: no\nnames: [a, b]\nbf16: true\nextra: {k: 1}\nseed: null\nlora_r: '4'\n"
+    text = "learning_rate: 1e-5\nstrategy: no\nnames: [a, b]\nbf16: true\nseed: null\nlora_r: '4'\n"
+    text += "extra: {k: 1, rate: 1e-6}\n"
     assert READER.from_yaml(_yaml(tmp_path, text)) == {
-        "learning_rate": 1e-5,  # YAML itself reads 1e-5 as text
+        "learning_rate": 1e-5,  # the YAML library reads 1e-5 as text, alone and in a mapping
         "strategy": "no",  # and a bare no as false
         "names": ["a", "b"],
         "bf16": True,
-        "extra": {"k": 1},
+        "extra": {"k": 1, "rate": 1e-6},
         "seed": None,
         "lora_r": 4,
     }

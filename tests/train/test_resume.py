@@ -164,12 +164,15 @@ def broken(interrupted: Callable[..., Outcome]) -> Outcome:
 SHORT = ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", "--learning_rate", "1e-3"]
 
 
-def test_a_finished_run_has_nothing_to_do(train: Train) -> None:
+def test_a_finished_run_has_nothing_to_do(train: Train, monkeypatch: Any) -> None:
     first = train(*SHORT)
     before = {p: p.stat().st_mtime_ns for p in first.folder.rglob("*")}
     again = train(*SHORT)
     assert again.code == 0 and "nothing to do" in again.err and again.trainer is None
     assert before == {p: p.stat().st_mtime_ns for p in first.folder.rglob("*")}
+    with monkeypatch.context() as patch:  # by its numbers it is the same run
+        patch.setattr("fastchat.train.beginning.expected_engine", lambda settings: "zero2")
+        assert "nothing to do" in train(*SHORT).err
     other = train(*SHORT, "--data_seed", "7")
     assert other.code == 2 and "data_seed" in other.err
     for checkpoint in first.folder.glob("checkpoint-*"):
