@@ -132,13 +132,13 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_does_not_grow_with_the_data(bound: BoundEncoder, tmp_path: Path) -> None:
     peaks = []
-    for number in (512, 1536):
+    for number in (512, 4608):
         path = builders.write_rows(tmp_path / f"{number}.jsonl", builders.chat_rows(number, 1))
         tracemalloc.start()
         obtain(path, bound=bound)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.1 * peaks[0] < 20e6, peaks
+    assert peaks[1] < 1.5 * peaks[0] < 20e6, f"{peaks}: nine times the data; what is cleared when differs by a tenth"
 
 
 def test_samples_are_spread_evenly_and_proven(
