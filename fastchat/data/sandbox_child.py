@@ -58,6 +58,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main():
+    """Reads (limits, code) from stdin, gives up what the code must not have, and runs it."""
     limits, code = marshal.load(sys.stdin.buffer)
     for folder in limits["packages"]:
         sys.path.append(folder)
