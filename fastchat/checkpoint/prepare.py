@@ -24,7 +24,8 @@ from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import load_base_model, load_config
 from fastchat.model.source import is_local, loading, read_json
 from fastchat.model.tokenizer import load_plain
-from fastchat.model.tokenizer_files import brings_code, name_class, write_json, write_tokenizer
+from fastchat.model.tokenizer_files import name_class, write_json, write_tokenizer
+from fastchat.security import brings_code
 
 INDEX = "model.safetensors.index.json"
 # Weights in other forms, which would still hold the old vocabulary.

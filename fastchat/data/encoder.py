@@ -57,7 +57,7 @@ class TextEncoder:
 
     @classmethod
     def from_directory(cls, path: str) -> tuple[TextEncoder | None, str]:
-        """Of a directory, without torch; None and the reason where only the real class is sure to be right."""
+        """Of a directory, without torch; None and the reason where the raw file may not be enough."""
         raw, reason = read_raw(path)
         return (cls(raw), "") if raw else (None, reason)
 

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError
-from fastchat.model.source import read_json
-from fastchat.model.tokenizer_files import brings_code
-from fastchat.security import check_references
+from fastchat.security import brings_code, check_references
 
 # Classes of transformers that name no special token which the files do not name.
 _PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -35,15 +33,20 @@ class RawTokenizer:
 
 
 def read_config(directory: str, name: str = "tokenizer_config.json") -> dict[str, Any]:
-    """`tokenizer_config.json` of a directory; {} where it has none. Raises SettingsError for a broken file."""
+    """A JSON file of a directory; {} where it has none. Raises SettingsError for a broken file."""
     path = Path(directory) / name
-    return read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
     """Read a tokenizer directory raw.
 
-    Returns: the tokenizer and "", or None and the reason why only the real class is sure to give the right ids.
+    Returns: the tokenizer and "", or None and the reason why the file alone may not give the right ids.
     Raises: SettingsError for a directory that is missing or has a broken file.
     """
     path = Path(directory)

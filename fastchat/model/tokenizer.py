@@ -18,14 +18,13 @@ from fastchat.model.source import is_local, loading, read_json
 from fastchat.model.tokenizer_files import (
     FILE,
     SENTENCEPIECE,
-    brings_code,
     config_of,
     find_file,
     from_class,
     from_file,
     from_sentencepiece,
 )
-from fastchat.security import check_references
+from fastchat.security import brings_code, check_references
 
 TOKENIZER_FILES = (
     *(FILE, SENTENCEPIECE, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),

@@ -15,12 +15,10 @@ from typing import Any
 
 from fastchat.errors import SettingsError, brief, say
 from fastchat.model.source import read_json
+from fastchat.security import NO_CODE
 
 FILE, CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 PLAIN = "PreTrainedTokenizerFast"
-# For some model types (qwen2) AutoTokenizer takes its own class whatever tokenizer_config.json names, but for folders
-# that claim to bring code. A claim without code makes it use the class that is named; asked to trust it, it fails.
-NO_CODE = f"no_code_here_leave_trust_remote_code_out.{PLAIN}"
 _BEGIN_AND_END = ("add_bos_token", "add_eos_token")
 # Not to be taken over: the class, and what transformers keeps in another form.
 _ELSEWHERE = ("tokenizer_class", "auto_map", "added_tokens_decoder", "additional_special_tokens", "chat_template")
@@ -34,19 +32,12 @@ PROBES = (
 _COMPARED = 64  # added tokens that are tried between words
 
 
-def brings_code(config: dict[str, Any]) -> bool:
-    """Whether a `tokenizer_config.json` names a tokenizer class in a Python file of its own."""
-    places = config.get("auto_map") or {}
-    named = places.get("AutoTokenizer") if isinstance(places, dict) else places
-    return any(name and name != NO_CODE for name in ([named] if isinstance(named, str) else named or []))
-
-
 def find_file(source: str, name: str, cache_dir: str | None = None) -> Path | None:
     """The file `name` of a folder or a hub repository; None where it has none."""
     if Path(source).expanduser().is_dir():
         path = Path(source).expanduser() / name
         return path if path.is_file() else None
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     found = cached_file(source, name, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found else None
@@ -135,7 +126,9 @@ def from_class(source: str, *, cache_dir: str | None = None, trust_remote_code: 
             f"{FILE}). Masks are made from the fast tokenizer's ids: convert it first, or use another base."
         )
     ids = tokenizer.encode("Hello 12", add_special_tokens=False)
-    if not set(ids) - {tokenizer.unk_token_id}:  # classes start with an empty vocabulary where a file is missing
+    if all(
+        token_id == tokenizer.unk_token_id for token_id in ids
+    ):  # classes start with an empty vocabulary where a file is missing
         raise SettingsError(
             f"{source}: the tokenizer class {type(tokenizer).__name__} finds no vocabulary in its files. Copy the "
             f"{FILE} of the model's original download into it."
@@ -232,7 +225,7 @@ def other_class_line(source: str, tokenizer: Any, *, cache_dir: str | None = Non
     from transformers import AutoTokenizer
 
     try:
-        other = AutoTokenizer.from_pretrained(source, cache_dir=cache_dir)
+        other = AutoTokenizer.from_pretrained(source, cache_dir=cache_dir, trust_remote_code=False)
         text = differing_text(tokenizer, other)
     except Exception:  # noqa: BLE001 - a class that cannot read this folder has no ids to differ
         return ""
@@ -276,7 +269,7 @@ def name_class(tokenizer: Any, folder: Path) -> None:
         return
     plain = {"tokenizer_class": PLAIN}
     for change in (plain, plain | {"auto_map": {"AutoTokenizer": [NO_CODE, None]}}):
-        reloaded = AutoTokenizer.from_pretrained(str(folder))
+        reloaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         if pipeline(reloaded.backend_tokenizer) == pipeline(tokenizer.backend_tokenizer):
             return
         write_json(folder / CONFIG, read_json(folder / CONFIG) | change)
@@ -287,7 +280,7 @@ def reopened(folder: Path | str, tokenizer: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        saved = AutoTokenizer.from_pretrained(str(folder))
+        saved = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as problem:  # noqa: BLE001 - whatever it is, nobody can load what is saved
         raise SettingsError(f"the saved tokenizer cannot be loaded: {brief(problem)}") from problem
     if saved.get_vocab() != tokenizer.get_vocab():

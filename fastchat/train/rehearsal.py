@@ -17,6 +17,7 @@ from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.checkpoint.save import write_company
 from fastchat.data.saved_template import compare_template
 from fastchat.errors import SettingsError, UserError, brief
+from fastchat.model.loading import read_configs
 from fastchat.model.tokenizer_files import reopened
 from fastchat.processes import rank
 from fastchat.train.record import Run
@@ -31,7 +32,7 @@ def rehearse_saving(run: Run, model: Any) -> None:
         try:
             write_company(folder, model, adapter=adapter, tokenizer=run.tokenizer, stop_ids=run.bound.stop_ids)
             compare_template(reopened(folder, run.tokenizer), run.bound, run.corpora["train"].sample)
-            _reopen_configs(folder, adapter)
+            read_configs(folder, adapter=adapter)
         except UserError as problem:
             raise SettingsError(
                 f"the result of this run could not be used: {problem}. Nothing was trained."
@@ -41,16 +42,6 @@ def rehearse_saving(run: Run, model: Any) -> None:
                 f"the result of this run could not be saved: {type(problem).__name__}: {brief(problem, 400)}. Nothing "
                 "was trained."
             ) from problem
-
-
-def _reopen_configs(folder: Path, adapter: bool) -> None:
-    from peft import PeftConfig
-    from transformers import GenerationConfig
-
-    if adapter:
-        PeftConfig.from_pretrained(str(folder))
-    else:
-        GenerationConfig.from_pretrained(str(folder))
 
 
 class RecordRehearsal(TrainerCallback):

@@ -15,7 +15,8 @@ from fastchat.data.encoder import TextEncoder
 from fastchat.data.saved_template import compare_template, install_template
 from fastchat.errors import SettingsError
 from fastchat.model.tokenizer import choose_pad, load_plain
-from fastchat.model.tokenizer_files import NO_CODE, other_class_line, probe_texts, reopened, write_tokenizer
+from fastchat.model.tokenizer_files import other_class_line, probe_texts, reopened, write_tokenizer
+from fastchat.security import NO_CODE
 from tests import builders
 
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
