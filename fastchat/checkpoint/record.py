@@ -16,6 +16,7 @@ from fastchat.checkpoint.manifest import digest_of_values
 from fastchat.errors import CheckpointError, without_secrets
 
 RECORD_NAME = "training.json"
+STATUS_NAME = "status.json"  # of the run, in the same folder
 FORMAT = 1
 
 
@@ -40,6 +41,7 @@ class TrainingRecord:
         files: name -> {"size": bytes, "sha256": hex} of all else that the result is made of; empty in a checkpoint,
             whose manifest has them, and in results of before they were recorded. In the file also the digest of the
             record itself, without which a changed byte in it (of the RoPE factor, say) would go unseen.
+        unusable: why the result beside it must not be used; None where it was verified.
     """
 
     base_model: str | None = None
@@ -58,6 +60,7 @@ class TrainingRecord:
     fingerprints: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unusable: str | None = None
     format: int = FORMAT
 
     def write(self, directory: str | Path) -> Path:

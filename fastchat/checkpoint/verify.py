@@ -55,10 +55,10 @@ def _verify_result(folder: Path, alone: bool) -> tuple[list[str], bool]:
         problems = result_problems(folder, record)
     except CheckpointError as error:
         return [str(error)], False
-    if not record.files:
-        return [f"{folder}: not verified, its {RECORD_NAME} has no digests"], not alone
     if problems:
         return [f"{folder}: {problem}" for problem in problems], False
+    if not record.files:
+        return [f"{folder}: not verified, its {RECORD_NAME} has no digests"], not alone
     size = sum(int(entry["size"]) for entry in record.files.values())
     return [f"{folder}: valid, result, {len(record.files)} files, {size:,} bytes"], True
 

@@ -15,8 +15,8 @@ from fastchat.typed import to_bool, to_choice, to_float, to_int, to_mapping, to_
 SWITCH, WHOLE, NUMBER, TEXT, LIST, MAPPING, ANYTHING = "switch", "whole", "number", "text", "list", "mapping", "any"
 _KINDS = {
     SWITCH: """
-        plan trust_remote_code overwrite_cache lazy_preprocess log_samples verify_packing logging_first_step
-        eval_on_start save_only_model load_best_model_at_end full_determinism dataloader_drop_last
+        plan trust_remote_code use_tokenizer_class overwrite_cache lazy_preprocess log_samples verify_packing
+        logging_first_step eval_on_start save_only_model load_best_model_at_end full_determinism dataloader_drop_last
         dataloader_pin_memory dataloader_persistent_workers do_train do_eval group_by_length overwrite_output_dir
         resume_weights_only tf32 disable_tqdm greater_is_better ddp_find_unused_parameters ddp_broadcast_buffers
         ddp_static_graph""",

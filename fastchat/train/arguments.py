@@ -35,6 +35,9 @@ class ModelArguments:
         metadata={"help": "how much longer; default float(ceil(model_max_length / max_position_embeddings))"},
     )
     padding_side: Literal["right", "left"] = field(default="right", metadata={"help": "where a batch is padded"})
+    use_tokenizer_class: bool = field(
+        default=False, metadata={"help": "ids of the tokenizer's class in transformers, not those of tokenizer.json"}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "run code that the model folder brings"})
 
 

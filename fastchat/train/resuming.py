@@ -40,6 +40,7 @@ FREE = (
     *("logging_strategy", "logging_first_step", "log_level", "log_level_replica", "ddp_backend", "group_by_length"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "hub_token"),
     *("dataloader_pin_memory", "dataloader_multiprocessing_context", "local_rank", "trust_remote_code", "do_train"),
+    "use_tokenizer_class",
     "verify_packing",
     *("per_device_train_batch_size", "gradient_accumulation_steps"),  # compared as one number, the global batch
 )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastchat.checkpoint.lock import FolderLock
+from fastchat.checkpoint.record import STATUS_NAME as STATUS
 from fastchat.checkpoint.space import FULL
 from fastchat.errors import (
     EXIT_DONE,
@@ -35,7 +36,6 @@ from fastchat.errors import (
 )
 from fastchat.train.stopping import STOPPING, Preempted
 
-STATUS = "status.json"
 EXIT_BUG = 1
 _OTHERS_SPEAK_FIRST_S = 4.0
 _RESULTS = ("adapter_model.safetensors", "adapter_config.json", "training.json", "model.safetensors.index.json")

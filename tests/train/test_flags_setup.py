@@ -22,13 +22,14 @@ from tests.train import (
     test_packed,
     test_proof_by_default,
     test_resume,
+    test_tokenizer_runs,
 )
 from tests.train.flags import COVERED, Train, adapter, covers, ok
 
 pytestmark = pytest.mark.slow
 
 SHOWN_IN = [test_data_flags, test_early_stopping, test_flags_training, test_head_runs, test_numbers, test_packed]
-SHOWN_IN += [test_proof_by_default, test_resume]
+SHOWN_IN += [test_proof_by_default, test_resume, test_tokenizer_runs]
 
 # ---- text ----
 
