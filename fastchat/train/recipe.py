@@ -32,13 +32,14 @@ from fastchat.train.beginning import (
 )
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote, number
 from fastchat.train.checkpointing import StopCallback
+from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.head import ChunkedHead
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce
 from fastchat.train.prepare import attention_for, prepare_head, prepare_model, prepare_rope, prepare_text
-from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
+from fastchat.train.record import RecordTrial, Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.settings import Settings
-from fastchat.train.status import LESS_MEMORY, RunStatus, end_with_dead_peer
+from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.tokens import read_corpora
 from fastchat.train.trainer import ChatTrainer
@@ -84,6 +85,8 @@ def train(settings: Settings, status: RunStatus) -> None:
     first(lambda: clear_folder(output_dir, resume))
     trainer = make_trainer(run, model, head)
     trainer.plan = plan_checkpoints(settings, identity, resume, trainer)
+    trainer.plan.hold = status.hold
+    trainer.add_callback(RecordTrial(run, trainer))
     trainer.add_callback(StopCallback(trainer))
     say(f"training {trainable:,} of {total:,} parameters on {len(corpora['train'].dataset):,} dialogues")
     torch.manual_seed(training.seed + rank())  # dropout differs between processes, as it does between rows
@@ -101,17 +104,19 @@ def train(settings: Settings, status: RunStatus) -> None:
 def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
     """What follows the last step: the result saved and verified, evaluated, and the record of it all written."""
     output_dir = Path(str(run.settings.training.output_dir))
+    first(trainer.plan.hold)
     record = make_record(run, trainer)
     say(used_line(record))
-    if run.memory.found is not None:
-        say(run.memory.found.line())
     record.metrics = measured(trainer, metrics)
     with disk_errors(output_dir, trainer.plan.result_bytes, "result"):
         save(run, record, trainer, str(output_dir))
+    if run.memory.found is not None:
+        say(run.memory.found.line())
     if "eval" in run.corpora:
         record.metrics.update(final_evaluation(trainer))
         if rank() == 0:
-            record.write(output_dir)
+            with disk_errors(output_dir, 0, "training.json"):
+                record.write(output_dir)
     say(summary(record, output_dir))
 
 
