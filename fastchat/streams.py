@@ -56,9 +56,10 @@ class Log:
         if os.environ.get("RANK", "0") != "0":
             return
         with self._lock:
-            *lines, self._partial = (_last_drawn(line) for line in (self._partial + text).split("\n"))
+            *lines, partial = (self._partial + text).split("\n")
             for line in lines:
-                self.line(line)
+                self.line(_last_drawn(line))
+            self._partial = _last_drawn(partial) + "\r" * partial.endswith("\r")
 
     def line(self, text: str) -> None:
         """Takes one line."""

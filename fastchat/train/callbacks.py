@@ -35,6 +35,10 @@ class LinesFile(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.add([])
+
+    def finish(self) -> None:
+        """The last attempt; what the disk refuses now is lost, and that is said."""
+        self.add([])
         if self.waiting:
             say(f"WARNING: the last {len(self.waiting):,} rows of {self.path} could not be written")
 

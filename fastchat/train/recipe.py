@@ -30,7 +30,7 @@ from fastchat.train.beginning import (
     remove_stops,
     with_data,
 )
-from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote, number
+from fastchat.train.callbacks import LinesFile, MetricsFile, SamplesFile, WarmupNote, number
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.head import ChunkedHead
@@ -105,6 +105,9 @@ def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
     """What follows the last step: the result saved and verified, evaluated, and the record of it all written."""
     output_dir = Path(str(run.settings.training.output_dir))
     first(trainer.plan.hold)
+    for file in trainer.callback_handler.callbacks:
+        if isinstance(file, LinesFile):
+            file.finish()
     record = make_record(run, trainer)
     say(used_line(record))
     record.metrics = measured(trainer, metrics)
