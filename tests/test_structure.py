@@ -19,18 +19,19 @@ ARROWS = {
     "processes": {"errors"},
     "typed": {"errors"},
     "paths": {"errors"},
+    "streams": {"errors"},
     "security": {"errors"},
     "conversation": {"errors", "security"},
-    "data": {"conversation", "errors", "paths", "security"},
-    "model": {"conversation", "errors", "paths", "security"},
-    "plan": {"conversation", "errors", "recipe_files", "security", "typed"},
-    "checkpoint": {"model", "data", "plan", "conversation", "errors", "paths", "processes", "security"},
+    "data": {"conversation", "errors", "paths", "security", "streams"},
+    "model": {"conversation", "errors", "paths", "security", "streams"},
+    "plan": {"conversation", "errors", "recipe_files", "security", "streams", "typed"},
+    "checkpoint": {"model", "data", "plan", "conversation", "errors", "paths", "processes", "security", "streams"},
     "train": {
         *("checkpoint", "model", "data", "plan"),
-        *("conversation", "errors", "paths", "processes", "recipe_files", "security", "typed"),
+        *("conversation", "errors", "paths", "processes", "recipe_files", "security", "streams", "typed"),
     },
-    "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
-    "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
+    "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security", "streams"},
+    "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security", "streams"},
 }
 # The documents fix where these commands stand; they save with what `checkpoint` offers, `data` has the command line.
 REACHES_UP = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.checkpoint.manifest import digest_of_values
-from fastchat.errors import CheckpointError, without_secrets
+from fastchat.errors import CheckpointError, values_without_secrets
 
 RECORD_NAME = "training.json"
 STATUS_NAME = "status.json"  # of the run, in the same folder
@@ -71,7 +71,7 @@ class TrainingRecord:
 def write_values(directory: str | Path, values: dict[str, Any]) -> Path:
     """Write a record that is plain values, with fields that only others know, as `TrainingRecord.write` does."""
     path = Path(directory) / RECORD_NAME
-    values = _clean(json.loads(json.dumps(values, ensure_ascii=False, allow_nan=False)))
+    values = values_without_secrets(json.loads(json.dumps(values, ensure_ascii=False, allow_nan=False)))
     if values.get("files"):
         values["files"][RECORD_NAME] = {"sha256": _own_digest(values)}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
@@ -117,15 +117,6 @@ def read_training_record(directory: str | Path) -> TrainingRecord | None:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"it holds {constant}, which no record does")
-
-
-def _clean(value: Any) -> Any:
-    """The same without secrets in any text; a number that happens to be one stays."""
-    if isinstance(value, dict):
-        return {_clean(name): _clean(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _own_digest(values: dict[str, Any]) -> str:

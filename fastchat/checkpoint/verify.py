@@ -20,6 +20,7 @@ from fastchat.checkpoint.record import RECORD_NAME, read_training_record
 from fastchat.checkpoint.staging import checkpoints_in, step_of
 from fastchat.errors import EXIT_CHECKPOINT, EXIT_DONE, CheckpointError
 from fastchat.paths import folders_instead
+from fastchat.streams import kept_output
 
 
 def verify(folder: Path) -> tuple[list[str], bool]:
@@ -71,6 +72,7 @@ def _summary(path: Path) -> str:
     )
 
 
+@kept_output()
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m fastchat.checkpoint.verify")

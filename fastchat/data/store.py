@@ -28,7 +28,7 @@ from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.loading import Record
 from fastchat.data.progress import with_bar
 from fastchat.data.tokenization import Example, tokenize_dialogues
-from fastchat.errors import DataError
+from fastchat.errors import DataError, ResourceError
 
 _FIELDS: dict[str, Any] = {
     "ids": np.int32,
@@ -84,6 +84,7 @@ class TokenStore:
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
+        self._check_whole()
         span = slice(*self.offsets[i % len(self) :][:2])
         return {"input_ids": self.ids[span], "labels": self.labels[span], "index": int(self.index[i])}
 
@@ -95,7 +96,19 @@ class TokenStore:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example: int64 [E]."""
+        self._check_whole()
         return np.diff(self.offsets)
+
+    def _check_whole(self) -> None:
+        """Raises ResourceError where a mapped file was cut off since: reading there would be a bus error, which kills
+        the process without a word."""
+        for values in (self.ids, self.labels, self.offsets, self.index):
+            mapped = getattr(values, "_mmap", None)
+            if mapped is not None and mapped.size() < len(mapped):
+                raise ResourceError(
+                    f"the tokens in {self.folder} were cut off by another process while this run used them; start the "
+                    "same command again: they are made again, and it goes on from the last checkpoint"
+                )
 
     def _is_consistent(self) -> bool:
         sizes = len(self.offsets) - 1 == len(self.index) == len(self.supervised) == len(self.digests)

@@ -18,8 +18,10 @@ from fastchat.plan.recommend import LENGTH, Recommendation, recommend, table
 from fastchat.plan.report import as_json, describe
 from fastchat.plan.run import Machine, Run
 from fastchat.plan.units import human
+from fastchat.streams import kept_output
 
 
+@kept_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done (also when the answer is "does not fit"), 2 settings."""
     try:

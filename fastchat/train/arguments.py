@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import transformers
 
+from fastchat.errors import values_without_secrets
+
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -163,6 +165,10 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.group_by_length:
             self.train_sampling_strategy = "group_by_length"
         super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What reports (wandb, TensorBoard) are given, and write into files of their own: without secrets."""
+        return values_without_secrets(super().to_dict())
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Number of optimizer steps over which the learning rate rises; `--warmup_steps` below 1 is a share too.

@@ -26,6 +26,7 @@ from fastchat.plan.api import (
     warning_line,
 )
 from fastchat.plan.flags import LORA_ONLY, read_flags
+from fastchat.streams import kept_output
 from fastchat.train.options import is_flag, split_recipe
 from fastchat.typed import FALSE, TRUE
 
@@ -36,6 +37,7 @@ _ONLY = (
 )
 
 
+@kept_output()
 def end_if_only_planned(argv: Sequence[str], *, lora: bool) -> list[str]:
     """The words without `--plan`. Where it stands among them, prints the plan and ends the process instead.
 

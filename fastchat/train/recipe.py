@@ -31,8 +31,9 @@ from fastchat.train.beginning import (
     remove_stops,
     with_data,
 )
-from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote, number
+from fastchat.train.callbacks import LinesFile, MetricsFile, SamplesFile, WarmupNote, number
 from fastchat.train.checkpointing import StopCallback
+from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.head import ChunkedHead
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce
@@ -40,7 +41,7 @@ from fastchat.train.prepare import attention_for, prepare_head, prepare_model, p
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.settings import Settings
-from fastchat.train.status import LESS_MEMORY, RunStatus, end_with_dead_peer
+from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.tokens import read_corpora
 from fastchat.train.trainer import ChatTrainer
@@ -87,8 +88,9 @@ def train(settings: Settings, status: RunStatus) -> None:
     first(lambda: clear_folder(output_dir, resume))
     trainer = make_trainer(run, model, head)
     trainer.plan = plan_checkpoints(settings, identity, resume, trainer)
-    trainer.add_callback(StopCallback(trainer))
+    trainer.plan.hold = status.hold
     trainer.add_callback(RecordRehearsal(lambda: make_record(run, trainer)))
+    trainer.add_callback(StopCallback(trainer))
     say(f"training {trainable:,} of {total:,} parameters on {len(corpora['train'].dataset):,} dialogues")
     torch.manual_seed(training.seed + rank())  # dropout differs between processes, as it does between rows
     if resume.checkpoint is not None:
@@ -105,17 +107,22 @@ def train(settings: Settings, status: RunStatus) -> None:
 def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
     """What follows the last step: the result saved and verified, evaluated, and the record of it all written."""
     output_dir = Path(str(run.settings.training.output_dir))
+    first(trainer.plan.hold)
+    for file in trainer.callback_handler.callbacks:
+        if isinstance(file, LinesFile):
+            file.finish()
     record = make_record(run, trainer)
     say(used_line(record))
-    if run.memory.found is not None:
-        say(run.memory.found.line())
     record.metrics = measured(trainer, metrics)
     with disk_errors(output_dir, trainer.plan.result_bytes, "result"):
         save(run, record, trainer, str(output_dir))
+    if run.memory.found is not None:
+        say(run.memory.found.line())
     if "eval" in run.corpora:
         record.metrics.update(final_evaluation(trainer))
         if rank() == 0:
-            record.write(output_dir)
+            with disk_errors(output_dir, 0, "training.json"):
+                record.write(output_dir)
     say(summary(record, output_dir))
 
 

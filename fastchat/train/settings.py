@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastchat.errors import SettingsError, say, show
+from fastchat.errors import SettingsError, hide, say, show, values_without_secrets, without_secrets
 from fastchat.recipe_files import find_recipe
 from fastchat.train.options import Option, Reader, help_text, is_flag, read_yaml, split_recipe
 
@@ -52,9 +52,9 @@ class Settings:
         self.values.derive(name, value)
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """{name: {"value", "from": "default"|"yaml"|"command line"|"derived"}} for training.json; never a token."""
+        """{name: {"value", "from": "default"|"yaml"|"command line"|"derived"}} for training.json; without secrets."""
         return {
-            name: {"value": _plain(self.values[name]), "from": self.origin[name]}
+            name: {"value": values_without_secrets(_plain(self.values[name])), "from": self.origin[name]}
             for name in self.values.names()
             if name not in _NEVER_RECORDED
         }
@@ -107,6 +107,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
         removed.update({f.name: "it belongs to train_lora.py, not to full fine-tuning" for f in _fields(LoraArguments)})
     reader = Reader(options, RENAMED, removed, UNSUPPORTED)
     values = Values(options, reader.from_yaml(recipe) if recipe else {}, reader.from_words(words))
+    hide(values["hub_token"])
     checks.check(values)
     reporting.choose_reports(values)
     hardware.fit_to_machine(values)
@@ -189,6 +190,8 @@ def _derive(values: Values, config: dict[str, Any] | None, lora: bool) -> None:
         values.derive("gradient_checkpointing_kwargs", {"use_reentrant": False})
     if values["ddp_find_unused_parameters"] is None:
         values.derive("ddp_find_unused_parameters", False)  # every trained parameter takes part in every step
+    if values["run_name"]:  # a label, which reports carry into files of their own
+        values.restate("run_name", without_secrets(values["run_name"]))
     if values["data_seed"] is None:
         values.derive("data_seed", values["seed"])
 
