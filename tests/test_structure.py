@@ -30,7 +30,6 @@ ARROWS = {
         *("conversation", "errors", "paths", "processes", "recipe_files", "security", "typed"),
     },
     "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
-    "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
 }
 # The documents fix where these commands stand; they save with what `checkpoint` offers, `data` has the command line.
 REACHES_UP = {
