@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 
 from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
-from fastchat.data.loading import Record
 from fastchat.data.saved_template import chat_template
 from fastchat.data.supervision import ALL, LAST
-from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.data.tokenization import IGNORED
 from fastchat.data.tokenizer_template import TokenizerTemplate, compile_template, to_messages
 from fastchat.errors import DataError
 
@@ -221,15 +220,6 @@ class _Sample:
 def _bare(text: str) -> str:
     """A text without white space and in one Unicode form: tokenizers keep neither exactly."""
     return "".join(unicodedata.normalize("NFKC", text.replace("▁", " ")).split())
-
-
-def check_records(
-    records: Sequence[Record], bound: BoundEncoder, *, max_length: int, overlong: str, most: int = 64
-) -> Checked:
-    """The same for dialogues that are tokenised later: up to `most` of them are tokenised now and checked."""
-    dialogues = spread([record.dialogue for record in records if record.dialogue is not None], most)
-    made = ((d, tokenize_dialogue(d, bound, max_length=max_length, overlong=overlong)) for d in dialogues)
-    return SecondOpinion(bound).check((d, x.input_ids, x.labels) for d, x in made if x.dropped is None)
 
 
 def spread(values: Sequence[T], most: int) -> list[T]:

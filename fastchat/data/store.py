@@ -26,7 +26,6 @@ from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.loading import Record
-from fastchat.data.progress import with_bar
 from fastchat.data.tokenization import Example, tokenize_dialogues
 from fastchat.errors import DataError
 
@@ -203,32 +202,7 @@ def damage(folder: Path, files: dict[str, list[int]]) -> str:
     return ""
 
 
-# --- in memory
-
-
-def build_store(
-    records: Sequence[Record], bound: BoundEncoder, *, max_length: int, overlong: str, progress: bool = False
-) -> tuple[TokenStore, dict[str, int]]:
-    """Tokenise records that are in memory, in order.
-
-    Args:
-        max_length: in tokens; `overlong` ("truncate", "drop", "error") says what happens to longer dialogues.
-        progress: show a bar on stderr.
-
-    Returns:
-        The store, and the counts: rows, dropped_<reason>, dialogues, tokens, supervised_tokens, ...
-
-    Raises:
-        DataError: nothing is supervised (with the counts), or a dialogue is too long and `overlong` is "error".
-    """
-    dialogues = usable(records)
-    examples = tokenize_dialogues(dialogues, bound, max_length=max_length, overlong=overlong)
-    digests = (digest(dialogue) for _, dialogue in dialogues)
-    part = collect(zip(with_bar(examples, len(dialogues), progress), digests, strict=True))
-    part.counts["rows"] += len(records)
-    part.counts.update(dropped_counts(records))
-    check_supervised(part.counts, max_length)
-    return TokenStore.of_parts([part]), dict(part.counts)
+# --- rows that give no example
 
 
 def usable(records: Iterable[Record]) -> list[tuple[int, Dialogue]]:
