@@ -15,7 +15,7 @@ import os
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -202,17 +202,12 @@ def damage(folder: Path, files: dict[str, list[int]]) -> str:
     return ""
 
 
-# --- rows that give no example
+# --- records
 
 
 def usable(records: Iterable[Record]) -> list[tuple[int, Dialogue]]:
     """The dialogues among some records, each with its index."""
     return [(record.index, record.dialogue) for record in records if record.dialogue is not None]
-
-
-def dropped_counts(records: Iterable[Record]) -> Iterator[str]:
-    """What to count of the others: dropped_<reason>."""
-    return (f"dropped_{record.dropped}" for record in records if record.dropped)
 
 
 def check_supervised(counts: Counter[str], max_length: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.loading import Record
-from fastchat.data.store import TokenStore, check_supervised, dropped_counts, make_part, usable
+from fastchat.data.store import TokenStore, check_supervised, make_part, usable
 
 
 def build_store(
@@ -15,6 +15,6 @@ def build_store(
     """The store and the counts of `records`, in order; the errors are those of a run."""
     part = make_part(usable(records), bound, max_length=max_length, overlong=overlong)
     part.counts["rows"] += len(records)
-    part.counts.update(dropped_counts(records))
+    part.counts.update(f"dropped_{record.dropped}" for record in records if record.dropped)
     check_supervised(part.counts, max_length)
     return TokenStore.of_parts([part]), dict(part.counts)

@@ -19,6 +19,7 @@ from fastchat.data import preview, writing
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.loading import load_dialogues
 from tests.builders import TOKENIZER_KINDS, make_tokenizer
+from tests.data.in_memory import build_store
 
 TokenizerDir = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
