@@ -6,14 +6,14 @@ import re
 import pytest
 
 from fastchat.conversation import conv_templates, get_conv_template, get_template
-from fastchat.conversation.families import REMOTE as REMOTE_LATER
+from fastchat.conversation.builtin import builtin
 from fastchat.errors import SettingsError
 from tests.conversation.make_golden import GOLDEN, LATER, digest, prompts_of
 
 REMOTE = {"chatgpt", "pplxai", "bard", "gemini", "steerlm"}  # refused upstream too: remote APIs
 # name -> which prompts differ, and why. The same rows stand in fastchat/conversation/README.md.
 EXCEPTIONS = {
-    "deepseek-coder": lambda key: not key.startswith("None/"),  # upstream loses a record's own system message
+    "deepseek-coder": lambda key: key.startswith("You are X."),  # upstream loses a record's own system message
     "yuan": lambda key: key.startswith("You are X."),  # likewise
     # Upstream loses a system message, and opens no user turn where there are no messages at all.
     "gemma": lambda key: key.startswith("You are X.") or "/0/" in key,
@@ -29,7 +29,7 @@ def test_all_83_names_and_the_later_ones_are_registered():
 
 
 def test_later_names_of_remote_apis_are_refused_as_such():
-    for name in REMOTE_LATER:
+    for name in builtin().remote:
         with pytest.raises(SettingsError, match=f"'{re.escape(name)}' belongs to a remote API"):
             get_template(name)
 
