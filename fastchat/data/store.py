@@ -112,10 +112,14 @@ def _mapped(path: Path, dtype: Any) -> np.ndarray:
 
 @dataclass
 class Part:
-    """Some examples in flat arrays (as in a store, but `lengths` int64 [E] for offsets), and what became of rows."""
+    """Some examples in flat arrays (as in a store, but `lengths` int64 [E] for offsets), and what became of rows.
+
+    `gains`: length limit -> supervised tokens that it would keep in addition, see lost.py.
+    """
 
     arrays: dict[str, np.ndarray]
     counts: Counter[str] = field(default_factory=Counter)
+    gains: Counter[int] = field(default_factory=Counter)
 
 
 def make_part(
@@ -129,10 +133,13 @@ def make_part(
 def collect(examples: Iterable[tuple[Example, int]]) -> Part:
     """Flat arrays of (example, digest) pairs; those that were dropped are counted and left out."""
     counts: Counter[str] = Counter()
+    gains: Counter[int] = Counter()
     names = {"lengths": np.int64} | {name: dtype for name, dtype in _FIELDS.items() if name != "offsets"}
     made = {name: array(_CODES[dtype]) for name, dtype in names.items()}
     for example, number in examples:
         count_example(counts, example)
+        for length, tokens in example.gains:
+            gains[length] += tokens
         if example.dropped is None:
             made["ids"].extend(example.input_ids)
             made["labels"].extend(example.labels)
@@ -141,7 +148,7 @@ def collect(examples: Iterable[tuple[Example, int]]) -> Part:
             made["supervised"].append(example.num_supervised)
             made["digests"].append(number)
     arrays = {n: np.frombuffer(made[n], dtype=d) if made[n] else np.empty(0, d) for n, d in names.items()}
-    return Part(arrays, counts)
+    return Part(arrays, counts, gains)
 
 
 def digest(dialogue: Dialogue) -> int:

@@ -22,8 +22,8 @@ def plan_lines(plan: Plan, *, as_object: bool) -> list[str]:
 
     The lines of a plan that does not fit end with what does. The object has it too: `warning` (text or null), the
     largest microbatch with its accumulation that keep the global batch, `fitting_microbatch` and `fitting_accumulation`
-    (0: none fits), and as texts with one way per line, `fitting_settings` (flags; null: none) and, where there are none,
-    `fitting_otherwise`.
+    (0: none fits), and as texts with one way per line, `fitting_settings` (flags; null: none) and, where there are
+    none, `fitting_otherwise`.
     """
     misses = plan.fits is False
     settings = what_fits(plan.run) if misses else []

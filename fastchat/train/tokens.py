@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from fastchat.data.counts import table
 from fastchat.data.dataset import ChatDataset
 from fastchat.data.fingerprint import combined
 from fastchat.data.loading import Record
+from fastchat.data.lost import Lost
 from fastchat.data.mixing import held_out, held_out_line, num_held_out, proportional, proportions_line
 from fastchat.data.proof import spread
 from fastchat.data.showing import first_example
@@ -35,7 +36,8 @@ class Corpus:
     """The training or the evaluation data of a run.
 
     `fingerprint` is of the bytes of the files and of what was chosen of them. `sources` and `counts` are about all that
-    the files hold; `chosen` about what the run takes of it, where that is not all. `sample`: dialogues spread over it.
+    the files hold; `chosen` about what the run takes of it, where that is not all. `sample`: dialogues spread over
+    it. `lost`: what the length limit costs of all that the files hold.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Corpus:
     sources: list[dict[str, Any]] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
     sample: list[Dialogue] = field(default_factory=list)
+    lost: Lost | None = None
 
     def record(self) -> dict[str, Any]:
         """For training.json."""
@@ -115,7 +118,7 @@ def _read(name: str, sources: list[Source], bound: BoundEncoder, settings: Setti
     records = [_record(source) | {"rows": rows} for source, rows in zip(sources, made.rows, strict=True)]
     fingerprint = combined([s for sums in made.sums for s in sums])
     sample = spread([r.dialogue for r in made.samples if r.dialogue is not None], _SAMPLE)
-    return Corpus(name, ChatDataset(store), fingerprint, made.counts, records, sample=sample)
+    return Corpus(name, ChatDataset(store), fingerprint, made.counts, records, sample=sample, lost=made.lost)
 
 
 def _record(source: Source) -> dict[str, Any]:
@@ -183,7 +186,7 @@ def _chosen(corpus: Corpus, name: str, numbers: np.ndarray, what: dict[str, Any]
     }
     fingerprint = digest([corpus.fingerprint, what])
     chosen = {**corpus.chosen, **what, **counts}
-    return Corpus(name, dataset, fingerprint, corpus.counts, corpus.sources, chosen, corpus.sample)
+    return replace(corpus, name=name, dataset=dataset, fingerprint=fingerprint, chosen=chosen)
 
 
 def overlap_line(train: ChatDataset, evaluation: ChatDataset) -> str:

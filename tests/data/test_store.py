@@ -72,6 +72,8 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
         tokens, supervised = tokens + len(alone.input_ids), supervised + alone.num_supervised
     long = tokenize_dialogue(MIXED[2].dialogue, bound, max_length=100)  # type: ignore[arg-type]
     assert long.truncated_tokens > 0 and long.cut_turns > 0
+    unlimited = [tokenize_dialogue(MIXED[i].dialogue, bound, max_length=10_000) for i in (2, 6)]  # type: ignore[arg-type]
+    lost = sum(example.num_supervised for example in unlimited) - long.num_supervised
     assert {key: n for key, n in counts.items() if n} == {
         "rows": 9,
         "dialogues": 4,
@@ -83,6 +85,8 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
         "turns": 12,
         "truncated_dialogues": 1,
         "truncated_tokens": long.truncated_tokens,
+        "lossy_dialogues": 2,
+        "lost_supervised_tokens": lost,
         "dropped_empty_dialogue": 1,
         "dropped_bad_row: broken JSON": 2,
         "dropped_no_trained_turn": 1,
