@@ -39,6 +39,15 @@ def test_the_exceptions_are_rows_in_the_docs(repository):
     assert set(re.findall(r"^\| `([^`]+)` \| [a-z]", text, re.M)) == set(EXCEPTIONS)
 
 
+def test_differences_from_the_makers_formats_are_in_the_docs(repository):
+    text = (repository / "fastchat/conversation/README.md").read_text(encoding="utf-8")
+    rows = text[text.index("### Where upstream's template is not the makers'") :].split("\n\n")[2].splitlines()[2:]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])}
+    assert "mistral" in named and named <= set(golden)
+    instead = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[-1])}
+    assert instead <= {*conv_templates, "tokenizer"}
+
+
 @pytest.mark.parametrize("name", golden)
 def test_prompts_are_upstreams(name):
     ours = prompts_of(get_conv_template, name)
