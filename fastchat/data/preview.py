@@ -29,6 +29,7 @@ from fastchat.data.command import Parser, run
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.html_report import HtmlReport
 from fastchat.data.loading import Record, Records
+from fastchat.data.lost import Lost
 from fastchat.data.mixing import check_proportions, held_out_line, num_held_out, proportional, proportions_line
 from fastchat.data.progress import byte_bar
 from fastchat.data.showing import shown
@@ -59,6 +60,7 @@ def preview(args: argparse.Namespace) -> None:
     records, counts = Records(files, on_bad_row=args.on_bad_row), Counter[str]()
     report = HtmlReport(bound, args.model_max_length) if args.html else None
     trained: Counter[str] = Counter()  # examples of each file
+    gains: Counter[int] = Counter()
     num_shown = 0
     colour = wants_colour(sys.stdout)
     with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
@@ -67,6 +69,7 @@ def preview(args: argparse.Namespace) -> None:
                 counts[f"dropped_{record.dropped}"] += 1
             else:
                 count_example(counts, example)
+                gains.update(dict(example.gains))
             trained[record.source] += example.dropped is None
             if example.dropped is None and num_shown < args.num:
                 num_shown += 1
@@ -79,6 +82,8 @@ def preview(args: argparse.Namespace) -> None:
     if num_shown:
         show(f"{legend(colour)}\n")
     show(table(counts))
+    if warning := Lost.of(counts, gains.items()).warning(args.model_max_length):
+        say(f"{warning}. What it takes: --plan with the training command")
     _print_choice(args, sources, trained)
     if report:
         say(report.write(args.html, counts, _about(args, bound)))

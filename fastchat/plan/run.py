@@ -10,7 +10,6 @@ from fastchat.plan.architecture import Architecture, Linear
 from fastchat.plan.zero import Zero
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 

@@ -69,7 +69,7 @@ class DataArguments:
         default=None, metadata={"help": "processes that tokenise; default as many as the machine has CPUs for"}
     )
     overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew, whatever the token cache holds"})
-    lazy_preprocess: bool = field(default=False, metadata={"help": "tokenise each dialogue when it is first needed"})
+    lazy_preprocess: bool = field(default=False, metadata={"help": "accepted, without effect: data is always streamed"})
     overlong: Literal["truncate", "drop", "error"] = field(
         default="truncate", metadata={"help": "what happens to dialogues beyond --model_max_length"}
     )

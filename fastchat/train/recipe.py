@@ -36,7 +36,7 @@ from fastchat.train.checkpointing import StopCallback
 from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.head import ChunkedHead
 from fastchat.train.memory import MemoryWatch
-from fastchat.train.planning import advice, announce
+from fastchat.train.planning import advice, announce, say_lost
 from fastchat.train.prepare import attention_for, prepare_head, prepare_model, prepare_rope, prepare_text
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
@@ -66,6 +66,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     itself = first(lambda: identify(settings, config, base, tokenizer, bound))
     assert itself is not None
     corpora = read_corpora(settings, bound)
+    say_lost(plan, corpora["train"].lost, training.model_max_length)
     packs = packed.plan(settings, corpora)
     check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset))
     identity = first(lambda: with_data(itself, corpora["train"], packs.get("train")))

@@ -44,7 +44,6 @@ FREE = (
     "verify_packing",
     *("per_device_train_batch_size", "gradient_accumulation_steps"),  # compared as one number, the global batch
 )
-LENGTH = ("num_train_epochs", "max_steps")
 NAMES = {
     "data": "the training data",
     "num_dialogues": "the number of training dialogues",

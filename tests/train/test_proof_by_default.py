@@ -113,7 +113,7 @@ def test_a_saved_tokenizer_that_says_something_else_is_never_used(
 
 @covers("train_on")
 def test_train_on(train: Train) -> None:
-    """The three learn more and more; what was learned is in training.json, and is the same without a store."""
+    """The three learn more and more; what was learned is in training.json."""
     seen = {}
     for train_on in ("last", "assistant", "all"):
         outcome = ok(train("--train_on", train_on, name=train_on))
@@ -122,8 +122,5 @@ def test_train_on(train: Train) -> None:
         assert outcome.record["settings"]["train_on"]["value"] == train_on
         said = {"last": "--train_on last: of each", "all": "WARNING: --train_on all: prompts are learned"}.get(train_on)
         assert (said or "--train_on") in outcome.err or not said
-        later = ok(train("--train_on", train_on, "--lazy_preprocess", "True", name=f"{train_on}-lazy"))
-        assert later.losses == outcome.losses and "labels derived a second time" in later.err
-        tokens = [row["num_supervised_tokens"] for row in outcome.metrics]
-        assert tokens == [row["num_supervised_tokens"] for row in later.metrics]
+        assert "labels derived a second time" in outcome.err
     assert seen["last"] < seen["assistant"] < seen["all"] == counts["tokens"] - counts["dialogues"]  # all but BOS
