@@ -115,7 +115,9 @@ class _Making:
     def __call__(self, folder: Path) -> dict[str, Any]:
         self.counts.clear()
         settings, samples = self.settings, _Samples(_SAMPLES)
-        records = Records([f for s in self.sources for f in s.files], on_bad_row=settings.on_bad_row)
+        files = [file for source in self.sources for file in source.files]
+        reasoning = bool(self.bound.template.reasoning_key)
+        records = Records(files, on_bad_row=settings.on_bad_row, reasoning=reasoning)
         workers = num_workers(settings.workers, records.num_bytes)
         parts = tokenised(
             self._batches(records),
@@ -141,7 +143,7 @@ class _Making:
             "files": files,
             "counts": counts,
             "rows": self._rows(records),
-            "lines": [records.summary] if records.summary else [],
+            "lines": records.lines,
             "samples": [(number, _to_json(record, list(self.states))) for number, record in samples.kept],
         }
 
@@ -198,7 +200,7 @@ class _Samples:
 def _to_json(record: Record, files: list[str]) -> list[Any]:
     """With the place of its file among `files`, whose names the key leaves out: the next run may have other names."""
     assert record.dialogue is not None
-    turns = [[turn.role, turn.text, turn.train] for turn in record.dialogue.turns]
+    turns = [[turn.role, turn.text, turn.train, turn.reasoning] for turn in record.dialogue.turns]
     return [turns, record.dialogue.system, record.index, files.index(record.source), record.line, record.id]
 
 
