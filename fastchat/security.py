@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fastchat.errors import SettingsError
+from fastchat.paths import special_kind
 
 # Keys whose values are opened as files, beside every key that ends in one of _ENDINGS.
 _KEYS = ("weight_map", "transformers_weights", "fast_tokenizer_files")
@@ -23,11 +24,15 @@ _NEVER_OPENED = ("special_tokens_map_file",)
 
 
 def check_references(folder: str | Path) -> None:
-    """SettingsError where a JSON file of a model, tokenizer or adapter folder names a file outside of it.
+    """SettingsError where a JSON file of a model, tokenizer or adapter folder names a file outside of it, or where a pipe,
+    a socket or a device stands in it, of which opening one may never return.
 
     What names another model (`base_model_name_or_path`, `_name_or_path`, `auto_map`) is no file to open.
     """
     root = Path(folder).expanduser()
+    for path in sorted(root.iterdir()) if root.is_dir() else []:
+        if kind := special_kind(path):
+            raise SettingsError(f"{path} is {kind}, no file; nothing of this folder was opened. Remove it.")
     for path in sorted(root.glob("*.json")):
         if path.name in ("tokenizer.json", "vocab.json", "training.json"):
             continue  # large, and made of words
@@ -97,6 +102,8 @@ def load_yaml(path: str | Path, what: str) -> Any:
     # As everyone means it, at any depth; YAML 1.1 wants a point and a sign. (No long numbers: commits look like that.)
     number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE]([-+][0-9]+|[0-9]{1,2})$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    if kind := special_kind(path):
+        raise SettingsError(f"{what} {path} cannot be read: it is {kind}, no file")
     try:
         return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError) as error:

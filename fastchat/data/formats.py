@@ -80,9 +80,9 @@ UNCLEAR_KEYS = {
     "train_detail": "a turn is learned as a whole",
     "training_detail": "a turn is learned as a whole",
 }
-_TOOL_LISTS = ("tools", "functions")
+TOOL_LISTS = ("tools", "functions")
 _CALL_KEYS = ("tool_calls", "function_call")
-_ROW_KEYS = ("system", "id", "idx", *_TOOL_LISTS, *TRAIN_KEYS, *MEDIA_KEYS, *UNCLEAR_KEYS)
+_ROW_KEYS = ("system", "id", "idx", *TOOL_LISTS, *TRAIN_KEYS, *MEDIA_KEYS, *UNCLEAR_KEYS)
 _TURN_KEYS = (*TRAIN_KEYS, *REASONING_KEYS, *MEDIA_KEYS, *UNCLEAR_KEYS, *_CALL_KEYS)
 _ALPACA_ROW = (*_ALPACA_KEYS, *REASONING_KEYS)
 COLUMNS = (*TURN_LISTS, *_ALPACA_ROW, *_ROW_KEYS)  # everything of a row that is read
@@ -123,7 +123,7 @@ def parse_row(row: dict[str, Any], source: str = "", line: int = 0) -> Parsed:
     kept = [_checked(turn, treatments) for turn in _trimmed(turns, treatments)]
     if not kept:
         return Parsed(None, "no_assistant_turn", Counter(), unread)
-    treatments["ignored_tools"] += any(_is_given(row.get(key)) for key in _TOOL_LISTS)
+    treatments["ignored_tools"] += any(_is_given(row.get(key)) for key in TOOL_LISTS)
     treatments["calls_as_text"] += kind in TURN_LISTS and _has_calls(row, kind)
     return Parsed(Dialogue(turns=tuple(kept), system=system, source=source, line=line), None, +treatments, unread)
 

@@ -172,9 +172,10 @@ def _rows(stream: IO[bytes] | gzip.GzipFile, path: str) -> Iterator[Row]:
         yield from _array_rows(decoder, _Text(stream, raw, path), number, path)
     else:
         raw = _whole_line(stream, raw, number, path)
-        blank, following = b"", stream.readline(MAX_ROW_BYTES)
+        blank, following = bytearray(), stream.readline(MAX_ROW_BYTES)
         while following and not following.strip():
-            blank, following = blank + following, stream.readline(MAX_ROW_BYTES)
+            blank += following
+            following = stream.readline(MAX_ROW_BYTES)
             _check_gap(len(blank), number, path)
         if following and _is_array_of_values(raw):  # a bad first row, in a file of JSON lines
             yield _line_row(decoder, raw, number, path)
@@ -220,6 +221,8 @@ def _without_mark(first_line: bytes, path: str) -> bytes:
             raise DataError(
                 f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz), parquet or Arrow."
             )
+    if b"\0" in first_line[:2]:  # UTF-16 without a mark; or a file with nothing in it but zeros
+        raise DataError(f"{path}: begins with a NUL byte, so it is no UTF-8 JSON; copy or convert it again.")
     return first_line.removeprefix(BYTE_ORDER_MARK)
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fastchat.data.bad_rows import BadRow, BadRowReport
 from fastchat.data.command import Parser
-from fastchat.data.formats import CALL, SYSTEM, TURN_LISTS, format_of, parse_row
+from fastchat.data.formats import CALL, REASONING_KEYS, SYSTEM, TURN_LISTS, format_of, parse_row
 from fastchat.data.reading import Row, read_rows
 from fastchat.data.writing import RowFile, check_output
 from fastchat.errors import SettingsError, say, show
@@ -188,6 +188,10 @@ class TurnList:
     @property
     def texts(self) -> list[str]:
         return [entry[self.text_key] for entry in self.entries]
+
+    @property
+    def reasoning(self) -> list[str | None]:
+        return [next((said for key in REASONING_KEYS if (said := entry.get(key) or "").strip()), None) for entry in self.entries]
 
     @property
     def num_system(self) -> int:
