@@ -111,7 +111,7 @@ def parse_row(row: dict[str, Any], source: str = "", line: int = 0) -> Parsed:
         BadRow: wrong keys, types or roles; a system turn that is not first; two different system texts.
     """
     kind = format_of(row)
-    _refuse_unsupported(row, "the row")
+    refuse_unsupported(row, "the row")
     treatments, unread = Counter[str](), _unread(row, "row", *(_ALPACA_ROW if kind == _ALPACA_KEY else (kind,)))
     train = _says_train(row, "the row")
     if kind == _ALPACA_KEY:
@@ -179,7 +179,7 @@ def _turn_list(
         role, text = _role_and_text(entry, keys, where)
         train, reasoning = None, None
         if len(entry) > 2:
-            _refuse_unsupported(entry, where)
+            refuse_unsupported(entry, where)
             train, reasoning = _says_train(entry, where), _reasoning(entry, role, where)
             unread.update(_unread(entry, "turn", keys.role, keys.text))
         if train and row_train is False:
@@ -247,7 +247,7 @@ def _reasoning(holder: dict[str, Any], role: str, where: str) -> str | None:
     return next(iter(found.values()), None)
 
 
-def _refuse_unsupported(holder: dict[str, Any], where: str) -> None:
+def refuse_unsupported(holder: dict[str, Any], where: str) -> None:
     """BadRow where a row or turn needs what a model of text cannot learn from, or has a key that is not clear."""
     for key in MEDIA_KEYS:
         if _is_given(holder.get(key)):
