@@ -255,7 +255,7 @@ def refuse_unsupported(holder: dict[str, Any], where: str) -> None:
             raise BadRow("images, video or audio", f"{where} has {key!r}: {hint}")
     for key, why in UNCLEAR_KEYS.items():
         if _is_given(holder.get(key)):
-            raise BadRow("unclear key", f"{where} has {key!r}: {why}; use \"train\": true or false instead")
+            raise BadRow("unclear key", f'{where} has {key!r}: {why}; use "train": true or false instead')
 
 
 def _unread(holder: dict[str, Any], kind: str, *known: str) -> Counter[tuple[str, str]]:

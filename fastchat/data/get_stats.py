@@ -43,7 +43,9 @@ def get_stats(args: argparse.Namespace) -> None:
     while batch := list(islice(parsed, _BATCH)):
         dialogues = [p.dialogue for p in batch if p.dialogue is not None]
         stats.dropped.update(str(p.dropped) for p in batch if p.dialogue is None)
-        messages = [[("system", d.system or ""), *((t.role, (t.reasoning or '') + t.text) for t in d.turns)] for d in dialogues]
+        messages = [
+            [("system", d.system or ""), *((t.role, (t.reasoning or "") + t.text) for t in d.turns)] for d in dialogues
+        ]
         lengths = map(len, encoder.plain([text for dialogue in messages for _, text in dialogue], "first"))
         for dialogue in messages:
             stats.add([(role, next(lengths)) for role, _ in dialogue])

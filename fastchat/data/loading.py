@@ -132,9 +132,7 @@ class LoadedDialogues:
     counts: dict[str, int]
 
 
-def load_dialogues(
-    paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False
-) -> LoadedDialogues:
+def load_dialogues(paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False) -> LoadedDialogues:
     """All `Records` at once, in memory. Arguments and errors as theirs."""
     records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning)
     return LoadedDialogues(list(records), records.counts)

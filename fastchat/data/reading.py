@@ -145,7 +145,9 @@ def unreadable(path: str, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file.{_neighbours(path)}")
     if isinstance(error, IsADirectoryError):
-        return DataError(f"{path}: is a folder; give the file in it (.json, .jsonl, either with .gz, .parquet or .arrow).")
+        return DataError(
+            f"{path}: is a folder; give the file in it (.json, .jsonl, either with .gz, .parquet or .arrow)."
+        )
     return DataError(f"{path}: cannot be read ({error.strerror or error}).")
 
 

@@ -101,9 +101,13 @@ class _Measure:
     def _count(self, first: int, last: int) -> Counter[int]:
         """Tokens of each turn, by its place behind the first of these rounds; -1 for what is of no turn."""
         start, end = self._rounds[first][0], self._rounds[last - 1][1]
-        turns = zip(*(part[start:end] for part in (self._turns.roles, self._turns.texts, self._turns.reasoning)), strict=True)
+        turns = zip(
+            *(part[start:end] for part in (self._turns.roles, self._turns.texts, self._turns.reasoning)), strict=True
+        )
         # As a piece of its own, the last round alone need show its reasoning.
-        dialogue = Dialogue(tuple(Turn(role, text, thought is None, thought) for role, text, thought in turns), self._system)
+        dialogue = Dialogue(
+            tuple(Turn(role, text, thought is None, thought) for role, text, thought in turns), self._system
+        )
         rendered = self._bound.template.render(dialogue)
         of_turn: Counter[int] = Counter()
         for segment, num in self._bound.count(rendered).items():

@@ -16,6 +16,7 @@ from typing import Any
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data import token_cache
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.code_digest import file_digest
 from fastchat.data.fingerprint import KnownSums, state_of
 from fastchat.data.loading import OnBadRow, Record, Records
 from fastchat.data.progress import byte_bar
@@ -79,6 +80,7 @@ def obtain_tokens(
     sums = [[sum_of(file) for file in source.files] for source in sources]
     key = token_cache.key_of(
         data=sums,
+        making=file_digest(Path(__file__)),
         encoder=bound.described(),
         max_length=settings.max_length,
         overlong=settings.overlong,

@@ -191,7 +191,10 @@ class TurnList:
 
     @property
     def reasoning(self) -> list[str | None]:
-        return [next((said for key in REASONING_KEYS if (said := entry.get(key) or "").strip()), None) for entry in self.entries]
+        return [
+            next((said for key in REASONING_KEYS if (said := entry.get(key) or "").strip()), None)
+            for entry in self.entries
+        ]
 
     @property
     def num_system(self) -> int:

@@ -117,7 +117,9 @@ def _paths(values: Values) -> None:
     template_file = values["conv_template_file"]
     if template_file and not Path(template_file).expanduser().is_file():
         kind = special_kind(template_file)
-        raise SettingsError(f"--conv_template_file {template_file}: {f'is {kind}' if kind else 'there is no such file'}")
+        raise SettingsError(
+            f"--conv_template_file {template_file}: {f'is {kind}' if kind else 'there is no such file'}"
+        )
     output = Path(values["output_dir"]).expanduser()
     if output.exists() and not output.is_dir():
         raise SettingsError(f"--output_dir {output} is a file; name a folder")

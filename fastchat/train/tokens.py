@@ -129,9 +129,7 @@ def _read_lazily(name: str, sources: list[Source], bound: BoundEncoder, settings
 
     def work() -> Corpus:
         fingerprint = data_fingerprint(files)
-        loaded = load_dialogues(
-            files, on_bad_row=data.on_bad_row, reasoning=bool(bound.template.reasoning_key)
-        )
+        loaded = load_dialogues(files, on_bad_row=data.on_bad_row, reasoning=bool(bound.template.reasoning_key))
         max_length = settings.training.model_max_length
         dataset = LazyChatDataset(loaded.records, bound, max_length=max_length, overlong=data.overlong)
         if local_rank() == 0:

@@ -157,9 +157,7 @@ def test_what_datasets_itself_saves(tmp_path: Path) -> None:
     assert [r.id for r in Records(test.files)] == ["r0", "r1", "r2"]
 
 
-def test_the_preview_reads_a_split(
-    tmp_path: Path, tokenizer_dir: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_preview_reads_a_split(tmp_path: Path, tokenizer_dir: Any, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path / "both" / "dev", 1)
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["dev"]}', encoding="utf-8")
     words = ["--model_name_or_path", str(tokenizer_dir("metaspace_bos")), "--conv_template", "vicuna_v1.1"]

@@ -141,7 +141,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def test_reasoning_is_never_lost_under_a_template_that_does_not_show_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [row({"thinking": "Hm."}), row()])
-    with pytest.raises(DataError, match=r"a.jsonl:1: reasoning that the template does not show: 'Hm.'; use --conv_temp"):
+    with pytest.raises(
+        DataError, match=r"a.jsonl:1: reasoning that the template does not show: 'Hm.'; use --conv_temp"
+    ):
         list(Records([path]))
     assert [r.dropped for r in Records([path], on_bad_row="skip")][1:] == [None]
     assert [r.dropped for r in Records([path], reasoning=True)] == [None, None]
@@ -156,10 +158,14 @@ def test_unknown_keys_are_counted_and_said_once(
     rows[1]["messages"][0]["note"] = None
     records = Records([write(tmp_path / f"a.{ending}", rows)])
     assert len(list(records)) == 2
-    assert capsys.readouterr().err.splitlines() == records.lines == [
-        "keys of turns that are not read: 'note' (2 turns)",
-        "keys of rows that are not read: 'source' (2 rows)",
-    ]
+    assert (
+        capsys.readouterr().err.splitlines()
+        == records.lines
+        == [
+            "keys of turns that are not read: 'note' (2 turns)",
+            "keys of rows that are not read: 'source' (2 rows)",
+        ]
+    )
 
 
 def test_made_up_keys_do_not_fill_the_memory_or_the_screen(tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def test_a_line_that_is_too_large_is_a_bad_row(tmp_path: Path, zipped: bool, pla
     path = tmp_path / "a.jsonl"
     path.write_bytes(gzip.compress(content) if zipped else content)
     found = seen(path)
-    assert [line for line, _ in found] == [1, 2, 3, 4] and found[place][1].startswith("row too large: 3.0 MiB; a row may")
+    assert [line for line, _ in found] == [1, 2, 3, 4] and found[place][1].startswith(
+        "row too large: 3.0 MiB; a row may"
+    )
     assert [text for _, text in found if len(text) == 1] == ["a", "b", "c"]
     with pytest.raises(DataError, match=rf"a.jsonl:{place + 1}: row too large: 3.0 MiB"):
         list(Records([str(path)]))
