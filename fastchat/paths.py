@@ -1,4 +1,4 @@
-"""Names of files and folders that users give: what is no ordinary file, and what a folder that is not there may mean."""
+"""Names of files and folders that users give: what is no ordinary file, and what a missing folder may mean."""
 
 from __future__ import annotations
 

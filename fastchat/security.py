@@ -24,8 +24,8 @@ _NEVER_OPENED = ("special_tokens_map_file",)
 
 
 def check_references(folder: str | Path) -> None:
-    """SettingsError where a JSON file of a model, tokenizer or adapter folder names a file outside of it, or where a pipe,
-    a socket or a device stands in it, of which opening one may never return.
+    """SettingsError where a JSON file of a model, tokenizer or adapter folder names a file outside of it, or where a
+    pipe, a socket or a device stands in it: opening one may never return.
 
     What names another model (`base_model_name_or_path`, `_name_or_path`, `auto_map`) is no file to open.
     """

@@ -2,9 +2,10 @@
 
     python -m fastchat.data.get_stats --in-file sharegpt.json --model-name-or-path DIR
 
-These are the tokens of the messages (and of reasoning that stands apart) alone, without any template; the preview counts a whole run. A prompt is what a
-user says, a response what the assistant says, and a turn is one prompt. Every row that a run would train on is counted
-(upstream goes by places: it loses the last message of an odd number, and counts a first system message as a prompt).
+These are the tokens of the messages (and of reasoning that stands apart) alone, without any template; the preview
+counts a whole run. A prompt is what a user says, a response what the assistant says, and a turn is one prompt. Every
+row that a run would train on is counted (upstream goes by places: it loses the last message of an odd number, and
+counts a first system message as a prompt).
 """
 
 from __future__ import annotations

@@ -109,8 +109,9 @@ def _example(
     keep = total
     if total > max_length:
         if overlong == "error":
+            at_least = "" if encoded.whole else "at least "
             raise DataError(
-                f"{dialogue.where}: the dialogue has {'' if encoded.whole else 'at least '}{total} tokens and --model_max_length is {max_length}. "
+                f"{dialogue.where}: the dialogue has {at_least}{total} tokens and --model_max_length is {max_length}. "
                 "Raise --model_max_length, or use --overlong truncate|drop."
             )
         if overlong == "drop":

@@ -15,6 +15,7 @@ Where any of this does not hold, the record is named together with the property 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -28,6 +29,7 @@ from fastchat.conversation import Dialogue, Rendered, Segment
 from fastchat.data.formats import REASONING_KEYS
 from fastchat.data.probes import HARMLESS
 from fastchat.data.raw_tokenizer import RawTokenizer
+from fastchat.data.template_limits import check_operands, joined, try_out
 from fastchat.errors import DataError, SettingsError
 
 # Private-use characters: no template and hardly a text has them.
@@ -36,7 +38,7 @@ _THINKING = ("<think>", "</think>")
 
 
 def to_messages(dialogue: Dialogue, reasoning_key: str = "") -> list[dict[str, str]]:
-    """A dialogue as the messages that a Jinja chat template takes; reasoning under `reasoning_key`, "" leaves it out."""
+    """A dialogue as the messages that a Jinja chat template takes; reasoning under `reasoning_key`, if there is one."""
     messages = [] if dialogue.system is None else [{"role": "system", "content": dialogue.system}]
     for turn in dialogue.turns:
         messages.append({"role": turn.role, "content": turn.text})
@@ -207,13 +209,9 @@ class TokenizerTemplate:
                 raise self._no_span(dialogue, turn, f"its {self.reasoning_key} is not shown ({hint})")
 
     def _run(self, messages: list[dict[str, str]], add_generation_prompt: bool, dialogue: Dialogue) -> str:
-        from jinja2 import TemplateError
-
-        # A template is a program: it divides, indexes, compares, and may run into the sandbox's limits.
-        failures = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
-        except failures as error:
+        except failures() as error:
             raise DataError(f"{dialogue.where}: the tokenizer's chat template refuses the record: {error}") from error
 
     def _accepts(self, dialogue: Dialogue) -> bool:
@@ -262,9 +260,48 @@ def _trimmed(text: str) -> Iterator[str]:
     yield from dict.fromkeys((text, text.strip(), text.rstrip(), text.lstrip(), text.strip("\n"), text.lstrip("\n")))
 
 
+class CompiledTemplate:
+    """A Jinja template whose rendering is bounded (see template_limits.py)."""
+
+    def __init__(self, source: str):
+        self._template = _environment().from_string(source)
+
+    def render(self, **names: Any) -> str:
+        """The text. Raises what the template raises; TooMuch (an ArithmeticError) where it does not come to an end."""
+        return joined(self._template.generate(**names))
+
+
 @functools.cache
-def compile_template(source: str) -> Any:
-    """The template in the environment that transformers documents: sandboxed, with its helpers and its tags."""
+def compile_template(source: str) -> CompiledTemplate:
+    """The template in the environment that transformers documents: sandboxed, with its helpers and its tags.
+
+    Raises SettingsError for a template that is no Jinja, or that needs too much memory or time for simple dialogues.
+    """
+    import jinja2
+
+    def simplest() -> None:
+        template = CompiledTemplate(source)  # constants are computed here
+        for dialogue, prompt in itertools.product(HARMLESS, (False, True)):
+            with contextlib.suppress(*failures()):
+                messages = to_messages(dialogue)
+                template.render(messages=messages, add_generation_prompt=prompt, bos_token="", eos_token="")
+
+    try_out(simplest, "the tokenizer's chat template")
+    try:
+        return CompiledTemplate(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise SettingsError(f"the tokenizer's chat template is no valid Jinja: {error}") from error
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a template may raise: it is a program that divides, indexes, compares, and runs into the sandbox's limits."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+
+
+@functools.cache
+def _environment() -> Any:
     import jinja2
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
@@ -280,19 +317,21 @@ def compile_template(source: str) -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            check_operands(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
     def to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise SettingsError(f"the tokenizer's chat template is no valid Jinja: {error}") from error
+    return environment

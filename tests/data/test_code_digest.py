@@ -129,12 +129,12 @@ def test_every_library_that_decides_ids_is_in_the_key(monkeypatch: pytest.Monkey
     third_party = imports - set(sys.stdlib_module_names) - {"fastchat"}
     installed = {name for name in third_party if name in importlib.metadata.packages_distributions()}
     assert installed - harmless == set(token_cache._LIBRARIES)
+    real = importlib.metadata.version
     for name in token_cache._LIBRARIES:
         token_cache.code_version.cache_clear()
         before = token_cache.code_version()
         token_cache.code_version.cache_clear()
         with monkeypatch.context() as patch:
-            real = importlib.metadata.version
             patch.setattr(importlib.metadata, "version", lambda n, name=name: "0" if n == name else real(n))
             assert token_cache.code_version() != before
     token_cache.code_version.cache_clear()

@@ -1,4 +1,4 @@
-"""Keys of rows and turns other than role and text: obeyed, refused by name, or counted; never dropped without a word."""
+"""Keys of rows and turns besides role and text: obeyed, refused by name, or counted; never silently dropped."""
 
 from __future__ import annotations
 
