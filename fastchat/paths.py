@@ -1,9 +1,8 @@
-"""Names of files and folders that users give: what is no ordinary file, and what a missing folder may mean."""
+"""Names of model folders that are not there: a folder here that was mistyped, or a name on the hub?"""
 
 from __future__ import annotations
 
 import os
-import stat
 from functools import cache
 from pathlib import Path
 
@@ -11,27 +10,6 @@ from fastchat.errors import nearest, say
 
 _VERY_NEAR = 0.75  # o11 and o1 are 0.8 alike
 _LISTED = 5
-
-
-_SPECIAL = (
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a character device"),
-    (stat.S_ISBLK, "a block device"),
-)
-
-
-def special_kind(path: str | Path) -> str:
-    """What `path` is where reading it could wait, or go on, for ever; "" for files, folders, and what is not there.
-
-    >>> special_kind("/dev/zero"), special_kind("/dev"), special_kind("/nowhere")
-    ('a character device', '', '')
-    """
-    try:
-        mode = os.stat(Path(path).expanduser()).st_mode
-    except (OSError, ValueError):
-        return ""
-    return next((name for is_kind, name in _SPECIAL if is_kind(mode)), "")
 
 
 def meant_here(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastchat.errors import SettingsError, nearest, say
-from fastchat.paths import special_kind
+from fastchat.security import special_kind
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RECIPES = CHECKOUT / "playground" / "recipes"

@@ -8,19 +8,41 @@ Needs only the standard library.
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fastchat.errors import SettingsError
-from fastchat.paths import special_kind
 
 # Keys whose values are opened as files, beside every key that ends in one of _ENDINGS.
 _KEYS = ("weight_map", "transformers_weights", "fast_tokenizer_files")
 _ENDINGS = ("_file", "_files")
 # Left in published tokenizers by the machine that made them; no library opens it.
 _NEVER_OPENED = ("special_tokens_map_file",)
+
+
+_SPECIAL = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+)
+
+
+def special_kind(path: str | Path) -> str:
+    """What `path` is where reading it could wait, or go on, for ever; "" for files, folders, and what is not there.
+
+    >>> special_kind("/dev/zero"), special_kind("/dev"), special_kind("/nowhere")
+    ('a character device', '', '')
+    """
+    try:
+        mode = os.stat(Path(path).expanduser()).st_mode
+    except (OSError, ValueError):
+        return ""
+    return next((name for is_kind, name in _SPECIAL if is_kind(mode)), "")
 
 
 def check_references(folder: str | Path) -> None:

@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "fastchat"
 # Each room may import itself, the rooms named here, and nothing else of the package.
 ARROWS = {
     "errors": set(),
-    "recipe_files": {"errors"},
+    "recipe_files": {"errors", "security"},
     "processes": {"errors"},
     "typed": {"errors"},
     "paths": {"errors"},

@@ -11,8 +11,7 @@ from fastchat.conversation.schema import Place
 from fastchat.conversation.template import TABLE, Template
 from fastchat.conversation.upstream import FIELDS, Conversation
 from fastchat.errors import SettingsError, say
-from fastchat.paths import special_kind
-from fastchat.security import load_yaml
+from fastchat.security import load_yaml, special_kind
 
 FLAG = "--conv_template_file"
 

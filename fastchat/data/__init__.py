@@ -5,7 +5,7 @@ renderer's spans), and is kept in flat arrays on disk until batches are made. St
 torch is imported inside the one function that makes tensors, pyarrow and the hub's libraries where they are asked.
 
     sources.py        what --data_path names -> files; hub.py asks the hub
-    reading.py        bytes -> rows, each with its line; parquet.py and arrow.py for those kinds (tables.py), row_size.py
+    reading.py        bytes -> rows, each with its line; tables.py of parquet.py and arrow.py; row_size.py
     strict_json.py    one JSON object, nothing tolerated
     bad_rows.py       what is wrong with a row, told once
     formats.py        row -> Dialogue

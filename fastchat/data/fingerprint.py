@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastchat.data.reading import refuse_special, unreadable
+from fastchat.data.no_file import refuse_special, unreadable
 
 # A file that was written to so shortly before it was read may be written to again without its times showing it.
 _TOO_FRESH_S = 10.0

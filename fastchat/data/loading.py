@@ -11,7 +11,8 @@ from typing import Literal
 from fastchat.conversation import Dialogue
 from fastchat.data.bad_rows import BadRow, BadRowReport, UnreadKeys
 from fastchat.data.formats import parse_row, refuse_reasoning, row_id
-from fastchat.data.reading import Row, RowReader, unreadable
+from fastchat.data.no_file import unreadable
+from fastchat.data.reading import Row, RowReader
 from fastchat.errors import say
 
 OnBadRow = Literal["stop", "skip"]

@@ -22,12 +22,12 @@ from typing import IO, Any
 
 from fastchat.data.arrow import ARROW_FILE, ARROW_STREAM, arrow_rows
 from fastchat.data.bad_rows import BadRow
+from fastchat.data.no_file import refuse_special, unreadable
 from fastchat.data.parquet import parquet_rows
 from fastchat.data.row_size import LIMIT, MAX_ROW_BYTES, too_large
 from fastchat.data.strict_json import BadValue, StrictDecoder
 from fastchat.data.tables import NumberedRow
-from fastchat.errors import DataError, brief, nearest
-from fastchat.paths import special_kind
+from fastchat.errors import DataError, brief
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Which tables there are, by how their files begin.
@@ -132,31 +132,6 @@ def _starts_with(raw: IO[bytes], magic: bytes) -> bool:
     found = raw.read(len(magic))
     raw.seek(0)
     return found == magic
-
-
-def refuse_special(path: str) -> None:
-    """DataError for what would be waited for or read without end: a pipe, a socket, a device."""
-    if kind := special_kind(path):
-        raise DataError(f"{path}: is {kind}; write what it gives into a file, and give that file.")
-
-
-def unreadable(path: str, error: OSError) -> DataError:
-    """What to tell the user about a file that cannot be opened or read."""
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: no such file.{_neighbours(path)}")
-    if isinstance(error, IsADirectoryError):
-        return DataError(
-            f"{path}: is a folder; give the file in it (.json, .jsonl, either with .gz, .parquet or .arrow)."
-        )
-    return DataError(f"{path}: cannot be read ({error.strerror or error}).")
-
-
-def _neighbours(path: str) -> str:
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        return f" There is no folder {folder} either."
-    close = nearest(os.path.basename(path), os.listdir(folder))
-    return f" In the same folder: {', '.join(close)}." if close else ""
 
 
 def _rows(stream: IO[bytes] | gzip.GzipFile, path: str) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastchat.data.arrow import saved_files
 from fastchat.data.hub import download
-from fastchat.data.reading import refuse_special, unreadable
+from fastchat.data.no_file import refuse_special, unreadable
 from fastchat.errors import DataError, say
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".arrow")

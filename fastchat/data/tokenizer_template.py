@@ -294,7 +294,7 @@ def compile_template(source: str) -> CompiledTemplate:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a template may raise: it is a program that divides, indexes, compares, and runs into the sandbox's limits."""
+    """What a template may raise: a program divides, indexes, compares, and runs into the sandbox's limits."""
     from jinja2 import TemplateError
 
     return (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)

@@ -9,7 +9,8 @@ from typing import Any
 from fastchat.data.mixing import check_proportions
 from fastchat.data.sources import check_source
 from fastchat.errors import SettingsError, say
-from fastchat.paths import folders_instead, meant_here, model_instead, special_kind
+from fastchat.paths import folders_instead, meant_here, model_instead
+from fastchat.security import special_kind
 from fastchat.train.arguments import UNSUPPORTED
 from fastchat.train.values import Values
 

@@ -12,6 +12,7 @@ from fastchat.data.tokenizer_template import compile_template
 from fastchat.errors import SettingsError
 
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 999 }}{% endfor %}{% endfor %}"
 MEMORY = [
     "{{ 'x' | center(10000000000) }}",
     "{{ '%10000000000d' % 1 }}",
@@ -20,9 +21,8 @@ MEMORY = [
     "{{ 'x' | indent(10000000000, true) }}",
     "{{ [1] | batch(1000000000, 0) | list }}",
     "{% set ns = namespace(t='xxxxxxxxxxxxxxxx') %}{% for i in range(40) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
-    "{% set t %}{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 999 }}{% endfor %}{% endfor %}{% endset %}",
-    "{% macro f() %}{% for i in range(99999) %}{% for j in range(999) %}{{ 'x' * 999 }}{% endfor %}{% endfor %}{% endmacro %}"
-    "{{ f() }}",
+    "{% set t %}" + LOOPS + "{% endset %}",
+    "{% macro f() %}" + LOOPS + "{% endmacro %}{{ f() }}",
 ]
 
 
