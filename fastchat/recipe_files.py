@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastchat.errors import SettingsError, nearest, say
+from fastchat.security import special_kind
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RECIPES = CHECKOUT / "playground" / "recipes"
@@ -20,6 +21,7 @@ def find_recipe(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
+    _refuse_special(path)
     stem = path.name.removesuffix(path.suffix) if path.suffix in _ENDINGS else path.name
     ours = RECIPES / f"{stem}.yaml"
     if path.name == name and ours.is_file():
@@ -33,8 +35,14 @@ def find_recipe(name: str) -> Path:
 def in_checkout(path: str, *, tell: bool = True) -> Path:
     """A file that a recipe names, such as playground/deepspeed_config_s3.json, from any folder; `tell` says so."""
     here = Path(path).expanduser()
+    _refuse_special(here)
     if here.exists() or here.is_absolute() or not (CHECKOUT / here).is_file():
         return here
     if tell:
         say(f"{path} is not in this folder: taken from {CHECKOUT}")
     return CHECKOUT / here
+
+
+def _refuse_special(path: Path) -> None:
+    if kind := special_kind(path):
+        raise SettingsError(f"{path} is {kind}; give a file")

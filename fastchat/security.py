@@ -8,7 +8,9 @@ Needs only the standard library.
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -33,12 +35,37 @@ def brings_code(config: dict[str, Any]) -> bool:
     return any(name and name != NO_CODE for name in ([named] if isinstance(named, str) else named or []))
 
 
+_SPECIAL = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+)
+
+
+def special_kind(path: str | Path) -> str:
+    """What `path` is where reading it could wait, or go on, for ever; "" for files, folders, and what is not there.
+
+    >>> special_kind("/dev/zero"), special_kind("/dev"), special_kind("/nowhere")
+    ('a character device', '', '')
+    """
+    try:
+        mode = os.stat(Path(path).expanduser()).st_mode
+    except (OSError, ValueError):
+        return ""
+    return next((name for is_kind, name in _SPECIAL if is_kind(mode)), "")
+
+
 def check_references(folder: str | Path) -> None:
-    """SettingsError where a JSON file of a model, tokenizer or adapter folder names a file outside of it.
+    """SettingsError where a JSON file of a model, tokenizer or adapter folder names a file outside of it, or where a
+    pipe, a socket or a device stands in it: opening one may never return.
 
     What names another model (`base_model_name_or_path`, `_name_or_path`, `auto_map`) is no file to open.
     """
     root = Path(folder).expanduser()
+    for path in sorted(root.iterdir()) if root.is_dir() else []:
+        if kind := special_kind(path):
+            raise SettingsError(f"{path} is {kind}, no file; nothing of this folder was opened. Remove it.")
     for path in sorted(root.glob("*.json")):
         if path.name in ("tokenizer.json", "vocab.json", "training.json"):
             continue  # large, and made of words
@@ -108,6 +135,8 @@ def load_yaml(path: str | Path, what: str) -> Any:
     # As everyone means it, at any depth; YAML 1.1 wants a point and a sign. (No long numbers: commits look like that.)
     number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE]([-+][0-9]+|[0-9]{1,2})$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    if kind := special_kind(path):
+        raise SettingsError(f"{what} {path} cannot be read: it is {kind}, no file")
     try:
         return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError) as error:

@@ -9,11 +9,16 @@ ROLES = ("user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn. A function call is the assistant's; what a tool or an interpreter returned has the role "tool"."""
+    """One turn. A function call is the assistant's; what a tool or an interpreter returned has the role "tool".
+
+    `reasoning` is what the assistant thought before this answer, where the data keeps it apart; only a tokenizer's own
+    chat template can show it.
+    """
 
     role: str
     text: str
     train: bool = True  # only read for assistant turns
+    reasoning: str | None = None
 
     def __post_init__(self) -> None:
         assert self.role in ROLES, self.role

@@ -11,7 +11,7 @@ from fastchat.conversation.schema import Place
 from fastchat.conversation.template import TABLE, Template
 from fastchat.conversation.upstream import FIELDS, Conversation
 from fastchat.errors import SettingsError, say
-from fastchat.security import load_yaml
+from fastchat.security import load_yaml, special_kind
 
 FLAG = "--conv_template_file"
 
@@ -53,7 +53,8 @@ def load_template_file(path: str) -> list[str]:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise SettingsError(f"{FLAG} {path}: there is no such file.")
+        kind = special_kind(file)
+        raise SettingsError(f"{FLAG} {path}: {f'is {kind}; give a file' if kind else 'there is no such file'}.")
     if file.suffix == ".py":
         return _run(file, path)
     if file.suffix not in (".yaml", ".yml"):

@@ -137,6 +137,11 @@ class Template:
             raise SettingsError(f"template {self.name!r}: content={self.content!r} is not {', '.join(CONTENT)}.")
 
     @property
+    def reasoning_key(self) -> str:
+        """Under which name the template reads what an assistant thought; "" as it shows texts only."""
+        return ""
+
+    @property
     def stop(self) -> str:
         """The part of `assistant.after` that the model generates to end its turn; "" where EOS does that."""
         after = (self.last_assistant or self.assistant).after

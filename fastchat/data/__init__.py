@@ -5,7 +5,7 @@ renderer's spans), and is kept in flat arrays on disk until batches are made. St
 torch is imported inside the one function that makes tensors, pyarrow and the hub's libraries where they are asked.
 
     sources.py        what --data_path names -> files; hub.py asks the hub
-    reading.py        bytes -> rows, each with its line; parquet.py for that kind
+    reading.py        bytes -> rows, each with its line; tables.py of parquet.py and arrow.py; row_size.py
     strict_json.py    one JSON object, nothing tolerated
     bad_rows.py       what is wrong with a row, told once
     formats.py        row -> Dialogue
@@ -13,11 +13,11 @@ torch is imported inside the one function that makes tensors, pyarrow and the hu
     raw_tokenizer.py  a tokenizer directory read without torch
     encoder.py        plain text on one side, control tokens on the other
     binding.py        rendered text -> ids and mask; probes.py holds what proves them
-    tokenization.py   dialogue -> ids and labels, cut where needed
+    tokenization.py   dialogue -> ids and labels, cut where needed; beginning.py encodes no more than can be kept
     saved_template.py the Jinja text saved beside a result
     store.py          all examples in flat arrays
     tokenising.py     files -> a store on disk, made once: workers.py in several processes, token_cache.py keeps it,
-                      fingerprint.py knows the data, mixing.py chooses of it
+                      code_digest.py knows the code, fingerprint.py the data, mixing.py chooses of it
     dataset.py        what the Trainer indexes
     collate.py        examples -> a padded batch
     counts.py         what became of every row and token; progress.py shows it being made

@@ -1,12 +1,15 @@
-"""What is wrong with a row, and the one message in which a user gets told about all of them."""
+"""What is wrong with a row, or not read of it, and the one message in which a user gets told about all of them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from fastchat.errors import DataError
 
 MAX_LISTED = 20
+_MAX_KEYS = 8  # that are named; _MAX_COUNTED that are told apart (a row may have made-up keys)
+_MAX_COUNTED = 1000
 MAX_SHOWN = 60
 
 
@@ -69,3 +72,37 @@ class BadRowReport:
         return (
             f"skipped {self.total} of {num_rows} rows that cannot be read ({self.reasons()}); first: {self.listed[0]}"
         )
+
+
+class UnreadKeys:
+    """Counts the keys of rows and turns that nothing reads, over all files."""
+
+    def __init__(self) -> None:
+        self._num: dict[str, Counter[str]] = {"turn": Counter(), "row": Counter()}
+        self._others: Counter[str] = Counter()
+
+    def add(self, found: Mapping[tuple[str, str], int], columns: Sequence[str] = ()) -> None:
+        """Count those of one row: ("row" or "turn", key) -> how many have it; and columns of its table."""
+        for (kind, key), num in found.items():
+            self._count(kind, key, num)
+        for column in columns:
+            self._count("row", column, 1)
+
+    def _count(self, kind: str, key: str, num: int) -> None:
+        counted = self._num[kind]
+        if key in counted or len(counted) < _MAX_COUNTED:
+            counted[key] += num
+        else:
+            self._others[kind] += num
+
+    @property
+    def lines(self) -> list[str]:
+        """`keys of turns that are not read: 'note' (12 turns)`, most frequent first; none where all are read."""
+        return [line for kind in self._num if (line := self._line(kind))]
+
+    def _line(self, kind: str) -> str:
+        most = self._num[kind].most_common()
+        named = [f"{shown(key)} ({num:,} {kind}{'s' if num > 1 else ''})" for key, num in most[:_MAX_KEYS]]
+        num_more = max(len(most) - _MAX_KEYS, 0)
+        more = f" and {num_more:,}{' or more' if self._others[kind] else ''} others" if num_more else ""
+        return f"keys of {kind}s that are not read: {', '.join(named)}{more}" if named else ""

@@ -184,7 +184,7 @@ class BoundEncoder:
         """A literal of the template as this tokenizer writes it: `</s>` as its EOS, `<s>` as its BOS or not at all."""
         return "".join(c.content if c else text for text, c in self._split_literal(literal))
 
-    def _lookalikes(self, segments: Sequence[Segment]) -> int:
+    def lookalikes(self, segments: Sequence[Segment]) -> int:
         """How many control strings stand in messages, where they are text."""
         found = 0
         for segment in segments:
@@ -248,7 +248,7 @@ class BoundEncoder:
             yield piece, found, cuts
 
     def _assemble(self, segments: Sequence[Segment], pieces: list[Piece], tokens: dict[int, PlainTokens]) -> Encoded:
-        out = Encoded(lookalikes=self._lookalikes(segments))
+        out = Encoded(lookalikes=self.lookalikes(segments))
         learned = learned_segments(segments, self.train_on)
         for piece, found, cuts in self._placed(pieces, tokens):
             out.neutralised += cuts

@@ -5,7 +5,7 @@
     {"instruction": q, "input": x, "output": a}  ->  {"id": "alpaca_0", "conversations": [human: q and x, gpt: a]}
 
 Question and input are joined in upstream's words, an input of one character included, which upstream loses. A "system"
-text and the earlier exchanges in "history" are kept.
+text, the earlier exchanges in "history", and what the row says about learning, reasoning and tools are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Any
 
 from fastchat.data.bad_rows import BadRow, shown
 from fastchat.data.command import run
-from fastchat.data.formats import ASSISTANT, parse_row
+from fastchat.data.formats import (
+    ASSISTANT,
+    COLUMNS,
+    REASONING_KEYS,
+    TOOL_LISTS,
+    TRAIN_KEYS,
+    format_of,
+    parse_row,
+)
 from fastchat.data.tools import Tally, convert, tool_parser
 
 
@@ -29,12 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def to_sharegpt(index: int, row: dict[str, Any], tally: Tally) -> Iterable[dict[str, Any]]:
     """One Alpaca row as a ShareGPT row. Raises BadRow for any other."""
     dialogue = parse_row(row).dialogue
-    if "instruction" not in row or dialogue is None:
+    if format_of(row) != "instruction" or dialogue is None:
         raise BadRow("not an Alpaca row", f"keys: {', '.join(map(shown, list(row)[:6]))}")
     tally.notes["empty answers, which training does not learn"] += not dialogue.turns[-1].text.strip()
     turns = [{"from": "gpt" if t.role == ASSISTANT else "human", "value": t.text} for t in dialogue.turns]
+    if (reasoning := dialogue.turns[-1].reasoning) is not None:
+        turns[-1][REASONING_KEYS[0]] = reasoning
     system = {} if dialogue.system is None else {"system": dialogue.system}
-    return [{"id": f"alpaca_{index}", **system, "conversations": turns}]
+    kept = {key: row[key] for key in (*TRAIN_KEYS, *TOOL_LISTS) if row.get(key) is not None}
+    left_out = row.keys() - {*COLUMNS}
+    for key in left_out:
+        tally.notes[f"rows whose key {shown(key)} is left out"] += row[key] is not None
+    return [{"id": f"alpaca_{index}", **system, **kept, "conversations": turns}]
 
 
 if __name__ == "__main__":

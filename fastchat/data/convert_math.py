@@ -26,6 +26,7 @@ from typing import Any
 
 from fastchat.data.bad_rows import BadRow, BadRowReport, shown
 from fastchat.data.command import Parser, run
+from fastchat.data.formats import TRAIN_KEYS, refuse_unsupported
 from fastchat.data.math_rows import Problem, agree, dialogue, number, read_problem
 from fastchat.data.reading import Row, read_rows
 from fastchat.data.sandbox import Limits, guarantee, run_python
@@ -89,8 +90,10 @@ def _convert(job: tuple[Row, str], limits: Limits) -> dict[str, Any] | BadRow:
         if row.problem is not None:
             return row.problem
         assert row.value is not None
+        refuse_unsupported(row.value, "the row")
         problem = read_problem(row.value, name)
-        return dialogue(problem, _output_of(problem, limits))
+        made = dialogue(problem, _output_of(problem, limits))
+        return made | {key: row.value[key] for key in TRAIN_KEYS if row.value.get(key) is not None}
     except BadRow as bad:
         return bad
 

@@ -7,6 +7,7 @@ trained_turns            assistant turns learned       untrained_turns      assi
 truncated_dialogues      examples that were cut        truncated_tokens     tokens they lost
 lossy_dialogues          rows that lose supervised tokens to the length limit, cut or dropped
 lost_supervised_tokens   how many all of them lose
+partly_counted           of these, far too long ones: the tokens that they lost are counted in their beginning only
 cut_turns                answers that are not learned because they lie behind a cut
 turns                    of everybody, in the examples       lookalikes     control strings in messages, kept text
 straddling_tokens        hold characters of an answer and of something else
@@ -50,6 +51,7 @@ def count_example(counts: Counter[str], example: Example) -> None:
     counts["cut_turns"] += example.cut_turns
     counts["truncated_dialogues"] += example.truncated_tokens > 0
     counts["truncated_tokens"] += example.truncated_tokens
+    counts["partly_counted"] += example.at_least
     counts["straddling_tokens"] += example.straddling
     counts["turns"] += example.turns
     counts["lookalikes"] += example.lookalikes
@@ -79,13 +81,14 @@ def table(counts: Mapping[str, int]) -> str:
     tokens, supervised = counts.get("tokens", 0), counts.get("supervised_tokens", 0)
     share = f" ({100 * supervised / tokens:.1f} %)" if tokens else ""
     looks = f"{n('lookalikes')} control strings stand in messages as text"
+    at_least = "at least " if counts.get("partly_counted") else ""
     cut = f", {n('cut_turns')} behind a cut" if counts.get("cut_turns") else ""
     lost = f", {n('lost_supervised_tokens')} supervised tokens are lost" if counts.get("lost_supervised_tokens") else ""
     lines = [
         ("records", f"{n('rows')}: {n('dialogues')} trained on{left_out}"),
         ("turns", f"{n('turns')}: {n('trained_turns')} answers trained, {n('untrained_turns')} not{cut}"),
         ("tokens", f"{tokens:,}: {supervised:,} supervised{share}"),
-        ("truncated", f"{n('truncated_dialogues')} dialogues, by {n('truncated_tokens')} tokens{lost}"),
+        ("truncated", f"{n('truncated_dialogues')} dialogues, by {at_least}{n('truncated_tokens')} tokens{lost}"),
         ("straddling", f"{n('straddling_tokens')} tokens hold characters of an answer and of something else"),
         ("look-alikes", f"{looks}, {n('neutralised_lookalikes')} of them kept so by an extra split"),
     ]

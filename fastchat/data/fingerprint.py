@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastchat.data.reading import unreadable
+from fastchat.data.no_file import refuse_special, unreadable
 
 # A file that was written to so shortly before it was read may be written to again without its times showing it.
 _TOO_FRESH_S = 10.0
@@ -23,6 +23,7 @@ def combined(sums: Sequence[str]) -> str:
 def sha256_of(path: str) -> str:
     """What `sha256sum` prints. Raises DataError where the file cannot be read."""
     digest = hashlib.sha256()
+    refuse_special(path)
     try:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):

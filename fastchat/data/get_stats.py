@@ -2,9 +2,10 @@
 
     python -m fastchat.data.get_stats --in-file sharegpt.json --model-name-or-path DIR
 
-These are the tokens of the messages alone, without any template; the preview counts a whole run. A prompt is what a
-user says, a response what the assistant says, and a turn is one prompt. Every row that a run would train on is counted
-(upstream goes by places: it loses the last message of an odd number, and counts a first system message as a prompt).
+These are the tokens of the messages (and of reasoning that stands apart) alone, without any template; the preview
+counts a whole run. A prompt is what a user says, a response what the assistant says, and a turn is one prompt. Every
+row that a run would train on is counted (upstream goes by places: it loses the last message of an odd number, and
+counts a first system message as a prompt).
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def get_stats(args: argparse.Namespace) -> None:
     while batch := list(islice(parsed, _BATCH)):
         dialogues = [p.dialogue for p in batch if p.dialogue is not None]
         stats.dropped.update(str(p.dropped) for p in batch if p.dialogue is None)
-        messages = [[("system", d.system or ""), *((t.role, t.text) for t in d.turns)] for d in dialogues]
+        messages = [
+            [("system", d.system or ""), *((t.role, (t.reasoning or "") + t.text) for t in d.turns)] for d in dialogues
+        ]
         lengths = map(len, encoder.plain([text for dialogue in messages for _, text in dialogue], "first"))
         for dialogue in messages:
             stats.add([(role, next(lengths)) for role, _ in dialogue])

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastchat.conversation import Dialogue
-from fastchat.data.bad_rows import BadRow, BadRowReport
-from fastchat.data.formats import parse_row, row_id
-from fastchat.data.reading import Row, RowReader, unreadable
+from fastchat.data.bad_rows import BadRow, BadRowReport, UnreadKeys
+from fastchat.data.formats import parse_row, refuse_reasoning, row_id
+from fastchat.data.no_file import unreadable
+from fastchat.data.reading import Row, RowReader
 from fastchat.errors import say
 
 OnBadRow = Literal["stop", "skip"]
@@ -47,12 +48,15 @@ class Records:
     >>> for record in Records(["a.json", "b.parquet"], on_bad_row="skip"): ...
     """
 
-    def __init__(self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop"):
+    def __init__(self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False):
+        """`reasoning`: whether the template shows reasoning that stands apart; without, such rows are malformed."""
         assert not isinstance(paths, str), paths
         self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
+        self.reasoning = reasoning
         self.num_rows = 0
         self.rows_of_file: list[int] = []
         self.bad = BadRowReport()
+        self._unread = UnreadKeys()
         self._treatments: Counter[str] = Counter()
         self._reader: RowReader | None = None  # of the file being read
         self._bytes_done = 0  # of the files before it
@@ -73,17 +77,18 @@ class Records:
             self._bytes_done += _size(path)
         if self.stopping:
             raise self.bad.error(self.num_rows)
-        if self.bad.total:
-            say(self.summary)
+        for line in self.lines:
+            say(line)
 
     @property
     def stopping(self) -> bool:
         return self.on_bad_row == "stop" and self.bad.total > 0
 
     @property
-    def summary(self) -> str:
-        """The one line about the rows that were skipped; "" where none was."""
-        return self.bad.summary(self.num_rows) if self.bad.total else ""
+    def lines(self) -> list[str]:
+        """What is to be said of the rows: that some were skipped, that keys were not read."""
+        skipped = [self.bad.summary(self.num_rows)] if self.bad.total else []
+        return skipped + self._unread.lines
 
     @property
     def counts(self) -> dict[str, int]:
@@ -110,10 +115,13 @@ class Records:
                 raise row.problem
             assert row.value is not None
             parsed = parse_row(row.value, row.source, row.line)
+            if parsed.dialogue is not None and not self.reasoning:
+                refuse_reasoning(parsed.dialogue)
         except BadRow as bad:
             self.bad.add(row.source, row.line, bad)
             return Record(index, None, f"bad_row: {bad.reason}", row.source, row.line)
         self._treatments.update(parsed.treatments)
+        self._unread.add(parsed.unread, row.unread)
         return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, row_id(row.value))
 
 
@@ -125,9 +133,9 @@ class LoadedDialogues:
     counts: dict[str, int]
 
 
-def load_dialogues(paths: Sequence[str], *, on_bad_row: OnBadRow = "stop") -> LoadedDialogues:
-    """All `Records` at once, in memory. Raises DataError as they do."""
-    records = Records(paths, on_bad_row=on_bad_row)
+def load_dialogues(paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False) -> LoadedDialogues:
+    """All `Records` at once, in memory. Arguments and errors as theirs."""
+    records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning)
     return LoadedDialogues(list(records), records.counts)
 
 

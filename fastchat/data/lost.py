@@ -46,17 +46,23 @@ def gains_of(
 class Lost:
     """What all dialogues lose: `kept` supervised tokens are trained on, and `gains[length]` more with that limit.
 
-    `dialogues`: how many lose something.
+    `dialogues`: how many lose something. `at_least`: some are so long that only their beginning was counted.
     """
 
     kept: int
     dialogues: int
     gains: Counter[int] = field(default_factory=Counter)
+    at_least: bool = False
 
     @classmethod
     def of(cls, counts: Mapping[str, int], gains: Iterable[tuple[int, int]]) -> Lost:
         """From the counts of the data and (length, tokens) pairs."""
-        return cls(counts.get("supervised_tokens", 0), counts.get("lossy_dialogues", 0), Counter(dict(gains)))
+        return cls(
+            counts.get("supervised_tokens", 0),
+            counts.get("lossy_dialogues", 0),
+            Counter(dict(gains)),
+            bool(counts.get("partly_counted")),
+        )
 
     @property
     def tokens(self) -> int:
@@ -82,6 +88,8 @@ class Lost:
         if self.share <= LOUD:
             return []
         most, everything = self.length_for(_MOST), self.length_for(1.0)
+        if self.at_least:  # what would keep everything is not known
+            return [(f"{_MOST:.0%} of what was counted", most)]
         return [(f"{_MOST:.0%}", most), ("100%", everything)] if most < everything else [("100%", everything)]
 
     def warning(self, max_length: int, costs: Mapping[int, str] | None = None) -> str | None:
@@ -92,7 +100,8 @@ class Lost:
         for what, length in self.lengths:
             cost = (costs or {}).get(length)
             ways.append(f"--model_max_length {length} keeps {what}" + (f" ({cost})" if cost else ""))
+        at_least = "at least " if self.at_least else ""
         return (
-            f"WARNING: --model_max_length {max_length} loses {self.share:.1%} of the supervised tokens "
+            f"WARNING: --model_max_length {max_length} loses {at_least}{self.share:.1%} of the supervised tokens "
             f"({self.tokens:,} of {self.kept + self.tokens:,}, in {self.dialogues:,} dialogues): {'; '.join(ways)}"
         )

@@ -57,7 +57,8 @@ def preview(args: argparse.Namespace) -> None:
     sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
     files = [file for source in sources for file in source.files]
     _check_outputs(args, files)
-    records, counts = Records(files, on_bad_row=args.on_bad_row), Counter[str]()
+    reasoning = bool(bound.template.reasoning_key)
+    records, counts = Records(files, on_bad_row=args.on_bad_row, reasoning=reasoning), Counter[str]()
     report = HtmlReport(bound, args.model_max_length) if args.html else None
     trained: Counter[str] = Counter()  # examples of each file
     gains: Counter[int] = Counter()
@@ -102,7 +103,7 @@ def _parser() -> Parser:
     )
     add_model_flags(parser)
     add = parser.add_argument
-    data = "files (.json, .jsonl, .gz, .parquet), patterns, folders, datasets of the hub (OWNER/NAME)"
+    data = "files (.json, .jsonl, .gz, .parquet, .arrow), patterns, folders, datasets of the hub (OWNER/NAME)"
     add("--data_path", required=True, nargs="+", metavar="DATA", help=data)
     add("--data_split", default="train", metavar="NAME", help="split of datasets of the hub (%(default)s)")
     add("--data_revision", metavar="REV", help="branch, tag or commit of datasets of the hub")

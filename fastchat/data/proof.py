@@ -88,6 +88,7 @@ class SecondOpinion:
 
     def _has_lookalikes(self, dialogue: Dialogue) -> bool:
         texts = [(turn.text, turn.role == "assistant") for turn in dialogue.turns] + [(dialogue.system or "", False)]
+        texts += [(turn.reasoning or "", True) for turn in dialogue.turns]
         return any(c in text for text, said in texts for c in (self._never_answered if said else self._controls))
 
     def _check_one(self, sample: _Sample, checked: Checked) -> None:
@@ -99,7 +100,7 @@ class SecondOpinion:
                 raise sample.disagreement(i, "BOS is supervised")
         inverted = self.bound.train_on == ALL
         marked = [(label == IGNORED) == inverted and token != self._bos for token, label in sample.pairs]
-        messages = to_messages(sample.dialogue)
+        messages = to_messages(sample.dialogue, self.bound.template.reasoning_key)
         first = len(messages) - len(sample.dialogue.turns)
         whole = self._render(messages, False)
         claimed = 0

@@ -1,8 +1,9 @@
-"""Bytes -> rows: a strict reader of `.json`, `.jsonl` (plain or gzipped) and `.parquet` that knows each row's place.
+"""Bytes -> rows: a strict reader of JSON (`.json`, `.jsonl`, plain or gzipped), parquet and Arrow that knows each row's
+place.
 
 What a file is, is decided by its content, so a `.json` file holding JSON lines is fine. Tolerated in JSON: a byte order
 mark, CRLF, blank lines. Everything else that is not exactly JSON is named, never repaired. No file is held in memory as
-a whole: one line, or about a megabyte of an array, at a time.
+a whole: one line, or about a megabyte of an array, at a time; and no row that is larger than MAX_ROW_BYTES.
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
+from fastchat.data.arrow import ARROW_FILE, ARROW_STREAM, arrow_rows
 from fastchat.data.bad_rows import BadRow
+from fastchat.data.no_file import refuse_special, unreadable
+from fastchat.data.parquet import parquet_rows
+from fastchat.data.row_size import LIMIT, MAX_ROW_BYTES, too_large
 from fastchat.data.strict_json import BadValue, StrictDecoder
-from fastchat.errors import DataError, nearest
+from fastchat.data.tables import NumberedRow
+from fastchat.errors import DataError, brief
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-PARQUET = b"PAR1"
+# Which tables there are, by how their files begin.
+_TABLES = {b"PAR1": parquet_rows, ARROW_FILE: arrow_rows, ARROW_STREAM: arrow_rows}
 _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
     b"PK": "a zip archive",
-    b"ARROW1": "an Arrow file",
 }
 _TEXT_KINDS = {".csv": "CSV", ".tsv": "tab-separated text", ".txt": "plain text"}
 _BLOCK = 1 << 20  # bytes of an array that are read at a time
@@ -43,13 +49,15 @@ _NEXT_TOKEN = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[\[\]{},]')
 class Row:
     """One row as it stands in the file: `value` is the JSON object, or None where `problem` says what is wrong.
 
-    `line` counts from 1; of a parquet file it is the number of the row.
+    `line` counts from 1; of a table (parquet, Arrow) it is the number of the row. `unread` are the columns of the table
+    that were not read.
     """
 
     source: str
     line: int
     value: dict[str, Any] | None
     problem: BadRow | None = None
+    unread: tuple[str, ...] = ()
 
 
 class RowReader:
@@ -59,11 +67,12 @@ class RowReader:
     >>> for row in reader: print(row.line, reader.share)
     """
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, whole: bool = False):
+        """`whole`: every column of a table is read, not only those that training reads."""
+        self.path, self.whole = path, whole
         self._file: IO[bytes] | None = None
         self._size = 0
-        self._rows_share = 0.0  # of a parquet file
+        self._rows_share = 0.0  # of a table
 
     @property
     def share(self) -> float:
@@ -81,13 +90,13 @@ class RowReader:
         num_rows = 0
         with _opened(self.path) as raw:
             self._size = os.fstat(raw.fileno()).st_size
-            is_parquet = _starts_with(raw, PARQUET)
-            for row in self._parquet_rows() if is_parquet else self._json_rows(raw):
+            table = next((rows for magic, rows in _TABLES.items() if _starts_with(raw, magic)), None)
+            for row in self._table_rows(table) if table else self._json_rows(raw):
                 num_rows += 1
                 yield row
         self._rows_share = 1.0
         if not num_rows:
-            needed = "" if is_parquet else "; it needs a JSON array of objects, or one object per line"
+            needed = "" if table else "; it needs a JSON array of objects, or one object per line"
             raise DataError(f"{self.path}: the file holds no rows{needed}.")
 
     def _json_rows(self, raw: IO[bytes]) -> Iterator[Row]:
@@ -95,22 +104,21 @@ class RowReader:
         zipped = _starts_with(raw, b"\x1f\x8b") or self.path.endswith(".gz")
         yield from _rows(gzip.open(raw) if zipped else raw, self.path)  # noqa: SIM115 (closed with the file below it)
 
-    def _parquet_rows(self) -> Iterator[Row]:
-        from fastchat.data.parquet import parquet_rows
-
-        for row, share in parquet_rows(self.path):
+    def _table_rows(self, rows: Callable[[str, bool], Iterator[tuple[NumberedRow, float]]]) -> Iterator[Row]:
+        for row, share in rows(self.path, self.whole):
             self._rows_share = share
-            yield Row(self.path, row.number, row.value, row.problem)
+            yield Row(self.path, row.number, row.value, row.problem, row.unread)
 
 
-def read_rows(path: str) -> Iterator[Row]:
-    """Every row of a file in order, malformed ones included. Raises DataError as RowReader does."""
-    return iter(RowReader(path))
+def read_rows(path: str, whole: bool = False) -> Iterator[Row]:
+    """Every row of a file in order, malformed ones included. Arguments and errors as of RowReader."""
+    return iter(RowReader(path, whole))
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
     """The file, with every way in which reading it can fail told as one DataError."""
+    refuse_special(path)
     try:
         with open(path, "rb") as raw:
             yield raw
@@ -126,23 +134,6 @@ def _starts_with(raw: IO[bytes], magic: bytes) -> bool:
     return found == magic
 
 
-def unreadable(path: str, error: OSError) -> DataError:
-    """What to tell the user about a file that cannot be opened or read."""
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: no such file.{_neighbours(path)}")
-    if isinstance(error, IsADirectoryError):
-        return DataError(f"{path}: is a folder; give the file in it (.json, .jsonl, either with .gz, or .parquet).")
-    return DataError(f"{path}: cannot be read ({error.strerror or error}).")
-
-
-def _neighbours(path: str) -> str:
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        return f" There is no folder {folder} either."
-    close = nearest(os.path.basename(path), os.listdir(folder))
-    return f" In the same folder: {', '.join(close)}." if close else ""
-
-
 def _rows(stream: IO[bytes] | gzip.GzipFile, path: str) -> Iterator[Row]:
     decoder, number = StrictDecoder(), 1
     raw = _without_mark(stream.readline(_FIRST), path)
@@ -155,36 +146,60 @@ def _rows(stream: IO[bytes] | gzip.GzipFile, path: str) -> Iterator[Row]:
     if not raw.lstrip().startswith(b"["):
         yield from _line_rows(decoder, _numbered(stream, number, raw), path)
     elif raw.lstrip()[1:].lstrip().startswith(b"{"):
-        yield from _array_rows(decoder, _Text(stream, raw), number, path)
+        yield from _array_rows(decoder, _Text(stream, raw, path), number, path)
     else:
-        raw = _whole_line(stream, raw)
-        blank, following = b"", stream.readline()
+        raw = _whole_line(stream, raw, number, path)
+        blank, following = bytearray(), stream.readline(MAX_ROW_BYTES)
         while following and not following.strip():
-            blank, following = blank + following, stream.readline()
+            blank += following
+            following = stream.readline(MAX_ROW_BYTES)
+            _check_gap(len(blank), number, path)
         if following and _is_array_of_values(raw):  # a bad first row, in a file of JSON lines
             yield _line_row(decoder, raw, number, path)
             number += 1 + blank.count(b"\n")
             yield from _line_rows(decoder, _numbered(stream, number, following), path)
         else:
-            yield from _array_rows(decoder, _Text(stream, raw + blank + following), number, path)
+            yield from _array_rows(decoder, _Text(stream, raw + blank + following, path), number, path)
 
 
-def _whole_line(stream: IO[bytes] | gzip.GzipFile, begun: bytes) -> bytes:
-    return begun if begun.endswith(b"\n") else begun + stream.readline()
+def _whole_line(stream: IO[bytes] | gzip.GzipFile, begun: bytes, number: int, path: str) -> bytes:
+    line = begun if begun.endswith(b"\n") else begun + stream.readline(MAX_ROW_BYTES)
+    _check_gap(len(line), number, path)
+    return line
 
 
-def _numbered(stream: IO[bytes] | gzip.GzipFile, number: int, begun: bytes) -> Iterator[tuple[int, bytes]]:
-    """Line `number`, of which the beginning has been read already, and all that follow it."""
-    yield number, _whole_line(stream, begun)
-    yield from enumerate(stream, start=number + 1)
+def _check_gap(num_bytes: int, number: int, path: str) -> None:
+    """DataError where no row begins in so many bytes from line `number` on."""
+    if num_bytes > MAX_ROW_BYTES:
+        raise DataError(f"{path}:{number}: no row in {MAX_ROW_BYTES >> 20} MiB; it is no file of conversations.")
+
+
+def _numbered(stream: IO[bytes] | gzip.GzipFile, number: int, begun: bytes) -> Iterator[tuple[int, bytes | BadRow]]:
+    """Line `number`, of which the beginning has been read already, and all that follow it; BadRow for one too long."""
+    while begun:
+        line, size = begun, len(begun)
+        if not line.endswith(b"\n"):
+            line += stream.readline(MAX_ROW_BYTES + 1 - size)
+            size = len(line)
+        if size <= MAX_ROW_BYTES or line.endswith(b"\n"):
+            yield number, line
+        else:
+            while block := stream.readline(_BLOCK):
+                size += len(block)
+                if block.endswith(b"\n"):
+                    break
+            yield number, too_large(size)
+        number, begun = number + 1, stream.readline(MAX_ROW_BYTES + 1)
 
 
 def _without_mark(first_line: bytes, path: str) -> bytes:
     for magic, kind in _OTHER_KINDS.items():
         if first_line.startswith(magic):
             raise DataError(
-                f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz) or parquet."
+                f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz), parquet or Arrow."
             )
+    if b"\0" in first_line[:2]:  # UTF-16 without a mark; or a file with nothing in it but zeros
+        raise DataError(f"{path}: begins with a NUL byte, so it is no UTF-8 JSON; copy or convert it again.")
     return first_line.removeprefix(BYTE_ORDER_MARK)
 
 
@@ -195,7 +210,7 @@ def _refuse_tables(first_line: bytes, path: str) -> None:
         start = first_line[:60].decode("utf-8", "replace").strip()
         raise DataError(
             f"{path}: is {kind}, not JSON; it begins with {start!r}. It needs a JSON array of objects, one object per "
-            "line (.json or .jsonl, either with .gz), or parquet."
+            "line (.json or .jsonl, either with .gz), parquet or Arrow."
         )
 
 
@@ -211,22 +226,25 @@ def _is_array_of_values(line: bytes) -> bool:
 # --- one JSON object per line
 
 
-def _line_rows(decoder: StrictDecoder, lines: Iterator[tuple[int, bytes]], path: str) -> Iterator[Row]:
+def _line_rows(decoder: StrictDecoder, lines: Iterator[tuple[int, bytes | BadRow]], path: str) -> Iterator[Row]:
     """Rows of a file of JSON lines, from the first one that is not blank on."""
     number, raw = next(lines)
     second = next(lines, None)
-    if raw.strip() == b"{" and second and not second[1].lstrip().startswith(b"{"):
+    after = second[1] if second else b"{"
+    if isinstance(raw, bytes) and raw.strip() == b"{" and isinstance(after, bytes) and after.lstrip()[:1] != b"{":
         raise DataError(
             f"{path}:{number}: a JSON object spread over several lines. "
             "It needs a JSON array of objects ([ ... ]), or one whole object per line."
         )
     yield _line_row(decoder, raw, number, path)
     for number, raw in itertools.chain([second] if second else [], lines):
-        if raw.strip():
+        if isinstance(raw, BadRow) or raw.strip():
             yield _line_row(decoder, raw, number, path)
 
 
-def _line_row(decoder: StrictDecoder, raw: bytes, number: int, path: str) -> Row:
+def _line_row(decoder: StrictDecoder, raw: bytes | BadRow, number: int, path: str) -> Row:
+    if isinstance(raw, BadRow):
+        return Row(path, number, None, raw)
     try:
         text = raw.decode("utf-8").strip(" \t\r\n")
         value, end = decoder.decode(text, 0)
@@ -246,19 +264,33 @@ def _line_row(decoder: StrictDecoder, raw: bytes, number: int, path: str) -> Row
 class _Text:
     """The text of a file from some place on, as far as it has been read; bytes that are not UTF-8 are surrogates."""
 
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile, begun: bytes):
-        self._stream = stream
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, begun: bytes, path: str):
+        self._stream, self._path = stream, path
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
         self.text, self.ended, self.has_bad_bytes = "", False, False
         self._add(begun)
 
     def more(self) -> bool:
-        """Read on, as much again as there is already; False where nothing is left."""
+        """Read on, as much again as there is already; False where nothing is left.
+
+        Raises DataError where as much as one row may have is in memory.
+        """
+        if self.full:
+            start = brief(self.text[:_BLOCK].lstrip(), 60)
+            raise DataError(
+                f"{self._path}: one element of the array, or what follows a broken one, has more than "
+                f"{MAX_ROW_BYTES >> 20} MiB ({LIMIT}). It begins with {start!r}."
+            )
         if not self.ended:
             block = self._stream.read(max(_BLOCK, len(self.text)))
             self.ended = not block
             self._add(block, final=self.ended)
         return not self.ended
+
+    @property
+    def full(self) -> bool:
+        """Whether more than one row may have is in memory."""
+        return len(self.text) > MAX_ROW_BYTES + _BLOCK
 
     def drop(self, end: int) -> None:
         """Forget everything before character `end`."""
@@ -314,7 +346,7 @@ def _element(decoder: StrictDecoder, file: _Text, start: int) -> tuple[Any, int,
     """The element at `start`; where the comma or bracket behind it is, or the text ends; and what is wrong with it.
 
     What ends with the text read so far, or is no JSON, may look otherwise with more of the file: then more is read. (So
-    behind an element that is really broken the rest of the file is held in memory.)
+    behind an element that is really broken as much of the file is read as one row may have.)
     """
     while True:
         value, end, problem = None, start, None
@@ -326,12 +358,16 @@ def _element(decoder: StrictDecoder, file: _Text, start: int) -> tuple[Any, int,
         end = _skip_space(file.text, end)
         follows = file.text[end : end + 1]
         sure = follows in (",", "]") and (problem is None or isinstance(problem, BadValue))
-        if sure or not file.more():
+        if sure or (file.full and not _is_cut(problem)) or not file.more():
             break
     if follows not in ("", ",", "]"):
         problem = problem or BadRow("broken JSON", "neither a comma nor ] after this element")
         end = _next_separator(file.text, end)
     return value, end, problem
+
+
+def _is_cut(problem: BadRow | None) -> bool:
+    return problem is not None and problem.reason == "truncated JSON"
 
 
 def _next_separator(text: str, start: int) -> int:

@@ -1,4 +1,5 @@
-"""What `--data_path` names -> the files to read: a file, a pattern, a folder, or a dataset of the hub.
+"""What `--data_path` names -> the files to read: a file, a pattern, a folder (of files, or one that `save_to_disk` of
+`datasets` wrote), or a dataset of the hub.
 
 What exists on disk always wins over a pattern or a hub name that is spelled the same.
 """
@@ -13,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastchat.data.arrow import saved_files
 from fastchat.data.hub import download
-from fastchat.data.reading import unreadable
+from fastchat.data.no_file import refuse_special, unreadable
 from fastchat.errors import DataError, say
 
-ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".arrow")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WILD = re.compile(r"[*?\[]")
 _MAX_NAMED = 5
@@ -38,10 +40,10 @@ class Source:
     revision: str | None = None
 
 
-def check_source(flag: str, name: str) -> None:
+def check_source(flag: str, name: str, split: str = "train") -> None:
     """Tell what can be told without reading or downloading anything. Raises DataError as `find_sources` does."""
     if not (_is_hub_name(name) and not os.path.exists(_path(name))):
-        _local(flag, name)
+        _local(flag, name, split)
 
 
 def find_sources(
@@ -51,7 +53,8 @@ def find_sources(
 
     Args:
         flag: for messages, `--data_path`.
-        split, revision: of the datasets of the hub among the names; None is the main branch.
+        split: of the datasets of the hub and the saved ones with splits among the names.
+        revision: of the datasets of the hub; None is the main branch.
         cache_dir: where the hub's library keeps them, None for its own place.
 
     Raises:
@@ -64,7 +67,7 @@ def find_sources(
             say(f"{flag} {name}: split {split} of the hub's dataset at {commit[:12]}, {_num_files(files)}")
             found.append(Source(name, tuple(files), commit))
         else:
-            found.append(Source(name, tuple(os.path.abspath(file) for file in _local(flag, name, tell=True))))
+            found.append(Source(name, tuple(os.path.abspath(file) for file in _local(flag, name, split, tell=True))))
     twice = [file for file, n in Counter(file for source in found for file in source.files).items() if n > 1]
     if twice:
         say(f"{flag}: {_listed(twice)} named more than once, so the dialogues of it count more than once")
@@ -79,10 +82,11 @@ def _is_hub_name(name: str) -> bool:
     return bool(_HUB_NAME.fullmatch(name)) and not name.endswith(ENDINGS)
 
 
-def _local(flag: str, name: str, tell: bool = False) -> list[str]:
+def _local(flag: str, name: str, split: str, tell: bool = False) -> list[str]:
     path = _path(name)
+    refuse_special(path)
     if os.path.isdir(path):
-        return _files_in(flag, name, path, tell)
+        return _saved(flag, name, path, split, tell) or _files_in(flag, name, path, tell)
     if os.path.exists(path):
         return [path]
     if not _WILD.search(name):
@@ -96,6 +100,15 @@ def _local(flag: str, name: str, tell: bool = False) -> list[str]:
     if folders and tell:
         say(f"{flag} {name}: left out, as they are folders: {_listed(folders)}")
     return files
+
+
+def _saved(flag: str, name: str, folder: str, split: str, tell: bool) -> list[str] | None:
+    """The files of a folder that `save_to_disk` wrote; None for any other."""
+    found = saved_files(folder, split)
+    if found and tell:
+        of = f"split {split} of " if os.path.dirname(found[0]) != os.path.normpath(folder) else ""
+        say(f"{flag} {name}: {of}a saved data set, {_num_files(found)}")
+    return found
 
 
 def _files_in(flag: str, name: str, folder: str, tell: bool) -> list[str]:

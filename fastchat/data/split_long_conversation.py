@@ -23,7 +23,7 @@ from fastchat.conversation import Dialogue, Turn
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.choosing import add_model_flags, bound_encoder
 from fastchat.data.command import run
-from fastchat.data.formats import ASSISTANT, TREATMENTS, USER, parse_row
+from fastchat.data.formats import ASSISTANT, TREATMENTS, USER, parse_row, refuse_reasoning
 from fastchat.data.tools import Dropped, Tally, TurnList, add_slice, check_slice, convert, tool_parser, turn_list
 from fastchat.errors import SettingsError
 
@@ -54,6 +54,8 @@ def split_row(row: dict[str, Any], bound: BoundEncoder, max_length: int, tally: 
     parsed, turns = parse_row(row), turn_list(row)
     if parsed.dialogue is None:
         raise Dropped(str(parsed.dropped))
+    if not bound.template.reasoning_key:
+        refuse_reasoning(parsed.dialogue)
     for name in _REMOVED:
         tally.notes[TREATMENTS[name]] += parsed.treatments[name]
     rounds = find_rounds(turns.roles)
@@ -99,8 +101,13 @@ class _Measure:
     def _count(self, first: int, last: int) -> Counter[int]:
         """Tokens of each turn, by its place behind the first of these rounds; -1 for what is of no turn."""
         start, end = self._rounds[first][0], self._rounds[last - 1][1]
-        pairs = zip(self._turns.roles[start:end], self._turns.texts[start:end], strict=True)
-        dialogue = Dialogue(tuple(Turn(role, text) for role, text in pairs), self._system)
+        turns = zip(
+            *(part[start:end] for part in (self._turns.roles, self._turns.texts, self._turns.reasoning)), strict=True
+        )
+        # As a piece of its own, the last round alone need show its reasoning.
+        dialogue = Dialogue(
+            tuple(Turn(role, text, thought is None, thought) for role, text, thought in turns), self._system
+        )
         rendered = self._bound.template.render(dialogue)
         of_turn: Counter[int] = Counter()
         for segment, num in self._bound.count(rendered).items():

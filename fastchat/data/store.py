@@ -165,8 +165,8 @@ def collect(examples: Iterable[tuple[Example, int]]) -> Part:
 
 
 def digest(dialogue: Dialogue) -> int:
-    """64 bits of what a dialogue says: its system text, roles and texts."""
-    turns = [(turn.role, turn.text) for turn in dialogue.turns]
+    """64 bits of what a dialogue says: its system text, roles, texts and reasoning."""
+    turns = [(turn.role, turn.text, *([turn.reasoning] if turn.reasoning else [])) for turn in dialogue.turns]
     text = repr((dialogue.system, turns)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 

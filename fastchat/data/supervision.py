@@ -42,6 +42,7 @@ class Encoded:
             and of an unlearned segment.
         lookalikes: how many control strings stand in messages.
         neutralised: how many of them were kept plain text by an extra split.
+        whole: False where this is only the beginning of a dialogue that is far too long.
     """
 
     input_ids: list[int] = field(default_factory=list)
@@ -50,6 +51,7 @@ class Encoded:
     straddling: list[int] = field(default_factory=list)
     lookalikes: int = 0
     neutralised: int = 0
+    whole: bool = True
 
     def add(self, token_id: int, supervised: bool, segment: int) -> None:
         self.input_ids.append(token_id)

@@ -20,6 +20,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 import zlib
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import fastchat
+from fastchat.data import encoder, loading, workers
+from fastchat.data.code_digest import code_digest
 from fastchat.data.store import TokenStore, damage
 from fastchat.errors import DataError, ResourceError, SettingsError, say
 
@@ -37,9 +40,10 @@ VARIABLE = "FSCHAT_CACHE"
 ENTRY = "entry.json"
 MAX_AGE_S = 30 * 24 * 3600
 MAX_BYTES = 20 << 30
-# All that decides which ids a dialogue gets is in these two rooms and in these libraries.
-_ROOMS = ("conversation", "data")
-_LIBRARIES = ("tokenizers", "jinja2")
+# Files become rows, rows dialogues, and dialogues ids, labels and counts in these modules, in what they import, and in
+# these libraries. (What transformers makes of a tokenizer is in the description of the encoder.)
+_MODULES = (loading.__name__, workers.__name__, encoder.__name__)
+_LIBRARIES = ("tokenizers", "jinja2", "pyarrow")
 
 
 @dataclass
@@ -79,13 +83,11 @@ def key_of(**parts: Any) -> str:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Digest of the sources that make ids, and the versions of the libraries that do: every change of them counts."""
-    found = hashlib.sha256()
-    for room in _ROOMS:
-        for path in sorted((Path(fastchat.__file__).parent / room).glob("*.py")):
-            found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    found.update(json.dumps({name: importlib.metadata.version(name) for name in _LIBRARIES}).encode())
-    return found.hexdigest()
+    """Digest of the code that makes ids, and the versions of Python and of the libraries that do."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    versions["python"] = ".".join(map(str, sys.version_info[:2]))  # its Unicode tables, and the form of syntax trees
+    code = code_digest(Path(fastchat.__file__).parent, _MODULES)
+    return hashlib.sha256(json.dumps([code, versions], sort_keys=True).encode()).hexdigest()
 
 
 def obtain(

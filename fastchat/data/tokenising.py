@@ -16,6 +16,7 @@ from typing import Any
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data import token_cache
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.code_digest import file_digest
 from fastchat.data.fingerprint import KnownSums, state_of
 from fastchat.data.loading import OnBadRow, Record, Records
 from fastchat.data.lost import Lost
@@ -83,6 +84,7 @@ def obtain_tokens(
     sums = [[sum_of(file) for file in source.files] for source in sources]
     key = token_cache.key_of(
         data=sums,
+        making=file_digest(Path(__file__)),
         encoder=bound.described(),
         max_length=settings.max_length,
         overlong=settings.overlong,
@@ -124,7 +126,9 @@ class _Making:
         self.counts.clear()
         self.gains.clear()
         settings, samples = self.settings, _Samples(_SAMPLES)
-        records = Records([f for s in self.sources for f in s.files], on_bad_row=settings.on_bad_row)
+        files = [file for source in self.sources for file in source.files]
+        reasoning = bool(self.bound.template.reasoning_key)
+        records = Records(files, on_bad_row=settings.on_bad_row, reasoning=reasoning)
         workers = num_workers(settings.workers, records.num_bytes)
         parts = tokenised(
             self._batches(records),
@@ -152,7 +156,7 @@ class _Making:
             "counts": counts,
             "gains": sorted(self.gains.items()),
             "rows": self._rows(records),
-            "lines": [records.summary] if records.summary else [],
+            "lines": records.lines,
             "samples": [(number, _to_json(record, list(self.states))) for number, record in samples.kept],
         }
 
@@ -209,7 +213,7 @@ class _Samples:
 def _to_json(record: Record, files: list[str]) -> list[Any]:
     """With the place of its file among `files`, whose names the key leaves out: the next run may have other names."""
     assert record.dialogue is not None
-    turns = [[turn.role, turn.text, turn.train] for turn in record.dialogue.turns]
+    turns = [[turn.role, turn.text, turn.train, turn.reasoning] for turn in record.dialogue.turns]
     return [turns, record.dialogue.system, record.index, files.index(record.source), record.line, record.id]
 
 

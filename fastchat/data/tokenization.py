@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from fastchat.conversation import Dialogue, Rendered
+from fastchat.data.beginning import encode_beginnings
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.lost import gains_of
-from fastchat.data.supervision import Encoded
+from fastchat.data.supervision import Encoded, learned_segments
 from fastchat.errors import DataError
 
 IGNORED = -100
@@ -31,7 +32,8 @@ class Example:
         index: the record's place in the input.
         input_ids, labels: [T], equal lengths; a label is the token's own id or -100.
         dropped: why nothing of it is trained, None where it is.
-        truncated_tokens: how many ids were cut off.
+        truncated_tokens: how many ids were cut off; of a dialogue that is far too long `at_least` so many, as its end
+            was never encoded (and `neutralised` counts of its beginning only).
         cut_turns: answers that would be learned, and lie behind the cut.
         trained_turns, untrained_turns: assistant turns that are learned (wholly or up to a cut), and those that are not
             because the record says so or because its template shows only the last answer as it was generated.
@@ -57,6 +59,7 @@ class Example:
     neutralised: int = 0
     lost: int = 0
     gains: list[tuple[int, int]] = field(default_factory=list)
+    at_least: bool = False
 
     @property
     def num_supervised(self) -> int:
@@ -90,24 +93,30 @@ def tokenize_dialogues(
     pairs = iter(dialogues)
     while batch := list(islice(pairs, _BATCH)):
         rendered = [bound.template.render(dialogue) for _, dialogue in batch]
-        for (index, dialogue), text, encoded in zip(batch, rendered, bound.encode_many(rendered), strict=True):
-            yield _example(index, dialogue, text, encoded, max_length, overlong)
+        for (index, dialogue), text, encoded in zip(
+            batch, rendered, encode_beginnings(rendered, bound, max_length), strict=True
+        ):
+            yield _example(index, dialogue, text, encoded, bound.train_on, max_length, overlong)
 
 
 def _example(
-    index: int, dialogue: Dialogue, rendered: Rendered, encoded: Encoded, max_length: int, overlong: str
+    index: int, dialogue: Dialogue, rendered: Rendered, encoded: Encoded, train_on: str, max_length: int, overlong: str
 ) -> Example:
     total = len(encoded.input_ids)
     answers = sum(turn.role == "assistant" for turn in dialogue.turns)
-    learned = len(_learned(rendered, encoded, total))
+    learned = len(
+        _learned(rendered, encoded, total) | (set() if encoded.whole else _behind(rendered, encoded, train_on))
+    )
     example = Example(
         index, untrained_turns=answers - learned, turns=len(dialogue.turns), lookalikes=encoded.lookalikes
     )
+    example.at_least = not encoded.whole
     keep = total
     if total > max_length:
         if overlong == "error":
+            at_least = "" if encoded.whole else "at least "
             raise DataError(
-                f"{dialogue.where}: the dialogue has {total} tokens and --model_max_length is {max_length}. "
+                f"{dialogue.where}: the dialogue has {at_least}{total} tokens and --model_max_length is {max_length}. "
                 "Raise --model_max_length, or use --overlong truncate|drop."
             )
         ends = _ends(rendered, encoded)
@@ -136,6 +145,15 @@ def _learned(rendered: Rendered, encoded: Encoded, keep: int) -> set[int]:
     pairs = zip(encoded.segment_of[:keep], encoded.supervised[:keep], strict=True)
     owners = (rendered.segments[segment] for segment, supervised in pairs if supervised)
     return {owner.turn for owner in owners if owner.supervised}
+
+
+def _behind(rendered: Rendered, encoded: Encoded, train_on: str) -> set[int]:
+    """The answers to be learned that lie behind what was encoded, or reach there."""
+    start = max(encoded.segment_of, default=0)
+    wanted = enumerate(learned_segments(rendered.segments, train_on))
+    return {
+        rendered.segments[i].turn for i, learned in wanted if i >= start and learned and rendered.segments[i].supervised
+    }
 
 
 def _ends(rendered: Rendered, encoded: Encoded) -> list[int]:

@@ -15,6 +15,7 @@ Where any of this does not hold, the record is named together with the property 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -25,8 +26,10 @@ from functools import cached_property
 from typing import Any
 
 from fastchat.conversation import Dialogue, Rendered, Segment
+from fastchat.data.formats import REASONING_KEYS
 from fastchat.data.probes import HARMLESS
 from fastchat.data.raw_tokenizer import RawTokenizer
+from fastchat.data.template_limits import check_operands, joined, try_out
 from fastchat.errors import DataError, SettingsError
 
 # Private-use characters: no template and hardly a text has them.
@@ -34,10 +37,14 @@ _MARK = re.compile("\ue000(\\d+)\ue001")
 _THINKING = ("<think>", "</think>")
 
 
-def to_messages(dialogue: Dialogue) -> list[dict[str, str]]:
-    """A dialogue as the messages that a Jinja chat template takes."""
-    system = [] if dialogue.system is None else [{"role": "system", "content": dialogue.system}]
-    return system + [{"role": turn.role, "content": turn.text} for turn in dialogue.turns]
+def to_messages(dialogue: Dialogue, reasoning_key: str = "") -> list[dict[str, str]]:
+    """A dialogue as the messages that a Jinja chat template takes; reasoning under `reasoning_key`, if there is one."""
+    messages = [] if dialogue.system is None else [{"role": "system", "content": dialogue.system}]
+    for turn in dialogue.turns:
+        messages.append({"role": turn.role, "content": turn.text})
+        if reasoning_key and turn.reasoning is not None:
+            messages[-1][reasoning_key] = turn.reasoning
+    return messages
 
 
 class TokenizerTemplate:
@@ -52,6 +59,12 @@ class TokenizerTemplate:
         self._names = {"bos_token": raw.bos_token or "", "eos_token": raw.eos_token or ""}
         self._compiled = compile_template(source)
         self.where = raw.name
+
+    @cached_property
+    def reasoning_key(self) -> str:
+        """Under which name the template reads what an assistant thought before it answered; "" where it does not."""
+        reads = (key for key in REASONING_KEYS if re.search(rf"(?:\.|\[['\"]|get\(['\"]){key}\b", self.source))
+        return next(reads, "")
 
     @cached_property
     def stop(self) -> str:
@@ -98,7 +111,7 @@ class TokenizerTemplate:
             DataError: the template refuses the record, or gives no exact span for one of its answers; the message
                 names the record and the property.
         """
-        messages = to_messages(dialogue)
+        messages = to_messages(dialogue, self.reasoning_key)
         offset = len(messages) - len(dialogue.turns)
         real = self._run(messages, add_generation_prompt, dialogue)
         pieces = self._pieces(messages, add_generation_prompt, real, dialogue)
@@ -159,7 +172,7 @@ class TokenizerTemplate:
         self, messages: list[dict[str, str]], add_generation_prompt: bool, real: str, dialogue: Dialogue
     ) -> list[tuple[int, int, int]]:
         """(start, end, message) of the rendered text, message -1 for the template's own; empty pieces left out."""
-        marked, texts = _mark(messages)
+        marked, texts, thoughts = _mark(messages, self.reasoning_key)
         skeleton = _MARK.split(self._run(marked, add_generation_prompt, dialogue))
         pieces, position = [], 0
         for k, part in enumerate(skeleton):
@@ -181,16 +194,24 @@ class TokenizerTemplate:
         lost = [k for k, said in enumerate(messages) if said["content"].strip() and k not in shown]
         if lost:
             raise self._no_span(dialogue, lost[0], f"the {messages[lost[0]]['role']} message is not shown at all")
+        if not add_generation_prompt:
+            self._check_thoughts(thoughts - {int(mark) for mark in skeleton[1::2]}, texts, messages, dialogue)
         return pieces
 
-    def _run(self, messages: list[dict[str, str]], add_generation_prompt: bool, dialogue: Dialogue) -> str:
-        from jinja2 import TemplateError
+    def _check_thoughts(
+        self, lost: set[int], texts: list[tuple[int, str]], messages: list[dict[str, str]], dialogue: Dialogue
+    ) -> None:
+        """A learned answer must be shown with its reasoning: without, the model would learn to answer at once."""
+        turns = sorted(texts[mark][0] - (len(messages) - len(dialogue.turns)) for mark in lost)
+        for turn in turns:
+            if dialogue.turns[turn].train:
+                hint = 'give it "train": false, or split the dialogue behind it'
+                raise self._no_span(dialogue, turn, f"its {self.reasoning_key} is not shown ({hint})")
 
-        # A template is a program: it divides, indexes, compares, and may run into the sandbox's limits.
-        failures = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+    def _run(self, messages: list[dict[str, str]], add_generation_prompt: bool, dialogue: Dialogue) -> str:
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
-        except failures as error:
+        except failures() as error:
             raise DataError(f"{dialogue.where}: the tokenizer's chat template refuses the record: {error}") from error
 
     def _accepts(self, dialogue: Dialogue) -> bool:
@@ -207,26 +228,31 @@ class TokenizerTemplate:
         )
 
 
-def _mark(messages: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], list[tuple[int, str]]]:
-    """Messages with marks in the place of their texts, and for each mark its message and text.
+def _mark(
+    messages: Sequence[dict[str, str]], reasoning_key: str
+) -> tuple[list[dict[str, str]], list[tuple[int, str]], set[int]]:
+    """Messages with marks in the place of their texts; for each mark its message and text; the marks of reasoning.
 
     What stands inside and behind `<think>…</think>` gets a mark of its own: templates treat the two differently.
     """
-    marked, texts = [], []
+    marked: list[dict[str, str]] = []
+    texts: list[tuple[int, str]] = []
+    thoughts: set[int] = set()
+
+    def mark(message: int, text: str) -> str:
+        texts.append((message, text))
+        return f"\ue000{len(texts) - 1}\ue001"
+
     for k, said in enumerate(messages):
         opening, closing = _THINKING
-        parts = (
-            re.split(f"({opening}|{closing})", said["content"]) if said["role"] == "assistant" else [said["content"]]
-        )
-        content = ""
-        for part in parts:
-            if part in _THINKING or not part.strip():
-                content += part
-            else:
-                content += f"\ue000{len(texts)}\ue001"
-                texts.append((k, part))
+        is_answer = said["role"] == "assistant"
+        parts = re.split(f"({opening}|{closing})", said["content"]) if is_answer else [said["content"]]
+        content = "".join(part if part in _THINKING or not part.strip() else mark(k, part) for part in parts)
         marked.append({**said, "content": content})
-    return marked, texts
+        if reasoning_key and reasoning_key in said:
+            thoughts.add(len(texts))
+            marked[-1][reasoning_key] = mark(k, said[reasoning_key])
+    return marked, texts, thoughts
 
 
 def _trimmed(text: str) -> Iterator[str]:
@@ -234,9 +260,48 @@ def _trimmed(text: str) -> Iterator[str]:
     yield from dict.fromkeys((text, text.strip(), text.rstrip(), text.lstrip(), text.strip("\n"), text.lstrip("\n")))
 
 
+class CompiledTemplate:
+    """A Jinja template whose rendering is bounded (see template_limits.py)."""
+
+    def __init__(self, source: str):
+        self._template = _environment().from_string(source)
+
+    def render(self, **names: Any) -> str:
+        """The text. Raises what the template raises; TooMuch (an ArithmeticError) where it does not come to an end."""
+        return joined(self._template.generate(**names))
+
+
 @functools.cache
-def compile_template(source: str) -> Any:
-    """The template in the environment that transformers documents: sandboxed, with its helpers and its tags."""
+def compile_template(source: str) -> CompiledTemplate:
+    """The template in the environment that transformers documents: sandboxed, with its helpers and its tags.
+
+    Raises SettingsError for a template that is no Jinja, or that needs too much memory or time for simple dialogues.
+    """
+    import jinja2
+
+    def simplest() -> None:
+        template = CompiledTemplate(source)  # constants are computed here
+        for dialogue, prompt in itertools.product(HARMLESS, (False, True)):
+            with contextlib.suppress(*failures()):
+                messages = to_messages(dialogue)
+                template.render(messages=messages, add_generation_prompt=prompt, bos_token="", eos_token="")
+
+    try_out(simplest, "the tokenizer's chat template")
+    try:
+        return CompiledTemplate(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise SettingsError(f"the tokenizer's chat template is no valid Jinja: {error}") from error
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a template may raise: a program divides, indexes, compares, and runs into the sandbox's limits."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+
+
+@functools.cache
+def _environment() -> Any:
     import jinja2
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
@@ -252,19 +317,21 @@ def compile_template(source: str) -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            check_operands(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
     def to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise SettingsError(f"the tokenizer's chat template is no valid Jinja: {error}") from error
+    return environment

@@ -16,17 +16,12 @@ from typing import Any, TypeVar
 
 from fastchat.data.bad_rows import BadRow, BadRowReport
 from fastchat.data.command import Parser
-from fastchat.data.formats import CALL, MESSAGE_ROLES, SHAREGPT_ROLES, SYSTEM, parse_row
+from fastchat.data.formats import CALL, REASONING_KEYS, SYSTEM, TURN_LISTS, format_of, parse_row
 from fastchat.data.reading import Row, read_rows
 from fastchat.data.writing import RowFile, check_output
 from fastchat.errors import SettingsError, say, show
 
 T = TypeVar("T")
-_KEYS = {
-    "conversations": ("from", "value", SHAREGPT_ROLES),
-    "items": ("from", "value", SHAREGPT_ROLES),
-    "messages": ("role", "content", MESSAGE_ROLES),
-}
 
 
 class Dropped(Exception):
@@ -110,7 +105,7 @@ class Rows:
                 with all of them listed.
             SettingsError: --begin lies behind the last row.
         """
-        rows = enumerate(chain.from_iterable(read_rows(path) for path in self.paths))
+        rows = enumerate(chain.from_iterable(read_rows(path, whole=True) for path in self.paths))
         for index, row in _with_bar(islice(rows, self.begin, self.end)):
             self.num_read += 1
             try:
@@ -195,6 +190,13 @@ class TurnList:
         return [entry[self.text_key] for entry in self.entries]
 
     @property
+    def reasoning(self) -> list[str | None]:
+        return [
+            next((said for key in REASONING_KEYS if (said := entry.get(key) or "").strip()), None)
+            for entry in self.entries
+        ]
+
+    @property
     def num_system(self) -> int:
         """1 where the first turn is the system's, else 0."""
         return int(self.roles[:1] == [SYSTEM])
@@ -203,10 +205,10 @@ class TurnList:
 def turn_list(row: dict[str, Any]) -> TurnList:
     """The turns of a ShareGPT or messages row. Raises BadRow for anything that training could not read either."""
     parse_row(row)
-    key = next((key for key in _KEYS if key in row), None)
-    if key is None:
+    key = format_of(row)
+    if key not in TURN_LISTS:
         raise BadRow("not a list of turns", "an Alpaca row; convert_alpaca makes a conversation of it")
-    role_key, text_key, roles = _KEYS[key]
-    names = [entry[role_key] for entry in row[key]]
-    kinds = [CALL if name == CALL else roles[name] for name in names]
-    return TurnList(key, text_key, row[key], [roles[name] for name in names], kinds)
+    keys = TURN_LISTS[key]
+    names = [entry[keys.role] for entry in row[key]]
+    kinds = [CALL if name == CALL else keys.roles[name] for name in names]
+    return TurnList(key, keys.text, row[key], [keys.roles[name] for name in names], kinds)

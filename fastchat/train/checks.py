@@ -10,6 +10,7 @@ from fastchat.data.mixing import check_proportions
 from fastchat.data.sources import check_source
 from fastchat.errors import SettingsError, say
 from fastchat.paths import folders_instead, meant_here, model_instead
+from fastchat.security import special_kind
 from fastchat.train.arguments import UNSUPPORTED
 from fastchat.train.values import Values
 
@@ -111,12 +112,15 @@ def _paths(values: Values) -> None:
         raise SettingsError(f"--model_name_or_path {named}: there is no such folder.{model_instead(named)}")
     if model.is_dir() and not (model / "config.json").is_file():
         raise SettingsError(f"--model_name_or_path {model}: no config.json there, so it is no model folder")
-    for name in ("data_path", "eval_data_path"):
+    for name, split in (("data_path", "data_split"), ("eval_data_path", "eval_data_split")):
         for path in values[name] or []:
-            check_source(f"--{name}", path)
+            check_source(f"--{name}", path, values[split])
     template_file = values["conv_template_file"]
     if template_file and not Path(template_file).expanduser().is_file():
-        raise SettingsError(f"--conv_template_file {template_file}: there is no such file")
+        kind = special_kind(template_file)
+        raise SettingsError(
+            f"--conv_template_file {template_file}: {f'is {kind}' if kind else 'there is no such file'}"
+        )
     output = Path(values["output_dir"]).expanduser()
     if output.exists() and not output.is_dir():
         raise SettingsError(f"--output_dir {output} is a file; name a folder")

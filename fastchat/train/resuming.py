@@ -255,7 +255,7 @@ def _weights_suffice(found: Found, identity: Identity) -> bool:
     if rank_file(0) in found.manifest.files:
         return False
     settings = found.manifest.settings
-    if not all(_same(settings.get(name), identity.settings.get(name)) for name in LENGTH):
+    if not all(_same(settings.get(name), identity.settings.get(name)) for name in ("num_train_epochs", "max_steps")):
         return False
     state = json.loads((found.path / STATE).read_text(encoding="utf-8"))
     return state["global_step"] >= state["max_steps"]

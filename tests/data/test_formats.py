@@ -118,12 +118,11 @@ def test_train_false_is_kept_per_turn() -> None:
     assert [train for _, _, train in turns_of(row)] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("value", ["false", 0, 1, None, [], 0.0])
+@pytest.mark.parametrize("value", ["false", [], {}])
 def test_train_must_be_true_or_false(value: object) -> None:
     row = sharegpt(("human", "q"), ("gpt", "a"))
     row["conversations"][1]["train"] = value
-    kind = "null" if value is None else "a"
-    assert bad(row).startswith(f"wrong type: 'train' of turn 2 is {kind}")
+    assert bad(row).startswith("wrong type: 'train' of turn 2 is a")
 
 
 # --- wrong keys, types and roles

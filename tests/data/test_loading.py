@@ -287,7 +287,6 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     [
         (LINE.encode("utf-16"), "UTF-16 text"),
         (b"PK\x03\x04rest", "a zip archive"),
-        (b"ARROW1\0\0rest", "an Arrow file"),
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, content: bytes, kind: str) -> None:

@@ -1,0 +1,97 @@
+"""What a part of the program does, in one number: a digest of the code of some modules and of all that they import.
+
+Modules are found by their import statements, wherever they lie, and counted by their syntax trees: comments, docstrings
+and the form of the text change nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def import_closure(package: Path, roots: Iterable[str]) -> dict[str, Path]:
+    """The files of `roots` and of every module of the same package that they import, however indirectly.
+
+    Args:
+        package: the package's folder; its name is that of the package.
+        roots: names of modules.
+
+    Returns: {name of a module: its file}, sorted. What is imported for type checkers only is left out.
+    """
+    found: dict[str, Path] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        file = _file_of(package, name)
+        if name in found or file is None:
+            continue
+        found[name] = file
+        waiting += _parents(name)
+        waiting += _imported(ast.parse(file.read_bytes()), name, is_package=file.name == "__init__.py")
+    return dict(sorted(found.items()))
+
+
+def code_digest(package: Path, roots: Iterable[str]) -> str:
+    """A digest of the code of `import_closure(package, roots)`."""
+    files = import_closure(package, roots)
+    return hashlib.sha256("\n".join(f"{name} {file_digest(file)}" for name, file in files.items()).encode()).hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """A digest of the code of one module."""
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = node.body[_has_docstring(node) :]
+    return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _file_of(package: Path, name: str) -> Path | None:
+    """The file of a module; None for what is no module of the package."""
+    first, *rest = name.split(".")
+    if first != package.name:
+        return None
+    place = package.joinpath(*rest)
+    for file in (place / "__init__.py", place.with_suffix(".py")) if rest else (place / "__init__.py",):
+        if file.is_file():
+            return file
+    return None
+
+
+def _parents(name: str) -> Iterator[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _imported(tree: ast.AST, name: str, is_package: bool) -> Iterator[str]:
+    """Names that a module imports, at its head or within a function; of `from a import b` both a and a.b."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and _is_type_checking(node.test):
+            waiting += node.orelse
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = name.split(".")
+            above = parts[: len(parts) - node.level + is_package] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def _has_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    first = node.body[0] if node.body else None
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)

@@ -1,0 +1,141 @@
+"""The token cache's key changes with the code that makes ids, wherever it lies, and with nothing else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastchat
+from fastchat.data import token_cache
+from fastchat.data.code_digest import code_digest, file_digest, import_closure
+
+PACKAGE = Path(fastchat.__file__).parent
+ROOTS = token_cache._MODULES
+MODULES = import_closure(PACKAGE, ROOTS)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("copy") / "fastchat"
+    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__"))
+    return target
+
+
+def test_every_module_that_makes_ids_changes_the_key(copy: Path) -> None:
+    assert code_digest(copy, ROOTS) == code_digest(PACKAGE, ROOTS)
+    files = import_closure(copy, ROOTS)
+    for name, file in files.items():
+        text, before = file.read_bytes(), file_digest(file)
+        file.write_bytes(text + b"\n# a comment\n")
+        assert file_digest(file) == before, name
+        file.write_bytes(text + b"\nx_added = 1\n")
+        assert file_digest(file) != before, name
+        file.write_bytes(text)
+    before = code_digest(copy, ROOTS)
+    for name in ("fastchat.data.formats", "fastchat.conversation.template", "fastchat.data.parquet"):
+        text = files[name].read_bytes()
+        files[name].write_bytes(text + b"\nx_added = 1\n")
+        assert code_digest(copy, ROOTS) != before, name
+        files[name].write_bytes(text)
+
+
+def test_what_makes_no_ids_does_not(copy: Path) -> None:
+    before = code_digest(copy, ROOTS)
+    others = set(copy.rglob("*.py")) - set(import_closure(copy, ROOTS).values())
+    assert {"html_report.py", "preview.py", "reasons.py", "planner.py"} & {file.name for file in others}
+    assert len(others) > 50
+    for file in others:
+        file.write_bytes(file.read_bytes() + b"\nx_added = 1\n")
+    assert code_digest(copy, ROOTS) == before
+
+
+def test_the_closure_holds_all_that_is_loaded_to_make_ids(tokenizer_dir: object, tmp_path: Path) -> None:
+    """Against the interpreter: rows of every format, a template of either sort, tokens; and which modules that took."""
+    folder = tokenizer_dir("byte_nobos")  # type: ignore[operator]
+    code = """
+import json, sys
+from fastchat.data.encoder import TextEncoder
+from fastchat.data.loading import Records
+from fastchat.data.workers import make_part
+encoder, _ = TextEncoder.from_directory_or_class(sys.argv[1])
+bound = encoder.bind(encoder.choose("chatml"))
+import pyarrow, pyarrow.parquet
+row = {"instruction": "q", "output": "a"}
+table = pyarrow.Table.from_pylist([row])
+pyarrow.parquet.write_table(table, sys.argv[2] + "/a.parquet")
+with pyarrow.OSFile(sys.argv[2] + "/a.arrow", "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as out:
+    out.write_table(table)
+open(sys.argv[2] + "/a.json", "w").write(json.dumps([row]))
+records = list(Records([sys.argv[2] + "/a." + ending for ending in ("json", "parquet", "arrow")]))
+assert make_part([(r.index, r.dialogue) for r in records], bound, max_length=99, overlong="drop").counts["dialogues"]
+print(*(name for name in sys.modules if name.partition(".")[0] == "fastchat"))
+"""
+    words = [sys.executable, "-c", code, str(folder), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert {"fastchat.data.formats", "fastchat.conversation.template"} < set(done.stdout.split()) <= set(MODULES)
+
+
+def test_a_moved_module_is_followed(tmp_path: Path) -> None:
+    package = tmp_path / "made"
+    (package / "rows").mkdir(parents=True)
+    files = {
+        "__init__.py": "",
+        "rows/__init__.py": "from .parts import split",
+        "rows/parts.py": "def split(): return 1",
+        "unused.py": "",
+        "typed.py": "",
+        "late.py": "",
+        "start.py": (
+            "from typing import TYPE_CHECKING\nfrom made import rows\nif TYPE_CHECKING:\n    import made.typed\n"
+            "def run():\n    from made.late import x\n    import json"
+        ),
+    }
+    for name, text in files.items():
+        (package / name).write_text(text, encoding="utf-8")
+    assert list(import_closure(package, ["made.start"])) == [
+        "made",
+        "made.late",
+        "made.rows",
+        "made.rows.parts",
+        "made.start",
+    ]
+    before = code_digest(package, ["made.start"])
+    (package / "rows" / "parts.py").write_text("def split(): return 2", encoding="utf-8")
+    assert code_digest(package, ["made.start"]) != before
+
+
+def test_comments_docstrings_and_layout_are_no_code(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / name for name in ("a.py", "b.py", "c.py"))
+    one.write_text('"""A."""\ndef f(x):\n    """Doc."""\n    return x + 1\n', encoding="utf-8")
+    two.write_text("# hello\n\ndef f( x ):\n    return (x\n        + 1)  # so\n", encoding="utf-8")
+    three.write_text("def f(x):\n    return x + 2\n", encoding="utf-8")
+    assert file_digest(one) == file_digest(two) != file_digest(three)
+
+
+def test_every_library_that_decides_ids_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    harmless = {"numpy", "tqdm", "yaml", "transformers"}  # arrays, a bar, template files, what is in `described`
+    imports = {
+        name
+        for file in MODULES.values()
+        for name in re.findall(r"^\s*(?:from|import) ([a-z0-9_]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    third_party = imports - set(sys.stdlib_module_names) - {"fastchat"}
+    installed = {name for name in third_party if name in importlib.metadata.packages_distributions()}
+    assert installed - harmless == set(token_cache._LIBRARIES)
+    real = importlib.metadata.version
+    for name in token_cache._LIBRARIES:
+        token_cache.code_version.cache_clear()
+        before = token_cache.code_version()
+        token_cache.code_version.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "version", lambda n, name=name: "0" if n == name else real(n))
+            assert token_cache.code_version() != before
+    token_cache.code_version.cache_clear()
+    assert json.dumps(token_cache.code_version())
