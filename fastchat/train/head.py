@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from fastchat.plan.loss import rows_per_chunk
 from fastchat.train.loss import IGNORED
@@ -30,8 +30,8 @@ class ChunkedHead:
     """Teaches a causal language model to give a summed loss in place of logits.
 
     After `ChunkedHead(model)`, `model(**inputs, targets=labels[:, 1:]).loss` is the cross-entropy, summed over the
-    targets that are not -100; with `label_smoothing=0.1` smoothed. Without `targets` the model is what it was. The call
-    may come through whatever wraps the model (peft, DDP, DeepSpeed), and calls decoder and head once each, however many
+    targets that are not -100; with `label_smoothing=0.1` smoothed. With `labels` as well, `.aux_loss` is the loss that
+    the model itself then gives (see auxiliary.py). Without `targets` the model is what it was. The call may come through whatever wraps the model (peft, DDP, DeepSpeed), and calls decoder and head once each, however many
     chunks there are: under ZeRO-3 all processes gather the same weights the same number of times.
 
     `model`: the causal language model itself, without a peft or engine wrapper, before an engine takes it. `rows`:
@@ -52,9 +52,9 @@ class ChunkedHead:
         def of_model(_: Any, *args: Any, targets: Any = None, label_smoothing: float = 0.0, **inputs: Any) -> Any:
             if targets is None:
                 return self._model_forward(*args, **inputs)
-            return CausalLMOutputWithPast(
-                loss=self._loss(self._last_hidden(*args, **inputs), targets, label_smoothing)  # pyright: ignore
-            )
+            hidden_BTH, added = self._last_hidden(*args, **inputs)
+            loss = self._loss(hidden_BTH, targets, label_smoothing)
+            return MoeCausalLMOutputWithPast(loss=loss, aux_loss=added)  # pyright: ignore
 
         def of_head(_: Any, hidden: Any, *args: Any, targets: Any = None, label_smoothing: float = 0.0) -> Any:
             if targets is None:
@@ -64,8 +64,8 @@ class ChunkedHead:
         self.model.forward = MethodType(of_model, self.model)
         self.head.forward = MethodType(of_head, self.head)
 
-    def _last_hidden(self, *args: Any, **inputs: Any) -> torch.Tensor:
-        """[B, T, H]: what the model gives to its head."""
+    def _last_hidden(self, *args: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, T, H], what the model gives to its head; and the loss in its output, None without `labels`."""
         given: list[torch.Tensor] = []
 
         def keep(hidden_BTH: torch.Tensor) -> torch.Tensor:
@@ -73,9 +73,9 @@ class ChunkedHead:
             return hidden_BTH.new_zeros(1, 1, 1)
 
         with self._at_head.taken_by(keep):
-            self._model_forward(*args, **inputs)
+            output = self._model_forward(*args, **inputs)
         (hidden_BTH,) = given
-        return hidden_BTH
+        return hidden_BTH, output.loss
 
     def _loss(self, hidden_BTH: torch.Tensor, targets_BT: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         supervised_BT = targets_BT != IGNORED

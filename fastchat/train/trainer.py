@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from fastchat.data.packing import SEQ_LENGTHS, PackedDataset, Packs
+from fastchat.train.auxiliary import AuxiliaryLoss, find_auxiliary, loss_sums
 from fastchat.train.callbacks import EarlyStopping
 from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
 from fastchat.train.head import ChunkedHead
@@ -52,11 +53,13 @@ class ChatTrainer(CheckpointTrainer):
         self.add_callback(memory)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
         self.head = head
+        self.auxiliary: AuxiliaryLoss | None = None
         # Of this process, since the last log row; the loss stays on the device, so that no step waits for it.
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        self._added_sum = self._loss_sum.clone()  # what the model adds to the cross-entropy, a part of the loss
         self._counts = torch.zeros(2, dtype=torch.int64)  # supervised tokens, tokens
         self._run_sums = torch.zeros(3, dtype=torch.float64)  # the whole run, all processes: loss, supervised, tokens
-        self._before_step = (self._loss_sum.clone(), self._counts.clone())
+        self._before_step = (self._loss_sum.clone(), self._added_sum.clone(), self._counts.clone())
         patience: int | None = self.args.early_stopping_patience  # pyright: ignore[reportAttributeAccessIssue]
         self.early_stopping = EarlyStopping(patience) if patience else None
         if self.early_stopping is not None:
@@ -151,24 +154,24 @@ class ChatTrainer(CheckpointTrainer):
     # ---- loss ----
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Once the engine stands: the chunked head has to prove itself, or is not used."""
+        """Once the engine stands: the loss is compared with the model's own, and the chunked head has to prove itself,
+        or is not used."""
         prepared = super()._prepare_for_training(*args, **kwargs)
+        model: Any = self.model
+        how: dict[str, Any] = {
+            "dtype": self.compute_dtype(model.dtype),
+            "device": self.args.device,
+            "context": self.compute_loss_context_manager,
+        }
+        self.auxiliary = find_auxiliary(model, self.train_dataset, **how)
         if self.head is not None:
-            weights = next(self.head.head.parameters()).dtype
-            proven = prove_head(
-                self.head,
-                self.model,
-                self.train_dataset,
-                dtype=self.compute_dtype(weights),
-                device=self.args.device,
-                context=self.compute_loss_context_manager,
-            )
+            proven = prove_head(self.head, model, self.train_dataset, auxiliary=self.auxiliary, **how)
             self.head = self.head if proven else None
         return prepared
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Supervised tokens of one optimizer step, over all processes and accumulation steps."""
-        self._before_step = (self._loss_sum.clone(), self._counts.clone())
+        self._before_step = (self._loss_sum.clone(), self._added_sum.clone(), self._counts.clone())
         counts = count_tokens(batch_samples)
         self._counts += counts
         return self._total(counts)[0].clamp(min=1)
@@ -178,7 +181,13 @@ class ChatTrainer(CheckpointTrainer):
     ) -> Any:
         """This process's share of the step's loss, times the number of processes: gradients are averaged over them."""
         assert not return_outputs, "the logits are not kept"
-        total = loss_sum(model, inputs, self.args.label_smoothing_factor, chunked=self.head is not None)
+        smoothing, chunked = self.args.label_smoothing_factor, self.head is not None
+        if self.auxiliary is None:
+            total = loss_sum(model, inputs, smoothing, chunked=chunked)
+        else:
+            total, added = loss_sums(model, inputs, self.auxiliary, smoothing, chunked=chunked)
+            total = total + added
+            self._added_sum += added.detach()
         self._loss_sum += total.detach()
         self.guard.note(total)
         return poison(total) * self.args.world_size / num_items_in_batch
@@ -202,7 +211,7 @@ class ChatTrainer(CheckpointTrainer):
         norm: Any = super()._get_grad_norm(model, grad_norm)
         good = self.guard.may_step(float(norm), self.state.global_step)
         if not good:
-            self._loss_sum, self._counts = self._before_step
+            self._loss_sum, self._added_sum, self._counts = self._before_step
             if not self.is_deepspeed_enabled:
                 model.zero_grad(set_to_none=True)  # the optimizer finds nothing to do
         if not self.is_deepspeed_enabled and not self.args.fp16:
@@ -223,23 +232,26 @@ class ChatTrainer(CheckpointTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Replaces the Trainer's mean of means by the exact mean over supervised tokens, and adds the token counts."""
         if "loss" in logs:
-            loss, supervised, tokens = self._drain()
+            loss, supervised, tokens, added = self._drain()
             self._run_sums += torch.tensor([loss, supervised, tokens], dtype=torch.float64)
             logs["loss"] = loss / supervised if supervised else float("nan")
+            if self.auxiliary is not None:
+                logs["aux_loss"] = added / supervised if supervised else float("nan")
             logs["num_tokens"], logs["num_supervised_tokens"] = int(tokens), int(supervised)
         if "loss" in logs or "train_loss" in logs:
             logs |= self.memory.agree(self._total(torch.tensor(self.memory.mine()), dist.ReduceOp.MAX).tolist())
         if "train_loss" in logs:
-            self._run_sums += torch.tensor(self._drain(), dtype=torch.float64)
+            self._run_sums += torch.tensor(self._drain()[:3], dtype=torch.float64)
             loss, supervised, _ = self._run_sums.tolist()
             logs["train_loss"] = loss / supervised if supervised else float("nan")
             logs.pop("total_flos", None)
         super().log(logs, start_time)
 
     def _drain(self) -> list[float]:
-        """[loss sum, supervised tokens, tokens] over all processes since the last call."""
-        sums = torch.cat([self._loss_sum.cpu()[None], self._counts.double()])
+        """[loss sum, supervised tokens, tokens, sum of what the model added], all processes, since the last call."""
+        sums = torch.cat([self._loss_sum.cpu()[None], self._counts.double(), self._added_sum.cpu()[None]])
         self._loss_sum.zero_()
+        self._added_sum.zero_()
         self._counts.zero_()
         return self._total(sums).tolist()
 
@@ -247,12 +259,14 @@ class ChatTrainer(CheckpointTrainer):
 
     def progress(self) -> dict[str, Any]:
         counted = {"loss": self._loss_sum.cpu(), "counts": self._counts.clone(), "run": self._run_sums.clone()}
+        counted["added"] = self._added_sum.cpu()
         if self.early_stopping is not None:
             counted["worse_in_a_row"] = self.early_stopping.early_stopping_patience_counter
         return counted
 
     def set_progress(self, progress: dict[str, Any]) -> None:
         self._loss_sum = progress["loss"].to(self.args.device)
+        self._added_sum = progress.get("added", torch.zeros_like(self._added_sum)).to(self.args.device)
         self._counts, self._run_sums = progress["counts"].clone(), progress["run"].clone()
         if self.early_stopping is not None:
             self.early_stopping.early_stopping_patience_counter = progress.get("worse_in_a_row", 0)
