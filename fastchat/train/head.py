@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import MethodType
 from typing import Any
 
@@ -42,7 +42,11 @@ class ChunkedHead:
         self.model, self.head, decoder = model, model.get_output_embeddings(), model.get_decoder()
         if self.head is None or decoder is None or decoder is model:
             raise LookupError(f"{type(model).__name__} does not say what its decoder and its output matrix are")
-        self._at_head, self._at_decoder = _Place(model, self.head), _Place(model, decoder)
+        self._at_head = _Place(model, self.head)
+        # Multimodal models call what holds their decoder, others the decoder in it: none of them may compute again.
+        self._at_decoder = [_Place(model, decoder)]
+        if model.base_model not in (model, decoder):
+            self._at_decoder.append(_Place(model, model.base_model))
         self.rows = rows or rows_per_chunk(model.config.get_text_config().vocab_size)
         self._model_forward, self._head_forward = model.forward, self.head.forward
         self._take_over()
@@ -103,7 +107,10 @@ class ChunkedHead:
     def _finished(self, logits_nV: torch.Tensor) -> torch.Tensor:
         """[n, V]: what the model makes of the head's output."""
         nothing = _Decoded(logits_nV.new_zeros(1, 1, 1))
-        with self._at_decoder.taken_by(lambda *_, **__: nothing), self._at_head.taken_by(lambda _: logits_nV[None]):
+        with ExitStack() as stack:
+            for place in self._at_decoder:
+                stack.enter_context(place.taken_by(lambda *_, **__: nothing))
+            stack.enter_context(self._at_head.taken_by(lambda _: logits_nV[None]))
             return self._model_forward().logits[0]
 
 

@@ -19,12 +19,14 @@ from fastchat.errors import say
 from fastchat.model.attention import choose_attention
 from fastchat.model.loading import load_base_model
 from fastchat.model.lora import add_lora
+from fastchat.model.multimodal import freeze_idle, is_multimodal, say_idle
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
 from fastchat.processes import rank
 from fastchat.train.deepspeed_config import stage_of
 from fastchat.train.head import ChunkedHead
 from fastchat.train.head_proof import plain_line
+from fastchat.train.partitioned import weights_in_reach
 from fastchat.train.record import base_name
 from fastchat.train.settings import Settings
 
@@ -108,8 +110,12 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
     wanted = dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype
     if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
         say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}")
-    if lora is not None:
-        return _add_adapter(settings, loaded), loaded_as
+    if is_multimodal(config) and stage_of(settings.deepspeed_config or {}) != 3:
+        loaded.to(training.device)  # as the Trainer would a moment later: a few tokens are sent through it now
+    with weights_in_reach(loaded):
+        if lora is not None:
+            return _add_adapter(settings, loaded), loaded_as
+        say_idle(freeze_idle(loaded))
     if settings.deepspeed_config is None and loaded_as in (torch.bfloat16, torch.float16):
         say(
             f"the weights are trained in {_short(loaded_as)} without a float32 copy, so small "
