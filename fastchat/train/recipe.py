@@ -40,7 +40,7 @@ from fastchat.train.record import Run, RunRecord, base_name, make_record, used_l
 from fastchat.train.settings import Settings
 from fastchat.train.status import LESS_MEMORY, RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
-from fastchat.train.tokens import read_corpora
+from fastchat.train.tokens import longest, read_corpora
 from fastchat.train.trainer import ChatTrainer
 
 
@@ -63,9 +63,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     itself = first(lambda: identify(settings, config, base, tokenizer, bound))
     assert itself is not None
     corpora = read_corpora(settings, bound)
+    if rope is None:
+        rope = prepare_rope(settings, config, longest(corpora, training.model_max_length))
+        packed.check_config(settings, config, rope)
     packs = packed.plan(settings, corpora)
     check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset))
-    identity = first(lambda: with_data(itself, corpora["train"], packs.get("train")))
+    identity = first(lambda: with_data(itself, settings, corpora["train"], packs.get("train")))
     assert identity is not None
     resume = decide(settings, identity)
     if resume.finished:
