@@ -42,6 +42,7 @@ from fastchat.train.status import LESS_MEMORY, RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.tokens import longest, read_corpora
 from fastchat.train.trainer import ChatTrainer
+from fastchat.train.untrained import warn_untrained
 
 
 def train(settings: Settings, status: RunStatus) -> None:
@@ -80,6 +81,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     if not trainable:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, memory, packs, identity)
+    warn_untrained(run, model)
     head = prepare_head(settings, model)
     packed.check_model(run, model, head)
 
