@@ -139,8 +139,8 @@ def _idle_parts(model: nn.Module, targets: list[str], text: Collection[str]) -> 
     parts = idle_parts(idle, [name for name in everything if name in text])
     if idle:
         say(
-            f"LoRA sits on {len(meant) - len(idle)} layers of the language model. {len(idle)} layers of the same names, "
-            f"in {', '.join(parts)}, get none: text does not pass through them."
+            f"LoRA sits on {len(meant) - len(idle)} layers of the language model. {len(idle)} layers of the same "
+            f"names, in {', '.join(parts)}, get none: text does not pass through them."
         )
     return parts
 

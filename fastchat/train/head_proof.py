@@ -69,7 +69,8 @@ def prove_head(
     """Whether the chunked head is right, agreed among all processes; says it in one line. A collective operation.
 
     `dataset`: of input_ids and labels. `dtype`: what the model computes in. `context`: makes the autocast that
-    training runs under. `auxiliary`: what the model adds to the loss, which then has to be the same both ways. Weights, gradients, random numbers and the model's mode stay as they are.
+    training runs under. `auxiliary`: what the model adds to the loss, which then has to be the same both ways.
+    Weights, gradients, random numbers and the model's mode stay as they are.
     """
     batch = sample(dataset)
     if batch is None:

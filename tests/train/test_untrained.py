@@ -19,7 +19,7 @@ CHATML = ["--conv_template", "chatml"]
 @pytest.fixture(scope="module")
 def prepared(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "model"
-    prepare_model(str(tiny_model_dir("llama")), str(out), special_tokens=["<|im_start|>", "<|im_end|>"])
+    prepare_model(str(tiny_model_dir("llama", "byte_bos")), str(out), special_tokens=["<|im_start|>", "<|im_end|>"])
     return out
 
 
