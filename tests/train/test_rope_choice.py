@@ -1,4 +1,4 @@
-"""Without a flag the longest dialogue decides about RoPE scaling, not the length that dialogues may have, nor a pack's."""
+"""Without a flag the longest dialogue decides about RoPE scaling, not how long dialogues or packs may be."""
 
 from __future__ import annotations
 
