@@ -240,9 +240,8 @@ def _write_weights(source: Path, folder: Path, resized: Sequence[str], rows: int
 def _with_new_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:
     """`weight`, [old rows, ...], with rows added near the mean of the first `used` ones, rounded once to its dtype.
 
-    Each is the mean and its own small noise, distributed as the used rows are (their covariance, times `_NOISE` squared):
-    equal rows could never become different in training that leaves embeddings frozen, nor be told apart in the output.
-    The same every time.
+    Each is the mean and its own small noise, which has the covariance of the used rows times `_NOISE` squared: equal
+    rows could never become different in training that leaves embeddings frozen. The same every time.
     """
     generator = torch.Generator().manual_seed(0)
     parts = [part.double() for part in weight[:used].split(_ROWS)]
