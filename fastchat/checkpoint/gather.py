@@ -14,8 +14,20 @@ from fastchat.errors import CheckpointError, NumericError
 
 
 def gather_trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Only the parameters that train, by name. Every process must call it; all but global rank 0 get an empty dict."""
-    return gather((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    """The parameters of a PeftModel's adapter, by name. Every process must call it; all but global rank 0 get {}."""
+    return gather(adapter_parameters(model).items())
+
+
+def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """What `gather_trained` gathers, as it lies in the model: all that trains, and what of an adapter does not.
+
+    (An adapter for pictures too may be continued on text.)
+    """
+    from peft import get_peft_model_state_dict
+
+    named = dict(model.named_parameters())
+    kept = {id(p) for p in get_peft_model_state_dict(model, state_dict=named, save_embedding_layers=False).values()}
+    return {name: p for name, p in named.items() if p.requires_grad or id(p) in kept}
 
 
 def gather_all(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastchat.checkpoint.gather import stored_tensors
+from fastchat.checkpoint.gather import adapter_parameters, stored_tensors
 from fastchat.errors import CheckpointError
 
 
@@ -36,11 +36,11 @@ def load_weights(model: Any, folder: Path, *, adapter: bool) -> None:
 
 
 def _adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Name in an adapter's file -> the parameter that trains."""
+    """Name in an adapter's file -> the parameter."""
     from peft import get_peft_model_state_dict
 
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+    trained = adapter_parameters(model)
+    return get_peft_model_state_dict(model, state_dict=dict(trained), save_embedding_layers=False)
 
 
 def _model_tensors(model: Any) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ INDEX = "model.safetensors.index.json"
 # Weights in other forms, which would still hold the old vocabulary.
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 _ROWS = 8192  # rows of an embedding that are added up at a time
+_NOISE = 0.05  # of the spread of the rows: more than bfloat16 rounds away, far less than tells tokens apart
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def prepare_model(
     """Write the model in `model_path` with these tokens into the new folder `output_path`, complete or not at all.
 
     A token that exists keeps its id. Embedding and head get rows only where they have too few (many models have some
-    to spare); a new row is the mean of the rows that tokens use.
+    to spare); a new row is the mean of the rows that tokens use, and some noise of its own.
     Raises SettingsError for a non-empty target, tokens that cannot be added, or a folder that is no base model;
     CheckpointError where the model is not what was saved, or the result does not read back as it should; ResourceError
     where the disk is full or cannot be written.
@@ -234,7 +235,7 @@ def _write_weights(source: Path, folder: Path, resized: Sequence[str], rows: int
             tensors = {name: file.get_tensor(name) for name in names}
         for name in set(names) & set(resized):
             old = tensors[name]
-            tensors[name] = _with_mean_rows(old, rows, used)
+            tensors[name] = _with_new_rows(old, rows, used)
             grown += (tensors[name].numel() - old.numel()) * old.element_size()
         save_file(tensors, str(folder / path.name), metadata=metadata)
     if (source / INDEX).is_file():
@@ -245,15 +246,21 @@ def _write_weights(source: Path, folder: Path, resized: Sequence[str], rows: int
         write_json(folder / INDEX, index)
 
 
-def _with_mean_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:
-    """`weight`, [old rows, ...], with rows added that are the mean of the first `used` ones, rounded once to its dtype.
+def _with_new_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:
+    """`weight`, [old rows, ...], with rows added near the mean of the first `used` ones, rounded once to its dtype.
 
-    >>> _with_mean_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 3, 2).tolist()
-    [[1.0, 2.0], [3.0, 4.0], [2.0, 3.0]]
+    Each is the mean and its own small noise, which has the covariance of the used rows times `_NOISE` squared: equal
+    rows could never become different in training that leaves embeddings frozen. The same every time.
     """
-    total = sum(part.double().sum(dim=0) for part in weight[:used].split(_ROWS))
-    mean = (torch.as_tensor(total) / used).to(weight.dtype)
-    return torch.cat([weight, mean.expand(rows - len(weight), *weight.shape[1:])]).contiguous()
+    generator = torch.Generator().manual_seed(0)
+    parts = [part.double() for part in weight[:used].split(_ROWS)]
+    mean = sum(part.sum(dim=0) for part in parts) / used
+    noise = torch.zeros(rows - len(weight), *weight.shape[1:], dtype=torch.float64)
+    for part in parts:  # a sum of the rows with random weights has their covariance
+        share = torch.randn(len(noise), len(part), generator=generator, dtype=torch.float64)
+        noise += torch.tensordot(share, part - mean, dims=1)
+    new = mean + _NOISE / max(1, used - 1) ** 0.5 * noise
+    return torch.cat([weight, new.to(weight.dtype)]).contiguous()
 
 
 # ---- the result ----
@@ -304,7 +311,7 @@ def _report(target: Path, plan: Plan, before: int, after: int) -> None:
         say(f"{token!r} is in the vocabulary already (id {plan.ids[token]}): it is marked as special.")
     added = ", ".join(f"{token!r} (id {plan.ids[token]})" for token in plan.added) or "no token"
     if after > before:
-        rows = f"embedding rows {before} -> {after}, new ones set to the mean"
+        rows = f"embedding rows {before} -> {after}, new ones near the mean, each its own"
     else:
         rows = f"the embedding's {before} rows are enough, the weights stay as they are"
     say(f"Written to {target}: {added} added, {rows}; read back and compared.")

@@ -1,1 +1,1 @@
-"""Tokenizer, RoPE, attention, base weights and LoRA: the only room that calls `from_pretrained`."""
+"""Tokenizer, RoPE, attention, base weights, multimodal models and LoRA: the only room that calls `from_pretrained`."""

@@ -119,9 +119,9 @@ def _on_gpu(device: Any) -> bool:
 
 
 def _model_class(config: Any) -> Any:
-    """The causal-LM class that `config` builds, or None when it is unknown (remote code)."""
+    """The class that `config` builds, or None when it is unknown (remote code)."""
     if config is None:
         return None
-    from transformers import AutoModelForCausalLM
+    from fastchat.model.multimodal import auto_class
 
-    return AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return auto_class(config)._model_mapping.get(type(config), None)

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastchat.errors import SettingsError, say
 from fastchat.model.attention import FLEX, check_attention, choose_attention, one_flex_kernel
+from fastchat.model.multimodal import auto_class
 from fastchat.model.rope import RopeChoice, apply_rope
 from fastchat.model.source import check_model_directory, is_local, loading
 
@@ -54,6 +55,8 @@ def load_base_model(
 ) -> Any:
     """The causal LM in `model_dir`, frozen or not as transformers gives it, with every weight read from the files.
 
+    A multimodal one comes with all of its towers.
+
     `dtype`: of the weights; "auto" is the checkpoint's own. `attn_implementation`: from `choose_attention`; None takes
     what it gives without FlashAttention. `quantization`: linear layers as nf4 with double
     quantisation, computing in `compute_dtype` (default: the weights' dtype). `device`: where to put it; None leaves
@@ -61,7 +64,6 @@ def load_base_model(
     Raises SettingsError for a folder that is no base model, and where a weight is missing, left over or of another
     shape, because a layer that keeps its random start is a silent disaster.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     config = load_config(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
@@ -77,7 +79,7 @@ def load_base_model(
         options["device_map"] = {"": torch.device(device)}
     wanted = weights_dtype(dtype, config)
     with loading(model_dir, "model", trust_remote_code=trust_remote_code), _zero3_builds_in(wanted):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             model_dir,
             config=config,
             dtype=dtype,

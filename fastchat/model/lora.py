@@ -11,7 +11,7 @@ never updated and the norms compute in float32 anyway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from fastchat.errors import CheckpointError, SettingsError, brief, nearest, say
 from fastchat.model.loading import count_parameters
+from fastchat.model.multimodal import exclusion, freeze_idle, idle_parts, modules_of_text, say_idle
 from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
@@ -44,16 +45,20 @@ def add_lora(
 
     `target_modules`: names as `parse_target_modules` takes them; None means those of the usual seven that exist.
     `weight_path`: an adapter directory to continue; rank, alpha, targets and bias are then the adapter's.
-    Works on a quantised `model` as on a full one. Raises SettingsError for a value out of range, a target that
+    Works on a quantised `model` as on a full one. Of a multimodal one, whose weights must be in reach under ZeRO-3, it
+    adapts and trains only what text passes through. Raises SettingsError for a value out of range, a target that
     matches nothing (the message lists what exists), or when nothing would be trained.
     """
     _check_values(r, alpha, dropout, bias)
     model.requires_grad_(False)
     if weight_path is None:
-        targets = choose_targets(model, target_modules)
-        peft_model = _new_adapter(model, r, alpha, dropout, targets, bias)
+        text = modules_of_text(model)
+        targets = choose_targets(model, target_modules, text)
+        idle = _idle_parts(model, targets, text)
+        peft_model = _new_adapter(model, r, alpha, dropout, targets, bias, exclusion(idle))
     else:
         peft_model = _continued_adapter(model, weight_path, dropout, {"r": r, "lora_alpha": alpha, "bias": bias})
+    say_idle(freeze_idle(peft_model))
     trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
     if bias != "none" and not any(name.endswith(".bias") for name in trained):
         say(f"--lora_bias {bias}: the layers in question have no bias, so it changes nothing.")
@@ -83,9 +88,15 @@ def parse_target_modules(values: Sequence[str] | str | None) -> list[str] | None
     return names
 
 
-def choose_targets(model: nn.Module, target_modules: Sequence[str] | str | None) -> list[str]:
-    """The module names to adapt, each of which exists in `model`. Raises SettingsError listing what exists."""
-    existing = adaptable_modules(model)
+def choose_targets(
+    model: nn.Module, target_modules: Sequence[str] | str | None, text: Collection[str] | None = None
+) -> list[str]:
+    """The module names to adapt, each of which exists in `model`. Raises SettingsError listing what exists.
+
+    `text`: names of the modules that text passes through; the others do not count. None: all do.
+    """
+    everything = adaptable_modules(model)
+    existing = [name for name in everything if text is None or name in text]
     asked = parse_target_modules(target_modules)
     names = list(DEFAULT_TARGETS) if asked is None else asked
     found = [name for name in names if _matches(name, existing)]
@@ -103,6 +114,8 @@ def choose_targets(model: nn.Module, target_modules: Sequence[str] | str | None)
         which = (
             "none of the default targets exist" if asked is None else f"{', '.join(map(repr, missing))} match nothing"
         )
+        if any(_matches(name, everything) for name in missing):
+            which += " that text passes through"
         close = [near for name in missing for near in nearest(name, leaves, n=1)] if asked else []
         raise SettingsError(
             f"--lora_target_modules: {which} in {type(model).__name__}. Linear and embedding layers there: "
@@ -116,6 +129,20 @@ def adaptable_modules(model: nn.Module) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     return [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, Conv1D))]
+
+
+def _idle_parts(model: nn.Module, targets: list[str], text: Collection[str]) -> list[str]:
+    """The parts of `model` that have layers of the targets' names, but that text does not pass through; says so."""
+    everything = adaptable_modules(model)
+    meant = [name for name in everything if any(_matches(target, [name]) for target in targets)]
+    idle = [name for name in meant if name not in text]
+    parts = idle_parts(idle, [name for name in everything if name in text])
+    if idle:
+        say(
+            f"LoRA sits on {len(meant) - len(idle)} layers of the language model. {len(idle)} layers of the same "
+            f"names, in {', '.join(parts)}, get none: text does not pass through them."
+        )
+    return parts
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
@@ -168,11 +195,14 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: flo
     return peft_model
 
 
-def _new_adapter(model: Any, r: int, alpha: float, dropout: float, targets: list[str], bias: str) -> Any:
+def _new_adapter(
+    model: Any, r: int, alpha: float, dropout: float, targets: list[str], bias: str, exclude: str | None
+) -> Any:
     from peft import LoraConfig, get_peft_model
 
     options: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias}
-    return get_peft_model(model, LoraConfig(**options, target_modules=targets, task_type="CAUSAL_LM"))
+    options |= {"target_modules": targets, "exclude_modules": exclude}
+    return get_peft_model(model, LoraConfig(**options, task_type="CAUSAL_LM"))
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:

@@ -15,6 +15,8 @@ settings.py               all of that put together: `parse`
 
 trainer.py, loss.py       sum over supervised tokens / their global number, in training and evaluation
 head.py, head_proof.py    the same loss without ever holding all logits; compared with them before the first step
+auxiliary.py              what a model adds to the cross-entropy, and that nothing else is missing of its own loss
+untrained.py              a warning for control tokens whose rows LoRA would leave untrained
 sampling.py               the same global batches for any number of processes
 tokens.py                 tokenised once per machine, mapped by the other processes
 callbacks.py              metrics.jsonl and samples.jsonl

@@ -21,6 +21,7 @@ from fastchat.model.loading import count_parameters
 from fastchat.processes import first, world_size
 from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.deepspeed_config import stage_of
+from fastchat.train.prepare import rope_asked
 from fastchat.train.resuming import (
     AUTO,
     NEVER,
@@ -79,9 +80,10 @@ def identify(settings: Settings, config: Any, base: str, tokenizer: Any, bound: 
         "training": "adapter" if settings.lora is not None else "whole model",
         "global_batch": training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size(),
     }
+    open_yet = () if rope_asked(settings) else ("rope_scaling_type", "rope_scaling_factor")  # the data decides
     identity = Identity(
         fingerprints,
-        {name: entry["value"] for name, entry in values.items()},
+        {name: entry["value"] for name, entry in values.items() if name not in open_yet},
         world_size(),
         expected_engine(settings),
         {name: entry["from"] for name, entry in values.items()},
@@ -91,10 +93,15 @@ def identify(settings: Settings, config: Any, base: str, tokenizer: Any, bound: 
     return identity
 
 
-def with_data(identity: Identity, train: Corpus, packs: Packs | None) -> Identity:
-    """The same with its data. For the process that has read it."""
+def with_data(identity: Identity, settings: Settings, train: Corpus, packs: Packs | None) -> Identity:
+    """The same with its data, and with the settings that follow from it. For the process that has read it."""
     found = {"data": train.fingerprint, "num_dialogues": len(train.dataset), **identity.fingerprints}
-    return replace(identity, fingerprints=found if packs is None else found | {"packs": packs.fingerprint})
+    return replace(
+        identity,
+        fingerprints=found if packs is None else found | {"packs": packs.fingerprint},
+        settings={name: entry["value"] for name, entry in settings.record().items()},
+        origins={name: entry["from"] for name, entry in settings.record().items()},
+    )
 
 
 def expected_engine(settings: Settings) -> str:

@@ -62,8 +62,9 @@ class MetricsFile(LinesFile):
 
     Training rows: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens. `loss` is the mean
     over the supervised tokens since the previous row, and the two counts belong to the same steps, over all
-    processes. Evaluation rows: step, epoch, eval_loss, eval_num_supervised_tokens. A number that is not finite is
-    null: JSON has no NaN.
+    processes; `aux_loss` is the part of it that the model adds to the cross-entropy, where it adds something (not in
+    `eval_loss`, which does not depend on batches). Evaluation rows: step, epoch, eval_loss,
+    eval_num_supervised_tokens. A number that is not finite is null: JSON has no NaN.
     """
 
     def __init__(self, folder: str | Path) -> None:

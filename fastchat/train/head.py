@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from fastchat.plan.loss import rows_per_chunk
 from fastchat.train.loss import IGNORED
@@ -30,9 +30,10 @@ class ChunkedHead:
     """Teaches a causal language model to give a summed loss in place of logits.
 
     After `ChunkedHead(model)`, `model(**inputs, targets=labels[:, 1:]).loss` is the cross-entropy, summed over the
-    targets that are not -100; with `label_smoothing=0.1` smoothed. Without `targets` the model is what it was. The call
-    may come through whatever wraps the model (peft, DDP, DeepSpeed), and calls decoder and head once each, however many
-    chunks there are: under ZeRO-3 all processes gather the same weights the same number of times.
+    targets that are not -100; with `label_smoothing=0.1` smoothed. With `labels` as well, `.aux_loss` is the loss that
+    the model itself then gives (see auxiliary.py). Without `targets` the model is what it was. The call may come
+    through whatever wraps the model (peft, DDP, DeepSpeed), and calls decoder and head once each, however many chunks
+    there are: under ZeRO-3 all processes gather the same weights the same number of times.
 
     `model`: the causal language model itself, without a peft or engine wrapper, before an engine takes it. `rows`:
     positions of a chunk. Raises LookupError for a model that does not say what its decoder and its head are.
@@ -42,7 +43,11 @@ class ChunkedHead:
         self.model, self.head, decoder = model, model.get_output_embeddings(), model.get_decoder()
         if self.head is None or decoder is None or decoder is model:
             raise LookupError(f"{type(model).__name__} does not say what its decoder and its output matrix are")
-        self._at_head, self._at_decoder = _Place(model, self.head), _Place(model, decoder)
+        self._at_head = _Place(model, self.head)
+        # Multimodal models call what holds their decoder, others the decoder in it: none of them may compute again.
+        self._at_decoder = [_Place(model, decoder)]
+        if model.base_model not in (model, decoder):
+            self._at_decoder.append(_Place(model, model.base_model))
         self.rows = rows or rows_per_chunk(model.config.get_text_config().vocab_size)
         self._model_forward, self._head_forward = model.forward, self.head.forward
         self._take_over()
@@ -52,9 +57,9 @@ class ChunkedHead:
         def of_model(_: Any, *args: Any, targets: Any = None, label_smoothing: float = 0.0, **inputs: Any) -> Any:
             if targets is None:
                 return self._model_forward(*args, **inputs)
-            return CausalLMOutputWithPast(
-                loss=self._loss(self._last_hidden(*args, **inputs), targets, label_smoothing)  # pyright: ignore
-            )
+            hidden_BTH, added = self._last_hidden(*args, **inputs)
+            loss = self._loss(hidden_BTH, targets, label_smoothing)
+            return MoeCausalLMOutputWithPast(loss=loss, aux_loss=added)  # pyright: ignore
 
         def of_head(_: Any, hidden: Any, *args: Any, targets: Any = None, label_smoothing: float = 0.0) -> Any:
             if targets is None:
@@ -64,8 +69,8 @@ class ChunkedHead:
         self.model.forward = MethodType(of_model, self.model)
         self.head.forward = MethodType(of_head, self.head)
 
-    def _last_hidden(self, *args: Any, **inputs: Any) -> torch.Tensor:
-        """[B, T, H]: what the model gives to its head."""
+    def _last_hidden(self, *args: Any, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, T, H], what the model gives to its head; and the loss in its output, None without `labels`."""
         given: list[torch.Tensor] = []
 
         def keep(hidden_BTH: torch.Tensor) -> torch.Tensor:
@@ -73,9 +78,9 @@ class ChunkedHead:
             return hidden_BTH.new_zeros(1, 1, 1)
 
         with self._at_head.taken_by(keep):
-            self._model_forward(*args, **inputs)
+            output = self._model_forward(*args, **inputs)
         (hidden_BTH,) = given
-        return hidden_BTH
+        return hidden_BTH, output.loss
 
     def _loss(self, hidden_BTH: torch.Tensor, targets_BT: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         supervised_BT = targets_BT != IGNORED
@@ -103,7 +108,10 @@ class ChunkedHead:
     def _finished(self, logits_nV: torch.Tensor) -> torch.Tensor:
         """[n, V]: what the model makes of the head's output."""
         nothing = _Decoded(logits_nV.new_zeros(1, 1, 1))
-        with self._at_decoder.taken_by(lambda *_, **__: nothing), self._at_head.taken_by(lambda _: logits_nV[None]):
+        with ExitStack() as stack:
+            for place in self._at_decoder:
+                stack.enter_context(place.taken_by(lambda *_, **__: nothing))
+            stack.enter_context(self._at_head.taken_by(lambda _: logits_nV[None]))
             return self._model_forward().logits[0]
 
 

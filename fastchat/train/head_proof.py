@@ -13,13 +13,11 @@ import torch
 import torch.distributed as dist
 
 from fastchat.errors import brief, say
+from fastchat.train.auxiliary import HALF_TOLERANCE, TOLERANCE, AuxiliaryLoss, loss_sums
 from fastchat.train.head import ChunkedHead
-from fastchat.train.loss import IGNORED, count_tokens, loss_sum
+from fastchat.train.loss import count_tokens, loss_sum, sample
 
-# Of the loss. In half precision a logit of 20 is rounded to an eighth, and not alike in products of different sizes.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}
-HALF_TOLERANCE = 1e-2
-BEFORE, LENGTH, CHUNKS = 32, 128, 3  # tokens of context and in all: few, because the plain path has all their logits
+CHUNKS = 3
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,20 @@ def plain_line(reason: str) -> str:
 
 
 def prove_head(
-    head: ChunkedHead, model: Any, dataset: Any, *, dtype: torch.dtype, device: torch.device, context: Callable[[], Any]
+    head: ChunkedHead,
+    model: Any,
+    dataset: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    context: Callable[[], Any],
+    auxiliary: AuxiliaryLoss | None = None,
 ) -> bool:
     """Whether the chunked head is right, agreed among all processes; says it in one line. A collective operation.
 
     `dataset`: of input_ids and labels. `dtype`: what the model computes in. `context`: makes the autocast that
-    training runs under. Weights, gradients, random numbers and the model's mode stay as they are.
+    training runs under. `auxiliary`: what the model adds to the loss, which then has to be the same both ways.
+    Weights, gradients, random numbers and the model's mode stay as they are.
     """
     batch = sample(dataset)
     if batch is None:
@@ -76,9 +82,9 @@ def prove_head(
     model.eval()
     try:
         with torch.no_grad(), context():
-            plain = float(loss_sum(model, batch)) / num
+            plain = _total(model, batch, auxiliary) / num
             try:
-                chunked = float(loss_sum(model, batch, chunked=True)) / num
+                chunked = _total(model, batch, auxiliary, chunked=True) / num
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a model of somebody else's does, there is another way
@@ -91,25 +97,12 @@ def prove_head(
     return _everywhere(proof.agrees, device)
 
 
-def sample(dataset: Any) -> dict[str, torch.Tensor] | None:
-    """[1, T] each, at most LENGTH tokens: those around the first supervised one of the data. None where there is none.
-
-    >>> sample([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}])["labels"]
-    tensor([[-100, -100,    7]])
-    """
-    for i in range(len(dataset)):
-        example = dataset[i]
-        labels = torch.tensor(example["labels"])
-        found = (labels[1:] != IGNORED).nonzero()
-        if len(found):
-            start = max(0, int(found[0]) + 1 - BEFORE)
-            ids = torch.tensor(example["input_ids"])[start : start + LENGTH].long()
-            return {
-                "input_ids": ids[None],
-                "labels": labels[start : start + LENGTH].long()[None],
-                "attention_mask": torch.ones_like(ids)[None],
-            }
-    return None
+def _total(
+    model: Any, batch: dict[str, torch.Tensor], auxiliary: AuxiliaryLoss | None, *, chunked: bool = False
+) -> float:
+    if auxiliary is None:
+        return float(loss_sum(model, batch, chunked=chunked))
+    return float(sum(loss_sums(model, batch, auxiliary, chunked=chunked)))
 
 
 def _everywhere(agrees: bool, device: torch.device) -> bool:

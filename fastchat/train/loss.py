@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORED = -100
+BEFORE, LENGTH = 32, 128  # tokens of context and in all of a sample: few, because all their logits are made
 
 
 def count_tokens(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
@@ -44,7 +45,32 @@ def loss_sum(
     targets_BT = batch["labels"][:, 1:]
     if chunked:
         return model(**inputs, use_cache=False, targets=targets_BT, label_smoothing=label_smoothing).loss
-    logits_BTV = model(**inputs, use_cache=False).logits
+    return plain_loss(model(**inputs, use_cache=False).logits, targets_BT, label_smoothing)
+
+
+def plain_loss(logits_BTV: torch.Tensor, targets_BT: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Scalar, float32: the summed cross-entropy. `targets_BT`: [B, T - 1], the labels from the second one on."""
     supervised_BT = targets_BT != IGNORED
     logits_NV = logits_BTV[:, :-1][supervised_BT].float()
     return F.cross_entropy(logits_NV, targets_BT[supervised_BT], reduction="sum", label_smoothing=label_smoothing)
+
+
+def sample(dataset: Any) -> dict[str, torch.Tensor] | None:
+    """[1, T] each, at most LENGTH tokens: those around the first supervised one of the data. None where there is none.
+
+    >>> sample([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}])["labels"]
+    tensor([[-100, -100,    7]])
+    """
+    for i in range(len(dataset)):
+        example = dataset[i]
+        labels = torch.tensor(example["labels"])
+        found = (labels[1:] != IGNORED).nonzero()
+        if len(found):
+            start = max(0, int(found[0]) + 1 - BEFORE)
+            ids = torch.tensor(example["input_ids"])[start : start + LENGTH].long()
+            return {
+                "input_ids": ids[None],
+                "labels": labels[start : start + LENGTH].long()[None],
+                "attention_mask": torch.ones_like(ids)[None],
+            }
+    return None

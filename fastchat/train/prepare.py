@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,19 @@ from fastchat.data.binding import BoundEncoder
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.properties import prove
 from fastchat.data.saved_template import install_template
-from fastchat.errors import say
+from fastchat.errors import SettingsError, say
 from fastchat.model.attention import choose_attention
 from fastchat.model.loading import load_base_model
 from fastchat.model.lora import add_lora
-from fastchat.model.rope import RopeChoice, choose_rope
+from fastchat.model.multimodal import freeze_idle, is_multimodal, say_idle
+from fastchat.model.rope import RopeChoice, apply_rope, choose_rope, context_length
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
 from fastchat.model.tokenizer_files import other_class_line
 from fastchat.processes import rank
 from fastchat.train.deepspeed_config import stage_of
 from fastchat.train.head import ChunkedHead
 from fastchat.train.head_proof import plain_line
+from fastchat.train.partitioned import weights_in_reach
 from fastchat.train.record import base_name
 from fastchat.train.settings import Settings
 
@@ -58,24 +61,54 @@ def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
     return tokenizer, pad.id, bound
 
 
-def prepare_rope(settings: Settings, config: Any) -> RopeChoice | None:
-    """The RoPE scaling of the run; what followed from the lengths goes into the record."""
-    model = settings.model
-    rope = choose_rope(
-        config,
-        type=model.rope_scaling_type,
-        factor=model.rope_scaling_factor,
-        model_max_length=settings.training.model_max_length,
-    )
+def prepare_rope(settings: Settings, config: Any, longest: int | None = None) -> RopeChoice | None:
+    """The RoPE scaling of the run; what followed from the lengths goes into the record.
+
+    One that was asked for is known before the data is read. Otherwise the longest dialogue decides, of `longest`
+    tokens as trained on: the length of a pack does not matter, since positions restart in it. None before it is known.
+    """
+    model, longest_allowed = settings.model, settings.training.model_max_length
+    asked = {"type": model.rope_scaling_type, "factor": model.rope_scaling_factor}
+    path = settings.lora.lora_weight_path if settings.lora else None
+    record = read_training_record(path) if path else None
+    if rope_asked(settings):
+        rope = choose_rope(config, **asked, model_max_length=longest_allowed)
+    elif longest is None:
+        return None
+    elif record and record.rope_parameters and record.max_position_embeddings:
+        rope = _of_adapter(config, RopeChoice(record.rope_parameters, record.max_position_embeddings), longest)
+    else:
+        rope = choose_rope(config, model_max_length=longest)
+        context = context_length(config)
+        if rope is None and context and longest <= context < longest_allowed:
+            say(f"RoPE is not scaled: the longest dialogue has {longest} tokens, the model's context is {context}")
     if rope is not None:
-        path = settings.lora.lora_weight_path if settings.lora else None
-        record = read_training_record(path) if path else None
         if record and record.rope_parameters is None:
             say(f"RoPE: {rope.type}, factor {rope.factor:g}, although the adapter {path} was trained without scaling")
         if model.rope_scaling_type is None:
             settings.derive(model, "rope_scaling_type", rope.type)
         if model.rope_scaling_factor is None:
             settings.derive(model, "rope_scaling_factor", rope.factor)
+    return rope
+
+
+def rope_asked(settings: Settings) -> bool:
+    """Whether the user chose a RoPE scaling, which does not depend on the data then."""
+    names = ("rope_scaling_type", "rope_scaling_factor")
+    return any(getattr(settings.model, name) is not None and settings.origin[name] != "derived" for name in names)
+
+
+def _of_adapter(config: Any, rope: RopeChoice, longest: int) -> RopeChoice:
+    """The scaling that the adapter to continue was trained with. SettingsError where `longest` tokens exceed it."""
+    scaled = copy.deepcopy(config)
+    apply_rope(scaled, rope)
+    context = context_length(scaled)
+    if context and longest > context:
+        raise SettingsError(
+            f"--lora_weight_path was trained with RoPE scaling {rope.type}, factor {rope.factor:g}, a context of "
+            f"{context} tokens, and the longest dialogue has {longest}: use --model_max_length {context}"
+        )
+    say(f"RoPE scaling: {rope.type}, factor {rope.factor:g}, as the adapter was trained: context {context} tokens.")
     return rope
 
 
@@ -114,8 +147,12 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
     wanted = dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype
     if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
         say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}")
-    if lora is not None:
-        return _add_adapter(settings, loaded), loaded_as
+    if is_multimodal(config) and stage_of(settings.deepspeed_config or {}) != 3:
+        loaded.to(training.device)  # as the Trainer would a moment later: a few tokens are sent through it now
+    with weights_in_reach(loaded):
+        if lora is not None:
+            return _add_adapter(settings, loaded), loaded_as
+        say_idle(freeze_idle(loaded))
     if settings.deepspeed_config is None and loaded_as in (torch.bfloat16, torch.float16):
         say(
             f"the weights are trained in {_short(loaded_as)} without a float32 copy, so small "

@@ -43,8 +43,9 @@ from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.settings import Settings
 from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
-from fastchat.train.tokens import read_corpora
+from fastchat.train.tokens import longest, read_corpora
 from fastchat.train.trainer import ChatTrainer
+from fastchat.train.untrained import warn_untrained
 
 
 def train(settings: Settings, status: RunStatus) -> None:
@@ -67,9 +68,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     assert itself is not None
     corpora = read_corpora(settings, bound)
     say_lost(plan, corpora["train"].lost, training.model_max_length)
+    if rope is None:
+        rope = prepare_rope(settings, config, longest(corpora, training.model_max_length))
+        packed.check_config(settings, config, rope)
     packs = packed.plan(settings, corpora)
     check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset))
-    identity = first(lambda: with_data(itself, corpora["train"], packs.get("train")))
+    identity = first(lambda: with_data(itself, settings, corpora["train"], packs.get("train")))
     assert identity is not None
     resume = decide(settings, identity)
     if resume.finished:
@@ -81,6 +85,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     if not trainable:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, memory, packs, identity)
+    warn_untrained(run, model)
     head = prepare_head(settings, model)
     packed.check_model(run, model, head)
     first(lambda: rehearse_saving(run, model))

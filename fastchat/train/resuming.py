@@ -142,7 +142,9 @@ def refuse_other_run(output_dir: Path, identity: Identity) -> None:
             if manifest.world_size != identity.world_size:
                 return
             known = {name: old for name, old in manifest.fingerprints.items() if name in identity.fingerprints}
-            compare(Found(steps[-1][1], replace(manifest, fingerprints=known)), identity, weights_only=True)
+            settings = {name: old for name, old in manifest.settings.items() if name in identity.settings}
+            part = replace(manifest, fingerprints=known, settings=settings)
+            compare(Found(steps[-1][1], part), identity, weights_only=True)
         elif record := read_training_record(output_dir):
             found = identity.fingerprints.items()
             if any(record.fingerprints.get(name) != value for name, value in found):

@@ -80,6 +80,12 @@ def read_corpora(settings: Settings, bound: BoundEncoder) -> dict[str, Corpus]:
     return corpora
 
 
+def longest(corpora: dict[str, Corpus], most: int) -> int:
+    """Tokens of the longest dialogue of all, as it is trained on or evaluated; `most` where that is not known."""
+    datasets = [corpus.dataset for corpus in corpora.values()]
+    return max(int(d.lengths.max(initial=0)) if isinstance(d, ChatDataset) else most for d in datasets)
+
+
 def _find(settings: Settings, flag: str, split: str) -> list[Source]:
     names = list(getattr(settings.data, flag))
     return first_on_machine(

@@ -5,7 +5,6 @@ processes, and no files of its own: saving is handed to the checkpoint room.
 from __future__ import annotations
 
 import json
-import signal
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +12,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import EvalLoopOutput, seed_worker
+from transformers.trainer_utils import EvalLoopOutput
 
 from fastchat.data.packing import SEQ_LENGTHS, PackedDataset, Packs
+from fastchat.train.auxiliary import AuxiliaryLoss, find_auxiliary, loss_sums
 from fastchat.train.callbacks import EarlyStopping, Guarded
 from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
 from fastchat.train.head import ChunkedHead
 from fastchat.train.head_proof import prove_head
+from fastchat.train.loaders import EpochLoader, WorkerStart
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.numerics import FiniteGuard, poison
@@ -57,17 +58,19 @@ class ChatTrainer(CheckpointTrainer):
         self.add_callback(memory)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
         self.head = head
+        self.auxiliary: AuxiliaryLoss | None = None
         # Of this process, since the last log row; the loss stays on the device, so that no step waits for it.
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        self._added_sum = self._loss_sum.clone()  # what the model adds to the cross-entropy, a part of the loss
         self._counts = torch.zeros(2, dtype=torch.int64)  # supervised tokens, tokens
         self._run_sums = torch.zeros(3, dtype=torch.float64)  # the whole run, all processes: loss, supervised, tokens
-        self._before_step = (self._loss_sum.clone(), self._counts.clone())
+        self._before_step = (self._loss_sum.clone(), self._added_sum.clone(), self._counts.clone())
         patience: int | None = self.args.early_stopping_patience  # pyright: ignore[reportAttributeAccessIssue]
         self.early_stopping = EarlyStopping(patience) if patience else None
         if self.early_stopping is not None:
             self.add_callback(self.early_stopping)
         self.guard = FiniteGuard(on_nonfinite, self.rows_of, scaled=bool(self.args.fp16))
-        self._loaders = weakref.WeakSet[_EpochLoader]()  # those of evaluations are gone when these end
+        self._loaders = weakref.WeakSet[EpochLoader]()  # those of evaluations are gone when these end
 
     # ---- batches ----
 
@@ -122,7 +125,7 @@ class ChatTrainer(CheckpointTrainer):
 
     def _loader(self, dataset: Any, batches: GlobalBatches) -> DataLoader[Any]:
         args = self.args
-        loader = _EpochLoader(
+        loader = EpochLoader(
             WithDummy(dataset, self.dummy_token),  # pyright: ignore[reportArgumentType]
             batch_sampler=batches,  # pyright: ignore[reportArgumentType]
             collate_fn=self.data_collator,
@@ -131,7 +134,7 @@ class ChatTrainer(CheckpointTrainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context or None,
-            worker_init_fn=_WorkerStart(args.dataloader_num_workers, args.process_index),
+            worker_init_fn=WorkerStart(args.dataloader_num_workers, args.process_index),
             # Of its own: starting to read, or evaluating, must not move the random numbers that training draws.
             generator=torch.Generator().manual_seed(args.seed),
         )
@@ -156,24 +159,24 @@ class ChatTrainer(CheckpointTrainer):
     # ---- loss ----
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Once the engine stands: the chunked head has to prove itself, or is not used."""
+        """Once the engine stands: the loss is compared with the model's own, and the chunked head has to prove itself,
+        or is not used."""
         prepared = super()._prepare_for_training(*args, **kwargs)
+        model: Any = self.model
+        how: dict[str, Any] = {
+            "dtype": self.compute_dtype(model.dtype),
+            "device": self.args.device,
+            "context": self.compute_loss_context_manager,
+        }
+        self.auxiliary = find_auxiliary(model, self.train_dataset, **how)
         if self.head is not None:
-            weights = next(self.head.head.parameters()).dtype
-            proven = prove_head(
-                self.head,
-                self.model,
-                self.train_dataset,
-                dtype=self.compute_dtype(weights),
-                device=self.args.device,
-                context=self.compute_loss_context_manager,
-            )
+            proven = prove_head(self.head, model, self.train_dataset, auxiliary=self.auxiliary, **how)
             self.head = self.head if proven else None
         return prepared
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Supervised tokens of one optimizer step, over all processes and accumulation steps."""
-        self._before_step = (self._loss_sum.clone(), self._counts.clone())
+        self._before_step = (self._loss_sum.clone(), self._added_sum.clone(), self._counts.clone())
         counts = count_tokens(batch_samples)
         self._counts += counts
         return self._total(counts)[0].clamp(min=1)
@@ -183,7 +186,13 @@ class ChatTrainer(CheckpointTrainer):
     ) -> Any:
         """This process's share of the step's loss, times the number of processes: gradients are averaged over them."""
         assert not return_outputs, "the logits are not kept"
-        total = loss_sum(model, inputs, self.args.label_smoothing_factor, chunked=self.head is not None)
+        smoothing, chunked = self.args.label_smoothing_factor, self.head is not None
+        if self.auxiliary is None:
+            total = loss_sum(model, inputs, smoothing, chunked=chunked)
+        else:
+            total, added = loss_sums(model, inputs, self.auxiliary, smoothing, chunked=chunked)
+            total = total + added
+            self._added_sum += added.detach()
         self._loss_sum += total.detach()
         self.guard.note(total)
         return poison(total) * self.args.world_size / num_items_in_batch
@@ -207,7 +216,7 @@ class ChatTrainer(CheckpointTrainer):
         norm: Any = super()._get_grad_norm(model, grad_norm)
         good = self.guard.may_step(float(norm), self.state.global_step)
         if not good:
-            self._loss_sum, self._counts = self._before_step
+            self._loss_sum, self._added_sum, self._counts = self._before_step
             if not self.is_deepspeed_enabled:
                 model.zero_grad(set_to_none=True)  # the optimizer finds nothing to do
         if not self.is_deepspeed_enabled and not self.args.fp16:
@@ -228,23 +237,26 @@ class ChatTrainer(CheckpointTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Replaces the Trainer's mean of means by the exact mean over supervised tokens, and adds the token counts."""
         if "loss" in logs:
-            loss, supervised, tokens = self._drain()
+            loss, supervised, tokens, added = self._drain()
             self._run_sums += torch.tensor([loss, supervised, tokens], dtype=torch.float64)
             logs["loss"] = loss / supervised if supervised else float("nan")
+            if self.auxiliary is not None:
+                logs["aux_loss"] = added / supervised if supervised else float("nan")
             logs["num_tokens"], logs["num_supervised_tokens"] = int(tokens), int(supervised)
         if "loss" in logs or "train_loss" in logs:
             logs |= self.memory.agree(self._total(torch.tensor(self.memory.mine()), dist.ReduceOp.MAX).tolist())
         if "train_loss" in logs:
-            self._run_sums += torch.tensor(self._drain(), dtype=torch.float64)
+            self._run_sums += torch.tensor(self._drain()[:3], dtype=torch.float64)
             loss, supervised, _ = self._run_sums.tolist()
             logs["train_loss"] = loss / supervised if supervised else float("nan")
             logs.pop("total_flos", None)
         super().log(logs, start_time)
 
     def _drain(self) -> list[float]:
-        """[loss sum, supervised tokens, tokens] over all processes since the last call."""
-        sums = torch.cat([self._loss_sum.cpu()[None], self._counts.double()])
+        """[loss sum, supervised tokens, tokens, sum of what the model added], all processes, since the last call."""
+        sums = torch.cat([self._loss_sum.cpu()[None], self._counts.double(), self._added_sum.cpu()[None]])
         self._loss_sum.zero_()
+        self._added_sum.zero_()
         self._counts.zero_()
         return self._total(sums).tolist()
 
@@ -252,12 +264,14 @@ class ChatTrainer(CheckpointTrainer):
 
     def progress(self) -> dict[str, Any]:
         counted = {"loss": self._loss_sum.cpu(), "counts": self._counts.clone(), "run": self._run_sums.clone()}
+        counted["added"] = self._added_sum.cpu()
         if self.early_stopping is not None:
             counted["worse_in_a_row"] = self.early_stopping.early_stopping_patience_counter
         return counted
 
     def set_progress(self, progress: dict[str, Any]) -> None:
         self._loss_sum = progress["loss"].to(self.args.device)
+        self._added_sum = progress.get("added", torch.zeros_like(self._added_sum)).to(self.args.device)
         self._counts, self._run_sums = progress["counts"].clone(), progress["run"].clone()
         if self.early_stopping is not None:
             self.early_stopping.early_stopping_patience_counter = progress.get("worse_in_a_row", 0)
@@ -363,27 +377,3 @@ def _rows(item: dict[str, Any]) -> list[int]:
     """The input rows of a dialogue or a pack."""
     index = item["index"]
     return index if isinstance(index, list) else [index]
-
-
-class _EpochLoader(DataLoader[Any]):
-    """Passes the Trainer's epoch on to the batches."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-
-
-class _WorkerStart:
-    """Seeds a loader's worker, and makes it stay until the training process ends it; a class, because a spawned worker
-    has to unpickle it.
-
-    Schedulers and terminals signal every process of a run: were a worker to go at once, the step could not be saved.
-    """
-
-    def __init__(self, num_workers: int, rank: int) -> None:
-        self.num_workers, self.rank = num_workers, rank
-
-    def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        seed_worker(worker, num_workers=self.num_workers, rank=self.rank)

@@ -79,9 +79,11 @@ def test_a_model_that_it_is_wrong_for_is_trained_on_all_logits(train: Train, mon
     from transformers import LlamaForCausalLM
 
     class Mixed(LlamaForCausalLM):
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
             found = super().forward(*args, **kwargs)
             found.logits = found.logits - found.logits.mean(dim=1, keepdim=True)
+            if labels is not None:
+                found.loss = self.loss_function(found.logits, labels, self.vocab_size)
             return found
 
     _loading(monkeypatch, lambda model: setattr(model, "__class__", Mixed))
@@ -113,7 +115,7 @@ def test_a_model_without_a_decoder_to_be_found(train: Train, monkeypatch: pytest
 
 
 def test_only_a_window_of_a_long_dialogue_is_looked_at() -> None:
-    from fastchat.train.head_proof import LENGTH, sample
+    from fastchat.train.loss import LENGTH, sample
 
     ids = list(range(2000))
     data = [{"input_ids": ids, "labels": [-100] * 2000}, {"input_ids": ids, "labels": [-100] * 1500 + ids[1500:]}]

@@ -1,0 +1,68 @@
+"""A warning for what LoRA cannot learn: tokens of the template whose rows in a frozen embedding were never trained."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from fastchat.errors import say
+from fastchat.train.record import Run
+
+_LOOKED_AT = 16  # dialogues whose control tokens are looked at
+_NEAR = 0.2  # of the median distance from the mean; trained rows are seldom nearer than half of it
+
+
+def warn_untrained(run: Run, model: Any) -> None:
+    """Says which control tokens of the dialogues have rows that carry nothing, where neither matrix is trained.
+
+    `model`: with its adapter, or in full fine-tuning, where there is nothing to warn of. Every process calls it.
+    """
+    if run.settings.lora is None:
+        return
+    dataset, added = run.corpora["train"].dataset, set(run.tokenizer.get_added_vocab().values())
+    seen = {int(i) for n in range(min(_LOOKED_AT, len(dataset))) for i in dataset[n]["input_ids"]}
+    ids = sorted((seen & added) | set(run.bound.stop_ids))
+    layers = {"embedding": model.get_input_embeddings(), "output matrix": model.get_output_embeddings()}
+    found: dict[int, list[str]] = {}
+    for name, layer in layers.items():
+        if layer is None or any(p.requires_grad for p in layer.parameters()):
+            continue
+        with _whole(layer.weight):
+            for i in untrained_rows(layer.weight.detach(), ids):
+                found.setdefault(i, []).append(name)
+    if found:
+        names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+        leaves = " ".join(names[id(layer)] for layer in layers.values() if layer is not None)
+        rows = ", ".join(f"{run.tokenizer.convert_ids_to_tokens(i)!r} ({' and '.join(w)})" for i, w in found.items())
+        say(
+            f"WARNING: the template uses tokens that the base model has never learned, and LoRA leaves their rows as "
+            f"they are: {rows}. The model may never end an answer. Add {leaves} to --lora_target_modules, use full "
+            "fine-tuning, or choose a --conv_template whose control tokens the base model knows"
+        )
+
+
+def untrained_rows(weight: torch.Tensor, ids: list[int]) -> list[int]:
+    """Those of `ids` whose row of `weight`, [V, H], is zero, is that of another token too, or is next to the mean.
+
+    >>> untrained_rows(torch.tensor([[9.0, 0], [0, 9], [-9, 0], [0, -9], [5, 5], [5, 5], [0, 0.1]]), [0, 4, 5, 6])
+    [4, 5, 6]
+    """
+    mean = weight.mean(dim=0, dtype=torch.float32)
+    far = torch.cat([(part.float() - mean).norm(dim=1) for part in weight.split(8192)])
+    near = far <= _NEAR * far.median()
+
+    def carries_nothing(i: int) -> bool:
+        row = weight[i]
+        return bool(near[i]) or not row.any() or int((weight == row).all(dim=1).sum()) > 1
+
+    return [i for i in ids if i < len(weight) and carries_nothing(i)]
+
+
+def _whole(weight: Any) -> Any:
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([weight], modifier_rank=None)
