@@ -64,7 +64,7 @@ def what_fits(run: Run) -> list[str]:
 def _more_engines(run: Run) -> tuple[Engine, ...]:
     """Those that save more than the run's own. An adapter's optimizer is too small to gain from a partition."""
     first = 2 if run.lora else 0
-    at = next((i + 1 for i, engine in enumerate(ENGINES) if run.zero and engine.path(run.lora) == run.zero.path), 0)
+    at = next((i + 1 for i, engine in enumerate(ENGINES) if on_engine(run, engine).zero == run.zero), 0)
     return ENGINES[max(first, at) :]
 
 
