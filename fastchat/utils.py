@@ -23,7 +23,7 @@ _UNKNOWN_LENGTH = 2048  # what upstream takes where a config names no length
 
 
 def build_logger(logger_name: str, logger_filename: str) -> logging.Logger:
-    """A logger that writes to stderr and into `constants.LOGDIR`; unlike upstream's it leaves stdout and stderr alone."""
+    """A logger that writes to stderr and into `constants.LOGDIR`; unlike upstream's it does not redirect stdout."""
     logger = logging.getLogger(logger_name)
     logger.setLevel(logging.INFO)
     if not logger.handlers:

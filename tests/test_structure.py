@@ -15,21 +15,30 @@ PACKAGE = REPOSITORY / "fastchat"
 # Each room may import itself, the rooms named here, and nothing else of the package.
 ARROWS = {
     "errors": set(),
+    "upstream_names": set(),
     "recipe_files": {"errors"},
     "processes": {"errors"},
     "typed": {"errors"},
     "paths": {"errors"},
     "security": {"errors"},
-    "conversation": {"errors", "security"},
+    "constants": {"upstream_names"},
+    "utils": {"constants", "model", "upstream_names"},
+    "modules": {"upstream_names"},
+    "llm_judge": {"upstream_names"},
+    "conversation": {"errors", "security", "upstream_names"},
     "data": {"conversation", "errors", "paths", "security"},
-    "model": {"conversation", "errors", "paths", "security"},
+    "model": {"conversation", "errors", "modules", "paths", "security", "upstream_names"},
     "plan": {"conversation", "errors", "recipe_files", "security", "typed"},
     "checkpoint": {"model", "data", "plan", "conversation", "errors", "paths", "processes", "security"},
     "train": {
         *("checkpoint", "model", "data", "plan"),
         *("conversation", "errors", "paths", "processes", "recipe_files", "security", "typed"),
+        "upstream_names",
     },
-    "serve": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
+    "serve": {
+        *("checkpoint", "model", "data", "plan", "conversation", "errors", "security"),
+        *("modules", "upstream_names", "utils"),
+    },
     "eval": {"checkpoint", "model", "data", "plan", "conversation", "errors", "security"},
 }
 # The documents fix where these commands stand; they save with what `checkpoint` offers, `data` has the command line.
@@ -37,6 +46,9 @@ REACHES_UP = {
     ("model/apply_lora.py", "checkpoint"),
     ("model/apply_lora.py", "data"),
     ("model/prepare_model.py", "checkpoint"),
+    # Upstream's interface stands here: its load_model also opens adapters, and it lends what generates.
+    ("model/model_adapter.py", "checkpoint"),
+    ("model/model_adapter.py", "serve"),
 }
 # The preview needs the tokenizer's real class where the raw file is not enough, and `data` does not know `model`.
 MAY_LOAD = {"fastchat/data/encoder.py"}

@@ -32,6 +32,7 @@ from fastchat.conversation.registry import (
 from fastchat.conversation.styles import SeparatorStyle
 from fastchat.conversation.template import Rendered, RoleFormat, Segment, Template
 from fastchat.conversation.upstream import Conversation
+from fastchat.upstream_names import refuse
 
 __all__ = [
     "DEFAULT_TEMPLATE",
@@ -54,3 +55,5 @@ __all__ = [
     "to_jinja",
     "use_template_file",
 ]
+
+__getattr__ = refuse(__name__)

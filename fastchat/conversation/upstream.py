@@ -23,6 +23,7 @@ from fastchat.conversation.schema import (
 from fastchat.conversation.styles import SeparatorStyle, shape_of
 from fastchat.conversation.template import SYSTEM_SLOT, Template
 from fastchat.errors import SettingsError
+from fastchat.upstream_names import refuse
 
 
 @dataclass
@@ -149,6 +150,11 @@ class Conversation:
         turns = list(enumerate(self.messages))[self.offset :]
         return system + [{"role": self._kind(i), "content": self._text(m)} for i, m in turns if m[1] is not None]
 
+    def to_gradio_chatbot(self) -> list[list[Any]]:
+        """[question, answer] pairs of texts, None for the open answer."""
+        texts = [text for _, text in self.extract_text_from_messages()[self.offset :]]
+        return [[*texts[i : i + 2], None][:2] for i in range(0, len(texts), 2)]
+
     def extract_text_from_messages(self) -> list[tuple[str, Any]]:
         """(role, text) pairs, without images."""
         return [(role, text[0] if isinstance(text, tuple) else text) for role, text in self.messages]
@@ -167,6 +173,10 @@ class Conversation:
             "messages": self.extract_text_from_messages(),
             "offset": self.offset,
         }
+
+    def __getattr__(self, name: str) -> Any:
+        """What is missing says what to use instead."""
+        return refuse("fastchat.conversation", "Conversation")(name)
 
     def _examples(self) -> Sequence[list[Any]]:
         return self.messages[: self.offset]

@@ -60,7 +60,9 @@ class BaseModelAdapter:
         tokenizer = load_tuned_tokenizer(tuned)
         return load_tuned(tuned, dtype=dtype), tokenizer
 
-    def load_compress_model(self, model_path: str, device: str, torch_dtype: torch.dtype, revision: str = "main") -> Any:
+    def load_compress_model(
+        self, model_path: str, device: str, torch_dtype: torch.dtype, revision: str = "main"
+    ) -> Any:
         """Upstream's 8-bit loading. Raises NotImplementedError."""
         raise NotImplementedError(f"load_8bit {_ELSEWHERE}, with a BitsAndBytesConfig")
 
