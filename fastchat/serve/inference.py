@@ -69,8 +69,8 @@ def generate_stream(
     """The answer as it grows: {"text", "logprobs" (None), "usage", "finish_reason"}, the last with its finish reason.
 
     `params`: "prompt", and temperature, repetition_penalty, top_p, top_k, max_new_tokens, echo, stop (one or several
-    texts), stop_token_ids, with upstream's defaults. A prompt that does not fit loses its beginning. `judge_sent_end` changes
-    nothing: an answer ends where the model ends it. Raises NotImplementedError for "logprobs".
+    texts), stop_token_ids, with upstream's defaults. A prompt that does not fit loses its beginning. `judge_sent_end`
+    changes nothing: an answer ends where the model ends it. Raises NotImplementedError for "logprobs".
     """
     if params.get("logprobs") is not None:
         raise NotImplementedError("logprobs are not available here: call the model and take log_softmax of its logits")

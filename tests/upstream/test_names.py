@@ -65,7 +65,9 @@ def same(signature: list[Any], function: Any, bound: bool = False) -> bool:
 def agrees(wanted: Any, found: Any) -> bool:
     """A parameter that upstream requires may have a default here; "?" is any default."""
     made = wanted == [[]] and repr(found) == "<factory>"  # a fresh list instead of an empty tuple
-    return wanted is None or wanted == ["?"] or made or found == wanted[0]
+    return (
+        wanted is None or wanted == ["?"] or made or (list(found) if isinstance(found, tuple) else found) == wanted[0]
+    )
 
 
 def test_what_is_named_instead_of_missing_names_exists() -> None:
