@@ -118,8 +118,7 @@ def _tokens(
     greedy = settings[0] < _GREEDY_TEMPERATURE or settings[2] < _GREEDY_TOP_P
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=not greedy,
-        top_k=0,
+        **({"do_sample": False} if greedy else {"do_sample": True, "top_k": 0}),
         eos_token_id=sorted(stops) or None,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
     )
