@@ -130,7 +130,9 @@ def _tokens(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 generation_config=config,
-                logits_processor=prepare_logits_processor(*settings, int(params.get("top_k", -1))),
+                logits_processor=prepare_logits_processor(
+                    settings[0], settings[1], settings[2], int(params.get("top_k", -1))
+                ),
                 stopping_criteria=[
                     lambda ids, scores, **_: torch.full_like(ids[:, 0], streamer.closed, dtype=torch.bool)
                 ],

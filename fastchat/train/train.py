@@ -26,7 +26,7 @@ from fastchat.train.status import RunStatus, run_main  # noqa: E402
 from fastchat.upstream_names import refuse  # noqa: E402
 
 # Upstream's names for other people's programs: here -> in upstream.py.
-UPSTREAM = dict.fromkeys(
+UPSTREAM: dict[str, str | None] = dict.fromkeys(
     (
         *("IGNORE_TOKEN_ID", "ModelArguments", "DataArguments", "TrainingArguments", "rank0_print", "preprocess"),
         *("SupervisedDataset", "LazySupervisedDataset", "make_supervised_data_module", "trainer_save_model_safe"),
