@@ -6,3 +6,7 @@ saving), `plan` (what fits), `train` (the recipe), `serve` (using the result).
 """
 
 __version__ = "1.0.0"
+
+from fastchat import upstream_names
+
+upstream_names.install()

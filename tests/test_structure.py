@@ -16,16 +16,22 @@ PACKAGE = REPOSITORY / "fastchat"
 LEAVES = {"errors", "files", "paths", "security", "streams"}  # small modules that every room may use
 ARROWS = {
     **{leaf: {"errors"} for leaf in LEAVES},
+    "upstream_names": set(),
     "recipe_files": LEAVES,
     "processes": LEAVES,
     "typed": LEAVES,
-    "conversation": LEAVES,
+    "constants": {"upstream_names"},
+    "utils": {"constants", "model", "upstream_names"},
+    "modules": {"upstream_names"},
+    "llm_judge": {"upstream_names"},
+    "conversation": LEAVES | {"upstream_names"},
     "data": LEAVES | {"conversation"},
-    "model": LEAVES | {"conversation"},
+    "model": LEAVES | {"conversation", "modules", "upstream_names"},
     "plan": LEAVES | {"conversation", "recipe_files", "typed"},
     "checkpoint": LEAVES | {"model", "data", "plan", "conversation", "processes"},
-    "train": LEAVES | {"checkpoint", "model", "data", "plan", "conversation", "processes", "recipe_files", "typed"},
-    "serve": LEAVES | {"checkpoint", "model", "data", "plan", "conversation"},
+    "train": LEAVES
+    | {"checkpoint", "model", "data", "plan", "conversation", "processes", "recipe_files", "typed", "upstream_names"},
+    "serve": LEAVES | {"checkpoint", "model", "data", "plan", "conversation", "modules", "upstream_names", "utils"},
 }
 # The documents fix where these commands stand; they save with what `checkpoint` offers, `data` has the command line.
 REACHES_UP = {
@@ -33,6 +39,9 @@ REACHES_UP = {
     ("model/apply_lora.py", "data"),
     ("model/prepare_model.py", "checkpoint"),
     ("data/encoder.py", "model"),  # the preview loads a tokenizer where the raw file is not enough
+    # Upstream's interface stands here: its load_model also opens adapters, and it lends what generates.
+    ("model/model_adapter.py", "checkpoint"),
+    ("model/model_adapter.py", "serve"),
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -33,6 +33,7 @@ from fastchat.conversation.registry import (
 from fastchat.conversation.styles import SeparatorStyle
 from fastchat.conversation.template import Rendered, RoleFormat, Segment, Template
 from fastchat.conversation.upstream import Conversation
+from fastchat.upstream_names import refuse
 
 if TYPE_CHECKING:
     from fastchat.conversation.registry import conv_templates
@@ -60,6 +61,9 @@ __all__ = [
 ]
 
 
+_missing = refuse(__name__)
+
+
 def __getattr__(name: str) -> Any:
-    """`conv_templates`, which is filled when somebody first asks for it."""
-    return getattr(registry, name)
+    """`conv_templates`, which is filled when somebody first asks for it; other missing names say what to use."""
+    return registry.conv_templates if name == "conv_templates" else _missing(name)

@@ -23,6 +23,7 @@ from fastchat.conversation.schema import (
 from fastchat.conversation.styles import SeparatorStyle, Texts, message_texts, shape_of
 from fastchat.conversation.template import SYSTEM_SLOT, Template
 from fastchat.errors import SettingsError
+from fastchat.upstream_names import refuse
 
 IMAGE_PLACEHOLDER = "$$<image>$$"
 
@@ -223,6 +224,10 @@ class Conversation:
         said = [i for i, (_, message) in enumerate(self.messages) if message]
         last = max((i for i in said if self._kind(i) == "user"), default=len(said))
         return tuple(i for i in said if i >= last)
+
+    def __getattr__(self, name: str) -> Any:
+        """What is missing says what to use instead."""
+        return refuse("fastchat.conversation", "Conversation")(name)
 
     def _kind(self, i: int) -> str:
         """Whose turn message `i` is; by position where a template gives both roles the same name."""

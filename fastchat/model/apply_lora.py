@@ -32,6 +32,13 @@ def build_parser() -> Parser:
     return parser
 
 
+def apply_lora(base_model_path: str | None, target_model_path: str, lora_path: str) -> None:
+    """Merge the adapter `lora_path` into its base as the new folder `target_model_path` (upstream's function)."""
+    from fastchat.checkpoint.merge import merge_adapter
+
+    merge_adapter(lora_path, target_model_path, base_model_path=base_model_path)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     return run(_merge, build_parser(), argv)

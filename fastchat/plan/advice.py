@@ -75,7 +75,7 @@ def _more_engines(run: Run) -> tuple[Engine, ...]:
     """Those that save more than the run's own. An adapter's optimizer is too small to gain from a partition, and one
     process has nobody to share its weights with."""
     first = 2 if run.lora else 0
-    at = next((i + 1 for i, engine in enumerate(ENGINES) if run.zero and engine.path(run.lora) == run.zero.path), 0)
+    at = next((i + 1 for i, engine in enumerate(ENGINES) if on_engine(run, engine).zero == run.zero), 0)
     alone = run.lora and run.machine.gpus == 1
     return tuple(e for e in ENGINES[max(first, at) :] if not alone or "offload_param" in e.zero)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fastchat.plan.estimate import Plan, estimate
@@ -16,7 +15,7 @@ from fastchat.plan.zero import read_zero
 
 @dataclass(frozen=True)
 class Engine:
-    """A DeepSpeed configuration in playground/, which has one file for LoRA and one for full fine-tuning, and the part
+    """A DeepSpeed configuration of the package, which has one file for LoRA and one for full fine-tuning, and the part
     of it that decides memory (a test compares them)."""
 
     lora_file: str
@@ -24,8 +23,8 @@ class Engine:
     zero: dict[str, Any]
 
     def path(self, lora: bool) -> str:
-        """Where the file is, in this checkout."""
-        return str(Path(__file__).resolve().parents[2] / "playground" / (self.lora_file if lora else self.full_file))
+        """The file's name, which --deepspeed takes from any folder."""
+        return self.lora_file if lora else self.full_file
 
     def config(self, lora: bool) -> dict[str, Any]:
         """Full fine-tuning sums its gradients in float32: 16 bits lose the small ones."""
@@ -67,9 +66,8 @@ def engines_for(run: Run) -> tuple[Engine | None, ...]:
 
 def place(run: Run) -> int | None:
     """Where the run's own engine stands in `engines_for`; None for one that is not among them."""
-    paths = [engine and engine.path(run.lora) for engine in engines_for(run)]
-    own = run.zero and run.zero.path
-    return paths.index(own) if own in paths else None
+    zeros = [on_engine(run, engine).zero for engine in engines_for(run)]
+    return zeros.index(run.zero) if run.zero in zeros else None
 
 
 # ---- how much slower ----

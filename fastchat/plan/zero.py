@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastchat.errors import SettingsError
-from fastchat.recipe_files import in_checkout
+from fastchat.recipe_files import find_deepspeed_config
 
 # DeepSpeed's defaults (deepspeed/runtime/zero/config.py), in elements.
 _REDUCE_BUCKET = 500_000_000
@@ -35,7 +35,7 @@ class Zero:
     sub_group: int = _SUB_GROUP  # ZeRO-3: the optimizer steps in groups of this size
     accumulates_in: int | None = None  # bytes per accumulated gradient; None: as wide as the weights
     half: bool | None = None  # bf16 or fp16 switched on (True) or off (False) in the file; None follows the flags
-    path: str = ""
+    path: str = field(default="", compare=False)  # by whichever name the file was given
 
 
 def read_zero(given: str | Mapping[str, Any], hidden: int) -> Zero:
@@ -102,7 +102,7 @@ def _half(config: Mapping[str, Any]) -> bool | None:
 
 def _read(path: str) -> Mapping[str, Any]:
     try:
-        config = json.loads(in_checkout(path, tell=False).read_text(encoding="utf-8"))
+        config = json.loads(find_deepspeed_config(path, tell=False).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--deepspeed {path} cannot be read: {error}") from None
     except json.JSONDecodeError as error:

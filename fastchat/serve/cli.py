@@ -12,7 +12,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastchat.conversation import use_template_file
 from fastchat.data.command import Parser, run
@@ -119,6 +119,15 @@ def _next_line() -> str | None:
             return None
     line = sys.stdin.readline()
     return _readable(line.removesuffix("\n").removesuffix("\r")) if line else None
+
+
+def __getattr__(name: str) -> Any:
+    """Upstream's SimpleChatIO, RichChatIO and ProgrammaticChatIO; importing them loads torch."""
+    if name in ("SimpleChatIO", "RichChatIO", "ProgrammaticChatIO"):
+        from fastchat.serve import chat_io
+
+        return getattr(chat_io, name)
+    raise AttributeError(f"{__name__} has no attribute {name!r}")
 
 
 def _readable(text: str) -> str:

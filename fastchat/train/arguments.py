@@ -197,10 +197,11 @@ RENAMED = {  # names in people's scripts -> the name used here
 _EVALUATION = "evaluation here computes the exact loss and nothing else, so there is nothing to set"
 _HUB = "nothing is uploaded from here; upload the finished --output_dir with `hf upload`"
 _COMPILE = "not supported; leave it out"
+_ZERO3 = "use --deepspeed playground/deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
 _OURS = "batches are made by this project's own reader, so it would do nothing"
 UNSUPPORTED: dict[str, str] = {  # flags of transformers that would have no effect here, and what to do instead
-    "fsdp": "use --deepspeed with a ZeRO-3 configuration instead (playground/deepspeed_config_lora_s3.json)",
-    "fsdp_config": "use --deepspeed with a ZeRO-3 configuration instead (playground/deepspeed_config_lora_s3.json)",
+    "fsdp": _ZERO3,
+    "fsdp_config": _ZERO3,
     "push_to_hub": _HUB,
     "hub_token": _HUB,
     "hub_private_repo": _HUB,
@@ -252,13 +253,18 @@ UNSUPPORTED: dict[str, str] = {  # flags of transformers that would have no effe
 REMOVED: dict[str, str] = {  # flags of older transformers that have no counterpart
     "save_safetensors": "weights are always saved as safetensors; leave it out",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR instead",
-    "fsdp_transformer_layer_cls_to_wrap": UNSUPPORTED["fsdp"],
+    "fsdp_transformer_layer_cls_to_wrap": _ZERO3,
     "half_precision_backend": "leave it out; --bf16 True or --fp16 True is enough",
     "fp16_backend": "leave it out; --bf16 True or --fp16 True is enough",
     "fp16_opt_level": "leave it out; --bf16 True or --fp16 True is enough",
     "use_mps_device": "leave it out; the device is found by itself",
     "ddp_find_unused": "the name is --ddp_find_unused_parameters",
 }
+
+
+def way_out(instead: str, lora: bool) -> str:
+    """An entry of UNSUPPORTED or REMOVED, with the DeepSpeed configuration that fits the command."""
+    return instead.replace("{lora_}", "lora_" if lora else "")
 
 
 def all_arguments(lora: bool) -> tuple[type[Any], ...]:

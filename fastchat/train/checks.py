@@ -11,7 +11,7 @@ from fastchat.data.sources import check_source
 from fastchat.errors import SettingsError, say
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
-from fastchat.train.arguments import UNSUPPORTED
+from fastchat.train.arguments import UNSUPPORTED, way_out
 from fastchat.train.values import Values
 
 _AT_LEAST_ONE = [
@@ -79,7 +79,8 @@ def _required(values: Values) -> None:
 
 
 def _unsupported(values: Values) -> None:
-    for name, instead in UNSUPPORTED.items():
+    for name, text in UNSUPPORTED.items():
+        instead = way_out(text, lora="lora_r" in values)
         if values.given(name) and values[name] != values.defaults[name] and values[name] not in ("", False, None):
             raise SettingsError(f"--{name} is not available here: {instead}")
         if values.given(name) and values.defaults[name] is True and values[name] is False:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from fastchat.errors import SettingsError, say
-from fastchat.recipe_files import in_checkout
+from fastchat.recipe_files import find_deepspeed_config
 
 # Blocks that follow the command line wherever the file does not fix them. Without the precision blocks DeepSpeed trains
 # in float32 whatever --bf16 says; without gradient_clipping it ignores --max_grad_norm.
@@ -66,7 +66,7 @@ def _stage(zero: Any) -> Any:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        config = json.loads(in_checkout(path).read_text(encoding="utf-8"))
+        config = json.loads(find_deepspeed_config(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--deepspeed {path} cannot be read: {error}") from None
     except json.JSONDecodeError as error:

@@ -94,7 +94,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
 
     reporting.quiet_libraries()
     from fastchat.train import checks, hardware
-    from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, LoraArguments, all_arguments
+    from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, LoraArguments, all_arguments, way_out
     from fastchat.train.deepspeed_config import load_deepspeed
     from fastchat.train.values import Values
 
@@ -102,7 +102,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     if any(word in ("-h", "--help") for word in words):
         show(help_text(options, "train_lora.py" if lora else "train.py"))
         sys.exit(0)
-    removed = dict(REMOVED)
+    removed = {name: way_out(instead, lora) for name, instead in REMOVED.items()}
     if not lora:
         removed.update({f.name: "it belongs to train_lora.py, not to full fine-tuning" for f in _fields(LoraArguments)})
     reader = Reader(options, RENAMED, removed, UNSUPPORTED)

@@ -23,7 +23,7 @@ from fastchat.data.loading import Records
 from fastchat.data.reading import read_rows
 from fastchat.data.sources import check_source, find_sources
 from fastchat.errors import DataError, SettingsError
-from fastchat.recipe_files import find_recipe, in_checkout
+from fastchat.recipe_files import find_recipe, find_deepspeed_config
 from fastchat.security import check_references, load_yaml
 
 LIMIT = 1 << 20  # in these tests
@@ -168,7 +168,7 @@ READERS: list[Callable[[str], Any]] = [
     lambda path: load_yaml(path, "recipe"),
     load_template_file,
     find_recipe,
-    in_checkout,
+    find_deepspeed_config,
 ]
 
 

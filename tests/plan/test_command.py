@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from fastchat.plan.__main__ import main
+from fastchat.recipe_files import find_deepspeed_config
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "quantisation_overhead", "zero_buffers", "reserve")
 
@@ -131,7 +132,7 @@ def test_recommend_writes_recipes_that_training_accepts(capsys: pytest.CaptureFi
         assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] == per_gpu
         assert values["lora_r"] == {"7b": 8, "13b": 16, "70b": 64}[size]
         assert values["learning_rate"] == 3e-4
-        assert Path(values["deepspeed"]).is_file()
+        assert find_deepspeed_config(values["deepspeed"]).is_file()
         assert f"deepspeed --num_gpus 8 --module fastchat.train.train_lora {path}" in text
         # and the planner, asked about the recipe itself, agrees
         assert read_flags([str(path)])["q_lora"] == values["q_lora"]

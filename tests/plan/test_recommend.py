@@ -23,6 +23,7 @@ from fastchat.plan.run import Run
 from fastchat.plan.search import Choice, choices, neighbours, slowdown
 from fastchat.plan.templates import template_line
 from fastchat.plan.units import GIB
+from fastchat.recipe_files import find_deepspeed_config
 from fastchat.security import load_yaml
 
 ROOMY = ("--gpus", "8", "--gpu_memory", "80GiB", "--cpu_memory", "2000GiB")
@@ -59,7 +60,10 @@ def test_full_fine_tuning_is_recommended(capsys: pytest.CaptureFixture[str], tmp
         path = tmp_path / f"{size}_full.yaml"
         values = reader.from_yaml(path)
         assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] == 8
-        assert json.loads(Path(values["deepspeed"]).read_text())["data_types"]["grad_accum_dtype"] == "fp32"
+        assert (
+            json.loads(find_deepspeed_config(values["deepspeed"]).read_text())["data_types"]["grad_accum_dtype"]
+            == "fp32"
+        )
         assert f"  deepspeed --num_gpus 8 --module fastchat.train.train {path} --data_path DATA.json" in text
         found = json.loads(ask(capsys, path, *ROOMY, "--json")[0])
         assert found["fits"] and found["trained_parameters"] == architecture_of_size(size).parameters

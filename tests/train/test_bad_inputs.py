@@ -95,6 +95,14 @@ def test_settings(train: Callable[..., Outcome], tmp_path: Path, flags: list[str
     assert _untouched(tmp_path / "out") == before, "nothing may be written over"
 
 
+@pytest.mark.parametrize("full", [True, False], ids=["full", "lora"])
+@pytest.mark.parametrize("more", [["--fsdp_transformer_layer_cls_to_wrap", "LlamaDecoderLayer"], []], ids=["wrap", ""])
+def test_fsdp_names_the_configuration_that_fits(train: Callable[..., Outcome], full: bool, more: list[str]) -> None:
+    outcome = train("--fsdp", "full_shard auto_wrap", *more, full=full)
+    named = f"--deepspeed playground/deepspeed_config_{'' if full else 'lora_'}s3.json"
+    assert outcome.code == 2 and "--fsdp" in outcome.err and named in outcome.err
+
+
 def _write(path: Path, text: str | bytes) -> Path:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path

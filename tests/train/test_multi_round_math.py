@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastchat.recipe_files import CHECKOUT
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
@@ -72,7 +71,7 @@ def _tokenizer(folder: Path) -> Any:
 
 def run_under_zero3(data: Path, base: Path, folder: Path, *flags: str) -> Outcome:
     """The documents' launch line: torchrun, a recipe by its name, ZeRO-3."""
-    words = ["gemma-2b-it.yml", "--deepspeed", str(CHECKOUT / "playground" / "deepspeed_config_s3.json")]
+    words = ["gemma-2b-it.yml", "--deepspeed", "deepspeed_config_s3"]
     words += ["--model_name_or_path", str(base), "--data_path", str(data), *SETTINGS, *flags]
     outcome = launch("torchrun", "tests.train.weights_program", words, folder)
     assert outcome.code == 0, outcome.err[-6000:]

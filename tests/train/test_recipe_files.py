@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.recipe_files import CHECKOUT, RECIPES, find_recipe, in_checkout
+from fastchat.recipe_files import DEEPSPEED_CONFIGS, RECIPES, find_deepspeed_config, find_recipe
 from fastchat.train.settings import find_output_dir
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
@@ -51,16 +51,37 @@ def test_an_unknown_name_in_a_run(train: Train) -> None:
     assert outcome.code == 2 and outcome.err.count("error: ") == 1 and "did you mean gemma-2b-it" in outcome.err
 
 
-def test_what_a_recipe_names_is_found_in_the_checkout_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "name", ["playground/deepspeed_config_s3.json", "deepspeed_config_s3.json", "deepspeed_config_s3"]
+)
+def test_a_deepspeed_configuration_is_found_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = "playground/deepspeed_config_s3.json"
-    assert in_checkout(path) == CHECKOUT / path and "is not in this folder: taken from" in capsys.readouterr().err
-    (tmp_path / "playground").mkdir()
-    (tmp_path / path).write_text("{}")
-    assert in_checkout(path) == Path(path) and in_checkout("nowhere.json") == Path("nowhere.json")
-    assert in_checkout(str(tmp_path / path)) == tmp_path / path
+    found = DEEPSPEED_CONFIGS / "deepspeed_config_s3.json"
+    assert find_deepspeed_config(name) == found and f"--deepspeed {name}: {found}" in capsys.readouterr().err
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("{}")
+    assert find_deepspeed_config(name) == Path(name) and find_deepspeed_config(str(own)) == own
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["deepspeed_config_lora_s4", "elsewhere/deepspeed_config_lora_s3.json"])
+def test_an_unknown_deepspeed_configuration_suggests_near_ones(name: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"--deepspeed {name} cannot be read: .* did you mean deepspeed_config_lora_s"
+    ):
+        find_deepspeed_config(name)
+
+
+def test_playground_shows_the_files_of_the_package(repository: Path) -> None:
+    for ours, pattern, shown in (
+        (RECIPES, "*.yaml", repository / "playground" / "recipes"),
+        (DEEPSPEED_CONFIGS, "*.json", repository / "playground"),
+    ):
+        found = {path.name: path.read_bytes() for path in ours.glob(pattern)}
+        assert found == {path.name: path.read_bytes() for path in shown.glob(pattern)}, f"copy {ours} to {shown}"
 
 
 def test_the_recipe_that_is_used_is_said(train: Train, base_flags: list[str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastchat.recipe_files import CHECKOUT, RECIPES
+from fastchat.recipe_files import RECIPES, find_deepspeed_config
 from fastchat.train.options import read_yaml
 from tests import builders
 from tests.train.conftest import Outcome
@@ -134,7 +134,7 @@ def test_recipe_with_zero(warm: Warm, words: Callable[..., list[str]], tmp_path:
     assert warm.codes == [0, 0], outcome.err
     check_run(name, outcome, 2)
     used = outcome.record["deepspeed"]["zero_optimization"]
-    asked = json.loads((CHECKOUT / recipe["deepspeed"]).read_text())["zero_optimization"]
+    asked = json.loads(find_deepspeed_config(recipe["deepspeed"]).read_text())["zero_optimization"]
     assert used["stage"] == asked["stage"]
     assert used.get("offload_param", {}).get("device") == asked.get("offload_param", {}).get("device")
     config = json.loads((outcome.folder / "adapter_config.json").read_text())
