@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastchat.conversation import conv_templates
-from fastchat.train.options import Reader, read_yaml
+from fastchat.settings.options import Reader, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "playground" / "recipes").glob("*.yaml"))

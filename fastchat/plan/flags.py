@@ -21,9 +21,9 @@ from fastchat.plan.other_flags import (
     value_of,
 )
 from fastchat.plan.units import parse_bytes
-from fastchat.recipe_files import find_recipe
 from fastchat.security import load_yaml
-from fastchat.typed import to_bool, to_choice, to_mapping, to_text
+from fastchat.settings.recipe_files import find_recipe
+from fastchat.settings.typed import to_bool, to_choice, to_mapping, to_text
 
 # The training flags that decide memory, with the training commands' defaults; bf16 alone is on here.
 TRAINING: dict[str, tuple[type, Any, str]] = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastchat.errors import SettingsError
-from fastchat.typed import to_bool, to_choice, to_float, to_int, to_mapping, to_text
+from fastchat.settings.typed import to_bool, to_choice, to_float, to_int, to_mapping, to_text
 
 SWITCH, WHOLE, NUMBER, TEXT, LIST, MAPPING, ANYTHING = "switch", "whole", "number", "text", "list", "mapping", "any"
 _KINDS = {

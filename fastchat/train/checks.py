@@ -10,8 +10,8 @@ from fastchat.data.mixing import check_proportions
 from fastchat.data.sources import check_source
 from fastchat.errors import SettingsError, say
 from fastchat.paths import folders_instead, meant_here, model_instead
+from fastchat.settings.values import Values
 from fastchat.train.arguments import UNSUPPORTED
-from fastchat.train.values import Values
 
 _AT_LEAST_ONE = [
     "model_max_length",

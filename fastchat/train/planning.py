@@ -26,8 +26,8 @@ from fastchat.plan.api import (
     warning_line,
 )
 from fastchat.plan.flags import LORA_ONLY, read_flags
-from fastchat.train.options import is_flag, split_recipe
-from fastchat.typed import FALSE, TRUE
+from fastchat.settings.options import is_flag, split_recipe
+from fastchat.settings.typed import FALSE, TRUE
 
 _PLANNERS_OWN = ("recommend", "largest", "recipes", "full_finetuning")
 _ONLY = (

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastchat.errors import SettingsError, say, show
-from fastchat.recipe_files import find_recipe
-from fastchat.train.options import Option, Reader, help_text, is_flag, read_yaml, split_recipe
+from fastchat.settings.options import Option, Reader, help_text, is_flag, read_yaml, split_recipe
+from fastchat.settings.recipe_files import find_recipe
 
 if TYPE_CHECKING:
+    from fastchat.settings.values import Values
     from fastchat.train.arguments import DataArguments, LoraArguments, ModelArguments, TrainingArguments
-    from fastchat.train.values import Values
 
 _NEVER_RECORDED = ("hub_token", "local_rank")
 
@@ -93,10 +93,10 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     from fastchat.train import reporting
 
     reporting.quiet_libraries()
+    from fastchat.settings.values import Values
     from fastchat.train import checks, hardware
     from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, LoraArguments, all_arguments
     from fastchat.train.deepspeed_config import load_deepspeed
-    from fastchat.train.values import Values
 
     options = options_of(all_arguments(lora))
     if any(word in ("-h", "--help") for word in words):

@@ -42,10 +42,10 @@ def plan(gib: float = 24, **changed: Any) -> Any:
 
 def test_settings_of_a_real_run(tmp_path: Path, tiny_model_dir: Any) -> None:
     """The training room's own values go in as they are."""
+    from fastchat.settings.options import Reader
+    from fastchat.settings.values import Values
     from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, all_arguments
-    from fastchat.train.options import Reader
     from fastchat.train.settings import options_of
-    from fastchat.train.values import Values
 
     options = options_of(all_arguments(True))
     words = ["--model_name_or_path", str(tiny_model_dir()), "--lora_r", "4", "--bf16", "True", "--optim", "sgd"]

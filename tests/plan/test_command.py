@@ -107,8 +107,8 @@ def test_text_says_it_all(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_recommend_writes_recipes_that_training_accepts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from fastchat.plan.flags import read_flags
+    from fastchat.settings.options import Reader
     from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, all_arguments
-    from fastchat.train.options import Reader
     from fastchat.train.settings import options_of
 
     text = ask(

@@ -24,8 +24,8 @@ def options() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reader() -> Any:
+    from fastchat.settings.options import Reader
     from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, all_arguments
-    from fastchat.train.options import Reader
     from fastchat.train.settings import options_of
 
     return Reader(options_of(all_arguments(True)), RENAMED, REMOVED, UNSUPPORTED)

@@ -45,8 +45,8 @@ def ask(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[str, str]:
 
 def test_full_fine_tuning_is_recommended(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Recipes that train.py reads, that fit by the planner's own word, and one launch line each."""
+    from fastchat.settings.options import Reader
     from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, all_arguments
-    from fastchat.train.options import Reader
     from fastchat.train.settings import options_of
 
     text, _ = ask(capsys, *FULL, *ROOMY, "--recipes", tmp_path)

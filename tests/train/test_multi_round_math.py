@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastchat.recipe_files import CHECKOUT
+from fastchat.settings.recipe_files import CHECKOUT
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok

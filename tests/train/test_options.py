@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.train.options import Option, Reader, convert, read_yaml, split_recipe
-from fastchat.train.values import Values
+from fastchat.settings.options import Option, Reader, convert, read_yaml, split_recipe
+from fastchat.settings.values import Values
 
 OPTIONS = [
     Option("learning_rate", float, 5e-5),

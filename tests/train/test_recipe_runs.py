@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from fastchat.recipe_files import CHECKOUT, RECIPES
-from fastchat.train.options import read_yaml
+from fastchat.settings.options import read_yaml
+from fastchat.settings.recipe_files import CHECKOUT, RECIPES
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok

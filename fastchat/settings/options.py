@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from fastchat.errors import SettingsError, brief, nearest
 from fastchat.security import load_yaml
-from fastchat.typed import FALSE, TRUE, to_bool, to_choice, to_float, to_int, to_mapping, to_text
+from fastchat.settings.typed import FALSE, TRUE, to_bool, to_choice, to_float, to_int, to_mapping, to_text
 
 DEFAULT, RECIPE, COMMAND, DERIVED = "default", "yaml", "command line", "derived"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastchat.errors import say
-from fastchat.train.options import COMMAND, DEFAULT, DERIVED, RECIPE, Option
+from fastchat.settings.options import COMMAND, DEFAULT, DERIVED, RECIPE, Option
 
 
 class Values:

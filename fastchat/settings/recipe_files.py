@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastchat.errors import SettingsError, nearest, say
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 RECIPES = CHECKOUT / "playground" / "recipes"
 _ENDINGS = (".yaml", ".yml")
 
