@@ -50,10 +50,15 @@ class Parser(argparse.ArgumentParser):
 def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:
     """Parse `argv` and run `command`; returns the exit code. A UserError becomes one message on stderr."""
     args = parser.parse_args(argv)
+    return guarded(lambda: command(args))
+
+
+def guarded(command: Callable[[], None]) -> int:
+    """Run `command`; returns the exit code. A UserError becomes one message on stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters that the data has
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command(args)
+        command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -19,7 +19,7 @@ from fastchat.plan.api import (
     run_of,
     warning_line,
 )
-from fastchat.plan.flags import read_flags
+from fastchat.plan.command_line import read_flags
 from fastchat.plan.search import ENGINES
 from fastchat.plan.units import GIB
 from fastchat.plan.zero import read_zero
