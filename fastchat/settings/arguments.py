@@ -21,7 +21,7 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import by_value, paths_of, rope, same, targets
+from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, same, targets
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -234,7 +234,10 @@ class LoraArguments:
     lora_target_modules: list[str] = _lora(
         list(LORA_TARGETS),
         "names of the layers that get an adapter, separated by spaces or commas",
-        translate=dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
+        translate={
+            **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
+            "lora_target_modules": by_value(dict.fromkeys(("all", "all-linear"), ALL_LAYERS), ""),
+        },
         resume=FIXED,
         common=True,
         memory=True,

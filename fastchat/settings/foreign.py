@@ -59,10 +59,13 @@ def rope(raw: Any) -> str:
     )
 
 
+ALL_LAYERS = "leave it out; the default is all seven linear layers of a block"
+
+
 def targets(raw: Any) -> str:
     """Which layers get an adapter."""
     if str(raw).lower() in ("all", "all-linear", "true"):
-        return "leave it out: the default is all seven linear layers of a block"
+        return ALL_LAYERS
     if str(raw).lower() in ("false", "none"):
         return "leave it out, and name the layers in lora_target_modules"
     return f"lora_target_modules: {yaml_text(raw)}"

@@ -270,15 +270,10 @@ def convert(option: Option, raw: Any, label: str) -> Any:
     >>> convert(Option("learning_rate", float, 5e-5), "1e-5", "--learning_rate")
     1e-05
     """
-    try:
-        return _converted(option, raw, label)
-    except SettingsError as error:
-        translate = option.elsewhere.get(option.name)
-        hint = translate(raw) if translate is not None else ""
-        raise SettingsError(f"{error} ({hint})" if hint else str(error)) from None
-
-
-def _converted(option: Option, raw: Any, label: str) -> Any:
+    own = option.elsewhere.get(option.name)  # values that other programs have for the same name
+    advice = own(raw[0] if isinstance(raw, list) and len(raw) == 1 else raw) if own is not None else ""
+    if advice:
+        raise SettingsError(f"{label} is {raw!r}: {advice}")
     if raw is None or (raw == "None" and type(None) in typing.get_args(option.type)):
         if option.may_be_none:
             return None

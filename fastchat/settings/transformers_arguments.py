@@ -46,6 +46,8 @@ OPTIMIZERS = (
     *("grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw"),
     *("apollo_adamw_layerwise", "stable_adamw"),
 )
+_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+_BACKENDS = ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl")
 
 _optimization = partial(setting, group="Optimization")
 _precision = partial(setting, group="Precision and memory")
@@ -108,7 +110,7 @@ class TransformersArguments:
         "the optimizer",
         choices=OPTIMIZERS,
         elsewhere="optimizer optimizer_type",
-        translate={"optim": by_value({"adamw_hf": "optim: adamw_torch", "adamw": "optim: adamw_torch"}, "")},
+        translate={"optim": by_value(dict.fromkeys(("adamw", "adamw_hf"), "write adamw_torch"), "")},
         resume=FIXED,
         memory=True,
     )
@@ -180,8 +182,10 @@ class TransformersArguments:
     include_num_input_tokens_seen: str | bool = _logging(
         "no", "count input tokens in the logs: no, all (True) or non_padding"
     )
-    log_level: str = _logging("passive", "log level of transformers in the main process", resume=FREE)
-    log_level_replica: str = _logging("warning", "log level of transformers in the other processes", resume=FREE)
+    log_level: str = _logging("passive", "log level of transformers in the main process", choices=_LEVELS, resume=FREE)
+    log_level_replica: str = _logging(
+        "warning", "log level of transformers in the other processes", choices=_LEVELS, resume=FREE
+    )
     disable_tqdm: bool | None = _logging(None, "show no progress bars", resume=FREE)
     report_to: list[str] | str | None = _logging(
         "none",
@@ -245,7 +249,7 @@ class TransformersArguments:
         None, "batches that each worker prepares ahead", range=AT_LEAST_ONE, resume=FREE
     )
     dataloader_multiprocessing_context: str | None = _loader(
-        None, "how the workers start: fork, forkserver or spawn", resume=FREE
+        None, "how the workers start", choices=("fork", "spawn", "forkserver"), resume=FREE
     )
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = _loader(
         "random", "order of the rows", resume=FIXED
@@ -259,7 +263,7 @@ class TransformersArguments:
     ddp_bucket_cap_mb: int | None = _processes(None, "size of the gradient buckets of DDP in MB", range=AT_LEAST_ONE)
     ddp_broadcast_buffers: bool | None = _processes(None, "whether DDP broadcasts the buffers of the model")
     ddp_static_graph: bool | None = _processes(None, "tell DDP that every step uses the same parameters")
-    ddp_backend: str | None = _processes(None, "communication library: nccl, gloo, ...", resume=FREE)
+    ddp_backend: str | None = _processes(None, "communication library", choices=_BACKENDS, resume=FREE)
     ddp_timeout: int = _processes(
         1800, "seconds after which a process that waits for the others gives up", range=AT_LEAST_ONE, resume=FREE
     )
