@@ -212,6 +212,9 @@ def set_aside_later(run: Path, step: int) -> None:
 
 
 def _same(old: Any, new: Any) -> bool:
+    numbers = [value for value in (old, new) if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == 2:
+        return old == new  # 500 is recorded where a default was, 500.0 where it was given
     return json.dumps(old, sort_keys=True, default=str) == json.dumps(new, sort_keys=True, default=str)
 
 

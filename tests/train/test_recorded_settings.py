@@ -27,7 +27,16 @@ MORE += [
     "1",
 ]
 MORE += ["--eval_strategy", "steps", "--eval_steps", "1", "--val_set_size", "0.2", "--data_proportions", "0.5", "0.5"]
-MORE += ["--optim", "paged_adamw_32bit", "--run_name", "yes", "--rope_scaling_type", "linear", "--max_steps", "2"]
+MORE += [
+    "--optim",
+    "paged_adamw_32bit",
+    "--run_name",
+    "yes",
+    "--rope_scaling_type",
+    "linear",
+    "--model_max_length",
+    "600",
+]
 
 
 def _same(record: dict[str, Any], other: dict[str, Any]) -> None:
@@ -37,22 +46,23 @@ def _same(record: dict[str, Any], other: dict[str, Any]) -> None:
     assert other["fingerprints"] == record["fingerprints"]
 
 
-@pytest.mark.parametrize("form", ["training.json", "yaml", "json", "section"])
-def test_the_same_run_again(train: Train, tmp_path: Path, data_files: tuple[Path, Path], form: str) -> None:
-    data = [str(path) for path in data_files]
-    first = ok(train(*MORE, "--data_path", *data))
-    recorded = {name: entry["value"] for name, entry in first.record["settings"].items()}
-    recipe = tmp_path / ("again.yaml" if form in ("yaml", "section") else "again.json")
-    if form == "training.json":
-        recipe = first.folder / "training.json"
-    elif form == "section":
-        recipe.write_text(yaml.safe_dump(first.record["settings"]), encoding="utf-8")
-    else:
-        recipe.write_text(yaml.safe_dump(recorded) if form == "yaml" else json.dumps(recorded), encoding="utf-8")
-    again = ok(train(base=[str(recipe)], name="again"))
-    assert again.losses == first.losses and again.folder.name == "again"
-    _same(first.record, again.record)
-    assert "has no effect" not in again.err
+def test_the_same_run_again(train: Train, tmp_path: Path, data_files: tuple[Path, Path]) -> None:
+    first = ok(train(*MORE, "--data_path", *map(str, data_files)))
+    record, losses = first.record, first.losses
+    recorded = {name: entry["value"] for name, entry in record["settings"].items()}
+    recipes = {"record": first.folder / "training.json"}
+    for name, content in (("flat", recorded), ("section", record["settings"])):
+        recipes[name] = tmp_path / f"{name}.yaml"
+        recipes[name].write_text(yaml.safe_dump(content), encoding="utf-8")
+    recipes["json"] = tmp_path / "flat.json"
+    recipes["json"].write_text(json.dumps(recorded), encoding="utf-8")
+    for name, recipe in recipes.items():
+        again = ok(train(base=[str(recipe)], name=name))
+        assert again.losses == losses and again.folder.name == name
+        _same(record, again.record)
+        assert "steps has no effect" not in again.err
+    finished = ok(train(base=[str(recipes["record"])], name=first.folder.name))
+    assert "holds the finished result of this run" in finished.err
 
 
 def test_the_plainest_run_again(train: Train, tmp_path: Path) -> None:
