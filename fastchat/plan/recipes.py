@@ -57,7 +57,8 @@ def with_given(recommendation: Recommendation, flags: Mapping[str, Any], own: bo
     """
     left_out = _OF_A_RUN | (frozenset() if own else _TEMPLATE | {"lora_weight_path"})
     left_out |= frozenset() if recommendation.wanted.lora else LORA_ONLY
-    names = [option.name for option in training_options(True) if not option.memory or option.name in _NOT_SEARCHED]
+    offered = [option for option in training_options(True) if not option.refused]
+    names = [option.name for option in offered if not option.memory or option.name in _NOT_SEARCHED]
     names = [name for name in names if name in flags["given"] - left_out]
     return replace(recommendation, kept={name: flags[name] for name in names if flags[name] is not None})
 

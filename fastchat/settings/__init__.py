@@ -1,13 +1,16 @@
 """Room: settings. Each setting once, and everything that reads them. Needs neither torch nor transformers.
 
-arguments.py      the settings themselves: dataclass fields with help, group, range, other names, and resume rule
+arguments.py      the settings: dataclass fields with help, group, range, other names, and whether they may change on
+                  resume; adding a field there is all that a plain setting needs (`python -m fastchat.settings.reference`
+                  then writes docs/settings.md)
 transformers_arguments.py  those that transformers defines: offered ones, and refused ones with the reason
-fields.py         what a field's metadata can say
-options.py        a field as an `Option`; command line, recipe -> typed values
+newer.py          those that only a newer transformers has: passed on
+fields.py         what a field can say about its setting
+options.py        a field as an `Option`; command line and recipe -> typed values; ranges
+readers.py        the reader of each command
+unknown.py        what is said about names that are no setting; foreign.py: names and values of other programs
 typed.py          one raw value -> a switch, a number, text, a list, a mapping
-ranges.py         numbers outside their range
-foreign.py        names of other programs and of older versions that have no setting here
-recipe_files.py   where a recipe is, and what it holds (YAML, or a run's training.json)
-values.py         the settings of one run with where each came from
-help.py           `--help`; reference.py the table in docs/settings.md
+recipe_files.py   where a recipe is, and what it holds (YAML, or the training.json of a run)
+values.py         the settings of one run, each with where it came from
+help.py           `--help`; reference.py: docs/settings.md
 """

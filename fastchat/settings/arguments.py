@@ -51,6 +51,12 @@ class ModelArguments:
         "auto",
         "dtype of the base weights: auto is the checkpoint's own",
         also="torch_dtype",
+        translate={
+            "dtype": by_value(
+                {"bf16": "write bfloat16", "fp16": "write float16", "half": "write float16", "fp32": "write float32"},
+                "",
+            )
+        },
         resume=FIXED,
         memory=True,
     )

@@ -115,7 +115,7 @@ _REASONS: dict[str, str] = {
     "tokenizer_legacy is_llama_derived_model is_mistral_derived_model is_falcon_derived_model is_qwen_derived_model "
     "tokenizer_name tokenizer_name_or_path split_special_tokens": _TOKENIZER,
     "special_tokens tokens add_tokens add_special_tokens resize_vocab resize_token_embeddings_to_32x eos_token "
-    "pad_token": _TOKENS,
+    "pad_token mean_resizing_embeddings": _TOKENS,
     "model_revision revision_of_model": "download that revision first, and give its folder as model_name_or_path",
     "hf_use_auth_token use_auth_token hf_hub_token ms_hub_token token": _ENVIRONMENT.format("HF_TOKEN"),
     "model_init_kwargs overrides_of_model_config overrides_of_model_kwargs train_from_scratch": "edit config.json in "
@@ -125,7 +125,7 @@ _REASONS: dict[str, str] = {
     # data
     "dataset_dir": "give the files themselves in data_path",
     "dataset_prepared_path tokenized_path dataset_keep_in_memory preprocessing_batch_size buffer_size streaming "
-    "dataset_streaming": _PREPARED,
+    "dataset_streaming skip_prepare_dataset preprocessed_path dataset_batch_size": _PREPARED,
     "dataset_text_field dataset_kwargs formatting_func ignore_pad_token_for_loss shuffle_merged_datasets "
     "shuffle_dataset tool_format": _AUTOMATIC,
     "dataset_config dataset_config_name": "download the dataset first, and give its files in data_path",
@@ -134,6 +134,7 @@ _REASONS: dict[str, str] = {
     "pad_to_sequence_len pad_to_multiple_of padding_free packing_strategy eval_packing eval_sample_packing "
     "sample_packing_eff_est total_num_tokens multipack_real_batches group_by_bucket": "leave it out; packing: true "
     "decides everything about packing",
+    "dataset_exact_deduplication": "remove repeated rows from the file first",
     "push_dataset_to_hub": "nothing is uploaded from here",
     "default_system default_system_message chat_template_path chat_template_jinja add_eos_token": "the template "
     "decides it: conv_template, or a template of your own with conv_template_file",
@@ -162,7 +163,8 @@ _REASONS: dict[str, str] = {
     "activation_offloading": "not available; gradient_checkpointing: true saves activation memory",
     "sequence_parallel_degree sequence_parallel_size context_parallel_size tensor_parallel_size": "not available; "
     "use --deepspeed with a ZeRO-3 configuration and gradient_checkpointing: true for long dialogues",
-    "plugins torchao_optimizers": _FUSED,
+    "plugins torchao_optimizers lr_groups embedding_lr embedding_lr_scale loss_watchdog_threshold "
+    "loss_watchdog_patience unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o": _FUSED,
     # logging
     "wandb_project": _ENVIRONMENT.format("WANDB_PROJECT"),
     "wandb_entity": _ENVIRONMENT.format("WANDB_ENTITY"),
@@ -184,7 +186,8 @@ _REASONS: dict[str, str] = {
     "strict": "leave it out; unknown settings are always refused",
     # older transformers
     "logging_dir": _ENVIRONMENT.format("TENSORBOARD_LOGGING_DIR"),
-    "fsdp_transformer_layer_cls_to_wrap fsdp_min_num_params fsdp_final_state_dict_type": _FSDP,
+    "fsdp_transformer_layer_cls_to_wrap fsdp_min_num_params fsdp_final_state_dict_type fsdp_version "
+    "qlora_sharded_model_loading": _FSDP,
     "half_precision_backend fp16_backend fp16_opt_level": _HALF,
     "use_mps_device": "leave it out; the device is found automatically",
     "use_legacy_prediction_loop sharded_ddp mp_parameters ray_scope tpu_num_cores": _FUSED,
