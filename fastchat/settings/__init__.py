@@ -1,8 +1,8 @@
 """Room: settings. Each setting once, and everything that reads them. Needs neither torch nor transformers.
 
 arguments.py      the settings: dataclass fields with help, group, range, other names, and whether they may change on
-                  resume; adding a field there is all that a plain setting needs (`python -m fastchat.settings.reference`
-                  then writes docs/settings.md)
+                  resume; a plain setting needs no more than a field there (then run
+                  `python -m fastchat.settings.reference > docs/settings.md`)
 transformers_arguments.py  those that transformers defines: offered ones, and refused ones with the reason
 newer.py          those that only a newer transformers has: passed on
 fields.py         what a field can say about its setting
