@@ -21,7 +21,7 @@ ARROWS = {
     "settings": {"errors", "security"},
     "conversation": {"errors", "security"},
     "data": {"conversation", "errors", "paths", "security", "settings"},
-    "model": {"conversation", "errors", "paths", "security"},
+    "model": {"conversation", "errors", "paths", "security", "settings"},
     "plan": {"conversation", "errors", "security", "settings"},
     "checkpoint": {"model", "data", "plan", "conversation", "errors", "paths", "processes", "security"},
     "train": {
