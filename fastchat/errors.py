@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 EXIT_DONE = 0
 EXIT_SETTINGS = 2
@@ -20,26 +21,47 @@ EXIT_RESOURCE = 6
 EXIT_PREEMPTED = 75
 
 
-# A name and password (whatever characters are in it), or a token, in front of a host; a token behind the question
-# mark. One slash is enough: paths are written with one where an address had two.
+# A name and password (whatever characters are in it), or a token, in front of a host; a token after the question mark.
+# One slash is enough: paths are written with one where an address had two.
 _IN_URL = re.compile(
-    r"(?<=:/)(/?)(?:[^\s/@:]*:[^\s?#]*|[^\s/@]+)(?=@)|(?<=[?&])((?:access_|auth_|api_)?(?:token|key)=)[^&\s'\"]+", re.I
+    r"(?<=:/)(/?)(?:[^\s/@:]*:[^\s?#]*|[^\s/@]+)(?=@)"
+    r"|(?<=[?&;])([\w.-]*(?:token|key|secret|password|passwd|pwd|signature|sig|credential)=)[^&;\s'\"]+",
+    re.I,
 )
-_SECRET_NAME = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|CREDENTIALS?)$")
+_SECRET_NAME = re.compile(r"(TOKEN|_KEY|APIKEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)$")
 _SHORTEST = 8  # characters; "true" in TOKEN=true is no secret
+_hidden: set[str] = set()
+
+
+def hide(secret: str | None) -> None:
+    """From now on `without_secrets` knows this value: that of a setting such as `--hub_token`."""
+    if secret and len(secret) >= _SHORTEST:
+        _hidden.add(secret)
 
 
 def without_secrets(text: str) -> str:
     """`text` without what must not get into a log or a file: the values of variables such as HF_TOKEN and
-    WANDB_API_KEY, and passwords or tokens in addresses.
+    WANDB_API_KEY and of what was given to `hide`, and passwords or tokens in addresses.
 
     >>> without_secrets("https://me:hf_abc@host/x?token=abc")
     'https://***@host/x?token=***'
     """
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()):
-            text = text.replace(value, "***")
+    known = (v for name, v in os.environ.items() if len(v) >= _SHORTEST and _SECRET_NAME.search(name.upper()))
+    for value in sorted({*known, *_hidden}, key=len, reverse=True):
+        text = text.replace(value, "***")
     return _IN_URL.sub(lambda found: f"{found[1] or found[2] or ''}***", text)
+
+
+def values_without_secrets(value: Any) -> Any:
+    """The same for JSON-like values, however nested: in every text and every key.
+
+    Whatever writes settings into a file, or hands them to a library that does, passes them through here.
+    """
+    if isinstance(value, dict):
+        return {values_without_secrets(name): values_without_secrets(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(values_without_secrets(item) for item in value)
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 class UserError(ValueError):
@@ -48,6 +70,8 @@ class UserError(ValueError):
     exit_code = EXIT_SETTINGS
 
     def __init__(self, message: str = "") -> None:
+        if message.startswith("Caught ") and "Original Traceback" in message:  # a loader's worker raised it
+            message = message.rpartition(f"{type(self).__module__}.{type(self).__name__}: ")[2].strip()
         super().__init__(without_secrets(message))
 
 
@@ -115,12 +139,9 @@ def brief(text: object, width: int = 200) -> str:
 
 
 def show(text: str) -> None:
-    """One line of a command's answer, on stdout. Where the reader has gone (`| head`), go on in silence: files that the
-    command writes are still wanted."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """One line of a command's answer, on stdout. Where the reader has gone (`| head`) the command goes on in silence,
+    see `streams.kept_output`: files that it writes are still wanted."""
+    print(text, flush=True)
 
 
 def say(line: str) -> None:

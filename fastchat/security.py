@@ -21,6 +21,17 @@ _ENDINGS = ("_file", "_files")
 # Left in published tokenizers by the machine that made them; no library opens it.
 _NEVER_OPENED = ("special_tokens_map_file",)
 
+# For some model types (qwen2) AutoTokenizer takes its own class whatever tokenizer_config.json names, but for folders
+# that claim to bring code. A claim without code makes it use the class that is named; asked to trust it, it fails.
+NO_CODE = "no_code_here_leave_trust_remote_code_out.PreTrainedTokenizerFast"
+
+
+def brings_code(config: dict[str, Any]) -> bool:
+    """Whether a `tokenizer_config.json` names a tokenizer class in a Python file of its own."""
+    places = config.get("auto_map") or {}
+    named = places.get("AutoTokenizer") if isinstance(places, dict) else places
+    return any(name and name != NO_CODE for name in ([named] if isinstance(named, str) else named or []))
+
 
 def check_references(folder: str | Path) -> None:
     """SettingsError where a JSON file of a model, tokenizer or adapter folder names a file outside of it.

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.checkpoint.manifest import MANIFEST, describe_files, file_problems, files_in, read_manifest
-from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_training_record, write_values
-from fastchat.errors import CheckpointError
+from fastchat.checkpoint.record import (
+    RECORD_NAME,
+    STATUS_NAME,
+    TrainingRecord,
+    read_training_record,
+    write_values,
+)
+from fastchat.errors import EXIT_CHECKPOINT, CheckpointError
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 # What loading reads beside them and nobody edits. The rest (sampling settings, chat template) is recorded and verified,
@@ -32,13 +38,34 @@ def record_digests(folder: Path) -> None:
         write_values(folder, {**values, "files": describe_result(folder)})
 
 
+def mark_unusable(folder: Path, reason: str) -> None:
+    """Writes into the training record in `folder` that the result beside it must not be used."""
+    values = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+    write_values(folder, {**values, "unusable": reason})
+
+
+def why_unusable(folder: Path, record: TrainingRecord) -> str:
+    """What the record, or the status of its run, says against using the result in `folder`; "" where nothing."""
+    if record.unusable:
+        return f"{RECORD_NAME} says that it is not usable: {record.unusable}"
+    try:
+        status = json.loads((folder / STATUS_NAME).read_text(encoding="utf-8"))
+        failed = status["status"] == "failed" and status["exit_code"] == EXIT_CHECKPOINT
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"its run failed when it was saved ({STATUS_NAME}: {status.get('message', '')})" if failed else ""
+
+
 def result_problems(folder: Path, record: TrainingRecord) -> list[str]:
-    """What is wrong with the recorded files of a result, one line per file; also a weight file that is not recorded."""
+    """What is wrong with a result, one line for each reason: what its record or its run says against it, recorded files
+    that are not as they were, weight files that are not recorded."""
+    reason = why_unusable(folder, record)
+    against = [reason] if reason else []
     if not record.files:
-        return []
+        return against
     more = sorted(path.name for path in folder.iterdir() if path.name.endswith(_WEIGHTS))
     unknown = [f"{name}: not listed in {RECORD_NAME}" for name in more if name not in record.files]
-    return file_problems(folder, record.files, links=True) + unknown
+    return against + file_problems(folder, record.files, links=True) + unknown
 
 
 def check_result(path: str | Path) -> None:
@@ -51,6 +78,8 @@ def check_result(path: str | Path) -> None:
     record = read_training_record(folder) if folder.is_dir() else None
     if record is None:
         return
+    if reason := why_unusable(folder, record):
+        raise CheckpointError(f"{folder}: {reason}. Nothing was loaded. Train again, or use another checkpoint.")
     if (folder / MANIFEST).is_file():
         files = {n: e for n, e in read_manifest(folder).files.items() if _opened(n) or n == RECORD_NAME}
         way_out = "use another checkpoint"

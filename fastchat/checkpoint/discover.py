@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def newest_checkpoint(run: Path) -> Found | None:
     listed = "\n".join(f"  {path.name}: {shorten(problems)}" for path, problems in skipped)
     raise CheckpointError(
         f"{run} holds no valid checkpoint to go on from:\n{listed}\n"
-        "Restore one from a copy, or start anew with --resume_from_checkpoint never --overwrite_output_dir"
+        "Restore one from a copy, or name another --output_dir to start over; what is here stays"
     )
 
 
@@ -63,6 +64,8 @@ def shorten(problems: list[str], limit: int = 3) -> str:
 
 
 def _problems(path: Path) -> list[str]:
+    if path.is_symlink() and not path.exists():
+        return [f"is a link to {os.readlink(path)}, which is not there"]
     problems = find_problems(path)
     if not problems:
         step = read_manifest(path).step

@@ -15,18 +15,17 @@ from fastchat.errors import CheckpointError
 MAX_SHARD = "5GB"
 
 
-def write_model(folder: Path, model: Any, tensors: dict[str, torch.Tensor], stop_ids: Collection[int] = ()) -> None:
+def write_model(
+    folder: Path, model: Any, tensors: dict[str, torch.Tensor], tokenizer: Any, stop_ids: Collection[int] = ()
+) -> None:
     """Writes a model that `AutoModelForCausalLM.from_pretrained` loads, and verifies the weights. For global rank 0.
 
-    `tensors`: what `gather_all` gave. `stop_ids` join the EOS of generation_config.json, so that generation ends
-    where an answer ends. NumericError for weights that are not finite, CheckpointError where the files differ from
-    them.
+    `tensors`: what `gather_all` gave. `tokenizer`, `stop_ids`: see `saved_configs`. NumericError for weights that are
+    not finite, CheckpointError where the files differ from them.
     """
     check_finite(tensors)
     config, generation = model.config, model.generation_config
-    model.config = copy.deepcopy(config)
-    model.config.use_cache = True  # off only while training
-    model.generation_config = _generation_config(generation, stop_ids)
+    model.config, model.generation_config = saved_configs(model, tokenizer, stop_ids)
     try:
         model.save_pretrained(str(folder), state_dict=dict(tensors), max_shard_size=MAX_SHARD)
     finally:
@@ -49,14 +48,29 @@ def _as_saved(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
     return kept
 
 
-def _generation_config(generation: Any, stop_ids: Collection[int]) -> Any:
-    generation = copy.deepcopy(generation)
-    own = generation.eos_token_id
-    known = [] if own is None else list(own) if isinstance(own, (list, tuple)) else [own]
-    stops = list(dict.fromkeys([*known, *stop_ids]))
-    generation.eos_token_id = stops[0] if len(stops) == 1 else stops or None
+def saved_configs(model: Any, tokenizer: Any, stop_ids: Collection[int]) -> tuple[Any, Any]:
+    """(config, generation config) as they are saved: both name the ids that `tokenizer` names.
+
+    `stop_ids` join the EOS, so that generation ends where an answer ends.
+    """
+    config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    config.use_cache = True  # off only while training
+    text = config.get_text_config()
+    stops = dict.fromkeys([*_listed(generation.eos_token_id), *_listed(getattr(text, "eos_token_id", None)), *stop_ids])
+    if tokenizer.eos_token_id is not None:
+        stops[tokenizer.eos_token_id] = None
+    ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids["eos_token_id"] = next(iter(stops), None) if len(stops) < 2 else list(stops)
+    for part in {id(part): part for part in (config, text, generation)}.values():
+        for name, value in ids.items():
+            if value is not None and (part is not config or hasattr(part, name)):
+                setattr(part, name, value)
     if not generation.do_sample and any(value is not None for value in (generation.temperature, generation.top_p)):
         generation.do_sample = (
             True  # Llama-2's own file sets a temperature without it, which transformers refuses to write
         )
-    return generation
+    return config, generation
+
+
+def _listed(ids: int | list[int] | tuple[int, ...] | None) -> list[int]:
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]

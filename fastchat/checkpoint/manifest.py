@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastchat.errors import CheckpointError
+from fastchat.errors import CheckpointError, values_without_secrets
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -86,6 +86,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Goes into a staged folder, which nobody reads before it is renamed.
     """
     values = asdict(manifest)
+    values["settings"] = values_without_secrets(values["settings"])
     values["digest"] = digest_of_values(values)
     with open(folder / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(values, file, indent=1, ensure_ascii=False, allow_nan=False)

@@ -22,9 +22,10 @@ from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.tuned import Tuned, find_tuned, load_tuned, load_tuned_tokenizer
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.saved_template import install_template
-from fastchat.errors import CheckpointError, say
+from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import load_base_model, load_config, weights_dtype
 from fastchat.model.lora import check_adapter_directory
+from fastchat.model.tokenizer_files import reopened, write_tokenizer
 
 PROBE_TOKENS = 32
 # How far logits may move when weights are rounded to the base's dtype once, as a share of the largest logit.
@@ -81,8 +82,12 @@ def merge_adapter(
     tensors = dict(merged.state_dict())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with disk_errors(target, size, "merged model"), new_folder(target) as folder:
-        write_model(folder, merged, tensors, stop_ids)
+        write_model(folder, merged, tensors, tokenizer, stop_ids)
         _write_company(folder, tuned, tokenizer)
+        try:
+            reopened(folder, tokenizer)
+        except SettingsError as problem:
+            raise CheckpointError(f"{problem}; nothing was put in place") from problem
         del model, merged, tensors
         error = _compare(folder, probe, wanted, dtype, device)
     say(f"Merged into {target}: {dtype}, {weights} base; logits off by {error:.1e}, moved by the adapter {effect:.1e}.")
@@ -132,7 +137,7 @@ def _stop_ids(tuned: Tuned, tokenizer: Any) -> tuple[int, ...]:
 
 def _write_company(folder: Path, tuned: Tuned, tokenizer: Any) -> None:
     """Tokenizer, chat template and training record, with the new digests, beside the weights."""
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     for name in ("chat_template.jinja", RECORD_NAME):
         source = Path(tuned.path).expanduser() / name
         if source.is_file():

@@ -6,7 +6,6 @@ may be mixed, shards stay as they are. The result is then loaded as anybody woul
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import load_base_model, load_config
 from fastchat.model.source import is_local, loading, read_json
 from fastchat.model.tokenizer import load_plain
+from fastchat.model.tokenizer_files import name_class, write_json, write_tokenizer
+from fastchat.security import brings_code
 
 INDEX = "model.safetensors.index.json"
 # Weights in other forms, which would still hold the old vocabulary.
@@ -73,14 +74,16 @@ def prepare_model(
         _copy_company(source, folder)
         if not (folder / "tokenizer.json").is_file():
             say(f"{model_path} has no tokenizer.json: it is made from the older files.")
-            tokenizer.save_pretrained(folder)
+            write_tokenizer(tokenizer, folder)
         plan = plan_tokens(folder, list(dict.fromkeys([*([pad_token] if pad_token else []), *special_tokens])))
         if pad_token is not None:
             _check_pad(tokenizer, source, pad_token, plan.ids[pad_token])
         write_tokens(folder, plan, pad_token, special_tokens)
         before = _rows(source, resized)
         after = max(before, plan.size)
-        _write_configs(folder, after, plan.ids[pad_token] if pad_token else None)
+        _write_configs(folder, after, plan.ids[pad_token] if pad_token else None, tokenizer.pad_token_id)
+        if not brings_code(read_json(folder / "tokenizer_config.json")):
+            name_class(tokenizer, folder)
         used = 1 + max(tokenizer.get_vocab().values())
         _write_weights(source, folder, resized, after, min(used, before))
         record_digests(folder)
@@ -152,22 +155,28 @@ def _copy_company(source: Path, folder: Path) -> None:
         say(f"Left out, since they hold the weights in another form: {', '.join(left_out)}.")
 
 
-def _write_configs(folder: Path, rows: int, pad_id: int | None) -> None:
+def _write_configs(folder: Path, rows: int, pad_id: int | None, known_pad_id: int | None) -> None:
+    """Sets rows and pad id in the model's configurations; the tokenizer's own pad id only where they have none."""
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     for part in [config] + ([text] if isinstance(text, dict) else []):
         if "vocab_size" in part:
             part["vocab_size"] = rows
-        if pad_id is not None and ("vocab_size" in part or "pad_token_id" in part):
-            part["pad_token_id"] = pad_id
-    _write_json(folder / "config.json", config)
+        if "vocab_size" in part or "pad_token_id" in part:
+            _set_pad(part, pad_id, known_pad_id)
+    write_json(folder / "config.json", config)
     path = folder / "generation_config.json"
-    if pad_id is not None and path.is_file():
-        _write_json(path, read_json(path) | {"pad_token_id": pad_id})
+    if path.is_file():
+        generation = read_json(path)
+        _set_pad(generation, pad_id, known_pad_id)
+        write_json(path, generation)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _set_pad(part: dict[str, Any], pad_id: int | None, known_pad_id: int | None) -> None:
+    pad_id = part.get("pad_token_id") if pad_id is None else pad_id
+    pad_id = known_pad_id if pad_id is None else pad_id
+    if pad_id is not None:
+        part["pad_token_id"] = pad_id
 
 
 # ---- weights ----
@@ -233,7 +242,7 @@ def _write_weights(source: Path, folder: Path, resized: Sequence[str], rows: int
         if "total_size" in index.get("metadata", {}):
             index["metadata"]["total_size"] += grown
         index.get("metadata", {}).pop("total_parameters", None)  # optional, and another number for tied weights
-        _write_json(folder / INDEX, index)
+        write_json(folder / INDEX, index)
 
 
 def _with_mean_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.checkpoint.manifest import digest_of_values
-from fastchat.errors import CheckpointError, without_secrets
+from fastchat.errors import CheckpointError, values_without_secrets
 
 RECORD_NAME = "training.json"
+STATUS_NAME = "status.json"  # of the run, in the same folder
 FORMAT = 1
 
 
@@ -40,6 +41,7 @@ class TrainingRecord:
         files: name -> {"size": bytes, "sha256": hex} of all else that the result is made of; empty in a checkpoint,
             whose manifest has them, and in results of before they were recorded. In the file also the digest of the
             record itself, without which a changed byte in it (of the RoPE factor, say) would go unseen.
+        unusable: why the result beside it must not be used; None where it was verified.
     """
 
     base_model: str | None = None
@@ -58,6 +60,7 @@ class TrainingRecord:
     fingerprints: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unusable: str | None = None
     format: int = FORMAT
 
     def write(self, directory: str | Path) -> Path:
@@ -68,7 +71,7 @@ class TrainingRecord:
 def write_values(directory: str | Path, values: dict[str, Any]) -> Path:
     """Write a record that is plain values, with fields that only others know, as `TrainingRecord.write` does."""
     path = Path(directory) / RECORD_NAME
-    values = _clean(json.loads(json.dumps(values, ensure_ascii=False, allow_nan=False)))
+    values = values_without_secrets(json.loads(json.dumps(values, ensure_ascii=False, allow_nan=False)))
     if values.get("files"):
         values["files"][RECORD_NAME] = {"sha256": _own_digest(values)}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
@@ -114,15 +117,6 @@ def read_training_record(directory: str | Path) -> TrainingRecord | None:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"it holds {constant}, which no record does")
-
-
-def _clean(value: Any) -> Any:
-    """The same without secrets in any text; a number that happens to be one stays."""
-    if isinstance(value, dict):
-        return {_clean(name): _clean(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _own_digest(values: dict[str, Any]) -> str:

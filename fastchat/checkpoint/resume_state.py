@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastchat.errors import CheckpointError
+from fastchat.errors import CheckpointError, values_without_secrets
 
 OPTIMIZER, SCHEDULER, SCALER, STATE = "optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json"
 LATEST = "latest"  # DeepSpeed's pointer to its folder of shards
@@ -108,6 +108,8 @@ def safe_deepspeed_files(inner: Any) -> Any:
             self.error = None
 
         def save(self, state_dict: Any, path: str) -> None:
+            if "ds_config" in state_dict:  # DeepSpeed notes what it was configured with, and reads it nowhere
+                state_dict = {**state_dict, "ds_config": values_without_secrets(state_dict["ds_config"])}
             try:
                 torch.save(state_dict, path)
             except Exception as error:  # noqa: BLE001

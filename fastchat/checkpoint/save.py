@@ -9,9 +9,10 @@ from typing import Any
 from fastchat.checkpoint import adapter as adapter_files
 from fastchat.checkpoint.digests import describe_result
 from fastchat.checkpoint.files import staged
-from fastchat.checkpoint.full import write_model
+from fastchat.checkpoint.full import saved_configs, write_model
 from fastchat.checkpoint.gather import at_rest, gather_all, gather_trained
 from fastchat.checkpoint.record import TrainingRecord
+from fastchat.model.tokenizer_files import write_tokenizer
 from fastchat.processes import first
 
 
@@ -42,10 +43,20 @@ def save_result(
             if adapter:
                 adapter_files.write_adapter(stage, model, tensors)
             else:
-                write_model(stage, model, tensors, stop_ids)
-            tokenizer.save_pretrained(str(stage))
+                write_model(stage, model, tensors, tokenizer, stop_ids)
+            write_tokenizer(tokenizer, stage)
             if digests:
                 record.files = describe_result(stage)
             record.write(stage)
 
     first(write)
+
+
+def write_company(folder: Path, model: Any, *, adapter: bool, tokenizer: Any, stop_ids: Collection[int]) -> None:
+    """Writes what `save_result` writes beside the weights, but for the record. For global rank 0."""
+    if adapter:
+        adapter_files.write_config(folder, model)
+    else:
+        for config in saved_configs(model, tokenizer, stop_ids):
+            config.save_pretrained(str(folder))
+    write_tokenizer(tokenizer, folder)

@@ -8,13 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastchat.errors import ResourceError, UserError
+from fastchat.errors import ResourceError, UserError, brief
 
 _MARGIN = 1 << 20  # tokenizer-sized files and the file system's own
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last one: a limit on the size of files (ulimit -f)
+_GONE = ("no such file or directory", "parent directory")
 # What torch says when a write failed; the system's reason is lost.
 _TORCH_WRITING = ("iostream error", "file write failed", "failed writing", "unexpected pos")
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+# A disk or a network's file system that fails, or a machine that has run out of handles.
+FAILING = (
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.EREMOTEIO),
+)
 
 
 def free_bytes(folder: Path) -> int:
@@ -59,10 +65,26 @@ def disk_errors(folder: Path, needed: int, what: str = "checkpoint") -> Iterator
         raise known from None
 
 
+def is_environment(error: BaseException) -> bool:
+    """Whether an error is of the disk or the machine, wherever it was met, and so none of the program."""
+    return isinstance(error, OSError) and error.errno in (*FULL, *READ_ONLY, *FAILING)
+
+
 def disk_error(error: BaseException, folder: Path, needed: int, what: str = "checkpoint") -> ResourceError | None:
     """The message for a disk that is full or cannot be written; None where `error` is something else."""
     code, text = getattr(error, "errno", None), str(error).lower()
-    if code in READ_ONLY or "read-only file system" in text or "permission denied" in text:
+    if isinstance(error, FileNotFoundError) or any(word in text for word in _GONE):
+        return ResourceError(
+            f"the {what} could not be written into {folder}: files or folders in there were deleted meanwhile "
+            f"({brief(error)}). What else is there is kept; start the same command again"
+        )
+    if (
+        code in READ_ONLY
+        or code in FAILING
+        or "input/output error" in text
+        or "read-only file system" in text
+        or "permission denied" in text
+    ):
         return ResourceError(
             f"the {what} could not be written into {folder} ({error}); what was there before is kept. Make the "
             "folder writable, then start the same command again"

@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from fastchat.checkpoint.manifest import MANIFEST, find_problems
@@ -46,10 +47,14 @@ def step_of(path: Path) -> int | None:
 
 
 def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of all that is called a checkpoint, oldest first; says nothing about what is in them."""
+    """(step, folder) of all that is called a checkpoint, oldest first; says nothing about what is in them.
+
+    A link counts as what it points to, and one that points nowhere as a checkpoint that is not usable: what a user
+    keeps on another disk is neither overlooked nor taken for nothing.
+    """
     if not run.is_dir():
         return []
-    found = [(step_of(path), path) for path in run.iterdir() if path.is_dir() and not path.is_symlink()]
+    found = [(step_of(path), path) for path in run.iterdir() if path.is_dir() or path.is_symlink()]
     return sorted((step, path) for step, path in found if step is not None)
 
 
@@ -67,7 +72,7 @@ def put_in_place(stage: Path, run: Path, step: int) -> Path:
     assert (stage / MANIFEST).is_file(), f"{stage} has no manifest"
     flush_folders(stage)
     target = checkpoint_path(run, step)
-    if not target.exists():
+    if not target.exists() and not target.is_symlink():
         os.rename(stage, target)
     elif exchange(stage, target):
         os.rename(stage, _free_name(run, REMOVING, step))
@@ -106,11 +111,19 @@ def rotate(run: Path, keep: int | None, *, current: int, protected: Collection[P
 def remove_checkpoint(path: Path) -> None:
     """Removes a checkpoint so that no half of it is ever seen under its name."""
     away = path.with_name(f"{REMOVING}{path.name}")
-    if away.exists():
-        shutil.rmtree(away)
+    remove(away)
     os.rename(path, away)
     flush(path.parent)
-    shutil.rmtree(away, ignore_errors=True)
+    with suppress(OSError):
+        remove(away)
+
+
+def remove(path: Path) -> None:
+    """Removes a folder, or only the link where one stands in its place; nothing where there is none."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def set_aside(path: Path) -> Path:
@@ -139,7 +152,7 @@ def recover(run: Path) -> list[str]:
             flush(run)
             done.append(f"{target.name} was being replaced when a run ended: the earlier one is back")
     for path in _leftovers(run, (SAVING, REMOVING, REPLACED)):
-        shutil.rmtree(path)
+        remove(path)
         done.append(f"removed {path.name}, left by a run that ended while it was saving")
     return done
 
@@ -188,8 +201,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 def _free_name(run: Path, prefix: str, step: int) -> Path:
     path = run / f"{prefix}{PREFIX}{step}"
-    if path.exists():
-        shutil.rmtree(path)
+    remove(path)
     return path
 
 
@@ -202,7 +214,8 @@ def _leftovers(run: Path, prefixes: tuple[str, ...]) -> list[Path]:
 
 def _remove_all(run: Path, prefixes: tuple[str, ...]) -> None:
     for path in _leftovers(run, prefixes):
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            remove(path)
 
 
 def _umask() -> int:

@@ -20,6 +20,7 @@ from fastchat.checkpoint.record import RECORD_NAME, read_training_record
 from fastchat.checkpoint.staging import checkpoints_in, step_of
 from fastchat.errors import EXIT_CHECKPOINT, EXIT_DONE, CheckpointError
 from fastchat.paths import folders_instead
+from fastchat.streams import kept_output
 
 
 def verify(folder: Path) -> tuple[list[str], bool]:
@@ -55,10 +56,10 @@ def _verify_result(folder: Path, alone: bool) -> tuple[list[str], bool]:
         problems = result_problems(folder, record)
     except CheckpointError as error:
         return [str(error)], False
-    if not record.files:
-        return [f"{folder}: not verified, its {RECORD_NAME} has no digests"], not alone
     if problems:
         return [f"{folder}: {problem}" for problem in problems], False
+    if not record.files:
+        return [f"{folder}: not verified, its {RECORD_NAME} has no digests"], not alone
     size = sum(int(entry["size"]) for entry in record.files.values())
     return [f"{folder}: valid, result, {len(record.files)} files, {size:,} bytes"], True
 
@@ -71,6 +72,7 @@ def _summary(path: Path) -> str:
     )
 
 
+@kept_output()
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m fastchat.checkpoint.verify")

@@ -6,7 +6,6 @@ library of yesterday, or a serving engine, reads differently.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +14,9 @@ from typing import Any
 from fastchat.errors import CheckpointError, SettingsError
 from fastchat.model.source import read_json
 from fastchat.model.tokenizer import load_plain
+from fastchat.model.tokenizer_files import PROBES, write_json
 
 _AS_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-# Texts whose ids must stay what they were: words, digits, spaces, line ends, other scripts, code, bytes.
-_PROBES = (
-    "Hello, how are you? I'm fine: 12,345.67 + 8 = 12353.67!",
-    "  two  spaces\tand\n\nlines\r\n2 < 3 > 1 [INST] {x: 1}",
-    "Ünïcödé 日本語 العربية हिन्दी 😀 e\u0301",
-    "def f(x):\n    return x ** 2  # the square of it",
-)
 
 
 @dataclass
@@ -70,17 +63,17 @@ def write_tokens(folder: Path, plan: Plan, pad_token: str | None, special_tokens
     entries = tokenizer.setdefault("added_tokens", [])
     entries += [{"id": token_id, "content": token, **_AS_SPECIAL} for token, token_id in new.items()]
     entries.sort(key=lambda entry: entry["id"])
-    _write(folder / "tokenizer.json", tokenizer)
+    write_json(folder / "tokenizer.json", tokenizer)
 
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     _name(config, pad_token, special_tokens)
     if isinstance(config.get("added_tokens_decoder"), dict):
         config["added_tokens_decoder"] |= {str(i): {"content": token, **_AS_SPECIAL} for token, i in new.items()}
-    _write(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
     if (folder / "special_tokens_map.json").is_file():
         names = read_json(folder / "special_tokens_map.json")
         _name(names, pad_token, special_tokens)
-        _write(folder / "special_tokens_map.json", names)
+        write_json(folder / "special_tokens_map.json", names)
 
 
 def check_tokens(before: Any, folder: Path, plan: Plan, pad_token: str | None, *, trust_remote_code: bool) -> None:
@@ -101,7 +94,7 @@ def check_tokens(before: Any, folder: Path, plan: Plan, pad_token: str | None, *
     changed = [token for token in old.keys() | new.keys() if old.get(token) != new.get(token)]
     if sorted(changed) != sorted(plan.added):
         raise CheckpointError(f"other tokens changed too, such as {changed[:3]}; nothing was put in place")
-    for text in (*_PROBES, "".join(before.get_added_vocab())):
+    for text in (*PROBES, "".join(before.get_added_vocab())):
         if before.encode(text) != after.encode(text):
             raise SettingsError(
                 f"with {' '.join((*plan.added, *plan.marked))} in the vocabulary, {text[:50]!r} is tokenised "
@@ -119,7 +112,3 @@ def _name(config: dict[str, Any], pad_token: str | None, special_tokens: Sequenc
         listed = config.setdefault("extra_special_tokens" if newer else "additional_special_tokens", [])
         contents = [entry["content"] if isinstance(entry, dict) else entry for entry in listed]
         listed += [token for token in special_tokens if token not in contents]
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from fastchat.conversation.registry import conv_templates, register_conv_template
+from fastchat.conversation import registry
 from fastchat.conversation.schema import Place
 from fastchat.conversation.template import TABLE, Template
 from fastchat.conversation.upstream import FIELDS, Conversation
@@ -60,19 +60,19 @@ def load_template_file(path: str) -> list[str]:
         raise SettingsError(f"{FLAG} {path}: expected a .py or a .yaml file.")
     made = _read(file, path)
     for template in made:
-        register_conv_template(template)
+        registry.register_conv_template(template)
     return [template.name for template in made]
 
 
 def _run(file: Path, path: str) -> list[str]:
-    before = dict(conv_templates)
+    before = dict(registry.conv_templates)
     try:
         runpy.run_path(str(file))
     except SettingsError:
         raise
     except Exception as error:
         raise SettingsError(f"{FLAG} {path} fails with {type(error).__name__}: {error}") from error
-    names = [name for name, conv in conv_templates.items() if before.get(name) is not conv]
+    names = [name for name, conv in registry.conv_templates.items() if before.get(name) is not conv]
     if not names:
         raise SettingsError(f"{FLAG} {path} registers no template; call register_conv_template in it.")
     return names
@@ -91,7 +91,7 @@ def _read(file: Path, path: str) -> list[Conversation | Template]:
         template = _template(table, source)
         if template.name in made:
             raise SettingsError(f"{source}template {template.name!r} is in it twice; choose another name.")
-        if template.name in conv_templates:
+        if template.name in registry.conv_templates:
             raise SettingsError(f"{source}there is already a template {template.name!r}; choose another name.")
         made[template.name] = template
     return list(made.values())

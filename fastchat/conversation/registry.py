@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from fastchat.conversation.builtin import TABLES, UPSTREAM
-from fastchat.conversation.families import BY_NAME, REMOTE, ROUTED
-from fastchat.conversation.families import TABLES as FAMILIES
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from fastchat.conversation.builtin import builtin
 from fastchat.conversation.template import CONTROL_PATTERN, Template
 from fastchat.conversation.upstream import Conversation
-from fastchat.conversation.upstream_2023a import ROWS as ROWS_A
-from fastchat.conversation.upstream_2023b import ROWS as ROWS_B
 from fastchat.errors import SettingsError, nearest, say
 
 DEFAULT_TEMPLATE = "vicuna_v1.1"
 OWN_TEMPLATE = "tokenizer"  # as a name: the template that the tokenizer brings
 
-conv_templates: dict[str, Conversation] = {}
+if TYPE_CHECKING:
+    conv_templates: dict[str, Conversation]
+
+_conversations: dict[str, Conversation] = {}
 _tables: dict[str, Template] = {}
+
+
+def __getattr__(name: str) -> Any:
+    """`conv_templates` is filled when somebody first asks for it."""
+    if name == "conv_templates":
+        return _known()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@lru_cache(maxsize=1)
+def _known() -> dict[str, Conversation]:
+    """Every conversation that is registered, by name; the built-in ones are registered first."""
+    for template in builtin().templates:
+        _register(template)
+    return _conversations
 
 
 def register_conv_template(template: Conversation | Template, override: bool = False) -> None:
@@ -28,11 +45,15 @@ def register_conv_template(template: Conversation | Template, override: bool = F
     name = template.name
     if name == OWN_TEMPLATE:
         raise SettingsError(f"template {name!r}: this name means the tokenizer's own template; choose another name.")
-    if name in conv_templates and not override:
+    if name in _known() and not override:
         raise SettingsError(
             f"template {name!r} is already registered; choose another name, or pass override=True to replace it."
         )
-    table: Template | None = None
+    _register(template)
+
+
+def _register(template: Conversation | Template) -> None:
+    name, table = template.name, None
     if isinstance(template, Template):
         table, template = template, Conversation.from_template(template)
     elif template.sep_style is not None:  # else it belongs to a remote API: a name of upstream's, not to be trained
@@ -40,28 +61,30 @@ def register_conv_template(template: Conversation | Template, override: bool = F
     if table is not None:
         Template.from_dict(table.to_dict())  # as it will be read from the record of a result
         _tables[name] = table
-    conv_templates[name] = template
+    _conversations[name] = template
 
 
 def get_conv_template(name: str) -> Conversation:
     """A fresh conversation with the template `name` (upstream's interface)."""
-    if name not in conv_templates:
+    known = _known()
+    if name not in known:
         get_template(name)  # raises, with the nearest names
-    return conv_templates[name].copy()
+    return known[name].copy()
 
 
 def get_template(name: str) -> Template:
     """The table of the template `name`. Raises SettingsError that names the nearest known ones."""
+    known, data = _known(), builtin()
     if name in _tables:
         return _tables[name]
-    if name in conv_templates or name in REMOTE:
+    if name in known or name in data.remote:
         raise SettingsError(f"--conv_template {name!r} belongs to a remote API; no local model is trained with it.")
-    if name in ROUTED:
+    if name in data.tokenizer:
         raise SettingsError(
             f"--conv_template {name!r}: use --conv_template tokenizer. The tokenizer's own template is {name}'s, and "
-            f"no table can be it: {ROUTED[name]}."
+            f"no table can be it: {data.tokenizer[name]}."
         )
-    near = nearest(name, [*_tables, *ROUTED])
+    near = nearest(name, [*_tables, *data.tokenizer])
     hint = f"Nearest: {', '.join(near)}." if near else f"Some that are: {', '.join(list(_tables)[:16])}."
     raise SettingsError(
         f"--conv_template {name!r} is not a known template. {hint} "
@@ -83,9 +106,10 @@ def suggest_templates(vocabulary: set[str], chat_template: str | None = None, mo
         chat_template: the tokenizer's own Jinja text.
         model_name: the model's folder or hub name.
     """
-    lower = model_name.lower()
-    named = next((name for words, name in BY_NAME if all(word in lower for word in words)), None)
-    found = ["tokenizer" if named in ROUTED else named] if named else []
+    _known()
+    lower, data = model_name.lower(), builtin()
+    named = next((name for words, name in data.by_name if all(word in lower for word in words)), None)
+    found = ["tokenizer" if named in data.tokenizer else named] if named else []
     own = chat_template or ""
     written = [name for name, t in _tables.items() if _written_in(t, own)]
     # Many families share their turns; a default system message, the longer the surer, is one family's own.
@@ -129,11 +153,3 @@ def choose_template(
         )
     say(f"template: {DEFAULT_TEMPLATE} (the default; --conv_template picks another)")
     return get_template(DEFAULT_TEMPLATE)
-
-
-for _row in UPSTREAM:
-    register_conv_template(_row)
-for _table in (*TABLES, *FAMILIES):
-    register_conv_template(_table)
-for _row in (*ROWS_A, *ROWS_B):
-    register_conv_template(_row)

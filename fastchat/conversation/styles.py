@@ -1,16 +1,20 @@
-"""Upstream's separator styles, each translated into the table.
+"""Upstream's separator styles, as data: what stands around the messages and around the system message.
 
-The shapes are those of fschat 0.2.36 plus those that upstream added later (LLAMA3, GEMMA, CLLM, DEFAULT). Two of them
+The texts are those of fschat 0.2.36 plus those that upstream added later (LLAMA3, GEMMA, CLLM, DEFAULT). Two styles
 show an exchange otherwise once it is history: YUAN2 (upstream eats letters of the last message there, we do not) and
 CLLM, which shows only the last exchange. With these only the last answer of a dialogue can be learned.
+
+A style is used in two ways: `shape_of` makes the table of a template, for turns that take turns; `message_texts` gives
+what `Conversation.get_prompt` writes around a message, whatever its role is called and whoever spoke before.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from fastchat.conversation.template import SYSTEM_SLOT, RoleFormat
+from fastchat.conversation.template import ROUND_SLOT, SYSTEM_SLOT, RoleFormat
 from fastchat.errors import SettingsError
 
 
@@ -42,6 +46,90 @@ class SeparatorStyle(IntEnum):
     DEFAULT = auto()
 
 
+Texts = tuple[str, str, str]  # before a message, after it, and in place of it where it is still to be written
+_SLOT = re.compile(r"\{(role|tag|sep2|sep|round)\}")
+# Whether there is a header where there is no system message.
+ALWAYS, UNLESS_EMPTY, NEVER = "always", "unless the system template is nothing but the message", "never"
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    """The texts of a style. `{role}` is the name of who speaks, `{tag}` the one whose turn it is by position, `{round}`
+    the number of the exchange, `{sep}` and `{sep2}` are the template's separators.
+
+    assistant: None is the same as `user`. first: of the very first message. last_user, last_assistant: of the last
+    exchange. lead, tail: before and after the system template. header: where it also stands without a message; else
+    `instead`.
+    """
+
+    user: Texts
+    assistant: Texts | None = None
+    first: Texts | None = None
+    last_user: Texts | None = None
+    last_assistant: Texts | None = None
+    lead: str = ""
+    tail: str = ""
+    header: str = ALWAYS
+    instead: str = ""
+    content: str = "as_is"
+    window: int = 0
+
+    def texts(self, i: int) -> Texts:
+        """Those of message `i`, counted from 0."""
+        return self.assistant if i % 2 and self.assistant else self.user
+
+    @property
+    def needs_sep2(self) -> bool:
+        texts = (*self.user, *(self.assistant or ()), self.tail)
+        return any("{sep2}" in text for text in texts)
+
+
+S = SeparatorStyle
+_OPEN_COLON, _OPEN_TURN, _OPEN_LINE = "{role}:", "<start_of_turn>{role}\n", "{role}:\n"
+_OPEN_3 = "<|start_header_id|>{role}<|end_header_id|>\n\n"
+_COLON = ("{role}: ", "{sep}", _OPEN_COLON)
+_COLON_2 = ("{role}: ", "{sep2}", _OPEN_COLON)
+_ROUND = "[Round {round}]{sep}{role}："
+_STYLES = {
+    S.ADD_COLON_SINGLE: _Style(_COLON, tail="{sep}"),
+    S.ADD_COLON_TWO: _Style(_COLON, _COLON_2, tail="{sep}"),
+    S.ADD_COLON_SPACE_SINGLE: _Style(("{role}: ", "{sep}", "{role}: "), tail="{sep}"),
+    S.NO_COLON_SINGLE: _Style(("{role}", "{sep}", "{role}")),
+    S.NO_COLON_TWO: _Style(("{role}", "{sep}", "{role}"), ("{role}", "{sep2}", "{role}")),
+    S.ADD_NEW_LINE_SINGLE: _Style(("{role}\n", "{sep}", "{role}\n"), tail="{sep}", header=UNLESS_EMPTY),
+    S.LLAMA2: _Style(
+        ("{tag} ", "{sep}", "{tag}"),
+        ("{tag} ", "{sep2}", "{tag}"),
+        first=("", " ", "{tag}"),
+        header=NEVER,
+        instead="[INST] ",
+    ),
+    S.LLAMA3: _Style((_OPEN_3, "<|eot_id|>", _OPEN_3), lead="<|begin_of_text|>", header=NEVER, content="strip"),
+    S.CHATGLM: _Style((_ROUND, "{sep}", _ROUND), ("{role}：", "{sep}", "{role}："), tail="{sep}", header=UNLESS_EMPTY),
+    S.CHATML: _Style(("{role}\n", "{sep}\n", "{role}\n"), tail="{sep}\n", header=UNLESS_EMPTY),
+    S.CHATINTERN: _Style(("<s>{role}:", "{sep}\n", "<s>{role}:"), (_OPEN_COLON, "{sep2}\n", _OPEN_COLON)),
+    S.DOLLY: _Style((_OPEN_LINE, "{sep}", _OPEN_LINE), (_OPEN_LINE, "{sep2}\n\n", _OPEN_LINE)),
+    S.RWKV: _Style(("{role}: ", "\n\n", _OPEN_COLON), content="rwkv"),
+    S.PHOENIX: _Style(("{role}: <s>", "</s>", "{role}: <s>")),
+    S.ROBIN: _Style((_OPEN_LINE, "{sep}", _OPEN_LINE), tail="{sep}"),
+    S.FALCON_CHAT: _Style(_COLON, tail="{sep}", header=NEVER),
+    S.CHATGLM3: _Style(("{role}\n", "", "{role}"), header=NEVER),
+    S.DEEPSEEK_CHAT: _Style(_COLON, _COLON_2),
+    S.METAMATH: _Style(
+        (_OPEN_LINE, "{sep}", _OPEN_LINE), ("{role}: {sep2}", "", "{role}: {sep2}"), tail="{sep}", header=UNLESS_EMPTY
+    ),
+    S.YUAN2: _Style(
+        ("", "<n>", ""), last_user=("", "{sep}", ""), last_assistant=("", "<eod>", ""), tail="{sep2}", header=NEVER
+    ),
+    # Gemma has no system role: its makers put the message in front of the first user turn. Upstream drops it.
+    S.GEMMA: _Style(
+        (_OPEN_TURN, "{sep}", _OPEN_TURN), first=("", "{sep}", ""), lead=f"<bos>{_OPEN_TURN}", tail="\n\n", header=NEVER
+    ),
+    S.CLLM: _Style(_COLON, _COLON_2, tail="{sep}", window=2),
+    S.DEFAULT: _Style(("{role}: ", "\n", _OPEN_COLON), tail="\n"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a style makes of a system template, two role names and two separators."""
@@ -58,144 +146,62 @@ class Shape:
     window: int = 0
 
 
-S = SeparatorStyle
-# style: (between role and message, between role and an open prompt, separator after the system header,
-#         header kept when there is no system message)
-_PLAIN = {
-    S.ADD_COLON_SINGLE: (": ", ":", "{sep}", True),
-    S.ADD_COLON_TWO: (": ", ":", "{sep}", True),
-    S.ADD_COLON_SPACE_SINGLE: (": ", ": ", "{sep}", True),
-    S.NO_COLON_SINGLE: ("", "", "", True),
-    S.NO_COLON_TWO: ("", "", "", True),
-    S.ADD_NEW_LINE_SINGLE: ("\n", "\n", "{sep}", False),
-    S.CHATML: ("\n", "\n", "{sep}\n", False),
-    S.RWKV: (": ", ":", "", True),
-    S.PHOENIX: (": <s>", ": <s>", "", True),
-    S.ROBIN: (":\n", ":\n", "{sep}", True),
-    S.FALCON_CHAT: (": ", ":", "{sep}", None),
-    S.CHATGLM3: ("\n", "", "", None),
-    S.DEEPSEEK_CHAT: (": ", ":", "", True),
-    S.DOLLY: (":\n", ":\n", "", True),
-    S.DEFAULT: (": ", ":", "\n", True),
-    S.CLLM: (": ", ":", "{sep}", True),
-}
-_TWO_SEPARATORS = (
-    S.ADD_COLON_TWO,
-    S.NO_COLON_TWO,
-    S.LLAMA2,
-    S.CHATINTERN,
-    S.DOLLY,
-    S.DEEPSEEK_CHAT,
-    S.METAMATH,
-    S.CLLM,
-    S.YUAN2,
-)
-
-
 def shape_of(
     name: str, style: SeparatorStyle, system_template: str, roles: tuple[str, ...], sep: str, sep2: str | None
 ) -> Shape:
-    """Translate one of upstream's templates.
+    """Translate one of upstream's templates; `system_template` holds `{system_message}`.
 
     Raises:
         SettingsError: for a second separator that the style needs and nobody gave.
     """
-    if style in _TWO_SEPARATORS and sep2 is None:
+    how = _STYLES[style]
+    if how.needs_sep2 and sep2 is None:
         raise SettingsError(f"template {name!r}: sep_style {style.name} needs sep2, the text after an assistant turn.")
-    second = sep2 or ""
-    if style in _PLAIN:
-        return _plain(style, system_template, roles, sep, second)
-    return _SPECIAL[style](name, system_template, roles, sep, second)
 
+    def filled(text: str, i: int = 0) -> str:
+        return _filled(text, role=roles[i], tag=roles[i], sep=sep, sep2=sep2 or "", round=ROUND_SLOT)
 
-def _plain(style: SeparatorStyle, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
-    joint, open_joint, after_header, keep = _PLAIN[style]
-    user_after, assistant_after = sep, sep2 if style in _TWO_SEPARATORS else sep
-    if style == S.CHATML:
-        user_after = assistant_after = sep + "\n"
-    elif style == S.RWKV:
-        user_after = assistant_after = "\n\n"
-    elif style == S.PHOENIX:
-        user_after = assistant_after = "</s>"
-    elif style == S.CHATGLM3:
-        user_after = assistant_after = ""
-    elif style == S.DEFAULT:
-        user_after = assistant_after = "\n"
-    elif style == S.DOLLY:
-        assistant_after += "\n\n"
-    tail = after_header.replace("{sep}", sep)
-    empty = system.replace(SYSTEM_SLOT, "")
-    no_system = "" if keep is None or (not keep and not empty) else empty + tail
+    def around(texts: Texts | None, i: int) -> RoleFormat | None:
+        return RoleFormat(*(filled(text, i) for text in texts)) if texts else None
+
+    lead, tail = filled(how.lead), filled(how.tail)
+    empty = system_template.replace(SYSTEM_SLOT, "")
+    stands = how.header == ALWAYS or (how.header == UNLESS_EMPTY and empty)
+    first = (how.first[0], how.first[1], "") if how.first else None  # a dialogue's first turn is never open
+    user, assistant = around(how.user, 0), around(how.texts(1), 1)
+    assert user and assistant
     return Shape(
-        system + tail,
-        no_system,
-        RoleFormat(roles[0] + joint, user_after, roles[0] + open_joint),
-        RoleFormat(roles[1] + joint, assistant_after, roles[1] + open_joint),
-        content="rwkv" if style == S.RWKV else "as_is",
-        window=2 if style == S.CLLM else 0,
+        lead + system_template + tail,
+        lead + (empty + tail if stands else how.instead),
+        user,
+        assistant,
+        around(first, 0),
+        first_round(name) if any(ROUND_SLOT in text for text in how.user) else None,
+        how.content,
+        around(how.last_user, 0),
+        around(how.last_assistant, 1),
+        how.window,
     )
 
 
-def _llama2(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
-    user = RoleFormat(roles[0] + " ", sep, roles[0])
-    return Shape(system, "[INST] ", user, RoleFormat(roles[1] + " ", sep2, roles[1]), first_user=RoleFormat("", " "))
+def message_texts(
+    name: str, style: SeparatorStyle, roles: tuple[str, ...], sep: str, sep2: str | None, i: int, role: str
+) -> Texts:
+    """What upstream writes around message `i` (counted from 0) of somebody called `role`.
+
+    Separators follow the position of a message, names are those of the message, as upstream has it.
+    """
+    how = _STYLES[style]
+    texts = how.first if i == 0 and how.first else how.texts(i)
+    values = {"role": role, "tag": roles[i % 2], "sep": sep, "sep2": sep2 or ""}
+    before, after, opened = (_filled(text, **values, round=str(first_round(name) + i // 2)) for text in texts)
+    return before, after, opened
 
 
-def _llama3(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
-    header = [f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in roles]
-    user, assistant = (RoleFormat(h, "<|eot_id|>", h) for h in header[:2])
-    return Shape("<|begin_of_text|>" + system, "<|begin_of_text|>", user, assistant, content="strip")
+def first_round(name: str) -> int:
+    """The number of the first exchange in the styles that count them."""
+    return 1 if name == "chatglm2" else 0
 
 
-def _gemma(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
-    # Gemma has no system role: its makers put the message in front of the first user turn. Upstream drops it.
-    user_open, model_open = (f"<start_of_turn>{role}\n" for role in roles[:2])
-    return Shape(
-        f"<bos>{user_open}{SYSTEM_SLOT}\n\n",
-        f"<bos>{user_open}",
-        RoleFormat(user_open, sep, user_open),
-        RoleFormat(model_open, sep, model_open),
-        first_user=RoleFormat("", sep),
-    )
-
-
-def _chatglm(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
-    empty = system.replace(SYSTEM_SLOT, "")
-    ask, answer = (f"{role}：" for role in roles[:2])
-    return Shape(
-        system + sep,
-        empty + sep if empty else "",
-        RoleFormat(f"[Round {{round}}]{sep}{ask}", sep, f"[Round {{round}}]{sep}{ask}"),
-        RoleFormat(answer, sep, answer),
-        round_start=1 if name == "chatglm2" else 0,
-    )
-
-
-def _chatintern(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
-    user, assistant = f"<s>{roles[0]}:", f"{roles[1]}:"
-    no_system = system.replace(SYSTEM_SLOT, "")
-    return Shape(system, no_system, RoleFormat(user, sep + "\n", user), RoleFormat(assistant, sep2 + "\n", assistant))
-
-
-def _metamath(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
-    user, assistant = f"{roles[0]}:\n", f"{roles[1]}: {sep2}"
-    empty = system.replace(SYSTEM_SLOT, "")
-    return Shape(
-        system + sep, empty + sep if empty else "", RoleFormat(user, sep, user), RoleFormat(assistant, "", assistant)
-    )
-
-
-def _yuan2(name: str, system: str, roles: tuple[str, ...], sep: str, sep2: str) -> Shape:
-    said = RoleFormat("", "<n>")
-    return Shape(system + sep2, "", said, said, last_user=RoleFormat("", sep), last_assistant=RoleFormat("", "<eod>"))
-
-
-_SPECIAL = {
-    S.YUAN2: _yuan2,
-    S.LLAMA2: _llama2,
-    S.LLAMA3: _llama3,
-    S.GEMMA: _gemma,
-    S.CHATGLM: _chatglm,
-    S.CHATINTERN: _chatintern,
-    S.METAMATH: _metamath,
-}
+def _filled(text: str, **values: str) -> str:
+    return _SLOT.sub(lambda slot: values[slot[1]], text)

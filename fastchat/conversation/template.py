@@ -196,9 +196,10 @@ class Template:
             return text.replace("\r\n", "\n").replace("\n\n", "\n")
         return text
 
-    def open_user(self, num_user: int) -> str:
-        """What opens a user's turn after `num_user` earlier ones."""
-        return self._numbered(self.user.open, num_user)
+    def format_of(self, role: str, first: bool, num_user: int) -> RoleFormat:
+        """How a message of `role` is wrapped after `num_user` messages of the user; `first`: nothing precedes it."""
+        wrap = self.assistant if role == "assistant" else self._wrap(role, first, last=False)
+        return RoleFormat(self._numbered(wrap.before, num_user), wrap.after, self._numbered(wrap.open, num_user))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able table; `Template.from_dict` makes the same template from it."""

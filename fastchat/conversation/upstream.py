@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastchat.conversation.dialogue import Dialogue, Turn
+from fastchat.conversation.dialogue import ROLES, Dialogue, Turn
 from fastchat.conversation.schema import (
     Form,
     Kind,
@@ -20,17 +20,20 @@ from fastchat.conversation.schema import (
     token_ids,
     whole,
 )
-from fastchat.conversation.styles import SeparatorStyle, shape_of
+from fastchat.conversation.styles import SeparatorStyle, Texts, message_texts, shape_of
 from fastchat.conversation.template import SYSTEM_SLOT, Template
 from fastchat.errors import SettingsError
+
+IMAGE_PLACEHOLDER = "$$<image>$$"
 
 
 @dataclass
 class Conversation:
     """A prompt template together with the messages so far; the fields are upstream's.
 
-    `messages` holds `[role, text]` pairs; a text of None is the turn that the model is to write. `template` is set for
-    templates that are defined as a table and have no separator style.
+    `messages` holds `[role, message]` pairs. A message is a text, or a text with its images: `(text, [image, ...])`;
+    None is the turn that the model is to write. The first `offset` of them are the template's own examples. `template`
+    is set for templates that are defined as a table and have no separator style.
     """
 
     name: str
@@ -49,10 +52,6 @@ class Conversation:
     def __post_init__(self) -> None:
         self.messages = [list(m) for m in self.messages]
         self.roles = tuple(self.roles)
-        if SYSTEM_SLOT not in self.system_template:
-            # Upstream's deepseek-coder has its default text where the slot belongs: a record's own would be lost.
-            self.system_message = self.system_message or self.system_template
-            self.system_template = SYSTEM_SLOT
 
     @classmethod
     def from_template(cls, template: Template) -> Conversation:
@@ -63,6 +62,8 @@ class Conversation:
             system_template=template.system,
             system_message=template.system_message,
             roles=("user", "assistant"),
+            messages=[[turn.role, turn.text] for turn in template.examples],
+            offset=len(template.examples),
             sep_style=None,
             sep=template.user.after,
             sep2=template.assistant.after,
@@ -93,43 +94,33 @@ class Conversation:
         return made
 
     def to_template(self) -> Template:
-        """The table that says the same. Raises SettingsError for a style that is no table."""
+        """The table that says the same, with the examples. Raises SettingsError for a style that is no table."""
         if self.template is not None:
             return self.template
-        if self.sep_style is None or self.sep is None:
-            raise SettingsError(f"template {self.name!r} has no separator style: it belongs to a remote API.")
-        shape = shape_of(self.name, self.sep_style, self.system_template, self.roles, self.sep, self.sep2)
-        stops = [self.stop_str] if isinstance(self.stop_str, str) else self.stop_str or []
-        return Template(
-            name=self.name,
-            user=shape.user,
-            assistant=shape.assistant,
-            system=shape.system,
-            no_system=shape.no_system,
-            system_message=self.system_message,
-            first_user=shape.first_user,
-            last_user=shape.last_user,
-            last_assistant=shape.last_assistant,
-            window=shape.window,
-            round_start=shape.round_start,
-            content=shape.content,
-            examples=tuple(Turn(self._kind(i), self._text(m), train=False) for i, m in enumerate(self._examples())),
-            stop_strings=tuple(filter(None, stops)),  # upstream takes an empty one for none
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-        )
+        examples = enumerate(self.messages[: self.offset])
+        said = (Turn(self._kind(i), _text(message), train=False) for i, (_, message) in examples)
+        return replace(self._table(), examples=tuple(said))
 
     def get_prompt(self) -> str:
-        """The prompt so far. A last message of None leaves the assistant's turn open.
+        """The prompt so far, as upstream writes it: a message of None, or an empty one, leaves its turn open.
 
-        Unlike upstream, an empty string is a message: it does not turn a finished turn into an open one.
+        An image stands as `$$<image>$$` before the text of its message. Raises SettingsError for a template of a remote
+        API.
         """
-        template = self.to_template()
-        turns = [(self._kind(i), m[1]) for i, m in enumerate(self.messages)][len(template.examples) :]
-        open_role = turns[-1][0] if turns and turns[-1][1] is None else None
-        spoken = tuple(Turn(kind, self._text([kind, text])) for kind, text in turns if text is not None)
-        system = None if self.system_message == template.system_message else self.system_message
-        prompt = template.render(Dialogue(spoken, system), add_generation_prompt=open_role == "assistant").text
-        return prompt + template.open_user(len(spoken) // 2) if open_role == "user" else prompt
+        table = self._table()
+        # The table of a separator style already has this conversation's own message.
+        own = self.template is None or self.system_message == table.system_message
+        system = None if own else self.system_message
+        prompt = table.render(Dialogue((), system)).text
+        shown = list(enumerate(self.messages))[-table.window :]
+        for i, (_, message) in shown:
+            before, after, opened = self._texts(table, i, i == shown[0][0])
+            if not message:
+                prompt += opened
+                continue
+            images = message[1] if isinstance(message, tuple) else ()
+            prompt += before + table.normalise(IMAGE_PLACEHOLDER * len(images) + _text(message)) + after
+        return prompt
 
     def set_system_message(self, system_message: str) -> None:
         """Replace the system message."""
@@ -143,15 +134,34 @@ class Conversation:
         """Put the model's answer in the place of the open turn."""
         self.messages[-1][1] = message
 
-    def to_openai_api_messages(self) -> list[dict[str, str]]:
-        """The conversation as OpenAI messages; few-shot examples are left out."""
+    def get_images(self) -> list[Any]:
+        """The images of the user's messages, in order."""
+        users = (message for _, message in self.messages[self.offset :: 2])
+        return [image for message in users if isinstance(message, tuple) for image in message[1]]
+
+    def to_gradio_chatbot(self) -> list[list[Any]]:
+        """[question, answer] pairs, without the examples; the first image of a question (base64) as an HTML tag."""
+        pairs: list[list[Any]] = []
+        for i, (_, message) in enumerate(self.messages[self.offset :]):
+            if i % 2:
+                pairs[-1][1] = message
+                continue
+            if isinstance(message, tuple):
+                said, images = message
+                tag = f'<img src="data:image/jpeg;base64,{images[0]}" alt="user upload image" />'
+                message = tag + said.replace("<image>\n", "").strip()
+            pairs.append([message, None])
+        return pairs
+
+    def to_openai_api_messages(self) -> list[dict[str, Any]]:
+        """The conversation as OpenAI messages, without the examples; an open answer is left out."""
         system = [{"role": "system", "content": self.system_message}] if self.system_message else []
-        turns = list(enumerate(self.messages))[self.offset :]
-        return system + [{"role": self._kind(i), "content": self._text(m)} for i, m in turns if m[1] is not None]
+        turns = [(ROLES[i % 2], message) for i, (_, message) in enumerate(self.messages[self.offset :])]
+        return system + [{"role": who, "content": said} for who, said in turns if who == "user" or said is not None]
 
     def extract_text_from_messages(self) -> list[tuple[str, Any]]:
         """(role, text) pairs, without images."""
-        return [(role, text[0] if isinstance(text, tuple) else text) for role, text in self.messages]
+        return [(role, _text(message)) for role, message in self.messages]
 
     def copy(self) -> Conversation:
         """A conversation of its own: appending to it leaves this one alone."""
@@ -168,19 +178,65 @@ class Conversation:
             "offset": self.offset,
         }
 
-    def _examples(self) -> Sequence[list[Any]]:
-        return self.messages[: self.offset]
+    def _table(self) -> Template:
+        """The table without examples."""
+        if self.template is not None:
+            return replace(self.template, examples=())
+        if self.sep_style is None or self.sep is None:
+            raise SettingsError(f"template {self.name!r} has no separator style: it belongs to a remote API.")
+        header, message = self.system_template, self.system_message
+        if SYSTEM_SLOT not in header:
+            # Upstream's deepseek-coder has its default text where the slot belongs: a record's own would be lost.
+            header, message = SYSTEM_SLOT, message or header
+        shape = shape_of(self.name, self.sep_style, header, self.roles, self.sep, self.sep2)
+        stops = [self.stop_str] if isinstance(self.stop_str, str) else self.stop_str or []
+        return Template(
+            name=self.name,
+            user=shape.user,
+            assistant=shape.assistant,
+            system=shape.system,
+            no_system=shape.no_system,
+            system_message=message,
+            first_user=shape.first_user,
+            last_user=shape.last_user,
+            last_assistant=shape.last_assistant,
+            window=shape.window,
+            round_start=shape.round_start,
+            content=shape.content,
+            stop_strings=tuple(filter(None, stops)),  # upstream takes an empty one for none
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+        )
+
+    def _texts(self, table: Template, i: int, first: bool) -> Texts:
+        """What stands around message `i`, and in its place where it is open."""
+        role, kind = self.messages[i][0], self._kind(i)
+        last = self._last_exchange() if table.last_user or table.last_assistant else ()
+        own = table.last_user if kind == "user" else table.last_assistant
+        if own is None or i not in last:
+            if self.sep_style is not None:
+                return message_texts(self.name, self.sep_style, self.roles, self.sep or "", self.sep2, i, role)
+            own = table.format_of(kind, first, sum(self._kind(k) == "user" for k in range(i)))
+        return own.before, own.after, own.open
+
+    def _last_exchange(self) -> tuple[int, ...]:
+        """The last question, and the answer to it where there is one."""
+        said = [i for i, (_, message) in enumerate(self.messages) if message]
+        last = max((i for i in said if self._kind(i) == "user"), default=len(said))
+        return tuple(i for i in said if i >= last)
 
     def _kind(self, i: int) -> str:
         """Whose turn message `i` is; by position where a template gives both roles the same name."""
         role = self.messages[i][0]
+        if self.template is not None and role in ROLES:
+            return role
         if self.roles[0] != self.roles[1] and role in self.roles[:2]:
             return "user" if role == self.roles[0] else "assistant"
         return "user" if i % 2 == 0 else "assistant"
 
-    @staticmethod
-    def _text(message: Sequence[Any]) -> str:
-        return message[1][0] if isinstance(message[1], tuple) else message[1]
+
+def _text(message: Any) -> Any:
+    """A message without its images."""
+    return message[0] if isinstance(message, tuple) else message
 
 
 # --- the form of a table with these fields

@@ -25,6 +25,7 @@ from tokenizers import AddedToken
 
 from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
 from fastchat.conversation.template import CONTROL_PATTERN
+from fastchat.data.prefix import first_difference
 from fastchat.data.probes import HARMLESS
 from fastchat.data.supervision import (
     ASSISTANT,
@@ -322,8 +323,8 @@ class BoundEncoder:
         for dialogue in self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS:
             rendered = self.template.render(dialogue)
             ours, theirs = self.encode(rendered).input_ids, self.whole_ids(rendered)
-            if ours != theirs:
-                at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
+            at = first_difference(ours, theirs)
+            if at is not None:
                 a, b = (self.encoder.decode(ids[at : at + 4]) for ids in (ours, theirs))
                 raise SettingsError(
                     f"the tokenizer {self.encoder.name} with template {self.template.name!r}: encoding text and "

@@ -22,22 +22,24 @@ def add_model_flags(parser: Parser) -> None:
     add("--model_name_or_path", required=True, metavar="DIR", help="the model's directory, for its tokenizer")
     add("--conv_template", metavar="NAME", help="chat template; default vicuna_v1.1 where nothing speaks against it")
     add("--conv_template_file", metavar="FILE", help="my.py or my.yaml with templates of your own")
+    class_help = "ids of the tokenizer's class in transformers, not those of tokenizer.json"
+    add("--use_tokenizer_class", action="store_true", help=class_help)
     add("--trust_remote_code", action="store_true", help="allow tokenizer code that comes with the model")
 
 
 def bound_encoder(args: argparse.Namespace, train_on: str = ASSISTANT) -> BoundEncoder:
     """The tokenizer bound to the template. Raises SettingsError; what was chosen for the user is said."""
     name = use_template_file(args.conv_template_file, args.conv_template)
-    encoder = text_encoder(args)
+    encoder = text_encoder(args.model_name_or_path, args.trust_remote_code, args.use_tokenizer_class)
     bound = encoder.bind(encoder.choose(name, model_name=args.model_name_or_path), train_on)
     prove(bound)
     return bound
 
 
-def text_encoder(args: argparse.Namespace) -> TextEncoder:
+def text_encoder(model: str, trust_remote_code: bool, use_class: bool = False) -> TextEncoder:
     """The tokenizer alone. Raises SettingsError."""
-    check_model(args.model_name_or_path)
-    encoder, note = TextEncoder.from_directory_or_class(args.model_name_or_path, args.trust_remote_code)
+    check_model(model)
+    encoder, note = TextEncoder.from_directory_or_class(model, trust_remote_code, use_class)
     if note:
         say(note)
     return encoder

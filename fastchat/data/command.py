@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from fastchat.data.terminal import safe
 from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, UserError, nearest
+from fastchat.streams import kept_output
 
 EXIT_INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 
@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
         return same[0] + equals + value if same else word
 
 
+@kept_output()
 def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:
     """Parse `argv` and run `command`; returns the exit code. A UserError becomes one message on stderr."""
     args = parser.parse_args(argv)
@@ -55,8 +56,6 @@ def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Seq
 
 def guarded(command: Callable[[], None]) -> int:
     """Run `command`; returns the exit code. A UserError becomes one message on stderr."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters that the data has
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command()
     except UserError as error:

@@ -5,6 +5,8 @@ dropped_<reason>         rows that are not             bad_rows             of t
 tokens                   of all examples               supervised_tokens    of these, learned
 trained_turns            assistant turns learned       untrained_turns      assistant turns that are not
 truncated_dialogues      examples that were cut        truncated_tokens     tokens they lost
+lossy_dialogues          rows that lose supervised tokens to the length limit, cut or dropped
+lost_supervised_tokens   how many all of them lose
 cut_turns                answers that are not learned because they lie behind a cut
 turns                    of everybody, in the examples       lookalikes     control strings in messages, kept text
 straddling_tokens        hold characters of an answer and of something else
@@ -34,6 +36,9 @@ _CAUSES = {
 
 def count_example(counts: Counter[str], example: Example) -> None:
     """Add one tokenised dialogue, dropped or not."""
+    if example.lost:
+        counts["lossy_dialogues"] += 1
+        counts["lost_supervised_tokens"] += example.lost
     if example.dropped is not None:
         counts[_DROPPED + example.dropped] += 1
         return
@@ -75,11 +80,12 @@ def table(counts: Mapping[str, int]) -> str:
     share = f" ({100 * supervised / tokens:.1f} %)" if tokens else ""
     looks = f"{n('lookalikes')} control strings stand in messages as text"
     cut = f", {n('cut_turns')} behind a cut" if counts.get("cut_turns") else ""
+    lost = f", {n('lost_supervised_tokens')} supervised tokens are lost" if counts.get("lost_supervised_tokens") else ""
     lines = [
         ("records", f"{n('rows')}: {n('dialogues')} trained on{left_out}"),
         ("turns", f"{n('turns')}: {n('trained_turns')} answers trained, {n('untrained_turns')} not{cut}"),
         ("tokens", f"{tokens:,}: {supervised:,} supervised{share}"),
-        ("truncated", f"{n('truncated_dialogues')} dialogues, by {n('truncated_tokens')} tokens"),
+        ("truncated", f"{n('truncated_dialogues')} dialogues, by {n('truncated_tokens')} tokens{lost}"),
         ("straddling", f"{n('straddling_tokens')} tokens hold characters of an answer and of something else"),
         ("look-alikes", f"{looks}, {n('neutralised_lookalikes')} of them kept so by an extra split"),
     ]

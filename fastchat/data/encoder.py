@@ -57,26 +57,25 @@ class TextEncoder:
 
     @classmethod
     def from_directory(cls, path: str) -> tuple[TextEncoder | None, str]:
-        """Of a directory, without torch; None and the reason where only the real class is sure to be right."""
+        """Of a directory, without torch; None and the reason where the raw file may not be enough."""
         raw, reason = read_raw(path)
         return (cls(raw), "") if raw else (None, reason)
 
     @classmethod
-    def from_directory_or_class(cls, path: str, trust_remote_code: bool = False) -> tuple[TextEncoder, str]:
-        """The raw file where it is enough, else the class; with one line saying which when it was the class."""
-        encoder, reason = cls.from_directory(path)
+    def from_directory_or_class(
+        cls, path: str, trust_remote_code: bool = False, use_class: bool = False
+    ) -> tuple[TextEncoder, str]:
+        """The raw file where it is enough, else transformers; with one line saying which when it was the latter.
+
+        `use_class`: the ids of its class, not those of `tokenizer.json`.
+        """
+        encoder, reason = (None, "--use_tokenizer_class asks for it") if use_class else cls.from_directory(path)
         if encoder:
             return encoder, ""
-        from transformers import AutoTokenizer
+        from fastchat.model.tokenizer import load_plain
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, ImportError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise SettingsError(
-                f"--model_name_or_path {path}: no tokenizer can be loaded from it ({first})."
-            ) from error
-        return cls.from_tokenizer(tokenizer), f"tokenizer: loaded through its class, because {reason}"
+        tokenizer = load_plain(path, trust_remote_code=trust_remote_code, use_class=use_class)
+        return cls.from_tokenizer(tokenizer), f"tokenizer: loaded with transformers, because {reason}"
 
     def choose(self, name: str | None, model_name: str = "") -> Template | TokenizerTemplate:
         """The template called `name`; "tokenizer" is the tokenizer's own. Raises SettingsError, see choose_template."""
@@ -156,13 +155,19 @@ def _variants(whole: Tokenizer, spec: dict[str, Any]) -> dict[str, Tokenizer]:
         if step["type"] == "ByteLevel":
             step["add_prefix_space"] = False
     steps = _steps(inside["normalizer"])
-    if any(step["type"] == "Prepend" for step in steps):
-        rest = [step for step in steps if step["type"] != "Prepend"]
+    rest = [step for step in steps if not _at_the_start(step)]
+    if len(rest) < len(steps):
         inside["normalizer"] = {"type": "Sequence", "normalizers": rest}
     built = {"first": _plain_tokenizer(whole, spec, pipeline)}
     built["after"] = built["first"] if after == pipeline else _plain_tokenizer(whole, spec, after)
     built["inside"] = built["after"] if inside == after else _plain_tokenizer(whole, spec, inside)
     return built
+
+
+def _at_the_start(step: dict[str, Any]) -> bool:
+    """Whether a normaliser changes nothing but how a text begins."""
+    regex = step.get("pattern", {}).get("Regex", "") if step["type"] == "Replace" else ""
+    return step["type"] == "Prepend" or regex.startswith((r"\A", "^"))
 
 
 def _plain_tokenizer(whole: Tokenizer, spec: dict[str, Any], pipeline: dict[str, Any]) -> Tokenizer:

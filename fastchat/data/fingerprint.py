@@ -15,15 +15,6 @@ from fastchat.data.reading import unreadable
 _TOO_FRESH_S = 10.0
 
 
-def data_fingerprint(paths: Sequence[str]) -> str:
-    """sha256 of the files' bytes in hex: of one file what `sha256sum` prints, of several the sha256 of those sums.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    return combined([sha256_of(path) for path in paths])
-
-
 def combined(sums: Sequence[str]) -> str:
     """The fingerprint of files whose sums are known."""
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def get_stats(args: argparse.Namespace) -> None:
     """Print the counts. Raises UserError."""
-    encoder = text_encoder(args)
+    encoder = text_encoder(args.model_name_or_path, args.trust_remote_code)
     stats = Stats()
     parsed = Rows([args.in_file], args.on_bad_row).each(lambda _, row: parse_row(row))
     while batch := list(islice(parsed, _BATCH)):

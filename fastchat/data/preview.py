@@ -29,6 +29,7 @@ from fastchat.data.command import guarded
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.html_report import HtmlReport
 from fastchat.data.loading import Record, Records
+from fastchat.data.lost import Lost
 from fastchat.data.mixing import check_proportions, held_out_line, num_held_out, proportional, proportions_line
 from fastchat.data.progress import byte_bar
 from fastchat.data.showing import shown
@@ -44,10 +45,12 @@ from fastchat.settings.options import Option, check_ranges, check_refused, optio
 from fastchat.settings.readers import preview_options, preview_reader
 from fastchat.settings.recipe_files import find_recipe
 from fastchat.settings.typed import to_shares
+from fastchat.streams import kept_output
 
 _READ = (  # what it reads of training's settings; the others are accepted, so that every recipe works
-    *("model_name_or_path", "conv_template", "conv_template_file", "trust_remote_code", "data_path", "data_split"),
-    *("data_revision", "data_proportions", "val_set_size", "model_max_length", "overlong", "on_bad_row", "train_on"),
+    *("model_name_or_path", "conv_template", "conv_template_file", "use_tokenizer_class", "trust_remote_code"),
+    *("data_path", "data_split", "data_revision", "data_proportions", "val_set_size", "model_max_length", "overlong"),
+    *("on_bad_row", "train_on"),
 )
 _HEAD = (
     "usage: python -m fastchat.data.preview [RECIPE.yaml] --model_name_or_path DIR --data_path DATA [--flag value ...]",
@@ -58,6 +61,7 @@ _HEAD = (
 _BATCH = 256  # rows in memory at a time
 
 
+@kept_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
@@ -78,6 +82,7 @@ def preview(args: argparse.Namespace) -> None:
     records, counts = Records(files, on_bad_row=args.on_bad_row), Counter[str]()
     report = HtmlReport(bound, args.model_max_length) if args.html else None
     trained: Counter[str] = Counter()  # examples of each file
+    gains: Counter[int] = Counter()
     num_shown = 0
     colour = wants_colour(sys.stdout)
     with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
@@ -86,6 +91,7 @@ def preview(args: argparse.Namespace) -> None:
                 counts[f"dropped_{record.dropped}"] += 1
             else:
                 count_example(counts, example)
+                gains.update(dict(example.gains))
             trained[record.source] += example.dropped is None
             if example.dropped is None and num_shown < args.num:
                 num_shown += 1
@@ -98,6 +104,8 @@ def preview(args: argparse.Namespace) -> None:
     if num_shown:
         show(f"{legend(colour)}\n")
     show(table(counts))
+    if warning := Lost.of(counts, gains.items()).warning(args.model_max_length):
+        say(f"{warning}. What it takes: --plan with the training command")
     _print_choice(args, sources, trained)
     if report:
         say(report.write(args.html, counts, _about(args, bound)))

@@ -14,16 +14,14 @@ from typing import Any, TypeVar
 
 from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
-from fastchat.data.loading import Record
+from fastchat.data.prefix import TORN, leaves_prompt
 from fastchat.data.saved_template import chat_template
 from fastchat.data.supervision import ALL, LAST
-from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.data.tokenization import IGNORED
 from fastchat.data.tokenizer_template import TokenizerTemplate, compile_template, to_messages
 from fastchat.errors import DataError
 
 T = TypeVar("T")
-# A token that holds characters of a prompt and of an answer moves their border by no more than this.
-_TORN = 3
 
 
 @dataclass
@@ -137,12 +135,11 @@ class SecondOpinion:
     def _begin(self, sample: _Sample, marked: list[bool], prompt_ids: list[int], checked: Checked) -> int:
         """Where the ids of the answer behind a prompt begin."""
         size, ids = len(prompt_ids), sample.ids
-        torn = ids[:size] != prompt_ids
-        if torn and ids[: max(size - _TORN, 0)] != prompt_ids[: max(size - _TORN, 0)]:
-            at = next(i for i, (a, b) in enumerate(zip(ids, prompt_ids, strict=False)) if a != b)
+        torn, at = leaves_prompt(ids, prompt_ids)
+        if at is not None:
             raise sample.disagreement(at, "the inference prompt has other ids")
         checked.torn += torn
-        near = range(max(size - _TORN, 0), min(size + 1, len(ids))) if torn else range(size, size + 1)
+        near = range(max(size - TORN, 0), min(size + 1, len(ids))) if torn else range(size, size + 1)
         begin = next((i for i in near if marked[i]), None)
         if begin is None or (not torn and size and marked[size - 1]):
             raise sample.disagreement(size, "the supervised tokens do not begin behind the prompt")
@@ -174,7 +171,7 @@ class SecondOpinion:
         (begin, end), ids = span, sample.ids
         found, whole = self._text(ids[begin:end]), _bare(rest)
         if end == len(ids):
-            return whole.startswith(found) or found[_TORN:] in whole
+            return whole.startswith(found) or found[TORN:] in whole
         if whole in found:
             last_needed = whole not in self._text(ids[begin : end - 1])
             first_needed = rest[:1].isspace() or whole not in self._text(ids[begin + 1 : end])
@@ -221,15 +218,6 @@ class _Sample:
 def _bare(text: str) -> str:
     """A text without white space and in one Unicode form: tokenizers keep neither exactly."""
     return "".join(unicodedata.normalize("NFKC", text.replace("▁", " ")).split())
-
-
-def check_records(
-    records: Sequence[Record], bound: BoundEncoder, *, max_length: int, overlong: str, most: int = 64
-) -> Checked:
-    """The same for dialogues that are tokenised later: up to `most` of them are tokenised now and checked."""
-    dialogues = spread([record.dialogue for record in records if record.dialogue is not None], most)
-    made = ((d, tokenize_dialogue(d, bound, max_length=max_length, overlong=overlong)) for d in dialogues)
-    return SecondOpinion(bound).check((d, x.input_ids, x.labels) for d, x in made if x.dropped is None)
 
 
 def spread(values: Sequence[T], most: int) -> list[T]:

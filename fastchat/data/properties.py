@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from fastchat.conversation import Dialogue, Rendered, Template, Turn
 from fastchat.data.binding import BoundEncoder, encode_prompt
+from fastchat.data.prefix import TORN, leaves_prompt
 from fastchat.data.probes import HARMLESS
 from fastchat.data.proof import SecondOpinion
 from fastchat.data.supervision import ALL, Encoded
@@ -24,8 +25,6 @@ from fastchat.data.tokenization import tokenize_dialogue
 from fastchat.data.tokenizer_template import TokenizerTemplate
 from fastchat.errors import DataError, SettingsError
 
-# A prompt that nothing separates from its answer may be cut otherwise in its last tokens when it is encoded alone.
-_TORN = 3
 _NAMES = (
     "the inference prompt's ids are how the training ids begin",
     "every learned answer ends in its stop, which is learned",
@@ -76,11 +75,8 @@ def _hostile(bound: BoundEncoder, harmless: Sequence[Dialogue]) -> Iterator[Dial
 def _prompts(bound: BoundEncoder, dialogue: Dialogue, encoded: Encoded) -> None:
     for turn in _answers(bound, dialogue):
         prompt = encode_prompt(Dialogue(dialogue.turns[:turn], dialogue.system), bound)
-        ids = encoded.input_ids[: len(prompt)]
-        if ids == prompt:
-            continue
-        at = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), len(ids))
-        if at < len(prompt) - _TORN:
+        _, at = leaves_prompt(encoded.input_ids, prompt)
+        if at is not None:
             _fail(bound, 1, encoded, at)
 
 
@@ -94,7 +90,7 @@ def _stops(bound: BoundEncoder, dialogue: Dialogue, rendered: Rendered, encoded:
         learned = [i for i in own if encoded.supervised[i]]
         said = bound.encoder.decode([encoded.input_ids[i] for i in learned[-64:]])
         said = _bare(said) if _bare(stop) else said
-        if wanted not in said[-len(wanted) - _TORN :]:
+        if wanted not in said[-len(wanted) - TORN :]:
             _fail(bound, 2, encoded, learned[-1] if learned else 0)
 
 

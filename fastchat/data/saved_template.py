@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 
 from fastchat.conversation import Dialogue, to_jinja
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.prefix import first_difference
 from fastchat.data.probes import HARMLESS
 from fastchat.data.tokenizer_template import TokenizerTemplate, to_messages
 from fastchat.errors import SettingsError
@@ -77,10 +78,8 @@ def _compare(tokenizer: Any, bound: BoundEncoder, dialogue: Dialogue, prompt: bo
         return_dict=False,
         tokenizer_kwargs=quiet,
     )
-    if ours != theirs:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-        )
+    at = first_difference(ours, theirs)
+    if at is not None:
         a, b = (bound.encoder.decode(ids[max(0, at - 2) : at + 4]) for ids in (ours, theirs))
         raise SettingsError(
             f"template {bound.template.name!r} cannot be saved as a chat template of {bound.encoder.name}: "

@@ -15,7 +15,7 @@ import os
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -26,9 +26,8 @@ from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.loading import Record
-from fastchat.data.progress import with_bar
 from fastchat.data.tokenization import Example, tokenize_dialogues
-from fastchat.errors import DataError
+from fastchat.errors import DataError, ResourceError
 
 _FIELDS: dict[str, Any] = {
     "ids": np.int32,
@@ -84,6 +83,7 @@ class TokenStore:
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not -len(self) <= i < len(self):
             raise IndexError(i)
+        self._check_whole()
         span = slice(*self.offsets[i % len(self) :][:2])
         return {"input_ids": self.ids[span], "labels": self.labels[span], "index": int(self.index[i])}
 
@@ -95,7 +95,19 @@ class TokenStore:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example: int64 [E]."""
+        self._check_whole()
         return np.diff(self.offsets)
+
+    def _check_whole(self) -> None:
+        """Raises ResourceError where a mapped file was cut off since: reading there would be a bus error, which kills
+        the process without a word."""
+        for values in (self.ids, self.labels, self.offsets, self.index):
+            mapped = getattr(values, "_mmap", None)
+            if mapped is not None and mapped.size() < len(mapped):
+                raise ResourceError(
+                    f"the tokens in {self.folder} were cut off by another process while this run used them; start the "
+                    "same command again: they are made again, and it goes on from the last checkpoint"
+                )
 
     def _is_consistent(self) -> bool:
         sizes = len(self.offsets) - 1 == len(self.index) == len(self.supervised) == len(self.digests)
@@ -113,10 +125,14 @@ def _mapped(path: Path, dtype: Any) -> np.ndarray:
 
 @dataclass
 class Part:
-    """Some examples in flat arrays (as in a store, but `lengths` int64 [E] for offsets), and what became of rows."""
+    """Some examples in flat arrays (as in a store, but `lengths` int64 [E] for offsets), and what became of rows.
+
+    `gains`: length limit -> supervised tokens that it would keep in addition, see lost.py.
+    """
 
     arrays: dict[str, np.ndarray]
     counts: Counter[str] = field(default_factory=Counter)
+    gains: Counter[int] = field(default_factory=Counter)
 
 
 def make_part(
@@ -130,10 +146,13 @@ def make_part(
 def collect(examples: Iterable[tuple[Example, int]]) -> Part:
     """Flat arrays of (example, digest) pairs; those that were dropped are counted and left out."""
     counts: Counter[str] = Counter()
+    gains: Counter[int] = Counter()
     names = {"lengths": np.int64} | {name: dtype for name, dtype in _FIELDS.items() if name != "offsets"}
     made = {name: array(_CODES[dtype]) for name, dtype in names.items()}
     for example, number in examples:
         count_example(counts, example)
+        for length, tokens in example.gains:
+            gains[length] += tokens
         if example.dropped is None:
             made["ids"].extend(example.input_ids)
             made["labels"].extend(example.labels)
@@ -142,7 +161,7 @@ def collect(examples: Iterable[tuple[Example, int]]) -> Part:
             made["supervised"].append(example.num_supervised)
             made["digests"].append(number)
     arrays = {n: np.frombuffer(made[n], dtype=d) if made[n] else np.empty(0, d) for n, d in names.items()}
-    return Part(arrays, counts)
+    return Part(arrays, counts, gains)
 
 
 def digest(dialogue: Dialogue) -> int:
@@ -203,42 +222,12 @@ def damage(folder: Path, files: dict[str, list[int]]) -> str:
     return ""
 
 
-# --- in memory
-
-
-def build_store(
-    records: Sequence[Record], bound: BoundEncoder, *, max_length: int, overlong: str, progress: bool = False
-) -> tuple[TokenStore, dict[str, int]]:
-    """Tokenise records that are in memory, in order.
-
-    Args:
-        max_length: in tokens; `overlong` ("truncate", "drop", "error") says what happens to longer dialogues.
-        progress: show a bar on stderr.
-
-    Returns:
-        The store, and the counts: rows, dropped_<reason>, dialogues, tokens, supervised_tokens, ...
-
-    Raises:
-        DataError: nothing is supervised (with the counts), or a dialogue is too long and `overlong` is "error".
-    """
-    dialogues = usable(records)
-    examples = tokenize_dialogues(dialogues, bound, max_length=max_length, overlong=overlong)
-    digests = (digest(dialogue) for _, dialogue in dialogues)
-    part = collect(zip(with_bar(examples, len(dialogues), progress), digests, strict=True))
-    part.counts["rows"] += len(records)
-    part.counts.update(dropped_counts(records))
-    check_supervised(part.counts, max_length)
-    return TokenStore.of_parts([part]), dict(part.counts)
+# --- records
 
 
 def usable(records: Iterable[Record]) -> list[tuple[int, Dialogue]]:
     """The dialogues among some records, each with its index."""
     return [(record.index, record.dialogue) for record in records if record.dialogue is not None]
-
-
-def dropped_counts(records: Iterable[Record]) -> Iterator[str]:
-    """What to count of the others: dropped_<reason>."""
-    return (f"dropped_{record.dropped}" for record in records if record.dropped)
 
 
 def check_supervised(counts: Counter[str], max_length: int) -> None:

@@ -18,6 +18,7 @@ from fastchat.data import token_cache
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.fingerprint import KnownSums, state_of
 from fastchat.data.loading import OnBadRow, Record, Records
+from fastchat.data.lost import Lost
 from fastchat.data.progress import byte_bar
 from fastchat.data.proof import SecondOpinion
 from fastchat.data.sources import Source
@@ -25,6 +26,7 @@ from fastchat.data.store import Part, StoreWriter, check_supervised
 from fastchat.data.workers import BATCH, Batch, num_workers, tokenised
 from fastchat.errors import DataError, say
 
+_ABOUT = 2  # counted up whenever what `_Making` returns changes: an entry without it is not found
 _SAMPLES = 64  # dialogues whose labels are derived a second time
 
 
@@ -53,6 +55,7 @@ class Made:
         rows: how many each source has.
         sums: sha256 of the files of each source.
         samples: some of the records, spread evenly over all.
+        lost: what the length limit costs.
         found: whether they were cached.
     """
 
@@ -62,6 +65,7 @@ class Made:
     sums: list[list[str]]
     samples: list[Record]
     found: bool
+    lost: Lost
 
 
 def obtain_tokens(
@@ -83,6 +87,7 @@ def obtain_tokens(
         max_length=settings.max_length,
         overlong=settings.overlong,
         on_bad_row=settings.on_bad_row,
+        about=_ABOUT,
     )
     making = _Making(name, sources, bound, settings, states)
     entry, found = token_cache.obtain(folder, key, making, overwrite=settings.overwrite)
@@ -95,7 +100,9 @@ def obtain_tokens(
     examples = [(record.dialogue, store[number]) for number, record in samples if record.dialogue is not None]
     checked = SecondOpinion(bound).check((d, x["input_ids"].tolist(), x["labels"].tolist()) for d, x in examples)
     say(f"{name} {checked.line}")
-    return Made(entry, entry.about["counts"], entry.about["rows"], sums, [record for _, record in samples], found)
+    counts, records = entry.about["counts"], [record for _, record in samples]
+    lost = Lost.of(counts, [(length, tokens) for length, tokens in entry.about["gains"]])
+    return Made(entry, counts, entry.about["rows"], sums, records, found, lost)
 
 
 class _Making:
@@ -111,9 +118,11 @@ class _Making:
     ):
         self.name, self.sources, self.bound, self.settings, self.states = name, sources, bound, settings, states
         self.counts: Counter[str] = Counter()
+        self.gains: Counter[int] = Counter()
 
     def __call__(self, folder: Path) -> dict[str, Any]:
         self.counts.clear()
+        self.gains.clear()
         settings, samples = self.settings, _Samples(_SAMPLES)
         records = Records([f for s in self.sources for f in s.files], on_bad_row=settings.on_bad_row)
         workers = num_workers(settings.workers, records.num_bytes)
@@ -131,6 +140,7 @@ class _Making:
                 writer.add(part)
                 samples.add(batch, part)
                 self.counts.update(part.counts)
+                self.gains.update(part.gains)
                 self.counts.update(batch.dropped)
                 update(batch.bytes_read, len(batch.dialogues))
         files = writer.close()
@@ -140,6 +150,7 @@ class _Making:
         return {
             "files": files,
             "counts": counts,
+            "gains": sorted(self.gains.items()),
             "rows": self._rows(records),
             "lines": [records.summary] if records.summary else [],
             "samples": [(number, _to_json(record, list(self.states))) for number, record in samples.kept],

@@ -13,6 +13,7 @@ from itertools import islice
 
 from fastchat.conversation import Dialogue, Rendered
 from fastchat.data.binding import BoundEncoder
+from fastchat.data.lost import gains_of
 from fastchat.data.supervision import Encoded
 from fastchat.errors import DataError
 
@@ -38,6 +39,8 @@ class Example:
         turns: turns of everybody in the whole dialogue.
         lookalikes: control strings in its messages, which are kept plain text.
         neutralised: those that had to be kept so by force.
+        lost: supervised tokens that the limit cuts off, or drops with the dialogue.
+        gains: (length, tokens): a limit of `length` would keep so many of them in addition, see lost.py.
     """
 
     index: int
@@ -52,6 +55,8 @@ class Example:
     turns: int = 0
     lookalikes: int = 0
     neutralised: int = 0
+    lost: int = 0
+    gains: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def num_supervised(self) -> int:
@@ -105,10 +110,13 @@ def _example(
                 f"{dialogue.where}: the dialogue has {total} tokens and --model_max_length is {max_length}. "
                 "Raise --model_max_length, or use --overlong truncate|drop."
             )
+        ends = _ends(rendered, encoded)
+        example.lost, example.gains = gains_of(encoded.supervised, ends, max_length, overlong)
         if overlong == "drop":
             example.dropped, example.truncated_tokens = "overlong", total
             return example
-        keep = _cut_length(rendered, encoded, max_length)
+        # Up to the end of the last assistant turn that fits, else all that fit.
+        keep = max((end for end in ends if end <= max_length), default=max_length)
         example.truncated_tokens = total - keep
     example.input_ids = encoded.input_ids[:keep]
     supervised = encoded.supervised[:keep]
@@ -130,12 +138,11 @@ def _learned(rendered: Rendered, encoded: Encoded, keep: int) -> set[int]:
     return {owner.turn for owner in owners if owner.supervised}
 
 
-def _cut_length(rendered: Rendered, encoded: Encoded, max_length: int) -> int:
-    """How many ids to keep: up to the end of the last assistant turn that fits, else all that fit."""
+def _ends(rendered: Rendered, encoded: Encoded) -> list[int]:
+    """The lengths at which each learned answer is whole, its stop included; rising."""
     segments = rendered.segments
     last_trained: dict[int, int] = {}  # turn of an answer -> position of its last supervised id, its stop
     for position, (segment, supervised) in enumerate(zip(encoded.segment_of, encoded.supervised, strict=True)):
         if supervised and segments[segment].supervised:
             last_trained[segments[segment].turn] = position
-    ends = [position + 1 for position in last_trained.values() if position < max_length]
-    return max(ends) if ends else max_length
+    return sorted(position + 1 for position in last_trained.values())

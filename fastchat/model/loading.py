@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -268,3 +269,15 @@ def _forget_quantization(model: Any) -> None:
         if isinstance(module, PreTrainedModel):
             module.config._is_quantized = False
     say("The nf4 base was turned back into full tensors.")
+
+
+def read_configs(folder: Path, *, adapter: bool) -> None:
+    """Reads the configurations of a result as its users will; raises what the libraries raise."""
+    from peft import PeftConfig
+    from transformers import GenerationConfig, PreTrainedConfig
+
+    if adapter:
+        PeftConfig.from_pretrained(str(folder))
+    else:
+        PreTrainedConfig.from_pretrained(str(folder))
+        GenerationConfig.from_pretrained(str(folder))

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from fastchat.errors import EXIT_DONE, UserError
+from fastchat.streams import kept_output
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@kept_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = build_parser().parse_args(argv)

@@ -58,7 +58,7 @@ def choose_rope(
     _check_request(type, factor)
     text = config.get_text_config()
     parameters = None if getattr(text, "alibi", False) else getattr(text, "rope_parameters", None)
-    if not parameters:
+    if not parameters or max_positions(config) is None:
         _check_without_rope(text, type, factor, model_max_length)
         return None
     entry = _scaled_entry(parameters)
@@ -96,10 +96,17 @@ def rope_type(config: Any) -> str | None:
 def context_length(config: Any) -> int | None:
     """How many tokens the model that `config` builds was made for; None where nothing limits it."""
     text = config.get_text_config()
-    length = getattr(text, "max_position_embeddings", None)
+    length = max_positions(config)
     if length and rope_type(config) in KEEPS_ORIGINAL_LENGTH:
         length = int(length * _scaled_entry(text.rope_parameters)["factor"])
     return length
+
+
+def max_positions(config: Any) -> int | None:
+    """The number of positions that `config` names; None for an architecture that has none (ALiBi, state spaces)."""
+    text = config.get_text_config()
+    found = getattr(text, "max_position_embeddings", None)
+    return found or getattr(text, "max_seq_len", None)  # MPT's table of ALiBi biases is that long
 
 
 def _check_request(type: str | None, factor: float | None) -> None:
@@ -114,15 +121,18 @@ def _check_request(type: str | None, factor: float | None) -> None:
 
 def _check_without_rope(text: Any, type: str | None, factor: float | None, length: int) -> None:
     """Refuse what only RoPE can do, for a model with learned or ALiBi positions."""
-    positions = getattr(text, "max_position_embeddings", None)
+    positions = max_positions(text)
+    rope = positions is None and getattr(text, "rope_parameters", None)
+    lacks = "names no context length that could be scaled" if rope else "has no RoPE to scale"
     if type is not None or factor is not None:
         raise SettingsError(
-            f"--rope_scaling_type/--rope_scaling_factor: {text.model_type} has no RoPE to scale. Leave them out"
+            f"--rope_scaling_type/--rope_scaling_factor: {text.model_type} {lacks}. Leave them out"
             + (f" and keep --model_max_length within {positions}." if positions else ".")
         )
     if positions and length > positions and not getattr(text, "alibi", False):
+        learned = "learned positions" if hasattr(text, "max_position_embeddings") else "positions"
         raise SettingsError(
-            f"--model_max_length {length}: {text.model_type} has {positions} learned positions and no RoPE to scale. "
+            f"--model_max_length {length}: {text.model_type} has {positions} {learned} and no RoPE to scale. "
             f"Use --model_max_length {positions}."
         )
 

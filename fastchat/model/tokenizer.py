@@ -15,9 +15,21 @@ from typing import Any
 
 from fastchat.errors import SettingsError
 from fastchat.model.source import is_local, loading, read_json
-from fastchat.security import check_references
+from fastchat.model.tokenizer_files import (
+    FILE,
+    SENTENCEPIECE,
+    config_of,
+    find_file,
+    from_class,
+    from_file,
+    from_sentencepiece,
+)
+from fastchat.security import brings_code, check_references
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (
+    *(FILE, SENTENCEPIECE, "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("tekken.json", "tiktoken.model"),
+)
 
 # Tried in this order against the added tokens; each kind is never written in ordinary training text.
 UNUSED_PATTERNS = (
@@ -48,6 +60,7 @@ def load_tokenizer(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
     padding_side: str = "right",
+    use_class: bool = False,
     stop_ids: Collection[int] = (),
     embedding_rows: int | None = None,
 ) -> tuple[Any, PadChoice]:
@@ -57,27 +70,33 @@ def load_tokenizer(
     `embedding_rows`: see `choose_pad`.
     Raises SettingsError for a missing folder, a folder without a tokenizer, or one that has no fast version.
     """
-    tokenizer = load_plain(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+    tokenizer = load_plain(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code, use_class=use_class)
     tokenizer.padding_side = padding_side
     return tokenizer, choose_pad(tokenizer, stop_ids=stop_ids, embedding_rows=embedding_rows)
 
 
-def load_plain(model_dir: str, *, cache_dir: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer as its files describe it, with no pad token chosen for it. Raises as `load_tokenizer` does."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+def load_plain(
+    model_dir: str, *, cache_dir: str | None = None, trust_remote_code: bool = False, use_class: bool = False
+) -> Any:
+    """The tokenizer as its files describe it, with no pad token chosen for it. Raises as `load_tokenizer` does.
 
+    `tokenizer.json` decides about ids where there is one; with `use_class` the class in transformers does, and with
+    `trust_remote_code` the code that the folder brings.
+    """
     if is_local(model_dir):
         _check_tokenizer_directory(model_dir)
+        model_dir = str(Path(model_dir).expanduser())
     with loading(model_dir, "tokenizer", trust_remote_code=trust_remote_code):
-        tokenizer = AutoTokenizer.from_pretrained(
-            model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code, use_fast=True
-        )
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise SettingsError(
-            f"{model_dir} gives the tokenizer class {type(tokenizer).__name__}, which has no fast version (no "
-            "tokenizer.json). Masks are made from the fast tokenizer's ids: convert it first, or use another base."
-        )
-    return tokenizer
+        code = brings_code(config_of(model_dir, cache_dir=cache_dir))
+        if use_class or code:
+            tokenizer = from_class(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+            if use_class or trust_remote_code:
+                return tokenizer  # else its class is one of transformers' own, and no code is needed
+        if find_file(model_dir, FILE, cache_dir):
+            return from_file(model_dir, cache_dir=cache_dir)
+        if model := find_file(model_dir, SENTENCEPIECE, cache_dir):
+            return from_sentencepiece(model_dir, model, cache_dir=cache_dir)
+        return from_class(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
 
 
 def choose_pad(tokenizer: Any, *, stop_ids: Collection[int] = (), embedding_rows: int | None = None) -> PadChoice:

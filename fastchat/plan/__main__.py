@@ -19,8 +19,10 @@ from fastchat.plan.report import as_json, describe
 from fastchat.plan.run import Machine, Run
 from fastchat.plan.units import human
 from fastchat.settings.readers import LORA_ONLY
+from fastchat.streams import kept_output
 
 
+@kept_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done (also when the answer is "does not fit"), 2 settings."""
     try:

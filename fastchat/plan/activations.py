@@ -249,9 +249,9 @@ def _dequantised(run: Run) -> int:
 def _backward_per_token(run: Run) -> int:
     """Gradients of activations that exist at one moment, at most, beside what is kept.
 
-    Linear in H and I; the factors were found with counting.py on twenty shapes. Two moments compete: the norm in front
-    of the head (float32 copies of the gradient), and the last matrix of an MLP, where adapters in float32 make their
-    gradients in float32.
+    Linear in H and I; the factors were found with tests/plan/counting.py on twenty shapes. Two moments compete: the
+    norm in front of the head (float32 copies of the gradient), and the last matrix of an MLP, where adapters in float32
+    make their gradients in float32.
     """
     a, wide = run.architecture, run.compute_bytes / 2
     h, i = a.hidden, a.intermediate

@@ -53,7 +53,6 @@ _HUB: dict[str, dict[str, Any]] = {
     },
 }
 _BY_LOWER = {name.lower(): name for name in _HUB}
-HUB_NAMES = tuple(_HUB)
 
 _SIZES = {size: f"meta-llama/Llama-2-{size}-hf" for size in ("7b", "13b", "70b")}
 SIZES = tuple(_SIZES)

@@ -10,7 +10,6 @@ from fastchat.plan.architecture import Architecture, Linear
 from fastchat.plan.zero import Zero
 from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
 
-ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 

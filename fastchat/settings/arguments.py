@@ -89,6 +89,9 @@ class ModelArguments:
         resume=FIXED,
     )
     padding_side: Literal["right", "left"] = _model("right", "side on which a batch is padded")
+    use_tokenizer_class: bool = _model(
+        False, "ids of the tokenizer's class in transformers, not those of tokenizer.json", resume=FREE
+    )
     trust_remote_code: bool = _model(False, "run code that comes with the model folder", resume=FREE)
 
 
@@ -179,7 +182,7 @@ class DataArguments:
         elsewhere="overwrite_dataset_cache",
         resume=FREE,
     )
-    lazy_preprocess: bool = _data(False, "tokenize each dialogue when it is first needed", resume=FREE)
+    lazy_preprocess: bool = _data(False, "accepted, without effect: data is always streamed", resume=FREE)
     overlong: Literal["truncate", "drop", "error"] = _data(
         "truncate",
         "what happens to dialogues longer than --model_max_length",

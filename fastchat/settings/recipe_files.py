@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError, nearest, say
+from fastchat.files import JsonError, read_json
 from fastchat.security import load_yaml
 from fastchat.settings.typed import check_home
 
@@ -60,20 +60,10 @@ def _is_record(settings: Any) -> bool:
 
 
 def _load_json(path: str | Path) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise SettingsError(f"{path}: {key} is given twice; keep one")
-            found[key] = value
-        return found
-
     try:
-        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except (OSError, UnicodeDecodeError) as error:
+        return read_json(Path(path).expanduser())
+    except (OSError, JsonError) as error:
         raise SettingsError(f"recipe {path} cannot be read: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SettingsError(f"recipe {path} is not valid JSON: {error}") from None
 
 
 def in_checkout(path: str, *, tell: bool = True) -> Path:

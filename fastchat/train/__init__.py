@@ -21,5 +21,6 @@ numerics.py               a loss or gradient that is not finite never reaches th
 beginning.py, resuming.py whose folder it is, where to go on from, what changed since, is there room
 checkpointing.py          the Trainer's checkpoints through the checkpoint room; how a run stops in the middle
 stopping.py               signals, a launcher or a process of the run that died
-status.py                 how a process ends: exit codes and status.json (../processes.py: how several agree)
+ending.py                 exit code and message of whatever ended a run
+status.py                 how a process ends: status.json and log.txt (../processes.py: how several agree)
 """

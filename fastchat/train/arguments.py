@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import transformers
 
+from fastchat.errors import values_without_secrets
 from fastchat.settings.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
 
 __all__ = ["DataArguments", "LoraArguments", "ModelArguments", "TrainingArguments"]
@@ -28,6 +30,10 @@ class TrainingArguments(RunArguments, transformers.TrainingArguments):  # pyrigh
         if self.group_by_length:
             self.train_sampling_strategy = "group_by_length"
         super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What reports (wandb, TensorBoard) are given, and write into files of their own: without secrets."""
+        return values_without_secrets(super().to_dict())
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Number of optimizer steps over which the learning rate rises; `--warmup_steps` below 1 is a share too.

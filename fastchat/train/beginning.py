@@ -29,6 +29,7 @@ from fastchat.train.resuming import (
     base_fingerprint,
     differing,
     digest,
+    is_done,
     plan_resume,
     refuse_other_run,
     set_aside_later,
@@ -64,7 +65,7 @@ def check_sources(settings: Settings, base: str, bound: BoundEncoder) -> None:
 
 
 def _may_continue(output_dir: Path) -> bool:
-    return bool(checkpoints_in(output_dir)) or (output_dir / "training.json").is_file()
+    return bool(checkpoints_in(output_dir)) or (output_dir / "training.json").is_file() or is_done(output_dir)
 
 
 def identify(settings: Settings, config: Any, base: str, tokenizer: Any, bound: BoundEncoder) -> Identity:
@@ -120,7 +121,7 @@ def decide(settings: Settings, identity: Identity | None) -> Resume:
             overwrite=training.overwrite_output_dir,
             weights_only=training.resume_weights_only,
         )
-        own = resume.checkpoint is not None and resume.checkpoint.resolve().parent == output_dir.resolve()
+        own = resume.checkpoint is not None and resume.checkpoint.parent.resolve() == output_dir.resolve()
         if not own and not resume.finished:
             check_output_dir(output_dir, overwrite=training.overwrite_output_dir)
         return resume
@@ -139,7 +140,7 @@ def clear_folder(output_dir: Path, resume: Resume) -> None:
     if resume.checkpoint is None or resume.manifest is None:
         clear_results(output_dir)
         return
-    own = resume.checkpoint.resolve().parent == output_dir.resolve()
+    own = resume.checkpoint.parent.resolve() == output_dir.resolve()
     fell_back = any(line.startswith("WARNING") for line in resume.lines)  # the damaged ones are replaced in time
     if own and not fell_back:
         set_aside_later(output_dir, resume.manifest.step)

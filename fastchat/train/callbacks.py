@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -11,14 +12,52 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from fastchat.errors import say
+from fastchat.errors import SettingsError, brief, say
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+_LONGEST = 16 << 20  # bytes of a line; a longer one is damage
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
 
 
-class MetricsFile(TrainerCallback):
+class LinesFile(TrainerCallback):
+    """A file of one JSON object per line, which only global rank 0 writes. It never ends a run: what the disk refuses
+    waits in memory and is tried again with the next lines, and that is said once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting: list[str] = []
+        self.refused = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            cut_back(self.path, state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.add([])
+
+    def finish(self) -> None:
+        """The last attempt; what the disk refuses now is lost, and that is said."""
+        self.add([])
+        if self.waiting:
+            say(f"WARNING: the last {len(self.waiting):,} rows of {self.path} could not be written")
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows, or none of them."""
+        self.waiting += [json.dumps(row) + "\n" for row in rows]
+        if not self.waiting:
+            return
+        try:
+            _append(self.path, "".join(self.waiting).encode())
+        except OSError as error:
+            if not self.refused:
+                say(f"WARNING: {self.path} cannot be written ({error.strerror}): training goes on, its rows wait")
+            self.refused = True
+        else:
+            self.waiting, self.refused = [], False
+
+
+class MetricsFile(LinesFile):
     """Appends a row for every logged step and every evaluation; only global rank 0 writes.
 
     Training rows: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens. `loss` is the mean
@@ -28,19 +67,14 @@ class MetricsFile(TrainerCallback):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / METRICS
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            cut_back(self.path, state.global_step)
+        super().__init__(Path(folder) / METRICS)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or not ("loss" in logs or "eval_loss" in logs):
             return
         row = {"step": state.global_step, "epoch": state.epoch}
         row.update({key: value for key, value in logs.items() if not key.endswith(_SPEED)})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({key: number(value) for key, value in row.items()}) + "\n")
+        self.add([{key: number(value) for key, value in row.items()}])
 
 
 class WarmupNote(TrainerCallback):
@@ -61,23 +95,21 @@ class WarmupNote(TrainerCallback):
             )
 
 
-class SamplesFile(TrainerCallback):
+class SamplesFile(LinesFile):
     """Appends, for every step and rank, which input rows it trained: {"step", "rank", "samples"}. `--log_samples`."""
 
     def __init__(self, folder: str | Path, rows_of: Callable[[int, int], list[list[int]]]) -> None:
-        self.path, self.rows_of = Path(folder) / SAMPLES, rows_of
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            cut_back(self.path, state.global_step)
+        super().__init__(Path(folder) / SAMPLES)
+        self.rows_of = rows_of
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            for rank in range(args.world_size):
-                rows = [row for micro in self.rows_of(state.global_step - 1, rank) for row in micro]
-                file.write(json.dumps({"step": state.global_step, "rank": rank, "samples": rows}) + "\n")
+        lines = []
+        for rank in range(args.world_size):
+            rows = [row for micro in self.rows_of(state.global_step - 1, rank) for row in micro]
+            lines.append({"step": state.global_step, "rank": rank, "samples": rows})
+        self.add(lines)
 
 
 class EarlyStopping(EarlyStoppingCallback):
@@ -100,24 +132,69 @@ class EarlyStopping(EarlyStoppingCallback):
             )
 
 
+class Guarded:
+    """A report to somewhere else (wandb, TensorBoard). Its failure is a SettingsError while training begins; later it
+    is said, and ends the report instead of the run."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self._failed = inner, False
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        return functools.partial(self._call, name, found) if name.startswith("on_") else found
+
+    def _call(self, event: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._failed:
+            return None
+        try:
+            return work(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - of a library that is not needed for training
+            report = type(self._inner).__name__.removesuffix("Callback")
+            told = f"{report}: {type(error).__name__}: {brief(error)}"
+            if event == "on_train_begin":
+                raise SettingsError(f"--report_to: {told}; --report_to none trains without it") from None
+            self._failed = True
+            say(f"WARNING: {told}; nothing more is reported there, training goes on")
+            return None
+
+
 def cut_back(path: Path, step: int) -> None:
-    """Leaves only the rows up to `step` in a file of one JSON object per line; a torn last line goes too.
+    """Leaves only the rows up to `step` in a file of one JSON object per line; lines that are none go, which is said.
 
     The new file replaces the old one in one step.
     """
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
+    kept, damaged = [], 0
+    if step and path.is_file():
+        with open(path, "rb") as file:
+            while line := file.readline(_LONGEST):
+                try:
+                    if json.loads(line.decode("utf-8"))["step"] <= step:
+                        kept.append(line.rstrip(b"\n") + b"\n")
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    damaged += bool(line.strip())
+    if damaged:
+        say(
+            f"{path}: {damaged:,} damaged line{'s' if damaged > 1 else ''} left out (a run that was killed leaves such)"
+        )
     staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(staged, "w", encoding="utf-8") as file:
-        file.write("".join(kept))
+    with open(staged, "wb") as file:
+        file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
     os.replace(staged, path)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """All of `data` or nothing. Raises OSError."""
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def number(value: Any) -> Any:

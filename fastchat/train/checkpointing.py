@@ -30,7 +30,7 @@ class RunCheckpoints:
 
     folder: the run's output folder. resume: where the run begins. adapter: whether only an adapter is trained.
     describe(trainer): the manifest of this moment, without files. changed: settings that differ since the checkpoint.
-    expected_bytes, result_bytes: about how large one checkpoint and the result will be.
+    expected_bytes, result_bytes: about how large one checkpoint and the result will be. hold: `RunStatus.hold`.
     """
 
     folder: Path
@@ -40,6 +40,7 @@ class RunCheckpoints:
     changed: list[str]
     expected_bytes: int = 0
     result_bytes: int = 0
+    hold: Callable[[], None] = lambda: None
 
 
 class EvaluationStopped(Exception):
@@ -66,6 +67,7 @@ class CheckpointTrainer(Trainer):
     # ---- saving ----
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        first(self.plan.hold)
         state = self.state
         if state.best_global_step:
             best = checkpoint_path(self.plan.folder, state.best_global_step)

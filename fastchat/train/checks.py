@@ -75,9 +75,6 @@ def _data(values: Values) -> None:
     if proportions is not None:
         values.restate("data_proportions", to_shares(proportions))
         check_proportions(values["data_proportions"], len(values["data_path"]))
-    for name in ("val_set_size", "data_proportions", "overwrite_cache", "preprocessing_num_workers"):
-        if values["lazy_preprocess"] and values[name]:
-            raise SettingsError(f"--{name} needs the data tokenised beforehand; leave --lazy_preprocess out")
 
 
 def _precision(values: Values) -> None:
@@ -167,8 +164,6 @@ def _packing(values: Values) -> None:
         if values["verify_packing"]:
             raise SettingsError("--verify_packing compares packed with unpacked training: add --packing True")
         return
-    if values["lazy_preprocess"]:
-        raise SettingsError("--packing plans with every dialogue's length, --lazy_preprocess knows none; keep one")
     if values["train_sampling_strategy"] == "group_by_length" or values["group_by_length"]:
         raise SettingsError(
             "--packing and --group_by_length: packs are all about --model_max_length tokens long, so there is nothing "

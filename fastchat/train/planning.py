@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from fastchat.data.lost import Lost
 from fastchat.errors import SettingsError, UserError, say, show
 from fastchat.plan.api import (
     Machine,
@@ -26,9 +27,11 @@ from fastchat.plan.api import (
     warning_line,
 )
 from fastchat.plan.command_line import plan_help, read_flags
+from fastchat.plan.units import human
 from fastchat.settings.options import is_flag, split_recipe
 from fastchat.settings.readers import LORA_ONLY
 from fastchat.settings.typed import FALSE, TRUE
+from fastchat.streams import kept_output
 
 _PLANNERS_OWN = ("recommend", "largest", "recipes", "full_finetuning")
 _ONLY = (
@@ -37,6 +40,7 @@ _ONLY = (
 )
 
 
+@kept_output()
 def end_if_only_planned(argv: Sequence[str], *, lora: bool) -> list[str]:
     """The words without `--plan`. Where it stands among them, prints the plan and ends the process instead.
 
@@ -129,6 +133,31 @@ def announce(settings: Any, attention: str) -> Plan | None:
 def advice(plan: Plan | None, otherwise: str) -> str:
     """What to lower after running out of memory; `otherwise` where nothing was planned."""
     return otherwise if plan is None else advice_after_oom(plan)
+
+
+def length_costs(plan: Plan | None, lengths: Sequence[int]) -> dict[int, str]:
+    """What a run with each of these `--model_max_length` takes more than the planned one, and whether it fits."""
+    if plan is None:
+        return {}
+    costs = {}
+    for length in lengths:
+        longer = estimate(replace(plan.run, model_max_length=length))
+        per = "process" if plan.run.machine.on_cpu else "GPU"
+        says = {True: ", fits", False: ", does not fit", None: ""}[longer.fits]
+        cost = f"+{human(max(longer.total - plan.total, 0))} per {per}{says}"
+        context = plan.run.architecture.max_positions
+        if context and length > context:
+            cost += f"; beyond the model's {context} tokens: --rope_scaling_type"
+        costs[length] = cost
+    return costs
+
+
+def say_lost(plan: Plan | None, lost: Lost | None, max_length: int) -> None:
+    """Warns where much of what would be learned is cut off, with the lengths that keep it and what they take."""
+    if lost is not None:
+        costs = length_costs(plan, [length for _, length in lost.lengths])
+        if warning := lost.warning(max_length, costs):
+            say(warning)
 
 
 def for_batch(plan: Plan, batch: int, length: int) -> Plan:

@@ -21,6 +21,7 @@ from fastchat.model.loading import load_base_model
 from fastchat.model.lora import add_lora
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
+from fastchat.model.tokenizer_files import other_class_line
 from fastchat.processes import rank
 from fastchat.train.deepspeed_config import stage_of
 from fastchat.train.head import ChunkedHead
@@ -38,7 +39,12 @@ def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
         cache_dir=settings.training.cache_dir,
         trust_remote_code=model.trust_remote_code,
         padding_side=model.padding_side,
+        use_class=model.use_tokenizer_class,
     )
+    if rank() == 0 and not model.use_tokenizer_class:
+        line = other_class_line(base, tokenizer, cache_dir=settings.training.cache_dir)
+        if line:
+            say(line)
     name = use_template_file(data.conv_template_file, data.conv_template)
     encoder = TextEncoder.from_tokenizer(tokenizer)
     template = encoder.choose(name, model_name=Path(base).name)

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from fastchat.checkpoint.digests import mark_unusable
 from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
 from fastchat.data.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
-from fastchat.model.tokenizer import load_plain
+from fastchat.model.tokenizer_files import reopened
 from fastchat.processes import first, known_processes, rank, together
 from fastchat.train import packed
 from fastchat.train.beginning import (
@@ -30,15 +31,17 @@ from fastchat.train.beginning import (
     remove_stops,
     with_data,
 )
-from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote, number
+from fastchat.train.callbacks import LinesFile, MetricsFile, SamplesFile, WarmupNote, number
 from fastchat.train.checkpointing import StopCallback
+from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.head import ChunkedHead
 from fastchat.train.memory import MemoryWatch
-from fastchat.train.planning import advice, announce
+from fastchat.train.planning import advice, announce, say_lost
 from fastchat.train.prepare import attention_for, prepare_head, prepare_model, prepare_rope, prepare_text
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
+from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.settings import Settings
-from fastchat.train.status import LESS_MEMORY, RunStatus, end_with_dead_peer
+from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.tokens import read_corpora
 from fastchat.train.trainer import ChatTrainer
@@ -63,6 +66,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     itself = first(lambda: identify(settings, config, base, tokenizer, bound))
     assert itself is not None
     corpora = read_corpora(settings, bound)
+    say_lost(plan, corpora["train"].lost, training.model_max_length)
     packs = packed.plan(settings, corpora)
     check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset))
     identity = first(lambda: with_data(itself, corpora["train"], packs.get("train")))
@@ -79,11 +83,14 @@ def train(settings: Settings, status: RunStatus) -> None:
     run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, memory, packs, identity)
     head = prepare_head(settings, model)
     packed.check_model(run, model, head)
+    first(lambda: rehearse_saving(run, model))
 
     together(lambda: status.claim(output_dir))
     first(lambda: clear_folder(output_dir, resume))
     trainer = make_trainer(run, model, head)
     trainer.plan = plan_checkpoints(settings, identity, resume, trainer)
+    trainer.plan.hold = status.hold
+    trainer.add_callback(RecordRehearsal(lambda: make_record(run, trainer)))
     trainer.add_callback(StopCallback(trainer))
     say(f"training {trainable:,} of {total:,} parameters on {len(corpora['train'].dataset):,} dialogues")
     torch.manual_seed(training.seed + rank())  # dropout differs between processes, as it does between rows
@@ -101,17 +108,22 @@ def train(settings: Settings, status: RunStatus) -> None:
 def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
     """What follows the last step: the result saved and verified, evaluated, and the record of it all written."""
     output_dir = Path(str(run.settings.training.output_dir))
+    first(trainer.plan.hold)
+    for file in trainer.callback_handler.callbacks:
+        if isinstance(file, LinesFile):
+            file.finish()
     record = make_record(run, trainer)
     say(used_line(record))
-    if run.memory.found is not None:
-        say(run.memory.found.line())
     record.metrics = measured(trainer, metrics)
     with disk_errors(output_dir, trainer.plan.result_bytes, "result"):
         save(run, record, trainer, str(output_dir))
+    if run.memory.found is not None:
+        say(run.memory.found.line())
     if "eval" in run.corpora:
         record.metrics.update(final_evaluation(trainer))
         if rank() == 0:
-            record.write(output_dir)
+            with disk_errors(output_dir, 0, "training.json"):
+                record.write(output_dir)
     say(summary(record, output_dir))
 
 
@@ -159,14 +171,15 @@ def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, chec
 
 
 def check_saved(run: Run, folder: str) -> None:
-    """Reads the saved tokenizer back and compares its chat template with training on records of the data.
+    """Reads the saved tokenizer back as anybody would, and compares it and its chat template with training.
 
-    Raises CheckpointError; what was saved stays.
+    Raises CheckpointError; what was saved stays, and its record says that it must not be used.
     """
     sample = run.corpora["train"].sample
     try:
-        compared = compare_template(load_plain(folder), run.bound, sample)
+        compared = compare_template(reopened(folder, run.tokenizer), run.bound, sample)
     except SettingsError as error:
+        mark_unusable(Path(folder), str(error))
         raise CheckpointError(f"{folder}: the weights are saved, but its tokenizer is not usable: {error}") from error
     if Path(folder) == Path(str(run.settings.training.output_dir)):
         rest = f", {len(sample) - compared} with control look-alikes left out" if compared < len(sample) else ""

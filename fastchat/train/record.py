@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import torch
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.packing import Packs
+from fastchat.errors import brief, say
 from fastchat.model.attention import used_attention
 from fastchat.model.loading import count_parameters, describe_quantization
-from fastchat.model.rope import RopeChoice
+from fastchat.model.rope import RopeChoice, max_positions
 from fastchat.processes import world_size
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.resuming import Identity
@@ -72,37 +75,59 @@ class Run:
     memory: MemoryWatch
     packs: dict[str, Packs] = field(default_factory=dict)  # by data set; empty without --packing
     identity: Identity | None = None
+    unknown: set[str] = field(default_factory=set)  # fields of the record that could not be found out
 
 
 def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
-    """What is known once training has begun. Metrics are added by the caller."""
+    """What is known once training has begun. Metrics are added by the caller.
+
+    Never raises: weights must not be lost for want of a word about them. What cannot be found out stays at its empty
+    value, and that is said, for the first time before step 1 (`RecordTrial`).
+    """
     model: Any = trainer.model
-    quantization = describe_quantization(model)
-    template = run.bound.template
-    trainable, _ = count_parameters(model)
-    return RunRecord(
-        base_model=run.base_model,
-        settings=run.settings.record(),
-        template={"name": template.name, "definition": template.to_dict(), "stop_token_ids": list(run.bound.stop_ids)},
-        rope_parameters=run.rope.rope_parameters if run.rope else None,
-        max_position_embeddings=model.config.get_text_config().max_position_embeddings,
-        quantization=quantization if quantization["type"] else None,
-        dtype=_name(run.weights_dtype),
-        compute_dtype=_name(trainer.compute_dtype(run.weights_dtype)),
-        attention=used_attention(model),
-        head="plain" if trainer.head is None else "chunked",
-        engine=trainer.engine(),
-        optimizer=trainer.optimizer_name(),
-        device=trainer.args.device.type,
-        world_size=world_size(),
-        data={name: corpus.record() for name, corpus in run.corpora.items()},
-        versions=_versions(),
-        trainable_parameters=trainable,
-        fingerprints=run.identity.fingerprints if run.identity else {},
-        deepspeed=trainer.deepspeed_settings(),
-        memory=trainer.memory.record(),
-        packing=trainer.packing(),
-    )
+
+    def template() -> dict[str, Any]:
+        found = run.bound.template
+        return {"name": found.name, "definition": found.to_dict(), "stop_token_ids": list(run.bound.stop_ids)}
+
+    def quantization() -> dict[str, Any] | None:
+        found = describe_quantization(model)
+        return found if found["type"] else None
+
+    parts: dict[str, Callable[[], Any]] = {
+        "settings": run.settings.record,
+        "template": template,
+        "rope_parameters": lambda: run.rope.rope_parameters if run.rope else None,
+        "max_position_embeddings": lambda: max_positions(model.config),
+        "quantization": quantization,
+        "dtype": lambda: _name(run.weights_dtype),
+        "compute_dtype": lambda: _name(trainer.compute_dtype(run.weights_dtype)),
+        "attention": lambda: used_attention(model),
+        "head": lambda: "plain" if trainer.head is None else "chunked",
+        "engine": trainer.engine,
+        "optimizer": trainer.optimizer_name,
+        "device": lambda: trainer.args.device.type,
+        "world_size": world_size,
+        "data": lambda: {name: corpus.record() for name, corpus in run.corpora.items()},
+        "versions": _versions,
+        "trainable_parameters": lambda: count_parameters(model)[0],
+        "fingerprints": lambda: run.identity.fingerprints if run.identity else {},
+        "deepspeed": trainer.deepspeed_settings,
+        "memory": trainer.memory.record,
+        "packing": trainer.packing,
+    }
+    record = RunRecord(base_model=run.base_model)
+    for name, find in parts.items():
+        try:
+            value = find()
+            json.dumps(value, allow_nan=False)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to lose the weights
+            if name not in run.unknown:
+                say(f"WARNING: training.json will not say {name!r} ({type(error).__name__}: {brief(error)})")
+            run.unknown.add(name)
+        else:
+            setattr(record, name, value)
+    return record
 
 
 def used_line(record: RunRecord) -> str:

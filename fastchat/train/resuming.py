@@ -12,18 +12,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastchat.checkpoint.discover import Found, check_checkpoint, newest_checkpoint
+from fastchat.checkpoint.discover import Found, check_checkpoint, newest_checkpoint, shorten
 from fastchat.checkpoint.fingerprint import model_fingerprint
-from fastchat.checkpoint.manifest import Manifest, find_problems, read_manifest
-from fastchat.checkpoint.record import TrainingRecord, read_training_record
-from fastchat.checkpoint.resume_state import STATE
+from fastchat.checkpoint.manifest import Manifest, file_problems, find_problems, read_manifest
+from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_training_record
+from fastchat.checkpoint.resume_state import STATE, rank_file
 from fastchat.checkpoint.staging import checkpoints_in, set_aside
-from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.errors import CheckpointError, SettingsError, say, values_without_secrets
 from fastchat.settings.fields import FIXED, FREE, TOLD
 from fastchat.settings.readers import training_options
-from fastchat.train.status import check_output_dir
+from fastchat.train.status import STATUS, check_output_dir, existing_results
 
 AUTO, NEVER = "auto", "never"
+LENGTH = ("num_train_epochs", "max_steps")
 _RESUME = {option.name: option.resume for option in training_options(lora=True)}
 NAMES = {
     "data": "the training data",
@@ -81,13 +82,21 @@ def plan_resume(
     choice = choice or AUTO
     if choice == NEVER or (choice == AUTO and overwrite):
         return Resume()
+    damage: list[str] = []
     if choice == AUTO:
-        if _is_finished(output_dir, identity):
+        finished, damage = _result(output_dir, identity)
+        if finished:
             line = (
                 f"{output_dir} holds the finished result of this run: nothing to do (--overwrite_output_dir redoes it)"
             )
             return Resume(finished=True, lines=(line,))
         found = _newest(output_dir, weights_only)
+        if found is None and damage:
+            raise CheckpointError(
+                f"{output_dir} holds the result of a finished run, but not as it was saved: {shorten(damage)}. No "
+                "checkpoint is there to make it again from: restore it from a copy, or train again with "
+                "--overwrite_output_dir"
+            )
     else:
         found = _named(Path(choice).expanduser(), weights_only)
     if found is None:
@@ -95,6 +104,10 @@ def plan_resume(
             raise CheckpointError(f"--resume_weights_only: {output_dir} holds no checkpoint")
         return Resume()
     lines = (*found.lines(), *compare(found, identity, weights_only=weights_only))
+    if damage:
+        again = f"the finished result in {output_dir} is not as it was saved ({shorten(damage)})"
+        lines = (f"WARNING: {again}: it is made again from {found.path.name}", *lines)
+        weights_only = weights_only or _weights_suffice(found, identity)
     return Resume(found.path, found.manifest, weights_only, lines=lines)
 
 
@@ -161,8 +174,8 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
         )
     if changed:
         raise SettingsError(
-            f"{path} belongs to another run, these differ: {', '.join(changed)}. Restore them, name another "
-            "--output_dir, or start anew there with --overwrite_output_dir"
+            f"{path} belongs to another run, these differ: {', '.join(changed)}. Restore them, or name another "
+            "--output_dir"
         )
     if manifest.engine != identity.engine and not weights_only:
         raise SettingsError(
@@ -181,21 +194,53 @@ def differing(manifest: Manifest, settings: dict[str, Any]) -> list[str]:
     return [n for n, old in manifest.settings.items() if _RESUME.get(n) != FREE and not _same(old, settings.get(n))]
 
 
-def _is_finished(output_dir: Path, identity: Identity) -> bool:
-    """Whether the folder holds the result of a run with exactly this identity."""
+def is_done(output_dir: Path) -> bool:
+    """Whether the run that the folder belongs to came to its end, by its `status.json`."""
     try:
-        status = json.loads((output_dir / "status.json").read_text(encoding="utf-8"))
-        done = status["status"] == "done"
+        return json.loads((output_dir / STATUS).read_text(encoding="utf-8"))["status"] == "done"
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    record = read_training_record(output_dir) if done else None
-    if record is None or record.fingerprints != identity.fingerprints:
+
+
+def _result(output_dir: Path, identity: Identity) -> tuple[bool, list[str]]:
+    """(whether the folder holds the whole result of a finished run with exactly this identity, what is wrong with it).
+
+    (False, []) where there is no finished result, or that of another run.
+    """
+    if not is_done(output_dir) or not existing_results(output_dir):
+        return False, []
+    try:
+        record = read_training_record(output_dir)
+    except CheckpointError as error:
+        return False, [str(error)]
+    if record is None:
+        return False, [f"{RECORD_NAME}: is missing"]
+    if not _is_of(record, identity):
+        return False, []
+    damage = file_problems(output_dir, record.files, links=True)
+    return not damage, damage
+
+
+def _is_of(record: TrainingRecord, identity: Identity) -> bool:
+    """Whether a result is that of a run with exactly this identity."""
+    if record.fingerprints != identity.fingerprints:
         return False
     return all(
         _same(record.settings.get(name, {}).get("value"), value) or _both_derived(record, identity, name)
         for name, value in identity.settings.items()
         if _RESUME.get(name) != FREE
     )
+
+
+def _weights_suffice(found: Found, identity: Identity) -> bool:
+    """Whether a checkpoint without optimizer state (`--save_only_model`) is of the last step: no training is left."""
+    if rank_file(0) in found.manifest.files:
+        return False
+    settings = found.manifest.settings
+    if not all(_same(settings.get(name), identity.settings.get(name)) for name in LENGTH):
+        return False
+    state = json.loads((found.path / STATE).read_text(encoding="utf-8"))
+    return state["global_step"] >= state["max_steps"]
 
 
 def _both_derived(record: TrainingRecord, identity: Identity, name: str) -> bool:
@@ -215,6 +260,7 @@ def _same(old: Any, new: Any) -> bool:
     numbers = [value for value in (old, new) if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == 2:
         return old == new  # 500 is recorded where a default was, 500.0 where it was given
+    old = values_without_secrets(old)  # manifests of before that was done when they are written
     return json.dumps(old, sort_keys=True, default=str) == json.dumps(new, sort_keys=True, default=str)
 
 

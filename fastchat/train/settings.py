@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastchat.errors import SettingsError, say, show
+from fastchat.errors import SettingsError, hide, say, show, values_without_secrets, without_secrets
 from fastchat.settings.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
 from fastchat.settings.help import asked_for_help, common, help_text
 from fastchat.settings.options import is_flag, split_recipe
@@ -55,9 +55,9 @@ class Settings:
         self.values.derive(name, value)
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """{name: {"value", "from": "default"|"yaml"|"command line"|"derived"}} for training.json; never a token."""
+        """{name: {"value", "from": "default"|"yaml"|"command line"|"derived"}} for training.json; without secrets."""
         return {
-            name: {"value": _plain(self.values[name]), "from": self.origin[name]}
+            name: {"value": values_without_secrets(_plain(self.values[name])), "from": self.origin[name]}
             for name in self.values.names()
             if name not in _NEVER_RECORDED
         }
@@ -99,6 +99,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     reader = training_reader(lora)
     given = (reader.from_yaml(recipe) if recipe else {}, reader.from_words(words))
     values = Values(reader.options.values(), *given)
+    hide(values["hub_token"])
     from fastchat.train import checks, reporting
 
     checks.check(values)
@@ -201,6 +202,8 @@ def _derive(values: Values) -> None:
         values.derive("gradient_checkpointing_kwargs", {"use_reentrant": False})
     if values["ddp_find_unused_parameters"] is None:
         values.derive("ddp_find_unused_parameters", False)  # every trained parameter takes part in every step
+    if values["run_name"]:  # a label, which reports carry into files of their own
+        values.restate("run_name", without_secrets(values["run_name"]))
     if values["data_seed"] is None:
         values.derive("data_seed", values["seed"])
 

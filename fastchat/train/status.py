@@ -1,5 +1,7 @@
 """How a run ends: one message, one exit code, and `status.json` in the output folder saying the same.
 
+What is printed goes into `log.txt` there as well, see `fastchat.streams`.
+
 `status.json`: {"exit_code": 0 | 2 | 3 | 4 | 5 | 6 | 75 | 1 | null, "status": "running" | "done" | "failed" | "bug",
 "message": ..., "started": ..., "time": ...}. Launchers hide exit codes (torchrun turns every one into 1), the file
 does not.
@@ -11,32 +13,34 @@ import atexit
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fastchat.checkpoint.lock import FolderLock
+from fastchat.checkpoint.record import STATUS_NAME as STATUS
 from fastchat.checkpoint.space import FULL
+from fastchat.checkpoint.staging import remove
 from fastchat.errors import (
     EXIT_DONE,
     EXIT_PREEMPTED,
     EXIT_RESOURCE,
-    EXIT_SETTINGS,
-    PeerFailed,
     ResourceError,
     SettingsError,
     UserError,
+    say,
+    values_without_secrets,
     without_secrets,
 )
+from fastchat.streams import LOG, LOG_NAME, kept_output
+from fastchat.train.ending import EXIT_BUG, LESS_MEMORY, describe, lost_another_process, lost_line
 from fastchat.train.stopping import STOPPING, Preempted
 
-STATUS = "status.json"
-EXIT_BUG = 1
 _OTHERS_SPEAK_FIRST_S = 4.0
 _RESULTS = ("adapter_model.safetensors", "adapter_config.json", "training.json", "model.safetensors.index.json")
 _RESULT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
@@ -88,6 +92,43 @@ class RunStatus:
                 raise ResourceError(f"--output_dir {self.folder}: the disk is full") from None
             raise SettingsError(f"--output_dir {self.folder} cannot be written: {error.strerror}") from None
         self.claimed = True
+        LOG.open(self.folder)
+
+    def hold(self) -> None:
+        """Before something is saved: the folder is there and still this run's. For the first process.
+
+        One that was deleted or moved away is made again, and that is said: what was trained is worth more.
+        ResourceError where it cannot be, or where another run has put its own in its place.
+        """
+        if not self.claimed or self.folder is None:
+            return
+        folder = self.folder
+        if self._is_anothers():
+            self.folder = None
+            LOG.close()
+            raise ResourceError(
+                f"--output_dir {folder} was deleted or moved away, and another run has begun there: nothing is written "
+                "into it any more. Give each run a folder of its own"
+            )
+        if (folder / STATUS).exists():
+            return
+        self.release()
+        try:
+            self.claim(folder)
+        except UserError as error:
+            raise ResourceError(f"--output_dir {folder} was deleted while the run used it ({error})") from None
+        say(
+            f"WARNING: --output_dir {folder} was deleted, emptied or moved away while the run used it: it is made "
+            "again, and what is saved from now on goes there"
+        )
+
+    def _is_anothers(self) -> bool:
+        """Whether another run has claimed the folder since."""
+        try:
+            started = json.loads((self.folder_or_fail / STATUS).read_text(encoding="utf-8"))["started"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return self.claimed and is_first_process() and started != self.started
 
     def may_record(self) -> bool:
         """Whether a process of this run that ends now can leave its word."""
@@ -96,7 +137,7 @@ class RunStatus:
     def end(self, exit_code: int, status: str, message: str) -> None:
         """Records the end where that is allowed; a disk that refuses must not hide the message on the screen."""
         try:
-            if self.may_record():
+            if self.may_record() and not self._is_anothers():
                 self.folder_or_fail.mkdir(parents=True, exist_ok=True)
                 self._write(exit_code, status, message)
         except OSError:
@@ -106,6 +147,8 @@ class RunStatus:
         """The exit code that another process of this run has recorded already."""
         try:
             found = json.loads((self.folder_or_fail / STATUS).read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                return None
         except (OSError, ValueError, AssertionError):
             return None
         return found["exit_code"] if found.get("exit_code") and found.get("time", "") >= self.started else None
@@ -122,14 +165,29 @@ class RunStatus:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file so that a reader sees the old one or the new one, never half of it."""
+    """Writes a JSON file, without secrets, so that a reader sees the old one or the new one, never half of it.
+
+    On a full disk it is written over the old one, whose place on the disk it has already.
+    """
+    text = json.dumps(values_without_secrets(content), indent=1, ensure_ascii=False) + "\n"
     staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(staged, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    try:
+        _write_flushed(staged, text, "w")
+        os.replace(staged, path)
+    except OSError as error:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+        if error.errno not in FULL or not path.is_file():
+            raise
+        _write_flushed(path, text, "r+")
+
+
+def _write_flushed(path: Path, text: str, mode: str) -> None:
+    with open(path, mode, encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
         file.flush()
+        file.truncate()
         os.fsync(file.fileno())
-    os.replace(staged, path)
 
 
 def only_failed_status(folder: Path) -> bool:
@@ -141,7 +199,7 @@ def only_failed_status(folder: Path) -> bool:
     names = os.listdir(folder)
     if not names:
         return True
-    if names != [STATUS]:
+    if STATUS not in names or not set(names) <= {STATUS, LOG_NAME}:
         return False
     try:
         return json.loads((folder / STATUS).read_text(encoding="utf-8")).get("status") in ("failed", "bug", "preempted")
@@ -153,10 +211,10 @@ def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
     """SettingsError where the folder holds a result or checkpoints and replacing them was not asked for."""
     found = existing_results(Path(output_dir).expanduser())
     if found and not overwrite:
-        raise SettingsError(
-            f"--output_dir {output_dir} already holds a result ({found[0].name}); name another folder, "
-            "or pass --overwrite_output_dir to replace it"
-        )
+        checkpoints = [path.name for path in found if path.name.startswith("checkpoint-")]
+        what = f"checkpoints ({', '.join(checkpoints[:3])})" if checkpoints else f"a result ({found[0].name})"
+        way_out = "" if checkpoints else ", or pass --overwrite_output_dir to replace it"
+        raise SettingsError(f"--output_dir {output_dir} already holds {what}; name another folder{way_out}")
 
 
 def existing_results(folder: Path) -> list[Path]:
@@ -173,7 +231,7 @@ def clear_results(folder: Path) -> None:
     """Removes an earlier run's result and checkpoints, so that what lies there later is this run's alone."""
     for path in existing_results(folder):
         if path.is_dir():
-            shutil.rmtree(path)
+            remove(path)
         else:
             path.unlink()
 
@@ -185,10 +243,13 @@ def is_first_process() -> bool:
 
 def run_main(body: Callable[[RunStatus], None], output_dir: str | None) -> NoReturn:
     """Runs `body` and ends the process with the right code. Every rank exits with the code; one of them speaks."""
-    STOPPING.install()
-    _leave(attempt(body, output_dir))
+    sys.argv[1:] = [without_secrets(word) for word in sys.argv[1:]]  # wandb writes them into a file
+    with kept_output():
+        STOPPING.install()
+        _leave(attempt(body, output_dir))
 
 
+@kept_output()
 def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
     """Runs `body`, says how it ended on stderr and in `status.json`, and returns the exit code.
 
@@ -201,6 +262,7 @@ def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
     finally:
         STOPPING.close()
         status.release()
+        LOG.close()
 
 
 def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
@@ -208,7 +270,7 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
         body(status)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with a code and a message
         STOPPING.deaf = True
-        code, kind, message = describe(error, status.advise)
+        code, kind, message = describe(error, status.advise, status.folder)
         message = without_secrets(message)
         if code == EXIT_DONE:
             return code
@@ -229,14 +291,21 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
             time.sleep(_OTHERS_SPEAK_FIRST_S)
             STOPPING.failed_with = None
         if code == EXIT_BUG:
-            print(without_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+            _speak(without_secrets("".join(traceback.format_exception(error))).rstrip("\n"))
         rank = "" if is_first_process() else f"[rank {os.environ['RANK']}] "
-        print(f"{rank}error: {message}", file=sys.stderr, flush=True)
+        _speak(f"{rank}error: {message}")
         status.end(code, kind, message)
         return code
     if is_first_process():
         status.end(EXIT_DONE, "done", "")
     return EXIT_DONE
+
+
+def _speak(text: str) -> None:
+    """What any process may have to say: on stderr and in the log, into which all else comes from the first alone."""
+    print(text, file=sys.stderr, flush=True)
+    if not is_first_process():
+        LOG.line(text)
 
 
 def _killed(status: RunStatus) -> str:
@@ -254,63 +323,13 @@ def _wait_for_word(status: RunStatus) -> int | None:
     return theirs
 
 
-def describe(error: BaseException, advise: Callable[[], str]) -> tuple[int, str, str]:
-    """(exit code, status, message) of whatever ended a run. `advise` says what to do where memory was short."""
-    if isinstance(error, Preempted):
-        return error.exit_code, "preempted", str(error)
-    if isinstance(error, UserError):
-        return error.exit_code, "failed", str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_PREEMPTED, "preempted", "interrupted"
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else EXIT_DONE if error.code is None else EXIT_BUG
-        return code, "failed" if code else "done", str(error)
-    if lost_another_process(error):
-        return EXIT_RESOURCE, "failed", lost_line(STOPPING.dead_peers(patience_s=3.0), advise)
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, of any of the paths
-        return EXIT_SETTINGS, "failed", "a path begins with ~ and the name of a user whom this machine does not know"
-    if is_out_of_memory(error):
-        return EXIT_RESOURCE, "failed", f"out of memory ({_first_line(error)}); {advise()}"
-    if isinstance(error, OSError) and error.errno in FULL:
-        where = error.filename or "--output_dir"
-        return EXIT_RESOURCE, "failed", f"the disk is full: {where}; what was saved before is kept"
-    return (
-        EXIT_BUG,
-        "bug",
-        f"{type(error).__name__}: {_first_line(error)} (this is a bug in the program, please report it)",
-    )
-
-
-LESS_MEMORY = (
-    "lower --per_device_train_batch_size (and raise --gradient_accumulation_steps by as much), "
-    "lower --model_max_length, set --gradient_checkpointing True, --q_lora True for LoRA, "
-    "or use a ZeRO-3 configuration with --deepspeed"
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's and Python's own errors; torch's CPU allocator raises a plain RuntimeError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
-    return isinstance(error, (RuntimeError, OSError)) and any(word in text for word in words)
-
-
-def lost_line(dead: str, advise: Callable[[], str]) -> str:
-    """What is said when a process of the run does not answer: `dead` names those known to be gone."""
-    if dead:
-        return f"{dead} ended without a word (killed, perhaps for memory: {advise()})"
-    return "another process of this run did not answer within --ddp_timeout, or ended without a word"
-
-
 def end_with_dead_peer(status: RunStatus, dead: str) -> NoReturn:
     """Ends this process because another is gone; called from a thread, while the main one may hang in a library."""
     code = status.ended_by_another()
     if code is None:
         code = EXIT_RESOURCE
         line = lost_line(dead, status.advise)
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        _speak(f"error: {line}")
         status.end(code, "failed", line)
     os._exit(code)
 
@@ -325,20 +344,6 @@ def _stopped(status: RunStatus, code: int, message: str) -> int:
     elif status.ended_by_another() is None:
         status.end(code, "preempted", message)
     return code
-
-
-def lost_another_process(error: BaseException) -> bool:
-    """Whether a collective operation failed because its partner is gone."""
-    if isinstance(error, PeerFailed):
-        return True
-    words = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
-    words += ("timed out waiting", "collective operation timeout", "application timeout caused pair closure")
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in words)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def _leave(code: int) -> NoReturn:

@@ -53,13 +53,15 @@ class Stopping:
         self._watching: threading.Thread | None = None
 
     def install(self) -> None:
-        """Takes over SIGTERM and SIGINT, and watches the launcher. For the main thread of a training process."""
+        """Takes over SIGTERM, SIGINT and SIGHUP, and watches the launcher. For a training process's main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._owner = os.getpid()
         self.reason = None
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks to live on when the terminal goes
+            signal.signal(signal.SIGHUP, self._on_signal)
         self._watch(_launchers())
 
     def _on_signal(self, number: int, frame: Any) -> None:

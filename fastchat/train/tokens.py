@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ import numpy as np
 from fastchat.conversation import Dialogue
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import table
-from fastchat.data.dataset import ChatDataset, LazyChatDataset
-from fastchat.data.fingerprint import combined, data_fingerprint
-from fastchat.data.loading import Record, load_dialogues
+from fastchat.data.dataset import ChatDataset
+from fastchat.data.fingerprint import combined
+from fastchat.data.loading import Record
+from fastchat.data.lost import Lost
 from fastchat.data.mixing import held_out, held_out_line, num_held_out, proportional, proportions_line
-from fastchat.data.proof import check_records, spread
+from fastchat.data.proof import spread
 from fastchat.data.showing import first_example
 from fastchat.data.sources import Source, find_sources
 from fastchat.data.terminal import wants_colour
@@ -27,7 +28,6 @@ from fastchat.processes import barrier, first_on_machine, gather, local_rank, ra
 from fastchat.train.resuming import digest
 from fastchat.train.settings import Settings
 
-Dataset = ChatDataset | LazyChatDataset
 _SAMPLE = 16  # dialogues that the saved chat template is compared on
 
 
@@ -36,16 +36,18 @@ class Corpus:
     """The training or the evaluation data of a run.
 
     `fingerprint` is of the bytes of the files and of what was chosen of them. `sources` and `counts` are about all that
-    the files hold; `chosen` about what the run takes of it, where that is not all. `sample`: dialogues spread over it.
+    the files hold; `chosen` about what the run takes of it, where that is not all. `sample`: dialogues spread over
+    it. `lost`: what the length limit costs of all that the files hold.
     """
 
     name: str
-    dataset: Dataset
+    dataset: ChatDataset
     fingerprint: str
     counts: dict[str, int]
     sources: list[dict[str, Any]] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
     sample: list[Dialogue] = field(default_factory=list)
+    lost: Lost | None = None
 
     def record(self) -> dict[str, Any]:
         """For training.json."""
@@ -63,15 +65,16 @@ def read_corpora(settings: Settings, bound: BoundEncoder) -> dict[str, Corpus]:
     data, training = settings.data, settings.training
     evaluates = bool(training.do_eval or training.eval_on_start)
     found = _find(settings, "data_path", data.data_split)
-    read = _read_lazily if data.lazy_preprocess else _read
-    train = read("train", found, bound, settings)
+    if data.lazy_preprocess:
+        say("--lazy_preprocess: data is always streamed and tokenised once, with or without it")
+    train = _read("train", found, bound, settings)
     corpora = {"train": _mixed(train, settings) if data.data_proportions else train}
     if data.val_set_size:
         corpora["train"], evaluation = _split(corpora["train"], settings)
         if evaluates:
             corpora["eval"] = evaluation
     elif data.eval_data_path and evaluates:
-        corpora["eval"] = read("eval", _find(settings, "eval_data_path", data.eval_data_split), bound, settings)
+        corpora["eval"] = _read("eval", _find(settings, "eval_data_path", data.eval_data_split), bound, settings)
     if "eval" in corpora and (line := overlap_line(corpora["train"].dataset, corpora["eval"].dataset)):
         say(line)
     return corpora
@@ -115,33 +118,12 @@ def _read(name: str, sources: list[Source], bound: BoundEncoder, settings: Setti
     records = [_record(source) | {"rows": rows} for source, rows in zip(sources, made.rows, strict=True)]
     fingerprint = combined([s for sums in made.sums for s in sums])
     sample = spread([r.dialogue for r in made.samples if r.dialogue is not None], _SAMPLE)
-    return Corpus(name, ChatDataset(store), fingerprint, made.counts, records, sample=sample)
+    return Corpus(name, ChatDataset(store), fingerprint, made.counts, records, sample=sample, lost=made.lost)
 
 
 def _record(source: Source) -> dict[str, Any]:
     revision = {"revision": source.revision} if source.revision else {}
     return {"name": source.name, "files": list(source.files), **revision}
-
-
-def _read_lazily(name: str, sources: list[Source], bound: BoundEncoder, settings: Settings) -> Corpus:
-    """Every process keeps the dialogues and tokenises each when it is needed."""
-    data, files = settings.data, [file for source in sources for file in source.files]
-
-    def work() -> Corpus:
-        fingerprint = data_fingerprint(files)
-        loaded = load_dialogues(files, on_bad_row=data.on_bad_row)
-        max_length = settings.training.model_max_length
-        dataset = LazyChatDataset(loaded.records, bound, max_length=max_length, overlong=data.overlong)
-        if local_rank() == 0:
-            checked = check_records(loaded.records, bound, max_length=max_length, overlong=data.overlong)
-            say(f"{name} {checked.line}")
-        if name == "train":
-            _show_first(loaded.records, bound, settings)
-        sample = spread([r.dialogue for r in loaded.records if r.dialogue is not None], _SAMPLE)
-        records = [_record(source) for source in sources]
-        return Corpus(name, dataset, fingerprint, dict(loaded.counts), records, sample=sample)
-
-    return together(work)
 
 
 def _show_first(records: Sequence[Record], bound: BoundEncoder, settings: Settings) -> None:
@@ -155,7 +137,7 @@ def _mixed(corpus: Corpus, settings: Settings) -> Corpus:
     """What `--data_proportions` takes of each source."""
     proportions = [float(share) for share in settings.data.data_proportions or []]
     seed = _seed(settings)
-    ends = np.searchsorted(_all(corpus).store.index, np.cumsum([source["rows"] for source in corpus.sources]))
+    ends = np.searchsorted(corpus.dataset.store.index, np.cumsum([source["rows"] for source in corpus.sources]))
     starts = np.concatenate([[0], ends[:-1]])
     taken = proportional((ends - starts).tolist(), proportions, seed)
     empty = [i for i, part in enumerate(taken) if not len(part)]
@@ -181,16 +163,11 @@ def _split(corpus: Corpus, settings: Settings) -> tuple[Corpus, Corpus]:
     size = num_held_out(float(settings.data.val_set_size), num)
     stays, out = held_out(num, size, seed)
     say(held_out_line(size, num))
-    before = _all(corpus).chosen
+    before = corpus.dataset.chosen
     if before is not None:
         stays, out = before[stays], before[out]
     what = {"val_set_size": size, "seed": seed}
     return _chosen(corpus, "train", stays, what), _chosen(corpus, "eval", out, {**what, "held_out": True})
-
-
-def _all(corpus: Corpus) -> ChatDataset:
-    assert isinstance(corpus.dataset, ChatDataset), "nothing is chosen of data that is tokenised lazily"
-    return corpus.dataset
 
 
 def _seed(settings: Settings) -> int:
@@ -201,7 +178,7 @@ def _seed(settings: Settings) -> int:
 
 def _chosen(corpus: Corpus, name: str, numbers: np.ndarray, what: dict[str, Any]) -> Corpus:
     """The part of a corpus with these numbers; `what` says how they were chosen."""
-    dataset = ChatDataset(_all(corpus).store, numbers)
+    dataset = ChatDataset(corpus.dataset.store, numbers)
     counts = {
         "dialogues": len(dataset),
         "tokens": int(dataset.lengths.sum()),
@@ -209,10 +186,10 @@ def _chosen(corpus: Corpus, name: str, numbers: np.ndarray, what: dict[str, Any]
     }
     fingerprint = digest([corpus.fingerprint, what])
     chosen = {**corpus.chosen, **what, **counts}
-    return Corpus(name, dataset, fingerprint, corpus.counts, corpus.sources, chosen, corpus.sample)
+    return replace(corpus, name=name, dataset=dataset, fingerprint=fingerprint, chosen=chosen)
 
 
-def overlap_line(train: Dataset, evaluation: Dataset) -> str:
+def overlap_line(train: ChatDataset, evaluation: ChatDataset) -> str:
     """Says how many dialogues of the evaluation are trained as well, word for word; "" where none is."""
     digests = evaluation.digests
     same = int(np.isin(digests, train.digests).sum())

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from fastchat.data.packing import SEQ_LENGTHS, PackedDataset, Packs
-from fastchat.train.callbacks import EarlyStopping
+from fastchat.train.callbacks import EarlyStopping, Guarded
 from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
 from fastchat.train.head import ChunkedHead
 from fastchat.train.head_proof import prove_head
@@ -48,6 +48,11 @@ class ChatTrainer(CheckpointTrainer):
         super().__init__(*args, **kwargs)
         if self.is_deepspeed_enabled:  # accelerate would do the same a moment later, with a warning
             self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        handler: Any = self.callback_handler
+        handler.callbacks = [
+            Guarded(found) if type(found).__module__.startswith("transformers.integrations") else found
+            for found in handler.callbacks
+        ]
         self.memory = memory
         self.add_callback(memory)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
@@ -380,4 +385,5 @@ class _WorkerStart:
     def __call__(self, worker: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         seed_worker(worker, num_workers=self.num_workers, rank=self.rank)

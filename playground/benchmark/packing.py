@@ -23,7 +23,7 @@ from fastchat.conversation import get_template
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.loading import load_dialogues
 from fastchat.data.packing import plan_packs
-from fastchat.data.store import build_store
+from fastchat.data.store import make_part, usable
 
 
 def main() -> None:
@@ -76,8 +76,7 @@ def measured(args: argparse.Namespace) -> np.ndarray:
     encoder, _ = TextEncoder.from_directory_or_class(args.model_name_or_path)
     bound = encoder.bind(get_template(args.conv_template))
     records = load_dialogues(args.data_path).records
-    store, _ = build_store(records, bound, max_length=args.capacity, overlong="drop", progress=True)
-    return store.lengths
+    return make_part(usable(records), bound, max_length=args.capacity, overlong="drop").arrays["lengths"]
 
 
 def timed(lengths: np.ndarray, args: argparse.Namespace):

@@ -4,10 +4,20 @@ import re
 
 import pytest
 
-from fastchat.conversation import Dialogue, Turn, choose_template, conv_templates, get_template, suggest_templates
-from fastchat.conversation.families import BY_NAME, ROUTED, TABLES
+from fastchat.conversation import (
+    Dialogue,
+    Template,
+    Turn,
+    choose_template,
+    conv_templates,
+    get_template,
+    suggest_templates,
+)
+from fastchat.conversation.builtin import builtin
 from fastchat.errors import SettingsError
 
+# What is neither upstream's nor pinned in test_templates.py.
+FAMILIES = {row.name for row in builtin().templates if isinstance(row, Template)} - {"chatml", "phi-3"}
 ROUNDS = (Turn("user", "u1"), Turn("assistant", "a1"), Turn("user", "u2"), Turn("assistant", "a2"))
 _LLAMA = (
     "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
@@ -59,8 +69,9 @@ PROMPTS = {
 
 
 def test_every_family_is_pinned_and_has_an_origin():
-    assert {table.name for table in TABLES} == set(PROMPTS) <= set(conv_templates)
-    assert all(table.origin for table in TABLES)
+    assert FAMILIES == set(PROMPTS) <= set(conv_templates)
+    assert all(builtin().origins[name].strip() for name in conv_templates if name in builtin().origins)
+    assert set(builtin().origins) == {row.name for row in builtin().templates}
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -92,7 +103,7 @@ def test_tool_outputs_have_their_place():
     assert "user\n<tool_response>\n42\n</tool_response>" in get_template("qwen2.5").render(Dialogue(turns)).text
 
 
-@pytest.mark.parametrize("name", ROUTED)
+@pytest.mark.parametrize("name", builtin().tokenizer)
 def test_families_without_a_table_point_to_the_tokenizers_template(name):
     with pytest.raises(SettingsError, match=f"use --conv_template tokenizer. The tokenizer's own template is {name}'s"):
         get_template(name)
@@ -148,8 +159,8 @@ def test_a_default_system_message_tells_families_with_the_same_turns_apart():
 
 
 def test_suggestions_name_only_what_exists_and_the_docs_name_every_family(repository):
-    assert {name for _, name in BY_NAME} <= {*conv_templates, *ROUTED}
+    assert {name for _, name in builtin().by_name} <= {*conv_templates, *builtin().tokenizer}
     text = (repository / "fastchat/conversation/README.md").read_text(encoding="utf-8")
     families = text[text.index("## Which name") :]
     named = set(re.findall(r"`([^`]+)`", families))
-    assert {table.name for table in TABLES} | set(ROUTED) <= named
+    assert FAMILIES | set(builtin().tokenizer) <= named

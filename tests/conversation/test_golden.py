@@ -6,14 +6,14 @@ import re
 import pytest
 
 from fastchat.conversation import conv_templates, get_conv_template, get_template
-from fastchat.conversation.families import REMOTE as REMOTE_LATER
+from fastchat.conversation.builtin import builtin
 from fastchat.errors import SettingsError
 from tests.conversation.make_golden import GOLDEN, LATER, digest, prompts_of
 
 REMOTE = {"chatgpt", "pplxai", "bard", "gemini", "steerlm"}  # refused upstream too: remote APIs
 # name -> which prompts differ, and why. The same rows stand in fastchat/conversation/README.md.
 EXCEPTIONS = {
-    "deepseek-coder": lambda key: not key.startswith("None/"),  # upstream loses a record's own system message
+    "deepseek-coder": lambda key: key.startswith("You are X."),  # upstream loses a record's own system message
     "yuan": lambda key: key.startswith("You are X."),  # likewise
     # Upstream loses a system message, and opens no user turn where there are no messages at all.
     "gemma": lambda key: key.startswith("You are X.") or "/0/" in key,
@@ -29,7 +29,7 @@ def test_all_83_names_and_the_later_ones_are_registered():
 
 
 def test_later_names_of_remote_apis_are_refused_as_such():
-    for name in REMOTE_LATER:
+    for name in builtin().remote:
         with pytest.raises(SettingsError, match=f"'{re.escape(name)}' belongs to a remote API"):
             get_template(name)
 
@@ -37,6 +37,15 @@ def test_later_names_of_remote_apis_are_refused_as_such():
 def test_the_exceptions_are_rows_in_the_docs(repository):
     text = (repository / "fastchat/conversation/README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([^`]+)` \| [a-z]", text, re.M)) == set(EXCEPTIONS)
+
+
+def test_differences_from_the_makers_formats_are_in_the_docs(repository):
+    text = (repository / "fastchat/conversation/README.md").read_text(encoding="utf-8")
+    rows = text[text.index("### Where upstream's template is not the makers'") :].split("\n\n")[2].splitlines()[2:]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])}
+    assert "mistral" in named and named <= set(golden)
+    instead = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[-1])}
+    assert instead <= {*conv_templates, "tokenizer"}
 
 
 @pytest.mark.parametrize("name", golden)

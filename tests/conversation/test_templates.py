@@ -177,8 +177,10 @@ def test_record_without_system_message_does_not_inherit_the_previous_ones():
     assert template.render(Dialogue(ROUNDS, "")).text.startswith(" USER: u1")
 
 
-def test_empty_answer_is_a_finished_turn():
-    assert conversation("vicuna_v1.1", "S", ("u1", "")).get_prompt() == "S USER: u1 ASSISTANT: </s>"
+def test_empty_answer_is_a_finished_turn_in_training_and_an_open_one_in_upstreams_interface():
+    dialogue = Dialogue((Turn("user", "u1"), Turn("assistant", "")), "S")
+    assert get_template("vicuna_v1.1").render(dialogue).text == "S USER: u1 ASSISTANT: </s>"
+    assert conversation("vicuna_v1.1", "S", ("u1", "")).get_prompt() == "S USER: u1 ASSISTANT:"
 
 
 def test_untrained_turn_is_rendered_and_not_supervised():

@@ -129,7 +129,7 @@ def test_template_without_a_stop_of_its_own_learns_eos(encoder_of):
 def test_template_that_needs_eos_on_a_tokenizer_without_one_is_refused(tmp_path, tokenizer_dir):
     shutil.copytree(tokenizer_dir("byte_nobos"), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    config.pop("eos_token")
+    config["eos_token"] = None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     encoder, _ = TextEncoder.from_directory(str(tmp_path))
     with pytest.raises(SettingsError, match="has none; choose a template with a stop"):
@@ -167,22 +167,43 @@ def test_raw_file_gives_the_ids_of_the_real_class(encoder_of, tokenizer):
             assert raw.bind(template).encode(rendered) == real.bind(template).encode(rendered)
 
 
+def _with_config(folder, source, **changes):
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    path = folder / "tokenizer_config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value != "LEFT OUT"}))
+    return str(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"tokenizer_class": "SomethingElse"}, "SomethingElse"),
-        ({"add_bos_token": False}, "add_bos_token"),
+        ({"eos_token": "LEFT OUT"}, "BOS or EOS to its class"),
+        ({"fix_mistral_regex": True}, "fix_mistral_regex"),
         ({"additional_special_tokens": ["<new>"]}, "<new>"),
-        ({"auto_map": {"AutoTokenizer": ["x", None]}}, "code of its own"),
-        ({"legacy": True}, "legacy"),
+        ({"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "code of its own"),
     ],
 )
-def test_raw_file_is_not_trusted_where_the_class_would_change_it(tmp_path, tokenizer_dir, change, reason):
-    shutil.copytree(tokenizer_dir("metaspace_bos"), tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    encoder, why = TextEncoder.from_directory(str(tmp_path))
+def test_raw_file_is_not_trusted_where_something_else_changes_it(tmp_path, tokenizer_dir, change, reason):
+    encoder, why = TextEncoder.from_directory(_with_config(tmp_path, tokenizer_dir("metaspace_bos"), **change))
     assert encoder is None and reason in why
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tokenizer_class": "SomethingElse"}, {"add_bos_token": False}, {"legacy": True}, {"add_prefix_space": False}],
+)
+def test_what_only_a_class_reads_changes_nothing(tmp_path, tokenizer_dir, change):
+    """`tokenizer.json` decides, read raw or with transformers."""
+    from fastchat.model.tokenizer import load_plain
+
+    folder = _with_config(tmp_path, tokenizer_dir("metaspace_bos"), **change)
+    raw, _ = TextEncoder.from_directory(folder)
+    assert raw is not None
+    loaded = load_plain(folder)
+    original = load_plain(str(tokenizer_dir("metaspace_bos")))
+    for text in ("<s>[INST] Hi", "<s> a </s>b", "  two 12,345\n"):
+        assert raw.whole.encode(text).ids == loaded.encode(text) == original.encode(text)
 
 
 def test_style_with_a_text_stop_learns_up_to_it(encoder_of):

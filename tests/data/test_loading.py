@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastchat.data.fingerprint import data_fingerprint
+from fastchat.data.fingerprint import combined, sha256_of
 from fastchat.data.loading import load_dialogues
 from fastchat.data.reading import read_rows
 from fastchat.errors import EXIT_DATA, DataError
@@ -302,10 +302,10 @@ def test_one_object_over_several_lines_is_not_a_file_of_rows(tmp_path: Path) -> 
 
 def test_fingerprint(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a", b"one\r\n"), write(tmp_path / "b", b"\xfftwo")
-    assert data_fingerprint([a]) == hashlib.sha256(b"one\r\n").hexdigest()
+    assert combined([sha256_of(a)]) == hashlib.sha256(b"one\r\n").hexdigest()
     with pytest.raises(DataError, match="c: no such file"):
-        data_fingerprint([a, str(tmp_path / "c")])
-    assert len({data_fingerprint(p) for p in ([a], [b], [a, b], [b, a], [a, a])}) == 5
+        sha256_of(str(tmp_path / "c"))
+    assert len({combined([sha256_of(x) for x in p]) for p in ([a], [b], [a, b], [b, a], [a, a])}) == 5
 
 
 # --- the real files

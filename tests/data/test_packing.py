@@ -16,10 +16,10 @@ from fastchat.data.encoder import TextEncoder
 from fastchat.data.loading import load_dialogues
 from fastchat.data.packing import PackedDataset, _best_fit, check_packable, pack_collate, plan_packs
 from fastchat.data.packing_check import check_no_leak, compare_packing
-from fastchat.data.store import build_store
 from fastchat.errors import DataError, SettingsError
 from fastchat.train.loss import loss_sum
 from fastchat.train.sampling import DUMMY, GlobalBatches, WithDummy
+from tests.data.in_memory import build_store
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=200)
 
@@ -97,7 +97,7 @@ def test_fill_on_gsm8k_multiturn(shared, tokenizer, template):
     encoder, _ = TextEncoder.from_directory_or_class(str(shared / "tokenizers" / tokenizer))
     records = load_dialogues([str(shared / "data" / "gsm8k_multiturn.jsonl")]).records[:2000]
     bound = encoder.bind(get_template(template))
-    store, _ = build_store(records, bound, max_length=4096, overlong="error", progress=False)
+    store, _ = build_store(records, bound, max_length=4096, overlong="error")
     packs = plan_packs(store.lengths, 4096)
     assert packs.fill >= 0.99, packs.line
 

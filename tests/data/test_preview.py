@@ -18,8 +18,8 @@ from fastchat.conversation import get_template
 from fastchat.data import preview, writing
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.loading import load_dialogues
-from fastchat.data.store import build_store
 from tests.builders import TOKENIZER_KINDS, make_tokenizer
+from tests.data.in_memory import build_store
 
 TokenizerDir = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -89,7 +89,7 @@ def test_output_equals_the_training_run(run: Run, tokenizer_dir: TokenizerDir, t
     encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir(kind)))
     bound = encoder.bind(get_template("vicuna_v1.1"))
     records = load_dialogues([data], on_bad_row="skip").records
-    store, counts = build_store(records, bound, max_length=300, overlong="truncate", progress=False)
+    store, counts = build_store(records, bound, max_length=300, overlong="truncate")
     kept = [line for line in lines if line["dropped"] is None]
     assert [line["index"] for line in kept] == store.index.tolist()
     for i, line in enumerate(kept):
@@ -108,9 +108,7 @@ def test_the_tokenizers_own_class_gives_the_same_ids(run: Run, tokenizer_dir: To
         assert run("--data_path", data, "--output", str(out), kind=kind)[0] == 0
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir(kind))
         bound = TextEncoder.from_tokenizer(tokenizer).bind(get_template("vicuna_v1.1"))
-        (example,) = build_store(
-            load_dialogues([data]).records, bound, max_length=512, overlong="drop", progress=False
-        )[0]
+        (example,) = build_store(load_dialogues([data]).records, bound, max_length=512, overlong="drop")[0]
         assert json.loads(out.read_text())["input_ids"] == example["input_ids"].tolist()
 
 

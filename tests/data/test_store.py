@@ -7,7 +7,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +14,13 @@ import pytest
 from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data.binding import BoundEncoder
 from fastchat.data.counts import table
-from fastchat.data.dataset import ChatDataset, LazyChatDataset
+from fastchat.data.dataset import ChatDataset
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.loading import Record, load_dialogues
-from fastchat.data.store import Part, StoreWriter, TokenStore, build_store, collect, damage
+from fastchat.data.store import Part, StoreWriter, TokenStore, collect, damage
 from fastchat.data.tokenization import Example, tokenize_dialogue
 from fastchat.errors import DataError
+from tests.data.in_memory import build_store
 
 TokenizerDir = Callable[[str], Path]
 
@@ -58,7 +58,7 @@ MIXED = records_of(
 
 
 def test_every_usable_record_is_one_example_and_everything_is_counted(bound: BoundEncoder) -> None:
-    store, counts = build_store(MIXED, bound, max_length=100, overlong="truncate", progress=False)
+    store, counts = build_store(MIXED, bound, max_length=100, overlong="truncate")
     assert list(store.index) == [0, 2, 4, 8] == [store[i]["index"] for i in range(len(store))]
     tokens = supervised = 0
     for i, index in enumerate(store.index):
@@ -72,6 +72,8 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
         tokens, supervised = tokens + len(alone.input_ids), supervised + alone.num_supervised
     long = tokenize_dialogue(MIXED[2].dialogue, bound, max_length=100)  # type: ignore[arg-type]
     assert long.truncated_tokens > 0 and long.cut_turns > 0
+    unlimited = [tokenize_dialogue(MIXED[i].dialogue, bound, max_length=10_000) for i in (2, 6)]  # type: ignore[arg-type]
+    lost = sum(example.num_supervised for example in unlimited) - long.num_supervised
     assert {key: n for key, n in counts.items() if n} == {
         "rows": 9,
         "dialogues": 4,
@@ -83,6 +85,8 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
         "turns": 12,
         "truncated_dialogues": 1,
         "truncated_tokens": long.truncated_tokens,
+        "lossy_dialogues": 2,
+        "lost_supervised_tokens": lost,
         "dropped_empty_dialogue": 1,
         "dropped_bad_row: broken JSON": 2,
         "dropped_no_trained_turn": 1,
@@ -92,11 +96,11 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
 
 
 def test_overlong_drop_and_error(bound: BoundEncoder) -> None:
-    store, counts = build_store(MIXED, bound, max_length=100, overlong="drop", progress=False)
+    store, counts = build_store(MIXED, bound, max_length=100, overlong="drop")
     assert list(store.index) == [0, 4, 8]
     assert counts["dropped_overlong"] == 2 and not counts["truncated_tokens"]
     with pytest.raises(DataError, match=r"f.jsonl:3: the dialogue has \d+ tokens and --model_max_length is 100"):
-        build_store(MIXED, bound, max_length=100, overlong="error", progress=False)
+        build_store(MIXED, bound, max_length=100, overlong="error")
 
 
 @pytest.mark.parametrize(
@@ -112,22 +116,13 @@ def test_overlong_drop_and_error(bound: BoundEncoder) -> None:
 )
 def test_nothing_supervised_stops(bound: BoundEncoder, records: list[Record], max_length: int, hint: str) -> None:
     with pytest.raises(DataError, match="(?s)Not one supervised token in the data.*" + hint):
-        build_store(records, bound, max_length=max_length, overlong="truncate", progress=False)
-    with pytest.raises(DataError, match="(?s)Not one supervised token.*" + hint):
-        LazyChatDataset(records, bound, max_length=max_length, overlong="truncate")
+        build_store(records, bound, max_length=max_length, overlong="truncate")
 
 
 def test_the_message_about_nothing_supervised_holds_the_counts(bound: BoundEncoder) -> None:
     records = records_of(pair("q", "a", train=False), "empty_dialogue", pair("q", "a", train=False))
     with pytest.raises(DataError, match=r"records +3: 0 trained on, 3 dropped \(no_trained_turn 2, empty_dialogue 1\)"):
-        build_store(records, bound, max_length=100, overlong="truncate", progress=False)
-
-
-def test_progress_bar_only_where_asked(bound: BoundEncoder, capsys: pytest.CaptureFixture[str]) -> None:
-    build_store(MIXED, bound, max_length=100, overlong="truncate", progress=False)
-    assert capsys.readouterr().err == ""
-    build_store(MIXED, bound, max_length=100, overlong="truncate", progress=True)
-    assert capsys.readouterr().out == ""
+        build_store(records, bound, max_length=100, overlong="truncate")
 
 
 # --- the arrays
@@ -226,26 +221,6 @@ def test_a_choice_of_examples_is_a_dataset_of_its_own() -> None:
     assert chosen.num_supervised.tolist() == [0, 1] and len(list(chosen)) == 2  # type: ignore[call-overload]
 
 
-# --- tokenising on access
-
-
-def test_lazy_gives_the_same_examples(bound: BoundEncoder, capsys: pytest.CaptureFixture[str]) -> None:
-    store, _ = build_store(MIXED, bound, max_length=100, overlong="truncate", progress=False)
-    lazy = LazyChatDataset(MIXED, bound, max_length=100, overlong="truncate")
-    by_index: dict[int, Any] = {lazy[i]["index"]: lazy[i] for i in range(len(lazy))}
-    assert list(by_index) == [0, 2, 4, 5, 6, 8] and len(lazy.lengths) == len(lazy) == 6
-    for i in range(len(store)):
-        row = by_index.pop(store[i]["index"])
-        assert row["input_ids"].tolist() == store[i]["input_ids"].tolist()
-        assert row["labels"].tolist() == store[i]["labels"].tolist() and row["labels"].dtype == np.int32
-    for row in by_index.values():  # nothing to learn: one token, no label
-        assert len(row["input_ids"]) == 1 and row["labels"].tolist() == [-100]
-    assert capsys.readouterr().err.splitlines() == [
-        "f.jsonl:6: nothing of it is trained (no_trained_turn)",
-        "f.jsonl:7: nothing of it is trained (no_answer_within_length)",
-    ]
-
-
 # --- the table
 
 
@@ -305,7 +280,7 @@ def test_shared_data(shared: Path, tokenizer: str, template: str) -> None:
     real = encoder.bind(get_template(template))
     for name in names:
         records = load_dialogues([str(shared / "data" / name)]).records[:300]
-        store, counts = build_store(records, real, max_length=1024, overlong="truncate", progress=False)
+        store, counts = build_store(records, real, max_length=1024, overlong="truncate")
         assert counts["rows"] == len(records) and len(store) > 0.7 * len(records)
         assert counts["tokens"] == len(store.ids) and store.lengths.max() <= 1024
         trained = store.labels != -100

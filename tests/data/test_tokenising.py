@@ -20,10 +20,11 @@ from fastchat.data.binding import BoundEncoder
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.loading import load_dialogues
 from fastchat.data.sources import Source
-from fastchat.data.store import TokenStore, build_store
+from fastchat.data.store import TokenStore
 from fastchat.data.tokenising import Made, TokenSettings, obtain_tokens
 from fastchat.errors import DataError, ResourceError
 from tests import builders
+from tests.data.in_memory import build_store
 from tests.data.test_loading import LINE, named, write
 
 HOW = TokenSettings(max_length=200, overlong="truncate", on_bad_row="stop", workers=1)

@@ -3,6 +3,7 @@
 import pytest
 
 from fastchat.conversation import Dialogue, Turn, get_template
+from fastchat.data.lost import LOUD, Lost
 from fastchat.data.tokenization import IGNORED, tokenize_dialogue, tokenize_dialogues
 from fastchat.errors import DataError
 from tests.builders import TOKENIZER_KINDS
@@ -52,6 +53,30 @@ def test_cut_at_every_length_never_trains_a_prompt_and_never_invents_a_stop(boun
             assert kept == max(whole)  # behind the last answer that fits
         else:
             assert kept == length and cut.trained_turns == 1  # inside the first answer: no stop is learned
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
+@pytest.mark.parametrize("overlong", ["truncate", "drop"])
+def test_what_a_limit_loses_and_what_a_longer_one_keeps_is_what_tokenising_with_it_gives(
+    encoder_of, train_on, overlong
+):
+    bound = encoder_of("byte_bos").bind(get_template("chatml"), train_on)
+    total = len(tokenize_dialogue(LONG, bound, max_length=10_000).input_ids)
+    kept = [tokenize_dialogue(LONG, bound, max_length=n, overlong=overlong).num_supervised for n in range(total + 1)]
+    for length in range(1, total + 1):
+        cut = tokenize_dialogue(LONG, bound, max_length=length, overlong=overlong)
+        assert cut.lost == kept[-1] - kept[length] == sum(tokens for _, tokens in cut.gains)
+        lost = Lost.of({"supervised_tokens": kept[length], "lossy_dialogues": 1}, cut.gains)
+        expected = kept[length]
+        for longer, tokens in cut.gains:
+            expected += tokens
+            assert longer > length and kept[longer] == expected, "exact at each length that is named"
+        if lost.share > LOUD:
+            enough, everything = lost.lengths[0][1], lost.lengths[-1][1]
+            assert kept[everything] == kept[-1] > kept[everything - 1] and kept[enough] >= 0.95 * kept[-1]
+            assert not any(kept[n] >= 0.95 * kept[-1] for n in range(length, enough - 16))
+        else:
+            assert lost.lengths == [] and lost.warning(length) is None
 
 
 def test_drop_and_error_for_overlong(bound):

@@ -248,3 +248,19 @@ def test_stories260k(tmp_path, shared):
     assert made.ids == {"[PAD]": 512} and made.rows_after == 513
     model, tokenizer = reload(tmp_path / "out")
     assert model.config.pad_token_id == tokenizer.pad_token_id == 512
+
+
+def test_the_prepared_tokenizer_is_that_of_the_file_and_the_configurations_name_its_pad_token(tmp_path, tiny_model_dir):
+    """A qwen2 model with another byte-level file, whose class would rebuild it."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir("qwen2", "byte_bos"), base)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    named = {"tokenizer_class": "Qwen2Tokenizer", "pad_token": "<|start_header_id|>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(config | named))
+    assert json.loads((base / "config.json").read_text())["pad_token_id"] is None
+    made = prepare_model(str(base), str(tmp_path / "out"), special_tokens=["<tool>"])
+    tokenizer, wanted = reload(tmp_path / "out")[1], load_tokenizer(str(base))[0]
+    assert tokenizer.encode("12345 <|eot_id|> a") == wanted.encode("12345 <|eot_id|> a")
+    assert tokenizer.convert_tokens_to_ids("<tool>") == made.ids["<tool>"]
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["pad_token_id"] == tokenizer.pad_token_id == wanted.pad_token_id

@@ -16,6 +16,8 @@ from fastchat.plan.api import (
     estimate,
     keep_global_batch,
     largest_microbatch,
+    machine_asked,
+    plan_lines,
     run_of,
     warning_line,
 )
@@ -62,6 +64,57 @@ def test_advice_when_nothing_fits_or_nothing_is_known() -> None:
     advice = advice_after_oom(estimate(unknown))
     assert "--per_device_train_batch_size 8 --gradient_accumulation_steps 4" in advice
     assert "--gradient_checkpointing True" in advice
+
+
+# ---- a plan that does not fit ends with what does ----
+
+
+def _asked(*words: str, as_object: bool = False) -> list[str]:
+    flags = read_flags(list(words))
+    return plan_lines(estimate(run_of(flags, machine_asked(flags))), as_object=as_object)
+
+
+CARD = ("--gpus", "1", "--gpu_memory", "24GiB", "--cpu_memory", "128GiB")
+
+
+@pytest.mark.parametrize("method", [["--q_lora", "True"], [], ["--full_finetuning", "True"]], ids=str)
+@pytest.mark.parametrize("machine", [CARD, ("--gpus", "4", *CARD[2:])], ids=["one", "four"])
+def test_it_ends_with_settings_that_fit(method: list[str], machine: tuple[str, ...]) -> None:
+    words = ["--model_size", "7b", *machine, *method, "--model_max_length", "1024"]
+    lines = _asked(*words)
+    at = lines.index("what fits, fastest first (the global batch stays):")
+    found = json.loads(_asked(*words, as_object=True)[0])
+    listed = found["fitting_settings"].splitlines()
+    assert [line.strip() for line in lines[at + 1 :]] == listed and found["fitting_otherwise"] is None
+    for settings in listed:
+        assert json.loads(_asked(*words, *settings.split(), as_object=True)[0])["fits"], settings
+
+
+def test_gradient_checkpointing_alone_is_among_them() -> None:
+    assert "  --gradient_checkpointing True" in _asked("--model_size", "7b", "--q_lora", "True", *CARD)
+
+
+def test_where_no_settings_fit_it_says_what_would() -> None:
+    words = ["--model_size", "7b", "--model_max_length", "8192", "--gpus", "2", "--gpu_memory", "8GiB"]
+    words += ["--full_finetuning", "True", "--cpu_memory", "40GiB"]
+    lines = _asked(*words)
+    assert "no settings fit; what would:" in lines
+    found = json.loads(_asked(*words, as_object=True)[0])
+    ways = found["fitting_otherwise"].splitlines()
+    assert found["fitting_settings"] is None and len(ways) >= 2
+    for way in ways:
+        gpus, size = re.match(r"(\d+) such GPUs", way), re.match(r"(\d+) GPUs of (\d+)GiB", way)
+        hosts = re.search(r"on (\d+) hosts", way)
+        more = ["--gpus", gpus[1], "--hosts", hosts[1] if hosts else "1"] if gpus else []
+        more += ["--gpu_memory", f"{size[2]}GiB"] if size else []
+        more += re.sub(r"^.*?(?=--)", "", way).split()
+        assert json.loads(_asked(*words, *more, as_object=True)[0])["fits"], way
+
+
+def test_nothing_is_added_to_a_plan_that_fits_or_that_nobody_can_judge() -> None:
+    fits = _asked("--model_size", "7b", "--q_lora", "True", "--gpus", "1", "--gpu_memory", "80GiB")
+    unknown = plan_lines(estimate(replace(plan().run, machine=Machine(1))), as_object=False)
+    assert not any("what fits" in line or "no settings fit" in line for line in (*fits, *unknown))
 
 
 # ---- loudly, before a run ----

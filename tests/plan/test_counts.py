@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from fastchat.plan.activations import activations_of, layer_bytes
-from fastchat.plan.counting import Counts, count
 from fastchat.plan.estimate import Plan, estimate, moments_of
 from fastchat.plan.families import architecture_from_config
 from fastchat.plan.known import architecture_of_size
@@ -16,6 +15,7 @@ from fastchat.plan.loss import loss_of
 from fastchat.plan.run import Run
 from fastchat.plan.states import states_of
 from fastchat.plan.zero import Zero
+from tests.plan.counting import Counts, count
 from tests.plan.shapes import FAMILIES, TARGETS, config, llama
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fastchat.errors import SettingsError
 from fastchat.plan.__main__ import main
-from fastchat.plan.known import HUB_NAMES, SIZES, architecture_of_hub_name, architecture_of_size
+from fastchat.plan.known import _HUB, SIZES, architecture_of_hub_name, architecture_of_size
 from fastchat.plan.model_files import read_architecture
 from fastchat.security import load_yaml
 from fastchat.settings.recipe_files import RECIPES
@@ -33,7 +33,7 @@ def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_parameters_are_the_published_ones() -> None:
-    found = {name: a.parameters for name in HUB_NAMES if (a := architecture_of_hub_name(name))}
+    found = {name: a.parameters for name in _HUB if (a := architecture_of_hub_name(name))}
     assert found == PUBLISHED
 
 

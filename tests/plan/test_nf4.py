@@ -75,8 +75,8 @@ def test_activations_on_a_quantised_base(
     from fastchat.model.loading import load_base_model
     from fastchat.model.lora import add_lora
     from fastchat.plan.activations import activations_of
-    from fastchat.plan.counting import as_on_a_gpu, register_attention, saved_bytes
     from fastchat.plan.zero import Zero
+    from tests.plan.counting import as_on_a_gpu, register_attention, saved_bytes
 
     folder: Path = tiny_model_dir("llama", hidden=256, layers=3)
     model = add_lora(load_base_model(str(folder), dtype=torch.bfloat16, quantization=True), r=8, dropout=dropout)

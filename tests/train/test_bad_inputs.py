@@ -122,11 +122,8 @@ DATA = [
 
 
 @pytest.mark.parametrize(("name", "content", "words"), DATA, ids=[name for name, _, _ in DATA])
-@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
-def test_data(
-    train: Callable[..., Outcome], tmp_path: Path, name: str, content: str | bytes, words: list[str], lazy: bool
-) -> None:
-    outcome = train("--data_path", str(_write(tmp_path / name, content)), "--lazy_preprocess", lazy)
+def test_data(train: Callable[..., Outcome], tmp_path: Path, name: str, content: str | bytes, words: list[str]) -> None:
+    outcome = train("--data_path", str(_write(tmp_path / name, content)))
     assert outcome.code == 3, outcome.err
     for word in words:
         assert word in outcome.err
@@ -134,12 +131,11 @@ def test_data(
     assert os.listdir(outcome.folder) == ["status.json"] and outcome.status["exit_code"] == 3
 
 
-@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
-def test_harmless_forms_of_a_file_are_read(train: Callable[..., Outcome], tmp_path: Path, lazy: bool) -> None:
+def test_harmless_forms_of_a_file_are_read(train: Callable[..., Outcome], tmp_path: Path) -> None:
     """A byte order mark, CRLF, blank lines, a line of a megabyte, no line end at the end: all rows are there."""
     lines = [GOOD.strip(), "", GOOD.replace('"a"', '"' + "long " * 200_000 + '"').strip(), "  ", GOOD.strip()]
     data = _write(tmp_path / "harmless.jsonl", b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    outcome = train("--data_path", str(data), "--lazy_preprocess", lazy, "--max_steps", "1", "--log_samples", "True")
+    outcome = train("--data_path", str(data), "--max_steps", "1", "--log_samples", "True")
     assert outcome.code == 0, outcome.err
     assert outcome.record["data"]["train"]["counts"]["rows"] == 3
     assert len((outcome.folder / "samples.jsonl").read_text().splitlines()) == 1

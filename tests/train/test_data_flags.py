@@ -222,8 +222,6 @@ CONTRADICTIONS = [
     (["--val_set_size", "-1"], "--val_set_size is -1"),
     (["--val_set_size", "1.5"], "a whole number of dialogues, or a share"),
     (["--val_set_size", "20"], "of 20 dialogues none would be left"),
-    (["--val_set_size", "0.1", "--lazy_preprocess", "True"], "--val_set_size needs the data tokenised beforehand"),
-    (["--data_proportions", "1", "--lazy_preprocess", "True"], "--data_proportions needs the data tokenised"),
     (["--data_proportions", "0.5", "0.5"], "2 numbers for 1 values of --data_path"),
     (["--data_proportions", "half"], "--data_proportions is half; numbers are expected"),
     (["--eval_strategy", "epoch"], "needs --eval_data_path or --val_set_size"),

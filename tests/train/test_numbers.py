@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from fastchat.data.dataset import ChatDataset
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import adapter, covers, ok
@@ -140,17 +142,24 @@ def test_nothing_to_train_is_an_error(train: Train, monkeypatch: pytest.MonkeyPa
     assert os.listdir(outcome.folder) == ["status.json"]
 
 
-def test_a_micro_batch_without_supervised_tokens_changes_nothing(train: Train, tmp_path: Path) -> None:
-    """A dialogue with an untrained answer beside every real one: the same losses, gradients and weights."""
+def test_a_micro_batch_without_supervised_tokens_changes_nothing(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dialogue whose labels are all ignored next to every real one: the same losses, gradients and weights."""
     rows = builders.chat_rows(6, 1)
-    silent = {"conversations": [dict(turn) for turn in rows[0]["conversations"]]}
-    silent["conversations"][1]["train"] = False
-    mixed = [row for pair in zip(rows, [silent] * 6, strict=True) for row in pair]
+    mixed = [row for pair in zip(rows, [rows[0]] * 6, strict=True) for row in pair]
     flags = ["--max_steps", "-1", "--num_train_epochs", "1", "--train_sampling_strategy", "sequential"]
-    flags += ["--per_device_train_batch_size", "1", "--lora_dropout", "0", "--lazy_preprocess", "True"]
+    flags += ["--per_device_train_batch_size", "1", "--lora_dropout", "0"]
     one = builders.write_rows(tmp_path / "one.json", rows)
     two = builders.write_rows(tmp_path / "two.json", mixed)
     alone = ok(train(*flags, "--data_path", one, name="alone"))
+    get = ChatDataset.__getitem__
+
+    def silenced(dataset: ChatDataset, i: int) -> dict[str, Any]:
+        example = get(dataset, i)
+        return {**example, "labels": np.full_like(example["labels"], -100)} if i % 2 else example
+
+    monkeypatch.setattr(ChatDataset, "__getitem__", silenced)
     beside = ok(train(*flags, "--data_path", two, "--gradient_accumulation_steps", "2", name="beside"))
     assert beside.losses == alone.losses
     for name, tensor in adapter(alone.folder).items():

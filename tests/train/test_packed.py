@@ -222,7 +222,6 @@ def test_a_model_that_leaks_stops_the_run_and_leaves_the_folder_as_it_was(train:
 
 
 REFUSED = [
-    (["--packing", "True", "--lazy_preprocess", "True"], "--lazy_preprocess knows none; keep one"),
     (["--packing", "True", "--group_by_length", "True"], "--packing and --group_by_length"),
     (["--packing", "True", "--train_sampling_strategy", "group_by_length"], "--packing and --group_by_length"),
     (["--verify_packing", "True"], "add --packing True"),

@@ -193,3 +193,22 @@ def test_running_out_of_memory_says_what_fits(train: Train, tmp_path: Path, mode
     smaller = re.search(r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+)", outcome.err)
     assert smaller and int(smaller[1]) * int(smaller[2]) == 64 and int(smaller[1]) < 64
     assert outcome.status["exit_code"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlong", ["truncate", "drop"])
+def test_lost_answers_are_warned_of_with_what_longer_limits_take(train: Any, tmp_path: Path, overlong: str) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "word " * 40}]
+    longer = [*turns, {"from": "human", "value": "More"}, {"from": "gpt", "value": "word " * 300}]
+    data = tmp_path / "long.json"
+    data.write_text(json.dumps([{"conversations": turns}] * 4 + [{"conversations": longer}] * 2), encoding="utf-8")
+    flags = ["--data_path", str(data), "--max_steps", "1", "--overlong", overlong, "--model_max_length"]
+    outcome = train(*flags, "300")
+    assert outcome.code == 0, outcome.err
+    (line,) = (line for line in outcome.err.splitlines() if "of the supervised tokens" in line)
+    found = re.search(r"loses ([\d.]+)% .* in 2 dialogues\): --model_max_length (\d+) keeps 100% \(\+[\d.]+ ", line)
+    assert found and float(found[1]) > 5, line
+    whole = train(*flags, found[2], "--rope_scaling_type", "linear", name="whole")
+    assert whole.code == 0 and "of the supervised tokens" not in whole.err, whole.err
+    counts = whole.record["data"]["train"]["counts"]
+    assert counts["dialogues"] == 6 and not counts.get("lost_supervised_tokens")

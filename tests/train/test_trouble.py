@@ -279,31 +279,6 @@ def test_a_signal_to_every_process_of_a_run_is_saved_too(flags_of, tmp_path: Pat
     assert f"checkpoint-{json.loads((folder / 'status.json').read_text())['message'].split()[3]}" in os.listdir(folder)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_a_rank_without_supervised_tokens_changes_nothing(warm: Warm, flags_of, tmp_path: Path, engine: str) -> None:
-    """Rank 1 only gets dialogues of which nothing is learned: the numbers are those of rank 0 alone."""
-    from tests import builders
-
-    rows = builders.chat_rows(6, 1)
-    silent = {"conversations": [dict(turn) for turn in rows[0]["conversations"]]}
-    silent["conversations"][1]["train"] = False
-    mixed = [row for pair in zip(rows, [silent] * 6, strict=True) for row in pair]
-    flags = [*flags_of(engine), "--lora_dropout", "0", "--num_train_epochs", "1", "--lazy_preprocess", "True"]
-    flags += ["--train_sampling_strategy", "sequential", "--gradient_accumulation_steps", "1"]
-    both = warm.run([*flags, "--data_path", str(builders.write_rows(tmp_path / "two.json", mixed))], tmp_path / "both")
-    assert warm.codes == [0, 0], both.err
-    samples = [json.loads(line)["samples"] for line in (both.folder / "samples.jsonl").read_text().splitlines()]
-    assert samples == [[row] for row in range(12)], "ranks take turns"
-    only = (
-        [*flags[: flags.index("--deepspeed")], *flags[flags.index("--deepspeed") + 2 :]] if engine != "ddp" else flags
-    )
-    one = builders.write_rows(tmp_path / "one.json", rows)
-    alone = warm.run([*only, "--data_path", str(one)], tmp_path / "alone", processes=1)
-    assert warm.codes == [0], alone.err
-    assert both.losses == pytest.approx(alone.losses, abs=1e-5)
-    assert [r["grad_norm"] for r in both.metrics] == pytest.approx([r["grad_norm"] for r in alone.metrics], rel=1e-3)
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_byte_flipped_in_any_file_of_a_checkpoint_is_named(plain, tmp_path: Path, engine: str) -> None:
     """Every file of every rank; the one before is taken."""

@@ -1,7 +1,7 @@
 """Counts memory by executing the real model code of transformers and peft on tensors without data.
 
-The other half of this room: the arithmetic is compared with it in tests/plan and playground/benchmark. A 7B model takes
-a few seconds on any machine. Imports torch, transformers and peft, inside its functions.
+The arithmetic of fastchat/plan is compared with it. A 7B model takes a few seconds on any machine. Imports torch,
+transformers and peft inside its functions.
 
 Three things stand in for a GPU: dropout is the fused kernel, which keeps a mask of a byte; the attention kernel keeps
 what FlashAttention keeps (q, k, v, output, log-sum-exp), because scaled_dot_product_attention without data takes the

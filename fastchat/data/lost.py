@@ -1,0 +1,98 @@
+"""What a length limit costs: the supervised tokens that it cuts off, and the lengths that would keep them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+LOUD = 0.05  # a larger share of lost tokens is warned of
+_MOST = 0.95  # the share that the shorter of the two recommended lengths keeps
+_STEP = 16  # inside one answer, lengths are looked at in steps of so many tokens
+
+
+def gains_of(
+    supervised: Sequence[bool], ends: Sequence[int], max_length: int, overlong: str
+) -> tuple[int, list[tuple[int, int]]]:
+    """What of one dialogue is lost with `max_length`, and what longer limits would keep of that.
+
+    Args:
+        supervised: [T], of the whole dialogue.
+        ends: the lengths at which one more answer is whole, rising: the dialogue is cut at the last that fits, and
+            where not even the first one does, anywhere.
+
+    Returns: supervised tokens lost, and (length, tokens) pairs: with so long a limit so many of them are kept in
+        addition. Their sum is what is lost.
+    """
+    total = len(supervised)
+    before = [0, *accumulate(supervised)]  # before[n]: supervised tokens among the first n
+    if overlong == "drop":
+        return before[-1], [(total, before[-1])] if before[-1] else []
+    first = min(ends, default=total)
+    fits = [end for end in ends if end <= max_length]
+    kept = before[max(fits) if fits else min(max_length, first)]
+    steps = list(range(max_length + _STEP, first, _STEP))
+    lengths = [*steps, *(end for end in ends if end > max_length), total]
+    gains, so_far = [], kept
+    for length in dict.fromkeys(lengths):
+        if before[length] > so_far:
+            gains.append((length, before[length] - so_far))
+            so_far = before[length]
+    return before[-1] - kept, gains
+
+
+@dataclass
+class Lost:
+    """What all dialogues lose: `kept` supervised tokens are trained on, and `gains[length]` more with that limit.
+
+    `dialogues`: how many lose something.
+    """
+
+    kept: int
+    dialogues: int
+    gains: Counter[int] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, counts: Mapping[str, int], gains: Iterable[tuple[int, int]]) -> Lost:
+        """From the counts of the data and (length, tokens) pairs."""
+        return cls(counts.get("supervised_tokens", 0), counts.get("lossy_dialogues", 0), Counter(dict(gains)))
+
+    @property
+    def tokens(self) -> int:
+        return self.gains.total()
+
+    @property
+    def share(self) -> float:
+        """Of all supervised tokens of the data."""
+        return self.tokens / max(self.kept + self.tokens, 1)
+
+    def length_for(self, share: float) -> int:
+        """The smallest limit (to 16 tokens where it lies inside an answer) that keeps this share of them."""
+        wanted, kept = share * (self.kept + self.tokens), self.kept
+        for length, tokens in sorted(self.gains.items()):
+            kept += tokens
+            if kept >= wanted:
+                return length
+        return max(self.gains, default=0)
+
+    @property
+    def lengths(self) -> list[tuple[str, int]]:
+        """(what it keeps, limit), where so much is lost that it is warned of; else none."""
+        if self.share <= LOUD:
+            return []
+        most, everything = self.length_for(_MOST), self.length_for(1.0)
+        return [(f"{_MOST:.0%}", most), ("100%", everything)] if most < everything else [("100%", everything)]
+
+    def warning(self, max_length: int, costs: Mapping[int, str] | None = None) -> str | None:
+        """What is said before training; None where little is lost. `costs`: what each of `lengths` takes."""
+        if not self.lengths:
+            return None
+        ways = []
+        for what, length in self.lengths:
+            cost = (costs or {}).get(length)
+            ways.append(f"--model_max_length {length} keeps {what}" + (f" ({cost})" if cost else ""))
+        return (
+            f"WARNING: --model_max_length {max_length} loses {self.share:.1%} of the supervised tokens "
+            f"({self.tokens:,} of {self.kept + self.tokens:,}, in {self.dialogues:,} dialogues): {'; '.join(ways)}"
+        )

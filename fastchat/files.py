@@ -1,0 +1,201 @@
+"""Files: written completely or not at all, read as strict JSON, digested, locked. Standard library only.
+
+Every room writes and reads through this module, so that a crash, a full disk or a second process is handled in one
+place. Functions raise OSError and `JsonError`; who calls them knows what the file was for and says so to the user.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+_BLOCK = 1 << 20  # bytes read at a time
+_BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+
+class JsonError(ValueError):
+    """A file that is not what JSON allows; the message is the reason, without the file's name."""
+
+
+class NoLocks(OSError):
+    """The file system has no locks."""
+
+
+# --- reading
+
+
+def read_json(path: str | Path, *, constants: bool = False) -> Any:
+    """The value in a UTF-8 JSON file (a byte order mark is skipped).
+
+    Args:
+        constants: accept NaN and Infinity, which are not JSON but which libraries write into their configurations.
+
+    Raises:
+        OSError: it cannot be read.
+        JsonError: it is not UTF-8, not JSON, nested too deeply, or holds a constant that JSON does not have.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise JsonError(f"it is not UTF-8 ({error.reason} at byte {error.start})") from None
+    return parse_json(text, constants=constants)
+
+
+def parse_json(text: str, *, constants: bool = False) -> Any:
+    """The value of a JSON text. Raises JsonError as `read_json` does."""
+    try:
+        return json.loads(text, parse_constant=None if constants else _refuse)
+    except RecursionError:
+        raise JsonError("it is nested too deeply") from None
+    except JsonError:
+        raise
+    except ValueError as error:
+        raise JsonError(f"it is not valid JSON: {error}") from None
+
+
+def _refuse(constant: str) -> Any:
+    raise JsonError(f"it holds {constant}, which JSON does not have")
+
+
+# --- writing
+
+
+@contextmanager
+def atomic(path: str | Path, mode: str = "w", *, durable: bool = True) -> Iterator[IO[Any]]:
+    """A file that replaces `path` when the block ends without an error; until then `path` stays as it is.
+
+    Where `path` is a link, the file that it points to is replaced.
+
+    Args:
+        mode: "w" (UTF-8 text, no translation of line ends) or "wb".
+        durable: wait until the data is on disk, so that it survives a power failure. A cache does not need it.
+
+    Raises OSError where it cannot be written; the half-written file is removed.
+    """
+    target = Path(os.path.realpath(path))
+    stage = target.with_name(f".{target.name}.{os.getpid()}")
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    file = open(stage, mode, **text)  # noqa: SIM115 (closed below, before the file moves)
+    try:
+        yield file
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+        file.close()
+        os.replace(stage, target)
+    finally:
+        with suppress(OSError):
+            file.close()
+        with suppress(OSError):
+            stage.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
+    """Write a text file completely or not at all, see `atomic`."""
+    with atomic(path, durable=durable) as file:
+        file.write(text)
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = 1, durable: bool = True) -> None:
+    """Write JSON and a line end, completely or not at all. Raises ValueError for NaN and infinity, before writing."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n", durable=durable)
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- digests
+
+
+def sha256_of(path: str | Path) -> str:
+    """The sha256 of a file's bytes in hex, what `sha256sum` prints. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """The sha256 of a text's UTF-8 bytes in hex; half a surrogate pair counts too."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """The sha256 of a JSON value in hex, whatever the layout and the order of keys in its file."""
+    return sha256_of_text(json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False))
+
+
+# --- locks
+
+
+class Lock:
+    """A lock of the operating system on a file or folder; it ends with the process, so it is never stale.
+
+    `acquire` returns whether the lock is held now. Use as a context manager to release it at the end of a block:
+
+        with Lock(path) as lock:
+            if lock.acquire(wait=False):
+                ...
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False):
+        """`create`: make the file where it does not exist; without it `path` is a folder or a file that exists."""
+        self.path, self._create = Path(path), create
+        self._handle: int | None = None
+
+    def acquire(self, *, shared: bool = False, wait: bool = True) -> bool:
+        """Take the lock; False where another process holds it and `wait` is False.
+
+        A file that was removed by its last holder while this process waited is made and locked again.
+
+        Raises NoLocks where the file system has none, OSError where `path` cannot be opened.
+        """
+        flags = os.O_RDWR | os.O_CREAT if self._create else os.O_RDONLY
+        mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        while True:
+            handle = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(handle, mode)
+                if os.fstat(handle).st_ino == os.stat(self.path).st_ino:
+                    self._handle = handle
+                    return True
+            except FileNotFoundError:
+                if not self._create:
+                    os.close(handle)
+                    raise
+            except OSError as error:
+                os.close(handle)
+                if error.errno in _BUSY:
+                    return False
+                raise NoLocks(error.errno, error.strerror, str(self.path)) from None
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
+
+    def release(self) -> None:
+        """Let the next process in; nothing to do where the lock is not held."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,0 +1,169 @@
+"""What a command prints: a reader that goes away never ends the command, and a training run keeps its lines in a file.
+
+    with kept_output():                  # every command, around all that it does
+        LOG.open(Path("out"))            # a training run, as soon as its folder is its own
+        say("...")                       # on the screen and in out/log.txt
+
+`2>&1 | head`, a `tee` that died, a terminal that was closed, a full disk under a redirected log: the work goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fastchat.errors import without_secrets
+
+LOG_NAME = "log.txt"
+_MOST_WAITING = 10_000  # lines
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ESTALE)
+
+
+class Log:
+    """The lines of a run, without secrets. Until `open` they wait in memory; a disk that refuses them is tried again
+    with the next line. Of a progress bar only what it last showed counts. One per process: `LOG`."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[bytes] = deque(maxlen=_MOST_WAITING)
+        self._partial = ""
+        self._path: Path | None = None
+        self._lock = threading.RLock()
+        os.register_at_fork(after_in_child=self._forked)
+
+    def open(self, folder: Path) -> None:
+        """From now on the lines go to `folder`/log.txt, after those that are there. What was printed before comes too;
+        of a process other than the first only what `line` is given."""
+        self._path = folder / LOG_NAME
+        self._flush()
+
+    def close(self) -> None:
+        """The run has ended, or the folder is no longer its own."""
+        with self._lock:
+            if self._partial:
+                self.line(self._partial)
+            self._path, self._partial = None, ""
+            self._waiting.clear()
+
+    def add(self, text: str) -> None:
+        """Takes what was printed, in whatever pieces."""
+        if os.environ.get("RANK", "0") != "0":
+            return
+        with self._lock:
+            *lines, partial = (self._partial + text).split("\n")
+            for line in lines:
+                self.line(_last_drawn(line))
+            self._partial = _last_drawn(partial) + "\r" * partial.endswith("\r")
+
+    def line(self, text: str) -> None:
+        """Takes one line."""
+        with self._lock:
+            self._waiting.append(without_secrets(text.rstrip("\r\n") + "\n").encode("utf-8", "backslashreplace"))
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._path is None:
+            return
+        with self._lock, suppress(OSError):
+            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                while self._waiting:
+                    written = os.write(handle, self._waiting[0])
+                    left = self._waiting.popleft()[written:]
+                    if left:
+                        self._waiting.appendleft(left)
+            finally:
+                os.close(handle)
+
+    def _forked(self) -> None:
+        """In a child, such as a loader's worker: what still waits is the parent's to write."""
+        self._lock = threading.RLock()
+        self._waiting.clear()
+        self._partial = ""
+
+
+LOG = Log()
+
+
+class _Kept:
+    """A stream whose writes never fail and are kept in `LOG`; everything else is that of the stream under it."""
+
+    def __init__(self, under: Any) -> None:
+        self._under = under
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._under, name)
+
+    def write(self, text: str) -> int:
+        LOG.add(text)
+        self._attempt(lambda: self._put(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self._attempt(self._under.flush)
+
+    def _put(self, text: str) -> None:
+        try:
+            self._under.write(text)
+        except UnicodeEncodeError:
+            encoding = getattr(self._under, "encoding", None) or "ascii"
+            self._under.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def _attempt(self, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except OSError as error:
+            if error.errno in _GONE:
+                self._forget()
+        except ValueError:  # it was closed
+            pass
+
+    def _forget(self) -> None:
+        """Nobody reads it any more: libraries and child processes that write to it directly must not fail either."""
+        with suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._under.fileno())
+            os.close(nowhere)
+        with suppress(OSError, ValueError):
+            self._under.flush()
+
+
+@contextmanager
+def kept_output() -> Iterator[None]:
+    """Within it nothing that is printed, by whatever library, can end the process. May be nested."""
+    before = sys.stdout, sys.stderr
+    if isinstance(sys.stderr, _Kept):
+        yield
+        return
+    _fill_closed()
+    sys.stdout, sys.stderr = (_Kept(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _fill_closed() -> None:
+    """Opens what was closed at the start (`2>&-`): else the next file, a checkpoint's say, would become stderr."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _last_drawn(line: str) -> str:
+    """What a line shows that was drawn over with carriage returns."""
+    return line if "\r" not in line else line.rstrip("\r").rpartition("\r")[2]

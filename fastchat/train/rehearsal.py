@@ -1,0 +1,58 @@
+"""Saving tried before the first step: what cannot be saved, or not be read back, must not come to light after the last.
+
+Everything of a result but its weights is written into a temporary folder by the functions that will save it, and opened
+as its users will.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from fastchat.checkpoint.record import TrainingRecord, read_training_record
+from fastchat.checkpoint.save import write_company
+from fastchat.data.saved_template import compare_template
+from fastchat.errors import SettingsError, UserError, brief
+from fastchat.model.loading import read_configs
+from fastchat.model.tokenizer_files import reopened
+from fastchat.processes import rank
+from fastchat.train.record import Run
+
+
+def rehearse_saving(run: Run, model: Any) -> None:
+    """SettingsError where configurations or tokenizer of the result could not be written, or do not read back as what
+    the run trains with, on the probes and on records of its data. For global rank 0."""
+    adapter = run.settings.lora is not None
+    with tempfile.TemporaryDirectory(prefix="fschat-") as name:
+        folder = Path(name)
+        try:
+            write_company(folder, model, adapter=adapter, tokenizer=run.tokenizer, stop_ids=run.bound.stop_ids)
+            compare_template(reopened(folder, run.tokenizer), run.bound, run.corpora["train"].sample)
+            read_configs(folder, adapter=adapter)
+        except UserError as problem:
+            raise SettingsError(
+                f"the result of this run could not be used: {problem}. Nothing was trained."
+            ) from problem
+        except (ValueError, TypeError, AttributeError) as problem:
+            raise SettingsError(
+                f"the result of this run could not be saved: {type(problem).__name__}: {brief(problem, 400)}. Nothing "
+                "was trained."
+            ) from problem
+
+
+class RecordRehearsal(TrainerCallback):
+    """Makes, writes and reads the training record when the engine stands, before the first step."""
+
+    def __init__(self, make: Callable[[], TrainingRecord]) -> None:
+        self.make = make
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        record = self.make()
+        if rank() == 0:
+            with tempfile.TemporaryDirectory(prefix="fschat-") as folder:
+                record.write(folder)
+                read_training_record(folder)

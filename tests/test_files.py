@@ -1,0 +1,114 @@
+"""The leaf that all files go through: complete or absent, strict JSON, digests, locks that end with their process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastchat import files
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), files.atomic(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert files.read_json(path) == {"a": 1}
+    with pytest.raises(ValueError):
+        files.write_json(path, {"a": float("nan")})
+    assert files.read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    code = (
+        "import resource, signal, sys; from fastchat import files\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "files.write_text(sys.argv[1], 'x' * 5000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "File too large" in done.stderr
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+def test_writing_through_a_link_keeps_the_link(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "a.txt", tmp_path / "a.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    files.write_text(link, "new\r\n")
+    assert link.is_symlink() and target.read_bytes() == b"new\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"a": 1', "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b'{"a": NaN}', "NaN, which JSON does not have"),
+        (b"[-Infinity]", "-Infinity, which JSON does not have"),
+        (b'{"a": "\xff"}', "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_not_json_is_named(tmp_path: Path, content: bytes, reason: str):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(files.JsonError, match=reason):
+        files.read_json(path)
+
+
+def test_constants_are_read_where_they_are_allowed(tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": Infinity}')
+    assert files.read_json(path, constants=True) == {"a": float("inf")}
+
+
+def test_digests(tmp_path: Path):
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * (1 << 20) + b"y")
+    assert files.sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert files.sha256_of_json({"b": [1], "a": "é"}) == files.sha256_of_json({"a": "é", "b": [1]})
+    assert files.sha256_of_text("\ud800") != files.sha256_of_text("?")
+
+
+HOLDER = """
+import sys
+from fastchat.files import Lock
+lock = Lock(sys.argv[1], create=True)
+assert lock.acquire(shared=sys.argv[2] == "shared")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["shared", "exclusive"])
+def test_a_lock_ends_with_its_process(tmp_path: Path, how: str):
+    path = tmp_path / "lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with files.Lock(path) as lock:
+        assert not lock.acquire(wait=False)
+        assert lock.acquire(shared=True, wait=False) is (how == "shared")
+    holder.kill()
+    holder.communicate()
+    with files.Lock(path) as lock:
+        assert lock.acquire(wait=False)
+
+
+def test_a_folder_is_locked_without_a_file_in_it(tmp_path: Path):
+    with files.Lock(tmp_path) as lock, files.Lock(tmp_path) as second:
+        assert lock.acquire(wait=False) and not second.acquire(wait=False)
+        assert os.listdir(tmp_path) == []
