@@ -61,7 +61,7 @@ def _is_record(settings: Any) -> bool:
 
 def _load_json(path: str | Path) -> Any:
     try:
-        return read_json(Path(path).expanduser())
+        return read_json(Path(path).expanduser(), unique=True)
     except (OSError, JsonError) as error:
         raise SettingsError(f"recipe {path} cannot be read: {error}") from None
 

@@ -107,6 +107,7 @@ def test_an_older_record_names_both_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('{"seed": 1, "seed": 2}', "seed is given twice"),
         ('{"seed": 1', "is not valid JSON"),
         ("[1]", "must hold `name: value` lines"),
     ],
