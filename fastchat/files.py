@@ -31,11 +31,12 @@ class NoLocks(OSError):
 # --- reading
 
 
-def read_json(path: str | Path, *, constants: bool = False) -> Any:
+def read_json(path: str | Path, *, constants: bool = False, unique: bool = False) -> Any:
     """The value in a UTF-8 JSON file (a byte order mark is skipped).
 
     Args:
         constants: accept NaN and Infinity, which are not JSON but which libraries write into their configurations.
+        unique: refuse a key that is given twice in one object.
 
     Raises:
         OSError: it cannot be read.
@@ -45,13 +46,14 @@ def read_json(path: str | Path, *, constants: bool = False) -> Any:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise JsonError(f"it is not UTF-8 ({error.reason} at byte {error.start})") from None
-    return parse_json(text, constants=constants)
+    return parse_json(text, constants=constants, unique=unique)
 
 
-def parse_json(text: str, *, constants: bool = False) -> Any:
+def parse_json(text: str, *, constants: bool = False, unique: bool = False) -> Any:
     """The value of a JSON text. Raises JsonError as `read_json` does."""
     try:
-        return json.loads(text, parse_constant=None if constants else _refuse)
+        hook = _without_repeats if unique else None
+        return json.loads(text, parse_constant=None if constants else _refuse, object_pairs_hook=hook)
     except RecursionError:
         raise JsonError("it is nested too deeply") from None
     except JsonError:
@@ -62,6 +64,15 @@ def parse_json(text: str, *, constants: bool = False) -> Any:
 
 def _refuse(constant: str) -> Any:
     raise JsonError(f"it holds {constant}, which JSON does not have")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise JsonError(f"{key} is given twice; keep one")
+        found[key] = value
+    return found
 
 
 # --- writing

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fastchat.conversation import conv_templates
-from fastchat.train.options import Reader, read_yaml
+from fastchat.settings.readers import training_reader
+from fastchat.settings.recipe_files import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "playground" / "recipes").glob("*.yaml"))
@@ -84,10 +85,7 @@ DOCUMENTED = {
 
 @pytest.fixture(scope="module")
 def reader():
-    from fastchat.train.arguments import RENAMED, all_arguments
-    from fastchat.train.settings import options_of
-
-    return lambda lora: Reader(options_of(all_arguments(lora)), RENAMED, {}, ())
+    return training_reader
 
 
 def test_every_documented_recipe_is_there():
@@ -119,14 +117,14 @@ def test_header_says_what_needs_launch_and_one_override(path, reader):
     assert f" playground/recipes/{path.name}" in launch
     assert re.search(r"fastchat[./]train[./]train_lora" if lora else r"-m fastchat\.train\.train ", launch)
     flags = reader(lora).from_words(shlex.split(override))
-    assert flags and all(flags[name] != read_yaml(path).get(name) for name in flags)
+    assert flags and all(flags[name] != read_recipe(path).get(name) for name in flags)
     if "deepspeed" in flags:
         assert (ROOT / flags["deepspeed"]).is_file()
 
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTED if not name.endswith("-lora")])
 def test_the_math_recipes_take_64_rows_per_step_on_8_gpus(name):
-    values = read_yaml(ROOT / "playground" / "recipes" / f"{name}.yaml")
+    values = read_recipe(ROOT / "playground" / "recipes" / f"{name}.yaml")
     assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 8 == 64
 
 

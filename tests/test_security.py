@@ -51,10 +51,10 @@ def uses(tmp_path: Path, rows: Path) -> dict[str, Callable[[Path], Any]]:
         train_lora.run([*words, "--max_steps", "1", "--disable_tqdm", "True", *more], RunStatus())
 
     def preview(folder: Path, *more: str) -> None:
-        from fastchat.data.preview import _parser
         from fastchat.data.preview import preview as show
+        from fastchat.data.preview import read
 
-        show(_parser().parse_args(["--model_name_or_path", str(folder), "--data_path", str(rows), *more]))
+        show(read(["--model_name_or_path", str(folder), "--data_path", str(rows), *more]))
 
     def serve(folder: Path, *more: str) -> None:
         from fastchat.serve.chat import load_chat

@@ -51,8 +51,13 @@ class Parser(argparse.ArgumentParser):
 def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:
     """Parse `argv` and run `command`; returns the exit code. A UserError becomes one message on stderr."""
     args = parser.parse_args(argv)
+    return guarded(lambda: command(args))
+
+
+def guarded(command: Callable[[], None]) -> int:
+    """Run `command`; returns the exit code. A UserError becomes one message on stderr."""
     try:
-        command(args)
+        command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

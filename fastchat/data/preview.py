@@ -1,6 +1,6 @@
 """See what a run would train on, before it runs.
 
-    python -m fastchat.data.preview --model_name_or_path DIR --conv_template NAME --data_path DATA
+    python -m fastchat.data.preview [RECIPE.yaml] --model_name_or_path DIR --conv_template NAME --data_path DATA
         [--model_max_length N] [--num 3] [--output OUT.jsonl] [--html report.html]
 
 Shows the first dialogues with their supervised tokens in green (in [[brackets]] where there is no colour), and the
@@ -24,8 +24,8 @@ from contextlib import nullcontext
 from itertools import islice
 
 from fastchat.data.binding import BoundEncoder
-from fastchat.data.choosing import add_model_flags, bound_encoder, check_model
-from fastchat.data.command import Parser, run
+from fastchat.data.choosing import bound_encoder, check_model
+from fastchat.data.command import guarded
 from fastchat.data.counts import count_example, hint_at_causes, table
 from fastchat.data.html_report import HtmlReport
 from fastchat.data.loading import Record, Records
@@ -35,19 +35,41 @@ from fastchat.data.progress import byte_bar
 from fastchat.data.showing import shown
 from fastchat.data.sources import Source, find_sources
 from fastchat.data.store import usable
-from fastchat.data.supervision import ASSISTANT, TRAIN_ON
 from fastchat.data.terminal import legend, wants_colour
-from fastchat.data.tokenization import OVERLONG, Example, tokenize_dialogues
+from fastchat.data.tokenization import Example, tokenize_dialogues
 from fastchat.data.writing import StagedFile, check_output
-from fastchat.errors import DataError, SettingsError, say, show
+from fastchat.errors import EXIT_DONE, DataError, SettingsError, say, show
+from fastchat.settings.arguments import PreviewArguments
+from fastchat.settings.help import asked_for_help, help_text
+from fastchat.settings.options import Option, check_ranges, check_refused, options_of, split_recipe
+from fastchat.settings.readers import preview_options, preview_reader
+from fastchat.settings.recipe_files import find_recipe
+from fastchat.settings.typed import to_shares
+from fastchat.streams import kept_output
 
-DEFAULT_MAX_LENGTH = 512  # as in training
+_READ = (  # what it reads of training's settings; the others are accepted, so that every recipe works
+    *("model_name_or_path", "conv_template", "conv_template_file", "use_tokenizer_class", "trust_remote_code"),
+    *("data_path", "data_split", "data_revision", "data_proportions", "val_set_size", "model_max_length", "overlong"),
+    *("on_bad_row", "train_on"),
+)
+_HEAD = (
+    "usage: python -m fastchat.data.preview [RECIPE.yaml] --model_name_or_path DIR --data_path DATA [--flag value ...]",
+    "",
+    "Show which tokens a run would train on, and count what it would drop, cut or change.",
+    "The settings are those of training; a recipe works here too.",
+)
 _BATCH = 256  # rows in memory at a time
 
 
+@kept_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run(preview, _parser(), argv)
+    words = sys.argv[1:] if argv is None else argv
+    asked = asked_for_help(words)
+    if asked is not None:
+        show(_help(asked))
+        return EXIT_DONE
+    return guarded(lambda: preview(read(words)))
 
 
 def preview(args: argparse.Namespace) -> None:
@@ -96,35 +118,40 @@ def preview(args: argparse.Namespace) -> None:
 # --- the command line
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m fastchat.data.preview",
-        description="Show which tokens a run would train on, and count what it would drop, cut or change.",
-    )
-    add_model_flags(parser)
-    add = parser.add_argument
-    data = "files (.json, .jsonl, .gz, .parquet, .arrow), patterns, folders, datasets of the hub (OWNER/NAME)"
-    add("--data_path", required=True, nargs="+", metavar="DATA", help=data)
-    add("--data_split", default="train", metavar="NAME", help="split of datasets of the hub (%(default)s)")
-    add("--data_revision", metavar="REV", help="branch, tag or commit of datasets of the hub")
-    shares = "shares of the --data_path values in a run: the counts are shown"
-    add("--data_proportions", type=float, nargs="+", metavar="SHARE", help=shares)
-    add("--val_set_size", type=float, default=0.0, metavar="N", help="what a run would hold out: the count is shown")
-    add("--model_max_length", type=int, default=DEFAULT_MAX_LENGTH, metavar="N", help="in tokens (%(default)s)")
-    add("--overlong", choices=OVERLONG, default="truncate", help="what happens to longer dialogues (%(default)s)")
-    add("--on_bad_row", choices=("stop", "skip"), default="stop", help="what happens to malformed rows (%(default)s)")
-    add("--train_on", choices=TRAIN_ON, default=ASSISTANT, help="what is learned of a dialogue (%(default)s)")
-    add("--num", type=int, default=3, metavar="N", help="how many dialogues to show (%(default)s)")
-    add("--output", metavar="OUT.jsonl", help="write ids and labels of every record there")
-    add("--html", metavar="OUT.html", help="write a page there that shows every token and why it is (not) trained")
-    return parser
+def read(argv: Sequence[str]) -> argparse.Namespace:
+    """The settings of a command line: those of the preview and of training, by name. A first word that is no flag is a
+    recipe, which the command line overrides. Raises SettingsError."""
+    recipe, words = split_recipe(argv)
+    reader = preview_reader()
+    given = reader.from_yaml(find_recipe(recipe)) if recipe else {}
+    given |= reader.from_words(words)
+    options = reader.options.values()
+    check_refused(options, given)
+    check_ranges(options, given)
+    values = {option.name: option.default for option in options} | given
+    for name in ("model_name_or_path", "data_path"):
+        if not values[name]:
+            raise SettingsError(f"--{name} is missing")
+    if values["data_proportions"] is not None:
+        values["data_proportions"] = to_shares(values["data_proportions"])
+    return argparse.Namespace(**values)
+
+
+def _help(asked: str) -> str:
+    options = preview_options()
+    sections = {
+        "Preview": options_of((PreviewArguments,)),
+        "Settings of training that it reads": _read_options(options),
+    }
+    return help_text(_HEAD, options, sections, asked)
+
+
+def _read_options(options: Sequence[Option]) -> list[Option]:
+    by_name = {option.name: option for option in options}
+    return [by_name[name] for name in _READ]
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.model_max_length < 1:
-        raise SettingsError(f"--model_max_length {args.model_max_length}: it needs to be at least 1.")
-    if args.num < 0:
-        raise SettingsError(f"--num {args.num}: it needs to be 0 or more.")
     check_model(args.model_name_or_path)
     if args.data_proportions is not None:
         check_proportions(args.data_proportions, len(args.data_path))

@@ -23,8 +23,9 @@ from fastchat.model.multimodal import exclusion, freeze_idle, idle_parts, module
 from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
+from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
+from fastchat.settings.typed import to_names
 
-DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BIAS_KINDS = ("none", "all", "lora_only")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -77,15 +78,7 @@ def parse_target_modules(values: Sequence[str] | str | None) -> list[str] | None
     >>> parse_target_modules(["q_proj,", "'k_proj','v_proj'"])
     ['q_proj', 'k_proj', 'v_proj']
     """
-    if values is None:
-        return None
-    text = values if isinstance(values, str) else " ".join(values)
-    for mark in ",\"'[];":
-        text = text.replace(mark, " ")
-    names = list(dict.fromkeys(text.split()))
-    if not names:
-        raise SettingsError(f"--lora_target_modules {values!r} names no module. Leave it out for the usual seven.")
-    return names
+    return None if values is None else to_names(values, "--lora_target_modules")
 
 
 def choose_targets(

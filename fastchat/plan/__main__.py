@@ -10,7 +10,7 @@ from typing import Any
 
 from fastchat.errors import SettingsError, UserError, say, show
 from fastchat.plan.api import estimate, machine_asked, plan_lines, run_of
-from fastchat.plan.flags import LORA_ONLY, help_text, read_flags
+from fastchat.plan.command_line import plan_help, read_flags
 from fastchat.plan.known import architecture_of_size
 from fastchat.plan.largest import largest_models
 from fastchat.plan.recipes import launch_lines, recipe, with_given, write_recipes
@@ -18,6 +18,7 @@ from fastchat.plan.recommend import LENGTH, Recommendation, recommend, table
 from fastchat.plan.report import as_json, describe
 from fastchat.plan.run import Machine, Run
 from fastchat.plan.units import human
+from fastchat.settings.readers import LORA_ONLY
 from fastchat.streams import kept_output
 
 
@@ -26,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done (also when the answer is "does not fit"), 2 settings."""
     try:
         flags = read_flags(sys.argv[1:] if argv is None else argv)
-        if flags["help"]:
-            show(help_text())
+        if flags["help"] is not None:
+            show(plan_help(flags["help"]))
             return 0
         for line in _answer(flags, machine_asked(flags)):
             show(line)

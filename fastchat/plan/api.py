@@ -20,8 +20,8 @@ from typing import Any, Protocol
 from fastchat.errors import SettingsError
 from fastchat.plan.advice import advice_after_oom, plan_lines, warning_line
 from fastchat.plan.architecture import Architecture
+from fastchat.plan.command_line import plan_defaults
 from fastchat.plan.estimate import Plan, estimate
-from fastchat.plan.flags import TRAINING
 from fastchat.plan.known import architecture_of_size
 from fastchat.plan.limits import largest_context, largest_microbatch
 from fastchat.plan.machine import detect_cpu_memory, detect_gpus
@@ -68,7 +68,7 @@ class Settings(Protocol):
 def plan_for(settings: Settings, machine: Machine, *, lora: bool = True, attention: str | None = None) -> Plan:
     """The plan for training settings by name.
 
-    `settings` may hold any names; those in `flags.TRAINING` count. `lora`: False for full fine-tuning. `attention`: the
+    `settings` may hold any names; those that decide memory count. `lora`: False for full fine-tuning. `attention`: the
     implementation that will really run, where it is known. Raises SettingsError for a model, a target or a DeepSpeed
     file that cannot be used.
 
@@ -81,9 +81,8 @@ def plan_for(settings: Settings, machine: Machine, *, lora: bool = True, attenti
 
 def run_of(settings: Settings, machine: Machine, architecture: Architecture | None = None) -> Run:
     """The run that settings describe; `architecture` saves reading the model's files again."""
-    s: dict[str, Any] = {name: default for name, (_, default, _) in TRAINING.items()}
-    more = ("model_size", "full_finetuning")
-    s |= {name: settings[name] for name in (*s, *more) if name in settings}
+    s = plan_defaults()
+    s |= {name: settings[name] for name in s if name in settings}
     shape = architecture or _architecture(s)
     lora = not s.get("full_finetuning", False)
     if s["q_lora"] and not lora:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError, say
-from fastchat.plan.flags import LORA_ONLY
-from fastchat.plan.other_flags import KINDS
 from fastchat.plan.recommend import Recommendation
 from fastchat.plan.report import describe
 from fastchat.plan.run import Run
 from fastchat.plan.templates import template_line
 from fastchat.plan.units import human
+from fastchat.settings.readers import LORA_ONLY, training_options
 
 _MARK = "# Worked out by `python -m fastchat.plan --recommend"
 _DIGEST = "# Unchanged since then: "
@@ -25,6 +24,7 @@ _TEMPLATE = frozenset(("conv_template", "conv_template_file"))
 # Of what a user gives, what belongs to one run and its data; the launch line has places for it.
 _OF_A_RUN = frozenset(("plan", "data_path", "data_split", "data_revision", "data_proportions", "output_dir"))
 _OF_A_RUN |= {"run_name", "overwrite_output_dir", "local_rank", "resume_from_checkpoint", "resume_weights_only"}
+_NOT_SEARCHED = ("flash_attn", "lora_weight_path")  # they decide memory, and are taken as they are given
 _WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "null", "none"))  # no texts in YAML without quotes
 
 
@@ -57,7 +57,9 @@ def with_given(recommendation: Recommendation, flags: Mapping[str, Any], own: bo
     """
     left_out = _OF_A_RUN | (frozenset() if own else _TEMPLATE | {"lora_weight_path"})
     left_out |= frozenset() if recommendation.wanted.lora else LORA_ONLY
-    names = [name for name in (*KINDS, "flash_attn", "lora_weight_path") if name in flags["given"] - left_out]
+    offered = [option for option in training_options(True) if not option.refused]
+    names = [option.name for option in offered if not option.memory or option.name in _NOT_SEARCHED]
+    names = [name for name in names if name in flags["given"] - left_out]
     return replace(recommendation, kept={name: flags[name] for name in names if flags[name] is not None})
 
 

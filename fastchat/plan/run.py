@@ -8,8 +8,8 @@ from functools import cached_property
 from fastchat.errors import SettingsError, nearest
 from fastchat.plan.architecture import Architecture, Linear
 from fastchat.plan.zero import Zero
+from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
 
-DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 

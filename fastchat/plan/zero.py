@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastchat.errors import SettingsError
-from fastchat.recipe_files import find_deepspeed_config
+from fastchat.settings.recipe_files import find_deepspeed_config
 
 # DeepSpeed's defaults (deepspeed/runtime/zero/config.py), in elements.
 _REDUCE_BUCKET = 500_000_000

@@ -6,8 +6,7 @@ prepare.py                tokenizer, template, data; base model and adapter
 planning.py, memory.py    what memory it will need, and what it needed
 record.py                 what the run really used, for training.json
 
-arguments.py              every setting, its default, and the names that older scripts use
-options.py, values.py     recipe file and command line -> typed values, each with its origin
+arguments.py              the settings (../settings) as dataclasses on top of transformers' own
 checks.py, hardware.py    what cannot work is refused in one line; what the machine lacks falls back in one line
 deepspeed_config.py       a DeepSpeed configuration that cannot contradict the command line
 reporting.py              wandb and tensorboard, only where the user has set them up

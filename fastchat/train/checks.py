@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fastchat.data.mixing import check_proportions
 from fastchat.data.sources import check_source
 from fastchat.errors import SettingsError, say
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
-from fastchat.train.arguments import UNSUPPORTED, way_out
-from fastchat.train.values import Values
-
-_AT_LEAST_ONE = [
-    "model_max_length",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "lora_r",
-    "lora_alpha",
-    "save_total_limit",
-    "ddp_timeout",
-    "dataloader_prefetch_factor",
-    "ddp_bucket_cap_mb",
-    "early_stopping_patience",
-    "preprocessing_num_workers",
-]
-_ABOVE_ZERO = [
-    "num_train_epochs",
-    "learning_rate",
-    "logging_steps",
-    "save_steps",
-    "eval_steps",
-    "adam_epsilon",
-    "neftune_noise_alpha",
-]
-_NOT_NEGATIVE = [
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "seed",
-    "data_seed",
-    "dataloader_num_workers",
-    "eval_delay",
-]
-_SHARE = ["lora_dropout", "label_smoothing_factor", "adam_beta1", "adam_beta2"]  # 0 <= x < 1
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from fastchat.settings.options import COMMAND, check_ranges, check_refused
+from fastchat.settings.typed import to_names, to_shares
+from fastchat.settings.values import Values
 
 
 def check(values: Values) -> None:
     """Every check that needs neither torch nor the model; raises at the first failure."""
     for step in (
         _required,
-        _unsupported,
-        _ranges,
+        _settings,
         _paths,
         _data,
         _precision,
@@ -78,30 +41,10 @@ def _required(values: Values) -> None:
             raise SettingsError(f"--{name} is missing: give {example}")
 
 
-def _unsupported(values: Values) -> None:
-    for name, text in UNSUPPORTED.items():
-        instead = way_out(text, lora="lora_r" in values)
-        if values.given(name) and values[name] != values.defaults[name] and values[name] not in ("", False, None):
-            raise SettingsError(f"--{name} is not available here: {instead}")
-        if values.given(name) and values.defaults[name] is True and values[name] is False:
-            raise SettingsError(f"--{name} False is not available here: {instead}")
-
-
-def _ranges(values: Values) -> None:
-    rules: tuple[tuple[list[str], Callable[[Any], bool], str], ...] = (
-        (_AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
-        (_ABOVE_ZERO, lambda x: x > 0, "above 0"),
-        (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
-        (_SHARE, lambda x: 0 <= x < 1, "at least 0 and below 1"),
-        (["warmup_ratio"], lambda x: 0 <= x <= 1, "between 0 and 1"),
-        (["rope_scaling_factor"], lambda x: x >= 1, "at least 1 (1 changes nothing, 2 doubles the context)"),
-    )
-    for names, holds, wanted in rules:
-        for name in names:
-            if name in values and values[name] is not None and not holds(values[name]):
-                raise SettingsError(f"--{name} is {values[name]}; it must be {wanted}")
-    if values["max_steps"] == 0:
-        raise SettingsError("--max_steps is 0, so nothing would be trained; give a positive number or leave it out")
+def _settings(values: Values) -> None:
+    """What each setting says of itself."""
+    check_refused(values.options, {name: values[name] for name in values.names() if values.given(name)})
+    check_ranges(values.options, {name: values[name] for name in values.names()})
 
 
 def _paths(values: Values) -> None:
@@ -131,25 +74,16 @@ def _paths(values: Values) -> None:
 
 def _data(values: Values) -> None:
     size, proportions = values["val_set_size"], values["data_proportions"]
-    if size < 0 or (size >= 1 and size != int(size)):
-        raise SettingsError(
-            f"--val_set_size is {size:g}; it must be a whole number of dialogues, or a share of them below 1"
-        )
     if size and values["eval_data_path"]:
         raise SettingsError("--val_set_size and --eval_data_path both say what to evaluate on; keep one")
     if proportions is not None:
-        try:
-            values.restate("data_proportions", [float(share) for share in proportions])
-        except ValueError:
-            raise SettingsError(f"--data_proportions is {' '.join(proportions)}; numbers are expected") from None
+        values.restate("data_proportions", to_shares(proportions))
         check_proportions(values["data_proportions"], len(values["data_path"]))
 
 
 def _precision(values: Values) -> None:
     if values["bf16"] and values["fp16"]:
         raise SettingsError("--bf16 and --fp16 are both on; keep one")
-    if values["dtype"] not in DTYPES:
-        raise SettingsError(f"--dtype is {values['dtype']!r}; it can be {', '.join(DTYPES)}")
 
 
 def _evaluation(values: Values) -> None:
@@ -176,7 +110,7 @@ def _evaluation(values: Values) -> None:
         raise SettingsError(
             f"--metric_for_best_model is {values['metric_for_best_model']!r}; only loss is measured here"
         )
-    if values["do_train"] is False and values.given("do_train"):
+    if values["do_train"] is False and values.origin["do_train"] == COMMAND:  # training.json records it so
         raise SettingsError("--do_train False: this command always trains; leave it out")
 
 
@@ -209,11 +143,8 @@ def _saving(values: Values) -> None:
 def _adapter(values: Values) -> None:
     if "lora_r" not in values:
         return
-    from fastchat.model.lora import parse_target_modules
-
-    names, origin = parse_target_modules(values["lora_target_modules"]), values.origin["lora_target_modules"]
-    values.derive("lora_target_modules", names)
-    values.origin["lora_target_modules"] = origin  # the same names, without commas and quotes
+    names = to_names(values["lora_target_modules"], "--lora_target_modules")
+    values.restate("lora_target_modules", names)  # the same names, without commas and quotes
     path = values["lora_weight_path"]
     if path and not (Path(path).expanduser() / "adapter_config.json").is_file():
         instead = "" if Path(path).expanduser().is_dir() else f".{folders_instead(path)}"
@@ -226,11 +157,6 @@ def _batches(values: Values) -> None:
     if values["group_by_length"] and values["train_sampling_strategy"] == "sequential":
         raise SettingsError(
             "--group_by_length and --train_sampling_strategy sequential contradict each other; keep one"
-        )
-    if values["train_sampling_strategy"] not in ("random", "sequential", "group_by_length"):
-        raise SettingsError(
-            f"--train_sampling_strategy is {values['train_sampling_strategy']!r}; "
-            "it can be random, sequential or group_by_length"
         )
     for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
         if values[name] and not values["dataloader_num_workers"]:

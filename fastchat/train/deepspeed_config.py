@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from fastchat.errors import SettingsError, say
-from fastchat.recipe_files import find_deepspeed_config
+from fastchat.settings.recipe_files import find_deepspeed_config
 
 # Blocks that follow the command line wherever the file does not fix them. Without the precision blocks DeepSpeed trains
 # in float32 whatever --bf16 says; without gradient_clipping it ignores --max_grad_norm.

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from fastchat.model.model_adapter import get_conversation_template
-from fastchat.train.options import is_flag, split_recipe
+from fastchat.settings.options import is_flag, split_recipe
 
 
 def with_default(words: Sequence[str], name: str, value: str) -> list[str]:

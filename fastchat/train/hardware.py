@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from fastchat.errors import ResourceError, SettingsError, say
+from fastchat.settings.values import Values
 from fastchat.train.deepspeed_config import offloads
-from fastchat.train.values import Values
 
 # bitsandbytes has no CPU kernels for these. They compute AdamW, only with less memory, so AdamW can stand in for them.
 _ADAMW_ON_CPU = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw")

@@ -26,11 +26,12 @@ from fastchat.plan.api import (
     short_line,
     warning_line,
 )
-from fastchat.plan.flags import LORA_ONLY, read_flags
+from fastchat.plan.command_line import plan_help, read_flags
 from fastchat.plan.units import human
+from fastchat.settings.options import is_flag, split_recipe
+from fastchat.settings.readers import LORA_ONLY
+from fastchat.settings.typed import FALSE, TRUE
 from fastchat.streams import kept_output
-from fastchat.train.options import is_flag, split_recipe
-from fastchat.typed import FALSE, TRUE
 
 _PLANNERS_OWN = ("recommend", "largest", "recipes", "full_finetuning")
 _ONLY = (
@@ -88,10 +89,12 @@ def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
     recipe, words = split_recipe(argv)
     foreign_here = _PLANNERS_OWN if lora else (*_PLANNERS_OWN, *LORA_ONLY)
     flags = read_flags([*([recipe] if recipe else []), *words], hidden=foreign_here)
+    if flags["help"] is not None:
+        return [plan_help(flags["help"])]
     given = flags["given"]
     for name in _PLANNERS_OWN:
         if name in given:
-            raise SettingsError(f"--{name} is no setting of this command; `python -m fastchat.plan --{name}` has it")
+            raise SettingsError(f"unknown setting --{name}; `python -m fastchat.plan --{name}` has it")
     if not lora and (foreign := sorted(given & LORA_ONLY)):
         raise SettingsError(f"--{foreign[0]} belongs to train_lora.py, not to full fine-tuning")
     if "bf16" not in given:

@@ -10,7 +10,7 @@ import warnings
 from urllib.parse import urlparse
 
 from fastchat.errors import SettingsError, say
-from fastchat.train.values import Values
+from fastchat.settings.values import Values
 
 _TARGETS = ("wandb", "tensorboard")
 

@@ -19,31 +19,13 @@ from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_trainin
 from fastchat.checkpoint.resume_state import STATE, rank_file
 from fastchat.checkpoint.staging import checkpoints_in, set_aside
 from fastchat.errors import CheckpointError, SettingsError, say, values_without_secrets
+from fastchat.settings.fields import FIXED, FREE, TOLD
+from fastchat.settings.readers import training_options
 from fastchat.train.status import STATUS, check_output_dir, existing_results
 
 AUTO, NEVER = "auto", "never"
-# Other values would train another model, or other dialogues in another order: the run is refused.
-FIXED = (
-    *("model_max_length", "overlong", "train_on", "seed", "data_seed", "train_sampling_strategy"),
-    "dataloader_drop_last",
-    *("lora_r", "lora_alpha", "lora_target_modules", "lora_bias", "lora_weight_path", "q_lora", "dtype", "optim"),
-    *("rope_scaling_type", "rope_scaling_factor", "packing"),
-    *("data_proportions", "val_set_size"),
-)
-# Nothing that is computed depends on these, or a fingerprint speaks for them.
-FREE = (
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_weights_only", "cache_dir", "run_name"),
-    *("model_name_or_path", "data_path", "eval_data_path", "conv_template", "conv_template_file", "deepspeed"),
-    *("data_split", "eval_data_split", "data_revision", "preprocessing_num_workers", "overwrite_cache"),
-    *("on_bad_row", "lazy_preprocess", "report_to", "disable_tqdm", "log_samples", "on_nonfinite", "ddp_timeout"),
-    *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "eval_on_start", "logging_steps"),
-    *("logging_strategy", "logging_first_step", "log_level", "log_level_replica", "ddp_backend", "group_by_length"),
-    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "hub_token"),
-    *("dataloader_pin_memory", "dataloader_multiprocessing_context", "local_rank", "trust_remote_code", "do_train"),
-    "use_tokenizer_class",
-    "verify_packing",
-    *("per_device_train_batch_size", "gradient_accumulation_steps"),  # compared as one number, the global batch
-)
+LENGTH = ("num_train_epochs", "max_steps")
+_RESUME = {option.name: option.resume for option in training_options(lora=True)}
 NAMES = {
     "data": "the training data",
     "num_dialogues": "the number of training dialogues",
@@ -185,7 +167,7 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
     changed += [
         f"--{name} ({_short(old)} -> {_short(identity.settings.get(name))})"
         for name, old in manifest.settings.items()
-        if name in FIXED and not _same(old, identity.settings.get(name))
+        if _RESUME.get(name) == FIXED and not _same(old, identity.settings.get(name))
     ]
     if manifest.world_size != identity.world_size and not weights_only:
         raise SettingsError(
@@ -205,13 +187,13 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
     return [
         f"changed since {path.name}: --{name} {_short(old)} -> {_short(identity.settings.get(name))}, which counts now"
         for name, old in manifest.settings.items()
-        if name not in (*FIXED, *FREE) and not _same(old, identity.settings.get(name))
+        if _RESUME.get(name, TOLD) == TOLD and not _same(old, identity.settings.get(name))
     ]
 
 
 def differing(manifest: Manifest, settings: dict[str, Any]) -> list[str]:
     """Names of all settings, beside those that do not matter, whose value changed since the checkpoint."""
-    return [n for n, old in manifest.settings.items() if n not in FREE and not _same(old, settings.get(n))]
+    return [n for n, old in manifest.settings.items() if _RESUME.get(n) != FREE and not _same(old, settings.get(n))]
 
 
 def is_done(output_dir: Path) -> bool:
@@ -248,7 +230,7 @@ def _is_of(record: TrainingRecord, identity: Identity) -> bool:
     return all(
         _same(record.settings.get(name, {}).get("value"), value) or _both_derived(record, identity, name)
         for name, value in identity.settings.items()
-        if name not in FREE
+        if _RESUME.get(name) != FREE
     )
 
 
@@ -277,6 +259,9 @@ def set_aside_later(run: Path, step: int) -> None:
 
 
 def _same(old: Any, new: Any) -> bool:
+    numbers = [value for value in (old, new) if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == 2:
+        return old == new  # 500 is recorded where a default was, 500.0 where it was given
     old = values_without_secrets(old)  # manifests of before that was done when they are written
     return json.dumps(old, sort_keys=True, default=str) == json.dumps(new, sort_keys=True, default=str)
 

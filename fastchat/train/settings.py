@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import typing
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastchat.errors import SettingsError, hide, say, show, values_without_secrets, without_secrets
-from fastchat.recipe_files import find_recipe
-from fastchat.train.options import Option, Reader, help_text, is_flag, read_yaml, split_recipe
+from fastchat.settings.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
+from fastchat.settings.help import asked_for_help, common, help_text
+from fastchat.settings.options import is_flag, split_recipe
+from fastchat.settings.readers import training_options, training_reader
+from fastchat.settings.recipe_files import find_recipe, read_recipe
+from fastchat.settings.transformers_arguments import TransformersArguments
+from fastchat.settings.values import Values
 
 if TYPE_CHECKING:
-    from fastchat.train.arguments import DataArguments, LoraArguments, ModelArguments, TrainingArguments
-    from fastchat.train.values import Values
+    from fastchat.train.arguments import TrainingArguments
 
 _NEVER_RECORDED = ("hub_token", "local_rank")
 
@@ -66,7 +69,7 @@ def find_output_dir(argv: Sequence[str]) -> str | None:
     found: str | None = None
     if recipe is not None:
         try:
-            value = read_yaml(find_recipe(recipe)).get("output_dir")
+            value = read_recipe(find_recipe(recipe)).get("output_dir")
             found = value if isinstance(value, str) else None
         except SettingsError:
             pass
@@ -85,30 +88,25 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     and ends on `--help`.
     """
     name, words = split_recipe(argv)
-    recipe = find_recipe(name) if name is not None else None
-    if recipe is not None:
-        if recipe != Path(str(name)).expanduser():
-            say(f"recipe: {recipe}")
-        read_yaml(recipe)  # before the slow imports
-    from fastchat.train import reporting
-
-    reporting.quiet_libraries()
-    from fastchat.train import checks, hardware
-    from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, LoraArguments, all_arguments, way_out
-    from fastchat.train.deepspeed_config import load_deepspeed
-    from fastchat.train.values import Values
-
-    options = options_of(all_arguments(lora))
-    if any(word in ("-h", "--help") for word in words):
-        show(help_text(options, "train_lora.py" if lora else "train.py"))
+    asked = asked_for_help(words)
+    if asked is not None:
+        options = training_options(lora)
+        show(help_text(_usage(lora), options, common(options), asked))
         sys.exit(0)
-    removed = {name: way_out(instead, lora) for name, instead in REMOVED.items()}
-    if not lora:
-        removed.update({f.name: "it belongs to train_lora.py, not to full fine-tuning" for f in _fields(LoraArguments)})
-    reader = Reader(options, RENAMED, removed, UNSUPPORTED)
-    values = Values(options, reader.from_yaml(recipe) if recipe else {}, reader.from_words(words))
+    recipe = find_recipe(name) if name is not None else None
+    if recipe is not None and recipe != Path(str(name)).expanduser():
+        say(f"recipe: {recipe}")
+    reader = training_reader(lora)
+    given = (reader.from_yaml(recipe) if recipe else {}, reader.from_words(words))
+    values = Values(reader.options.values(), *given)
     hide(values["hub_token"])
+    from fastchat.train import checks, reporting
+
     checks.check(values)
+    reporting.quiet_libraries()  # before the slow imports
+    from fastchat.train import hardware
+    from fastchat.train.deepspeed_config import load_deepspeed
+
     reporting.choose_reports(values)
     hardware.fit_to_machine(values)
     config = load_deepspeed(values["deepspeed"]) if values["deepspeed"] else None
@@ -116,17 +114,15 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     return _build(values, config, lora)
 
 
-def options_of(classes: Sequence[type[Any]]) -> list[Option]:
-    """The options that a list of dataclasses makes, in their order."""
-    options: list[Option] = []
-    for cls in classes:
-        hints = typing.get_type_hints(cls)
-        for field in _fields(cls):
-            default = field.default
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
-            options.append(Option(field.name, hints[field.name], default, str(field.metadata.get("help", ""))))
-    return options
+def _usage(lora: bool) -> list[str]:
+    name = "train_lora" if lora else "train"
+    return [
+        f"usage: {name}.py [RECIPE.yaml] [--setting value ...]",
+        "",
+        "LoRA fine-tuning on conversations." if lora else "Full fine-tuning on conversations.",
+        "A recipe holds the same settings as `name: value` lines; flags override it.",
+        "`--plan` only prints the memory that these settings need (for other machines: --gpus 8 --gpu_memory 24GiB).",
+    ]
 
 
 def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
@@ -137,16 +133,17 @@ def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Setting
     from fastchat.processes import start_processes
     from fastchat.train import arguments
 
-    _derive(values, config, lora)
+    newer = _check_version(values)
+    _derive(values)
     start_processes(
         use_cpu=values["use_cpu"],
         deepspeed=config is not None,
         backend=values["ddp_backend"],
         timeout_s=values["ddp_timeout"],
     )
-    kwargs = {name: values[name] for name in _names(arguments.TrainingArguments)}
+    kwargs = {name: values[name] for name in (*_names(RunArguments), *newer)}
     kwargs.update(deepspeed=config, output_dir=str(Path(values["output_dir"]).expanduser()))
-    if "activation_checkpointing" in kwargs:  # transformers' newer name; the older one only mirrors it
+    if "activation_checkpointing" in _names(arguments.TrainingArguments):  # the newer name; the older one mirrors it
         kwargs["activation_checkpointing"] = kwargs["gradient_checkpointing"]
         kwargs["activation_checkpointing_kwargs"] = kwargs["gradient_checkpointing_kwargs"]
     try:
@@ -159,10 +156,10 @@ def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Setting
         training.n_gpu, 1
     )  # several GPUs without a launcher: transformers would copy the model to each
     settings = Settings(
-        model=arguments.ModelArguments(**{n: values[n] for n in _names(arguments.ModelArguments)}),
-        data=arguments.DataArguments(**{n: values[n] for n in _names(arguments.DataArguments)}),
+        model=ModelArguments(**{n: values[n] for n in _names(ModelArguments)}),
+        data=DataArguments(**{n: values[n] for n in _names(DataArguments)}),
         training=training,
-        lora=arguments.LoraArguments(**{n: values[n] for n in _names(arguments.LoraArguments)}) if lora else None,
+        lora=LoraArguments(**{n: values[n] for n in _names(LoraArguments)}) if lora else None,
         values=values,
         deepspeed_config=config,
     )
@@ -174,7 +171,22 @@ def _names(cls: type[Any]) -> list[str]:
     return [field.name for field in _fields(cls)]
 
 
-def _derive(values: Values, config: dict[str, Any] | None, lora: bool) -> None:
+def _check_version(values: Values) -> list[str]:
+    """The given settings that only the installed transformers knows, which takes them as they are.
+
+    SettingsError for one that only a newer transformers has.
+    """
+    import transformers
+
+    theirs = set(_names(transformers.TrainingArguments))
+    for name in _names(TransformersArguments):
+        if values.given(name) and name not in theirs:
+            raise SettingsError(f"--{name} needs a newer transformers than {transformers.__version__}")
+    ours = {option.name for option in training_options(lora=True)}
+    return [name for name in values.names() if name not in ours]
+
+
+def _derive(values: Values) -> None:
     """What follows from other settings."""
     if values["eval_strategy"] == "no" and not values["do_eval"]:
         if values["eval_data_path"]:
@@ -184,7 +196,7 @@ def _derive(values: Values, config: dict[str, Any] | None, lora: bool) -> None:
     if values["warmup_ratio"] and values["warmup_steps"]:
         say(f"--warmup_steps {values['warmup_steps']:g} wins over --warmup_ratio {values['warmup_ratio']:g}")
     for steps, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):
-        if values.given(steps) and values[strategy] != "steps":
+        if values.given(steps) and values[steps] != values.defaults[steps] and values[strategy] != "steps":
             say(f"--{steps} has no effect: --{strategy} is {values[strategy]}")
     if values["gradient_checkpointing"] and values["gradient_checkpointing_kwargs"] is None:
         values.derive("gradient_checkpointing_kwargs", {"use_reentrant": False})

@@ -23,8 +23,8 @@ from fastchat.data.loading import Records
 from fastchat.data.reading import read_rows
 from fastchat.data.sources import check_source, find_sources
 from fastchat.errors import DataError, SettingsError
-from fastchat.recipe_files import find_recipe, find_deepspeed_config
 from fastchat.security import check_references, load_yaml
+from fastchat.settings.recipe_files import find_deepspeed_config, find_recipe
 
 LIMIT = 1 << 20  # in these tests
 

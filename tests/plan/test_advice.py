@@ -20,11 +20,11 @@ from fastchat.plan.api import (
     run_of,
     warning_line,
 )
-from fastchat.plan.flags import read_flags
+from fastchat.plan.command_line import read_flags
 from fastchat.plan.search import ENGINES
 from fastchat.plan.units import GIB
 from fastchat.plan.zero import read_zero
-from fastchat.recipe_files import find_deepspeed_config
+from fastchat.settings.recipe_files import find_deepspeed_config
 from tests.plan.test_api import plan
 
 

@@ -21,7 +21,7 @@ from fastchat.plan.api import (
     run_of,
     short_line,
 )
-from fastchat.plan.flags import read_flags
+from fastchat.plan.command_line import read_flags
 from fastchat.plan.run import Run
 from fastchat.plan.units import GIB
 
@@ -42,14 +42,12 @@ def plan(gib: float = 24, **changed: Any) -> Any:
 
 def test_settings_of_a_real_run(tmp_path: Path, tiny_model_dir: Any) -> None:
     """The training room's own values go in as they are."""
-    from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, all_arguments
-    from fastchat.train.options import Reader
-    from fastchat.train.settings import options_of
-    from fastchat.train.values import Values
+    from fastchat.settings.readers import training_reader
+    from fastchat.settings.values import Values
 
-    options = options_of(all_arguments(True))
+    reader = training_reader(True)
     words = ["--model_name_or_path", str(tiny_model_dir()), "--lora_r", "4", "--bf16", "True", "--optim", "sgd"]
-    values = Values(options, {}, Reader(options, RENAMED, REMOVED, UNSUPPORTED).from_words(words))
+    values = Values(reader.options.values(), {}, reader.from_words(words))
     found = plan_for(values, Machine(2, 1, GIB))
     assert (found.run.lora_r, found.run.bf16, found.run.model_max_length, found.optimizer) == (4, True, 512, 0)
     assert not plan_for(values, Machine(2, 1, GIB), lora=False).run.lora

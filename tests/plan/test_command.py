@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from fastchat.plan.__main__ import main
-from fastchat.recipe_files import find_deepspeed_config
+from fastchat.settings.recipe_files import find_deepspeed_config
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "quantisation_overhead", "zero_buffers", "reserve")
 
@@ -107,10 +107,8 @@ def test_text_says_it_all(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_recommend_writes_recipes_that_training_accepts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from fastchat.plan.flags import read_flags
-    from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, all_arguments
-    from fastchat.train.options import Reader
-    from fastchat.train.settings import options_of
+    from fastchat.plan.command_line import read_flags
+    from fastchat.settings.readers import training_reader
 
     text = ask(
         capsys,
@@ -125,7 +123,7 @@ def test_recommend_writes_recipes_that_training_accepts(capsys: pytest.CaptureFi
         str(tmp_path),
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["13b_lora.yaml", "70b_lora.yaml", "7b_lora.yaml"]
-    reader = Reader(options_of(all_arguments(True)), RENAMED, REMOVED, UNSUPPORTED)
+    reader = training_reader(True)
     for size, per_gpu in (("7b", 32), ("13b", 8), ("70b", 16)):
         path = tmp_path / f"{size}_lora.yaml"
         values = reader.from_yaml(path)

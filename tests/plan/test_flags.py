@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.plan.flags import ALIASES, NULLABLE, PLANNING, SKIPPED, TRAINING, help_text, read_flags
-
-
-def test_every_training_flag_is_known() -> None:
-    """A flag added to training belongs into TRAINING, if it changes memory, or into SKIPPED."""
-    from fastchat.train.arguments import RENAMED, UNSUPPORTED, all_arguments
-    from fastchat.train.settings import options_of
-
-    options = options_of(all_arguments(True))
-    known = {*TRAINING, *ALIASES, *SKIPPED}
-    assert {option.name for option in options} - set(UNSUPPORTED) - known == set()
-    assert set(RENAMED) - set(UNSUPPORTED) - known == set()
-    assert (set(TRAINING) | SKIPPED) & set(PLANNING) == set()
-    assert set(TRAINING) & SKIPPED == set()
+from fastchat.plan.command_line import plan_defaults, plan_help, read_flags
+from fastchat.settings.readers import plan_options, training_options
 
 
 def test_defaults_are_training_s() -> None:
-    from fastchat.train.arguments import all_arguments
-    from fastchat.train.settings import options_of
-
-    defaults = {option.name: option.default for option in options_of(all_arguments(True))}
-    differing = {name for name, (_, default, _) in TRAINING.items() if name in defaults and defaults[name] != default}
-    # bf16 is on, because everybody trains so; no target means the usual seven that exist.
-    assert differing == {"bf16", "lora_target_modules"}
+    defaults = plan_defaults()
+    differing = {option.name for option in training_options(True) if defaults[option.name] != option.default}
+    assert differing == {"bf16"}, "it is on, because everybody trains so"
 
 
 def test_reads_a_pasted_launch_line() -> None:
@@ -42,7 +25,7 @@ def test_reads_a_pasted_launch_line() -> None:
     flags = read_flags(words)
     assert flags["q_lora"] is True
     assert flags["gradient_checkpointing"] is True
-    assert flags["lora_target_modules"] == ("q_proj", "v_proj")
+    assert flags["lora_target_modules"] == ["q_proj", "v_proj"]
     assert (flags["lora_r"], flags["per_device_train_batch_size"], flags["gpus"]) == (16, 4, 8)
     assert (flags["bf16"], flags["packing"], flags["lora_dropout"]) == (False, False, 0.0)
     assert flags["gpu_memory"] == 24 * 2**30
@@ -64,19 +47,19 @@ def test_fp16_replaces_bf16() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lora_rank", "8"], r"--lora_rank is no setting .*--lora_r"),
+        (["--lora_rank", "8"], r"unknown setting --lora_rank; here it is --lora_r 8"),
         (["--gpu_mem", "24GiB"], r"did you mean --gpu_memory"),
-        (["--qlora"], r"did you mean --q_lora"),
-        (["--fsdp", "full_shard"], r"--fsdp is no setting"),
-        (["--xyzzy"], r"--help lists them"),
+        (["--qlora"], r"unknown setting --qlora; here it is --q_lora true"),
+        (["--fsdp", "full_shard"], r"--fsdp is not available here: use --deepspeed"),
+        (["--xyzzy"], r"--help lists all settings"),
         (["--lora_r"], r"--lora_r needs a value"),
-        (["--lora_r", "0"], r"--lora_r is '0'"),
+        (["--lora_r", "0"], r"--lora_r is 0; it must be at least 1"),
         (["--lora_r", "1.5"], r"whole number"),
-        (["--lora_dropout", "1"], r"--lora_dropout is '1'"),
+        (["--lora_dropout", "1"], r"--lora_dropout is 1; it must be at least 0 and below 1"),
         (["--q_lora", "maybe"], r"True or False"),
         (["--no_q_lora", "True"], r"takes no value"),
         (["--gpu_memory", "much"], r"--gpu_memory is 'much'"),
-        (["--q_lora", "True", "stray"], r"'stray' stands where a --flag"),
+        (["--q_lora", "True", "stray"], r"'stray' is not a --flag"),
         (["--lora_r", "None"], r"--lora_r is 'None', but a whole number"),
         (["--model_max_length", "None"], r"whole number"),
         (["--per_device_train_batch_size", "None"], r"whole number"),
@@ -84,7 +67,7 @@ def test_fp16_replaces_bf16() -> None:
         (["--hosts", "None"], r"--hosts is 'None', but a whole number"),
         (["--lora_dropout", "None"], r"--lora_dropout is 'None', but a number"),
         (["--q_lora", "None"], r"True or False"),
-        (["--recipes", "None", "--recommend"], r"--recipes is 'None'; give a folder"),
+        (["--recipes", "None", "--recommend"], r"--recipes is 'None'; give a path"),
         (["--per_device_train_batch_size", "²"], r"--per_device_train_batch_size is '²', but a whole number"),
         (["--model_name_or_path", "~nosuch/x"], r"--model_name_or_path is '~nosuch/x', but there is no user"),
         (["~nosuch/x.yaml"], r"recipe is '~nosuch/x.yaml', but there is no user"),
@@ -100,7 +83,7 @@ def test_mistakes(words: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("lora_rank: 8\n", "did you mean"),
+        ("lora_rank: 8\n", "unknown setting lora_rank; here it is lora_r: 8"),
         ("- a\n", "name: value"),
         ("a: [\n", "is not valid YAML"),
         ("lora_r: x\n", "r.yaml"),
@@ -113,13 +96,18 @@ def test_mistakes_in_a_recipe(tmp_path: Path, content: str, message: str) -> Non
         read_flags([str(path)])
 
 
-def test_only_what_may_be_left_out_may_be_none() -> None:
-    """As in training (test_other_flags.py compares the lists), and it is the same as leaving it out."""
-    words = [word for name in sorted(NULLABLE) for word in (f"--{name}", "None")]
-    assert {name: value for name, value in read_flags(words).items() if name in NULLABLE} == dict.fromkeys(NULLABLE)
+def test_none_is_the_same_as_leaving_it_out() -> None:
+    names = [
+        option.name for option in plan_options() if option.may_be_none and not option.refused and not option.is_list
+    ]
+    assert {"model_name_or_path", "deepspeed", "gpus", "gpu_memory", "eval_steps"} <= set(names)
+    flags = read_flags([word for name in names for word in (f"--{name}", "None")])
+    assert {flags[name] for name in names} == {None}
 
 
-def test_help_names_every_flag() -> None:
-    text = help_text()
-    names: list[Any] = [*PLANNING, *TRAINING]
-    assert all(f"--{name} " in text for name in names)
+def test_help_names_every_flag_that_counts() -> None:
+    text, everything = plan_help(""), plan_help("all")
+    for option in plan_options():
+        shown = option.group == "Planner" or option.memory
+        assert (f"\n  --{option.name} " in text) == (shown and not option.refused), option.name
+        assert (f"\n  --{option.name} " in everything) == (not option.refused), option.name

@@ -11,8 +11,8 @@ from fastchat.errors import SettingsError
 from fastchat.plan.__main__ import main
 from fastchat.plan.known import _HUB, SIZES, architecture_of_hub_name, architecture_of_size
 from fastchat.plan.model_files import read_architecture
-from fastchat.recipe_files import RECIPES
 from fastchat.security import load_yaml
+from fastchat.settings.recipe_files import RECIPES
 
 PUBLISHED = {
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,

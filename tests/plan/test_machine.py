@@ -9,8 +9,8 @@ import pytest
 
 from fastchat.plan import machine
 from fastchat.plan.api import Machine, estimate, largest_microbatch, machine_asked, machine_of, run_of
+from fastchat.plan.command_line import read_flags
 from fastchat.plan.estimate import PROCESS
-from fastchat.plan.flags import read_flags
 from fastchat.plan.machine import Gpu, detect_cpu_memory, detect_gpus, visible_gpus
 from fastchat.plan.units import GIB, MIB
 

@@ -2,68 +2,20 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.plan.flags import LORA_ONLY, NULLABLE, PLANNING, TRAINING, read_flags
-from fastchat.plan.other_flags import CHOICES, KINDS, OPTIONAL, RANGES
+from fastchat.plan.command_line import read_flags
+from fastchat.settings.readers import LORA_ONLY, training_reader
 from fastchat.train.planning import answer
 
 
 @pytest.fixture(scope="module")
-def options() -> dict[str, Any]:
-    from fastchat.train.arguments import all_arguments
-    from fastchat.train.settings import options_of
-
-    return {option.name: option for option in options_of(all_arguments(True)) if option.name in {*KINDS, *TRAINING}}
-
-
-@pytest.fixture(scope="module")
 def reader() -> Any:
-    from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, all_arguments
-    from fastchat.train.options import Reader
-    from fastchat.train.settings import options_of
-
-    return Reader(options_of(all_arguments(True)), RENAMED, REMOVED, UNSUPPORTED)
-
-
-def _kind(option: Any) -> str:
-    """As training's own converter decides."""
-    if option.is_list:
-        return "list"
-    if option.choices:
-        return "text"
-    if bool in option.parts:
-        return "any" if str in option.parts else "switch"
-    for kind, name in ((int, "whole"), (float, "number")):
-        if kind in option.parts:
-            return name
-    return "mapping" if any(p is dict or typing.get_origin(p) is dict for p in option.parts) else "text"
-
-
-def test_kinds_and_choices_are_training_s(options: dict[str, Any]) -> None:
-    kinds = {name: _kind(option) for name, option in options.items() if name in KINDS}
-    assert kinds == {n: KINDS[n] for n in KINDS if n != "plan"}
-    assert {name: option.choices for name, option in options.items() if option.choices} == CHOICES
-    empty = {n for n, o in options.items() if type(None) in typing.get_args(o.type) or o.default is None}
-    assert empty == OPTIONAL | NULLABLE - PLANNING.keys()
-
-
-def test_ranges_are_training_s() -> None:
-    from fastchat.train import checks
-
-    named = {wanted: set(names.split()) for names, _, wanted in RANGES}
-    for theirs, wanted in (
-        (checks._AT_LEAST_ONE, "at least 1"),
-        (checks._ABOVE_ZERO, "above 0"),
-        (checks._NOT_NEGATIVE, "0 or more"),
-        (checks._SHARE, "at least 0 and below 1"),
-    ):
-        assert named[wanted] == {name for name in theirs if name in KINDS}
+    return training_reader(True)
 
 
 WRONG = [
@@ -132,9 +84,9 @@ def test_a_wrong_value_on_the_command_line_is_training_s_message(words: tuple[st
     [
         ("--val_set_size -1", "--val_set_size is -1; it must be a whole number"),
         ("--val_set_size 1.5", "--val_set_size is 1.5; it must be a whole number of dialogues, or a share"),
-        ("--learning_rate 0", r"--learning_rate is 0.0; it must be above 0"),
-        ("--warmup_ratio 2", r"--warmup_ratio is 2.0; it must be between 0 and 1"),
-        ("--adam_beta1 1", r"--adam_beta1 is 1.0; it must be at least 0 and below 1"),
+        ("--learning_rate 0", r"--learning_rate is 0; it must be above 0"),
+        ("--warmup_ratio 2", r"--warmup_ratio is 2; it must be between 0 and 1"),
+        ("--adam_beta1 1", r"--adam_beta1 is 1; it must be at least 0 and below 1"),
         ("--max_steps 0", r"--max_steps is 0"),
         ("--lora_alpha 0", r"--lora_alpha is 0; it must be at least 1"),
     ],
@@ -160,10 +112,10 @@ def test_a_switch_that_may_be_a_word_too_is_taken_as_in_training(words: str, rea
 @pytest.mark.parametrize(("lora", "suggested"), [(True, True), (False, False)])
 def test_full_fine_tuning_is_not_sent_to_an_adapter_s_flags(lora: bool, suggested: bool, tmp_path: Path) -> None:
     recipe = tmp_path / "x.yaml"
-    recipe.write_text("lr: 1e-4\n")
+    recipe.write_text("lora_: 1e-4\n")
     with pytest.raises(SettingsError) as found:
         answer([str(recipe), "--model_size", "7b"], lora=lora)
-    assert str(found.value).startswith(f"{recipe}: lr is no setting")
+    assert str(found.value).startswith(f"{recipe}: unknown setting lora_;")
     assert any(name in str(found.value) for name in LORA_ONLY) == suggested
     with pytest.raises(SettingsError) as typed:
         answer(["--recommended", "x"], lora=lora)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastchat.plan.api import Machine, Plan, estimate, largest_microbatch, run_of
-from fastchat.plan.flags import read_flags
+from fastchat.plan.command_line import read_flags
 from fastchat.plan.units import GIB, human
 
 SIZES = (24, 40, 48, 80, 141)

@@ -16,15 +16,15 @@ import pytest
 from fastchat.errors import SettingsError
 from fastchat.plan.__main__ import main
 from fastchat.plan.api import Machine, estimate, machine_of
-from fastchat.plan.flags import read_flags
+from fastchat.plan.command_line import read_flags
 from fastchat.plan.known import architecture_of_size
 from fastchat.plan.recommend import recommend
 from fastchat.plan.run import Run
 from fastchat.plan.search import Choice, choices, neighbours, slowdown
 from fastchat.plan.templates import template_line
 from fastchat.plan.units import GIB
-from fastchat.recipe_files import find_deepspeed_config
 from fastchat.security import load_yaml
+from fastchat.settings.recipe_files import find_deepspeed_config
 
 ROOMY = ("--gpus", "8", "--gpu_memory", "80GiB", "--cpu_memory", "2000GiB")
 FULL = ("--recommend", "--full_finetuning", "True")
@@ -46,15 +46,13 @@ def ask(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[str, str]:
 
 def test_full_fine_tuning_is_recommended(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Recipes that train.py reads, that fit by the planner's own word, and one launch line each."""
-    from fastchat.train.arguments import REMOVED, RENAMED, UNSUPPORTED, all_arguments
-    from fastchat.train.options import Reader
-    from fastchat.train.settings import options_of
+    from fastchat.settings.readers import training_reader
 
     text, _ = ask(capsys, *FULL, *ROOMY, "--recipes", tmp_path)
     assert "LoRA" not in text and text.count("full fine-tuning") > 6
     for part in ("ZeRO-2", "ZeRO-3", "optimizer and weights on the host", "checkpointing", "microbatch 4 x accum"):
         assert part in text
-    reader = Reader(options_of(all_arguments(False)), RENAMED, REMOVED, UNSUPPORTED)
+    reader = training_reader(False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["13b_full.yaml", "70b_full.yaml", "7b_full.yaml"]
     for size in ("7b", "13b", "70b"):
         path = tmp_path / f"{size}_full.yaml"

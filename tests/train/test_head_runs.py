@@ -128,7 +128,7 @@ def test_only_a_window_of_a_long_dialogue_is_looked_at() -> None:
 
 def test_the_plan_follows_the_flag(model_dir: Path) -> None:
     from fastchat.plan.api import run_of
-    from fastchat.plan.flags import read_flags
+    from fastchat.plan.command_line import read_flags
     from fastchat.plan.run import Machine
     from fastchat.train.settings import parse
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from fastchat.errors import ResourceError, SettingsError
+from fastchat.settings.options import Option
+from fastchat.settings.values import Values
 from fastchat.train import hardware, reporting
 from fastchat.train.deepspeed_config import load_deepspeed, offloads, stage_of
-from fastchat.train.options import Option
-from fastchat.train.values import Values
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

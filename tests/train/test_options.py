@@ -8,8 +8,9 @@ from typing import Any, Literal
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.train.options import Option, Reader, convert, read_yaml, split_recipe
-from fastchat.train.values import Values
+from fastchat.settings.options import Option, Reader, convert, split_recipe
+from fastchat.settings.recipe_files import read_recipe
+from fastchat.settings.values import Values
 
 OPTIONS = [
     Option("learning_rate", float, 5e-5),
@@ -18,11 +19,11 @@ OPTIONS = [
     Option("tf32", bool | None, None),
     Option("pin", bool, True),
     Option("names", list[str], ["a"]),
-    Option("strategy", Literal["no", "steps"], "no"),
+    Option("strategy", Literal["no", "steps"], "no", also=("evaluation_strategy",)),
     Option("extra", dict[str, Any] | str | None, None),
     Option("seed", int | None, None),
 ]
-READER = Reader(OPTIONS, {"evaluation_strategy": "strategy"}, {"logging_dir": "use the environment"}, hidden=["pin"])
+READER = Reader(OPTIONS, {"logging_dir": "use the environment"}, hidden=["pin"])
 
 
 @pytest.mark.parametrize(
@@ -52,19 +53,19 @@ def test_words_become_typed_values(words: list[str], expected: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lora_rank", "4"], "did you mean lora_r"),
+        (["--lora_rank", "4"], "did you mean --lora_r"),
         (["--lora_r", "eight"], "--lora_r is 'eight', but a whole number is expected"),
         (["--lora_r", "8.5"], "whole number"),
         (["--lora_r"], "--lora_r needs a value"),
         (["--learning_rate", "nan"], "a number is expected"),
-        (["--learning_rate", "1e-4", "2e-4"], "'2e-4' stands where a --flag was expected"),
+        (["--learning_rate", "1e-4", "2e-4"], "'2e-4' is not a --flag"),
         (["--bf16", "maybe"], "True or False"),
         (["--strategy", "sometimes"], "it can be no, steps"),
         (["--extra", "{broken"], "not valid JSON"),
         (["--no_pin", "True"], "takes no value"),
-        (["--no_lora_r"], "--no_lora_r is no setting"),
+        (["--no_lora_r"], "unknown setting --no_lora_r"),
         (["--logging_dir", "x"], "use the environment"),
-        (["stray"], "stands where a --flag"),
+        (["stray"], "'stray' is not a --flag"),
     ],
 )
 def test_bad_words_are_named(words: list[str], message: str) -> None:
@@ -131,7 +132,7 @@ def test_bad_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:
 
 def test_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="nowhere.yaml cannot be read"):
-        read_yaml(tmp_path / "nowhere.yaml")
+        read_recipe(tmp_path / "nowhere.yaml")
 
 
 def test_the_deepspeed_launcher_puts_a_rank_in_front() -> None:
@@ -156,4 +157,4 @@ def test_hidden_options_are_not_suggested() -> None:
 
 def test_a_flag_that_is_text_or_bool() -> None:
     option = Option("seen", str | bool, "no")
-    assert [convert(option, raw, "x") for raw in (True, "no", "all")] == [True, False, "all"]
+    assert [convert(option, raw, "x") for raw in (True, "off", "no", "all")] == [True, False, "no", "all"]

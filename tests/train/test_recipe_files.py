@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.recipe_files import DEEPSPEED_CONFIGS, RECIPES, find_deepspeed_config, find_recipe
+from fastchat.settings.recipe_files import DEEPSPEED_CONFIGS, RECIPES, find_deepspeed_config, find_recipe
 from fastchat.train.settings import find_output_dir
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok

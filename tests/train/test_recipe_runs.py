@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastchat.recipe_files import RECIPES, find_deepspeed_config
-from fastchat.train.options import read_yaml
+from fastchat.settings.recipe_files import RECIPES, find_deepspeed_config, read_recipe
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
@@ -72,7 +71,7 @@ def words(math_file: Path, tiny_model_dir: Callable[..., Path]) -> Callable[...,
 
 def check_run(name: str, outcome: Outcome, processes: int) -> None:
     """Engine, attention, optimizer, quantisation, packing, template, schedule, warmup: what the recipe says."""
-    case, recipe, record = CASES[name], read_yaml(RECIPES / f"{name}.yaml"), outcome.record
+    case, recipe, record = CASES[name], read_recipe(RECIPES / f"{name}.yaml"), outcome.record
     assert (record["engine"], record["world_size"], record["device"]) == (case.engine, processes, "cpu")
     assert (record["attention"], record["optimizer"]) == (case.attention, case.optimizer)
     assert record["template"]["name"] == case.template == recipe["conv_template"]
@@ -129,7 +128,7 @@ def test_recipe(train: Train, words: Callable[..., list[str]], name: str) -> Non
 def test_recipe_with_zero(warm: Warm, words: Callable[..., list[str]], tmp_path: Path, name: str) -> None:
     """Its DeepSpeed configuration is named relative to the checkout."""
     flags = words(name)
-    recipe = read_yaml(RECIPES / f"{name}.yaml")
+    recipe = read_recipe(RECIPES / f"{name}.yaml")
     outcome = warm.run(flags, tmp_path / "out")
     assert warm.codes == [0, 0], outcome.err
     check_run(name, outcome, 2)

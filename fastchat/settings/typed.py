@@ -1,4 +1,4 @@
-"""A raw value, from YAML or the command line, as a switch, a number, a text: one reading for training and planning.
+"""A raw value, from YAML or the command line, as a switch, a number, a text: one reading for every command.
 
 Each takes the value and the `label` that messages call it by, and raises SettingsError for a value of another kind.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError, not_among
@@ -70,6 +71,50 @@ def to_mapping(raw: Any, label: str) -> Any:
     if not text.startswith("{"):
         return text
     try:
-        return json.loads(text)
+        return check_mapping(json.loads(text), label)
     except json.JSONDecodeError as error:
         raise SettingsError(f"{label} is not valid JSON: {error}") from None
+
+
+def check_mapping(mapping: Any, label: str) -> Any:
+    """The mapping, which has to be one that JSON can hold: training.json records it, and a date or an infinite number
+    would stop the run at its end."""
+    try:
+        json.dumps(mapping, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        reason = str(error).replace("Out of range float values are not JSON compliant", "a number is not finite")
+        raise SettingsError(f"{label} holds what JSON cannot: {reason}") from None
+    return mapping
+
+
+def check_home(path: str, label: str) -> str:
+    """The path. SettingsError for a `~user` who does not exist."""
+    if path.startswith("~"):
+        try:
+            Path(path).expanduser()
+        except RuntimeError:
+            raise SettingsError(f"{label} is {path!r}, but there is no user of that name here") from None
+    return path
+
+
+def to_names(values: Sequence[str] | str, label: str) -> list[str]:
+    """Names from how people write them: spaces, commas, stray quotes and brackets.
+
+    >>> to_names(["q_proj,", "'k_proj','v_proj'"], "--lora_target_modules")
+    ['q_proj', 'k_proj', 'v_proj']
+    """
+    text = values if isinstance(values, str) else " ".join(values)
+    for mark in ",\"'[];":
+        text = text.replace(mark, " ")
+    names = list(dict.fromkeys(text.split()))
+    if not names:
+        raise SettingsError(f"{label} {values!r} names no module. Leave it out for the usual seven.")
+    return names
+
+
+def to_shares(values: Sequence[Any], label: str = "--data_proportions") -> list[float]:
+    """Numbers."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        raise SettingsError(f"{label} is {' '.join(map(str, values))}; numbers are expected") from None

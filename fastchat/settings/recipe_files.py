@@ -1,15 +1,20 @@
-"""Where recipes and DeepSpeed configurations are: files of one's own, or by name those that the package brings.
+"""Where a recipe or a DeepSpeed configuration is (a file, or the name of one that the package brings), and what a
+recipe holds.
 
-`playground/` of a checkout shows copies of the same files. No heavy imports.
+Both are package data, so that they are there wherever the package was installed. A checkout shows them in `playground/`
+too; paths that begin there are found from any folder.
 """
 
 from __future__ import annotations
 
 from pathlib import Path, PurePath
+from typing import Any
 
 import fastchat
 from fastchat.errors import SettingsError, nearest, say
-from fastchat.security import special_kind
+from fastchat.files import JsonError, read_json
+from fastchat.security import load_yaml, special_kind
+from fastchat.settings.typed import check_home
 
 _PACKAGE = Path(fastchat.__file__).resolve().parent
 RECIPES = _PACKAGE / "recipes"
@@ -24,7 +29,7 @@ def find_recipe(name: str) -> Path:
     >>> find_recipe("gemma-2b-it").name, find_recipe("gemma-2b-it.yml").name, find_recipe("my/own.yaml").name
     ('gemma-2b-it.yaml', 'gemma-2b-it.yaml', 'own.yaml')
     """
-    path = Path(name).expanduser()
+    path = Path(check_home(name, "recipe")).expanduser()
     if path.is_file():
         return path
     _refuse_special(path)
@@ -36,6 +41,38 @@ def find_recipe(name: str) -> Path:
     close = nearest(stem, known)
     hint = f"did you mean {' or '.join(close)}?" if close else f"by name there are {', '.join(known)}"
     raise SettingsError(f"there is no recipe {name}; {hint}")
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Name -> value of a recipe: YAML or JSON with a line per setting, or the `training.json` of a run, whose settings
+    are then taken as they were.
+
+    SettingsError: missing, not YAML, not a mapping, or a key given twice.
+    """
+    content = _load_json(path) if Path(path).suffix == ".json" else load_yaml(path, "recipe")
+    if content is None:
+        return {}
+    if isinstance(content, dict) and _is_record(content.get("settings")):
+        content = content["settings"]
+    if _is_record(content):
+        return {name: entry["value"] for name, entry in content.items()}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingsError(f"recipe {path} must hold `name: value` lines, one per setting")
+    return content
+
+
+def _is_record(settings: Any) -> bool:
+    """Whether these are settings as training.json records them: {name: {"value": ..., "from": ...}}."""
+    if not isinstance(settings, dict) or not settings:
+        return False
+    return all(isinstance(entry, dict) and entry.keys() == {"value", "from"} for entry in settings.values())
+
+
+def _load_json(path: str | Path) -> Any:
+    try:
+        return read_json(Path(path).expanduser(), unique=True)
+    except (OSError, JsonError) as error:
+        raise SettingsError(f"recipe {path} cannot be read: {error}") from None
 
 
 def find_deepspeed_config(name: str, *, tell: bool = True) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastchat.errors import say
-from fastchat.train.options import COMMAND, DEFAULT, DERIVED, RECIPE, Option
+from fastchat.settings.options import COMMAND, DEFAULT, DERIVED, RECIPE, Option
 
 
 class Values:
@@ -18,10 +18,11 @@ class Values:
     """
 
     def __init__(self, options: Iterable[Option], recipe: dict[str, Any], command: dict[str, Any]) -> None:
+        self.options = tuple(options)
         self._values: dict[str, Any] = {}
         self.origin: dict[str, str] = {}
         self.defaults: dict[str, Any] = {}
-        for option in options:
+        for option in self.options:
             name = option.name
             self.defaults[name] = option.default
             if name in command:

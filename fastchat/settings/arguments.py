@@ -1,0 +1,357 @@
+"""Every setting of this project, once: what `--help`, the argument reader, the checks, the preview, the planner, resume
+and docs/settings.md know about a setting, they read here.
+
+To add a plain setting, add a field. transformers' own are in `transformers_arguments.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from fastchat.settings.fields import (
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    FIXED,
+    FREE,
+    NOT_NEGATIVE,
+    NUMBER_OR_SHARE,
+    SHARE,
+    STRETCH,
+    setting,
+)
+from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, same, targets
+from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+_model = partial(setting, group="Model")
+_data = partial(setting, group="Data")
+_lora = partial(setting, group="LoRA")
+_run = partial(setting, group="Run and checkpoints")
+_plan = partial(setting, group="Planner")
+_preview = partial(setting, group="Preview")
+
+
+@dataclass
+class ModelArguments:
+    """Which base model, and how it is loaded."""
+
+    model_name_or_path: str | None = _model(
+        None,
+        "folder (or hub name) of the base model",
+        elsewhere="base_model model model_name model_path model_id pretrained_model_name_or_path model_id_or_path",
+        resume=FREE,
+        common=True,
+        memory=True,
+        path=True,
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _model(
+        "auto",
+        "dtype of the base weights: auto is the checkpoint's own",
+        also="torch_dtype",
+        translate={
+            "dtype": by_value(
+                {"bf16": "write bfloat16", "fp16": "write float16", "half": "write float16", "fp32": "write float32"},
+                "",
+            )
+        },
+        resume=FIXED,
+        memory=True,
+    )
+    flash_attn: bool = _model(
+        False,
+        "use FlashAttention 2 where it is installed, otherwise the fastest kernel of torch, with a message",
+        elsewhere="flash_attention use_flash_attention use_flash_attn use_flash_attention_2",
+        translate={
+            "attn_implementation": by_value(
+                {"flash_attention_2": "flash_attn: true", "flash_attention_3": "flash_attn: true"}, "flash_attn: false"
+            ),
+            "flash_attn": by_value(
+                dict.fromkeys(("auto", "fa2", "fa3"), "write true")
+                | {"sdpa": "write false", "disabled": "write false"},
+                "",
+            ),
+        },
+        memory=True,
+    )
+    rope_scaling_type: Literal["linear", "dynamic", "yarn", "llama3"] | None = _model(
+        None,
+        "extend the context: linear, dynamic (NTK-aware), yarn or llama3",
+        translate={"rope_scaling": rope},
+        resume=FIXED,
+    )
+    rope_scaling_factor: float | None = _model(
+        None,
+        "how much longer the context becomes; the default is ceil(model_max_length / max_position_embeddings)",
+        range=STRETCH,
+        resume=FIXED,
+    )
+    padding_side: Literal["right", "left"] = _model("right", "side on which a batch is padded")
+    use_tokenizer_class: bool = _model(
+        False, "ids of the tokenizer's class in transformers, not those of tokenizer.json", resume=FREE
+    )
+    trust_remote_code: bool = _model(False, "run code that comes with the model folder", resume=FREE)
+
+
+@dataclass
+class DataArguments:
+    """Which conversations, and how they become tokens."""
+
+    data_path: list[str] | None = _data(
+        None,
+        "training conversations: files (.json, .jsonl, .gz, .parquet), patterns, folders, datasets of the hub",
+        elsewhere="data data_files dataset_path train_data train_data_path dataset_name_or_path",
+        translate={
+            name: paths_of("data_path") for name in ("datasets", "dataset", "dataset_name", "train_file", "train_files")
+        },
+        resume=FREE,
+        common=True,
+        path=True,
+    )
+    eval_data_path: list[str] | None = _data(
+        None,
+        "conversations to evaluate on, given like --data_path",
+        translate={
+            name: paths_of("eval_data_path")
+            for name in ("test_datasets", "eval_dataset", "validation_file", "val_file", "eval_file", "test_file")
+        },
+        resume=FREE,
+        common=True,
+        path=True,
+    )
+    val_set_size: float = _data(
+        0.0,
+        "hold out this many training dialogues (below 1: this share of them) for evaluation",
+        range=NUMBER_OR_SHARE,
+        elsewhere="val_size validation_split_percentage test_size eval_size",
+        resume=FIXED,
+        common=True,
+    )
+    data_split: str = _data(
+        "train",
+        "split of the hub datasets in --data_path",
+        elsewhere="dataset_train_split train_split split",
+        resume=FREE,
+    )
+    eval_data_split: str = _data(
+        "test",
+        "split of the hub datasets in --eval_data_path",
+        elsewhere="dataset_test_split test_split eval_split",
+        resume=FREE,
+    )
+    data_revision: str | None = _data(
+        None, "branch, tag or commit of the hub datasets", elsewhere="dataset_revision", resume=FREE
+    )
+    data_proportions: list[str] | None = _data(
+        None,
+        "shares of the --data_path values among the dialogues of an epoch; no dialogue is repeated",
+        elsewhere="interleave_probs dataset_weights",
+        resume=FIXED,
+    )
+    conv_template: str | None = _data(
+        None,
+        "prompt template; vicuna_v1.1 where nothing else fits, tokenizer for the chat template of the model",
+        translate={
+            name: same("conv_template", "see the list of templates in the README")
+            for name in (
+                "template",
+                "chat_template",
+                "prompt_template",
+                "prompt_template_name",
+                "conversation_template",
+            )
+        },
+        resume=FREE,
+        common=True,
+    )
+    conv_template_file: str | None = _data(
+        None, "my.py or my.yaml that registers a template of your own", resume=FREE, path=True
+    )
+    preprocessing_num_workers: int | None = _data(
+        None,
+        "processes that tokenize; by default one for each CPU",
+        range=AT_LEAST_ONE,
+        elsewhere="dataset_processes dataset_num_proc num_proc preprocessing_workers",
+        resume=FREE,
+    )
+    overwrite_cache: bool = _data(
+        False,
+        "tokenize again, even if the token cache has the tokens",
+        elsewhere="overwrite_dataset_cache",
+        resume=FREE,
+    )
+    lazy_preprocess: bool = _data(False, "accepted, without effect: data is always streamed", resume=FREE)
+    overlong: Literal["truncate", "drop", "error"] = _data(
+        "truncate",
+        "what happens to dialogues longer than --model_max_length",
+        elsewhere="excess_length_strategy truncation_mode truncation_strategy",
+        resume=FIXED,
+    )
+    on_bad_row: Literal["stop", "skip"] = _data("stop", "stop at malformed rows, or skip and count them", resume=FREE)
+    train_on: Literal["assistant", "last", "all"] = _data(
+        "assistant",
+        "train on every answer, only the last one, or all tokens but BOS (prompts too)",
+        translate={
+            "train_on_inputs": by_value({"true": "train_on: all"}, "train_on: assistant"),
+            "train_on_prompt": by_value({"true": "train_on: all"}, "train_on: assistant"),
+            "assistant_only_loss": by_value({"true": "train_on: assistant"}, "train_on: all"),
+            "completion_only_loss": by_value({"true": "train_on: assistant"}, "train_on: all"),
+            "mask_history": by_value({"true": "train_on: last"}, "train_on: assistant"),
+        },
+        resume=FIXED,
+    )
+    log_samples: bool = _data(False, "write which rows each step and rank trained on into samples.jsonl", resume=FREE)
+    packing: bool = _data(
+        False,
+        "put several dialogues into a row of up to --model_max_length tokens; none sees another",
+        elsewhere="sample_packing neat_packing use_packing",
+        resume=FIXED,
+        common=True,
+        memory=True,
+    )
+    verify_packing: bool = _data(
+        False,
+        "before training, compare packed loss and gradients with unpacked ones on this model",
+        resume=FREE,
+    )
+
+
+@dataclass
+class LoraArguments:
+    """The adapter: its size, where it sits, and whether the base below it is quantized."""
+
+    lora_r: int = _lora(
+        8,
+        "rank of the adapter",
+        range=AT_LEAST_ONE,
+        elsewhere="lora_rank lora_dim lora_attn_dim rank",
+        resume=FIXED,
+        common=True,
+        memory=True,
+    )
+    lora_alpha: int = _lora(
+        16, "the adapter's output is scaled by lora_alpha / lora_r", range=AT_LEAST_ONE, resume=FIXED, common=True
+    )
+    lora_dropout: float = _lora(
+        0.05,
+        "dropout before the adapter; above 0 every adapter keeps a copy of its input",
+        range=BELOW_ONE,
+        memory=True,
+    )
+    lora_target_modules: list[str] = _lora(
+        list(LORA_TARGETS),
+        "names of the layers that get an adapter, separated by spaces or commas",
+        translate={
+            **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
+            "lora_target_modules": by_value(dict.fromkeys(("all", "all-linear"), ALL_LAYERS), ""),
+        },
+        resume=FIXED,
+        common=True,
+        memory=True,
+    )
+    lora_weight_path: str = _lora(
+        "",
+        "folder of an adapter to train further",
+        elsewhere="lora_model_dir adapter_name_or_path adapter_path lora_path lora_weights",
+        resume=FIXED,
+        memory=True,
+        path=True,
+    )
+    lora_bias: Literal["none", "all", "lora_only"] = _lora(
+        "none", "which biases are trained too", resume=FIXED, memory=True
+    )
+    q_lora: bool = _lora(
+        False,
+        "quantize the base below the adapter to 4 bits (nf4, double quantization)",
+        elsewhere="load_in_4bit qlora use_qlora use_4bit",
+        translate={
+            "quantization_bit": by_value(
+                {"4": "q_lora: true"}, "q_lora: true loads the base in 4 bits, the only choice"
+            ),
+        },
+        resume=FIXED,
+        common=True,
+        memory=True,
+    )
+
+
+@dataclass
+class RunArguments(TransformersArguments):
+    """transformers' training arguments, and what this project adds to them."""
+
+    cache_dir: str | None = _model(None, "where hub models are kept", resume=FREE, memory=True, path=True)
+    model_max_length: int = _data(
+        512,
+        "dialogues are cut to this many tokens",
+        range=AT_LEAST_ONE,
+        elsewhere="sequence_len cutoff_len max_length max_seq_length max_seq_len seq_len seq_length block_size "
+        "sequence_length context_length max_source_length",
+        resume=FIXED,
+        common=True,
+        memory=True,
+    )
+    warmup_ratio: float = setting(
+        0.0,
+        "share of the steps that warm up; --warmup_steps wins if both are given",
+        group="Optimization",
+        range=SHARE,
+        common=True,
+    )
+    group_by_length: bool = _data(False, "put dialogues of similar length into one batch (less padding)", resume=FREE)
+    chunked_head: bool = setting(
+        True,
+        "run the output matrix on supervised tokens only, in chunks; False: on all tokens at once",
+        group="Precision and memory",
+        memory=True,
+    )
+    overwrite_output_dir: bool = _run(False, "replace a result that --output_dir already holds", resume=FREE)
+    resume_weights_only: bool = _run(
+        False, "resume with the weights and the position of a checkpoint, and a new optimizer state", resume=FREE
+    )
+    on_nonfinite: Literal["stop", "skip"] = _run(
+        "stop",
+        "stop at a loss or gradient that is not finite, or skip the update of that step",
+        resume=FREE,
+    )
+    early_stopping_patience: int | None = setting(
+        None,
+        "stop after this many evaluations in a row without a new best eval loss",
+        group="Evaluation",
+        range=AT_LEAST_ONE,
+    )
+
+
+@dataclass
+class PlanArguments:
+    """What only the planner reads. `plan` and the machine are read by the training commands too, with `--plan`."""
+
+    model_size: str | None = _plan(None, "7b, 13b or 70b: the Llama-2 of that size, without a model folder")
+    full_finetuning: bool = _plan(False, "train all weights (train.py) instead of an adapter")
+    gpus: int | None = _plan(
+        None, "number of GPUs of all hosts; by default those found", also="num_gpus", range=AT_LEAST_ONE
+    )
+    hosts: int = _plan(1, "number of machines", range=AT_LEAST_ONE)
+    gpu_memory: str | None = _plan(None, "memory of one GPU, such as 24GiB; by default what nvidia-smi reports")
+    cpu_memory: str | None = _plan(None, "memory of one host, such as 256GiB; by default that of this one")
+    json: bool = _plan(False, "print one flat JSON object, in bytes")
+    recommend: bool = _plan(False, "find the settings that fit, for 7b, 13b, 70b and the given model")
+    recipes: str = _plan("plan_recipes", "folder into which --recommend writes its YAML recipes", path=True)
+    largest: bool = _plan(False, "find the largest dense model that trains here")
+    plan: bool = _plan(False, "of a training command: only print the plan; here it changes nothing")
+
+
+@dataclass
+class PreviewArguments:
+    """What only the preview reads."""
+
+    num: int = _preview(3, "how many dialogues to show", range=NOT_NEGATIVE)
+    output: str | None = _preview(None, "write ids and labels of every record into this JSONL file", path=True)
+    html: str | None = _preview(None, "write a page that shows every token and why it is (not) trained on", path=True)
+
+
+def all_arguments(lora: bool) -> tuple[type[Any], ...]:
+    """The dataclasses that make up one run's settings; full fine-tuning has no LoRA ones."""
+    common: tuple[type[Any], ...] = (ModelArguments, DataArguments, RunArguments, RefusedArguments)
+    return (*common, LoraArguments) if lora else common

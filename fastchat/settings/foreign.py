@@ -1,0 +1,208 @@
+"""Names of other programs (axolotl, LLaMA-Factory, TRL, alpaca-lora, older FastChat and transformers) and their values.
+
+A name that has a setting of the same meaning here stands in that setting's field (`elsewhere`, `translate`). Here is
+what such a translation is made of, and the names that have none, each with the reason or the way out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastchat.settings.fields import Translate
+
+
+def yaml_text(value: Any) -> str:
+    """One value as a line of a recipe would hold it.
+
+    >>> yaml_text(["a.json", "b"]), yaml_text(True), yaml_text(None)
+    ('[a.json, b]', 'true', 'null')
+    """
+    if isinstance(value, list):
+        return f"[{', '.join(yaml_text(item) for item in value)}]"
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=str)
+
+
+def by_value(table: Mapping[str, str], otherwise: str) -> Translate:
+    """A translation by the value, case and type aside."""
+    return lambda raw: table.get(str(raw).lower(), otherwise)
+
+
+def paths_of(name: str) -> Translate:
+    """For a list of datasets that are mappings with a `path` (axolotl) or a `name`; also for plain names."""
+
+    def translate(raw: Any) -> str:
+        items = raw if isinstance(raw, list) else str(raw).split(",")
+        found = [(i.get("path") or i.get("name")) if isinstance(i, dict) else i for i in items]
+        values = [str(value).strip() for value in found if value]
+        listed = yaml_text(values[0] if len(values) == 1 else values) if values else "FILES"
+        return f"{name}: {listed} (files, folders, patterns or names of hub datasets)"
+
+    return translate
+
+
+def same(name: str, note: str) -> Translate:
+    """The same value, with a note."""
+    return lambda raw: f"{name}: {yaml_text(raw)} ({note})"
+
+
+def rope(raw: Any) -> str:
+    """`rope_scaling: linear`, or a mapping with type and factor."""
+    if not isinstance(raw, dict):
+        return f"rope_scaling_type: {yaml_text(raw)}"
+    kind, factor = raw.get("rope_type", raw.get("type", "linear")), raw.get("factor")
+    return f"rope_scaling_type: {kind}" + (
+        f", rope_scaling_factor: {factor:g}" if isinstance(factor, float | int) else ""
+    )
+
+
+ALL_LAYERS = "leave it out; the default is all seven linear layers of a block"
+
+
+def targets(raw: Any) -> str:
+    """Which layers get an adapter."""
+    if str(raw).lower() in ("all", "all-linear", "true"):
+        return ALL_LAYERS
+    if str(raw).lower() in ("false", "none"):
+        return "leave it out, and name the layers in lora_target_modules"
+    return f"lora_target_modules: {yaml_text(raw)}"
+
+
+_ADAPTER = "leave it out: train_lora.py trains an adapter, train.py all weights"
+_ONLY_LORA = "only plain LoRA adapters are trained here"
+_SFT = "only supervised fine-tuning is done here"
+_ENVIRONMENT = "set the environment variable {} instead"
+_BATCH = "the global batch is per_device_train_batch_size x gradient_accumulation_steps x processes; set those"
+_ATTENTION = "flash_attn: true asks for FlashAttention; otherwise the fastest kernel of torch is used"
+_AUTOMATIC = "leave it out; it is always done"
+_TOKENIZER = "leave it out; the tokenizer is loaded as the model folder has it"
+_TOKENS = "add tokens first with `python -m fastchat.model.prepare_model`"
+_SAVED = "weights are always saved as safetensors; leave it out"
+_HALF = "leave it out; --bf16 True or --fp16 True is enough"
+_FSDP = "use --deepspeed playground/deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
+_INFERENCE = "it belongs to inference; leave it out"
+_VISION = "only the language model is trained; leave it out"
+_STEPS = "set {0}_strategy: steps and {0}_steps"
+_PREPARED = "leave it out; tokens are cached automatically"
+_FUSED = "not available; leave it out"
+
+_REASONS: dict[str, str] = {
+    # adapters and what is trained
+    "use_peft peft finetuning": _ADAPTER,
+    "lora_task_type": "leave it out; it is always CAUSAL_LM",
+    "peft_use_dora use_dora peft_use_rslora use_rslora loraplus_lr_ratio loraplus_lr_embedding pissa_init pissa_iter "
+    "pissa_convert use_llama_pro mixture_of_depths relora_steps relora_prune_ratio lora_fan_in_fan_out "
+    "peft_init_lora_weights peft_layers_to_transform lora_layers_to_transform use_galore use_apollo use_badam "
+    "use_adam_mini use_muon": _ONLY_LORA,
+    "lora_modules_to_save modules_to_save additional_target": "an adapter trains only the layers in "
+    "lora_target_modules; train.py trains all weights",
+    "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules unfrozen_parameters": "parts of a model "
+    "cannot be frozen; train an adapter (train_lora.py) or all weights (train.py)",
+    "create_new_adapter": "leave it out: with lora_weight_path that adapter is trained further, without it a new one",
+    "rl dpo_beta pref_beta pref_loss pref_ftx ref_model reward_model beta": _SFT,
+    # quantization
+    "load_in_8bit": "a base in 8 bits is not available; q_lora: true loads it in 4 bits",
+    "quantization_method quantization_type bnb_4bit_quant_type double_quantization use_bnb_nested_quant "
+    "bnb_4bit_quant_storage bnb_4bit_compute_dtype bnb_4bit_use_double_quant": "leave it out; q_lora: true is nf4 "
+    "with double quantization",
+    "quantization_device_map device_map max_memory gpu_memory_limit lora_on_cpu low_cpu_mem_usage "
+    "offload_folder": "leave it out; the launcher and --deepspeed decide where the weights are",
+    # model and tokenizer
+    "model_type base_model_config tokenizer_type tokenizer_config tokenizer_use_fast use_fast_tokenizer "
+    "tokenizer_legacy is_llama_derived_model is_mistral_derived_model is_falcon_derived_model is_qwen_derived_model "
+    "tokenizer_name tokenizer_name_or_path split_special_tokens": _TOKENIZER,
+    "special_tokens tokens add_tokens add_special_tokens resize_vocab resize_token_embeddings_to_32x eos_token "
+    "pad_token mean_resizing_embeddings": _TOKENS,
+    "model_revision revision_of_model": "download that revision first, and give its folder as model_name_or_path",
+    "hf_use_auth_token use_auth_token hf_hub_token ms_hub_token token": _ENVIRONMENT.format("HF_TOKEN"),
+    "model_init_kwargs overrides_of_model_config overrides_of_model_kwargs train_from_scratch": "edit config.json in "
+    "the model folder",
+    "freeze_vision_tower freeze_multi_modal_projector train_mm_proj_only image_max_pixels video_max_pixels "
+    "media_dir freeze_language_model": _VISION,
+    # data
+    "dataset_dir": "give the files themselves in data_path",
+    "dataset_prepared_path tokenized_path dataset_keep_in_memory preprocessing_batch_size buffer_size streaming "
+    "dataset_streaming skip_prepare_dataset preprocessed_path dataset_batch_size": _PREPARED,
+    "dataset_text_field dataset_kwargs formatting_func ignore_pad_token_for_loss shuffle_merged_datasets "
+    "shuffle_dataset tool_format": _AUTOMATIC,
+    "dataset_config dataset_config_name": "download the dataset first, and give its files in data_path",
+    "max_samples max_train_samples max_eval_samples": "cut the file first, for example with head or "
+    "`python -m fastchat.data.split_train_test`",
+    "pad_to_sequence_len pad_to_multiple_of padding_free packing_strategy eval_packing eval_sample_packing "
+    "sample_packing_eff_est total_num_tokens multipack_real_batches group_by_bucket": "leave it out; packing: true "
+    "decides everything about packing",
+    "dataset_exact_deduplication": "remove repeated rows from the file first",
+    "push_dataset_to_hub": "nothing is uploaded from here",
+    "default_system default_system_message chat_template_path chat_template_jinja add_eos_token": "the template "
+    "decides it: conv_template, or a template of your own with conv_template_file",
+    "enable_thinking": "leave it out; the template decides it",
+    "min_sample_len": "leave it out; short dialogues are trained on too",
+    "mix_strategy": "leave it out; no dialogue is repeated",
+    # optimization
+    "batch_size global_batch_size total_batch_size train_batch_size": _BATCH,
+    "lr_quadratic_warmup": "warmup is linear; set warmup_ratio or warmup_steps",
+    "cosine_min_lr_ratio": "lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr_rate: SHARE}",
+    "cosine_constant_lr_ratio": "not available; set lr_scheduler_type and lr_scheduler_kwargs",
+    "loss_type moe_aux_loss_coef": "leave it out; the loss is always cross-entropy over supervised tokens",
+    "disable_shuffling": "train_sampling_strategy: sequential",
+    "pure_bf16 bfloat16 float16": "set dtype to load the weights so, and bf16: true or fp16: true to compute so",
+    "upcast_layernorm upcast_lmhead_output embeddings_skip_upcast": _AUTOMATIC,
+    # speed and memory
+    "sdp_attention xformers_attention eager_attention s2_attention flex_attention shift_attn xformers "
+    "use_xformers": _ATTENTION,
+    "use_liger enable_liger_kernel liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
+    "liger_cross_entropy flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp "
+    "lora_mlp_kernel lora_qkv_kernel lora_o_kernel use_unsloth unsloth_cross_entropy_loss "
+    "cut_cross_entropy": "leave it out; the output matrix already runs on supervised tokens only (chunked_head)",
+    "use_unsloth_gc": "gradient_checkpointing: true",
+    "disable_gradient_checkpointing": "set gradient_checkpointing: true or false",
+    "use_reentrant_gc": "gradient_checkpointing_kwargs: {use_reentrant: true}",
+    "activation_offloading": "not available; gradient_checkpointing: true saves activation memory",
+    "sequence_parallel_degree sequence_parallel_size context_parallel_size tensor_parallel_size": "not available; "
+    "use --deepspeed with a ZeRO-3 configuration and gradient_checkpointing: true for long dialogues",
+    "plugins torchao_optimizers lr_groups embedding_lr embedding_lr_scale loss_watchdog_threshold "
+    "loss_watchdog_patience unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o": _FUSED,
+    # logging
+    "wandb_project": _ENVIRONMENT.format("WANDB_PROJECT"),
+    "wandb_entity": _ENVIRONMENT.format("WANDB_ENTITY"),
+    "wandb_mode": _ENVIRONMENT.format("WANDB_MODE"),
+    "wandb_watch wandb_log_model wandb_run_id use_wandb": "leave it out; report_to: wandb logs the metrics there",
+    "mlflow_tracking_uri mlflow_experiment_name use_mlflow comet_project_name use_comet use_swanlab swanlab_project "
+    "use_tensorboard": "report_to names where metrics go: wandb, tensorboard or none",
+    "plot_loss print_param_status include_tokens_per_second include_effective_tokens_per_second "
+    "compute_accuracy": "leave it out; every run writes its loss and speed into metrics.jsonl",
+    # evaluation and checkpoints
+    "evals_per_epoch": _STEPS.format("eval"),
+    "saves_per_epoch": _STEPS.format("save"),
+    "eval_table_size eval_max_new_tokens eval_causal_lm_metrics predict_with_generate eval_num_beams "
+    "eval_on_each_dataset do_bench_eval": "evaluation here computes the loss only; leave it out",
+    "early_stopping_steps": "early_stopping_patience counts evaluations",
+    "auto_resume_from_checkpoints": "leave it out; a run always resumes from the newest checkpoint in output_dir",
+    "save_safetensors": _SAVED,
+    "infer_backend infer_dtype use_kv_cache vllm_maxlen": _INFERENCE,
+    "strict": "leave it out; unknown settings are always refused",
+    # older transformers
+    "logging_dir": _ENVIRONMENT.format("TENSORBOARD_LOGGING_DIR"),
+    "fsdp_transformer_layer_cls_to_wrap fsdp_min_num_params fsdp_final_state_dict_type fsdp_version "
+    "qlora_sharded_model_loading": _FSDP,
+    "half_precision_backend fp16_backend fp16_opt_level": _HALF,
+    "use_mps_device": "leave it out; the device is found automatically",
+    "use_legacy_prediction_loop sharded_ddp mp_parameters ray_scope tpu_num_cores": _FUSED,
+    "dispatch_batches split_batches": "leave it out; batches are made by this project's own reader",
+    "jit_mode_eval use_ipex torchdynamo past_index include_inputs_for_metrics": "not available; leave it out",
+}
+_BY_VALUE: dict[str, Translate] = {
+    "adapter": by_value({"qlora": "q_lora: true (with train_lora.py)", "lora": _ADAPTER}, _ONLY_LORA),
+    "finetuning_type": by_value(
+        {"lora": _ADAPTER, "full": "leave it out, and run fastchat.train.train instead of train_lora"}, _ONLY_LORA
+    ),
+    "stage": by_value({"sft": "leave it out; only supervised fine-tuning is done here"}, _SFT),
+}
+# name -> the reason, or what makes it from the value
+NO_SETTING: dict[str, str | Translate] = {
+    **{name: reason for names, reason in _REASONS.items() for name in names.split()},
+    **_BY_VALUE,
+}

@@ -1,0 +1,336 @@
+"""transformers' training arguments as this project offers them, and those it refuses.
+
+transformers itself is imported only when training starts; a test compares names, types, choices and defaults with its
+class. A newer transformers may have more: they are passed on as they are (`newer.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from fastchat.settings.fields import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    FIXED,
+    FREE,
+    NOT_NEGATIVE,
+    NOT_ZERO,
+    setting,
+)
+from fastchat.settings.foreign import by_value
+
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+]
+OPTIMIZERS = (
+    *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor"),
+    *("adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd", "adagrad", "adamw_bnb_8bit"),
+    *("adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    *("paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit", "rmsprop", "rmsprop_bnb"),
+    *("rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor"),
+    *("galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo"),
+    *("grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw"),
+    *("apollo_adamw_layerwise", "stable_adamw"),
+)
+_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+_BACKENDS = ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl")
+
+_optimization = partial(setting, group="Optimization")
+_precision = partial(setting, group="Precision and memory")
+_evaluation = partial(setting, group="Evaluation")
+_run = partial(setting, group="Run and checkpoints")
+_logging = partial(setting, group="Logging")
+_loader = partial(setting, group="Data loading")
+_processes = partial(setting, group="Processes")
+_auto = by_value({"auto": "write true if the GPU can do it, otherwise false", "full": "write true"}, "")
+
+
+@dataclass
+class TransformersArguments:
+    """The training arguments of transformers that have an effect here, with this project's defaults."""
+
+    output_dir: str | None = _run(
+        None,
+        "folder for the result, the checkpoints and the logs of the run",
+        elsewhere="output out_dir save_dir output_path",
+        resume=FREE,
+        common=True,
+        path=True,
+    )
+    per_device_train_batch_size: int = _optimization(
+        8,
+        "rows per process in one forward pass (the microbatch)",
+        also="per_gpu_train_batch_size",
+        elsewhere="micro_batch_size micro_batch mbs train_micro_batch_size_per_gpu",
+        range=AT_LEAST_ONE,
+        resume=FREE,  # compared as one number, the global batch
+        common=True,
+        memory=True,
+    )
+    num_train_epochs: float = _optimization(
+        3.0,
+        "how often the data is gone through",
+        elsewhere="num_epochs epochs n_epochs max_epochs train_epochs",
+        range=ABOVE_ZERO,
+        common=True,
+    )
+    max_steps: int = _optimization(
+        -1,
+        "stop after this many optimizer steps, whatever --num_train_epochs says",
+        elsewhere="train_iters total_steps num_train_steps",
+        range=NOT_ZERO,
+        common=True,
+    )
+    learning_rate: float = _optimization(5e-5, "peak learning rate", elsewhere="lr", range=ABOVE_ZERO, common=True)
+    lr_scheduler_type: Schedule = _optimization(
+        "linear", "how the learning rate changes over the run", elsewhere="lr_scheduler scheduler", common=True
+    )
+    lr_scheduler_kwargs: dict[str, Any] | str | None = _optimization(
+        None, "further arguments of the schedule, as a mapping (JSON on the command line)"
+    )
+    warmup_steps: float = _optimization(
+        0, "steps over which the learning rate rises (below 1: share of all steps)", range=NOT_NEGATIVE
+    )
+    optim: str = _optimization(
+        "adamw_torch",
+        "the optimizer",
+        choices=OPTIMIZERS,
+        elsewhere="optimizer optimizer_type",
+        translate={"optim": by_value(dict.fromkeys(("adamw", "adamw_hf"), "write adamw_torch"), "")},
+        resume=FIXED,
+        memory=True,
+    )
+    weight_decay: float = _optimization(0.0, "weight decay of the optimizer", range=NOT_NEGATIVE)
+    adam_beta1: float = _optimization(0.9, "beta1 of Adam", range=BELOW_ONE)
+    adam_beta2: float = _optimization(0.999, "beta2 of Adam", range=BELOW_ONE)
+    adam_epsilon: float = _optimization(1e-8, "epsilon of Adam", range=ABOVE_ZERO)
+    gradient_accumulation_steps: int = _optimization(
+        1,
+        "microbatches per optimizer step",
+        elsewhere="accumulation_steps grad_accum gradient_accumulation accumulate_grad_batches",
+        range=AT_LEAST_ONE,
+        resume=FREE,  # compared as one number, the global batch
+        common=True,
+        memory=True,
+    )
+    max_grad_norm: float = _optimization(
+        1.0, "gradients are clipped to this norm; 0 turns clipping off", elsewhere="grad_clip", range=NOT_NEGATIVE
+    )
+    label_smoothing_factor: float = _optimization(0.0, "label smoothing of the training loss", range=BELOW_ONE)
+    neftune_noise_alpha: float | None = _optimization(
+        None, "noise on the embeddings while training (NEFTune)", elsewhere="noisy_embedding_alpha", range=ABOVE_ZERO
+    )
+    seed: int = _optimization(42, "seed of everything that is random", range=NOT_NEGATIVE, resume=FIXED)
+    data_seed: int | None = _optimization(
+        None, "seed of the order of the data; by default --seed", range=NOT_NEGATIVE, resume=FIXED
+    )
+    full_determinism: bool = _optimization(False, "use deterministic kernels only (slower)")
+    bf16: bool = _precision(False, "compute in bfloat16", translate={"bf16": _auto}, common=True, memory=True)
+    fp16: bool = _precision(False, "compute in float16", translate={"fp16": _auto}, memory=True)
+    tf32: bool | None = _precision(None, "let matrix products of float32 use TF32 (Ampere GPUs and newer)")
+    gradient_checkpointing: bool = _precision(
+        False,
+        "recompute activations in the backward pass: less memory, a third slower",
+        also="gradient_checkpoint activation_checkpointing",
+        elsewhere="use_gradient_checkpointing",
+        translate={"gradient_checkpointing": by_value({"unsloth": "write true", "offload": "write true"}, "")},
+        common=True,
+        memory=True,
+    )
+    gradient_checkpointing_kwargs: dict[str, Any] | str | None = _precision(
+        None,
+        "further arguments of gradient checkpointing, as a mapping; by default {use_reentrant: false}",
+        also="gradient_checkpoint_kwargs activation_checkpointing_kwargs",
+    )
+    deepspeed: dict[str, Any] | str | None = _precision(
+        None,
+        "DeepSpeed configuration: a JSON file, or in a recipe the mapping itself",
+        elsewhere="deepspeed_config deepspeed_config_file ds_config",
+        resume=FREE,
+        common=True,
+        memory=True,
+        path=True,
+    )
+    logging_strategy: Literal["no", "steps", "epoch"] = _logging(
+        "steps", "when a row is written into metrics.jsonl", resume=FREE
+    )
+    logging_steps: float = _logging(
+        1,
+        "steps between two rows of metrics.jsonl (below 1: share of all steps)",
+        elsewhere="log_steps log_every_n_steps",
+        range=ABOVE_ZERO,
+        resume=FREE,
+    )
+    logging_first_step: bool = _logging(False, "write a row for the first step in any case", resume=FREE)
+    logging_nan_inf_filter: bool = _logging(
+        False, "replace losses that are not finite", refused="a NaN loss is always shown as what it is"
+    )
+    include_num_input_tokens_seen: str | bool = _logging(
+        "no", "count input tokens in the logs: no, all (True) or non_padding"
+    )
+    log_level: str = _logging("passive", "log level of transformers in the main process", choices=_LEVELS, resume=FREE)
+    log_level_replica: str = _logging(
+        "warning", "log level of transformers in the other processes", choices=_LEVELS, resume=FREE
+    )
+    disable_tqdm: bool | None = _logging(None, "show no progress bars", resume=FREE)
+    report_to: list[str] | str | None = _logging(
+        "none",
+        "where metrics go besides metrics.jsonl: wandb, tensorboard, all or none; by default wandb if it is configured",
+        elsewhere="report_to_integrations",
+        resume=FREE,
+    )
+    run_name: str | None = _logging(
+        None, "name of the run in wandb", elsewhere="wandb_name wandb_run_name", resume=FREE
+    )
+    eval_strategy: Literal["no", "steps", "epoch"] = _evaluation(
+        "no", "when to evaluate", also="evaluation_strategy", common=True
+    )
+    eval_steps: float | None = _evaluation(
+        None,
+        "steps between two evaluations with --eval_strategy steps (below 1: share of all steps)",
+        range=ABOVE_ZERO,
+    )
+    eval_delay: float = _evaluation(0, "evaluate only after this many steps or epochs", range=NOT_NEGATIVE)
+    per_device_eval_batch_size: int = _evaluation(
+        8,
+        "rows per process in one evaluation pass",
+        also="per_gpu_eval_batch_size",
+        elsewhere="eval_batch_size eval_micro_batch_size",
+        range=AT_LEAST_ONE,
+    )
+    eval_on_start: bool = _evaluation(False, "evaluate before the first step too", resume=FREE)
+    do_eval: bool = _evaluation(False, "evaluate after training")
+    load_best_model_at_end: bool = _evaluation(False, "save the weights of the best evaluation, not the last ones")
+    metric_for_best_model: str | None = _evaluation(None, "what the best evaluation is; only loss is measured")
+    greater_is_better: bool | None = _evaluation(None, "whether a larger metric is better; False for the loss")
+    save_strategy: Literal["no", "steps", "epoch", "best"] = _run(
+        "no", "when to save checkpoints during training", resume=FREE, common=True
+    )
+    save_steps: float = _run(
+        500,
+        "steps between two checkpoints with --save_strategy steps (below 1: share of all steps)",
+        range=ABOVE_ZERO,
+        resume=FREE,
+    )
+    save_total_limit: int | None = _run(
+        None, "keep only this many checkpoints, the newest", range=AT_LEAST_ONE, resume=FREE
+    )
+    save_only_model: bool = _run(
+        False, "save checkpoints without the optimizer state; they cannot be resumed", resume=FREE
+    )
+    resume_from_checkpoint: str | None = _run(
+        None,
+        "auto (the default: resume from the newest checkpoint in --output_dir), never, or the folder of a checkpoint",
+        resume=FREE,
+        path=True,
+    )
+    do_train: bool = _run(False, "accepted, and changes nothing: the training commands always train", resume=FREE)
+    dataloader_drop_last: bool = _loader(False, "leave out the last batch of an epoch if it is not full", resume=FIXED)
+    dataloader_num_workers: int = _loader(
+        0, "processes that prepare batches", elsewhere="num_workers", range=NOT_NEGATIVE, resume=FREE
+    )
+    dataloader_pin_memory: bool = _loader(True, "pin the memory of batches", resume=FREE)
+    dataloader_persistent_workers: bool = _loader(False, "keep the workers between epochs", resume=FREE)
+    dataloader_prefetch_factor: int | None = _loader(
+        None, "batches that each worker prepares ahead", range=AT_LEAST_ONE, resume=FREE
+    )
+    dataloader_multiprocessing_context: str | None = _loader(
+        None, "how the workers start", choices=("fork", "spawn", "forkserver"), resume=FREE
+    )
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = _loader(
+        "random", "order of the rows", resume=FIXED
+    )
+    use_cpu: bool = _processes(False, "train on the CPU", also="no_cuda", memory=True)
+    ddp_find_unused_parameters: bool | None = _processes(
+        None,
+        "search for parameters without a gradient in every step; by default off",
+        elsewhere="ddp_find_unused",
+    )
+    ddp_bucket_cap_mb: int | None = _processes(None, "size of the gradient buckets of DDP in MB", range=AT_LEAST_ONE)
+    ddp_broadcast_buffers: bool | None = _processes(None, "whether DDP broadcasts the buffers of the model")
+    ddp_static_graph: bool | None = _processes(None, "tell DDP that every step uses the same parameters")
+    ddp_backend: str | None = _processes(None, "communication library", choices=_BACKENDS, resume=FREE)
+    ddp_timeout: int = _processes(
+        1800, "seconds after which a process that waits for the others gives up", range=AT_LEAST_ONE, resume=FREE
+    )
+
+
+_refused = partial(setting, help="", group="Not available")
+_EVALUATION = "evaluation here computes the exact loss and nothing else, so there is nothing to set"
+_HUB = "nothing is uploaded from here; upload the finished --output_dir with `hf upload`"
+_NO = "not supported; leave it out"
+_OURS = "batches are made by this project's own reader, so it would do nothing"
+_FSDP = "use --deepspeed playground/deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
+
+
+@dataclass
+class RefusedArguments:
+    """Training arguments of transformers that would have no effect here: only their defaults are accepted."""
+
+    fsdp: str | None = _refused(None, refused=_FSDP)
+    fsdp_config: dict[str, Any] | str | None = _refused(None, refused=_FSDP)
+    push_to_hub: bool = _refused(False, refused=_HUB)
+    hub_token: str | None = _refused(None, refused=_HUB, resume=FREE)
+    hub_private_repo: bool | None = _refused(None, refused=_HUB)
+    hub_model_id: str | None = _refused(None, refused=_HUB)
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = _refused("every_save", refused=_HUB)
+    hub_always_push: bool = _refused(False, refused=_HUB)
+    hub_revision: str | None = _refused(None, refused=_HUB)
+    torch_compile: bool = _refused(False, refused=_NO)
+    torch_compile_backend: str | None = _refused(None, refused=_NO)
+    torch_compile_mode: str | None = _refused(None, refused=_NO)
+    use_liger_kernel: bool = _refused(False, refused=_NO)
+    liger_kernel_config: dict[str, bool] | None = _refused(None, refused=_NO)
+    auto_find_batch_size: bool = _refused(False, refused="set --per_device_train_batch_size yourself")
+    average_tokens_across_devices: bool = _refused(
+        True, refused="the loss is always divided by the global number of supervised tokens"
+    )
+    accelerator_config: dict[str, Any] | str | None = _refused(None, refused=_OURS)
+    parallelism_config: str | None = _refused(None, refused=_NO)
+    prediction_loss_only: bool = _refused(False, refused=_EVALUATION)
+    eval_do_concat_batches: bool = _refused(True, refused=_EVALUATION)
+    eval_use_gather_object: bool = _refused(False, refused=_EVALUATION)
+    eval_accumulation_steps: int | None = _refused(None, refused=_EVALUATION)
+    include_for_metrics: list[str] = _refused([], refused=_EVALUATION)
+    batch_eval_metrics: bool = _refused(False, refused=_EVALUATION)
+    bf16_full_eval: bool = _refused(False, refused=_EVALUATION)
+    fp16_full_eval: bool = _refused(False, refused=_EVALUATION)
+    enable_jit_checkpoint: bool = _refused(False, refused=_NO)
+    ignore_data_skip: bool = _refused(False, refused=_NO)
+    restore_callback_states_from_checkpoint: bool = _refused(False, refused=_NO)
+    save_on_each_node: bool = _refused(False, refused="the result is saved once, by global rank 0")
+    log_on_each_node: bool = _refused(True, refused="only global rank 0 logs")
+    remove_unused_columns: bool = _refused(True, refused=_OURS)
+    label_names: list[str] | None = _refused(None, refused=_OURS)
+    length_column_name: str = _refused("length", refused=_OURS)
+    dataloader_in_order: bool = _refused(True, refused=_OURS)
+    do_predict: bool = _refused(
+        False, refused="use `python -m fastchat.serve.cli --model-path OUTPUT_DIR` to see answers"
+    )
+    debug: list[str] | str = _refused("", refused=_NO)
+    skip_memory_metrics: bool = _refused(True, refused=_NO)
+    torch_empty_cache_steps: int | None = _refused(None, refused=_NO)
+    optim_args: str | None = _refused(
+        None, refused="set --adam_beta1, --adam_beta2, --adam_epsilon and --weight_decay instead"
+    )
+    optim_target_modules: list[str] | str | None = _refused(None, refused=_NO)
+    use_cache: bool = _refused(False, refused=_NO)
+    project: str = _refused("huggingface", refused=_NO)
+    trackio_space_id: str | None = _refused(None, refused=_NO)
+    trackio_bucket_id: str | None = _refused(None, refused=_NO)
+    trackio_static_space_id: str | None = _refused(None, refused=_NO)
+    local_rank: int = _refused(-1, refused="the launcher sets it", resume=FREE)

@@ -1,0 +1,1 @@
+"""Tests of the settings: the table, foreign names, recorded settings, help and reference."""

@@ -1,0 +1,185 @@
+"""Recipes and flags of other programs: everything that is unknown in one message, with its name here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastchat.errors import SettingsError
+from fastchat.settings.foreign import NO_SETTING
+from fastchat.settings.readers import plan_reader, preview_reader, training_options, training_reader
+
+AXOLOTL = """
+base_model: org/base
+load_in_8bit: false
+load_in_4bit: true
+datasets:
+  - path: org/data
+    type: alpaca
+  - {path: b.jsonl, type: chat_template}
+val_set_size: 0.05
+adapter: qlora
+sequence_len: 4096
+sample_packing: true
+lora_target_modules:
+lora_target_linear: true
+wandb_project: mine
+micro_batch_size: 2
+num_epochs: 4
+optimizer: paged_adamw_32bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+train_on_inputs: false
+bf16: auto
+flash_attention: true
+push_to_hub: true
+special_tokens: {pad_token: "</s>"}
+learning_rat: 1
+"""
+LLAMA_FACTORY = """
+model_name_or_path: org/base
+stage: sft
+finetuning_type: lora
+lora_rank: 16
+lora_target: q_proj,v_proj
+dataset: a.json,b.json
+dataset_dir: data
+template: llama3
+cutoff_len: 2048
+quantization_bit: 4
+rope_scaling: {type: linear, factor: 2.0}
+val_size: 0.1
+flash_attn: fa2
+"""
+TRL = """
+dataset_name: org/data
+max_length: 1024
+use_peft: true
+attn_implementation: flash_attention_2
+use_liger: true
+completion_only_loss: true
+dataset_num_proc: 8
+lora_target_modules: all-linear
+"""
+ALPACA_LORA = """
+base_model: org/base
+cutoff_len: 256
+micro_batch_size: 4
+batch_size: 128
+prompt_template_name: alpaca
+val_file: v.json
+"""
+
+
+def _told(text: str, tmp_path: Path) -> dict[str, str]:
+    """name -> advice of the one message about a recipe."""
+    path = tmp_path / "foreign.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError) as found:
+        training_reader(True).from_yaml(path)
+    first, *lines = str(found.value).splitlines()
+    assert first.startswith(f"{path}: {len(lines)} settings cannot be used")
+    return {name.strip(): advice for name, _, advice in (line.partition("  ->  ") for line in lines)}
+
+
+def test_axolotl(tmp_path: Path) -> None:
+    told = _told(AXOLOTL, tmp_path)
+    assert told["base_model"] == "model_name_or_path: org/base"
+    assert told["load_in_4bit"] == "q_lora: true" and told["adapter"].startswith("q_lora: true")
+    assert told["datasets"].startswith("data_path: [org/data, b.jsonl] ")
+    assert told["sequence_len"] == "model_max_length: 4096" and told["sample_packing"] == "packing: true"
+    assert told["lora_target_linear"].startswith("leave it out") and told["load_in_8bit"] == "leave it out"
+    assert "WANDB_PROJECT" in told["wandb_project"] and "prepare_model" in told["special_tokens"]
+    assert told["micro_batch_size"] == "per_device_train_batch_size: 2" and told["num_epochs"] == "num_train_epochs: 4"
+    assert told["optimizer"] == "optim: paged_adamw_32bit" and told["lr_scheduler"] == "lr_scheduler_type: cosine"
+    assert told["train_on_inputs"] == "train_on: assistant" and told["flash_attention"] == "flash_attn: true"
+    assert "bf16 is 'auto': " in told["bf16"] and "write true" in told["bf16"]
+    assert "is empty" in told["lora_target_modules"], "what is wrong in known settings is told with it"
+    assert "nothing is uploaded" in told["push_to_hub"] and told["learning_rat"] == "did you mean learning_rate?"
+    assert told.keys().isdisjoint({"val_set_size", "learning_rate"}) and len(told) == 20
+
+
+def test_llama_factory(tmp_path: Path) -> None:
+    told = _told(LLAMA_FACTORY, tmp_path)
+    assert told["lora_rank"] == "lora_r: 16" and told["lora_target"] == "lora_target_modules: q_proj,v_proj"
+    assert told["dataset"].startswith("data_path: [a.json, b.json] ") and "data_path" in told["dataset_dir"]
+    assert told["template"].startswith("conv_template: llama3") and told["cutoff_len"] == "model_max_length: 2048"
+    assert told["quantization_bit"] == "q_lora: true" and told["val_size"] == "val_set_size: 0.1"
+    assert told["rope_scaling"] == "rope_scaling_type: linear, rope_scaling_factor: 2"
+    assert told["stage"].startswith("leave it out") and "train_lora.py" in told["finetuning_type"]
+    assert told["flash_attn"] == "flash_attn is 'fa2': write true" and "model_name_or_path" not in told
+
+
+def test_trl_and_alpaca_lora(tmp_path: Path) -> None:
+    told = _told(TRL, tmp_path)
+    assert told["max_length"] == "model_max_length: 1024" and told["attn_implementation"] == "flash_attn: true"
+    assert (
+        told["dataset_name"].startswith("data_path: org/data") and told["completion_only_loss"] == "train_on: assistant"
+    )
+    assert "train_lora.py" in told["use_peft"] and told["dataset_num_proc"] == "preprocessing_num_workers: 8"
+    assert "chunked_head" in told["use_liger"] and "leave it out" in told["lora_target_modules"]
+    told = _told(ALPACA_LORA, tmp_path)
+    assert told["val_file"].startswith("eval_data_path: v.json") and "global batch" in told["batch_size"]
+    assert told["prompt_template_name"].startswith("conv_template: alpaca")
+
+
+def test_flags_of_other_programs() -> None:
+    words = ["--base_model", "m", "--lora_rank", "8", "--datasets", "a", "b", "--adapter=qlora", "--bf16", "--epochs=2"]
+    for reader in (training_reader(True), plan_reader(), preview_reader()):
+        with pytest.raises(SettingsError) as found:
+            reader.from_words(words)
+        text = " ".join(str(found.value).split())
+        assert "--base_model -> --model_name_or_path m" in text and "--lora_rank -> --lora_r 8" in text
+        assert "--datasets -> --data_path a b" in text and "--adapter -> --q_lora true" in text
+        assert "--epochs -> --num_train_epochs 2" in text and text.startswith("5 settings cannot be used")
+
+
+def test_full_fine_tuning_is_not_sent_to_an_adapter() -> None:
+    with pytest.raises(SettingsError) as found:
+        training_reader(False).from_words(["--lora_rank", "8", "--load_in_4bit", "--lora_alpha", "16"])
+    assert str(found.value).count("it belongs to train_lora.py") == 3
+
+
+@pytest.mark.parametrize("name", sorted(NO_SETTING))
+def test_a_name_without_a_setting_has_a_reason(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"unknown setting --{name}: .{{10}}"):
+        training_reader(True).from_words([f"--{name}", "x"])
+
+
+def test_what_an_advice_names_exists() -> None:
+    """Each translated value is accepted as it is told, or says in words what to do."""
+    reader = training_reader(True)
+    for option in training_options(True):
+        for name, how in option.elsewhere.items():
+            advice = how("true") if how is not None else f"{option.name}: x"
+            here, colon, value = advice.split(" (")[0].partition(": ")
+            if (
+                colon
+                and here.isidentifier()
+                and here in reader.options
+                and reader.options[here].is_bool
+                and value in ("true", "false")
+            ):
+                assert reader.from_words([f"--{here}", value])[here] is (value == "true"), (name, advice)
+
+
+def test_no_secret_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("hf_hub_token", "token", "hub_tokens", "hf_use_auth_token"):
+        with pytest.raises(SettingsError) as found:
+            training_reader(True).from_words([f"--{name}", "hf_abcdefgh", "--lr", "1"])
+        assert "hf_abcdefgh" not in str(found.value)
+
+
+def test_a_run_refuses_them_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fastchat.data import preview
+    from fastchat.plan.__main__ import main as plan
+
+    path = tmp_path / "axolotl.yaml"
+    path.write_text(AXOLOTL, encoding="utf-8")
+    commands: tuple[Callable[[list[str]], int], ...] = (preview.main, plan)
+    for command in commands:
+        assert command([str(path)]) == 2
+        err = capsys.readouterr().err
+        assert "20 settings cannot be used" in err and "base_model" in err and "Traceback" not in err
