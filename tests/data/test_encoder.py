@@ -10,7 +10,7 @@ from fastchat.data.binding import encode_prompt
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.probes import HARMLESS
 from fastchat.errors import SettingsError
-from tests.data.conftest import ALL_TOKENIZERS
+from tests.tiers import ALL_TOKENIZERS
 
 HI = Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo")), "S")
 

@@ -9,7 +9,7 @@ from fastchat.data.proof import SecondOpinion
 from fastchat.data.tokenization import IGNORED, tokenize_dialogue
 from fastchat.errors import DataError
 from tests.builders import TOKENIZER_KINDS
-from tests.data.test_properties import KINDS
+from tests.tiers import KINDS
 
 TALK = Dialogue(
     (Turn("user", "What is 2 + 2?"), Turn("assistant", "It is 4."), Turn("user", "Thanks"), Turn("assistant", "Sure!")),
