@@ -61,8 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is for `--thorough` only, marks as slow what reads real tokenizers and models, and tells xdist
-    which tests share a process.
+    """Leaves out what is for `--thorough` only, marks what reads real tokenizers and models as slow and what has `warm`
+    as launches, and tells xdist which tests share a process.
 
     Runs of several processes share one, so that no two of them compete for the processors. The other tests of a file
     share one where they are slow or share an expensive fixture. What takes longest begins first.
@@ -75,27 +75,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _reads_shared(item):
             item.add_marker("slow")
+        if "warm" in getattr(item, "fixturenames", ()):
+            item.add_marker("launch")
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     for item in items:
         if not item.get_closest_marker("xdist_group") and (group := _group(item)):
             item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (not _launches(item), not item.get_closest_marker("slow")))
+    items.sort(key=lambda item: (not item.get_closest_marker("launch"), not item.get_closest_marker("slow")))
 
 
 def _reads_shared(item: pytest.Item) -> bool:
     parameters = getattr(item, "callspec", None)
     values = parameters.params.values() if parameters else ()
-    return "shared" in getattr(item, "fixturenames", ()) or any(value in tiers.SHARED for value in values)
-
-
-def _launches(item: pytest.Item) -> bool:
-    return bool(item.get_closest_marker("launch")) or "warm" in getattr(item, "fixturenames", ())
+    return "shared" in getattr(item, "fixturenames", ()) or any(
+        isinstance(value, str) and value in tiers.SHARED for value in values
+    )
 
 
 def _group(item: pytest.Item) -> str | None:
     """The name of the tests that have to run in the same process as `item`, None where it does not matter."""
-    if _launches(item):
+    if item.get_closest_marker("launch"):
         return "launch"
     known = getattr(item, "_fixtureinfo", None)
     fixtures = [one for several in known.name2fixturedefs.values() for one in several] if known else []
