@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Run the tests, setting up .venv first if it is missing.
 #
-#   bash scripts/test.sh                        everything
-#   bash scripts/test.sh --fast                 only what needs no launcher and little time
+#   bash scripts/test.sh                        the default tests: every mechanism, on one case of each kind
+#   bash scripts/test.sh --fast                 of these only what needs no launcher and little time
+#   bash scripts/test.sh --thorough             every case, and ten times the examples (an hour or more)
 #   bash scripts/test.sh tests/data -k mask     any pytest arguments
+#
+# Two processes share the work; -n 4 takes four, -n 0 none but one, as --pdb and -p no:xdist do.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
@@ -12,13 +15,20 @@ require_compiler
 setup_env
 export PATH="$VENV/bin:$PATH"
 
+# Tests that start several processes at once wait for one another; the order is that of tests/conftest.py.
+parallel=(-n 2 --dist loadgroup --no-loadscope-reorder)
 arguments=()
+previous=""
 for argument in "$@"; do
+  case "$previous$argument" in
+    --pdb | --trace | -pno:xdist | "-p no:xdist") parallel=() ;;
+  esac
   if [ "$argument" = --fast ]; then
     arguments+=(-m "not launch and not slow")
   else
     arguments+=("$argument")
   fi
+  [ "$argument" = -p ] && previous="-p " || previous=""
 done
 cd "$ROOT"
-exec python -m pytest ${arguments[@]+"${arguments[@]}"} </dev/null
+exec python -m pytest ${parallel[@]+"${parallel[@]}"} ${arguments[@]+"${arguments[@]}"} </dev/null

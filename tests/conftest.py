@@ -36,20 +36,79 @@ from typing import Any  # noqa: E402
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-from tests import builders  # noqa: E402
+from tests import builders, tiers  # noqa: E402
 
 # A change is judged by the same examples each time; at home hypothesis goes on looking for new ones.
 # A busy machine is no fault of the code.
 _quiet: dict[str, Any] = {"suppress_health_check": [hypothesis.HealthCheck.too_slow], "deadline": None}
-hypothesis.settings.register_profile("ci", derandomize=True, database=None, **_quiet)
-# Three times as many, and on every template: see CONTRIBUTING.md.
-hypothesis.settings.register_profile("thorough", max_examples=300, database=None, **_quiet)
-hypothesis.settings.register_profile("home", **_quiet)
-hypothesis.settings.load_profile("home")
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+_few = {"max_examples": tiers.DEFAULT_EXAMPLES, **_quiet}
+hypothesis.settings.register_profile("ci", derandomize=True, database=None, **_few)
+hypothesis.settings.register_profile("home", **_few)
+hypothesis.settings.register_profile("thorough", max_examples=tiers.THOROUGH_EXAMPLES, database=None, **_quiet)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "home")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="every case of every family, and ten times the examples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--thorough"):  # before the test modules are imported, which ask for it
+        hypothesis.settings.load_profile("thorough")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is for `--thorough` only, marks what reads real tokenizers and models as slow and what has `warm`
+    as launches, and tells xdist which tests share a process.
+
+    Runs of several processes share one, so that no two of them compete for the processors. The other tests of a file
+    share one where they are slow or share an expensive fixture. What takes longest begins first.
+    """
+    if not config.getoption("--thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    for item in items:
+        if _reads_shared(item):
+            item.add_marker("slow")
+        if "warm" in getattr(item, "fixturenames", ()):
+            item.add_marker("launch")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        if not item.get_closest_marker("xdist_group") and (group := _group(item)):
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (not item.get_closest_marker("launch"), not item.get_closest_marker("slow")))
+
+
+def _reads_shared(item: pytest.Item) -> bool:
+    parameters = getattr(item, "callspec", None)
+    values = parameters.params.values() if parameters else ()
+    return "shared" in getattr(item, "fixturenames", ()) or any(
+        isinstance(value, str) and value in tiers.SHARED for value in values
+    )
+
+
+def _group(item: pytest.Item) -> str | None:
+    """The name of the tests that have to run in the same process as `item`, None where it does not matter."""
+    if item.get_closest_marker("launch"):
+        return "launch"
+    known = getattr(item, "_fixtureinfo", None)
+    fixtures = [one for several in known.name2fixturedefs.values() for one in several] if known else []
+    shared = any(fixture.scope == "module" for fixture in fixtures)
+    return item.path.stem if shared or item.get_closest_marker("slow") else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Takes the group out of the name that xdist reports, so that the name can be given to pytest again."""
+    name, at, group = report.nodeid.rpartition("@")
+    if at and "::" in name and "]" not in group and "PYTEST_XDIST_WORKER" not in os.environ:
+        report.nodeid = name
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +166,16 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Any]:
+    """The process that runs of several processes are forked from; its imports take ten seconds, once."""
+    from tests.train.warm import Warm
+
+    process = Warm()
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="session")

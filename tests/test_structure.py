@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,11 @@ def _name(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _room(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
@@ -79,33 +85,33 @@ def _outside_functions(tree: ast.Module) -> Iterator[ast.stmt]:
         todo += [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.stmt)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_name)
-def test_arrows_point_one_way(path: Path) -> None:
-    room = _room(path)
-    if room == "__init__":
-        return
-    allowed = ARROWS[room] | {room}
-    for module, line in _imported(ast.parse(path.read_text(encoding="utf-8"))):
-        parts = module.split(".")
-        assert parts[0] not in ("tests", "scripts", "playground"), f"{path}:{line} imports {module}"
-        if parts[0] == "fastchat" and len(parts) > 1 and parts[1] != "__version__":
-            named = (path.relative_to(PACKAGE).as_posix(), parts[1]) in REACHES_UP
-            assert parts[1] in allowed or named, f"{path}:{line}: {room} must not import {module}"
+def test_arrows_point_one_way() -> None:
+    for path in SOURCES:
+        room = _room(path)
+        if room == "__init__":
+            continue
+        allowed = ARROWS[room] | {room}
+        for module, line in _imported(_tree(path)):
+            parts = module.split(".")
+            assert parts[0] not in ("tests", "scripts", "playground"), f"{path}:{line} imports {module}"
+            if parts[0] == "fastchat" and len(parts) > 1 and parts[1] != "__version__":
+                named = (path.relative_to(PACKAGE).as_posix(), parts[1]) in REACHES_UP
+                assert parts[1] in allowed or named, f"{path}:{line}: {room} must not import {module}"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "conversation").rglob("*.py")), ids=_name)
-def test_conversation_needs_only_the_standard_library(path: Path) -> None:
-    for module, line in _imported(ast.parse(path.read_text(encoding="utf-8"))):
-        top = module.split(".")[0]
-        # yaml is read inside the one function that loads a template file.
-        assert top in sys.stdlib_module_names or top in ("fastchat", "yaml"), f"{path}:{line} imports {module}"
+def test_conversation_needs_only_the_standard_library() -> None:
+    for path in (path for path in SOURCES if _room(path) == "conversation"):
+        for module, line in _imported(_tree(path)):
+            top = module.split(".")[0]
+            # yaml is read inside the one function that loads a template file.
+            assert top in sys.stdlib_module_names or top in ("fastchat", "yaml"), f"{path}:{line} imports {module}"
 
 
 @pytest.mark.parametrize("room", ["errors.py", "conversation", "data", "plan", "settings"])
 def test_light_rooms_import_nothing_heavy_at_the_top(room: str) -> None:
     paths = [p for p in SOURCES if _room(p) == room.removesuffix(".py")]
     for path in paths:
-        for statement in _outside_functions(ast.parse(path.read_text(encoding="utf-8"))):
+        for statement in _outside_functions(_tree(path)):
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 for module, line in _imported(statement):
                     heavy = {"torch", "transformers", "peft", "deepspeed", "datasets", "bitsandbytes", "accelerate"}
@@ -127,19 +133,23 @@ def test_no_module_that_is_run_by_path_has_a_neighbour_shadowing_the_standard_li
     assert shadows == []
 
 
-@pytest.mark.parametrize("path", OURS, ids=_name)
-def test_files_and_functions_stay_short(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= MAX_FILE_LINES, f"{path} has {text.count(chr(10))} lines"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= MAX_FUNCTION_LINES, f"{path}:{node.lineno}: {node.name} has {length} lines"
+def test_files_and_functions_stay_short() -> None:
+    long = []
+    for path in OURS:
+        lines = path.read_text(encoding="utf-8").count("\n")
+        if lines > MAX_FILE_LINES:
+            long.append(f"{path} has {lines} lines")
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    long.append(f"{path}:{node.lineno}: {node.name} has {length} lines")
+    assert not long, "\n".join(long)
 
 
-@pytest.mark.parametrize("path", [p for p in OURS if p.stat().st_size], ids=_name)
-def test_every_file_says_what_it_is(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no module docstring"
+def test_every_file_says_what_it_is() -> None:
+    silent = [_name(path) for path in OURS if path.stat().st_size and not ast.get_docstring(_tree(path))]
+    assert not silent, "no module docstring"
 
 
 def test_only_the_model_room_loads_pretrained_weights_or_tokenizers() -> None:

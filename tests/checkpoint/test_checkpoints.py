@@ -17,7 +17,7 @@ from fastchat.checkpoint import space, staging
 from fastchat.checkpoint.discover import check_checkpoint, newest_checkpoint
 from fastchat.checkpoint.fingerprint import model_fingerprint
 from fastchat.checkpoint.lock import FolderLock
-from fastchat.checkpoint.manifest import MANIFEST, files_in, find_problems, read_manifest
+from fastchat.checkpoint.manifest import MANIFEST, Manifest, files_in, find_problems, read_manifest, write_manifest
 from fastchat.checkpoint.verify import main as verify_main
 from fastchat.errors import CheckpointError, ResourceError, SettingsError
 from tests.checkpoint.saves import save, valid_in
@@ -268,3 +268,11 @@ def test_a_models_fingerprint_is_its_weights(tmp_path: Path, tiny_model_dir) -> 
     _flip(copy / "model.safetensors")
     assert model_fingerprint(copy) != model_fingerprint(source)
     assert model_fingerprint("some/hub-name") is None and model_fingerprint(tmp_path) is None
+
+
+def test_a_value_changed_in_a_manifest_is_found(tmp_path: Path) -> None:
+    write_manifest(tmp_path, Manifest(step=20, tokens=1000))
+    path = tmp_path / MANIFEST
+    path.write_text(path.read_text().replace('"tokens": 1000', '"tokens": 1001'))
+    with pytest.raises(CheckpointError, match="does not have the digest it was written with"):
+        read_manifest(tmp_path)

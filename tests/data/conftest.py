@@ -8,13 +8,10 @@ import pytest
 from fastchat.data.encoder import TextEncoder
 from tests.builders import TOKENIZER_KINDS
 
-SHARED = ("tokenizers/llama-2", "tokenizers/gemma", "tokenizers/llama-3", "tokenizers/qwen2.5", "models/stories260K")
-ALL_TOKENIZERS = (*TOKENIZER_KINDS, *SHARED)
-
 
 @pytest.fixture(scope="session")
 def encoder_of(tokenizer_dir: Callable[[str], Path], request: pytest.FixtureRequest) -> Callable[[str], TextEncoder]:
-    """`encoder_of(name)`: one of ALL_TOKENIZERS, read once; skips where it needs ../shared and that is absent."""
+    """`encoder_of(name)`: of `tiers.ALL_TOKENIZERS`, read once; skips where it needs ../shared and that is absent."""
     made: dict[str, TextEncoder] = {}
 
     def make(name: str) -> TextEncoder:

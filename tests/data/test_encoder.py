@@ -10,7 +10,7 @@ from fastchat.data.binding import encode_prompt
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.probes import HARMLESS
 from fastchat.errors import SettingsError
-from tests.data.conftest import ALL_TOKENIZERS
+from tests.tiers import ALL_TOKENIZERS
 
 HI = Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo")), "S")
 
@@ -216,3 +216,12 @@ def test_own_template_binds_like_a_built_in(encoder_of):
     own = Conversation(name="own", roles=("Q", "A"), sep_style=SeparatorStyle.ADD_COLON_TWO, sep="\n", sep2="</s>")
     bound = encoder_of("metaspace_bos").bind(own.to_template())
     assert labelled(bound, HI)[-1] == ("</s>", True)
+
+
+def test_bos_is_never_written_twice_in_a_row(encoder_of):
+    """An empty message brings together what the template writes on both sides of it."""
+    template = Template("meeting", RoleFormat("", "", ""), RoleFormat("<s>A: ", "</s>", "<s>A:"), no_system="<s>")
+    bound = encoder_of("metaspace_bos").bind(template)
+    for text, expected in (("", 1), ("Hi", 2)):
+        encoded = bound.encode(template.render(Dialogue((Turn("user", text), Turn("assistant", "Yo")))))
+        assert encoded.input_ids.count(bound.encoder.bos.id) == expected

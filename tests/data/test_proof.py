@@ -9,7 +9,7 @@ from fastchat.data.proof import SecondOpinion
 from fastchat.data.tokenization import IGNORED, tokenize_dialogue
 from fastchat.errors import DataError
 from tests.builders import TOKENIZER_KINDS
-from tests.data.test_properties import KINDS
+from tests.tiers import template_cases
 
 TALK = Dialogue(
     (Turn("user", "What is 2 + 2?"), Turn("assistant", "It is 4."), Turn("user", "Thanks"), Turn("assistant", "Sure!")),
@@ -24,8 +24,7 @@ def sample(bound, dialogue, max_length=10_000):
     return dialogue, example.input_ids, example.labels
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)
-@pytest.mark.parametrize("template", KINDS)
+@pytest.mark.parametrize(("tokenizer", "template"), template_cases(TOKENIZER_KINDS))
 def test_right_labels_agree(encoder_of, tokenizer, template):
     bound = encoder_of(tokenizer).bind(get_template(template))
     checked = SecondOpinion(bound).check(sample(bound, d) for d in (*HARMLESS, TALK))

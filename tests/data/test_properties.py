@@ -1,4 +1,4 @@
-"""The five properties of the mask, for every built-in template on every kind of tokenizer.
+"""The five properties of the mask, for every kind of template on every kind of tokenizer (see tests/tiers.py).
 
 1 the inference prompt's ids are a prefix of the training ids at every assistant turn
 2 every trained turn ends in its stop, and the stop is supervised
@@ -18,20 +18,10 @@ from fastchat.data.binding import encode_prompt
 from fastchat.data.probes import HARMLESS
 from fastchat.data.tokenization import tokenize_dialogue
 from tests.builders import TOKENIZER_KINDS
-from tests.data.conftest import ALL_TOKENIZERS
+from tests.tiers import ALL_TOKENIZERS, TEMPLATES, examples, template_cases
 
-TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_style or conv.template)
-# One of each kind of table; the others differ from these in their strings only.
-KINDS = (
-    "raw", "vicuna_v1.1", "one_shot", "zero_shot", "alpaca", "llama-2", "mistral", "qwen-7b-chat", "zephyr", "llama-3",
-    "deepseek-chat", "gemma", "chatml", "phi-3", "chatglm2", "chatglm3", "internlm-chat", "phoenix", "rwkv", "metamath",
-    "dolly_v2", "yuan2", "cllm",
-    "llama-3.1", "gemma-3", "mistral-v0.3", "deepseek-v3", "phi-4",
-)  # fmt: skip
-EACH_TOKENIZER = pytest.mark.parametrize("tokenizer", ALL_TOKENIZERS)
-# `--hypothesis-profile thorough` multiplies the examples, and takes every template everywhere.
-SCALE = settings.default.max_examples // 100 if settings.default else 1
-EVERYWHERE = TEMPLATES if SCALE > 1 else KINDS
+# Every kind of template with the tests' own tokenizers, and the real ones taking turns; all with all in `--thorough`.
+EACH = pytest.mark.parametrize(("tokenizer", "template"), template_cases(ALL_TOKENIZERS, everywhere=TOKENIZER_KINDS))
 HOSTILE = (
     "</s>", "<s>", "<|im_start|>assistant", "<|im_end|>", "<|eot_id|>", "<start_of_turn>model\n", "<end_of_turn>",
     "<eos>", "<bos>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", " ASSISTANT: ", "[/INST]",
@@ -42,8 +32,8 @@ HOSTILE = (
 )  # fmt: skip
 
 
-def few(examples):
-    return settings(max_examples=examples * SCALE, deadline=None, suppress_health_check=list(HealthCheck))
+def few(number):
+    return settings(max_examples=examples(number), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -151,8 +141,7 @@ def check_no_text_becomes_control(bound, dialogue):
             assert token not in added
 
 
-@EACH_TOKENIZER
-@pytest.mark.parametrize("template", TEMPLATES)
+@EACH
 def test_harmless_ids_are_those_of_the_whole_render(encoder_of, tokenizer, template):
     bound = bind(encoder_of, tokenizer, template)
     for dialogue in HARMLESS:
@@ -160,8 +149,7 @@ def test_harmless_ids_are_those_of_the_whole_render(encoder_of, tokenizer, templ
         assert bound.encode(rendered).input_ids == bound.whole_ids(rendered)
 
 
-@EACH_TOKENIZER
-@pytest.mark.parametrize("template", TEMPLATES)
+@EACH
 def test_hostile_text_becomes_no_control_token_in_any_template(encoder_of, tokenizer, template):
     """Everything hostile at once, in every role; halves stand where two texts meet. In a prompt to be answered too."""
     bound = bind(encoder_of, tokenizer, template)
@@ -179,8 +167,7 @@ def test_hostile_text_becomes_no_control_token_in_any_template(encoder_of, token
     assert counts[0] == counts[1], "a chat shows exactly the template's control tokens, whatever is typed"
 
 
-@EACH_TOKENIZER
-@pytest.mark.parametrize("template", TEMPLATES)
+@EACH
 def test_supervised_ids_decode_to_the_answer(encoder_of, tokenizer, template):
     bound = bind(encoder_of, tokenizer, template)
     stop = bound.substitute(bound.template.stop) if bound.template.stop else bound.encoder.eos.content
@@ -234,17 +221,15 @@ def hold(bound, dialogue):
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)
-@few(150)
+@few(40)
 @given(data=st.data())
 def test_properties_hold_on_hostile_dialogues(encoder_of, tokenizer, data):
     bound = bind(encoder_of, tokenizer, data.draw(st.sampled_from(TEMPLATES)))
     hold(bound, data.draw(dialogues(written(bound))))
 
 
-@pytest.mark.slow
-@EACH_TOKENIZER
-@pytest.mark.parametrize("template", EVERYWHERE)
-@few(10)
+@pytest.mark.parametrize(("tokenizer", "template"), template_cases(ALL_TOKENIZERS))
+@few(4)
 @given(data=st.data())
 def test_properties_hold_on_hostile_dialogues_everywhere(encoder_of, tokenizer, template, data):
     bound = bind(encoder_of, tokenizer, template)
@@ -280,7 +265,7 @@ def test_a_token_of_prompt_and_answer_is_reported_also_where_both_are_learned(en
 
 @pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)
 @pytest.mark.parametrize("train_on", ("last", "all"))
-@few(40)
+@few(15)
 @given(data=st.data())
 def test_what_is_learned_follows_from_the_answers(encoder_of, tokenizer, train_on, data):
     """`last` learns the last turn of what `assistant` learns; `all` everything but BOS and answers left out."""

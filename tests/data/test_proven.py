@@ -7,8 +7,7 @@ from fastchat.data import properties
 from fastchat.data.properties import prove
 from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS
-from tests.data.conftest import SHARED
-from tests.data.test_properties import KINDS
+from tests.tiers import KINDS, SHARED
 
 
 @pytest.mark.parametrize("tokenizer", (*TOKENIZER_KINDS, *SHARED))

@@ -3,21 +3,20 @@
 import pytest
 from transformers import AutoTokenizer
 
-from fastchat.conversation import Conversation, Dialogue, SeparatorStyle, Turn, conv_templates, get_template
+from fastchat.conversation import Conversation, Dialogue, SeparatorStyle, Turn, get_template
 from fastchat.data.encoder import TextEncoder
 from fastchat.data.saved_template import install_template, to_messages
 from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS
+from tests.tiers import template_cases
 
-TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_style or conv.template)
 REAL = [
     Dialogue((Turn("user", "Nine adults went to a play."), Turn("assistant", "```python\nx = 9\n```"))),
     Dialogue((Turn("user", "a"), Turn("assistant", "b"), Turn("tool", "{}"), Turn("assistant", "c")), "Sys"),
 ]
 
 
-@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(("kind", "name"), template_cases(TOKENIZER_KINDS))
 def test_reloaded_tokenizer_renders_the_training_ids(tmp_path, tokenizer_dir, kind, name):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir(kind))
     bound = TextEncoder.from_tokenizer(tokenizer).bind(get_template(name))

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fastchat.conversation import Dialogue, Turn, conv_templates, get_template
+from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data import preview
 from fastchat.data.proof import SecondOpinion
 from fastchat.data.tokenization import IGNORED, tokenize_dialogue
@@ -13,8 +13,8 @@ from fastchat.errors import DataError, SettingsError
 from tests.builders import TOKENIZER_KINDS, make_tokenizer, write_rows
 from tests.data.test_html_report import data_of
 from tests.data.test_tokenizer_template import CHATML, TALK, THINKING
+from tests.tiers import KINDS
 
-TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_style or conv.template)
 ANSWERS = Dialogue(
     (
         *(Turn("user", "one?"), Turn("assistant", "first answer")),
@@ -80,8 +80,8 @@ def test_each_choice_with_the_tokenizers_own_template(tmp_path, source, encoder_
 
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
-def test_the_second_check_agrees_with_every_template(encoder_of, kind):
-    for name in TEMPLATES:
+def test_the_second_check_agrees_with_every_kind_of_template(encoder_of, kind):
+    for name in KINDS:
         for train_on in ("assistant", "last", "all"):
             bound = encoder_of(kind).bind(get_template(name), train_on)
             example = tokenize_dialogue(ANSWERS, bound, max_length=1 << 30)

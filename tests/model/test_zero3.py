@@ -1,18 +1,13 @@
-"""Under the real launcher with two processes, ZeRO-3 trains an adapter, also on nf4, exactly as one process does."""
+"""With two processes, ZeRO-3 trains an adapter, also on nf4, exactly as one process does."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.machine import free_port
 from tests.model import zero3_program
 
 
@@ -39,30 +34,12 @@ def alone(base: str, quantization: bool) -> list[float]:
 
 @pytest.mark.launch
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed needs a C++ compiler")
-def test_two_processes_equal_one(tiny_model_dir, repository):
+def test_two_processes_equal_one(warm, tiny_model_dir, tmp_path):
     base = str(tiny_model_dir("llama", hidden=64, max_positions=64))
     half = str(tiny_model_dir("llama", hidden=64, max_positions=64, dtype="bfloat16"))
-    launcher = Path(sys.executable).with_name("deepspeed")
-    done = subprocess.run(
-        [
-            launcher,
-            "--num_gpus",
-            "2",
-            "--master_port",
-            str(free_port()),
-            "tests/model/zero3_program.py",
-            base,
-            half,
-            "--use_cpu",
-        ],
-        cwd=repository,
-        env={**os.environ, "PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert done.returncode == 0 and lines, done.stdout[-3000:] + done.stderr[-3000:]
+    done = warm.run([base, half], tmp_path / "out", script="tests.model.zero3_program")
+    lines = [line for line in done.err.splitlines() if line.startswith("RESULT ")]
+    assert warm.codes == [0, 0] and lines, done.err[-6000:]
     found = json.loads(lines[0].removeprefix("RESULT "))
     for name, quantization in (("lora", False), ("q_lora", True)):
         wanted = alone(base, quantization)

@@ -1,9 +1,8 @@
-"""Started by test_zero3.py through deepspeed: trains adapters under ZeRO-3 and prints what happened as JSON."""
+"""Started by test_zero3.py in two processes: trains adapters under ZeRO-3 and prints what happened as JSON."""
 
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import torch
@@ -86,10 +85,10 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
+    """One process; `words` begin with two models, in float32 and in bfloat16. Rank 0 prints what it found."""
     from fastchat.processes import start_processes
 
-    words = [word for word in sys.argv[1:] if not word.startswith("--")]
     start_processes(use_cpu=True, deepspeed=True, backend="gloo", timeout_s=600)
     found = {}
     for name, base, quantization, precision in (
@@ -101,7 +100,3 @@ def main() -> None:
         found[name] = zero3(base, quantization, precision)
     if torch.distributed.get_rank() == 0:
         print("RESULT " + json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ from fastchat.plan.states import states_of
 from fastchat.plan.zero import Zero
 from tests.plan.counting import Counts, count
 from tests.plan.shapes import FAMILIES, TARGETS, config, llama
+from tests.tiers import pairs, thorough
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "way"), pairs(FAMILIES, WAYS))
 def test_every_family(family: str, way: str) -> None:
     """Weights exactly; what is saved for the backward pass within 1 % (the tolerance promised is 10 %)."""
     case = replace(WAYS[way], targets=TARGETS.get(family))
@@ -125,8 +125,7 @@ PEAKS = {
 }
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "phi3", "olmo2"])
-@pytest.mark.parametrize("way", PEAKS)
+@pytest.mark.parametrize(("family", "way"), pairs(["llama", "qwen3", "gemma", "phi3", "olmo2"], PEAKS))
 def test_peak_of_forward_loss_and_backward(family: str, way: str) -> None:
     """Everything alive at once, with the plain loss: the real peak within 10 %."""
     case = replace(PEAKS[way], targets=TARGETS.get(family), length=1024, batch=1)
@@ -143,13 +142,13 @@ def test_peak_of_forward_loss_and_backward(family: str, way: str) -> None:
 
 BIG = [
     ("7b", Case(r=8, length=1024, autocast=True)),
-    ("7b", Case(r=64, length=4096, batch=1, checkpointing=True)),
-    ("7b", Case(r=16, length=512, batch=4, dropout=0.0)),
+    thorough("7b", Case(r=64, length=4096, batch=1, checkpointing=True), in_default=False),
+    thorough("7b", Case(r=16, length=512, batch=4, dropout=0.0), in_default=False),
     ("7b", Case(lora=False, length=1024, checkpointing=True)),
     ("13b", Case(r=16, length=1024, batch=8)),
-    ("13b", Case(r=64, length=2048, batch=1, checkpointing=True, autocast=True)),
+    thorough("13b", Case(r=64, length=2048, batch=1, checkpointing=True, autocast=True), in_default=False),
     ("7b", Case(r=8, length=1024, batch=4, q_lora=True)),
-    ("13b", Case(r=16, length=1024, batch=8, q_lora=True, checkpointing=True)),
+    thorough("13b", Case(r=16, length=1024, batch=8, q_lora=True, checkpointing=True), in_default=False),
 ]
 
 

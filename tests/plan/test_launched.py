@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from fastchat.plan.__main__ import main
 from fastchat.plan.api import Machine, plan_for
 from tests.builders import chat_rows, write_rows
 from tests.train.warm import Warm
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    process = Warm()
-    yield process
-    process.close()
-
 
 CASES = {  # training command, DeepSpeed configuration, flags
     "LoRA, ZeRO-2": ("train_lora", "lora_s2", {"bf16": True}),

@@ -26,6 +26,7 @@ def script(repository: Path) -> Any:
 
 @pytest.mark.launch
 @pytest.mark.slow
+@pytest.mark.xdist_group("measured")  # one process at a time, and bytes are the same next to a neighbour
 def test_peaks_of_real_processes(repository: Path, tmp_path: Path) -> None:
     """LoRA, QLoRA and full fine-tuning of a model with hundreds of MB of tensors, each in a process of its own: what
     the process grew by is within a tenth of what was planned."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from fastchat.plan.templates import template_line
 from fastchat.plan.units import GIB
 from fastchat.security import load_yaml
 from fastchat.settings.recipe_files import find_deepspeed_config
+from tests.train.warm import Warm
 
 ROOMY = ("--gpus", "8", "--gpu_memory", "80GiB", "--cpu_memory", "2000GiB")
 FULL = ("--recommend", "--full_finetuning", "True")
@@ -321,29 +319,23 @@ def test_nothing_of_the_user_s_is_replaced(capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.mark.launch
-def test_a_recommended_recipe_trains(tiny_model_dir: Any, tmp_path: Path, repository: Path) -> None:
-    """The very line that is printed, on the processor: full fine-tuning in two processes."""
+def test_a_recommended_recipe_trains(
+    warm: Warm, tiny_model_dir: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The words of the very line that is printed, on the processor: full fine-tuning in two processes."""
     from tests.builders import chat_rows, write_rows
-    from tests.machine import free_port
 
-    model = tiny_model_dir("llama", "metaspace_bos")
-    words = ["--gpus", "2", "--gpu_memory", "2GiB", "--model_name_or_path", str(model), "--model_max_length", "128"]
-    env = os.environ | {"PYTHONPATH": str(repository), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    planned = subprocess.run(
-        [sys.executable, "-m", "fastchat.plan", *FULL, *words, "--recipes", "r"],
-        env=env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (line,) = (line for line in planned.stdout.splitlines() if "fastchat.train.train r/" in line)
-    data = write_rows(tmp_path / "DATA.json", chat_rows(16))
-    line = line.strip().replace("deepspeed ", f"deepspeed --master_port {free_port()} ", 1)
-    line = f"{line} --use_cpu True --max_steps 1 --bf16 False".replace("DATA.json", str(data))
-    env |= {"DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(shlex.split(line), env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((tmp_path / "OUTPUT" / "training.json").read_text())
+    model, recipes = tiny_model_dir("llama", "metaspace_bos"), tmp_path / "the recipes"
+    words = ["--gpus", "2", "--gpu_memory", "2GiB", "--model_name_or_path", model, "--model_max_length", "128"]
+    text, _ = ask(capsys, *FULL, *words, "--recipes", recipes)
+    (line,) = (line for line in text.splitlines() if "fastchat.train.train " in line)
+    launcher, _, own = line.partition("fastchat.train.train ")
+    assert shlex.split(launcher) == ["deepspeed", "--num_gpus", "2", "--module"]
+    data = write_rows(tmp_path / "rows.json", chat_rows(16))
+    flags = [str(data) if word == "DATA.json" else word for word in shlex.split(own)]
+    flags += ["--use_cpu", "True", "--max_steps", "1", "--bf16", "False"]
+    outcome = warm.run(flags, tmp_path / "out", script="train")
+    assert warm.codes == [0, 0], outcome.err
+    record = outcome.record
     assert (record["engine"], record["world_size"], record["metrics"]["steps"]) == ("zero2", 2, 1)
     assert record["settings"]["conv_template"]["value"] == "vicuna_v1.1"

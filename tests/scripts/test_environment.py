@@ -113,7 +113,21 @@ def test_ci_runs_what_a_person_runs(repository: Path) -> None:
     assert "bash scripts/test.sh" in text
 
 
-def test_the_test_script_passes_arguments_on(repository: Path, tmp_path: Path) -> None:
+PARALLEL = "-n|2|--dist|loadgroup|--no-loadscope-reorder|"
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        (["--fast", "tests/x y"], f"{PARALLEL}-m|not launch and not slow|tests/x y|"),
+        (["-n", "0", "--thorough"], f"{PARALLEL}-n|0|--thorough|"),  # the last -n counts
+        (["tests/x.py", "--pdb"], "tests/x.py|--pdb|"),
+        (["-p", "no:xdist"], "-p|no:xdist|"),
+        (["-p", "no:cacheprovider"], f"{PARALLEL}-p|no:cacheprovider|"),
+    ],
+    ids=["fast", "workers", "debugger", "no plugin", "other plugin"],
+)
+def test_the_test_script_passes_arguments_on(repository: Path, tmp_path: Path, given: list[str], passed: str) -> None:
     # A copy of the scripts in an odd place, with an environment that only shows its arguments.
     checkout = tmp_path / "a b"
     (checkout / "scripts").mkdir(parents=True)
@@ -125,13 +139,9 @@ def test_the_test_script_passes_arguments_on(repository: Path, tmp_path: Path) -
     code = f'ROOT="{checkout}"; VENV="$ROOT/.venv"; environment_key >"$VENV/.ready"'
     assert _bash(repository, code).returncode == 0
     run = subprocess.run(
-        ["bash", str(checkout / "scripts" / "test.sh"), "--fast", "tests/x y"],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        check=True,
+        ["bash", str(checkout / "scripts" / "test.sh"), *given], capture_output=True, text=True, cwd="/", check=True
     )
-    assert run.stdout.splitlines() == [str(checkout), "-m|pytest|-m|not launch and not slow|tests/x y|"]
+    assert run.stdout.splitlines() == [str(checkout), f"-m|pytest|{passed}"]
 
 
 def test_every_script_is_valid_and_stops_at_the_first_error(repository: Path) -> None:

@@ -108,6 +108,7 @@ def test_the_verdict_is_good_only_where_the_tuned_model_is_clearly_better(
 
 @pytest.mark.launch
 @pytest.mark.slow
+@pytest.mark.xdist_group("quickstart")  # minutes: not in line with the other launches, and it minds no neighbour
 def test_the_quickstart_works_and_shows_it(repository: Path, run_script: Run) -> None:
     if not (repository / ".venv" / ".ready").is_file():
         pytest.skip("without .venv the quickstart would install one: run the tests with scripts/test.sh")

@@ -1,12 +1,15 @@
-"""The three training scripts: each run for real on the CPU with a tiny model, and what they say when something lacks.
+"""The three training scripts, trained with on the CPU with a tiny model, and what they say when something lacks.
 
-Overridden are only model, data, size and device; everything else must be the documented value, and what was really used
-(ZeRO stage, offload, quantisation, attention, precision) is read from the result, so that a silent fallback fails.
+One is run as it is, launcher included; of the others the words that they give to the launcher are run. Overridden are
+only model, data, size and device; everything else must be the documented value, and what was really used (ZeRO stage,
+offload, quantisation, attention, precision) is read from the result, so that a silent fallback fails.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 
 from tests.builders import chat_rows, make_model, write_rows
 from tests.scripts.conftest import Run
+from tests.train.warm import Warm
 
 ALL_SIZES = {  # what every size shares (FACTS of the original scripts)
     "lora_alpha": 16,
@@ -63,26 +67,41 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("base") / "tiny model", dtype="bfloat16", max_positions=1024)
 
 
-@pytest.mark.launch
-@pytest.mark.parametrize("size", SIZES, ids=_script)
-def test_it_trains_with_the_documented_values(size: Size, base_model: Path, run_script: Run, tmp_path: Path) -> None:
-    # Two optimizer steps in two processes; names that a careless script would take apart.
-    folder = tmp_path / "it's $(odd); -x"
+def _files(size: Size, base_model: Path, folder: Path) -> dict[str, str]:
+    """What a script has to be told. Data for two optimizer steps in two processes; names that need quotes."""
     folder.mkdir()
     data = write_rows(folder / "train.json", chat_rows(2 * 2 * size.batch * size.accumulation))
     held_out = write_rows(folder / "eval.json", chat_rows(4))
-    output = folder / "out"
-    run = run_script(
-        size.script,
-        *("--num_train_epochs", "1"),
-        MODEL=str(base_model),
-        DATA=str(data),
-        EVAL_DATA=str(held_out.relative_to(tmp_path)),  # relative to where the user stands
-        OUTPUT_DIR=str(output),
-        DEVICE="cpu",
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    names = {"MODEL": str(base_model), "DATA": str(data), "EVAL_DATA": str(held_out), "OUTPUT_DIR": str(folder / "out")}
+    return names | {"DEVICE": "cpu"}
 
+
+@pytest.mark.launch
+def test_it_trains_with_the_documented_values(base_model: Path, run_script: Run, tmp_path: Path) -> None:
+    """As a person starts it, with the deepspeed launcher."""
+    size, folder = SIZES[0], tmp_path / "it's $(odd); -x"
+    variables = _files(size, base_model, folder)
+    variables["EVAL_DATA"] = os.path.relpath(variables["EVAL_DATA"], tmp_path)  # relative to where the user stands
+    run = run_script(size.script, "--num_train_epochs", "1", **variables)
+    assert run.returncode == 0, run.stdout + run.stderr
+    _check_run(size, folder / "out", run.stderr)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("size", SIZES[1:], ids=_script)
+def test_what_it_starts_trains_with_the_documented_values(
+    size: Size, base_model: Path, launched_words: Callable[..., list[str]], warm: Warm, tmp_path: Path
+) -> None:
+    variables = _files(size, base_model, tmp_path / "it's $(odd); -x")
+    words = launched_words(size.script, "--num_train_epochs", "1", **variables)
+    program = next(i for i, word in enumerate(words) if word.endswith("fastchat/train/train_lora.py"))
+    assert words[program - 2 : program] == ["--num_gpus", "2"]
+    outcome = warm.run(words[program + 1 :], Path(variables["OUTPUT_DIR"]))
+    assert warm.codes == [0, 0], outcome.err
+    _check_run(size, outcome.folder, outcome.err)
+
+
+def _check_run(size: Size, output: Path, log: str) -> None:
     record: dict[str, Any] = json.loads((output / "training.json").read_text(encoding="utf-8"))
     settings = {name: entry["value"] for name, entry in record["settings"].items()}
     own = {
@@ -95,7 +114,7 @@ def test_it_trains_with_the_documented_values(size: Size, base_model: Path, run_
     expected = ALL_SIZES | own
     assert {name: settings[name] for name in expected} == expected
     assert record["metrics"]["steps"] == 2
-    _check_really_used(size, record, run.stderr)
+    _check_really_used(size, record, log)
     _check_adapter(output)
 
 

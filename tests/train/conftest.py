@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,6 @@ def data_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("data")
     rows = [row for rounds in (1, 2, 3) for row in builders.chat_rows(9, rounds)]
     return builders.write_rows(folder / "train.json", rows[:20]), builders.write_rows(folder / "eval.json", rows[20:])
-
-
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Any]:
-    """The process that runs of several processes are forked from; its imports take ten seconds, once."""
-    from tests.train.warm import Warm
-
-    process = Warm()
-    yield process
-    process.close()
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def _loss_beyond(folder: Path, data: Path) -> float:
 
 @pytest.mark.launch
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_scaled_model_is_better_beyond_the_old_window(shared: Path, tmp_path: Path) -> None:
     """Against the same tuning within the model's own window, which is what a run without scaling does."""
     lines = (shared / "data" / "gsm8k_multiturn.jsonl").read_text(encoding="utf-8").splitlines()

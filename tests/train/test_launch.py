@@ -14,6 +14,7 @@ import torch
 
 from tests.train.conftest import Outcome
 from tests.train.launches import REPOSITORY, STEADY_ADAM, launch, same_weights
+from tests.train.warm import Warm
 
 pytestmark = pytest.mark.launch
 COMMON = ["--lora_dropout", "0", "--num_train_epochs", "2", "--learning_rate", "1e-3", "--disable_tqdm", "True"]
@@ -48,18 +49,20 @@ def flags(model_dir: Path, data_files: tuple[Path, Path]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Callable[[str], Outcome]:
-    """`runs("zero2")`: the finished run of that split; each is made once."""
+def runs(tmp_path_factory: pytest.TempPathFactory, flags: list[str], warm: Warm) -> Callable[[str], Outcome]:
+    """`runs("zero2")`: the finished run of that split; each is made once. DDP's is started by torchrun; runs
+    that start with deepspeed are in tests/scripts."""
     folder = tmp_path_factory.mktemp("launches")
-    launchers = {"ddp": "torchrun", "zero2": "deepspeed", "zero3": "deepspeed"}
     made: dict[str, Outcome] = {}
 
     def run(name: str) -> Outcome:
         if name not in made:
             more = config(folder, int(name[-1])) if name.startswith("zero") else []
-            made[name] = launch(
-                launchers.get(name, "python"), "train_lora", [*flags, *SPLITS[name], *more], folder / name
-            )
+            words = [*flags, *SPLITS[name], *more]
+            if name == "ddp":
+                made[name] = launch("torchrun", "train_lora", words, folder / name)
+            else:
+                made[name] = warm.run(words, folder / name, processes=2 if more else 1)
             assert made[name].code == 0, made[name].err[-6000:]
         return made[name]
 
@@ -100,7 +103,7 @@ def test_what_was_really_used(runs: Callable[[str], Outcome], name: str, engine:
     assert "mismatch" not in runs(name).err, "a library warns of what is right"
 
 
-@pytest.mark.parametrize("name", ["plain", "zero3"])
+@pytest.mark.parametrize("name", ["ddp", "zero3"])
 def test_memory_is_measured_beside_the_plan(runs: Callable[[str], Outcome], name: str) -> None:
     outcome = runs(name)
     memory = outcome.record["memory"]
@@ -138,27 +141,27 @@ def test_what_comes_out(runs: Callable[[str], Outcome], name: str) -> None:
     assert record["settings"]["learning_rate"] == {"value": 1e-3, "from": "command line"}
 
 
-def test_a_quantised_base_under_zero3(flags: list[str], tmp_path: Path) -> None:
+def test_a_quantised_base_under_zero3(warm: Warm, flags: list[str], tmp_path: Path) -> None:
     more = ["--q_lora", "True", "--per_device_train_batch_size", "4", *config(tmp_path, 3)]
-    outcome = launch("deepspeed", "train_lora", [*flags, *more], tmp_path / "out")
-    assert outcome.code == 0, outcome.err[-6000:]
+    outcome = warm.run([*flags, *more], tmp_path / "out")
+    assert warm.codes == [0, 0], outcome.err[-6000:]
     assert outcome.record["engine"] == "zero3"
     assert outcome.record["quantization"]["type"] == "nf4" and outcome.record["quantization"]["double_quant"]
     assert outcome.record["metrics"]["eval_loss"] < outcome.record["metrics"]["eval_loss_before"]
 
 
 def test_full_fine_tuning_under_zero3(
-    train: Callable[..., Outcome], flags: list[str], tmp_path: Path, model_dir: Path
+    warm: Warm, train: Callable[..., Outcome], flags: list[str], tmp_path: Path, model_dir: Path
 ) -> None:
-    """By path and from a recipe under ZeRO-3 with two processes; the same in one plain process; the weights agree."""
+    """From a recipe under ZeRO-3 with two processes; the same in one plain process; the weights agree."""
     from transformers import AutoModelForCausalLM
 
     full = [flag for flag in flags if flag not in ("--lora_dropout", "0")]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\nlearning_rate: 1\n")
     more = [*config(tmp_path, 3), "--save_strategy", "epoch", "--save_only_model", "True"]
-    outcome = launch("deepspeed", "train", [str(recipe), *full, *more], tmp_path / "zero3")
-    assert outcome.code == 0, outcome.err[-6000:]
+    outcome = warm.run([str(recipe), *full, *more], tmp_path / "zero3", script="train")
+    assert warm.codes == [0, 0], outcome.err[-6000:]
     assert outcome.record["engine"] == "zero3"
     assert outcome.record["settings"]["per_device_train_batch_size"]["from"] == "yaml"
     assert outcome.record["settings"]["learning_rate"] == {"value": 1e-3, "from": "command line"}
@@ -171,15 +174,16 @@ def test_full_fine_tuning_under_zero3(
     same_weights(saved, reference, base)
 
 
-def test_bad_data_under_the_deepspeed_launcher(flags: list[str], tmp_path: Path) -> None:
+def test_bad_data_ends_every_process(warm: Warm, flags: list[str], tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"turns": 1}\n')
-    outcome = launch("deepspeed", "train_lora", [*flags, "--data_path", str(tmp_path / "bad.jsonl")], tmp_path / "out")
-    assert outcome.code == 3 and outcome.status["exit_code"] == 3
-    assert outcome.err.count("error: ") == 1 and "bad.jsonl:1" in outcome.err and "Traceback" not in outcome.err
+    outcome = warm.run([*flags, "--data_path", str(tmp_path / "bad.jsonl"), *config(tmp_path, 3)], tmp_path / "out")
+    assert warm.codes == [3, 3] and outcome.status["exit_code"] == 3
+    found = [outcome.err.count(f"{rank}error: ") for rank in ("\n", "[rank 1] ")]
+    assert found == [1, 1] and "bad.jsonl:1" in outcome.err and "Traceback" not in outcome.err
 
 
-def test_an_error_of_one_rank_ends_all_under_torchrun(flags: list[str], tmp_path: Path) -> None:
-    """The other rank is waiting for this one; the launcher's code is 1, the file has the real one."""
+def test_an_error_of_one_rank_ends_all(warm: Warm, flags: list[str], tmp_path: Path) -> None:
+    """The other rank is waiting for this one."""
     (tmp_path / "mine.py").write_text(
         "import os\nfrom fastchat.errors import SettingsError\n"
         "from fastchat.conversation import Conversation, register_conv_template\n"
@@ -187,8 +191,8 @@ def test_an_error_of_one_rank_ends_all_under_torchrun(flags: list[str], tmp_path
         "register_conv_template(Conversation(name='mine', roles=('Q', 'A'), sep=' '))\n"
     )
     more = ["--conv_template_file", str(tmp_path / "mine.py"), "--conv_template", "alpaca"]
-    outcome = launch("torchrun", "train_lora", [*flags, *more], tmp_path / "out")
-    assert outcome.code == 1 and outcome.status["exit_code"] == 2
+    outcome = warm.run([*flags, *more], tmp_path / "out")
+    assert warm.codes == [2, 2] and outcome.status["exit_code"] == 2
     assert "[rank 1] error: " in outcome.err and "only rank 1 minds" in outcome.err
 
 

@@ -1,4 +1,4 @@
-"""Multi-round math: Gemma architecture, tokenizer and template, packed, ZeRO-3 with two processes under torchrun.
+"""Multi-round math: Gemma architecture, tokenizer and template, packed, ZeRO-3 with two processes.
 
 The loss falls, user turns and outputs are not learned, the saved model is the engine's, and a reload goes on writing.
 """
@@ -16,7 +16,7 @@ import torch
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
-from tests.train.launches import launch
+from tests.train.warm import Warm
 
 SETTINGS = ["--optim", "adamw_torch", "--learning_rate", "1e-2", "--warmup_steps", "5", "--bf16", "False"]
 SETTINGS += ["--gradient_accumulation_steps", "1", "--save_strategy", "no", "--disable_tqdm", "True"]
@@ -69,12 +69,12 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def run_under_zero3(data: Path, base: Path, folder: Path, *flags: str) -> Outcome:
-    """The documents' launch line: torchrun, a recipe by its name, ZeRO-3."""
+def run_under_zero3(warm: Warm, data: Path, base: Path, folder: Path, *flags: str) -> Outcome:
+    """The documents' flags: a recipe by its name, ZeRO-3."""
     words = ["gemma-2b-it.yml", "--deepspeed", "deepspeed_config_s3"]
     words += ["--model_name_or_path", str(base), "--data_path", str(data), *SETTINGS, *flags]
-    outcome = launch("torchrun", "tests.train.weights_program", words, folder)
-    assert outcome.code == 0, outcome.err[-6000:]
+    outcome = warm.run(words, folder, script="tests.train.weights_program")
+    assert warm.codes == [0, 0], outcome.err[-6000:]
     return outcome
 
 
@@ -104,9 +104,9 @@ def check_result(outcome: Outcome, data: Path) -> str:
 
 
 @pytest.mark.launch
-def test_the_whole_run_under_zero3(gemma: Path, math_file: Path, tmp_path: Path) -> None:
+def test_the_whole_run_under_zero3(warm: Warm, gemma: Path, math_file: Path, tmp_path: Path) -> None:
     outcome = run_under_zero3(
-        math_file, gemma, tmp_path / "out", *("--per_device_train_batch_size", "1", "--max_steps", "60"),
+        warm, math_file, gemma, tmp_path / "out", *("--per_device_train_batch_size", "1", "--max_steps", "60"),
         *("--model_max_length", "512", "--verify_packing", "True"),
     )  # fmt: skip
     assert outcome.err.count("packing verified on") == 1
@@ -114,11 +114,12 @@ def test_the_whole_run_under_zero3(gemma: Path, math_file: Path, tmp_path: Path)
 
 
 @pytest.mark.launch
-def test_the_same_on_real_data(shared: Path, gemma: Path, tmp_path: Path) -> None:
+@pytest.mark.thorough
+def test_the_same_on_real_data(warm: Warm, shared: Path, gemma: Path, tmp_path: Path) -> None:
     rows = (shared / "data" / "gsm8k_multiturn.jsonl").read_text(encoding="utf-8").splitlines()[:64]
     data = tmp_path / "gsm8k.jsonl"
     data.write_text("\n".join(rows) + "\n", encoding="utf-8")
     flags = ["--per_device_train_batch_size", "1", "--max_steps", "40", "--model_max_length", "1536"]
-    outcome = run_under_zero3(data, gemma, tmp_path / "out", *flags)
+    outcome = run_under_zero3(warm, data, gemma, tmp_path / "out", *flags)
     assert outcome.record["packing"]["train"]["fill"] > 0.9
     check_result(outcome, data)

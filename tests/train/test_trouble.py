@@ -15,6 +15,7 @@ from fastchat.checkpoint.discover import newest_checkpoint
 from fastchat.checkpoint.manifest import read_manifest
 from fastchat.checkpoint.verify import verify
 from tests.machine import wait_for
+from tests.tiers import pairs, thorough
 from tests.train.conftest import Outcome
 from tests.train.launches import start
 from tests.train.test_resume import same_run
@@ -56,8 +57,7 @@ def plain(warm: Warm, flags_of, tmp_path_factory) -> Callable[[str], Outcome]:
     return run
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", ["term", "int"])
+@pytest.mark.parametrize(("kind", "engine"), pairs(["term", "int"], ENGINES))
 def test_a_signal_to_one_rank_saves_the_same_step_everywhere(
     warm: Warm, flags_of, plain, tmp_path: Path, engine: str, kind: str
 ) -> None:
@@ -83,8 +83,7 @@ def test_a_signal_to_one_rank_saves_the_same_step_everywhere(
     same_run(plain(engine), resumed)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("phase", ["data", "model"])
+@pytest.mark.parametrize(("rank", "phase"), pairs([0, 1], ["data", "model"]))
 def test_a_signal_before_training_ends_all_at_once(warm: Warm, flags_of, tmp_path: Path, rank: int, phase: str) -> None:
     stopped = warm.run(flags_of("ddp"), tmp_path / "out", TROUBLE=f"int:{rank}:{phase}")
     assert warm.codes == [75, 75], stopped.err
@@ -131,7 +130,7 @@ def test_a_signal_at_the_end(warm: Warm, flags_of, data_files: tuple[Path, Path]
     assert done.record["metrics"]["eval_loss"] > 0 and [row["step"] for row in done.metrics[:2]] == [1, 2]
 
 
-@pytest.mark.parametrize(("engine", "rank"), [("ddp", 0), ("ddp", 1), ("zero2", 1)])
+@pytest.mark.parametrize(("engine", "rank"), [("ddp", 0), thorough("ddp", 1, in_default=False), ("zero2", 1)])
 def test_a_disk_full_for_one_rank_stops_all(warm: Warm, flags_of, tmp_path: Path, engine: str, rank: int) -> None:
     outcome = warm.run(flags_of(engine), tmp_path / "out", TROUBLE=f"full:{rank}:5")
     assert warm.codes == [6, 6], outcome.err
@@ -148,7 +147,7 @@ def test_a_rank_that_hangs_ends_the_run_within_the_timeout(warm: Warm, flags_of,
     assert verify(hung.folder)[1]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["ddp", thorough("zero2", in_default=False), "zero3"])
 def test_a_killed_rank_is_named_and_the_next_run_goes_on(
     warm: Warm, flags_of, plain, tmp_path: Path, engine: str
 ) -> None:
@@ -163,8 +162,7 @@ def test_a_killed_rank_is_named_and_the_next_run_goes_on(
     same_run(plain(engine), resumed)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", ["nan", "inf"])
+@pytest.mark.parametrize(("kind", "engine"), pairs(["nan", "inf"], ENGINES))
 def test_a_poisoned_loss_on_one_rank_stops_all(
     warm: Warm, flags_of, plain, tmp_path: Path, engine: str, kind: str
 ) -> None:
@@ -178,7 +176,7 @@ def test_a_poisoned_loss_on_one_rank_stops_all(
     assert sorted(os.listdir(outcome.folder)) == ["checkpoint-4", "metrics.jsonl", "samples.jsonl", "status.json"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["ddp", thorough("zero2", in_default=False), "zero3"])
 def test_skipping_leaves_that_update_out(warm: Warm, flags_of, plain, tmp_path: Path, engine: str) -> None:
     outcome = warm.run([*flags_of(engine), "--on_nonfinite", "skip"], tmp_path / "out", TROUBLE="nan:1:5")
     assert warm.codes == [0, 0], outcome.err
@@ -190,7 +188,7 @@ def test_skipping_leaves_that_update_out(warm: Warm, flags_of, plain, tmp_path: 
     assert outcome.record["metrics"]["train_loss"] > 0
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+@pytest.mark.parametrize("launcher", [thorough("torchrun", in_default=False), "deepspeed"])
 def test_a_signal_to_the_launcher_leaves_no_process_behind(flags_of, tmp_path: Path, launcher: str) -> None:
     """`deepspeed` dies at once and tells nobody; its ranks notice, save the same step and exit."""
     folder = tmp_path / "out"
@@ -214,7 +212,8 @@ def test_a_signal_to_the_launcher_leaves_no_process_behind(flags_of, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("launcher", "rank", "when"), [("torchrun", 1, '"step": 2'), ("deepspeed", 0, "memory expected")]
+    ("launcher", "rank", "when"),
+    [("torchrun", 1, '"step": 2'), thorough("deepspeed", 0, "memory expected", in_default=False)],
 )
 def test_a_killed_rank_is_recorded_whatever_its_launcher_does(
     flags_of, tmp_path: Path, launcher: str, rank: int, when: str

@@ -110,6 +110,7 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
         witness.install()
         script = job["script"] if "." in job["script"] else f"fastchat.train.{job['script']}"
         importlib.import_module(script).main(job["words"])
+        code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     except BaseException:  # noqa: BLE001

@@ -1,13 +1,10 @@
-"""`fastchat.train.train` as people run it, which also leaves the engine's weights beside the result:
-
-    torchrun --nproc_per_node 2 -m tests.train.weights_program RECIPE.yaml --output_dir OUT ...
+"""`fastchat.train.train`, which also leaves the engine's weights next to the result: a program for `warm.run`.
 
 OUT.weights.pt then holds what the engine had after the last step, gathered by DeepSpeed before anything is saved.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +33,9 @@ def install() -> None:
     recipe.measured = measured
 
 
-if __name__ == "__main__":
-    from fastchat.train.train import main
+def main(words: list[str]) -> None:
+    """One process of the run with the command line `words`."""
+    from fastchat.train import train
 
     install()
-    main(sys.argv[1:])
+    train.main(words)
