@@ -100,7 +100,7 @@ def gather(mine: T) -> list[T]:
     return everyone
 
 
-def together(work: Callable[[], T]) -> T:
+def on_all_processes(work: Callable[[], T]) -> T:
     """Runs `work` in every process and gives each its own result. The first user error of any is raised in all.
 
     After any other error in one process that one raises it and the others PeerFailed: a process that left alone would
@@ -123,19 +123,19 @@ def together(work: Callable[[], T]) -> T:
 
 def everyone(work: Callable[[], T]) -> list[T]:
     """Runs `work` in every process and gives all results, by rank; an error is raised in all, see `together`."""
-    return gather(together(work))
+    return gather(on_all_processes(work))
 
 
-def first(work: Callable[[], T]) -> T | None:
+def on_main_process(work: Callable[[], T]) -> T | None:
     """Runs `work` in global rank 0 and gives its result to all; its error is raised in all, see `together`."""
-    made: list[Any] = [together(work if rank() == 0 else lambda: None)]
+    made: list[Any] = [on_all_processes(work if rank() == 0 else lambda: None)]
     if dist.is_initialized():
         dist.broadcast_object_list(made, src=0)  # sent once, not gathered from all: it may be large
     return made[0]
 
 
-def first_on_machine(work: Callable[[], T]) -> T:
+def on_local_main_process(work: Callable[[], T]) -> T:
     """Runs `work` once per machine and gives its result to all processes there; its error is raised in all."""
-    mine = together(work if local_rank() == 0 else lambda: None)
+    mine = on_all_processes(work if local_rank() == 0 else lambda: None)
     result: Any = gather(mine)[rank() - local_rank()]
     return result

@@ -13,7 +13,7 @@ from fastchat.checkpoint.manifest import Manifest, describe_files, files_in, wri
 from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.staging import SAVING, checkpoint_path, new_stage, put_in_place, rotate, settle_files
 from fastchat.errors import CheckpointError, PeerFailed, UserError
-from fastchat.processes import everyone, first, rank, world_size
+from fastchat.processes import everyone, on_main_process, rank, world_size
 
 T = TypeVar("T")
 
@@ -55,13 +55,15 @@ def save_checkpoint(
         put_in_place(stage, run, manifest.step)
 
     try:
-        first(guarded(lambda: new_stage(run, manifest.step)))
+        on_main_process(guarded(lambda: new_stage(run, manifest.step)))
         everyone(guarded(lambda: write(stage)))
-        names = first(lambda: files_in(stage)) or []  # one list for all: a network's folder may look different to each
+        names = (
+            on_main_process(lambda: files_in(stage)) or []
+        )  # one list for all: a network's folder may look different to each
         files = {name: entry for part in everyone(guarded(describe)) for name, entry in part.items()}
         files = dict(sorted(files.items()))
-        first(guarded(finish))
-        first(guarded(lambda: rotate(run, keep, current=manifest.step, protected=protected)))
+        on_main_process(guarded(finish))
+        on_main_process(guarded(lambda: rotate(run, keep, current=manifest.step, protected=protected)))
     except (UserError, PeerFailed, OSError):
         if rank() == 0:
             with suppress(OSError):

@@ -19,9 +19,9 @@ from fastchat.checkpoint.files import check_new_folder, new_folder
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.record import RECORD_NAME
 from fastchat.checkpoint.space import disk_errors
-from fastchat.checkpoint.tuned import Tuned, find_tuned, load_tuned, load_tuned_tokenizer
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.saved_template import install_template
+from fastchat.checkpoint.trained_model import TrainedModel, find_trained, load_trained, load_trained_tokenizer
+from fastchat.data.encoding.saved_template import install_template
+from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import load_base_model, load_config, weights_dtype
 from fastchat.model.lora import check_adapter_directory
@@ -64,7 +64,7 @@ def merge_adapter(
     target = check_new_folder(target_path, "--target-model-path")
     if not Path(lora_path).expanduser().is_dir():
         check_adapter_directory(lora_path)  # raises: an adapter is a folder, never a name on the hub
-    tuned = find_tuned(lora_path, base_model_path)
+    tuned = find_trained(lora_path, base_model_path)
     if not tuned.is_adapter:
         check_adapter_directory(lora_path)  # raises
     other = tuned.other_base()
@@ -73,9 +73,9 @@ def merge_adapter(
     weights = weights or ("dequantised" if tuned.quantised else "full")
     options = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     dtype = weights_dtype("auto", load_config(tuned.base, **options))
-    tokenizer = load_tuned_tokenizer(tuned, **options)
+    tokenizer = load_trained_tokenizer(tuned, **options)
     stop_ids = _stop_ids(tuned, tokenizer)
-    model = load_tuned(tuned, weights=weights, device=device, **options)
+    model = load_trained(tuned, weights=weights, device=device, **options)
     probe = _probe(model)
     wanted, effect = _logits_and_effect(model, probe)
     merged = merge_weights(model, dtype).cpu()
@@ -125,17 +125,17 @@ def _untie_if_adapted(base: Any, layers: list[Any]) -> None:
     say("The adapter changes the head or the embedding, which this base shares: the merged model has one of each.")
 
 
-def _stop_ids(tuned: Tuned, tokenizer: Any) -> tuple[int, ...]:
+def _stop_ids(tuned: TrainedModel, tokenizer: Any) -> tuple[int, ...]:
     """The ids that end an answer in the run's template; puts that template into `tokenizer` as well."""
-    bound = tuned.bind(TextEncoder.from_tokenizer(tokenizer))
-    if bound is None:
+    chat_encoder = tuned.bind(TextEncoder.from_tokenizer(tokenizer))
+    if chat_encoder is None:
         say(f"{tuned.path} has no training record: the merged model keeps the tokenizer's chat template and EOS.")
         return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    install_template(tokenizer, bound)
-    return tuple(bound.stop_ids)
+    install_template(tokenizer, chat_encoder)
+    return tuple(chat_encoder.stop_ids)
 
 
-def _write_company(folder: Path, tuned: Tuned, tokenizer: Any) -> None:
+def _write_company(folder: Path, tuned: TrainedModel, tokenizer: Any) -> None:
     """Tokenizer, chat template and training record, with the new digests, beside the weights."""
     write_tokenizer(tokenizer, folder)
     for name in ("chat_template.jinja", RECORD_NAME):

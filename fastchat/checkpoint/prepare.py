@@ -72,7 +72,7 @@ def prepare_model(
     resized = _embedding_names(source, trust_remote_code)
     size = sum(path.stat().st_size for path in _weight_files(source))
     with disk_errors(target, size, "model"), new_folder(target) as folder:
-        _copy_company(source, folder)
+        _copy_sidecar_files(source, folder)
         if not (folder / "tokenizer.json").is_file():
             say(f"{model_path} has no tokenizer.json: it is made from the older files.")
             write_tokenizer(tokenizer, folder)
@@ -139,7 +139,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / "model.safetensors"]
 
 
-def _copy_company(source: Path, folder: Path) -> None:
+def _copy_sidecar_files(source: Path, folder: Path) -> None:
     """Everything that is no weight; names what is left out because it would still hold the old vocabulary."""
     ours = {path.name for path in _weight_files(source)} | {INDEX}
     left_out = []

@@ -13,7 +13,7 @@ from fastchat.checkpoint.full import saved_configs, write_model
 from fastchat.checkpoint.gather import at_rest, gather_all, gather_trained
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.model.tokenizer_files import write_tokenizer
-from fastchat.processes import first
+from fastchat.processes import on_main_process
 
 
 def save_result(
@@ -49,7 +49,7 @@ def save_result(
                 record.files = describe_result(stage)
             record.write(stage)
 
-    first(write)
+    on_main_process(write)
 
 
 def write_company(folder: Path, model: Any, *, adapter: bool, tokenizer: Any, stop_ids: Collection[int]) -> None:

@@ -27,11 +27,11 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from fastchat.data.command import run
-from fastchat.data.formats import ASSISTANT, CALL, TOOL, USER
-from fastchat.data.html_markdown import html_to_markdown
-from fastchat.data.terminal import safe
-from fastchat.data.tools import Dropped, Tally, add_slice, check_slice, convert, tool_parser, turn_list
+from fastchat.data.rows.formats import ASSISTANT, CALL, TOOL, USER
+from fastchat.data.tools.command import run
+from fastchat.data.tools.html_markdown import html_to_markdown
+from fastchat.data.tools.row_tool import Dropped, Tally, add_slice, check_slice, convert, tool_parser, turn_list
+from fastchat.data.view.terminal import safe
 from fastchat.errors import say
 
 BLOCKED_WORDS = ("openai", "chatgpt")

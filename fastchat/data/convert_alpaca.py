@@ -14,9 +14,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastchat.data.bad_rows import BadRow, shown
-from fastchat.data.command import run
-from fastchat.data.formats import (
+from fastchat.data.rows.bad_rows import BadRow, shown
+from fastchat.data.rows.formats import (
     ASSISTANT,
     COLUMNS,
     REASONING_KEYS,
@@ -25,7 +24,8 @@ from fastchat.data.formats import (
     format_of,
     parse_row,
 )
-from fastchat.data.tools import Tally, convert, tool_parser
+from fastchat.data.tools.command import run
+from fastchat.data.tools.row_tool import Tally, convert, tool_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

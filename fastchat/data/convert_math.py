@@ -24,14 +24,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fastchat.data.bad_rows import BadRow, BadRowReport, shown
-from fastchat.data.command import Parser, run
-from fastchat.data.formats import TRAIN_KEYS, refuse_unsupported
-from fastchat.data.math_rows import Problem, agree, dialogue, number, read_problem
-from fastchat.data.reading import Row, read_rows
-from fastchat.data.sandbox import Limits, guarantee, run_python
-from fastchat.data.terminal import safe
-from fastchat.data.writing import RowFile, check_output
+from fastchat.data.rows.bad_rows import BadRow, BadRowReport, shown
+from fastchat.data.rows.formats import TRAIN_KEYS, refuse_unsupported
+from fastchat.data.rows.reading import Row, read_rows
+from fastchat.data.rows.writing import RowFile, check_output
+from fastchat.data.tools.command import Parser, run
+from fastchat.data.tools.math_rows import Problem, agree, dialogue, number, read_problem
+from fastchat.data.tools.sandbox import Limits, guarantee, run_python
+from fastchat.data.view.terminal import safe
 from fastchat.errors import DataError, SettingsError, say
 
 _FAILURES = {

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastchat.data.command import run
-from fastchat.data.tools import Dropped, Tally, convert, tool_parser, turn_list
+from fastchat.data.tools.command import run
+from fastchat.data.tools.row_tool import Dropped, Tally, convert, tool_parser, turn_list
 
 _ITEM = re.compile(r"^([12])\. ", re.MULTILINE)
 

@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
-from fastchat.data.choosing import text_encoder
-from fastchat.data.command import run
-from fastchat.data.formats import parse_row
-from fastchat.data.histogram import percentile
-from fastchat.data.tools import Rows, tool_parser
+from fastchat.data.rows.formats import parse_row
+from fastchat.data.tools.choosing import text_encoder
+from fastchat.data.tools.command import run
+from fastchat.data.tools.row_tool import Rows, tool_parser
+from fastchat.data.view.histogram import percentile
 from fastchat.errors import show
 
 EDGES = (0, 1024, 2048, 4096, 8192, 16384, 32768)

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastchat.data.command import run
-from fastchat.data.formats import row_id
-from fastchat.data.tools import Tally, convert, tool_parser
+from fastchat.data.rows.formats import row_id
+from fastchat.data.tools.command import run
+from fastchat.data.tools.row_tool import Tally, convert, tool_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,28 +23,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.choosing import bound_encoder, check_model
-from fastchat.data.command import guarded
-from fastchat.data.counts import count_example, hint_at_causes, table
-from fastchat.data.html_report import HtmlReport
-from fastchat.data.loading import Record, Records
-from fastchat.data.lost import Lost
-from fastchat.data.mixing import check_proportions, held_out_line, num_held_out, proportional, proportions_line
-from fastchat.data.progress import byte_bar
-from fastchat.data.showing import shown
-from fastchat.data.sources import Source, find_sources
-from fastchat.data.store import usable
-from fastchat.data.terminal import legend, wants_colour
-from fastchat.data.tokenization import Example, tokenize_dialogues
-from fastchat.data.writing import StagedFile, check_output
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.examples import Example, tokenize_dialogues
+from fastchat.data.rows.records import Record, Records
+from fastchat.data.rows.sources import Source, find_sources
+from fastchat.data.rows.writing import StagedFile, check_output
+from fastchat.data.tokens.counts import count_example, hint_at_causes, table
+from fastchat.data.tokens.lost import Lost
+from fastchat.data.tokens.mixing import check_proportions, held_out_line, num_held_out, proportional, proportions_line
+from fastchat.data.tokens.progress import byte_bar
+from fastchat.data.tokens.store import usable
+from fastchat.data.tools.choosing import check_model, load_chat_encoder
+from fastchat.data.tools.command import guarded
+from fastchat.data.view.html_report import HtmlReport
+from fastchat.data.view.showing import shown
+from fastchat.data.view.terminal import legend, wants_colour
 from fastchat.errors import EXIT_DONE, DataError, SettingsError, say, show
 from fastchat.settings.arguments import PreviewArguments
 from fastchat.settings.help import asked_for_help, help_text
 from fastchat.settings.options import Option, check_ranges, check_refused, options_of, split_recipe
+from fastchat.settings.parsing import to_shares
 from fastchat.settings.readers import preview_options, preview_reader
 from fastchat.settings.recipe_files import find_recipe
-from fastchat.settings.typed import to_shares
 from fastchat.streams import kept_output
 
 _READ = (  # what it reads of training's settings; the others are accepted, so that every recipe works
@@ -75,19 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def preview(args: argparse.Namespace) -> None:
     """Read, tokenise, show, write, one batch of rows after the other. Raises UserError."""
     _check(args)
-    bound = bound_encoder(args, args.train_on)
+    chat_encoder = load_chat_encoder(args, args.train_on)
     sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
     files = [file for source in sources for file in source.files]
     _check_outputs(args, files)
-    reasoning = bool(bound.template.reasoning_key)
+    reasoning = bool(chat_encoder.template.reasoning_key)
     records, counts = Records(files, on_bad_row=args.on_bad_row, reasoning=reasoning), Counter[str]()
-    report = HtmlReport(bound, args.model_max_length) if args.html else None
+    report = HtmlReport(chat_encoder, args.model_max_length) if args.html else None
     trained: Counter[str] = Counter()  # examples of each file
     gains: Counter[int] = Counter()
     num_shown = 0
     colour = wants_colour(sys.stdout)
     with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
-        for record, example in _examples(records, bound, args):
+        for record, example in _examples(records, chat_encoder, args):
             if record.dialogue is None:
                 counts[f"dropped_{record.dropped}"] += 1
             else:
@@ -96,7 +96,7 @@ def preview(args: argparse.Namespace) -> None:
             trained[record.source] += example.dropped is None
             if example.dropped is None and num_shown < args.num:
                 num_shown += 1
-                show(shown(record, example, bound, args.model_max_length, colour=colour) + "\n")
+                show(shown(record, example, chat_encoder, args.model_max_length, colour=colour) + "\n")
             if output:
                 output.write(_line(example))
             if report:
@@ -109,7 +109,7 @@ def preview(args: argparse.Namespace) -> None:
         say(f"{warning}. What it takes: --plan with the training command")
     _print_choice(args, sources, trained)
     if report:
-        say(report.write(args.html, counts, _about(args, bound)))
+        say(report.write(args.html, counts, _about(args, chat_encoder)))
     if not counts["supervised_tokens"]:
         cause = hint_at_causes(counts, args.model_max_length)
         raise DataError(f"not one supervised token in the data: training would stop. {cause}")
@@ -167,7 +167,9 @@ def _check_outputs(args: argparse.Namespace, files: Sequence[str]) -> None:
 # --- showing
 
 
-def _examples(records: Records, bound: BoundEncoder, args: argparse.Namespace) -> Iterator[tuple[Record, Example]]:
+def _examples(
+    records: Records, chat_encoder: ChatEncoder, args: argparse.Namespace
+) -> Iterator[tuple[Record, Example]]:
     """Every record with its example, in input order; a record without a dialogue has one without ids.
 
     Behind a malformed row that will stop the command, the files are only read to their end.
@@ -175,7 +177,9 @@ def _examples(records: Records, bound: BoundEncoder, args: argparse.Namespace) -
     with byte_bar("tokenising", records.num_bytes, progress=sys.stderr.isatty()) as update:
         rows = (record for record in records if not records.stopping)
         while batch := list(islice(rows, _BATCH)):
-            made = tokenize_dialogues(usable(batch), bound, max_length=args.model_max_length, overlong=args.overlong)
+            made = tokenize_dialogues(
+                usable(batch), chat_encoder, max_length=args.model_max_length, overlong=args.overlong
+            )
             for record in batch:
                 example = next(made) if record.dialogue is not None else Example(record.index, dropped=record.dropped)
                 assert example.index == record.index, (example.index, record.index)
@@ -195,11 +199,11 @@ def _print_choice(args: argparse.Namespace, sources: Sequence[Source], trained: 
         show(held_out_line(num_held_out(args.val_set_size, num), num))
 
 
-def _about(args: argparse.Namespace, bound: BoundEncoder) -> dict[str, str]:
+def _about(args: argparse.Namespace, chat_encoder: ChatEncoder) -> dict[str, str]:
     """What the page says was previewed."""
     return {
         "model": args.model_name_or_path,
-        "template": bound.template.name,
+        "template": chat_encoder.template.name,
         "data": ", ".join(args.data_path),
         "--train_on": args.train_on,
         "--model_max_length": f"{args.model_max_length:,} (--overlong {args.overlong})",

@@ -20,11 +20,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fastchat.conversation import Dialogue, Turn
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.choosing import add_model_flags, bound_encoder
-from fastchat.data.command import run
-from fastchat.data.formats import ASSISTANT, TREATMENTS, USER, parse_row, refuse_reasoning
-from fastchat.data.tools import Dropped, Tally, TurnList, add_slice, check_slice, convert, tool_parser, turn_list
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.rows.formats import ASSISTANT, TREATMENTS, USER, parse_row, refuse_reasoning
+from fastchat.data.tools.choosing import add_model_flags, load_chat_encoder
+from fastchat.data.tools.command import run
+from fastchat.data.tools.row_tool import (
+    Dropped,
+    Tally,
+    TurnList,
+    add_slice,
+    check_slice,
+    convert,
+    tool_parser,
+    turn_list,
+)
 from fastchat.errors import SettingsError
 
 _REMOVED = ("leading_assistant_turns", "leading_tool_turns", "trailing_user_turns")
@@ -45,21 +54,23 @@ def split_long_conversation(args: argparse.Namespace) -> None:
     check_slice(args)
     if args.max_length < 1:
         raise SettingsError(f"--max-length {args.max_length}: it needs to be at least 1.")
-    bound = bound_encoder(args)
-    convert(args, lambda _, row, tally: split_row(row, bound, args.max_length, tally))
+    chat_encoder = load_chat_encoder(args)
+    convert(args, lambda _, row, tally: split_row(row, chat_encoder, args.max_length, tally))
 
 
-def split_row(row: dict[str, Any], bound: BoundEncoder, max_length: int, tally: Tally) -> Iterable[dict[str, Any]]:
+def split_row(
+    row: dict[str, Any], chat_encoder: ChatEncoder, max_length: int, tally: Tally
+) -> Iterable[dict[str, Any]]:
     """The pieces of one row, each a row. Raises Dropped for one without an answered user turn."""
     parsed, turns = parse_row(row), turn_list(row)
     if parsed.dialogue is None:
         raise Dropped(str(parsed.dropped))
-    if not bound.template.reasoning_key:
+    if not chat_encoder.template.reasoning_key:
         refuse_reasoning(parsed.dialogue)
     for name in _REMOVED:
         tally.notes[TREATMENTS[name]] += parsed.treatments[name]
     rounds = find_rounds(turns.roles)
-    measure = _Measure(turns, rounds, parsed.dialogue.system, bound)
+    measure = _Measure(turns, rounds, parsed.dialogue.system, chat_encoder)
     spans = list(fill(len(rounds), measure, max_length))
     tally.notes["conversations split"] += len(spans) > 1
     tally.notes["rounds that are too long alone, kept: training cuts the answer"] += sum(
@@ -93,8 +104,8 @@ def fill(num_rounds: int, measure: _Measure, max_length: int) -> Iterator[tuple[
 class _Measure:
     """Lengths of pieces of one conversation, in tokens. Nothing is encoded twice."""
 
-    def __init__(self, turns: TurnList, rounds: list[tuple[int, int]], system: str | None, bound: BoundEncoder):
-        self._turns, self._rounds, self._system, self._bound = turns, rounds, system, bound
+    def __init__(self, turns: TurnList, rounds: list[tuple[int, int]], system: str | None, chat_encoder: ChatEncoder):
+        self._turns, self._rounds, self._system, self._bound = turns, rounds, system, chat_encoder
         self._lengths: dict[tuple[int, int], int] = {}
         self._guesses = self._apart()
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from fastchat.data.command import run
-from fastchat.data.tools import Rows, add_slice, check_slice, tool_parser
-from fastchat.data.writing import RowFile, check_output
+from fastchat.data.rows.writing import RowFile, check_output
+from fastchat.data.tools.command import run
+from fastchat.data.tools.row_tool import Rows, add_slice, check_slice, tool_parser
 from fastchat.errors import ResourceError, SettingsError, show
 
 _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fastchat.data.command import Parser, run
+from fastchat.data.tools.command import Parser, run
 
 
 def build_parser() -> Parser:

@@ -24,7 +24,7 @@ from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
 from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
-from fastchat.settings.typed import to_names
+from fastchat.settings.parsing import to_names
 
 BIAS_KINDS = ("none", "all", "lora_only")
 ADAPTER_CONFIG = "adapter_config.json"

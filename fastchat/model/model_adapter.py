@@ -46,7 +46,7 @@ class BaseModelAdapter:
 
         `from_pretrained_kwargs`: "torch_dtype" (or "dtype") and "revision"; others raise NotImplementedError.
         """
-        from fastchat.checkpoint.tuned import find_tuned, load_tuned, load_tuned_tokenizer
+        from fastchat.checkpoint.trained_model import find_trained, load_trained, load_trained_tokenizer
 
         options = dict(from_pretrained_kwargs)
         dtype = options.pop("dtype", options.pop("torch_dtype", "auto"))
@@ -56,9 +56,9 @@ class BaseModelAdapter:
             )
         if options:
             raise NotImplementedError(f"{', '.join(options)} {_ELSEWHERE}")
-        tuned = find_tuned(model_path)
-        tokenizer = load_tuned_tokenizer(tuned)
-        return load_tuned(tuned, dtype=dtype), tokenizer
+        tuned = find_trained(model_path)
+        tokenizer = load_trained_tokenizer(tuned)
+        return load_trained(tuned, dtype=dtype), tokenizer
 
     def load_compress_model(
         self, model_path: str, device: str, torch_dtype: torch.dtype, revision: str = "main"
@@ -93,11 +93,11 @@ class PeftModelAdapter(BaseModelAdapter):
 
     def get_default_conv_template(self, model_path: str) -> Conversation:
         """The template it was trained with; of an adapter without a record, that of its base."""
-        from fastchat.checkpoint.tuned import find_tuned
+        from fastchat.checkpoint.trained_model import find_trained
 
         if not Path(model_path).expanduser().is_dir():
             return super().get_default_conv_template(model_path)
-        tuned = find_tuned(model_path)
+        tuned = find_trained(model_path)
         name = tuned.template_name
         if name in conv_templates:
             return get_conv_template(name)

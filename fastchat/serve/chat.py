@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from fastchat.checkpoint.tuned import Tuned, find_tuned, load_tuned, load_tuned_tokenizer
+from fastchat.checkpoint.trained_model import TrainedModel, find_trained, load_trained, load_trained_tokenizer
 from fastchat.conversation import Dialogue, Template, Turn
-from fastchat.data.binding import BoundEncoder, encode_prompt
-from fastchat.data.encoder import TextEncoder
+from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
+from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError
 from fastchat.model.rope import context_length, rope_type
 
@@ -32,14 +32,14 @@ class Chat:
 
     Attributes:
         model: the causal LM, in evaluation mode.
-        bound: tokenizer and template, tied together.
+        chat_encoder: tokenizer and template, tied together.
         system: the system message; None for the template's own.
         temperature, max_new_tokens: how answers are generated unless `reply` is told otherwise.
         context: how many tokens prompt and answer may have together; None where the model has no limit.
     """
 
     model: Any
-    bound: BoundEncoder
+    chat_encoder: ChatEncoder
     pad_id: int
     system: str | None = None
     temperature: float = 0.7
@@ -64,9 +64,9 @@ class Chat:
         'The answer is 4.'
         """
         dialogue = messages if isinstance(messages, Dialogue) else to_dialogue(messages, self.system)
-        prompt = encode_prompt(dialogue, self.bound)
+        prompt = encode_prompt(dialogue, self.chat_encoder)
         room = self._room(len(prompt), max_new_tokens or self.max_new_tokens)
-        answer = Answer(self.bound, prompt, on_text)
+        answer = Answer(self.chat_encoder, prompt, on_text)
         self._generate(prompt, room, answer, greedy or self.temperature < GREEDY_BELOW)
         return answer.finish()
 
@@ -89,7 +89,7 @@ class Chat:
         sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": self.temperature, "top_k": 0}
         config = GenerationConfig(
             max_new_tokens=room,
-            eos_token_id=list(self.bound.stop_ids) or None,
+            eos_token_id=list(self.chat_encoder.stop_ids) or None,
             pad_token_id=self.pad_id,
             # Dynamic RoPE turns the keys of early tokens by other angles as the text grows; cached ones would be stale.
             use_cache=rope_type(self.model.config) != "dynamic",
@@ -108,17 +108,17 @@ class Chat:
 class Answer:
     """Collects generated ids, turns them into text piece by piece, and notices the end of the turn."""
 
-    def __init__(self, bound: BoundEncoder, prompt: Sequence[int], on_text: Callable[[str], None] | None = None):
-        self.bound = bound
+    def __init__(self, chat_encoder: ChatEncoder, prompt: Sequence[int], on_text: Callable[[str], None] | None = None):
+        self.chat_encoder = chat_encoder
         self.on_text = on_text
-        self.stop_strings = bound.stop_strings
-        template = bound.template
+        self.stop_strings = chat_encoder.stop_strings
+        template = chat_encoder.template
         self.opening = ""
         if isinstance(template, Template):  # vicuna's space after "ASSISTANT:" is generated, but not said
             self.opening = template.assistant.before[len(template.assistant.open) :]
         self.closing = self._before_stop()  # llama-2's space before </s>: the same
         self.lead = list(prompt[-LEAD_TOKENS:])
-        self.lead_text = bound.encoder.decode(self.lead)
+        self.lead_text = chat_encoder.encoder.decode(self.lead)
         self.ids: list[int] = []
         self.text = ""
         self.given = 0
@@ -131,7 +131,7 @@ class Answer:
             self.saw_prompt = True
             return
         for token_id in value.reshape(-1).tolist():
-            if token_id in self.bound.stop_ids:
+            if token_id in self.chat_encoder.stop_ids:
                 self.stopped = True
             if not self.stopped:
                 self.ids.append(token_id)
@@ -155,7 +155,7 @@ class Answer:
         self.text = text.removesuffix(self.closing) if self.stopped else text
 
     def _decode(self, ids: Sequence[int]) -> str:
-        decoded = self.bound.encoder.decode([*self.lead, *ids])
+        decoded = self.chat_encoder.encoder.decode([*self.lead, *ids])
         return decoded[len(self.lead_text) :].removeprefix(self.opening)
 
     def _safe_end(self) -> int:
@@ -164,7 +164,9 @@ class Answer:
             return 0
         end = len(self.text.rstrip(BROKEN))
         settled = len(self.ids)
-        while settled and BYTE_TOKEN.fullmatch(self.bound.encoder.whole.id_to_token(self.ids[settled - 1]) or ""):
+        while settled and BYTE_TOKEN.fullmatch(
+            self.chat_encoder.encoder.whole.id_to_token(self.ids[settled - 1]) or ""
+        ):
             settled -= 1  # a run of byte tokens is decoded as a whole, so the next byte may change all of it
         if settled < len(self.ids):
             end = min(end, len(self._decode(self.ids[:settled])))
@@ -179,8 +181,8 @@ class Answer:
 
     def _before_stop(self) -> str:
         """The plain text with which the template's stop begins, before the token or string that is noticed."""
-        stop = self.bound.template.stop
-        noticed = [*self.stop_strings, *(content for content, control in self.bound.controls.items() if control)]
+        stop = self.chat_encoder.template.stop
+        noticed = [*self.stop_strings, *(content for content, control in self.chat_encoder.controls.items() if control)]
         places = [stop.index(end) for end in noticed if end and end in stop]
         return stop[: min(places)] if places else ""
 
@@ -208,14 +210,14 @@ def load_chat(
     `device`: "cpu" or "cuda"; None takes the GPU where there is one. Raises SettingsError for a folder that cannot be
     used, or where no template is known.
     """
-    tuned = find_tuned(model_path, base_model_path)
+    tuned = find_trained(model_path, base_model_path)
     options: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    tokenizer = load_tuned_tokenizer(tuned, **options)
-    bound = _bind(tuned, conv_template, TextEncoder.from_tokenizer(tokenizer))
-    model = load_tuned(tuned, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **options)
+    tokenizer = load_trained_tokenizer(tuned, **options)
+    chat_encoder = _bind(tuned, conv_template, TextEncoder.from_tokenizer(tokenizer))
+    model = load_trained(tuned, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **options)
     _forget_generation_defaults(model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Chat(model, bound, pad_id, system, temperature, max_new_tokens, context_length(model.config))
+    return Chat(model, chat_encoder, pad_id, system, temperature, max_new_tokens, context_length(model.config))
 
 
 def to_dialogue(messages: Sequence[dict[str, str]], system: str | None = None) -> Dialogue:
@@ -234,7 +236,7 @@ def to_dialogue(messages: Sequence[dict[str, str]], system: str | None = None) -
     return Dialogue(tuple(turns), system=system)
 
 
-def _bind(tuned: Tuned, name: str | None, encoder: TextEncoder) -> BoundEncoder:
+def _bind(tuned: TrainedModel, name: str | None, encoder: TextEncoder) -> ChatEncoder:
     """The template to speak: the one named, else the run's, else what fits the tokenizer."""
     recorded = tuned.bind(encoder) if name is None else None
     if recorded:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastchat.conversation import use_template_file
-from fastchat.data.command import Parser, run
+from fastchat.data.tools.command import Parser, run
 from fastchat.errors import UserError
 
 if TYPE_CHECKING:

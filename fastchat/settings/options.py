@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 from fastchat.errors import SettingsError
 from fastchat.settings.fields import TOLD, Range, Translate
-from fastchat.settings.recipe_files import read_recipe
-from fastchat.settings.typed import (
+from fastchat.settings.parsing import (
     FALSE,
     TRUE,
     check_home,
@@ -31,6 +30,7 @@ from fastchat.settings.typed import (
     to_mapping,
     to_text,
 )
+from fastchat.settings.recipe_files import read_recipe
 from fastchat.settings.unknown import Problem, Unknown, refusal
 
 DEFAULT, RECIPE, COMMAND, DERIVED = "default", "yaml", "command line", "derived"

@@ -14,7 +14,7 @@ import fastchat
 from fastchat.errors import SettingsError, nearest, say
 from fastchat.files import JsonError, read_json
 from fastchat.security import load_yaml, special_kind
-from fastchat.settings.typed import check_home
+from fastchat.settings.parsing import check_home
 
 _PACKAGE = Path(fastchat.__file__).resolve().parent
 RECIPES = _PACKAGE / "recipes"

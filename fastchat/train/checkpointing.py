@@ -19,7 +19,7 @@ from fastchat.checkpoint.manager import save_checkpoint
 from fastchat.checkpoint.manifest import Manifest, find_problems
 from fastchat.checkpoint.staging import checkpoint_path
 from fastchat.errors import CheckpointError, say
-from fastchat.processes import first
+from fastchat.processes import on_main_process
 from fastchat.train.resuming import Resume
 from fastchat.train.stopping import STOPPING, Preempted
 
@@ -67,7 +67,7 @@ class CheckpointTrainer(Trainer):
     # ---- saving ----
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        first(self.plan.hold)
+        on_main_process(self.plan.hold)
         state = self.state
         if state.best_global_step:
             best = checkpoint_path(self.plan.folder, state.best_global_step)
@@ -191,7 +191,7 @@ class CheckpointTrainer(Trainer):
     def _load_best_model(self) -> None:
         """The weights of the best checkpoint, whatever the engine; nothing else of it is needed any more."""
         path = Path(str(self.state.best_model_checkpoint))
-        problems = first(lambda: find_problems(path))
+        problems = on_main_process(lambda: find_problems(path))
         if problems:
             raise CheckpointError(f"the best checkpoint {path} is not what was saved: {shorten(problems)}")
         load_weights(self.model, path, adapter=self.plan.adapter)

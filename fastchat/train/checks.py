@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastchat.data.mixing import check_proportions
-from fastchat.data.sources import check_source
+from fastchat.data.rows.sources import check_source
+from fastchat.data.tokens.mixing import check_proportions
 from fastchat.errors import SettingsError, say
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
 from fastchat.settings.options import COMMAND, check_ranges, check_refused
-from fastchat.settings.typed import to_names, to_shares
+from fastchat.settings.parsing import to_names, to_shares
 from fastchat.settings.values import Values
 
 

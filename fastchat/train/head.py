@@ -26,12 +26,12 @@ from fastchat.plan.loss import rows_per_chunk
 from fastchat.train.loss import IGNORED
 
 
-class ChunkedHead:
+class ChunkedCrossEntropy:
     """Teaches a causal language model to give a summed loss in place of logits.
 
-    After `ChunkedHead(model)`, `model(**inputs, targets=labels[:, 1:]).loss` is the cross-entropy, summed over the
-    targets that are not -100; with `label_smoothing=0.1` smoothed. With `labels` as well, `.aux_loss` is the loss that
-    the model itself then gives (see auxiliary.py). Without `targets` the model is what it was. The call may come
+    After `ChunkedCrossEntropy(model)`, `model(**inputs, targets=labels[:, 1:]).loss` is the cross-entropy, summed over
+    the targets that are not -100; with `label_smoothing=0.1` smoothed. With `labels` as well, `.aux_loss` is the
+    loss that the model itself then gives (see auxiliary.py). Without `targets` the model is what it was. The call may come
     through whatever wraps the model (peft, DDP, DeepSpeed), and calls decoder and head once each, however many chunks
     there are: under ZeRO-3 all processes gather the same weights the same number of times.
 

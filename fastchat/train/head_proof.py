@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from fastchat.errors import brief, say
 from fastchat.train.auxiliary import HALF_TOLERANCE, TOLERANCE, AuxiliaryLoss, loss_sums
-from fastchat.train.head import ChunkedHead
+from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.loss import count_tokens, loss_sum, sample
 
 CHUNKS = 3
@@ -57,7 +57,7 @@ def plain_line(reason: str) -> str:
 
 
 def prove_head(
-    head: ChunkedHead,
+    head: ChunkedCrossEntropy,
     model: Any,
     dataset: Any,
     *,

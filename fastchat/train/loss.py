@@ -39,7 +39,7 @@ def loss_sum(
     """Scalar, float32: the summed cross-entropy of the supervised tokens of a batch.
 
     `batch`: input_ids, labels and whatever else the model takes, [B, T] each. Zero, with a gradient of zero, where
-    nothing is supervised. `chunked`: the model has a `ChunkedHead` and gives the sum itself, without all logits.
+    nothing is supervised. `chunked`: the model has a `ChunkedCrossEntropy` and gives the sum itself.
     """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     targets_BT = batch["labels"][:, 1:]

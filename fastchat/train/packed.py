@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastchat.data.collate import collate
-from fastchat.data.packing import PackedDataset, Packs, check_packable, pack_collate, plan_packs
-from fastchat.data.packing_check import check_no_leak, compare_packing
+from fastchat.data.batches.collate import collate
+from fastchat.data.batches.packing import PackedDataset, Packs, check_packable, pack_collate, plan_packs
+from fastchat.data.batches.packing_check import check_no_leak, compare_packing
 from fastchat.errors import SettingsError, say
 from fastchat.model.attention import used_attention, wants_one_row
 from fastchat.model.rope import RopeChoice
-from fastchat.processes import first, together
+from fastchat.processes import on_all_processes, on_main_process
+from fastchat.train.datasets import Corpus
 from fastchat.train.deepspeed_config import stage_of
-from fastchat.train.head import ChunkedHead
+from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.loss import loss_sum
 from fastchat.train.partitioned import weights_in_reach
 from fastchat.train.record import Run
 from fastchat.train.settings import Settings
-from fastchat.train.tokens import Corpus
 
 _VERIFIED = 16  # dialogues that --verify_packing compares, at most
 
@@ -47,7 +47,7 @@ def plan(settings: Settings, corpora: dict[str, Corpus]) -> dict[str, Packs]:
             for name, corpus in corpora.items()
         }
 
-    packs = first(work)
+    packs = on_main_process(work)
     assert packs is not None
     for name, found in packs.items():
         say(f"{name} {found.line}")
@@ -68,7 +68,7 @@ def collator(run: Run, model: Any) -> Callable[[Any], dict[str, torch.Tensor]]:
     return functools.partial(collate, pad_token_id=run.pad_token_id, padding_side=run.settings.model.padding_side)
 
 
-def check_model(run: Run, model: Any, head: ChunkedHead | None) -> None:
+def check_model(run: Run, model: Any, head: ChunkedCrossEntropy | None) -> None:
     """Looks whether dialogues really are kept apart by this model, its kernel and its dtype, under every engine.
 
     Always that none sees the one packed before it; with `--verify_packing` also that loss and gradients are those of
@@ -83,13 +83,13 @@ def check_model(run: Run, model: Any, head: ChunkedHead | None) -> None:
     flat = wants_one_row(used_attention(model))
     vocabulary = model.config.get_text_config().vocab_size
     with _as_in_training(run, model) as dtype, weights_in_reach(model):
-        together(lambda: check_no_leak(model, vocab_size=vocabulary, flat=flat))
+        on_all_processes(lambda: check_no_leak(model, vocab_size=vocabulary, flat=flat))
         if not settings.data.verify_packing:
             return
         if not (run.packs["train"].sizes > 1).any():
             say("--verify_packing: no row holds more than one dialogue, so there is nothing to compare")
             return
-        examples = first(lambda: _to_compare(dataset_of(run, "train")))
+        examples = on_main_process(lambda: _to_compare(dataset_of(run, "train")))
         assert examples is not None
         report = compare_packing(
             model,
@@ -110,7 +110,7 @@ def check_model(run: Run, model: Any, head: ChunkedHead | None) -> None:
                 "leave --packing out, or look for the cause with --dtype float32 and without --bf16 and --fp16"
             )
 
-    together(verdict)
+    on_all_processes(verdict)
     say(report.line)
 
 

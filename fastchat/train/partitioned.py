@@ -20,12 +20,12 @@ def weights_in_reach(model: torch.nn.Module) -> Iterator[None]:
     if not any(_is_partitioned(p) for p in model.parameters()):
         yield
         return
-    lender = _Lender()
+    lender = Zero3Gatherer()
     handles = []
     for module in model.modules():
         if any(True for _ in module.parameters(recurse=False)):
             handles.append(module.register_forward_pre_hook(lender.lend))
-            handles.append(module.register_forward_hook(lender.take_back, always_call=True))
+            handles.append(module.register_forward_hook(lender.release, always_call=True))
     try:
         with torch.autograd.graph.saved_tensors_hooks(lender.pack, lender.unpack):
             yield
@@ -34,7 +34,7 @@ def weights_in_reach(model: torch.nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-class _Lender:
+class Zero3Gatherer:
     """Which weights are whole at the moment, by the address of their storage."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class _Lender:
                 self.at[address] = parameter
                 stack.callback(self.at.pop, address, None)
 
-    def take_back(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+    def release(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         """Forward ends."""
         stack = self.lent.pop(module, None)
         if stack is not None:

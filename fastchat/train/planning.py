@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastchat.data.lost import Lost
+from fastchat.data.tokens.lost import Lost
 from fastchat.errors import SettingsError, UserError, say, show
 from fastchat.plan.api import (
     Machine,
@@ -29,8 +29,8 @@ from fastchat.plan.api import (
 from fastchat.plan.command_line import plan_help, read_flags
 from fastchat.plan.units import human
 from fastchat.settings.options import is_flag, split_recipe
+from fastchat.settings.parsing import FALSE, TRUE
 from fastchat.settings.readers import LORA_ONLY
-from fastchat.settings.typed import FALSE, TRUE
 from fastchat.streams import kept_output
 
 _PLANNERS_OWN = ("recommend", "largest", "recipes", "full_finetuning")

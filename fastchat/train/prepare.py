@@ -12,10 +12,10 @@ from transformers import set_seed
 
 from fastchat.checkpoint.record import read_training_record
 from fastchat.conversation import use_template_file
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.properties import prove
-from fastchat.data.saved_template import install_template
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.properties import prove
+from fastchat.data.encoding.saved_template import install_template
+from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError, say
 from fastchat.model.attention import choose_attention
 from fastchat.model.loading import load_base_model
@@ -26,14 +26,14 @@ from fastchat.model.tokenizer import choose_pad, load_tokenizer
 from fastchat.model.tokenizer_files import other_class_line
 from fastchat.processes import rank
 from fastchat.train.deepspeed_config import stage_of
-from fastchat.train.head import ChunkedHead
+from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import plain_line
 from fastchat.train.partitioned import weights_in_reach
 from fastchat.train.record import base_name
 from fastchat.train.settings import Settings
 
 
-def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
+def prepare_text(settings: Settings) -> tuple[Any, int, ChatEncoder]:
     """(tokenizer, pad token id, tokenizer and template tied together). The template is written into the tokenizer."""
     model, data = settings.model, settings.data
     base = base_name(str(model.model_name_or_path))
@@ -53,12 +53,12 @@ def prepare_text(settings: Settings) -> tuple[Any, int, BoundEncoder]:
     template = encoder.choose(name, model_name=Path(base).name)
     if data.conv_template is None:
         settings.derive(data, "conv_template", template.name)
-    bound = encoder.bind(template, data.train_on)
-    say(prove(bound))
-    pad = choose_pad(tokenizer, stop_ids=bound.stop_ids)
+    chat_encoder = encoder.bind(template, data.train_on)
+    say(prove(chat_encoder))
+    pad = choose_pad(tokenizer, stop_ids=chat_encoder.stop_ids)
     say(pad.line)
-    install_template(tokenizer, bound)
-    return tokenizer, pad.id, bound
+    install_template(tokenizer, chat_encoder)
+    return tokenizer, pad.id, chat_encoder
 
 
 def prepare_rope(settings: Settings, config: Any, longest: int | None = None) -> RopeChoice | None:
@@ -161,12 +161,12 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
     return loaded, loaded_as
 
 
-def prepare_head(settings: Settings, model: Any) -> ChunkedHead | None:
+def prepare_head(settings: Settings, model: Any) -> ChunkedCrossEntropy | None:
     """The model's chunked head, before an engine takes the model; None where all logits are wanted or needed."""
     if not settings.training.chunked_head:
         return None
     try:
-        head = ChunkedHead(model.get_base_model() if settings.lora is not None else model)
+        head = ChunkedCrossEntropy(model.get_base_model() if settings.lora is not None else model)
     except LookupError as error:
         say(plain_line(str(error)))
         return None

@@ -14,36 +14,36 @@ import torch
 from fastchat.checkpoint.digests import mark_unusable
 from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
-from fastchat.data.saved_template import compare_template
+from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
 from fastchat.model.tokenizer_files import reopened
-from fastchat.processes import first, known_processes, rank, together
+from fastchat.processes import known_processes, on_all_processes, on_main_process, rank
 from fastchat.train import packed
-from fastchat.train.beginning import (
-    check_enough,
-    check_folder_early,
-    check_sources,
-    clear_folder,
-    decide,
-    identify,
-    plan_checkpoints,
-    remove_stops,
-    with_data,
-)
 from fastchat.train.callbacks import LinesFile, MetricsFile, SamplesFile, WarmupNote, number
 from fastchat.train.checkpointing import StopCallback
+from fastchat.train.datasets import longest, read_corpora
 from fastchat.train.ending import LESS_MEMORY
-from fastchat.train.head import ChunkedHead
+from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce, say_lost
 from fastchat.train.prepare import attention_for, prepare_head, prepare_model, prepare_rope, prepare_text
 from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
 from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.settings import Settings
+from fastchat.train.startup import (
+    check_enough,
+    check_folder_early,
+    check_sources,
+    choose_checkpoint,
+    clear_folder,
+    identify,
+    plan_checkpoints,
+    remove_stops,
+    with_data,
+)
 from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
-from fastchat.train.tokens import longest, read_corpora
 from fastchat.train.trainer import ChatTrainer
 from fastchat.train.untrained import warn_untrained
 
@@ -54,28 +54,28 @@ def train(settings: Settings, status: RunStatus) -> None:
     output_dir = Path(str(training.output_dir))
     STOPPING.know_peers(known_processes(), lambda dead: end_with_dead_peer(status, dead))
     check_folder_early(settings)
-    together(lambda: status.lock(output_dir))
+    on_all_processes(lambda: status.lock(output_dir))
 
-    tokenizer, pad_token_id, bound = prepare_text(settings)
+    tokenizer, pad_token_id, chat_encoder = prepare_text(settings)
     base = base_name(str(settings.model.model_name_or_path))
-    first(lambda: check_sources(settings, base, bound))
+    on_main_process(lambda: check_sources(settings, base, chat_encoder))
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
     plan = announce(settings, attention_for(settings, config)[0])
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = prepare_rope(settings, config)
     packed.check_config(settings, config, rope)
-    itself = first(lambda: identify(settings, config, base, tokenizer, bound))
+    itself = on_main_process(lambda: identify(settings, config, base, tokenizer, chat_encoder))
     assert itself is not None
-    corpora = read_corpora(settings, bound)
+    corpora = read_corpora(settings, chat_encoder)
     say_lost(plan, corpora["train"].lost, training.model_max_length)
     if rope is None:
         rope = prepare_rope(settings, config, longest(corpora, training.model_max_length))
         packed.check_config(settings, config, rope)
     packs = packed.plan(settings, corpora)
     check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset))
-    identity = first(lambda: with_data(itself, settings, corpora["train"], packs.get("train")))
+    identity = on_main_process(lambda: with_data(itself, settings, corpora["train"], packs.get("train")))
     assert identity is not None
-    resume = decide(settings, identity)
+    resume = choose_checkpoint(settings, identity)
     if resume.finished:
         return
     memory = MemoryWatch(plan, training.device)
@@ -84,36 +84,44 @@ def train(settings: Settings, status: RunStatus) -> None:
     trainable, total = count_parameters(model)
     if not trainable:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
-    run = Run(settings, base, tokenizer, pad_token_id, bound, rope, weights_dtype, corpora, memory, packs, identity)
+    run = Run(
+        settings, base, tokenizer, pad_token_id, chat_encoder, rope, weights_dtype, corpora, memory, packs, identity
+    )
     warn_untrained(run, model)
     head = prepare_head(settings, model)
     packed.check_model(run, model, head)
-    first(lambda: rehearse_saving(run, model))
+    on_main_process(lambda: rehearse_saving(run, model))
 
-    together(lambda: status.claim(output_dir))
-    first(lambda: clear_folder(output_dir, resume))
+    on_all_processes(lambda: status.claim(output_dir))
+    on_main_process(lambda: clear_folder(output_dir, resume))
     trainer = make_trainer(run, model, head)
     trainer.plan = plan_checkpoints(settings, identity, resume, trainer)
     trainer.plan.hold = status.hold
     trainer.add_callback(RecordRehearsal(lambda: make_record(run, trainer)))
     trainer.add_callback(StopCallback(trainer))
     say(f"training {trainable:,} of {total:,} parameters on {len(corpora['train'].dataset):,} dialogues")
+    train_and_finish(run, trainer, resume.checkpoint)
+    on_main_process(lambda: remove_stops(output_dir, settings))
+    STOPPING.close()
+
+
+def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) -> None:
+    """All steps, from `checkpoint` where there is one, and what follows the last."""
+    training = run.settings.training
     torch.manual_seed(training.seed + rank())  # dropout differs between processes, as it does between rows
-    if resume.checkpoint is not None:
+    if checkpoint is not None:
         training.eval_on_start = False  # it belongs to step 0
     try:
-        result = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finish(run, trainer, result.metrics)
     finally:
         trainer.end_workers()
-    first(lambda: remove_stops(output_dir, settings))
-    STOPPING.close()
 
 
 def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
     """What follows the last step: the result saved and verified, evaluated, and the record of it all written."""
     output_dir = Path(str(run.settings.training.output_dir))
-    first(trainer.plan.hold)
+    on_main_process(trainer.plan.hold)
     for file in trainer.callback_handler.callbacks:
         if isinstance(file, LinesFile):
             file.finish()
@@ -132,7 +140,7 @@ def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
     say(summary(record, output_dir))
 
 
-def make_trainer(run: Run, model: Any, head: ChunkedHead | None) -> ChatTrainer:
+def make_trainer(run: Run, model: Any, head: ChunkedCrossEntropy | None) -> ChatTrainer:
     """The Trainer of a run. Checkpoints that it saves on the way are as complete as the final result."""
     settings, corpora = run.settings, run.corpora
     dataset = packed.dataset_of(run, "train")
@@ -168,11 +176,11 @@ def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, chec
         engine=trainer.model_wrapped,
         adapter=run.settings.lora is not None,
         tokenizer=run.tokenizer,
-        stop_ids=run.bound.stop_ids,
+        stop_ids=run.chat_encoder.stop_ids,
         record=record,
         digests=not checkpoint,
     )
-    first(lambda: check_saved(run, folder))
+    on_main_process(lambda: check_saved(run, folder))
 
 
 def check_saved(run: Run, folder: str) -> None:
@@ -182,7 +190,7 @@ def check_saved(run: Run, folder: str) -> None:
     """
     sample = run.corpora["train"].sample
     try:
-        compared = compare_template(reopened(folder, run.tokenizer), run.bound, sample)
+        compared = compare_template(reopened(folder, run.tokenizer), run.chat_encoder, sample)
     except SettingsError as error:
         mark_unusable(Path(folder), str(error))
         raise CheckpointError(f"{folder}: the weights are saved, but its tokenizer is not usable: {error}") from error

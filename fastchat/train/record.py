@@ -13,17 +13,17 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.record import TrainingRecord
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.packing import Packs
+from fastchat.data.batches.packing import Packs
+from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.errors import brief, say
 from fastchat.model.attention import used_attention
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.model.rope import RopeChoice, max_positions
 from fastchat.processes import world_size
+from fastchat.train.datasets import Corpus
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
-from fastchat.train.tokens import Corpus
 from fastchat.train.trainer import ChatTrainer
 
 _LIBRARIES = (
@@ -68,7 +68,7 @@ class Run:
     base_model: str
     tokenizer: Any  # with the template written into it
     pad_token_id: int
-    bound: BoundEncoder
+    chat_encoder: ChatEncoder
     rope: RopeChoice | None
     weights_dtype: torch.dtype  # as loaded; DeepSpeed casts its own copy
     corpora: dict[str, Corpus]
@@ -87,8 +87,8 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
     model: Any = trainer.model
 
     def template() -> dict[str, Any]:
-        found = run.bound.template
-        return {"name": found.name, "definition": found.to_dict(), "stop_token_ids": list(run.bound.stop_ids)}
+        found = run.chat_encoder.template
+        return {"name": found.name, "definition": found.to_dict(), "stop_token_ids": list(run.chat_encoder.stop_ids)}
 
     def quantization() -> dict[str, Any] | None:
         found = describe_quantization(model)

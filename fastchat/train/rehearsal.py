@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.checkpoint.save import write_company
-from fastchat.data.saved_template import compare_template
+from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import SettingsError, UserError, brief
 from fastchat.model.loading import read_configs
 from fastchat.model.tokenizer_files import reopened
@@ -30,8 +30,8 @@ def rehearse_saving(run: Run, model: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="fschat-") as name:
         folder = Path(name)
         try:
-            write_company(folder, model, adapter=adapter, tokenizer=run.tokenizer, stop_ids=run.bound.stop_ids)
-            compare_template(reopened(folder, run.tokenizer), run.bound, run.corpora["train"].sample)
+            write_company(folder, model, adapter=adapter, tokenizer=run.tokenizer, stop_ids=run.chat_encoder.stop_ids)
+            compare_template(reopened(folder, run.tokenizer), run.chat_encoder, run.corpora["train"].sample)
             read_configs(folder, adapter=adapter)
         except UserError as problem:
             raise SettingsError(

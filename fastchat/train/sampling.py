@@ -21,7 +21,7 @@ DUMMY = -1
 _MEGABATCHES = 50  # grouping by length sorts this many global batches at a time, so that the order stays mostly random
 
 
-class GlobalBatches:
+class GlobalBatchSampler:
     """The micro-batches of one process, one list of dialogue numbers each; a torch batch sampler.
 
     Args: `num_samples` dialogues; `micro` per process and micro-step; `accumulation` micro-steps per optimizer step;

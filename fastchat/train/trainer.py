@@ -14,17 +14,17 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from fastchat.data.packing import SEQ_LENGTHS, PackedDataset, Packs
+from fastchat.data.batches.packing import SEQ_LENGTHS, PackedDataset, Packs
 from fastchat.train.auxiliary import AuxiliaryLoss, find_auxiliary, loss_sums
 from fastchat.train.callbacks import EarlyStopping, Guarded
 from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
-from fastchat.train.head import ChunkedHead
+from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import prove_head
 from fastchat.train.loaders import EpochLoader, WorkerStart
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.memory import MemoryWatch
-from fastchat.train.numerics import FiniteGuard, poison
-from fastchat.train.sampling import GlobalBatches, WithDummy
+from fastchat.train.nonfinite import FiniteGuard, nan_if_nonfinite
+from fastchat.train.sampling import GlobalBatchSampler, WithDummy
 
 
 class ChatTrainer(CheckpointTrainer):
@@ -41,7 +41,7 @@ class ChatTrainer(CheckpointTrainer):
         write_weights: Callable[[ChatTrainer, str], None],
         dummy_token: int,
         memory: MemoryWatch,
-        head: ChunkedHead | None = None,
+        head: ChunkedCrossEntropy | None = None,
         on_nonfinite: str = "stop",
         train_lengths: Any = None,
         **kwargs: Any,
@@ -77,11 +77,11 @@ class ChatTrainer(CheckpointTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.train_dataset, self.train_batches())
 
-    def train_batches(self, rank: int | None = None) -> GlobalBatches:
+    def train_batches(self, rank: int | None = None) -> GlobalBatchSampler:
         """The batches of this process, or of another one."""
         args = self.args
         dataset: Any = self.train_dataset
-        return GlobalBatches(
+        return GlobalBatchSampler(
             len(dataset),
             micro=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
@@ -112,7 +112,7 @@ class ChatTrainer(CheckpointTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The evaluation data (or another set) in its own order, each row by one process."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        batches = GlobalBatches(
+        batches = GlobalBatchSampler(
             len(dataset),
             micro=self.args.per_device_eval_batch_size,
             accumulation=1,
@@ -123,7 +123,7 @@ class ChatTrainer(CheckpointTrainer):
         )
         return self._loader(dataset, batches)
 
-    def _loader(self, dataset: Any, batches: GlobalBatches) -> DataLoader[Any]:
+    def _loader(self, dataset: Any, batches: GlobalBatchSampler) -> DataLoader[Any]:
         args = self.args
         loader = EpochLoader(
             WithDummy(dataset, self.dummy_token),  # pyright: ignore[reportArgumentType]
@@ -195,7 +195,7 @@ class ChatTrainer(CheckpointTrainer):
             self._added_sum += added.detach()
         self._loss_sum += total.detach()
         self.guard.note(total)
-        return poison(total) * self.args.world_size / num_items_in_batch
+        return nan_if_nonfinite(total) * self.args.world_size / num_items_in_batch
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one micro-batch; the loss is already divided for the whole step."""

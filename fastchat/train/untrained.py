@@ -23,7 +23,7 @@ def warn_untrained(run: Run, model: Any) -> None:
         return
     dataset, added = run.corpora["train"].dataset, set(run.tokenizer.get_added_vocab().values())
     seen = {int(i) for n in range(min(_LOOKED_AT, len(dataset))) for i in dataset[n]["input_ids"]}
-    ids = sorted((seen & added) | set(run.bound.stop_ids))
+    ids = sorted((seen & added) | set(run.chat_encoder.stop_ids))
     layers = {"embedding": model.get_input_embeddings(), "output matrix": model.get_output_embeddings()}
     found: dict[int, list[str]] = {}
     for name, layer in layers.items():

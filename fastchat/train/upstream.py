@@ -20,14 +20,14 @@ from transformers import Trainer
 
 from fastchat.checkpoint.gather import gather
 from fastchat.conversation import get_template
-from fastchat.data.bad_rows import BadRow
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.collate import collate
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.formats import parse_row
-from fastchat.data.loading import load_dialogues
-from fastchat.data.reading import read_rows
-from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.data.batches.collate import collate
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.examples import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.bad_rows import BadRow
+from fastchat.data.rows.formats import parse_row
+from fastchat.data.rows.reading import read_rows
+from fastchat.data.rows.records import load_dialogues
 from fastchat.errors import DataError, say
 from fastchat.model.model_adapter import get_conversation_template
 from fastchat.model.tokenizer import choose_pad
@@ -106,10 +106,10 @@ def preprocess(sources: Sequence[Any], tokenizer: Any, template_id: str = _VICUN
 
 
 def _tensors(rows: Sequence[Mapping[str, Any]], tokenizer: Any, template_id: str) -> dict[str, Any]:
-    bound = TextEncoder.from_tokenizer(tokenizer).bind(get_template(get_conversation_template(template_id).name))
+    chat_encoder = TextEncoder.from_tokenizer(tokenizer).bind(get_template(get_conversation_template(template_id).name))
     limit = min(int(tokenizer.model_max_length), _LONGEST)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else choose_pad(tokenizer).id
-    examples = [_example(number, row, bound, limit, pad) for number, row in enumerate(rows)]
+    examples = [_example(number, row, chat_encoder, limit, pad) for number, row in enumerate(rows)]
     nothing = sum(all(label == IGNORED for label in example["labels"]) for example in examples)
     if nothing:
         say(f"{nothing} of {len(rows)} conversations have no answer to learn within {limit} tokens")
@@ -123,7 +123,9 @@ def _tensors(rows: Sequence[Mapping[str, Any]], tokenizer: Any, template_id: str
     return {**tensors, "attention_mask": tensors["attention_mask"].bool()}
 
 
-def _example(number: int, row: Mapping[str, Any], bound: BoundEncoder, limit: int, pad: int) -> dict[str, list[int]]:
+def _example(
+    number: int, row: Mapping[str, Any], chat_encoder: ChatEncoder, limit: int, pad: int
+) -> dict[str, list[int]]:
     try:
         dialogue = parse_row(
             {key: value for key, value in row.items() if value is not None}, "raw_data", number
@@ -132,10 +134,10 @@ def _example(number: int, row: Mapping[str, Any], bound: BoundEncoder, limit: in
         raise DataError(f"conversation {number}: {bad}") from None
     if dialogue is None:
         return {"input_ids": [pad], "labels": [IGNORED]}
-    example = tokenize_dialogue(dialogue, bound, max_length=limit, index=number)
+    example = tokenize_dialogue(dialogue, chat_encoder, max_length=limit, index=number)
     if example.dropped is None:
         return {"input_ids": example.input_ids, "labels": example.labels}
-    ids = list(bound.encode(bound.template.render(dialogue)).input_ids[:limit])
+    ids = list(chat_encoder.encode(chat_encoder.template.render(dialogue)).input_ids[:limit])
     return {"input_ids": ids, "labels": [IGNORED] * len(ids)}
 
 

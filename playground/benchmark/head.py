@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fastchat.train.head import ChunkedHead
+from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.loss import loss_sum
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-2}
@@ -92,7 +92,7 @@ def build(args: argparse.Namespace, tokens: int) -> tuple[Any, dict[str, torch.T
 def difference(args: argparse.Namespace) -> tuple[float, float]:
     """Of loss and gradient, as shares of the plain ones; on few tokens, with chunks that cut them in several."""
     model, batch = build(args, min(args.tokens, 128))
-    ChunkedHead(model, rows=50)
+    ChunkedCrossEntropy(model, rows=50)
     found = []
     for chunked in WAYS.values():
         loss = loss_sum(model, batch, chunked=chunked)
@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace, way: str) -> dict[str, float]:
     """Seconds of the fastest pass, and the peak in bytes above what model and gradients take."""
     model, batch = build(args, args.tokens)
     if WAYS[way]:
-        ChunkedHead(model)
+        ChunkedCrossEntropy(model)
     for p in model.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     before, seconds = used(), []

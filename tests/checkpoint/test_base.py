@@ -11,7 +11,7 @@ import pytest
 
 from fastchat.checkpoint.fingerprint import model_fingerprint
 from fastchat.checkpoint.merge import merge_adapter
-from fastchat.checkpoint.tuned import find_tuned, load_tuned
+from fastchat.checkpoint.trained_model import find_trained, load_trained
 from fastchat.errors import CheckpointError
 
 
@@ -41,11 +41,11 @@ def test_another_base_is_noticed(adapter: Path, tmp_path: Path, capsys: pytest.C
 
     moved = tmp_path / "moved"
     shutil.copytree(tmp_path / "base", moved)
-    assert find_tuned(str(adapter), str(moved)).other_base() == "", "the same weights at another place"
+    assert find_trained(str(adapter), str(moved)).other_base() == "", "the same weights at another place"
     weights = load_file(moved / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] += 1
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
-    load_tuned(find_tuned(str(adapter), str(moved)))
+    load_trained(find_trained(str(adapter), str(moved)))
     assert "does not hold the weights that the adapter" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="does not hold the weights"):
         merge_adapter(str(adapter), str(tmp_path / "merged"), base_model_path=str(moved))
@@ -79,7 +79,7 @@ def test_an_adapter_without_a_fingerprint_is_used_as_before(adapter: Path) -> No
     record = json.loads((adapter / "training.json").read_text())
     del record["fingerprints"], record["files"]
     (adapter / "training.json").write_text(json.dumps(record))
-    assert find_tuned(str(adapter)).other_base() == ""
+    assert find_trained(str(adapter)).other_base() == ""
 
 
 def test_a_replaced_result_is_never_mixed_with_the_old_one(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastchat.data.encoder import TextEncoder
+from fastchat.data.encoding.text_encoder import TextEncoder
 from tests.builders import TOKENIZER_KINDS
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.loading import Record
-from fastchat.data.store import TokenStore, check_supervised, make_part, usable
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.rows.records import Record
+from fastchat.data.tokens.store import TokenStore, check_supervised, make_shard, usable
 
 
 def build_store(
-    records: Sequence[Record], bound: BoundEncoder, *, max_length: int, overlong: str
+    records: Sequence[Record], chat_encoder: ChatEncoder, *, max_length: int, overlong: str
 ) -> tuple[TokenStore, dict[str, int]]:
     """The store and the counts of `records`, in order; the errors are those of a run."""
-    part = make_part(usable(records), bound, max_length=max_length, overlong=overlong)
+    part = make_shard(usable(records), chat_encoder, max_length=max_length, overlong=overlong)
     part.counts["rows"] += len(records)
     part.counts.update(f"dropped_{record.dropped}" for record in records if record.dropped)
     check_supervised(part.counts, max_length)

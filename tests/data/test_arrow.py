@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow
 import pytest
 
-from fastchat.data.loading import Records
 from fastchat.data.preview import main as preview
-from fastchat.data.reading import RowReader, read_rows
-from fastchat.data.sources import check_source, find_sources
+from fastchat.data.rows.reading import RowReader, read_rows
+from fastchat.data.rows.records import Records
+from fastchat.data.rows.sources import check_source, find_sources
 from fastchat.errors import DataError
 
 ROWS: list[dict[str, Any]] = [

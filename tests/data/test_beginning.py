@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from fastchat.conversation import Dialogue, Turn
-from fastchat.data import beginning
-from fastchat.data.counts import count_example, table
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.tokenization import tokenize_dialogue, tokenize_dialogues
+from fastchat.data.encoding import beginning
+from fastchat.data.encoding.examples import tokenize_dialogue, tokenize_dialogues
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.tokens.counts import count_example, table
 from fastchat.errors import DataError
 from tests.builders import TOKENIZER_KINDS
 
@@ -67,19 +67,21 @@ def test_what_is_kept_is_the_same(
             Dialogue((Turn("user", "Q"), Turn("assistant", text), *short), text[:50]),
         ]
     for train_on in ("assistant", "last", "all"):
-        bound = encoder.bind(encoder.choose(template), train_on)
+        chat_encoder = encoder.bind(encoder.choose(template), train_on)
         for overlong in ("truncate", "drop") if train_on == "assistant" else ("truncate",):
             made = []
             for at_least in (1 << 30, 1 << 8):
                 monkeypatch.setattr(beginning, "_AT_LEAST", at_least)
                 pairs = enumerate(dialogues)
-                made.append([asdict(x) for x in tokenize_dialogues(pairs, bound, max_length=20, overlong=overlong)])
+                made.append(
+                    [asdict(x) for x in tokenize_dialogues(pairs, chat_encoder, max_length=20, overlong=overlong)]
+                )
             num_cut = 0
             for whole, part in zip(*made, strict=True):
                 assert not whole.pop("at_least")
                 num_cut += (cut := part.pop("at_least"))
                 if cut:
-                    for key in ("truncated_tokens", "neutralised", "lost"):
+                    for key in ("truncated_tokens", "escaped", "lost"):
                         assert part.pop(key) <= whole.pop(key)
                     del part["gains"], whole["gains"]  # what longer limits would keep is known of the beginning only
                 assert part == whole
@@ -90,7 +92,7 @@ def test_far_from_everything_is_encoded(
     encoder_of: Callable[[str], TextEncoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = encoder_of("byte_nobos")
-    bound = encoder.bind(encoder.choose("chatml"))
+    chat_encoder = encoder.bind(encoder.choose("chatml"))
     sizes: list[int] = []
     plain = TextEncoder.plain
 
@@ -101,16 +103,16 @@ def test_far_from_everything_is_encoded(
     monkeypatch.setattr(TextEncoder, "plain", watched)
     text = "a word and another " * 200_000
     dialogue = Dialogue((Turn("user", "Hi"), Turn("assistant", text)), None, "a.jsonl", 7)
-    example = tokenize_dialogue(dialogue, bound, max_length=512)
+    example = tokenize_dialogue(dialogue, chat_encoder, max_length=512)
     assert len(example.input_ids) == 512 and example.at_least and sum(sizes) < 100_000
     counts: Any = __import__("collections").Counter()
     count_example(counts, example)
     assert f"1 dialogues, by at least {example.truncated_tokens:,} tokens" in table(counts)
     with pytest.raises(DataError, match="a.jsonl:7: the dialogue has at least [0-9]+ tokens and --model_max_length"):
-        tokenize_dialogue(dialogue, bound, max_length=512, overlong="error")
+        tokenize_dialogue(dialogue, chat_encoder, max_length=512, overlong="error")
     sizes.clear()
     many = [(i, Dialogue((Turn("user", "Hi"), Turn("assistant", "word " * 18_000)))) for i in range(30)]
-    assert not any(x.at_least for x in tokenize_dialogues(many, bound, max_length=512))
+    assert not any(x.at_least for x in tokenize_dialogues(many, chat_encoder, max_length=512))
     assert max(sizes) <= beginning._MOST_AT_ONCE
 
 
@@ -119,7 +121,7 @@ def test_a_tokenizer_that_looks_to_the_end_of_a_number_is_encoded_whole(
 ) -> None:
     """Digits grouped from the right: every id of a long number depends on where it ends."""
     encoder = encoder_of("byte_nobos")
-    bound = encoder.bind(encoder.choose("chatml"))
+    chat_encoder = encoder.bind(encoder.choose("chatml"))
     plain = TextEncoder.plain
 
     def from_the_right(self: TextEncoder, given: Any, position: str) -> Any:
@@ -127,7 +129,7 @@ def test_a_tokenizer_that_looks_to_the_end_of_a_number_is_encoded_whole(
         return [[(i + len(text) % 3, s, e) for i, s, e in tokens] for text, tokens in zip(given, found, strict=True)]
 
     monkeypatch.setattr(TextEncoder, "plain", from_the_right)
-    monkeypatch.setattr(bound, "_forbidden", set())
+    monkeypatch.setattr(chat_encoder, "_forbidden", set())
     monkeypatch.setattr(beginning, "_AT_LEAST", 1 << 8)
     dialogue = Dialogue((Turn("user", "Hi"), Turn("assistant", "7" * 20_000)))
-    assert not tokenize_dialogue(dialogue, bound, max_length=60).at_least
+    assert not tokenize_dialogue(dialogue, chat_encoder, max_length=60).at_least

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import fastchat
-from fastchat.data import token_cache
-from fastchat.data.code_digest import code_digest, file_digest, import_closure
+from fastchat.data.tokens import cache as token_cache
+from fastchat.data.tokens.code_digest import code_digest, file_digest, import_closure
 
 PACKAGE = Path(fastchat.__file__).parent
 ROOTS = token_cache._MODULES
@@ -39,7 +39,7 @@ def test_every_module_that_makes_ids_changes_the_key(copy: Path) -> None:
         assert file_digest(file) != before, name
         file.write_bytes(text)
     before = code_digest(copy, ROOTS)
-    for name in ("fastchat.data.formats", "fastchat.conversation.template", "fastchat.data.parquet"):
+    for name in ("fastchat.data.rows.formats", "fastchat.conversation.template", "fastchat.data.rows.parquet"):
         text = files[name].read_bytes()
         files[name].write_bytes(text + b"\nx_added = 1\n")
         assert code_digest(copy, ROOTS) != before, name
@@ -61,11 +61,11 @@ def test_the_closure_holds_all_that_is_loaded_to_make_ids(tokenizer_dir: object,
     folder = tokenizer_dir("byte_nobos")  # type: ignore[operator]
     code = """
 import json, sys
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.loading import Records
-from fastchat.data.workers import make_part
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.records import Records
+from fastchat.data.tokens.workers import make_shard
 encoder, _ = TextEncoder.from_directory_or_class(sys.argv[1])
-bound = encoder.bind(encoder.choose("chatml"))
+chat_encoder = encoder.bind(encoder.choose("chatml"))
 import pyarrow, pyarrow.parquet
 row = {"instruction": "q", "output": "a"}
 table = pyarrow.Table.from_pylist([row])
@@ -74,12 +74,13 @@ with pyarrow.OSFile(sys.argv[2] + "/a.arrow", "wb") as file, pyarrow.ipc.new_str
     out.write_table(table)
 open(sys.argv[2] + "/a.json", "w").write(json.dumps([row]))
 records = list(Records([sys.argv[2] + "/a." + ending for ending in ("json", "parquet", "arrow")]))
-assert make_part([(r.index, r.dialogue) for r in records], bound, max_length=99, overlong="drop").counts["dialogues"]
+shard = make_shard([(r.index, r.dialogue) for r in records], chat_encoder, max_length=99, overlong="drop")
+assert shard.counts["dialogues"]
 print(*(name for name in sys.modules if name.partition(".")[0] == "fastchat"))
 """
     words = [sys.executable, "-c", code, str(folder), str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    assert {"fastchat.data.formats", "fastchat.conversation.template"} < set(done.stdout.split()) <= set(MODULES)
+    assert {"fastchat.data.rows.formats", "fastchat.conversation.template"} < set(done.stdout.split()) <= set(MODULES)
 
 
 def test_a_moved_module_is_followed(tmp_path: Path) -> None:

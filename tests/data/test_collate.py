@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastchat.data.collate import collate
+from fastchat.data.batches.collate import collate
 
 BATCH = [
     {"input_ids": np.array([5, 0, 7], np.int32), "labels": np.array([-100, 0, 7], np.int32), "index": 3},

@@ -9,9 +9,9 @@ import re
 import pytest
 
 from fastchat.data import convert_math
-from fastchat.data.bad_rows import BadRow
-from fastchat.data.loading import load_dialogues
-from fastchat.data.math_rows import agree, number, read_problem
+from fastchat.data.rows.bad_rows import BadRow
+from fastchat.data.rows.records import load_dialogues
+from fastchat.data.tools.math_rows import agree, number, read_problem
 from tests.builders import write_rows
 
 CLIPS = {

@@ -6,24 +6,24 @@ import shutil
 import pytest
 
 from fastchat.conversation import Conversation, Dialogue, RoleFormat, SeparatorStyle, Template, Turn, get_template
-from fastchat.data.binding import encode_prompt
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.probes import HARMLESS
+from fastchat.data.encoding.chat_encoder import encode_prompt
+from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError
 from tests.tiers import ALL_TOKENIZERS
 
 HI = Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo")), "S")
 
 
-def labelled(bound, dialogue):
+def labelled(chat_encoder, dialogue):
     """[(token text, supervised)] of a dialogue, for literals in tests."""
-    encoded = bound.encode(bound.template.render(dialogue))
+    encoded = chat_encoder.encode(chat_encoder.template.render(dialogue))
     pairs = zip(encoded.input_ids, encoded.supervised, strict=True)
-    return [(bound.encoder.whole.id_to_token(i), s) for i, s in pairs]
+    return [(chat_encoder.encoder.whole.id_to_token(i), s) for i, s in pairs]
 
 
-def supervised(bound, dialogue):
-    encoded = bound.encode(bound.template.render(dialogue))
+def supervised(chat_encoder, dialogue):
+    encoded = chat_encoder.encode(chat_encoder.template.render(dialogue))
     return [i for i, s in zip(encoded.input_ids, encoded.supervised, strict=True) if s]
 
 
@@ -36,14 +36,14 @@ def test_gemma_learns_end_of_turn_and_not_the_newline_after_it(encoder_of):
 
 
 def test_vicuna_learns_the_space_after_the_prompt_and_the_eos(encoder_of):
-    bound = encoder_of("metaspace_bos").bind(get_template("vicuna_v1.1"))
-    pairs = labelled(bound, HI)
+    chat_encoder = encoder_of("metaspace_bos").bind(get_template("vicuna_v1.1"))
+    pairs = labelled(chat_encoder, HI)
     learned = [t for t, s in pairs if s]
     assert learned[0].startswith("▁") and learned[-1] == "</s>"
     assert pairs[0] == ("<s>", False)
     assert (
-        encode_prompt(Dialogue(HI.turns[:1], "S"), bound)
-        == bound.encode(bound.template.render(HI)).input_ids[: -len(learned)]
+        encode_prompt(Dialogue(HI.turns[:1], "S"), chat_encoder)
+        == chat_encoder.encode(chat_encoder.template.render(HI)).input_ids[: -len(learned)]
     )
 
 
@@ -52,35 +52,35 @@ def test_vicuna_learns_the_space_after_the_prompt_and_the_eos(encoder_of):
     [("gemma", "<eos>"), ("byte_bos", "<|end_of_text|>"), ("byte_nobos", "<|im_end|>"), ("metaspace_bos", "</s>")],
 )
 def test_turn_ending_s_tag_is_the_models_eos_and_that_is_said_once(encoder_of, tokenizer, eos, capsys):
-    bound = encoder_of(tokenizer).bind(get_template("vicuna_v1.1"))
+    chat_encoder = encoder_of(tokenizer).bind(get_template("vicuna_v1.1"))
     said = capsys.readouterr().err
-    assert labelled(bound, HI)[-1] == (eos, True)
+    assert labelled(chat_encoder, HI)[-1] == (eos, True)
     assert said.count("stands for") == (eos != "</s>")
-    assert bound.stop_ids == (bound.encoder.eos.id,)
+    assert chat_encoder.stop_ids == (chat_encoder.encoder.eos.id,)
 
 
 def test_bos_in_a_template_is_left_out_where_the_tokenizer_has_none(encoder_of, capsys):
-    bound = encoder_of("byte_nobos").bind(get_template("llama-2"))
+    chat_encoder = encoder_of("byte_nobos").bind(get_template("llama-2"))
     assert "no BOS" in capsys.readouterr().err
-    assert "<s>" not in bound.encoder.decode(bound.encode(bound.template.render(HI)).input_ids)
+    assert "<s>" not in chat_encoder.encoder.decode(chat_encoder.encode(chat_encoder.template.render(HI)).input_ids)
 
 
 def test_missing_control_strings_are_text_with_a_warning_that_names_what_fits(encoder_of, capsys):
-    bound = encoder_of("gemma").bind(get_template("chatml"))
+    chat_encoder = encoder_of("gemma").bind(get_template("chatml"))
     said = capsys.readouterr().err
     assert "<|im_start|>, <|im_end|>" in said and "Templates that fit: gemma" in said
-    assert bound.stop_strings == ("<|im_end|>",)
-    assert "<|im_end|>" in bound.encoder.decode(supervised(bound, HI))
+    assert chat_encoder.stop_strings == ("<|im_end|>",)
+    assert "<|im_end|>" in chat_encoder.encoder.decode(supervised(chat_encoder, HI))
 
 
 def test_answer_keeps_added_tokens_that_a_model_writes_and_a_question_does_not(encoder_of):
-    bound = encoder_of("byte_nobos").bind(get_template("chatml"))
-    think = bound.encoder.vocabulary["<think>"]
+    chat_encoder = encoder_of("byte_nobos").bind(get_template("chatml"))
+    think = chat_encoder.encoder.vocabulary["<think>"]
     spoken = Dialogue((Turn("user", "<think>"), Turn("assistant", "<think>hm</think>done <|im_end|> more")))
-    encoded = bound.encode(bound.template.render(spoken))
+    encoded = chat_encoder.encode(chat_encoder.template.render(spoken))
     assert [s for i, s in zip(encoded.input_ids, encoded.supervised, strict=True) if i == think] == [True]
-    stop = bound.encoder.vocabulary["<|im_end|>"]
-    assert supervised(bound, spoken).count(stop) == 1
+    stop = chat_encoder.encoder.vocabulary["<|im_end|>"]
+    assert supervised(chat_encoder, spoken).count(stop) == 1
 
 
 def test_look_alike_that_merges_into_a_control_token_is_split(tmp_path, tokenizer_dir):
@@ -95,12 +95,12 @@ def test_look_alike_that_merges_into_a_control_token_is_split(tmp_path, tokenize
     encoder, reason = TextEncoder.from_directory(str(tmp_path))
     assert encoder is not None, reason
     wrap = RoleFormat("<x>", "<x>", "<x>")
-    bound = encoder.bind(Template(name="x", user=wrap, assistant=wrap))
+    chat_encoder = encoder.bind(Template(name="x", user=wrap, assistant=wrap))
     hostile = Dialogue((Turn("user", "a<x>b<x>"), Turn("assistant", "c<x>d")))
-    encoded = bound.encode(bound.template.render(hostile))
+    encoded = chat_encoder.encode(chat_encoder.template.render(hostile))
     assert encoded.input_ids.count(vocabulary["<x>"]) == 4
-    assert encoded.neutralised == 3
-    assert bound.encoder.decode(encoded.input_ids).endswith("<x>a<x>b<x><x><x>c<x>d<x>")
+    assert encoded.escaped == 3
+    assert chat_encoder.encoder.decode(encoded.input_ids).endswith("<x>a<x>b<x><x><x>c<x>d<x>")
 
 
 def test_tokens_that_swallow_white_space_do_so_here_too(tmp_path, tokenizer_dir):
@@ -114,16 +114,16 @@ def test_tokens_that_swallow_white_space_do_so_here_too(tmp_path, tokenizer_dir)
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     encoder, reason = TextEncoder.from_directory(str(tmp_path))
     assert encoder is not None, reason
-    bound = encoder.bind(get_template("phi-3"))  # the proof compares with the tokenizer's own ids
-    tokens = [t for t, _ in labelled(bound, HI)]
+    chat_encoder = encoder.bind(get_template("phi-3"))  # the proof compares with the tokenizer's own ids
+    tokens = [t for t, _ in labelled(chat_encoder, HI)]
     assert "<0x0A>" not in tokens and tokens[-1] == "<|end|>"
 
 
 def test_template_without_a_stop_of_its_own_learns_eos(encoder_of):
-    bound = encoder_of("metaspace_bos").bind(get_template("raw"))
+    chat_encoder = encoder_of("metaspace_bos").bind(get_template("raw"))
     two = Dialogue((*HI.turns, Turn("user", "More"), Turn("assistant", "Yes")))
-    assert [t for t, s in labelled(bound, two) if s].count("</s>") == 2
-    assert "</s>" not in bound.template.render(two).text
+    assert [t for t, s in labelled(chat_encoder, two) if s].count("</s>") == 2
+    assert "</s>" not in chat_encoder.template.render(two).text
 
 
 def test_template_that_needs_eos_on_a_tokenizer_without_one_is_refused(tmp_path, tokenizer_dir):
@@ -140,16 +140,20 @@ def test_token_with_characters_of_prompt_and_answer_is_reported_and_learned(enco
     """A prompt that ends inside a word: one token holds its last letters and the answer's first."""
     wrap = RoleFormat("\nQ:", "\n", "\nQ:")
     template = Template(name="torn", user=wrap, assistant=RoleFormat(" th", "</s>", " th"))
-    bound = encoder_of("byte_bos").bind(template)
-    torn = bound.encode(template.render(Dialogue((Turn("user", "Hi"), Turn("assistant", "e house")))))
+    chat_encoder = encoder_of("byte_bos").bind(template)
+    torn = chat_encoder.encode(template.render(Dialogue((Turn("user", "Hi"), Turn("assistant", "e house")))))
     assert len(torn.straddling) == 1 and torn.supervised[torn.straddling[0]]
-    assert bound.encoder.decode(torn.input_ids[torn.straddling[0] :]).startswith(" the")
-    assert bound.encode(template.render(Dialogue((Turn("user", "Hi"), Turn("assistant", ", ok"))))).straddling == []
+    assert chat_encoder.encoder.decode(torn.input_ids[torn.straddling[0] :]).startswith(" the")
+    assert (
+        chat_encoder.encode(template.render(Dialogue((Turn("user", "Hi"), Turn("assistant", ", ok"))))).straddling == []
+    )
 
 
 def test_token_with_characters_of_a_question_is_never_learned(encoder_of):
-    bound = encoder_of("byte_bos").bind(get_template("raw"))
-    torn = bound.encode(bound.template.render(Dialogue((Turn("user", "a th"), Turn("assistant", "e house")))))
+    chat_encoder = encoder_of("byte_bos").bind(get_template("raw"))
+    torn = chat_encoder.encode(
+        chat_encoder.template.render(Dialogue((Turn("user", "a th"), Turn("assistant", "e house"))))
+    )
     assert len(torn.straddling) == 1 and not torn.supervised[torn.straddling[0]]
 
 
@@ -207,21 +211,21 @@ def test_what_only_a_class_reads_changes_nothing(tmp_path, tokenizer_dir, change
 
 
 def test_style_with_a_text_stop_learns_up_to_it(encoder_of):
-    bound = encoder_of("byte_bos").bind(get_template("zero_shot"))
-    assert bound.encoder.decode(supervised(bound, HI)) == " Yo\n###"
-    assert bound.stop_strings == ("###",)
+    chat_encoder = encoder_of("byte_bos").bind(get_template("zero_shot"))
+    assert chat_encoder.encoder.decode(supervised(chat_encoder, HI)) == " Yo\n###"
+    assert chat_encoder.stop_strings == ("###",)
 
 
 def test_own_template_binds_like_a_built_in(encoder_of):
     own = Conversation(name="own", roles=("Q", "A"), sep_style=SeparatorStyle.ADD_COLON_TWO, sep="\n", sep2="</s>")
-    bound = encoder_of("metaspace_bos").bind(own.to_template())
-    assert labelled(bound, HI)[-1] == ("</s>", True)
+    chat_encoder = encoder_of("metaspace_bos").bind(own.to_template())
+    assert labelled(chat_encoder, HI)[-1] == ("</s>", True)
 
 
 def test_bos_is_never_written_twice_in_a_row(encoder_of):
     """An empty message brings together what the template writes on both sides of it."""
     template = Template("meeting", RoleFormat("", "", ""), RoleFormat("<s>A: ", "</s>", "<s>A:"), no_system="<s>")
-    bound = encoder_of("metaspace_bos").bind(template)
+    chat_encoder = encoder_of("metaspace_bos").bind(template)
     for text, expected in (("", 1), ("Hi", 2)):
-        encoded = bound.encode(template.render(Dialogue((Turn("user", text), Turn("assistant", "Yo")))))
-        assert encoded.input_ids.count(bound.encoder.bos.id) == expected
+        encoded = chat_encoder.encode(template.render(Dialogue((Turn("user", text), Turn("assistant", "Yo")))))
+        assert encoded.input_ids.count(chat_encoder.encoder.bos.id) == expected

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fastchat.conversation import Dialogue, Turn
-from fastchat.data.bad_rows import BadRow
-from fastchat.data.formats import TREATMENTS, Parsed, parse_row, row_id
+from fastchat.data.rows.bad_rows import BadRow
+from fastchat.data.rows.formats import TREATMENTS, Parsed, parse_row, row_id
 
 
 def sharegpt(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:

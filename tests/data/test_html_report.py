@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from fastchat.conversation import Dialogue, RoleFormat, Template, Turn, get_template
 from fastchat.data import preview
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.histogram import Histogram, percentile
-from fastchat.data.html_report import HtmlReport, safe_json
-from fastchat.data.loading import Record
-from fastchat.data.reasons import EXPLAINED, ROLES, Why, explain
-from fastchat.data.token_text import TokenTexts
-from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.examples import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.records import Record
+from fastchat.data.view.histogram import Histogram, percentile
+from fastchat.data.view.html_report import HtmlReport, safe_json
+from fastchat.data.view.reasons import EXPLAINED, ROLES, Why, explain
+from fastchat.data.view.token_text import TokenTexts
 from fastchat.errors import DataError
 from tests.builders import TOKENIZER_KINDS
 
@@ -147,8 +147,8 @@ def test_the_reasons_of_one_dialogue(encoder_of: EncoderOf) -> None:
         Turn("tool", "t"), Turn("assistant", " ", train=False), Turn("user", "y"), Turn("assistant", "Z " * 90),
     ]  # fmt: skip
     dialogue = Dialogue(tuple(turns), system="Sys")
-    bound = encoder_of("byte_nobos").bind(get_template("chatml"))
-    told = _told(dialogue, bound)
+    chat_encoder = encoder_of("byte_nobos").bind(get_template("chatml"))
+    told = _told(dialogue, chat_encoder)
 
     def said(turn: int) -> list[tuple[str, str]]:
         """The reasons of a turn one after the other, each with its text."""
@@ -163,7 +163,7 @@ def test_the_reasons_of_one_dialogue(encoder_of: EncoderOf) -> None:
     assert said(4)[1] == ("tool", "t") and said(5) == [around[0], ("empty answer", " "), around[1]]
     assert [why for why, _ in said(7)] == ["template", "answer begins", "answer", "stop", "template"]
     assert said(-1) == [("template", "<|im_start|>system\n"), ("system", "Sys"), around[1]]
-    told = _told(dialogue, bound, max_length=120)
+    told = _told(dialogue, chat_encoder, max_length=120)
     assert said(1)[-2:] == [("stop", "<|im_end|>"), ("cut", "\n")]  # behind the last learned answer that fits
     assert {why for turn in range(2, 8) for why, _ in said(turn)} == {"cut"}
 
@@ -176,13 +176,13 @@ def test_an_answer_that_does_not_fit_is_cut_in_the_middle(encoder_of: EncoderOf)
     assert [why for *_, why in told].index("cut") == 40
 
 
-def _told(dialogue: Dialogue, bound: BoundEncoder, max_length: int = 4096) -> list[tuple[str, int, str, str]]:
+def _told(dialogue: Dialogue, chat_encoder: ChatEncoder, max_length: int = 4096) -> list[tuple[str, int, str, str]]:
     """(text, turn, role, reason) of every token."""
-    rendered = bound.template.render(dialogue)
-    encoded = bound.encode(rendered)
-    example = tokenize_dialogue(dialogue, bound, max_length=max_length)
-    texts = TokenTexts(bound.encoder).of(encoded.input_ids)
-    runs = explain(dialogue, rendered, encoded, example, bound, texts)
+    rendered = chat_encoder.template.render(dialogue)
+    encoded = chat_encoder.encode(rendered)
+    example = tokenize_dialogue(dialogue, chat_encoder, max_length=max_length)
+    texts = TokenTexts(chat_encoder.encoder).of(encoded.input_ids)
+    runs = explain(dialogue, rendered, encoded, example, chat_encoder, texts)
     found = [(turn, ROLES[role], EXPLAINED[why][0]) for count, turn, role, why in runs for _ in range(count)]
     return [(text, *told) for text, told in zip(texts, found, strict=True)]
 
@@ -228,11 +228,13 @@ def test_nothing_supervised_still_gives_the_page(report: Preview, capsys: pytest
 
 
 def test_the_page_has_room_for_so_many_tokens(encoder_of: EncoderOf, tmp_path: Path) -> None:
-    bound = encoder_of("byte_bos").bind(get_template("vicuna_v1.1"))
-    report = HtmlReport(bound, 512, max_tokens=400)
+    chat_encoder = encoder_of("byte_bos").bind(get_template("vicuna_v1.1"))
+    report = HtmlReport(chat_encoder, 512, max_tokens=400)
     for i in range(600):
         dialogue = Dialogue((Turn("user", "q"), Turn("assistant", "a")), system="")
-        report.add(Record(i, dialogue, None, "file", i), tokenize_dialogue(dialogue, bound, max_length=512, index=i))
+        report.add(
+            Record(i, dialogue, None, "file", i), tokenize_dialogue(dialogue, chat_encoder, max_length=512, index=i)
+        )
     line = report.write(str(tmp_path / "r.html"), {"rows": 600}, {})
     data = data_of(tmp_path / "r.html")
     shown, size = len(data["records"]), len(data["records"][0]["t"])
@@ -296,9 +298,12 @@ def test_every_token_has_a_reason_that_agrees_with_its_label(
     name = data.draw(
         st.sampled_from(["vicuna_v1.1", "chatml", "llama-2", "gemma", "yuan2", "chatglm2", "zero_shot", "raw"])
     )
-    dialogue, bound = Dialogue(tuple(Turn(*turn) for turn in turns), system), encoder_of(kind).bind(get_template(name))
+    dialogue, chat_encoder = (
+        Dialogue(tuple(Turn(*turn) for turn in turns), system),
+        encoder_of(kind).bind(get_template(name)),
+    )
     try:
-        told = _told(dialogue, bound, max_length)  # explain() compares every reason with its label
+        told = _told(dialogue, chat_encoder, max_length)  # explain() compares every reason with its label
     except DataError:
         return
     for text, turn, role, why in told:

@@ -10,9 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fastchat.data.bad_rows import BadRow
-from fastchat.data.formats import MEDIA_KEYS, REASONING_KEYS, TRAIN_KEYS, UNCLEAR_KEYS, parse_row
-from fastchat.data.loading import Records
+from fastchat.data.rows.bad_rows import BadRow
+from fastchat.data.rows.formats import MEDIA_KEYS, REASONING_KEYS, TRAIN_KEYS, UNCLEAR_KEYS, parse_row
+from fastchat.data.rows.records import Records
 from fastchat.errors import DataError
 
 NOTHING: tuple[Any, ...] = (None, "", [], [None], {}, False)

@@ -17,11 +17,11 @@ import pyarrow.parquet
 import pytest
 
 from fastchat.conversation.files import load_template_file
-from fastchat.data import reading, row_size, tables
-from fastchat.data.fingerprint import sha256_of
-from fastchat.data.loading import Records
-from fastchat.data.reading import read_rows
-from fastchat.data.sources import check_source, find_sources
+from fastchat.data.rows import reading, row_size, tables
+from fastchat.data.rows.fingerprint import sha256_of
+from fastchat.data.rows.reading import read_rows
+from fastchat.data.rows.records import Records
+from fastchat.data.rows.sources import check_source, find_sources
 from fastchat.errors import DataError, SettingsError
 from fastchat.security import check_references, load_yaml
 from fastchat.settings.recipe_files import find_deepspeed_config, find_recipe
@@ -127,7 +127,7 @@ def test_the_limit_holds_in_memory(tmp_path: Path) -> None:
             file.write(b"x" * (1 << 20))
         file.write(b'"}\n' + row("b").encode() + b"\n")
     code = (
-        "import resource, sys; from fastchat.data.reading import read_rows\n"
+        "import resource, sys; from fastchat.data.rows.reading import read_rows\n"
         "rows = read_rows(sys.argv[1]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "print(*[(r.line, r.problem and r.problem.reason) for r in rows])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fastchat.data.fingerprint import combined, sha256_of
-from fastchat.data.loading import load_dialogues
-from fastchat.data.reading import read_rows
+from fastchat.data.rows.fingerprint import combined, sha256_of
+from fastchat.data.rows.reading import read_rows
+from fastchat.data.rows.records import load_dialogues
 from fastchat.errors import EXIT_DATA, DataError
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastchat.data.mixing import check_proportions, held_out, num_held_out, proportional
+from fastchat.data.tokens.mixing import check_proportions, held_out, num_held_out, proportional
 from fastchat.errors import SettingsError
 
 SOURCES = st.lists(st.tuples(st.integers(1, 5000), st.floats(0.01, 10)), min_size=1, max_size=5)

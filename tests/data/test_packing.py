@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastchat.conversation import get_template
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.loading import load_dialogues
-from fastchat.data.packing import PackedDataset, _best_fit, check_packable, pack_collate, plan_packs
-from fastchat.data.packing_check import check_no_leak, compare_packing
+from fastchat.data.batches.packing import PackedDataset, _best_fit, check_packable, pack_collate, plan_packs
+from fastchat.data.batches.packing_check import check_no_leak, compare_packing
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.records import load_dialogues
 from fastchat.errors import DataError, SettingsError
 from fastchat.train.loss import loss_sum
-from fastchat.train.sampling import DUMMY, GlobalBatches, WithDummy
+from fastchat.train.sampling import DUMMY, GlobalBatchSampler, WithDummy
 from tests.data.in_memory import build_store
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=200)
@@ -96,8 +96,8 @@ def test_lengths_without_anything_short_are_packed_tightly_too():
 def test_fill_on_gsm8k_multiturn(shared, tokenizer, template):
     encoder, _ = TextEncoder.from_directory_or_class(str(shared / "tokenizers" / tokenizer))
     records = load_dialogues([str(shared / "data" / "gsm8k_multiturn.jsonl")]).records[:2000]
-    bound = encoder.bind(get_template(template))
-    store, _ = build_store(records, bound, max_length=4096, overlong="error")
+    chat_encoder = encoder.bind(get_template(template))
+    store, _ = build_store(records, chat_encoder, max_length=4096, overlong="error")
     packs = plan_packs(store.lengths, 4096)
     assert packs.fill >= 0.99, packs.line
 
@@ -119,7 +119,8 @@ def test_nothing_to_pack():
 
 
 def test_importing_needs_no_torch():
-    code = "import sys, fastchat.data.packing, fastchat.data.packing_check; sys.exit('torch' in sys.modules)"
+    modules = "fastchat.data.batches.packing, fastchat.data.batches.packing_check"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -173,7 +174,7 @@ def test_global_batches_of_packs_do_not_depend_on_the_number_of_processes():
     def steps(world_size, accumulation):
         ranks = []
         for rank in range(world_size):
-            batches = GlobalBatches(
+            batches = GlobalBatchSampler(
                 len(packed),
                 micro=2,
                 accumulation=accumulation,

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from fastchat.conversation import get_template
-from fastchat.data import preview, writing
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.loading import load_dialogues
+from fastchat.data import preview
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows import writing
+from fastchat.data.rows.records import load_dialogues
 from tests.builders import TOKENIZER_KINDS, make_tokenizer
 from tests.data.in_memory import build_store
 
@@ -87,9 +88,9 @@ def test_output_equals_the_training_run(run: Run, tokenizer_dir: TokenizerDir, t
         None,
     ]
     encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir(kind)))
-    bound = encoder.bind(get_template("vicuna_v1.1"))
+    chat_encoder = encoder.bind(get_template("vicuna_v1.1"))
     records = load_dialogues([data], on_bad_row="skip").records
-    store, counts = build_store(records, bound, max_length=300, overlong="truncate")
+    store, counts = build_store(records, chat_encoder, max_length=300, overlong="truncate")
     kept = [line for line in lines if line["dropped"] is None]
     assert [line["index"] for line in kept] == store.index.tolist()
     for i, line in enumerate(kept):
@@ -107,8 +108,8 @@ def test_the_tokenizers_own_class_gives_the_same_ids(run: Run, tokenizer_dir: To
     for kind in TOKENIZER_KINDS:
         assert run("--data_path", data, "--output", str(out), kind=kind)[0] == 0
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir(kind))
-        bound = TextEncoder.from_tokenizer(tokenizer).bind(get_template("vicuna_v1.1"))
-        (example,) = build_store(load_dialogues([data]).records, bound, max_length=512, overlong="drop")[0]
+        chat_encoder = TextEncoder.from_tokenizer(tokenizer).bind(get_template("vicuna_v1.1"))
+        (example,) = build_store(load_dialogues([data]).records, chat_encoder, max_length=512, overlong="drop")[0]
         assert json.loads(out.read_text())["input_ids"] == example["input_ids"].tolist()
 
 

@@ -3,10 +3,10 @@
 import pytest
 
 from fastchat.conversation import Dialogue, Turn, get_template
-from fastchat.data.loading import load_dialogues
-from fastchat.data.probes import HARMLESS
-from fastchat.data.proof import SecondOpinion
-from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.cross_check import LabelCrossCheck
+from fastchat.data.encoding.examples import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.rows.records import load_dialogues
 from fastchat.errors import DataError
 from tests.builders import TOKENIZER_KINDS
 from tests.tiers import template_cases
@@ -19,17 +19,17 @@ TALK = Dialogue(
 )
 
 
-def sample(bound, dialogue, max_length=10_000):
-    example = tokenize_dialogue(dialogue, bound, max_length=max_length)
+def sample(chat_encoder, dialogue, max_length=10_000):
+    example = tokenize_dialogue(dialogue, chat_encoder, max_length=max_length)
     return dialogue, example.input_ids, example.labels
 
 
 @pytest.mark.parametrize(("tokenizer", "template"), template_cases(TOKENIZER_KINDS))
 def test_right_labels_agree(encoder_of, tokenizer, template):
-    bound = encoder_of(tokenizer).bind(get_template(template))
-    checked = SecondOpinion(bound).check(sample(bound, d) for d in (*HARMLESS, TALK))
+    chat_encoder = encoder_of(tokenizer).bind(get_template(template))
+    checked = LabelCrossCheck(chat_encoder).check(sample(chat_encoder, d) for d in (*HARMLESS, TALK))
     assert checked.records + checked.skipped == len(HARMLESS) + 1
-    assert checked.turns >= (8 if not bound.template.only_last else 5)
+    assert checked.turns >= (8 if not chat_encoder.template.only_last else 5)
 
 
 def plant(kind, ids, labels):
@@ -73,10 +73,10 @@ def plant(kind, ids, labels):
     ],
 )
 def test_planted_wrong_label_is_caught_with_the_tokens_around_it(encoder_of, tokenizer, kind):
-    bound = encoder_of(tokenizer).bind(get_template("vicuna_v1.1"))
-    dialogue, ids, labels = sample(bound, TALK)
+    chat_encoder = encoder_of(tokenizer).bind(get_template("vicuna_v1.1"))
+    dialogue, ids, labels = sample(chat_encoder, TALK)
     with pytest.raises(DataError, match=r"talk.json:9: two ways .* disagree at token \d+") as error:
-        SecondOpinion(bound).check([(dialogue, ids, plant(kind, ids, labels))])
+        LabelCrossCheck(chat_encoder).check([(dialogue, ids, plant(kind, ids, labels))])
     assert "supervised tokens in brackets" in str(error.value)
 
 
@@ -84,23 +84,23 @@ def test_planted_wrong_label_is_caught_with_the_tokens_around_it(encoder_of, tok
 @pytest.mark.parametrize("template", ("chatml", "gemma", "llama-2", "zero_shot", "phi-4"))
 @pytest.mark.parametrize("kind", ["newline behind a stop trained", "stop untrained", "shifted", "question trained"])
 def test_planted_wrong_label_is_caught_with_other_templates(encoder_of, tokenizer, template, kind):
-    bound = encoder_of(tokenizer).bind(get_template(template))
-    dialogue, ids, labels = sample(bound, TALK)
+    chat_encoder = encoder_of(tokenizer).bind(get_template(template))
+    dialogue, ids, labels = sample(chat_encoder, TALK)
     with pytest.raises(DataError, match=r"disagree at token \d+"):
-        SecondOpinion(bound).check([(dialogue, ids, plant(kind, ids, labels))])
+        LabelCrossCheck(chat_encoder).check([(dialogue, ids, plant(kind, ids, labels))])
 
 
 def test_cut_dialogues_agree_at_every_length(encoder_of):
-    bound = encoder_of("byte_bos").bind(get_template("llama-3"))
-    opinion = SecondOpinion(bound)
-    for length in range(1, len(sample(bound, TALK)[1]) + 1):
-        opinion.check([sample(bound, TALK, length)])
+    chat_encoder = encoder_of("byte_bos").bind(get_template("llama-3"))
+    opinion = LabelCrossCheck(chat_encoder)
+    for length in range(1, len(sample(chat_encoder, TALK)[1]) + 1):
+        opinion.check([sample(chat_encoder, TALK, length)])
 
 
 def test_records_with_look_alikes_are_left_out_and_counted(encoder_of):
-    bound = encoder_of("byte_nobos").bind(get_template("chatml"))
+    chat_encoder = encoder_of("byte_nobos").bind(get_template("chatml"))
     hostile = Dialogue((Turn("user", "<|im_end|>"), Turn("assistant", "no")))
-    checked = SecondOpinion(bound).check([sample(bound, hostile), sample(bound, TALK)])
+    checked = LabelCrossCheck(chat_encoder).check([sample(chat_encoder, hostile), sample(chat_encoder, TALK)])
     assert (checked.records, checked.skipped, checked.turns) == (1, 1, 2)
     assert "1 with control look-alikes left out" in checked.line
 
@@ -108,9 +108,9 @@ def test_records_with_look_alikes_are_left_out_and_counted(encoder_of):
 @pytest.mark.parametrize("tokenizer", ("llama-2", "gemma", "llama-3", "qwen2.5"))
 @pytest.mark.parametrize("file", ("gsm8k_multiturn.jsonl", "glaive_toolcall_en_demo.json", "alpaca_en_demo.json"))
 def test_real_data_agrees(shared, encoder_of, tokenizer, file):
-    bound = encoder_of(f"tokenizers/{tokenizer}").bind(get_template("vicuna_v1.1"))
+    chat_encoder = encoder_of(f"tokenizers/{tokenizer}").bind(get_template("vicuna_v1.1"))
     records = load_dialogues([str(shared / "data" / file)], on_bad_row="stop").records[:300]
-    samples = [sample(bound, record.dialogue, 1024) for record in records]
+    samples = [sample(chat_encoder, record.dialogue, 1024) for record in records]
     kept = [(dialogue, ids, labels) for dialogue, ids, labels in samples if ids]
-    checked = SecondOpinion(bound).check(kept)
+    checked = LabelCrossCheck(chat_encoder).check(kept)
     assert checked.records + checked.skipped == len(kept) > 200 and checked.turns >= checked.records

@@ -3,8 +3,8 @@
 import pytest
 
 from fastchat.conversation import get_template
-from fastchat.data import properties
-from fastchat.data.properties import prove
+from fastchat.data.encoding import properties
+from fastchat.data.encoding.properties import prove
 from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS
 from tests.tiers import KINDS, SHARED
@@ -18,14 +18,14 @@ def test_it_holds_for_every_kind_of_template(encoder_of, tokenizer):
             assert line.startswith(f"proven on this tokenizer with template {name}, on 9 dialogues")
 
 
-def broken(bound, how):
-    """`bound` with an encode that does one thing wrong."""
-    encode = bound.encode
+def broken(chat_encoder, how):
+    """`chat_encoder` with an encode that does one thing wrong."""
+    encode = chat_encoder.encode
 
     def wrong(rendered):
         encoded = encode(rendered)
         learned = [i for i, s in enumerate(encoded.supervised) if s]
-        bos, special = bound.encoder.bos.id, bound.controls["<|eot_id|>"].id
+        bos, special = chat_encoder.encoder.bos.id, chat_encoder.controls["<|eot_id|>"].id
         if how == "a stop is not learned" and learned:
             encoded.supervised[learned[-1]] = False
         elif how == "BOS is learned":
@@ -39,8 +39,8 @@ def broken(bound, how):
             encoded.input_ids[4] = special
         return encoded
 
-    bound.encode = wrong
-    return bound
+    chat_encoder.encode = wrong
+    return chat_encoder
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def broken(bound, how):
     ],
 )
 def test_a_broken_property_is_named_with_the_tokens_around_it(encoder_of, how, number):
-    bound = broken(encoder_of("byte_bos").bind(get_template("llama-3")), how)
+    chat_encoder = broken(encoder_of("byte_bos").bind(get_template("llama-3")), how)
     with pytest.raises(SettingsError, match=rf"property {number} of the mask does not hold .*, at token \d+: '"):
-        prove(bound)
+        prove(chat_encoder)
 
 
 def test_labels_that_disagree_are_property_five(encoder_of, monkeypatch):

@@ -13,9 +13,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fastchat.data import reading
-from fastchat.data.loading import Records, load_dialogues
-from fastchat.data.reading import Row, RowReader, read_rows
+from fastchat.data.rows import reading
+from fastchat.data.rows.reading import Row, RowReader, read_rows
+from fastchat.data.rows.records import Records, load_dialogues
 from fastchat.errors import DataError
 from tests.data.test_loading import BAD_LINES, named, write
 

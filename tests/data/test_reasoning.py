@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from fastchat.conversation import Dialogue, Turn
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.formats import REASONING_KEYS
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.cross_check import LabelCrossCheck
+from fastchat.data.encoding.examples import tokenize_dialogue
+from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.preview import main as preview
-from fastchat.data.proof import SecondOpinion
-from fastchat.data.store import digest
-from fastchat.data.tokenization import tokenize_dialogue
+from fastchat.data.rows.formats import REASONING_KEYS
+from fastchat.data.tokens.store import digest
 from fastchat.errors import DataError
 from tests.builders import make_tokenizer
 
@@ -35,14 +35,14 @@ PLAIN += "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- e
 ONE = Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo.", True, "\nA greeting.\n")), None, "a.jsonl", 3)
 TWO = replace(ONE, turns=(Turn("user", "Say"), Turn("assistant", "It.", True, "Hm."), *ONE.turns))
 
-Bind = Callable[[str], BoundEncoder]
+Bind = Callable[[str], ChatEncoder]
 
 
 @pytest.fixture(scope="module")
 def bind(tmp_path_factory: pytest.TempPathFactory) -> Bind:
     folder = make_tokenizer("byte_nobos", tmp_path_factory.mktemp("tokenizer"), chat_template=PLAIN)
 
-    def made(source: str) -> BoundEncoder:
+    def made(source: str) -> ChatEncoder:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": source}), encoding="utf-8")
         encoder, _ = TextEncoder.from_directory_or_class(str(folder))
@@ -51,30 +51,30 @@ def bind(tmp_path_factory: pytest.TempPathFactory) -> Bind:
     return made
 
 
-def learned(bound: BoundEncoder, dialogue: Dialogue) -> str:
-    example = tokenize_dialogue(dialogue, bound, max_length=999)
-    SecondOpinion(bound).check([(dialogue, example.input_ids, example.labels)])
-    return bound.encoder.decode([label for label in example.labels if label >= 0])
+def learned(chat_encoder: ChatEncoder, dialogue: Dialogue) -> str:
+    example = tokenize_dialogue(dialogue, chat_encoder, max_length=999)
+    LabelCrossCheck(chat_encoder).check([(dialogue, example.input_ids, example.labels)])
+    return chat_encoder.encoder.decode([label for label in example.labels if label >= 0])
 
 
 @pytest.mark.parametrize("key", REASONING_KEYS)
 def test_reasoning_is_learned_before_its_answer(bind: Bind, key: str) -> None:
-    bound = bind(APART.replace("KEY", key))
-    assert bound.template.reasoning_key == key
-    assert learned(bound, ONE) == "<think>\nA greeting.\n</think>\n\nYo.<|im_end|>"
+    chat_encoder = bind(APART.replace("KEY", key))
+    assert chat_encoder.template.reasoning_key == key
+    assert learned(chat_encoder, ONE) == "<think>\nA greeting.\n</think>\n\nYo.<|im_end|>"
     same = replace(ONE, turns=(ONE.turns[0], Turn("assistant", "Yo.", True, "Yo.")))
-    assert learned(bound, same) == "<think>\nYo.\n</think>\n\nYo.<|im_end|>"
+    assert learned(chat_encoder, same) == "<think>\nYo.\n</think>\n\nYo.<|im_end|>"
 
 
 def test_reasoning_that_a_learned_answer_would_lose_is_refused(bind: Bind) -> None:
-    bound = bind(APART.replace("KEY", "reasoning_content"))
+    chat_encoder = bind(APART.replace("KEY", "reasoning_content"))
     with pytest.raises(
         DataError, match=r"a.jsonl:3: .* turn 2: its reasoning_content is not shown \(give it \"train\""
     ):
-        bound.template.render(TWO)
+        chat_encoder.template.render(TWO)
     context = replace(TWO, turns=(TWO.turns[0], replace(TWO.turns[1], train=False), *TWO.turns[2:]))
-    assert learned(bound, context) == "<think>\nA greeting.\n</think>\n\nYo.<|im_end|>"
-    text = bound.template.render(TWO, add_generation_prompt=True).text
+    assert learned(chat_encoder, context) == "<think>\nA greeting.\n</think>\n\nYo.<|im_end|>"
+    text = chat_encoder.template.render(TWO, add_generation_prompt=True).text
     assert "Hm." not in text  # as inference has it
 
 
@@ -93,11 +93,11 @@ def test_dialogues_that_differ_in_reasoning_differ() -> None:
 def test_the_preview_shows_it_or_refuses_by_name(
     bind: Bind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bound = bind(APART.replace("KEY", "reasoning_content"))
+    chat_encoder = bind(APART.replace("KEY", "reasoning_content"))
     path = tmp_path / "a.jsonl"
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo.", "thinking": "A greeting."}]
     path.write_text(json.dumps({"messages": turns}), encoding="utf-8")
-    words = ["--model_name_or_path", bound.encoder.name, "--data_path", str(path), "--conv_template"]
+    words = ["--model_name_or_path", chat_encoder.encoder.name, "--data_path", str(path), "--conv_template"]
     assert preview([*words, "tokenizer"]) == 0
     assert "A greeting." in capsys.readouterr().out
     assert preview([*words, "chatml"]) == 3

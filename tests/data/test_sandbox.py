@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastchat.data import sandbox
-from fastchat.data.sandbox import Limits, guarantee, protections, run_python
+from fastchat.data.tools import sandbox
+from fastchat.data.tools.sandbox import Limits, guarantee, protections, run_python
 
 QUICK = Limits(timeout=1.0)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from fastchat.conversation import Dialogue, Turn, get_template
-from fastchat.data.loading import Record
-from fastchat.data.showing import first_example, shorten
+from fastchat.data.rows.records import Record
+from fastchat.data.view.showing import first_example, shorten
 
 
 def test_short_runs_stay_as_they_are():
@@ -28,7 +28,7 @@ def test_of_a_long_dialogue_the_first_runs_are_shown():
 
 @pytest.mark.parametrize("colour", [False, True])
 def test_the_first_record_that_is_learned_is_the_example(encoder_of, colour):
-    bound = encoder_of("byte_bos").bind(get_template("llama-3"))
+    chat_encoder = encoder_of("byte_bos").bind(get_template("llama-3"))
     silent = Dialogue((Turn("user", "a"), Turn("assistant", "b", train=False)))
     spoken = Dialogue((Turn("user", "Hi \x1b[31m"), Turn("assistant", "Yo")))
     records = [
@@ -36,8 +36,8 @@ def test_the_first_record_that_is_learned_is_the_example(encoder_of, colour):
         Record(1, silent, None, "x", 2),
         Record(2, spoken, None, "x", 3),
     ]
-    text = first_example(records, bound, max_length=512, overlong="truncate", colour=colour)
+    text = first_example(records, chat_encoder, max_length=512, overlong="truncate", colour=colour)
     assert text.startswith("--- x:3: ") and "supervised in 1 turns" in text and "\x1b[31m" not in text
     assert colour or r"Hi \x1b[31m" in text
     assert ("[[Yo<|eot_id|>]]" in text) != colour and ("\x1b[32m" in text or "\x1b[92m" in text) == colour
-    assert first_example(records[:2], bound, max_length=512, overlong="truncate", colour=colour) == ""
+    assert first_example(records[:2], chat_encoder, max_length=512, overlong="truncate", colour=colour) == ""

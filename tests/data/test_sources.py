@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fastchat.data.loading import load_dialogues
-from fastchat.data.sources import Source, check_source, find_sources
+from fastchat.data.rows.records import load_dialogues
+from fastchat.data.rows.sources import Source, check_source, find_sources
 from fastchat.errors import DataError
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}

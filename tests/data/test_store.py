@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from fastchat.conversation import Dialogue, Turn, get_template
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.counts import table
-from fastchat.data.dataset import ChatDataset
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.loading import Record, load_dialogues
-from fastchat.data.store import Part, StoreWriter, TokenStore, collect, damage
-from fastchat.data.tokenization import Example, tokenize_dialogue
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.examples import Example, tokenize_dialogue
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.records import Record, load_dialogues
+from fastchat.data.tokens.counts import table
+from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, collect, damage
 from fastchat.errors import DataError
 from tests.data.in_memory import build_store
 
@@ -26,7 +26,7 @@ TokenizerDir = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def bound(tokenizer_dir: TokenizerDir) -> BoundEncoder:
+def chat_encoder(tokenizer_dir: TokenizerDir) -> ChatEncoder:
     encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir("byte_nobos")))
     return encoder.bind(get_template("chatml"))
 
@@ -57,22 +57,22 @@ MIXED = records_of(
 )
 
 
-def test_every_usable_record_is_one_example_and_everything_is_counted(bound: BoundEncoder) -> None:
-    store, counts = build_store(MIXED, bound, max_length=100, overlong="truncate")
+def test_every_usable_record_is_one_example_and_everything_is_counted(chat_encoder: ChatEncoder) -> None:
+    store, counts = build_store(MIXED, chat_encoder, max_length=100, overlong="truncate")
     assert list(store.index) == [0, 2, 4, 8] == [store[i]["index"] for i in range(len(store))]
     tokens = supervised = 0
     for i, index in enumerate(store.index):
         dialogue = MIXED[index].dialogue
         assert dialogue is not None
-        alone = tokenize_dialogue(dialogue, bound, max_length=100, index=int(index))
+        alone = tokenize_dialogue(dialogue, chat_encoder, max_length=100, index=int(index))
         row = store[i]
         assert row["input_ids"].tolist() == alone.input_ids and row["labels"].tolist() == alone.labels
         assert row["input_ids"].dtype == row["labels"].dtype == np.int32
         assert (store.lengths[i], store.supervised[i]) == (len(alone.input_ids), alone.num_supervised)
         tokens, supervised = tokens + len(alone.input_ids), supervised + alone.num_supervised
-    long = tokenize_dialogue(MIXED[2].dialogue, bound, max_length=100)  # type: ignore[arg-type]
+    long = tokenize_dialogue(MIXED[2].dialogue, chat_encoder, max_length=100)  # type: ignore[arg-type]
     assert long.truncated_tokens > 0 and long.cut_turns > 0
-    unlimited = [tokenize_dialogue(MIXED[i].dialogue, bound, max_length=10_000) for i in (2, 6)]  # type: ignore[arg-type]
+    unlimited = [tokenize_dialogue(MIXED[i].dialogue, chat_encoder, max_length=10_000) for i in (2, 6)]  # type: ignore[arg-type]
     lost = sum(example.num_supervised for example in unlimited) - long.num_supervised
     assert {key: n for key, n in counts.items() if n} == {
         "rows": 9,
@@ -95,12 +95,12 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(bound: Bou
     assert counts["rows"] == counts["dialogues"] + sum(n for key, n in counts.items() if key.startswith("dropped_"))
 
 
-def test_overlong_drop_and_error(bound: BoundEncoder) -> None:
-    store, counts = build_store(MIXED, bound, max_length=100, overlong="drop")
+def test_overlong_drop_and_error(chat_encoder: ChatEncoder) -> None:
+    store, counts = build_store(MIXED, chat_encoder, max_length=100, overlong="drop")
     assert list(store.index) == [0, 4, 8]
     assert counts["dropped_overlong"] == 2 and not counts["truncated_tokens"]
     with pytest.raises(DataError, match=r"f.jsonl:3: the dialogue has \d+ tokens and --model_max_length is 100"):
-        build_store(MIXED, bound, max_length=100, overlong="error")
+        build_store(MIXED, chat_encoder, max_length=100, overlong="error")
 
 
 @pytest.mark.parametrize(
@@ -114,21 +114,21 @@ def test_overlong_drop_and_error(bound: BoundEncoder) -> None:
         (records_of("bad_row: wrong type", "bad_row: broken JSON"), 100, "rows cannot be read"),
     ],
 )
-def test_nothing_supervised_stops(bound: BoundEncoder, records: list[Record], max_length: int, hint: str) -> None:
+def test_nothing_supervised_stops(chat_encoder: ChatEncoder, records: list[Record], max_length: int, hint: str) -> None:
     with pytest.raises(DataError, match="(?s)Not one supervised token in the data.*" + hint):
-        build_store(records, bound, max_length=max_length, overlong="truncate")
+        build_store(records, chat_encoder, max_length=max_length, overlong="truncate")
 
 
-def test_the_message_about_nothing_supervised_holds_the_counts(bound: BoundEncoder) -> None:
+def test_the_message_about_nothing_supervised_holds_the_counts(chat_encoder: ChatEncoder) -> None:
     records = records_of(pair("q", "a", train=False), "empty_dialogue", pair("q", "a", train=False))
     with pytest.raises(DataError, match=r"records +3: 0 trained on, 3 dropped \(no_trained_turn 2, empty_dialogue 1\)"):
-        build_store(records, bound, max_length=100, overlong="truncate")
+        build_store(records, chat_encoder, max_length=100, overlong="truncate")
 
 
 # --- the arrays
 
 
-def part_of(*lengths: int) -> Part:
+def part_of(*lengths: int) -> TokenShard:
     ids = iter(range(1, 10_000))
     examples = []
     for index, length in enumerate(lengths):
@@ -141,7 +141,7 @@ def store_of(*lengths: int) -> TokenStore:
     return TokenStore.of_parts([part_of(*lengths)])
 
 
-def written(folder: Path, *parts: Part) -> dict[str, list[int]]:
+def written(folder: Path, *parts: TokenShard) -> dict[str, list[int]]:
     """Parts written into a new folder; what `damage` needs."""
     folder.mkdir(parents=True)
     writer = StoreWriter(folder)
@@ -243,8 +243,8 @@ def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
         "trailing_user_turns": 7,
         "ignored_tools": 1195,
         "straddling_tokens": 3,
-        "lookalikes": 9,
-        "neutralised_lookalikes": 8,
+        "special_token_strings": 9,
+        "escaped_strings": 8,
         "untrained_turns": 5,
     }
     assert table({**plain, **more}).splitlines() == [

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from fastchat.data import template_limits
-from fastchat.data.tokenizer_template import compile_template
+from fastchat.data.encoding import template_limits
+from fastchat.data.encoding.tokenizer_template import compile_template
 from fastchat.errors import SettingsError
 
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"

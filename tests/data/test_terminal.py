@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fastchat.conversation import Dialogue, Turn, get_template
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.terminal import paint, safe, token_texts, wants_colour
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.view.terminal import paint, safe, token_texts, wants_colour
 from tests.builders import TOKENIZER_KINDS
 
 TokenizerDir = Callable[[str], Path]
@@ -53,9 +53,9 @@ def test_safe() -> None:
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 def test_token_texts_add_up_to_the_text(tokenizer_dir: TokenizerDir, kind: str) -> None:
     encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir(kind)))
-    bound = encoder.bind(get_template("vicuna_v1.1"))
+    chat_encoder = encoder.bind(get_template("vicuna_v1.1"))
     for text in ("Hi", "  two  spaces\n\n", "你好 🙂👩‍👩‍👧 ünïcödé", "\ufffd\ufffd x", "a" * 50, "</s><s>", ""):
         dialogue = Dialogue((Turn("user", text), Turn("assistant", text), Turn("user", "q"), Turn("assistant", text)))
-        ids = bound.encode(bound.template.render(dialogue)).input_ids
+        ids = chat_encoder.encode(chat_encoder.template.render(dialogue)).input_ids
         texts = token_texts(encoder, ids)
         assert len(texts) == len(ids) and "".join(texts) == encoder.decode(ids)

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from fastchat.data import fingerprint, token_cache
-from fastchat.data.fingerprint import KnownSums, sha256_of
-from fastchat.data.store import StoreWriter
-from fastchat.data.token_cache import Entry, cache_folder, evict, obtain
+from fastchat.data.rows import fingerprint
+from fastchat.data.rows.fingerprint import KnownSums, sha256_of
+from fastchat.data.tokens import cache as token_cache
+from fastchat.data.tokens.cache import Entry, cache_folder, evict, obtain
+from fastchat.data.tokens.store import StoreWriter
 from fastchat.errors import ResourceError, SettingsError
 from tests.data.test_store import part_of
 
@@ -96,7 +97,7 @@ def test_damage_is_noticed_and_made_again(
 CHILD = """
 import sys, time
 from pathlib import Path
-from fastchat.data.token_cache import obtain
+from fastchat.data.tokens.cache import obtain
 from tests.data.test_token_cache import Maker
 make = Maker()
 def slow(folder):

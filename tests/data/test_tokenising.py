@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 
 from fastchat.conversation import get_template
-from fastchat.data import token_cache, tokenising, workers
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.loading import load_dialogues
-from fastchat.data.sources import Source
-from fastchat.data.store import TokenStore
-from fastchat.data.tokenising import Made, TokenSettings, obtain_tokens
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.records import load_dialogues
+from fastchat.data.rows.sources import Source
+from fastchat.data.tokens import cache as token_cache
+from fastchat.data.tokens import prepare as tokenising
+from fastchat.data.tokens import workers
+from fastchat.data.tokens.prepare import TokenizedData, TokenSettings, get_or_create_tokens
+from fastchat.data.tokens.store import TokenStore
 from fastchat.errors import DataError, ResourceError
 from tests import builders
 from tests.data.in_memory import build_store
@@ -31,7 +33,7 @@ HOW = TokenSettings(max_length=200, overlong="truncate", on_bad_row="stop", work
 
 
 @pytest.fixture(scope="module")
-def bound(tokenizer_dir: Callable[[str], Path]) -> BoundEncoder:
+def chat_encoder(tokenizer_dir: Callable[[str], Path]) -> ChatEncoder:
     encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir("metaspace_bos")))
     return encoder.bind(get_template("vicuna_v1.1"))
 
@@ -55,11 +57,11 @@ def data(tmp_path: Path) -> Path:
     return builders.write_rows(tmp_path / "rows.jsonl", rows)
 
 
-def obtain(*paths: Path | str, bound: BoundEncoder, how: TokenSettings = HOW) -> Made:
-    return obtain_tokens("train", [Source(str(path), (str(path),)) for path in paths], bound, how)
+def obtain(*paths: Path | str, chat_encoder: ChatEncoder, how: TokenSettings = HOW) -> TokenizedData:
+    return get_or_create_tokens("train", [Source(str(path), (str(path),)) for path in paths], chat_encoder, how)
 
 
-def content(made: Made) -> dict[str, list[int]]:
+def content(made: TokenizedData) -> dict[str, list[int]]:
     store = made.entry.store()
     names = ("ids", "labels", "offsets", "index", "supervised", "digests")
     return {name: getattr(store, name).tolist() for name in names}
@@ -69,11 +71,13 @@ def entries(cache: Path) -> list[Path]:
     return [path for path in cache.iterdir() if (path / "entry.json").is_file()]
 
 
-def test_the_stream_is_what_reading_everything_at_once_gives(bound: BoundEncoder, data: Path, tmp_path: Path) -> None:
+def test_the_stream_is_what_reading_everything_at_once_gives(
+    chat_encoder: ChatEncoder, data: Path, tmp_path: Path
+) -> None:
     other = write(tmp_path / "second.json", f"[{named('a')},\n{named('b')}]")
-    made = obtain(data, other, bound=bound)
+    made = obtain(data, other, chat_encoder=chat_encoder)
     loaded = load_dialogues([str(data), other])
-    store, counts = build_store(loaded.records, bound, max_length=200, overlong="truncate")
+    store, counts = build_store(loaded.records, chat_encoder, max_length=200, overlong="truncate")
     assert content(made) == {name: getattr(store, name).tolist() for name in content(made)}
     assert made.counts == {**loaded.counts, **counts} and made.rows == [600, 2]
     assert made.counts["dropped_no_trained_turn"] == made.counts["dropped_empty_dialogue"] == 1
@@ -90,18 +94,18 @@ def _repeated(records: list[Any]) -> int:
 
 
 @pytest.mark.slow
-def test_the_number_of_processes_changes_nothing(bound: BoundEncoder, data: Path, cache: Path) -> None:
-    one = obtain(data, bound=bound)
+def test_the_number_of_processes_changes_nothing(chat_encoder: ChatEncoder, data: Path, cache: Path) -> None:
+    one = obtain(data, chat_encoder=chat_encoder)
     files = {path.name: path.read_bytes() for path in one.entry.folder.iterdir()}
     for number in (2, 3):
         shutil.rmtree(cache)
-        made = obtain(data, bound=bound, how=replace(HOW, workers=number))
+        made = obtain(data, chat_encoder=chat_encoder, how=replace(HOW, workers=number))
         assert {path.name: path.read_bytes() for path in made.entry.folder.iterdir()} == files, number
 
 
 @pytest.mark.slow
 def test_errors_are_told_alike_by_any_number_of_processes(
-    bound: BoundEncoder, tokenizer_dir: Callable[[str], Path], data: Path, tmp_path: Path
+    chat_encoder: ChatEncoder, tokenizer_dir: Callable[[str], Path], data: Path, tmp_path: Path
 ) -> None:
     lines = data.read_text().splitlines()
     lines[500] = lines[40] = '{"conversations": 3}'
@@ -110,7 +114,7 @@ def test_errors_are_told_alike_by_any_number_of_processes(
     for number in (1, 2):
         for path, how in ((bad, HOW), (data, replace(HOW, overlong="error"))):
             with pytest.raises(DataError) as error:
-                obtain(path, bound=bound, how=replace(how, workers=number))
+                obtain(path, chat_encoder=chat_encoder, how=replace(how, workers=number))
             told.add(str(error.value))
     assert len(told) == 2
     assert any(f"2 of 600 rows cannot be read:\n  {bad}:41: wrong type" in text for text in told)
@@ -118,10 +122,12 @@ def test_errors_are_told_alike_by_any_number_of_processes(
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_named(bound: BoundEncoder, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_is_named(chat_encoder: ChatEncoder, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_work", os._exit)  # what the main process asks of the worker: its end
     with pytest.raises(ResourceError, match="one of 2 processes that tokenise died.*--preprocessing_num_workers"):
-        list(workers.tokenised([workers.Batch(dialogues=7)] * 2, bound, max_length=9, overlong="drop", workers=2))  # type: ignore[arg-type]
+        list(
+            workers.tokenised([workers.Batch(dialogues=7)] * 2, chat_encoder, max_length=9, overlong="drop", workers=2)
+        )  # type: ignore[arg-type]
 
 
 def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,21 +137,21 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers.num_workers(5, 0) == 5
 
 
-def test_memory_does_not_grow_with_the_data(bound: BoundEncoder, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_data(chat_encoder: ChatEncoder, tmp_path: Path) -> None:
     peaks = []
     for number in (512, 4608):
         path = builders.write_rows(tmp_path / f"{number}.jsonl", builders.chat_rows(number, 1))
         tracemalloc.start()
-        obtain(path, bound=bound)
+        obtain(path, chat_encoder=chat_encoder)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] < 20e6, f"{peaks}: nine times the data; what is cleared when differs by a tenth"
 
 
 def test_samples_are_spread_evenly_and_proven(
-    bound: BoundEncoder, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chat_encoder: ChatEncoder, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = obtain(data, bound=bound)
+    made = obtain(data, chat_encoder=chat_encoder)
     assert "train labels derived a second time: " in capsys.readouterr().err
     numbers = [number for number, _ in made.entry.about["samples"]]
     assert numbers == list(range(0, len(made.entry.store()), numbers[1])) and 32 <= len(numbers) <= 64
@@ -160,22 +166,22 @@ def test_samples_are_spread_evenly_and_proven(
     monkeypatch.setattr(tokenising.StoreWriter, "add", wrong)
     for how in (replace(HOW, overwrite=True), HOW):  # cached tokens are proven anew
         with pytest.raises(DataError, match="two ways of finding what is supervised disagree"):
-            obtain(data, bound=bound, how=how)
+            obtain(data, chat_encoder=chat_encoder, how=how)
 
 
 # --- found again
 
 
 def test_the_second_time_no_row_is_read(
-    bound: BoundEncoder, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chat_encoder: ChatEncoder, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     skip = replace(HOW, on_bad_row="skip")
     with data.open("a") as file:
         file.write("{\n")
-    first = obtain(data, bound=bound, how=skip)
+    first = obtain(data, chat_encoder=chat_encoder, how=skip)
     before = capsys.readouterr().err.splitlines()
     monkeypatch.setattr(tokenising, "Records", None)  # nothing opens a file
-    second = obtain(data, bound=bound, how=skip)
+    second = obtain(data, chat_encoder=chat_encoder, how=skip)
     after = capsys.readouterr().err.splitlines()
     assert second.found and not first.found and content(first) == content(second)
     assert (second.counts, second.rows, second.sums) == (first.counts, first.rows, first.sums)
@@ -183,21 +189,23 @@ def test_the_second_time_no_row_is_read(
     assert before[0].startswith("skipped 1 of 601 rows that cannot be read (truncated JSON × 1)")
 
 
-def test_wherever_the_same_bytes_lie_they_are_the_same_data(bound: BoundEncoder, data: Path, tmp_path: Path) -> None:
-    obtain(data, bound=bound)
+def test_wherever_the_same_bytes_lie_they_are_the_same_data(
+    chat_encoder: ChatEncoder, data: Path, tmp_path: Path
+) -> None:
+    obtain(data, chat_encoder=chat_encoder)
     copy = tmp_path / "elsewhere" / "other.name"
     copy.parent.mkdir()
     shutil.copy(data, copy)
-    again = obtain(copy, bound=bound)
+    again = obtain(copy, chat_encoder=chat_encoder)
     assert again.found and {sample.source for sample in again.samples} == {str(copy)}, "named as it is now"
     assert (
-        not obtain(data, copy, bound=bound).found
-        and not obtain(copy, bound=bound, how=replace(HOW, max_length=99)).found
+        not obtain(data, copy, chat_encoder=chat_encoder).found
+        and not obtain(copy, chat_encoder=chat_encoder, how=replace(HOW, max_length=99)).found
     )
 
 
 def test_a_file_that_is_written_to_meanwhile_is_not_cached(
-    bound: BoundEncoder, data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    chat_encoder: ChatEncoder, data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = tokenising.tokenised
 
@@ -208,7 +216,7 @@ def test_a_file_that_is_written_to_meanwhile_is_not_cached(
 
     monkeypatch.setattr(tokenising, "tokenised", written_to)
     with pytest.raises(DataError, match="rows.jsonl: it was written to while it was read"):
-        obtain(data, bound=bound)
+        obtain(data, chat_encoder=chat_encoder)
     assert entries(cache) == []
 
 
@@ -216,46 +224,46 @@ def test_a_file_that_is_written_to_meanwhile_is_not_cached(
     "change", ["max_length", "overlong", "on_bad_row", "template", "train_on", "tokenizer", "data", "code"]
 )
 def test_anything_that_decides_ids_is_part_of_the_key(
-    bound: BoundEncoder,
+    chat_encoder: ChatEncoder,
     tokenizer_dir: Callable[[str], Path],
     data: Path,
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: str,
 ) -> None:
-    obtain(data, bound=bound)
-    how, other = HOW, bound
+    obtain(data, chat_encoder=chat_encoder)
+    how, other = HOW, chat_encoder
     if change == "template":
-        table = bound.template.to_dict() | {"system_message": "Something else."}
-        other = bound.encoder.bind(type(bound.template).from_dict(table))  # type: ignore[attr-defined]
+        table = chat_encoder.template.to_dict() | {"system_message": "Something else."}
+        other = chat_encoder.encoder.bind(type(chat_encoder.template).from_dict(table))  # type: ignore[attr-defined]
     elif change == "train_on":
-        other = bound.encoder.bind(bound.template, "all")
+        other = chat_encoder.encoder.bind(chat_encoder.template, "all")
     elif change == "tokenizer":
         other, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir("byte_bos")))
-        other = other.bind(bound.template)
+        other = other.bind(chat_encoder.template)
     elif change == "data":
         data.write_text(data.read_text().replace("What is", "What was", 1))
     elif change == "code":
         monkeypatch.setattr(token_cache, "code_version", lambda: "changed")
     else:
         how = replace(HOW, **{change: {"max_length": 201, "overlong": "drop", "on_bad_row": "skip"}[change]})
-    assert not obtain(data, bound=other, how=how).found
-    assert len(entries(cache)) == 2 and obtain(data, bound=other, how=how).found
+    assert not obtain(data, chat_encoder=other, how=how).found
+    assert len(entries(cache)) == 2 and obtain(data, chat_encoder=other, how=how).found
 
 
-def test_what_decides_no_id_is_not(bound: BoundEncoder, data: Path) -> None:
-    obtain(data, bound=bound)
-    assert obtain(data, bound=bound, how=replace(HOW, workers=7, progress=True)).found
-    renamed = TextEncoder(replace(bound.encoder.raw, name="/another/place")).bind(bound.template)
-    assert obtain(data, bound=renamed).found
+def test_what_decides_no_id_is_not(chat_encoder: ChatEncoder, data: Path) -> None:
+    obtain(data, chat_encoder=chat_encoder)
+    assert obtain(data, chat_encoder=chat_encoder, how=replace(HOW, workers=7, progress=True)).found
+    renamed = TextEncoder(replace(chat_encoder.encoder.raw, name="/another/place")).bind(chat_encoder.template)
+    assert obtain(data, chat_encoder=renamed).found
 
 
-def test_an_encoder_is_what_it_says_of_itself(bound: BoundEncoder, tokenizer_dir: Callable[[str], Path]) -> None:
+def test_an_encoder_is_what_it_says_of_itself(chat_encoder: ChatEncoder, tokenizer_dir: Callable[[str], Path]) -> None:
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     raw = TextEncoder.from_directory_or_class(str(tokenizer_dir("byte_nobos")))[0].raw
     encoder = TextEncoder(replace(raw, chat_template=template))
-    for one in (bound, encoder.bind(encoder.choose("tokenizer")), encoder.bind(get_template("chatml"))):
+    for one in (chat_encoder, encoder.bind(encoder.choose("tokenizer")), encoder.bind(get_template("chatml"))):
         described = json.loads(json.dumps(one.described()))
         again = TextEncoder.from_description(described)
         assert again.described() == one.described() == described
@@ -265,7 +273,7 @@ def test_an_encoder_is_what_it_says_of_itself(bound: BoundEncoder, tokenizer_dir
 def test_a_template_that_writes_the_date_is_another_one_tomorrow(
     tokenizer_dir: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastchat.data import tokenizer_template
+    from fastchat.data.encoding import tokenizer_template
 
     class Tomorrow(tokenizer_template.datetime):
         @classmethod
@@ -285,22 +293,22 @@ def test_a_template_that_writes_the_date_is_another_one_tomorrow(
     assert token_cache.key_of(encoder=one.described()) != today
 
 
-def test_overwriting(bound: BoundEncoder, data: Path, cache: Path) -> None:
-    first = obtain(data, bound=bound)
+def test_overwriting(chat_encoder: ChatEncoder, data: Path, cache: Path) -> None:
+    first = obtain(data, chat_encoder=chat_encoder)
     inode = (first.entry.folder / "ids.bin").stat().st_ino
-    again = obtain(data, bound=bound, how=replace(HOW, overwrite=True))
+    again = obtain(data, chat_encoder=chat_encoder, how=replace(HOW, overwrite=True))
     assert not again.found and (again.entry.folder / "ids.bin").stat().st_ino != inode
     assert len(entries(cache)) == 1 and not list(cache.glob(".*"))
 
 
-def test_nothing_to_learn_is_not_cached(bound: BoundEncoder, cache: Path, tmp_path: Path) -> None:
+def test_nothing_to_learn_is_not_cached(chat_encoder: ChatEncoder, cache: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", LINE.replace("Yo", ""))
     with pytest.raises(DataError, match=r"(?s)Not one supervised token in the data.*says \"train\": false"):
-        obtain(path, bound=bound)
+        obtain(path, chat_encoder=chat_encoder)
     assert entries(cache) == [] and not list(cache.glob(".*")) and not list(cache.glob("*.making"))
 
 
-def test_memory_mapped_tokens_are_shared_not_copied(bound: BoundEncoder, data: Path) -> None:
-    store = obtain(data, bound=bound).entry.store()
+def test_memory_mapped_tokens_are_shared_not_copied(chat_encoder: ChatEncoder, data: Path) -> None:
+    store = obtain(data, chat_encoder=chat_encoder).entry.store()
     assert isinstance(store, TokenStore) and isinstance(store.ids, np.memmap) and isinstance(store.offsets, np.memmap)
     assert isinstance(store[3]["input_ids"].base, np.ndarray) and not store[3]["input_ids"].flags.owndata

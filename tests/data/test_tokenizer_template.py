@@ -4,12 +4,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from fastchat.conversation import Dialogue, Turn
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.proof import SecondOpinion
-from fastchat.data.properties import prove
-from fastchat.data.saved_template import compare_template, install_template
-from fastchat.data.tokenization import tokenize_dialogue
-from fastchat.data.tokenizer_template import to_messages
+from fastchat.data.encoding.cross_check import LabelCrossCheck
+from fastchat.data.encoding.examples import tokenize_dialogue
+from fastchat.data.encoding.properties import prove
+from fastchat.data.encoding.saved_template import compare_template, install_template
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.encoding.tokenizer_template import to_messages
 from fastchat.errors import DataError, SettingsError
 from tests.builders import make_tokenizer
 
@@ -57,33 +57,33 @@ def bind(tmp_path, source):
     return encoder.bind(encoder.choose("tokenizer"))
 
 
-def learned(bound, dialogue):
+def learned(chat_encoder, dialogue):
     """The supervised text of each turn."""
-    segments = bound.template.render(dialogue).segments
+    segments = chat_encoder.template.render(dialogue).segments
     turns = sorted({s.turn for s in segments if s.supervised})
     return ["".join(s.text for s in segments if s.supervised and s.turn == turn) for turn in turns]
 
 
 @pytest.mark.parametrize("source", [CHATML, MARKED])
 def test_spans_are_answer_and_stop_with_and_without_generation_marks(tmp_path, source):
-    bound = bind(tmp_path, source)
-    assert learned(bound, TALK) == [t.text + "<|im_end|>" for t in TALK.turns if t.role == "assistant"]
-    assert bound.stop_ids == (bound.encoder.vocabulary["<|im_end|>"],)
+    chat_encoder = bind(tmp_path, source)
+    assert learned(chat_encoder, TALK) == [t.text + "<|im_end|>" for t in TALK.turns if t.role == "assistant"]
+    assert chat_encoder.stop_ids == (chat_encoder.encoder.vocabulary["<|im_end|>"],)
 
 
 def test_a_template_that_always_opens_the_next_answer_is_told(tmp_path, capsys):
     """As Llama 3's does. What it writes there is in the ids that `apply_chat_template` gives, and no answer."""
     assert bind(tmp_path, CHATML).template.ending == "" and "after the last answer" not in capsys.readouterr().err
-    bound = bind(tmp_path / "open", CHATML.partition("{% if add_g")[0] + "{{ '<|im_start|>assistant\n' }}")
+    chat_encoder = bind(tmp_path / "open", CHATML.partition("{% if add_g")[0] + "{{ '<|im_start|>assistant\n' }}")
     assert "'<|im_start|>assistant' after the last answer" in capsys.readouterr().err
-    assert learned(bound, TALK) == [t.text + "<|im_end|>" for t in TALK.turns if t.role == "assistant"]
+    assert learned(chat_encoder, TALK) == [t.text + "<|im_end|>" for t in TALK.turns if t.role == "assistant"]
 
 
 def test_thinking_that_becomes_history_is_not_in_the_earlier_span(tmp_path):
-    bound = bind(tmp_path, THINKING)
-    assert learned(bound, TALK) == ["Hello.<|im_end|>", "<think>\nlong\n</think>\n\nBye.<|im_end|>"]
-    encoded = bound.encode(bound.template.render(TALK))
-    think = bound.encoder.vocabulary["<think>"]
+    chat_encoder = bind(tmp_path, THINKING)
+    assert learned(chat_encoder, TALK) == ["Hello.<|im_end|>", "<think>\nlong\n</think>\n\nBye.<|im_end|>"]
+    encoded = chat_encoder.encode(chat_encoder.template.render(TALK))
+    think = chat_encoder.encoder.vocabulary["<think>"]
     assert encoded.input_ids.count(think) == 1
 
 
@@ -91,26 +91,29 @@ def test_thinking_that_becomes_history_is_not_in_the_earlier_span(tmp_path):
 def test_our_own_marks_in_a_text_are_text(tmp_path, source):
     marks = "\ue0000\ue001 and \ue0002\ue001 \ue000 \ue00199"
     said = [Turn("user", marks), Turn("assistant", "a" + marks), Turn("user", marks), Turn("assistant", "b" + marks)]
-    bound = bind(tmp_path, source)
-    assert learned(bound, Dialogue(tuple(said), marks)) == ["a" + marks + "<|im_end|>", "b" + marks + "<|im_end|>"]
+    chat_encoder = bind(tmp_path, source)
+    assert learned(chat_encoder, Dialogue(tuple(said), marks)) == [
+        "a" + marks + "<|im_end|>",
+        "b" + marks + "<|im_end|>",
+    ]
 
 
 def test_merged_system_trimmed_texts_and_a_date(tmp_path):
-    bound = bind(tmp_path, MERGED)
-    rendered = bound.template.render(TALK)
+    chat_encoder = bind(tmp_path, MERGED)
+    rendered = chat_encoder.template.render(TALK)
     assert "Be kind.\n\nHi there<|im_end|>" in rendered.text and rendered.text.startswith("Today: ")
     assert {s.role for s in rendered.segments} == {"template", "system", "user", "assistant"}
-    assert learned(bound, TALK)[0].startswith("<think>")
+    assert learned(chat_encoder, TALK)[0].startswith("<think>")
 
 
 @pytest.mark.parametrize("source", [CHATML, MARKED, THINKING, MERGED])
 def test_ids_are_those_of_apply_chat_template(tmp_path, source):
-    bound = bind(tmp_path, source)
-    tokenizer = AutoTokenizer.from_pretrained(bound.encoder.name)
-    install_template(tokenizer, bound, [TALK])
+    chat_encoder = bind(tmp_path, source)
+    tokenizer = AutoTokenizer.from_pretrained(chat_encoder.encoder.name)
+    install_template(tokenizer, chat_encoder, [TALK])
     assert tokenizer.chat_template == source
     ids = tokenizer.apply_chat_template(to_messages(TALK), tokenize=True, return_dict=False)
-    assert ids == bound.encode(bound.template.render(TALK)).input_ids
+    assert ids == chat_encoder.encode(chat_encoder.template.render(TALK)).input_ids
 
 
 @pytest.mark.parametrize(
@@ -134,9 +137,9 @@ def test_no_exact_span_names_record_turn_and_property(tmp_path, source, property
 
 
 def test_template_that_refuses_a_record_is_quoted(tmp_path):
-    bound = bind(tmp_path, MERGED)
+    chat_encoder = bind(tmp_path, MERGED)
     with pytest.raises(DataError, match="x.json:1: the tokenizer's chat template refuses the record: no tools here"):
-        bound.template.render(Dialogue((Turn("user", "u"), Turn("tool", "t")), None, "x.json", 1))
+        chat_encoder.template.render(Dialogue((Turn("user", "u"), Turn("tool", "t")), None, "x.json", 1))
 
 
 def test_tokenizer_without_a_template_and_broken_jinja_are_settings_errors(encoder_of, tmp_path):
@@ -198,53 +201,55 @@ CALL = Dialogue(
 def test_properties_second_check_and_saved_template_hold(tmp_path, source, train_on):
     directory = make_tokenizer("byte_nobos", tmp_path / "tokenizer", chat_template=source)
     encoder, _ = TextEncoder.from_directory_or_class(str(directory))
-    bound = encoder.bind(encoder.choose("tokenizer"), train_on)
-    assert "proven on this tokenizer with template tokenizer" in prove(bound)
+    chat_encoder = encoder.bind(encoder.choose("tokenizer"), train_on)
+    assert "proven on this tokenizer with template tokenizer" in prove(chat_encoder)
     dialogues = [NO_MARKS, TALK, Dialogue(NO_MARKS.turns, None, "x", 1), *([] if source == MERGED else [CALL])]
-    made = [(d, tokenize_dialogue(d, bound, max_length=1 << 30)) for d in dialogues]
-    assert SecondOpinion(bound).check((d, x.input_ids, x.labels) for d, x in made).records == len(dialogues)
-    assert compare_template(AutoTokenizer.from_pretrained(directory), install(bound), dialogues) == len(dialogues)
+    made = [(d, tokenize_dialogue(d, chat_encoder, max_length=1 << 30)) for d in dialogues]
+    assert LabelCrossCheck(chat_encoder).check((d, x.input_ids, x.labels) for d, x in made).records == len(dialogues)
+    assert compare_template(AutoTokenizer.from_pretrained(directory), install(chat_encoder), dialogues) == len(
+        dialogues
+    )
 
 
-def install(bound):
-    install_template(AutoTokenizer.from_pretrained(bound.encoder.name), bound)
-    return bound
+def install(chat_encoder):
+    install_template(AutoTokenizer.from_pretrained(chat_encoder.encoder.name), chat_encoder)
+    return chat_encoder
 
 
 def test_thinking_of_the_last_answer_is_learned_and_of_earlier_ones_it_is_gone(tmp_path):
-    bound = bind(tmp_path, REASONING)
-    assert learned(bound, TALK) == ["Hello.<|im_end|>", "<think>\nlong\n</think>\n\nBye.<|im_end|>"]
+    chat_encoder = bind(tmp_path, REASONING)
+    assert learned(chat_encoder, TALK) == ["Hello.<|im_end|>", "<think>\nlong\n</think>\n\nBye.<|im_end|>"]
     # Without a thought the template still writes the place for it, and the model has to write it too.
-    assert learned(bound, NO_MARKS)[-1] == "<think>\n\n</think>\n\nBye.<|im_end|>"
+    assert learned(chat_encoder, NO_MARKS)[-1] == "<think>\n\n</think>\n\nBye.<|im_end|>"
     # What a tool returned does not make an answer history: both keep their thoughts.
     thought = Dialogue((*TALK.turns[:2], Turn("tool", "42"), TALK.turns[3]))
-    assert [text.startswith("<think>") for text in learned(bound, thought)] == [True, True]
+    assert [text.startswith("<think>") for text in learned(chat_encoder, thought)] == [True, True]
 
 
 def test_a_date_and_a_header_that_is_always_there(tmp_path):
-    bound = bind(tmp_path, DATED)
-    text = bound.template.render(Dialogue(NO_MARKS.turns)).text
+    chat_encoder = bind(tmp_path, DATED)
+    text = chat_encoder.template.render(Dialogue(NO_MARKS.turns)).text
     assert text.startswith(
         "<|im_start|>system\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|im_end|>"
     )
-    assert learned(bound, NO_MARKS) == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
+    assert learned(chat_encoder, NO_MARKS) == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
 
 
 def test_a_system_message_that_moves_is_refused_by_name_and_learned_where_it_cannot(tmp_path):
-    bound = bind(tmp_path, LAST_USER)
+    chat_encoder = bind(tmp_path, LAST_USER)
     with pytest.raises(DataError, match=r"talk.json:3: .*turn 2: the inference prompt is not how"):
-        bound.template.render(NO_MARKS)
+        chat_encoder.template.render(NO_MARKS)
     one = Dialogue(NO_MARKS.turns[:2], "Be kind.")
-    assert bound.template.render(one).text == "<|im_start|>Be kind.\n\n Hi there <tool_call>Hello.<|im_end|>"
-    assert learned(bound, one) == ["Hello.<|im_end|>"]
-    assert learned(bound, Dialogue(NO_MARKS.turns)) == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
+    assert chat_encoder.template.render(one).text == "<|im_start|>Be kind.\n\n Hi there <tool_call>Hello.<|im_end|>"
+    assert learned(chat_encoder, one) == ["Hello.<|im_end|>"]
+    assert learned(chat_encoder, Dialogue(NO_MARKS.turns)) == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
 
 
 @pytest.mark.parametrize("name", ["tokenizers/llama-3", "tokenizers/qwen2.5"])
 def test_real_templates(encoder_of, name):
     encoder = encoder_of(name)
-    bound = encoder.bind(encoder.choose("tokenizer"))
+    chat_encoder = encoder.bind(encoder.choose("tokenizer"))
     plain = Dialogue(tuple(Turn(t.role, t.text.split("\n\n")[-1]) for t in TALK.turns), "Be kind.")
-    assert [text.strip() for text in learned(bound, plain)] == [
-        f"{answer}{bound.template.stop}" for answer in ("Hello.", "Bye.")
+    assert [text.strip() for text in learned(chat_encoder, plain)] == [
+        f"{answer}{chat_encoder.template.stop}" for answer in ("Hello.", "Bye.")
     ]

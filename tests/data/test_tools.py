@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastchat.data import convert_alpaca, filter_wrong_format, get_stats, merge, split_train_test
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.formats import parse_row
-from fastchat.data.loading import load_dialogues
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.formats import parse_row
+from fastchat.data.rows.records import load_dialogues
 
 Capture = pytest.CaptureFixture[str]
 
@@ -118,7 +118,7 @@ def test_wrong_settings(tool: Any, tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    from fastchat.data import writing
+    from fastchat.data.rows import writing
 
     data, out = write(tmp_path / "a.json", ROWS), tmp_path / "out.json"
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fastchat.data import clean_sharegpt
 from fastchat.data.clean_sharegpt import Cleaner, clean_text
-from fastchat.data.html_markdown import html_to_markdown
-from fastchat.data.tools import Dropped, Tally
+from fastchat.data.tools.html_markdown import html_to_markdown
+from fastchat.data.tools.row_tool import Dropped, Tally
 from tests.data.test_tools import chat, run, write
 
 CODE = (

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from fastchat.data import clean_sharegpt, convert_alpaca, filter_wrong_format, get_stats, merge, split_long_conversation
-from fastchat.data.loading import load_dialogues
+from fastchat.data.rows.records import load_dialogues
 
 KEYS = {"weight": 0, "masked": True, "note": "n"}
 TURNS = [

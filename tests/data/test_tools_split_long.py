@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from fastchat.conversation import get_template
 from fastchat.data import split_long_conversation
-from fastchat.data.binding import BoundEncoder
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.formats import parse_row
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.examples import tokenize_dialogue
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.formats import parse_row
 from fastchat.data.split_long_conversation import find_rounds, split_row
-from fastchat.data.tokenization import tokenize_dialogue
-from fastchat.data.tools import Dropped, Tally, turn_list
+from fastchat.data.tools.row_tool import Dropped, Tally, turn_list
 from tests.data.test_tools import chat, run, write
 
 EncoderOf = Callable[[str], TextEncoder]
@@ -27,11 +27,11 @@ ROLES = {"conversations": ("from", "value"), "items": ("from", "value"), "messag
 NAMES = ("user", "assistant", "function_call", "observation")
 
 
-def length(row: dict[str, Any], bound: BoundEncoder) -> int:
+def length(row: dict[str, Any], chat_encoder: ChatEncoder) -> int:
     """The tokens of the training example that a row makes."""
     dialogue = parse_row(row).dialogue
     assert dialogue is not None
-    return len(bound.encode(bound.template.render(dialogue)).input_ids)
+    return len(chat_encoder.encode(chat_encoder.template.render(dialogue)).input_ids)
 
 
 @st.composite
@@ -50,10 +50,10 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=120, deadline=None)
 @given(row=rows(), max_length=st.integers(1, 200), template=st.sampled_from(TEMPLATES))
 def test_pieces(encoder_of: EncoderOf, row: dict[str, Any], max_length: int, template: str) -> None:
-    bound = encoder_of("byte_bos").bind(get_template(template))
+    chat_encoder = encoder_of("byte_bos").bind(get_template(template))
     tally, whole = Tally(), turn_list(row)
     try:
-        pieces = list(split_row(row, bound, max_length, tally))
+        pieces = list(split_row(row, chat_encoder, max_length, tally))
     except Dropped as dropped:
         assert dropped.reason == parse_row(row).dropped
         return
@@ -76,28 +76,30 @@ def test_pieces(encoder_of: EncoderOf, row: dict[str, Any], max_length: int, tem
     assert len({piece["id"] for piece in pieces}) == len(pieces)
     # Every piece fits or is one round, and could not have held the round behind it.
     rounds = [find_rounds(piece.roles) for piece in lists]
-    too_long = [length(piece, bound) > max_length for piece in pieces]
+    too_long = [length(piece, chat_encoder) > max_length for piece in pieces]
     assert all(len(spans) == 1 for spans, long in zip(rounds, too_long, strict=True) if long)
     assert tally.notes["rounds that are too long alone, kept: training cuts the answer"] == sum(too_long)
     for (piece, turns), (_, following), spans in zip(
         zip(pieces, lists, strict=True), list(zip(pieces, lists, strict=True))[1:], rounds[1:], strict=False
     ):
         start, end = spans[0]
-        assert length({**piece, whole.key: [*turns.entries, *following.entries[start:end]]}, bound) > max_length
+        assert length({**piece, whole.key: [*turns.entries, *following.entries[start:end]]}, chat_encoder) > max_length
 
 
 @pytest.mark.parametrize("kind", ["metaspace_bos", "gemma", "byte_bos", "byte_nobos"])
 def test_a_piece_of_exactly_the_length_is_not_split(encoder_of: EncoderOf, kind: str) -> None:
-    bound = encoder_of(kind).bind(get_template("vicuna_v1.1"))
+    chat_encoder = encoder_of(kind).bind(get_template("vicuna_v1.1"))
     row = chat("Hello there", "Hi.", "More?", "Yes, more of it.", "And the last one?", "That is lost upstream.", id=7)
-    exact = length(row, bound)
-    assert list(split_row(row, bound, exact, Tally())) == [{**row, "id": "7_0"}]
-    first, second = split_row(row, bound, exact - 1, Tally())
+    exact = length(row, chat_encoder)
+    assert list(split_row(row, chat_encoder, exact, Tally())) == [{**row, "id": "7_0"}]
+    first, second = split_row(row, chat_encoder, exact - 1, Tally())
     assert [len(piece["conversations"]) for piece in (first, second)] == [4, 2]
     assert (first["id"], second["id"]) == ("7_0", "7_4")
     assert second["conversations"][-1]["value"] == "That is lost upstream."
     dialogue = parse_row(first).dialogue
-    assert dialogue is not None and tokenize_dialogue(dialogue, bound, max_length=exact - 1).truncated_tokens == 0
+    assert (
+        dialogue is not None and tokenize_dialogue(dialogue, chat_encoder, max_length=exact - 1).truncated_tokens == 0
+    )
 
 
 def test_calls_and_their_outputs_stay_together() -> None:
@@ -108,42 +110,42 @@ def test_calls_and_their_outputs_stay_together() -> None:
 
 
 def test_a_conversation_of_many_small_rounds_is_quick(encoder_of: EncoderOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = encoder_of("byte_bos").bind(get_template("vicuna_v1.1"))
+    chat_encoder = encoder_of("byte_bos").bind(get_template("vicuna_v1.1"))
     row = chat(*["hi", "yo"] * 3000)
     encoded = watch(monkeypatch)
-    pieces = list(split_row(row, bound, 1000, Tally()))
+    pieces = list(split_row(row, chat_encoder, 1000, Tally()))
     assert sum(len(piece["conversations"]) for piece in pieces) == 6000
     assert sum(encoded) < 4 * encoded[0]  # the whole once, and each piece a few times
 
 
 def test_nothing_is_encoded_twice(encoder_of: EncoderOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = encoder_of("byte_bos").bind(get_template("vicuna_v1.1"))
+    chat_encoder = encoder_of("byte_bos").bind(get_template("vicuna_v1.1"))
     row = chat("Hello there", "Hi.", "More?", "Yes, more of it.")
-    exact, alone = length(row, bound), length(chat("q", "a " * 100), bound)
+    exact, alone = length(row, chat_encoder), length(chat("q", "a " * 100), chat_encoder)
     encoded = watch(monkeypatch)
     for given_row, max_length, wanted in (
         (row, exact, [exact]),  # fits as a whole
         (chat("q", "a " * 100), 5, [alone]),  # one round, too long alone
     ):
-        list(split_row(given_row, bound, max_length, Tally()))
+        list(split_row(given_row, chat_encoder, max_length, Tally()))
         assert encoded == wanted
         encoded.clear()
-    list(split_row(row, bound, 1, Tally()))
+    list(split_row(row, chat_encoder, 1, Tally()))
     assert len(encoded) == 3 and encoded[0] == exact  # the whole, and each of its rounds
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The length of everything that is encoded from now on."""
     encoded: list[int] = []
-    original = BoundEncoder.count
+    original = ChatEncoder.count
 
-    def counting(self: BoundEncoder, rendered: Any) -> Any:
+    def counting(self: ChatEncoder, rendered: Any) -> Any:
         found = original(self, rendered)
         encoded.append(found.total())
         return found
 
-    monkeypatch.setattr(BoundEncoder, "count", counting)
-    monkeypatch.setattr(BoundEncoder, "encode_many", lambda *_: pytest.fail("labels are made that nobody needs"))
+    monkeypatch.setattr(ChatEncoder, "count", counting)
+    monkeypatch.setattr(ChatEncoder, "encode_many", lambda *_: pytest.fail("labels are made that nobody needs"))
     return encoded
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data import preview
-from fastchat.data.proof import SecondOpinion
-from fastchat.data.tokenization import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.cross_check import LabelCrossCheck
+from fastchat.data.encoding.examples import IGNORED, tokenize_dialogue
 from fastchat.errors import DataError, SettingsError
 from tests.builders import TOKENIZER_KINDS, make_tokenizer, write_rows
 from tests.data.test_html_report import data_of
@@ -28,15 +28,15 @@ ANSWERS = Dialogue(
 )
 
 
-def learned(bound, dialogue, max_length=1 << 30):
+def learned(chat_encoder, dialogue, max_length=1 << 30):
     """The runs of learned tokens, decoded."""
-    example = tokenize_dialogue(dialogue, bound, max_length=max_length)
+    example = tokenize_dialogue(dialogue, chat_encoder, max_length=max_length)
     runs, before = [], IGNORED
     for token, label in zip(example.input_ids, example.labels, strict=True):
         if label != IGNORED:
             runs = [*runs, [token]] if before == IGNORED else [*runs[:-1], [*runs[-1], token]]
         before = label
-    return [bound.encoder.decode(run).replace("▁", " ").strip() for run in runs], example
+    return [chat_encoder.encoder.decode(run).replace("▁", " ").strip() for run in runs], example
 
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
@@ -59,7 +59,7 @@ def test_each_choice_learns_what_it_says(encoder_of, kind):
 
 @pytest.mark.parametrize("source", [CHATML, THINKING])
 def test_each_choice_with_the_tokenizers_own_template(tmp_path, source, encoder_of):
-    from fastchat.data.encoder import TextEncoder
+    from fastchat.data.encoding.text_encoder import TextEncoder
 
     encoder, _ = TextEncoder.from_directory_or_class(
         str(make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source))
@@ -72,21 +72,21 @@ def test_each_choice_with_the_tokenizers_own_template(tmp_path, source, encoder_
     )
     assert all_[1].endswith("four?<|im_end|>\n<|im_start|>assistant") and len(all_) == 3
     for train_on in ("assistant", "last", "all"):
-        bound = encoder.bind(own, train_on)
-        example = tokenize_dialogue(TALK, bound, max_length=1 << 30)
-        assert SecondOpinion(bound).check([(TALK, example.input_ids, example.labels)]).records == 1
-        example = tokenize_dialogue(ANSWERS, bound, max_length=1 << 30)
-        assert SecondOpinion(bound).check([(ANSWERS, example.input_ids, example.labels)]).records == 1
+        chat_encoder = encoder.bind(own, train_on)
+        example = tokenize_dialogue(TALK, chat_encoder, max_length=1 << 30)
+        assert LabelCrossCheck(chat_encoder).check([(TALK, example.input_ids, example.labels)]).records == 1
+        example = tokenize_dialogue(ANSWERS, chat_encoder, max_length=1 << 30)
+        assert LabelCrossCheck(chat_encoder).check([(ANSWERS, example.input_ids, example.labels)]).records == 1
 
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 def test_the_second_check_agrees_with_every_kind_of_template(encoder_of, kind):
     for name in KINDS:
         for train_on in ("assistant", "last", "all"):
-            bound = encoder_of(kind).bind(get_template(name), train_on)
-            example = tokenize_dialogue(ANSWERS, bound, max_length=1 << 30)
+            chat_encoder = encoder_of(kind).bind(get_template(name), train_on)
+            example = tokenize_dialogue(ANSWERS, chat_encoder, max_length=1 << 30)
             if example.dropped is None:
-                checked = SecondOpinion(bound).check([(ANSWERS, example.input_ids, example.labels)])
+                checked = LabelCrossCheck(chat_encoder).check([(ANSWERS, example.input_ids, example.labels)])
                 assert checked.records + checked.skipped == 1, (name, train_on)
 
 
@@ -102,8 +102,8 @@ def test_the_second_check_agrees_with_every_kind_of_template(encoder_of, kind):
     ],
 )
 def test_planted_wrong_labels_are_caught_under_every_choice(encoder_of, train_on, wrong, said):
-    bound = encoder_of("metaspace_bos").bind(get_template("vicuna_v1.1"), train_on)
-    example = tokenize_dialogue(ANSWERS, bound, max_length=1 << 30)
+    chat_encoder = encoder_of("metaspace_bos").bind(get_template("vicuna_v1.1"), train_on)
+    example = tokenize_dialogue(ANSWERS, chat_encoder, max_length=1 << 30)
     ids, labels = example.input_ids, list(example.labels)
     if wrong == "first answer too":
         labels = tokenize_dialogue(
@@ -119,20 +119,20 @@ def test_planted_wrong_labels_are_caught_under_every_choice(encoder_of, train_on
     elif wrong == "bos":
         labels[0] = ids[0]
     with pytest.raises(DataError, match=f"talk.json:7: two ways .*{said}"):
-        SecondOpinion(bound).check([(ANSWERS, ids, labels)])
+        LabelCrossCheck(chat_encoder).check([(ANSWERS, ids, labels)])
 
 
 @pytest.mark.parametrize("train_on", ["last", "all"])
 def test_cut_at_every_length(encoder_of, train_on):
-    bound = encoder_of("byte_bos").bind(get_template("llama-3"), train_on)
-    whole = tokenize_dialogue(ANSWERS, bound, max_length=1 << 30)
+    chat_encoder = encoder_of("byte_bos").bind(get_template("llama-3"), train_on)
+    whole = tokenize_dialogue(ANSWERS, chat_encoder, max_length=1 << 30)
     for length in range(1, len(whole.input_ids) + 1):
-        cut = tokenize_dialogue(ANSWERS, bound, max_length=length)
+        cut = tokenize_dialogue(ANSWERS, chat_encoder, max_length=length)
         kept = len(cut.input_ids)
         assert kept <= length and cut.input_ids == whole.input_ids[:kept] and cut.labels == whole.labels[:kept]
         if cut.dropped is None:
-            SecondOpinion(bound).check([(ANSWERS, cut.input_ids, cut.labels)])
-    assert tokenize_dialogue(ANSWERS, bound, max_length=40).dropped == (
+            LabelCrossCheck(chat_encoder).check([(ANSWERS, cut.input_ids, cut.labels)])
+    assert tokenize_dialogue(ANSWERS, chat_encoder, max_length=40).dropped == (
         "no_answer_within_length" if train_on == "last" else None
     )
 

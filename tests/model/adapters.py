@@ -10,8 +10,8 @@ import torch
 from fastchat.checkpoint.adapter import write_adapter
 from fastchat.checkpoint.gather import gather_trained
 from fastchat.checkpoint.record import TrainingRecord
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.saved_template import install_template
+from fastchat.data.encoding.saved_template import install_template
+from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.model.loading import describe_quantization, load_base_model, load_config
 from fastchat.model.lora import add_lora
 from fastchat.model.rope import choose_rope
@@ -46,13 +46,13 @@ def save_random_adapter(
     if with_record:
         tokenizer, _ = load_tokenizer(str(base))
         encoder = TextEncoder.from_tokenizer(tokenizer)
-        bound = encoder.bind(encoder.choose(template))
-        install_template(tokenizer, bound)
+        chat_encoder = encoder.bind(encoder.choose(template))
+        install_template(tokenizer, chat_encoder)
         tokenizer.save_pretrained(folder)
         nf4 = describe_quantization(model)
         TrainingRecord(
             base_model=str(base),
-            template={"name": template, "definition": bound.template.to_dict()},
+            template={"name": template, "definition": chat_encoder.template.to_dict()},
             rope_parameters=rope.rope_parameters if rope else None,
             max_position_embeddings=rope.max_position_embeddings if rope else None,
             quantization=nf4 if q_lora else None,

@@ -98,8 +98,8 @@ def test_flex_attention_keeps_packed_dialogues_apart(tiny_model_dir):
         pytest.skip("torch compiles nothing for this processor")
     import numpy as np
 
-    from fastchat.data.packing import pack_collate
-    from fastchat.data.packing_check import check_no_leak
+    from fastchat.data.batches.packing import pack_collate
+    from fastchat.data.batches.packing_check import check_no_leak
 
     base = str(tiny_model_dir("gemma2", "gemma", layers=1, sliding_window=8))
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastchat.checkpoint.merge import merge_adapter
-from fastchat.checkpoint.tuned import find_tuned, load_tuned
+from fastchat.checkpoint.trained_model import find_trained, load_trained
 from fastchat.errors import CheckpointError, SettingsError
 from fastchat.model import apply_lora
 from fastchat.model.loading import load_base_model
@@ -186,7 +186,7 @@ def test_bad_input_is_named(tmp_path, tiny_model_dir):
         merge_adapter(str(poisoned), str(tmp_path / "out"))
     save_file({n: t for n, t in tensors.items() if n != name}, poisoned / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="incomplete"):
-        load_tuned(find_tuned(str(poisoned)))
+        load_trained(find_trained(str(poisoned)))
     assert not (tmp_path / "out").exists()
 
 

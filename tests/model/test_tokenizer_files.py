@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from fastchat.conversation import Dialogue, Turn, get_template
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.saved_template import compare_template, install_template
+from fastchat.data.encoding.saved_template import compare_template, install_template
+from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError
 from fastchat.model.tokenizer import choose_pad, load_plain
 from fastchat.model.tokenizer_files import other_class_line, probe_texts, reopened, write_tokenizer
@@ -158,13 +158,13 @@ def test_the_file_decides_for_every_family(made: Any, name: str, tmp_path: Path)
 @pytest.mark.parametrize("template", ["vicuna_v1.1", "llama-2", "chatml"])
 def test_the_saved_template_gives_the_training_ids(made: Any, name: str, template: str, tmp_path: Path) -> None:
     tokenizer = load_plain(str(made(name)))
-    bound = TextEncoder.from_tokenizer(tokenizer).bind(get_template(template))
+    chat_encoder = TextEncoder.from_tokenizer(tokenizer).bind(get_template(template))
     dialogue = Dialogue(
         (Turn("user", "a [INST] 12,345"), Turn("assistant", " b"), Turn("user", "c"), Turn("assistant", "d"))
     )
-    install_template(tokenizer, bound, [dialogue])
+    install_template(tokenizer, chat_encoder, [dialogue])
     write_tokenizer(tokenizer, tmp_path)
-    assert compare_template(reopened(tmp_path, tokenizer), bound, [dialogue]) == 1
+    assert compare_template(reopened(tmp_path, tokenizer), chat_encoder, [dialogue]) == 1
 
 
 def test_a_class_of_its_own_is_claimed_only_where_it_is_needed(made: Any, tmp_path: Path) -> None:
@@ -303,8 +303,8 @@ def test_a_sentencepiece_file_is_enough(
     processor: Any = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
     for text in ("Hello, you", "  two 12,345\n", "def f(x):\n    return x", "日本語 😀"):
         assert tokenizer.encode(text) == [processor.bos_id(), *processor.encode(text)]
-    bound = encoder.bind(get_template("vicuna_v1.1"))
-    install_template(tokenizer, bound)
+    chat_encoder = encoder.bind(get_template("vicuna_v1.1"))
+    install_template(tokenizer, chat_encoder)
     write_tokenizer(tokenizer, tmp_path)
     reopened(tmp_path, tokenizer)
 

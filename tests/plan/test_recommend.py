@@ -226,7 +226,7 @@ def test_templates_of_hub_names() -> None:
 )
 def test_a_folder_s_template_is_the_one_training_names(kind: str, own: str | None, line: str, tmp_path: Path) -> None:
     """Without a setting training takes the default, or stops and suggests what stands in the recipe."""
-    from fastchat.data.encoder import TextEncoder
+    from fastchat.data.encoding.text_encoder import TextEncoder
     from tests.builders import make_tokenizer
 
     folder = make_tokenizer(kind, tmp_path / "model", chat_template=own)

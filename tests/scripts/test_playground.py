@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastchat.conversation import Turn
-from fastchat.data.loading import load_dialogues
+from fastchat.data.rows.records import load_dialogues
 
 
 def test_the_example_conversations_show_what_a_record_can_hold(repository: Path) -> None:

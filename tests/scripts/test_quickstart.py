@@ -62,7 +62,7 @@ def test_the_base_reads_every_fact_and_no_chat(made: Path) -> None:
 
 
 def test_its_conversations_load_as_they_are(made: Path) -> None:
-    from fastchat.data.loading import load_dialogues
+    from fastchat.data.rows.records import load_dialogues
 
     for name, number in (("chat_train.json", 320), ("chat_eval.json", 82)):
         loaded = load_dialogues([str(made / name)])

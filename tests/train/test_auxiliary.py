@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastchat.train.auxiliary import AuxiliaryLoss, find_auxiliary, loss_sums
-from fastchat.train.head import ChunkedHead
+from fastchat.train.head import ChunkedCrossEntropy
 from tests.train.flags import Train, adapter, ok
 from tests.train.test_head import adapted, batch, gradients, load
 from tests.train.warm import Warm
@@ -42,7 +42,7 @@ def test_loss_and_gradients_are_the_models_own(tiny_model_dir: Models, family: s
     wanted = gradients(model, own)
     auxiliary = AuxiliaryLoss(inner)
     if chunked:
-        ChunkedHead(inner, rows=5)
+        ChunkedCrossEntropy(inner, rows=5)
     entropy, added = loss_sums(model, data, auxiliary, chunked=chunked)
     num = int((data["labels"][:, 1:] != -100).sum())
     assert float(added.detach()) / num > 0.1

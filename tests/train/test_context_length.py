@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastchat.checkpoint.tuned import find_tuned, load_tuned, load_tuned_tokenizer
-from fastchat.data.encoder import TextEncoder
-from fastchat.data.loading import load_dialogues
-from fastchat.data.tokenization import IGNORED, tokenize_dialogues
+from fastchat.checkpoint.trained_model import find_trained, load_trained, load_trained_tokenizer
+from fastchat.data.encoding.examples import IGNORED, tokenize_dialogues
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.records import load_dialogues
 from tests.train.launches import launch
 
 OLD, NEW = 512, 1024
@@ -21,14 +21,14 @@ def _loss_beyond(folder: Path, data: Path) -> float:
     import torch
     import torch.nn.functional as F
 
-    tuned = find_tuned(str(folder))
-    model = load_tuned(tuned, device="cpu").eval()
-    bound = tuned.bind(TextEncoder.from_tokenizer(load_tuned_tokenizer(tuned)))
-    assert bound is not None
+    tuned = find_trained(str(folder))
+    model = load_trained(tuned, device="cpu").eval()
+    chat_encoder = tuned.bind(TextEncoder.from_tokenizer(load_trained_tokenizer(tuned)))
+    assert chat_encoder is not None
     records = load_dialogues([str(data)], on_bad_row="stop").records
     pairs = [(r.index, r.dialogue) for r in records if r.dialogue is not None]
     total, count = 0.0, 0
-    for example in tokenize_dialogues(pairs, bound, max_length=NEW):
+    for example in tokenize_dialogues(pairs, chat_encoder, max_length=NEW):
         ids, labels = torch.tensor([example.input_ids]), torch.tensor(example.labels[1:])
         with torch.no_grad():
             losses = F.cross_entropy(model(ids, use_cache=False).logits[0, :-1].float(), labels, reduction="none")

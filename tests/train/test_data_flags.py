@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastchat.data import token_cache
+from fastchat.data.tokens import cache as token_cache
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, covers, ok
@@ -57,7 +57,7 @@ def test_the_second_start_reads_no_row(train: Train, cache: Path, monkeypatch: p
     first = ok(train())
     assert "found in" not in first.err and len(list(cache.glob("*/entry.json"))) == 1
     with monkeypatch.context() as patch:
-        patch.setattr("fastchat.data.tokenising.Records", None)
+        patch.setattr("fastchat.data.tokens.prepare.Records", None)
         second = ok(train(name="b"))
     assert f"train tokens: found in {cache}" in second.err and second.losses == first.losses
     keys = ("counts", "fingerprint", "sources")

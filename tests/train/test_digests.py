@@ -13,7 +13,7 @@ import pytest
 from fastchat.checkpoint import full as full_files
 from fastchat.checkpoint.manifest import MANIFEST
 from fastchat.checkpoint.record import write_values
-from fastchat.checkpoint.tuned import find_tuned
+from fastchat.checkpoint.trained_model import find_trained
 from fastchat.checkpoint.verify import verify
 from fastchat.errors import CheckpointError
 from fastchat.model import apply_lora, prepare_model
@@ -130,7 +130,7 @@ def test_a_checkpoint_is_opened_by_its_manifest(train: Callable[..., Outcome], u
     folder = train("--save_strategy", "steps", "--save_steps", "1").folder / "checkpoint-1"
     assert (folder / MANIFEST).is_file() and json.loads((folder / "training.json").read_text())["files"] == {}
     flip(folder / "optimizer.pt")
-    find_tuned(str(folder))  # nothing that is opened is harmed
+    find_trained(str(folder))  # nothing that is opened is harmed
     for name, said in harmed(folder, ("adapter_config.json", "adapter_model.safetensors")):
         assert_named(uses["serve"], folder, name, said)
 
@@ -188,14 +188,14 @@ def test_without_digests_it_is_used_as_before(train: Callable[..., Outcome], tmp
     del values["files"]
     record.write_text(json.dumps(values))
     flip(folder / "adapter_model.safetensors")
-    find_tuned(str(folder))
+    find_trained(str(folder))
     assert verify(folder) == ([f"{folder}: not verified, its training.json has no digests"], False)
     record.write_text(json.dumps({**values, "files": ["adapter_model.safetensors"]}))
     with pytest.raises(CheckpointError, match='"files" is no list of digests'):
-        find_tuned(str(folder))
+        find_trained(str(folder))
     assert not verify(folder)[1]
     record.unlink()
-    find_tuned(str(folder))
+    find_trained(str(folder))
     assert "no checkpoint-*, no MANIFEST.json and no training.json" in verify(folder)[0][0]
 
 
@@ -206,7 +206,7 @@ def test_links_of_the_hubs_cache_are_followed_and_names_outside_are_not(
     weights = folder / "adapter_model.safetensors"
     weights.rename(tmp_path / "blob")
     weights.symlink_to(tmp_path / "blob")
-    find_tuned(str(folder))
+    find_trained(str(folder))
     assert verify(folder)[1]
     values = json.loads((folder / RECORD).read_text())
     values["files"]["../blob.safetensors"] = values["files"]["adapter_model.safetensors"]

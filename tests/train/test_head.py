@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastchat.plan.loss import CHUNK_BYTES, rows_per_chunk
-from fastchat.train.head import ChunkedHead
+from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.loss import loss_sum
 
 Models = Callable[..., Path]
@@ -72,7 +72,7 @@ def compare(model: Any, data: dict[str, torch.Tensor], *, rows: int = 5, smoothi
     with context():
         plain = loss_sum(model, data, smoothing)
     wanted = gradients(model, plain)
-    ChunkedHead(model.get_base_model() if hasattr(model, "peft_config") else model, rows=rows)
+    ChunkedCrossEntropy(model.get_base_model() if hasattr(model, "peft_config") else model, rows=rows)
     with context():
         assert torch.equal(loss_sum(model, data, smoothing), plain), "without targets the model is what it was"
         chunked = loss_sum(model, data, smoothing, chunked=True)
@@ -163,7 +163,7 @@ def test_nothing_supervised_is_zero_with_a_gradient_of_zero(tiny_model_dir: Mode
     """A rank with a dummy row still has to give every parameter a gradient: the others wait for it."""
     model = load(tiny_model_dir("llama", "metaspace_bos", tied=targets is None))
     model = model if targets is None else adapted(model, *targets)
-    ChunkedHead(model if targets is None else model.get_base_model())
+    ChunkedCrossEntropy(model if targets is None else model.get_base_model())
     data = batch()
     data["labels"].fill_(-100)
     loss = loss_sum(model, data, chunked=True)
@@ -175,7 +175,7 @@ def test_generation_is_what_it_was(tiny_model_dir: Models) -> None:
     model = load(tiny_model_dir("llama", "metaspace_bos"))
     ids = torch.arange(5, 12)[None]
     before = model.generate(ids, max_new_tokens=8, do_sample=False)
-    ChunkedHead(model, rows=2)
+    ChunkedCrossEntropy(model, rows=2)
     assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), before)
 
 
@@ -205,7 +205,7 @@ def test_nothing_of_all_tokens_and_the_whole_vocabulary(tiny_model_dir: Models, 
     with Largest() as plain:
         loss_sum(model, data).backward()
     assert plain.numbers == 2 * 60 * 5000
-    ChunkedHead(model, rows=8)
+    ChunkedCrossEntropy(model, rows=8)
     with Largest() as chunked:
         loss_sum(model, data, chunked=True).backward()
         with torch.no_grad():

@@ -202,12 +202,12 @@ def test_tokens_that_another_process_cuts_off(train: Train, monkeypatch, tmp_pat
 
 
 def test_a_store_notices(tmp_path: Path) -> None:
-    from fastchat.data.store import Part, StoreWriter, TokenStore
+    from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore
 
     arrays = {name: np.arange(8, dtype=np.int32) for name in ("ids", "labels")} | {"lengths": np.array([4, 4])}
     arrays |= {name: np.arange(2) for name in ("index", "supervised", "digests")}
     writer = StoreWriter(tmp_path)
-    writer.add(Part(arrays))
+    writer.add(TokenShard(arrays))
     writer.close()
     store = TokenStore.load(tmp_path)
     assert len(store[1]["input_ids"]) == 4

@@ -27,13 +27,13 @@ def test_an_adapter_is_saved_merged_and_answers(
     train: Train, mllama: Path, data_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     from fastchat.checkpoint.merge import merge_adapter
-    from fastchat.checkpoint.tuned import find_tuned, load_tuned
+    from fastchat.checkpoint.trained_model import find_trained, load_trained
 
     done = ok(train(base=flags(mllama, data_files)))
     assert "the head runs on supervised tokens only, in chunks" in done.err and done.record["head"] == "chunked"
     merged = merge_adapter(str(done.folder), str(tmp_path / "merged"))
     assert merged.effect > 0.01
-    model = load_tuned(find_tuned(str(merged.path)))
+    model = load_trained(find_trained(str(merged.path)))
     ids = torch.arange(3, 9)[None]
     assert model.generate(input_ids=ids, max_new_tokens=4).shape[1] > 6
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastchat.data.dataset import ChatDataset
+from fastchat.data.tokens.dataset import ChatDataset
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import adapter, covers, ok
@@ -210,7 +210,7 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_found_before_training(train:
 
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(train: Train, small_disk: Path, monkeypatch: Any) -> None:
     from fastchat.checkpoint.verify import verify
-    from fastchat.train import beginning
+    from fastchat.train import startup as beginning
 
     monkeypatch.setattr(beginning, "check_space", lambda *args: None)  # another program takes the space later
     flags = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "30", "--lora_r", "32"]

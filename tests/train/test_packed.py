@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastchat.checkpoint.manifest import read_manifest
-from fastchat.train.head import ChunkedHead
+from fastchat.train.head import ChunkedCrossEntropy
 from tests import builders
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, covers, ok
@@ -167,7 +167,7 @@ def test_verifying_takes_the_memory_that_training_takes(train: Train, monkeypatc
     from fastchat.train import packed
 
     rows, layers, compared = [], [0], []
-    summed, attend, compare = ChunkedHead._sum, LlamaAttention.forward, packed.compare_packing
+    summed, attend, compare = ChunkedCrossEntropy._sum, LlamaAttention.forward, packed.compare_packing
 
     def watched(*args: Any, **more: Any) -> Any:
         def attention(*args: Any, **kwargs: Any) -> Any:
@@ -180,7 +180,7 @@ def test_verifying_takes_the_memory_that_training_takes(train: Train, monkeypatc
 
         with monkeypatch.context() as patch:
             patch.setattr(LlamaAttention, "forward", attention)
-            patch.setattr(ChunkedHead, "_sum", sum_of)
+            patch.setattr(ChunkedCrossEntropy, "_sum", sum_of)
             compared.append(compare(*args, **more))
         return compared[-1]
 

@@ -39,7 +39,7 @@ def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None
 def test_a_wrong_label_stops_the_run_before_the_model_loads(
     train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from fastchat.data import tokenising
+    from fastchat.data.tokens import prepare as tokenising
 
     add = tokenising.StoreWriter.add
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastchat.train.sampling import DUMMY, GlobalBatches, WithDummy
+from fastchat.train.sampling import DUMMY, GlobalBatchSampler, WithDummy
 
 
 def _steps(n: int, micro: int, accumulation: int, world: int, **more) -> list[list[int]]:
     """The dialogues of every optimizer step, over all ranks and micro-steps."""
     ranks = [
-        list(GlobalBatches(n, micro=micro, accumulation=accumulation, world_size=world, rank=r, **more))
+        list(GlobalBatchSampler(n, micro=micro, accumulation=accumulation, world_size=world, rank=r, **more))
         for r in range(world)
     ]
     assert len({len(batches) for batches in ranks}) == 1, "ranks must meet in every step"
@@ -35,20 +35,20 @@ def test_a_global_batch_is_the_same_for_any_split(n: int, split: tuple[int, int,
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
-    batches = GlobalBatches(50, micro=4, accumulation=1, world_size=1, rank=0, seed=1)
+    batches = GlobalBatchSampler(50, micro=4, accumulation=1, world_size=1, rank=0, seed=1)
     first = batches.permutation().tolist()
     batches.set_epoch(1)
     assert batches.permutation().tolist() != first
     batches.set_epoch(0)
     assert batches.permutation().tolist() == first
-    other = GlobalBatches(50, micro=4, accumulation=1, world_size=1, rank=0, seed=2)
+    other = GlobalBatchSampler(50, micro=4, accumulation=1, world_size=1, rank=0, seed=2)
     assert other.permutation().tolist() != first
 
 
 def test_grouping_puts_like_lengths_together_and_the_longest_first() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 1000, 800)
-    grouped = GlobalBatches(
+    grouped = GlobalBatchSampler(
         800, micro=4, accumulation=2, world_size=1, rank=0, seed=0, order="group_by_length", lengths=lengths
     )
     order = grouped.permutation().reshape(-1, 8)
@@ -60,7 +60,7 @@ def test_grouping_puts_like_lengths_together_and_the_longest_first() -> None:
 
 
 def test_drop_last_leaves_an_incomplete_global_batch_out() -> None:
-    batches = GlobalBatches(19, micro=2, accumulation=2, world_size=2, rank=0, seed=0, drop_last=True)
+    batches = GlobalBatchSampler(19, micro=2, accumulation=2, world_size=2, rank=0, seed=0, drop_last=True)
     assert len(batches) == len(list(batches)) == 4
     assert len(sum(_steps(19, 2, 2, 2, seed=0, drop_last=True), [])) == 16
 
@@ -68,7 +68,7 @@ def test_drop_last_leaves_an_incomplete_global_batch_out() -> None:
 @pytest.mark.parametrize("n", [1, 5, 8, 9])
 def test_length_is_the_number_of_batches(n: int) -> None:
     for rank in range(2):
-        batches = GlobalBatches(n, micro=2, accumulation=2, world_size=2, rank=rank, seed=0)
+        batches = GlobalBatchSampler(n, micro=2, accumulation=2, world_size=2, rank=rank, seed=0)
         assert len(batches) == len(list(batches))
 
 
@@ -81,13 +81,13 @@ def test_the_dummy_supervises_nothing() -> None:
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_ranks_get_equal_work_also_at_the_end_of_an_epoch(world: int) -> None:
     """Nothing is dealt to one rank while another waits; and packs, all about full, make the tokens equal too."""
-    from fastchat.data.packing import plan_packs
+    from fastchat.data.batches.packing import plan_packs
 
     lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.8, 20_000), 20, 4096).astype(int)
     packs = plan_packs(lengths, 4096)
     assert packs.fill > 0.99
     kwargs = {"micro": 4, "accumulation": 2, "world_size": world, "seed": 1}
-    ranks = [list(GlobalBatches(len(packs), rank=rank, **kwargs)) for rank in range(world)]
+    ranks = [list(GlobalBatchSampler(len(packs), rank=rank, **kwargs)) for rank in range(world)]
     uneven = 0
     for micro in zip(*ranks, strict=True):
         counts = [sum(i != DUMMY for i in mine) for mine in micro]
@@ -100,10 +100,10 @@ def test_ranks_get_equal_work_also_at_the_end_of_an_epoch(world: int) -> None:
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_dialogues_seen_are_counted_through_packs(drop_last: bool) -> None:
     sizes = np.random.default_rng(0).integers(1, 9, 21)
-    batches = GlobalBatches(
+    batches = GlobalBatchSampler(
         21, micro=2, accumulation=2, world_size=2, rank=0, seed=0, order="random", drop_last=drop_last
     )
-    others = GlobalBatches(
+    others = GlobalBatchSampler(
         21, micro=2, accumulation=2, world_size=2, rank=1, seed=0, order="random", drop_last=drop_last
     )
     seen = packs = 0

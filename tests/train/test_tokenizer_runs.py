@@ -75,8 +75,8 @@ def test_ids_are_the_same_everywhere(
         results.append(tmp_path / "merged")
     for result in results:
         assert _ids(result) == wanted, result
-        bound = load_chat(str(result), device="cpu").bound
-        assert bound.encoder.whole.encode("<s>[INST] 12345").ids == _file(folder).encode("<s>[INST] 12345").ids
+        chat_encoder = load_chat(str(result), device="cpu").chat_encoder
+        assert chat_encoder.encoder.whole.encode("<s>[INST] 12345").ids == _file(folder).encode("<s>[INST] 12345").ids
     for result in results[full - 1 :]:  # full models, which have a config.json
         _ids_agree(result)
     again = "--model_name_or_path", str(results[-1]), "--max_steps", "1", *NAMED

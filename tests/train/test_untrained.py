@@ -36,11 +36,11 @@ def test_the_template_of_new_tokens_is_warned_of(train: Train, prepared: Path, d
 
 
 def test_the_named_way_out_trains_them(train: Train, prepared: Path, data_files: tuple[Path, Path]) -> None:
-    from fastchat.checkpoint.tuned import find_tuned, load_tuned
+    from fastchat.checkpoint.trained_model import find_trained, load_trained
 
     done = ok(train("--lora_target_modules", "q_proj", "embed_tokens", "lm_head", base=flags(prepared, data_files)))
     assert "never learned" not in done.err
-    model: Any = load_tuned(find_tuned(str(done.folder)))
+    model: Any = load_trained(find_trained(str(done.folder)))
     delta = model.get_input_embeddings().get_delta_weight("default")
     assert not torch.equal(delta[-2], delta[-1])
     assert "never learned" not in ok(train(base=flags(prepared, data_files), full=True, name="full")).err

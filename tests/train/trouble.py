@@ -19,7 +19,7 @@ from typing import Any
 
 PLACES = {
     "data": ("fastchat.train.recipe", "read_corpora"),
-    "mapping": ("fastchat.data.token_cache", "Entry.store"),
+    "mapping": ("fastchat.data.tokens.cache", "Entry.store"),
     "model": ("fastchat.train.recipe", "prepare_model"),
     "saving": ("fastchat.checkpoint.manager", "settle_files"),
     "result": ("fastchat.train.recipe", "used_line"),

@@ -147,9 +147,9 @@ def test_chat_loop(tiny_model_dir: Callable[..., Path]) -> None:
 
 
 def test_training_data_has_the_ids_and_labels_of_training(loaded: tuple[Any, Any], tmp_path: Path) -> None:
-    from fastchat.data.encoder import TextEncoder
-    from fastchat.data.formats import parse_row
-    from fastchat.data.tokenization import tokenize_dialogue
+    from fastchat.data.encoding.examples import tokenize_dialogue
+    from fastchat.data.encoding.text_encoder import TextEncoder
+    from fastchat.data.rows.formats import parse_row
     from fastchat.train import train_with_template
     from fastchat.train.train import DataArguments, LazySupervisedDataset, make_supervised_data_module, preprocess
 

@@ -1,0 +1,209 @@
+"""Does packing change anything for this model? Measured on the model itself, because nothing else would tell.
+
+Two questions, with dropout off and no optimizer step:
+
+    leakage      another first dialogue in the row: do the logits of the second one move? Not a bit, where it is right
+    difference   the summed loss and its gradients, dialogues packed against the same dialogues one by one
+
+Both need the model before an engine takes it, with all its weights in reach (`train/partitioned.py` where ZeRO-3 has
+spread them over the processes, which then all have to call).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastchat.data.batches.collate import collate
+from fastchat.data.batches.packing import PackedDataset, pack_collate, plan_packs
+from fastchat.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+    Batch = dict[str, torch.Tensor]
+
+LossSum = Callable[[Any, "Batch"], "torch.Tensor"]
+# Float32 shows an error of the method; in half precision merely adding up in another order gives this much.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+_LEAK = 10  # times the rounding noise, which is none at all in most models
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """How packed training differs from unpacked, relative to the unpacked loss and the norm of its gradient."""
+
+    num_dialogues: int
+    num_packs: int
+    loss_error: float
+    gradient_error: float
+    tolerance: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether both errors are within what the dtype allows; not where one of them is NaN."""
+        return bool(self.loss_error <= self.tolerance and self.gradient_error <= self.tolerance)
+
+    @property
+    def line(self) -> str:
+        """The one line a run prints."""
+        return f"packing verified on {self.num_dialogues} dialogues in {self.num_packs} packs: {self.numbers}"
+
+    @property
+    def numbers(self) -> str:
+        """How far off, and what is allowed."""
+        errors = f"loss off by {self.loss_error:.1e}, gradient by {self.gradient_error:.1e}"
+        return f"{errors} (allowed: {self.tolerance:.0e})"
+
+
+def check_no_leak(model: Any, *, vocab_size: int, flat: bool = False, length: int = 32) -> float:
+    """Raise SettingsError where a dialogue sees the one packed before it. Costs three forward passes of `2 * length`.
+
+    The first dialogue never sees the second one, so how far its logits move when that one changes is what rounding
+    alone does: nothing, but for models that add up in another order then (mixtures of experts).
+    Returns how far the second dialogue's logits moved with the first one, as a share of the first one's own movement.
+    """
+    import torch
+
+    rng = np.random.default_rng(0)
+    a, b, other = rng.integers(0, vocab_size, (3, length))
+    with _evaluating(model), torch.no_grad():
+        base, first_changed, second_changed = (_logits(model, pair, flat) for pair in ((a, b), (other, b), (a, other)))
+    own, leaked = _moved(base, first_changed, length)
+    noise, _ = _moved(base, second_changed, length)
+    assert own > 0, "two dialogues gave the same logits"
+    if not leaked <= _LEAK * noise:
+        raise SettingsError(
+            f"--packing: {type(model).__name__} lets a dialogue see the one packed before it (its logits move by "
+            f"{leaked:.1e}). Leave --packing out for this model, or choose another attention kernel."
+        )
+    return leaked / own
+
+
+def compare_packing(
+    model: Any,
+    examples: Sequence[Mapping[str, Any]],
+    loss_sum: LossSum,
+    *,
+    pad_token_id: int,
+    capacity: int,
+    flat: bool = False,
+    batch_size: int = 1,
+    dtype: torch.dtype | None = None,
+    checkpointing: bool = False,
+) -> PackingReport:
+    """Loss and gradients of `examples`, packed against one by one. Leaves no gradient behind.
+
+    Args:
+        model: with at least one trainable parameter.
+        examples: with input_ids, labels and index, such as the first entries of the training data.
+        loss_sum: (model, batch) -> summed loss, the one that training uses.
+        batch_size: packs per row of the batch.
+        dtype: what the forward pass computes in, which decides what is allowed; None: the dtype of the weights.
+        checkpointing: keep the activations of one layer only, as training with gradient checkpointing does.
+    """
+    packed = PackedDataset(examples, plan_packs([len(e["input_ids"]) for e in examples], capacity))
+    starts = range(0, len(packed), batch_size)
+    packs = [[packed[p] for p in range(at, min(at + batch_size, len(packed)))] for at in starts]
+    gradients = _Gradients(model)
+    with _evaluating(model), _checkpointing(model, checkpointing):
+        unpacked_loss = packed_loss = 0.0
+        for example in examples:
+            unpacked_loss += gradients.add(loss_sum, collate([example], pad_token_id=pad_token_id), 1.0)
+        norm = gradients.norm()
+        for items in packs:
+            batch = pack_collate(items, pad_token_id=pad_token_id, flat=flat)
+            del batch["seq_lengths"]
+            packed_loss += gradients.add(loss_sum, batch, -1.0)
+        difference = gradients.norm()  # what the unpacked gradients leave of the packed ones: one sum in memory
+    tolerance = TOLERANCE[str(dtype or _dtype(model)).removeprefix("torch.")]
+    loss_error = abs(packed_loss - unpacked_loss) / abs(unpacked_loss) if unpacked_loss else float("nan")
+    return PackingReport(len(examples), len(packed), loss_error, difference / norm if norm else float("nan"), tolerance)
+
+
+class _Gradients:
+    """A signed sum of gradients, beside the parameters' own `grad`, which stays as it is.
+
+    The parameters themselves may be empty by then: ZeRO-3 has taken back what it lent.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.sums: list[torch.Tensor | None] = [None] * len(self.trained)
+
+    def add(self, loss_sum: LossSum, batch: Batch, sign: float) -> float:
+        """Adds `sign` times the gradient of a batch; returns its loss."""
+        import torch
+
+        loss = loss_sum(self.model, {name: tensor.to(self.model.device) for name, tensor in batch.items()})
+        for i, gradient in enumerate(torch.autograd.grad(loss, self.trained, allow_unused=True)):
+            if gradient is not None:
+                before = self.sums[i]
+                self.sums[i] = gradient * sign if before is None else before.add_(gradient, alpha=sign)
+        return float(loss.detach())
+
+    def norm(self) -> float:
+        """Euclidean, over all parameters."""
+        return sum(float(total.double().pow(2).sum()) for total in self.sums if total is not None) ** 0.5
+
+
+def _logits(model: Any, dialogues: Sequence[np.ndarray], flat: bool) -> torch.Tensor:
+    """[1, T, V] in float32 for dialogues packed into one row."""
+    ids = np.concatenate(dialogues)
+    pack = {"input_ids": ids, "labels": ids, "lengths": [len(d) for d in dialogues]}
+    batch = pack_collate([pack], pad_token_id=0, flat=flat)
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
+    return model(**inputs, use_cache=False).logits.float()
+
+
+def _moved(before: torch.Tensor, after: torch.Tensor, length: int) -> tuple[float, float]:
+    """How far the logits of the first `length` tokens moved, and those of the rest."""
+    moved = (after - before).abs()
+    return moved[:, :length].max().item(), moved[:, length:].max().item()
+
+
+def _dtype(model: Any) -> torch.dtype:
+    """What the forward pass computes in: the dtype of most weights (norms are sometimes kept in float32)."""
+    sizes: dict[torch.dtype, int] = {}
+    for p in model.parameters():
+        if p.is_floating_point():
+            sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+@contextmanager
+def _evaluating(model: Any):
+    """Dropout off; afterwards the model is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _checkpointing(model: Any, wanted: bool):
+    """Layers forget their activations. They only do so in training mode: the layers alone are set to it, not what is in
+    them, so that dropout stays off; a model with dropout in the layers themselves keeps its activations."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    drops = {name for name, rate in model.config.to_dict().items() if name.endswith(("dropout", "pdrop")) and rate}
+    if not wanted or drops:
+        yield
+        return
+    before = model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+    try:
+        yield
+    finally:
+        if not before:
+            model.gradient_checkpointing_disable()

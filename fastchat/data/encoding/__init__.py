@@ -1,0 +1,1 @@
+"""Encoding: a rendered dialogue to ids and labels, and the proofs that both are right."""

@@ -1,0 +1,387 @@
+"""Rendered dialogues to token ids, with the mask born together with them.
+
+Control strings of the template become ids; everything else is plain text for an encoder that knows no added tokens, so
+that nothing a user, a tool or a data file says can turn into a control token. Text between two control tokens is
+encoded in one piece (where every tokenizer splits anyway), so that `ASSISTANT:` + ` Hello` merge as they will at
+inference, and each token takes its label from the segment it lies in (of one that lies in two see supervision.py):
+
+    segment   "... ASSISTANT:"   " "   "Hello."   "</s>"
+    token                 ":"    "▁Hello"  "."     2
+    label                -100     15043    29889    2
+
+`ChatEncoder` ties one tokenizer to one template and proves on the spot that its ids are those of the whole render; it
+refuses to guess where they are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import AddedToken
+
+from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
+from fastchat.conversation.template import CONTROL_PATTERN
+from fastchat.data.encoding.prefix import first_difference
+from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.encoding.supervision import (
+    ASSISTANT,
+    SAID,
+    TRAIN_ON,
+    Encoded,
+    Piece,
+    PlainTokens,
+    count_piece,
+    label_piece,
+    learned_segments,
+)
+from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
+from fastchat.errors import DataError, SettingsError, say
+
+if TYPE_CHECKING:
+    from fastchat.data.encoding.text_encoder import TextEncoder
+
+# Templates write BOS and EOS in Llama's spelling; on another tokenizer they stand for that tokenizer's own.
+BOS_ALIAS, EOS_ALIAS = "<s>", "</s>"
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A token that stands in a rendered dialogue as an id."""
+
+    id: int
+    content: str
+    lstrip: bool = False  # swallows white space before it, as its tokenizer does
+    rstrip: bool = False  # swallows white space after it
+
+
+class ChatEncoder:
+    """One tokenizer tied to one template.
+
+    Attributes:
+        controls: the template's control strings as this tokenizer has them; None where one is left out (`<s>` on a
+            tokenizer without BOS).
+        train_on: which ids are learned: "assistant" (every trained answer), "last" (the last of them), "all" (see
+            supervision.py).
+        stop_ids: the ids that end a generation: the template's stop, if it is a token, and EOS.
+    """
+
+    def __init__(self, encoder: TextEncoder, template: Template | TokenizerTemplate, train_on: str = ASSISTANT):
+        if train_on not in TRAIN_ON:
+            raise SettingsError(f"--train_on {train_on}: it can be {', '.join(TRAIN_ON)}.")
+        self.encoder = encoder
+        self.template = template
+        self.train_on = train_on
+        self._own = isinstance(template, TokenizerTemplate)
+        # A tokenizer's own template writes BOS itself, and is encoded without what the tokenizer would add.
+        self._adds_bos = encoder.adds_bos and not self._own
+        self.controls, missing = self._resolve()
+        known = [c for c in self.controls if c]
+        self._in_literals = _alternatives(known)
+        # What a table writes is control; what a Jinja text writes may be the model's to write as well (<think>).
+        reserved = set() if self._own else {c.content for c in self.controls.values() if c} | {BOS_ALIAS, EOS_ALIAS}
+        spoken = [c for c, t in encoder.added.items() if not t["special"] and c not in reserved and _is_text(c)]
+        self._in_answers = _alternatives(spoken)
+        self._answer_controls = {c: encoder.control(c) for c in spoken}
+        self._forbidden = self._never_from_text()
+        looks = [c for c, i in encoder.vocabulary.items() if i in self._forbidden]
+        self._looks_like_control = _alternatives(looks)
+        self._looks_in_answers = _alternatives([c for c in looks if c not in self._answer_controls])
+        # Where one token both begins and ends a sequence (GPT-2), it is the end that must be learned.
+        self._opens = encoder.bos if encoder.bos != encoder.eos else None
+        self.stop_ids = self._stop_ids()
+        if missing:
+            self._warn(missing)
+        if SAID[train_on]:
+            say(SAID[train_on])
+        if isinstance(template, TokenizerTemplate) and template.ending:
+            say(f"the tokenizer's chat template writes {template.ending!r} after the last answer; it is no answer")
+        self._prove()
+
+    def described(self) -> dict[str, Any]:
+        """What decides ids and labels, JSON-able; `TextEncoder.from_description` makes the same encoder of it again.
+
+        Cached tokens are found by a digest of this, and the processes that tokenise are given it. So any further
+        setting that changes an id or a label belongs here. `probes` are ids of simple dialogues: a template may write
+        the date.
+        """
+        raw, own = self.encoder.raw, isinstance(self.template, TokenizerTemplate)
+        probes = self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS
+        return {
+            "tokenizer": {"text": raw.text, "bos": raw.bos_token, "eos": raw.eos_token, "template": raw.chat_template},
+            "template": None if own else self.template.to_dict(),
+            "train_on": self.train_on,
+            "probes": [self.encode(self.template.render(dialogue)).input_ids for dialogue in probes],
+        }
+
+    # -- what the template's control strings are on this tokenizer
+
+    def _resolve(self) -> tuple[dict[str, Control | None], list[str]]:
+        literals = "\n".join(self.template.literals())
+        wanted = list(dict.fromkeys(CONTROL_PATTERN.findall(literals)))
+        added = [c for c in self.encoder.added if (self._own or c in literals) and _is_text(c)]
+        if self._own:
+            return {c: self.encoder.control(c) for c in added}, []
+        assert isinstance(self.template, Template)
+        controls: dict[str, Control | None] = {}
+        needed, missing = "\n".join(self.template.literals(tools=False)), []
+        for content in dict.fromkeys(wanted + added + [EOS_ALIAS]):
+            control = self._alias(content) if content in (BOS_ALIAS, EOS_ALIAS) else self.encoder.control(content)
+            if control is not None or content == BOS_ALIAS:
+                controls[content] = control
+            elif content in needed:
+                missing.append(content)
+        if not self.template.stop and EOS_ALIAS not in controls:
+            raise SettingsError(
+                f"template {self.template.name!r} ends an answer with the model's EOS, and the tokenizer "
+                f"{self.encoder.name} has none; choose a template with a stop of its own."
+            )
+        return controls, missing
+
+    def _alias(self, content: str) -> Control | None:
+        own = self.encoder.bos if content == BOS_ALIAS else self.encoder.eos
+        if any(content in text for text in self.template.literals()):
+            if own and own.content != content:
+                say(f"template {self.template.name}: {content} stands for this tokenizer's {own.content}")
+            elif own is None and content == BOS_ALIAS:
+                say(f"template {self.template.name}: {content} is left out, this tokenizer has no BOS")
+        return own or (None if content == BOS_ALIAS else self.encoder.control(content))
+
+    def _warn(self, missing: list[str]) -> None:
+        fits = suggest_templates(set(self.encoder.vocabulary), self.encoder.raw.chat_template, self.encoder.name)
+        fits = [name for name in fits if name != self.template.name][:4] or ["vicuna_v1.1 (no control tokens)"]
+        say(
+            f"warning: template {self.template.name} writes {', '.join(missing)}, not one token each on "
+            f"{self.encoder.name or 'this tokenizer'}: trained as plain text. Templates that fit: {', '.join(fits)}."
+        )
+
+    def _never_from_text(self) -> set[int]:
+        """Ids that plain text must not become: special tokens, control tokens, and added ones that are no white space.
+
+        The unknown token is left out: text may well be unknown.
+        """
+        encoder = self.encoder
+        unknown = encoder.spec["model"].get("unk_token")
+        ids = {t["id"] for c, t in encoder.added.items() if c != unknown and _is_text(c)}
+        ids |= {c.id for c in self.controls.values() if c}
+        return ids | {c.id for c in (encoder.bos, encoder.eos) if c}
+
+    def _stop_ids(self) -> tuple[int, ...]:
+        written = CONTROL_PATTERN.findall(self.template.stop) + list(self.template.stop_strings)
+        found = [self.controls.get(s) or self.encoder.control(s) for s in written if CONTROL_PATTERN.fullmatch(s)]
+        return tuple(dict.fromkeys(c.id for c in [*found, self.encoder.eos] if c))
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end a generation because they are not one token here."""
+        written = [*self.template.stop_strings, self.template.stop.strip()]
+        return tuple(dict.fromkeys(s for s in written if s and not self.controls.get(s)))
+
+    def substitute(self, literal: str) -> str:
+        """A literal of the template as this tokenizer writes it: `</s>` as its EOS, `<s>` as its BOS or not at all."""
+        return "".join(c.content if c else text for text, c in self._split_literal(literal))
+
+    def special_token_strings(self, segments: Sequence[Segment]) -> int:
+        """How many control strings stand in messages, where they are text."""
+        found = 0
+        for segment in segments:
+            pattern = self._looks_in_answers if segment.role == "assistant" else self._looks_like_control
+            if pattern is not None and segment.role != "template":
+                found += sum(1 for _ in pattern.finditer(segment.text))
+        return found
+
+    # -- rendered dialogues to ids
+
+    def encode(self, rendered: Rendered) -> Encoded:
+        """Encode one rendered dialogue. Raises DataError where a message cannot be kept plain text."""
+        return self.encode_many([rendered])[0]
+
+    def encode_many(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        """Encode several at once, which is faster: the tokenizer works on all texts in parallel."""
+        pieces = [self._pieces(r.segments) for r in rendered]
+        tokens = self._plain_tokens([piece for ps in pieces for piece in ps])
+        return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
+
+    def count(self, rendered: Rendered) -> Counter[int]:
+        """How many tokens stand in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.
+
+        A token in several segments counts where it starts. `count(r).total() == len(encode(r).input_ids)`, in about
+        half the time. Raises DataError as `encode` does.
+        """
+        pieces = self._pieces(rendered.segments)
+        counts: Counter[int] = Counter()
+        for piece, found, _ in self._placed(pieces, self._plain_tokens(pieces)):
+            counts.update(count_piece(piece, found))
+        return counts
+
+    def _plain_tokens(self, pieces: Sequence[Piece]) -> dict[int, PlainTokens]:
+        """The tokens of every piece of text, by the piece's `id()`."""
+        tokens: dict[int, PlainTokens] = {}
+        for position in ("first", "after"):
+            group = [p for p in pieces if p.control is None and p.position == position]
+            for piece, found in zip(group, self.encoder.plain([p.text for p in group], position), strict=True):
+                tokens[id(piece)] = found
+        return tokens
+
+    def _placed(self, pieces: list[Piece], tokens: dict[int, PlainTokens]) -> Iterator[tuple[Piece, PlainTokens, int]]:
+        """Each piece with its tokens as they are trained, and how many splits kept it plain text; BOS where it belongs.
+
+        BOS opens a sequence: never twice in a row.
+        """
+        opens, last = self._opens, None
+        if self._adds_bos and opens is not None and not (pieces and pieces[0].control == opens):
+            pieces = [Piece(opens), *pieces]
+        for piece in pieces:
+            cuts = 0
+            if piece.control is None:
+                found = tokens[id(piece)]
+                if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
+                    found, cuts = self._escape(piece)
+            elif piece.control == opens and last == piece.control.id:
+                continue
+            else:
+                found = [(piece.control.id, 0, 0)]
+            last = found[-1][0] if found else last
+            yield piece, found, cuts
+
+    def _assemble(self, segments: Sequence[Segment], pieces: list[Piece], tokens: dict[int, PlainTokens]) -> Encoded:
+        out = Encoded(special_token_strings=self.special_token_strings(segments))
+        learned = learned_segments(segments, self.train_on)
+        for piece, found, cuts in self._placed(pieces, tokens):
+            out.escaped += cuts
+            if piece.control is None:
+                label_piece(out, piece, found, segments, learned)
+            else:
+                # No model has to generate the BOS.
+                supervised = piece.control != self._opens and learned[piece.segment]
+                out.add(piece.control.id, supervised, piece.segment)
+        return out
+
+    def _pieces(self, segments: Sequence[Segment]) -> list[Piece]:
+        pieces: list[Piece] = []
+        swallow = False
+        for index, segment in enumerate(segments):
+            for text, control in self._split(segment):
+                if control is not None:
+                    if control.lstrip and pieces and pieces[-1].control is None:
+                        _strip_end(pieces)
+                    pieces.append(Piece(control, index))
+                    swallow = control.rstrip
+                    continue
+                text = text.lstrip() if swallow else text
+                if not text:
+                    continue
+                swallow = False
+                if not pieces or pieces[-1].control is not None:
+                    pieces.append(Piece(position="after" if pieces else "first"))
+                pieces[-1].parts.append((text, index))
+        return pieces
+
+    def _split(self, segment: Segment) -> Iterator[tuple[str, Control | None]]:
+        if segment.role == "template":
+            yield from self._split_literal(segment.text)
+        elif segment.role == "assistant" and self._in_answers:
+            yield from _cut(segment.text, self._in_answers, self._answer_controls)
+        else:
+            yield segment.text, None
+
+    def _split_literal(self, text: str) -> Iterator[tuple[str, Control | None]]:
+        yield from _cut(text, self._in_literals, self.controls) if self._in_literals else [(text, None)]
+
+    def _escape(self, piece: Piece) -> tuple[PlainTokens, int]:
+        """Encode a text again with a split inside every run of characters that had become a control token."""
+        todo = [(piece.text, 0, piece.position)]
+        done: PlainTokens = []
+        cuts = 0
+        while todo:
+            text, start, position = todo.pop()
+            found = self.encoder.plain([text], position)[0]
+            wrong = [(s, e) for token_id, s, e in found if token_id in self._forbidden]
+            if not wrong:
+                done += [(token_id, s + start, e + start) for token_id, s, e in found]
+                continue
+            if any(e - s < 2 for s, e in wrong):
+                raise DataError(
+                    f"the tokenizer {self.encoder.name} turns the character {text[wrong[0][0]]!r} into a control "
+                    "token; no message that holds it can be trained on safely."
+                )
+            cuts += len(wrong)
+            edges = [0, *(s + 1 for s, _ in wrong), len(text)]
+            parts = list(zip(edges, edges[1:], strict=False))
+            todo += [(text[a:b], start + a, position if a == 0 else "inside") for a, b in reversed(parts)]
+        return done, cuts
+
+    # -- proof
+
+    def _prove(self) -> None:
+        """Compare with the tokenizer's own ids of the whole rendered text on dialogues without control look-alikes."""
+        vocabulary_only = [c.content for c in self.controls.values() if c and c.content not in self.encoder.added]
+        self.encoder.whole.add_special_tokens([AddedToken(c, normalized=False, special=True) for c in vocabulary_only])
+        for dialogue in self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS:
+            rendered = self.template.render(dialogue)
+            ours, theirs = self.encode(rendered).input_ids, self.whole_ids(rendered)
+            at = first_difference(ours, theirs)
+            if at is not None:
+                a, b = (self.encoder.decode(ids[at : at + 4]) for ids in (ours, theirs))
+                raise SettingsError(
+                    f"the tokenizer {self.encoder.name} with template {self.template.name!r}: encoding text and "
+                    "control tokens apart gives other ids than encoding them together (first at position "
+                    f"{at}: {a!r} against {b!r}), so the mask could not be trusted. Choose another template."
+                )
+
+    def whole_ids(self, rendered: Rendered) -> list[int]:
+        """Ids of the rendered text encoded in one go by the tokenizer itself, control strings and all."""
+        text = "".join(self.substitute(s.text) if s.role == "template" else s.text for s in rendered.segments)
+        bos = self.encoder.bos
+        has_bos = bos is not None and text.startswith(bos.content)
+        add = self._adds_bos and not has_bos
+        ids = self.encoder.whole.encode(text, add_special_tokens=False).ids
+        if not add or bos is None:
+            return ids
+        with_special = self.encoder.whole.encode(text, add_special_tokens=True).ids
+        return with_special[: 1 + len(ids)] if len(with_special) > len(ids) else with_special
+
+
+def encode_prompt(dialogue: Dialogue, chat_encoder: ChatEncoder) -> list[int]:
+    """The ids that inference sends for a dialogue whose next turn is the assistant's."""
+    return chat_encoder.encode(chat_encoder.template.render(dialogue, add_generation_prompt=True)).input_ids
+
+
+def _is_text(content: str) -> bool:
+    """Whether an added token is more than white space."""
+    return bool(content.replace("▁", " ").strip())
+
+
+def _alternatives(contents: Sequence[str]) -> re.Pattern[str] | None:
+    """A pattern that finds the longest of several strings at the earliest place, as added tokens are found."""
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile("|".join(re.escape(c) for c in longest_first)) if longest_first else None
+
+
+def _cut(
+    text: str, pattern: re.Pattern[str], controls: dict[str, Control | None]
+) -> Iterator[tuple[str, Control | None]]:
+    """Split a text at control strings: (plain text, None) and ("", control); a string mapped to None vanishes."""
+    end = 0
+    for match in pattern.finditer(text):
+        if match.start() > end:
+            yield text[end : match.start()], None
+        if (control := controls[match.group()]) is not None:
+            yield "", control
+        end = match.end()
+    if end < len(text):
+        yield text[end:], None
+
+
+def _strip_end(pieces: list[Piece]) -> None:
+    """Drop the white space at the end of the last text piece, and the piece where nothing else is left."""
+    parts = pieces[-1].parts
+    while parts:
+        text, index = parts.pop()
+        if text.rstrip():
+            parts.append((text.rstrip(), index))
+            return
+    pieces.pop()

@@ -1,0 +1,198 @@
+"""A tokenizer taken apart: plain text on one side, control tokens on the other.
+
+The plain side knows no added tokens and no post-processor, so that nothing in a message can become one. Taking a
+tokenizer apart must not change the ids of harmless text; `ChatEncoder` proves that for each template.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from fastchat.conversation import OWN_TEMPLATE, Template, choose_template
+from fastchat.data.encoding.chat_encoder import ChatEncoder, Control
+from fastchat.data.encoding.raw_tokenizer import RawTokenizer, from_class, read_raw
+from fastchat.data.encoding.supervision import ASSISTANT
+from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
+from fastchat.errors import SettingsError
+
+
+class TextEncoder:
+    """A tokenizer taken apart: plain text on one side, control tokens on the other.
+
+    Attributes:
+        vocabulary: every token string -> id, added tokens included.
+        bos, eos: the tokens that begin and end a sequence, None where the tokenizer has none.
+        adds_bos: whether the tokenizer puts BOS before a text by itself.
+    """
+
+    def __init__(self, raw: RawTokenizer):
+        self.raw = raw
+        self.name = raw.name
+        self.spec = raw.spec
+        self.added = {token["content"]: token for token in self.spec["added_tokens"]}
+        self.whole = Tokenizer.from_str(raw.text)
+        # Padding and truncation baked into the file would change what encode returns.
+        self.whole.no_padding()
+        self.whole.no_truncation()
+        self.vocabulary = self.whole.get_vocab(with_added_tokens=True)
+        self._variants = _variants(self.whole, self.spec)
+        # Without the other added tokens, those that stay may be counted anew.
+        kept = {c: self._variants["first"].token_to_id(c) for c in self.added if _is_space(c)}
+        self._renumber = {new: self.added[c]["id"] for c, new in kept.items() if new not in (None, self.added[c]["id"])}
+        self.bos, self.eos = (self.control(t) if t else None for t in (raw.bos_token, raw.eos_token))
+        with_special = self.whole.encode("a").ids
+        self.adds_bos = self.bos is not None and with_special != self.whole.encode("a", add_special_tokens=False).ids
+        self.adds_bos = self.adds_bos and self.bos is not None and with_special[:1] == [self.bos.id]
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> TextEncoder:
+        """Of a loaded Hugging Face tokenizer."""
+        return cls(from_class(tokenizer))
+
+    @classmethod
+    def from_directory(cls, path: str) -> tuple[TextEncoder | None, str]:
+        """Of a directory, without torch; None and the reason where the raw file may not be enough."""
+        raw, reason = read_raw(path)
+        return (cls(raw), "") if raw else (None, reason)
+
+    @classmethod
+    def from_directory_or_class(
+        cls, path: str, trust_remote_code: bool = False, use_class: bool = False
+    ) -> tuple[TextEncoder, str]:
+        """The raw file where it is enough, else transformers; with one line saying which when it was the latter.
+
+        `use_class`: the ids of its class, not those of `tokenizer.json`.
+        """
+        encoder, reason = (None, "--use_tokenizer_class asks for it") if use_class else cls.from_directory(path)
+        if encoder:
+            return encoder, ""
+        from fastchat.model.tokenizer import load_plain
+
+        tokenizer = load_plain(path, trust_remote_code=trust_remote_code, use_class=use_class)
+        return cls.from_tokenizer(tokenizer), f"tokenizer: loaded with transformers, because {reason}"
+
+    def choose(self, name: str | None, model_name: str = "") -> Template | TokenizerTemplate:
+        """The template called `name`; "tokenizer" is the tokenizer's own. Raises SettingsError, see choose_template."""
+        own = self.raw.chat_template
+        if name != OWN_TEMPLATE:
+            return choose_template(
+                name, vocabulary=set(self.vocabulary), chat_template=own, model_name=model_name or Path(self.name).name
+            )
+        if own is None:
+            raise SettingsError(f"--conv_template tokenizer: the tokenizer {self.name} brings no chat template.")
+        return TokenizerTemplate(own, self.raw)
+
+    def bind(self, template: Template | TokenizerTemplate, train_on: str = ASSISTANT) -> ChatEncoder:
+        """Tie this tokenizer to a template and to what is learned (`supervision.TRAIN_ON`).
+
+        Raises SettingsError where exact ids cannot be proven.
+        """
+        return ChatEncoder(self, template, train_on)
+
+    @classmethod
+    def from_description(cls, described: dict[str, Any], name: str = "") -> ChatEncoder:
+        """The encoder that `ChatEncoder.described` describes. `name` is the tokenizer's, for messages."""
+        of = described["tokenizer"]
+        raw = RawTokenizer(of["text"], json.loads(of["text"]), of["bos"], of["eos"], of["template"], name)
+        table = described["template"]
+        template = TokenizerTemplate(of["template"], raw) if table is None else Template.from_dict(table)
+        return cls(raw).bind(template, described["train_on"])
+
+    def control(self, content: str) -> Control | None:
+        """The one id of a control string, added token or not; None where the tokenizer has none."""
+        token_id = self.vocabulary.get(content)
+        flags = self.added.get(content, {})
+        return (
+            None
+            if token_id is None
+            else Control(token_id, content, bool(flags.get("lstrip")), bool(flags.get("rstrip")))
+        )
+
+    def plain(self, texts: Sequence[str], position: str) -> list[list[tuple[int, int, int]]]:
+        """Encode plain texts; ids as the whole tokenizer has them, offsets in characters.
+
+        Args:
+            position: where the texts stand: "first" of all, "after" a control token, or "inside" a text.
+
+        Returns: for each text a list of (id, start, end).
+        """
+        encodings = self._variants[position].encode_batch(list(texts), add_special_tokens=False)
+        renumber = self._renumber
+        if not renumber:
+            return [[(i, s, e) for i, (s, e) in zip(x.ids, x.offsets, strict=True)] for x in encodings]
+        return [[(renumber.get(i, i), s, e) for i, (s, e) in zip(x.ids, x.offsets, strict=True)] for x in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, control tokens included."""
+        return self.whole.decode(list(ids), skip_special_tokens=False)
+
+
+def _is_space(content: str) -> bool:
+    return not content.replace("▁", " ").strip()
+
+
+def _variants(whole: Tokenizer, spec: dict[str, Any]) -> dict[str, Tokenizer]:
+    """The encoder without added tokens, for a text at the very start, after a control token, and inside a text.
+
+    They differ only in the space that some tokenizers put before a text: Metaspace with the scheme "first" (llama-2)
+    adds it at the very start only, a "Prepend" normaliser after every added token as well.
+    """
+    pipeline = {"normalizer": spec["normalizer"], "pre_tokenizer": spec["pre_tokenizer"]}
+    after = copy.deepcopy(pipeline)
+    for step in _steps(after["pre_tokenizer"]):
+        if step["type"] == "Metaspace" and step.get("prepend_scheme") == "first":
+            step["prepend_scheme"] = "never"
+    inside = copy.deepcopy(after)
+    for step in _steps(inside["pre_tokenizer"]):
+        if step["type"] == "Metaspace":
+            step["prepend_scheme"] = "never"
+        if step["type"] == "ByteLevel":
+            step["add_prefix_space"] = False
+    steps = _steps(inside["normalizer"])
+    rest = [step for step in steps if not _at_the_start(step)]
+    if len(rest) < len(steps):
+        inside["normalizer"] = {"type": "Sequence", "normalizers": rest}
+    built = {"first": _plain_tokenizer(whole, spec, pipeline)}
+    built["after"] = built["first"] if after == pipeline else _plain_tokenizer(whole, spec, after)
+    built["inside"] = built["after"] if inside == after else _plain_tokenizer(whole, spec, inside)
+    return built
+
+
+def _at_the_start(step: dict[str, Any]) -> bool:
+    """Whether a normaliser changes nothing but how a text begins."""
+    regex = step.get("pattern", {}).get("Regex", "") if step["type"] == "Replace" else ""
+    return step["type"] == "Prepend" or regex.startswith((r"\A", "^"))
+
+
+def _plain_tokenizer(whole: Tokenizer, spec: dict[str, Any], pipeline: dict[str, Any]) -> Tokenizer:
+    """A tokenizer on the same model (shared, not copied) with another pipeline, no post-processor, no added tokens.
+
+    Added tokens that are runs of white space stay: they are text, and ids agree only with them.
+    """
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    steps = {"version": "1.0", "added_tokens": [], "post_processor": None, "decoder": None, "model": empty, **pipeline}
+    parsed = Tokenizer.from_str(json.dumps(steps))
+    plain = Tokenizer(whole.model)
+    if parsed.normalizer is not None:
+        plain.normalizer = parsed.normalizer
+    if parsed.pre_tokenizer is not None:
+        plain.pre_tokenizer = parsed.pre_tokenizer
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    kept = [t for t in spec["added_tokens"] if _is_space(t["content"])]
+    plain.add_tokens([AddedToken(t["content"], **{f: bool(t.get(f)) for f in flags}) for t in kept])
+    return plain
+
+
+def _steps(step: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normaliser or pre-tokenizer, sequences flattened."""
+    if step is None:
+        return []
+    if step["type"] == "Sequence":
+        return [s for inner in step.get("normalizers", step.get("pretokenizers", [])) for s in _steps(inner)]
+    return [step]

@@ -1,0 +1,391 @@
+"""Bytes -> rows: a strict reader of JSON (`.json`, `.jsonl`, plain or gzipped), parquet and Arrow that knows each row's
+place.
+
+What a file is, is decided by its content, so a `.json` file holding JSON lines is fine. Tolerated in JSON: a byte order
+mark, CRLF, blank lines. Everything else that is not exactly JSON is named, never repaired. No file is held in memory as
+a whole: one line, or about a megabyte of an array, at a time; and no row that is larger than MAX_ROW_BYTES.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import itertools
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from fastchat.data.rows.arrow import ARROW_FILE, ARROW_STREAM, arrow_rows
+from fastchat.data.rows.bad_rows import BadRow
+from fastchat.data.rows.no_file import refuse_special, unreadable
+from fastchat.data.rows.parquet import parquet_rows
+from fastchat.data.rows.row_size import LIMIT, MAX_ROW_BYTES, too_large
+from fastchat.data.rows.strict_json import BadValue, StrictDecoder
+from fastchat.data.rows.tables import NumberedRow
+from fastchat.errors import DataError, brief
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Which tables there are, by how their files begin.
+_TABLES = {b"PAR1": parquet_rows, ARROW_FILE: arrow_rows, ARROW_STREAM: arrow_rows}
+_OTHER_KINDS = {
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"PK": "a zip archive",
+}
+_TEXT_KINDS = {".csv": "CSV", ".tsv": "tab-separated text", ".txt": "plain text"}
+_BLOCK = 1 << 20  # bytes of an array that are read at a time
+_FIRST = 1 << 16  # bytes of the first line that are looked at to see what the file is
+_SPACE = re.compile(r"[ \t\r\n]*")
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is not UTF-8
+_NEXT_TOKEN = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[\[\]{},]')
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it stands in the file: `value` is the JSON object, or None where `problem` says what is wrong.
+
+    `line` counts from 1; of a table (parquet, Arrow) it is the number of the row. `unread` are the columns of the table
+    that were not read.
+    """
+
+    source: str
+    line: int
+    value: dict[str, Any] | None
+    problem: BadRow | None = None
+    unread: tuple[str, ...] = ()
+
+
+class RowReader:
+    """Reads one file once, row by row, and knows how far it has come.
+
+    >>> reader = RowReader("chats.jsonl")
+    >>> for row in reader: print(row.line, reader.share)
+    """
+
+    def __init__(self, path: str, whole: bool = False):
+        """`whole`: every column of a table is read, not only those that training reads."""
+        self.path, self.whole = path, whole
+        self._file: IO[bytes] | None = None
+        self._size = 0
+        self._rows_share = 0.0  # of a table
+
+    @property
+    def share(self) -> float:
+        """How much of the file has been read, from 0 to 1."""
+        if self._file is None or self._file.closed:
+            return self._rows_share
+        return min(self._file.tell() / self._size, 1.0) if self._size else 1.0
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield every row in order, malformed ones included.
+
+        Raises:
+            DataError: the file is missing, a folder, unreadable, broken, of another kind, or holds no row at all.
+        """
+        num_rows = 0
+        with _opened(self.path) as raw:
+            self._size = os.fstat(raw.fileno()).st_size
+            table = next((rows for magic, rows in _TABLES.items() if _starts_with(raw, magic)), None)
+            for row in self._table_rows(table) if table else self._json_rows(raw):
+                num_rows += 1
+                yield row
+        self._rows_share = 1.0
+        if not num_rows:
+            needed = "" if table else "; it needs a JSON array of objects, or one object per line"
+            raise DataError(f"{self.path}: the file holds no rows{needed}.")
+
+    def _json_rows(self, raw: IO[bytes]) -> Iterator[Row]:
+        self._file = raw
+        zipped = _starts_with(raw, b"\x1f\x8b") or self.path.endswith(".gz")
+        yield from _rows(gzip.open(raw) if zipped else raw, self.path)  # noqa: SIM115 (closed with the file below it)
+
+    def _table_rows(self, rows: Callable[[str, bool], Iterator[tuple[NumberedRow, float]]]) -> Iterator[Row]:
+        for row, share in rows(self.path, self.whole):
+            self._rows_share = share
+            yield Row(self.path, row.number, row.value, row.problem, row.unread)
+
+
+def read_rows(path: str, whole: bool = False) -> Iterator[Row]:
+    """Every row of a file in order, malformed ones included. Arguments and errors as of RowReader."""
+    return iter(RowReader(path, whole))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """The file, with every way in which reading it can fail told as one DataError."""
+    refuse_special(path)
+    try:
+        with open(path, "rb") as raw:
+            yield raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be unpacked as gzip ({error}); copy or download it again.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _starts_with(raw: IO[bytes], magic: bytes) -> bool:
+    found = raw.read(len(magic))
+    raw.seek(0)
+    return found == magic
+
+
+def _rows(stream: IO[bytes] | gzip.GzipFile, path: str) -> Iterator[Row]:
+    decoder, number = StrictDecoder(), 1
+    raw = _without_mark(stream.readline(_FIRST), path)
+    while raw and not raw.strip():
+        number += raw.endswith(b"\n")
+        raw = stream.readline(_FIRST)
+    if not raw:
+        return
+    _refuse_tables(raw, path)
+    if not raw.lstrip().startswith(b"["):
+        yield from _line_rows(decoder, _numbered(stream, number, raw), path)
+    elif raw.lstrip()[1:].lstrip().startswith(b"{"):
+        yield from _array_rows(decoder, _Text(stream, raw, path), number, path)
+    else:
+        raw = _whole_line(stream, raw, number, path)
+        blank, following = bytearray(), stream.readline(MAX_ROW_BYTES)
+        while following and not following.strip():
+            blank += following
+            following = stream.readline(MAX_ROW_BYTES)
+            _check_gap(len(blank), number, path)
+        if following and _is_array_of_values(raw):  # a bad first row, in a file of JSON lines
+            yield _line_row(decoder, raw, number, path)
+            number += 1 + blank.count(b"\n")
+            yield from _line_rows(decoder, _numbered(stream, number, following), path)
+        else:
+            yield from _array_rows(decoder, _Text(stream, raw + blank + following, path), number, path)
+
+
+def _whole_line(stream: IO[bytes] | gzip.GzipFile, begun: bytes, number: int, path: str) -> bytes:
+    line = begun if begun.endswith(b"\n") else begun + stream.readline(MAX_ROW_BYTES)
+    _check_gap(len(line), number, path)
+    return line
+
+
+def _check_gap(num_bytes: int, number: int, path: str) -> None:
+    """DataError where no row begins in so many bytes from line `number` on."""
+    if num_bytes > MAX_ROW_BYTES:
+        raise DataError(f"{path}:{number}: no row in {MAX_ROW_BYTES >> 20} MiB; it is no file of conversations.")
+
+
+def _numbered(stream: IO[bytes] | gzip.GzipFile, number: int, begun: bytes) -> Iterator[tuple[int, bytes | BadRow]]:
+    """Line `number`, of which the beginning has been read already, and all that follow it; BadRow for one too long."""
+    while begun:
+        line, size = begun, len(begun)
+        if not line.endswith(b"\n"):
+            line += stream.readline(MAX_ROW_BYTES + 1 - size)
+            size = len(line)
+        if size <= MAX_ROW_BYTES or line.endswith(b"\n"):
+            yield number, line
+        else:
+            while block := stream.readline(_BLOCK):
+                size += len(block)
+                if block.endswith(b"\n"):
+                    break
+            yield number, too_large(size)
+        number, begun = number + 1, stream.readline(MAX_ROW_BYTES + 1)
+
+
+def _without_mark(first_line: bytes, path: str) -> bytes:
+    for magic, kind in _OTHER_KINDS.items():
+        if first_line.startswith(magic):
+            raise DataError(
+                f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz), parquet or Arrow."
+            )
+    if b"\0" in first_line[:2]:  # UTF-16 without a mark; or a file with nothing in it but zeros
+        raise DataError(f"{path}: begins with a NUL byte, so it is no UTF-8 JSON; copy or convert it again.")
+    return first_line.removeprefix(BYTE_ORDER_MARK)
+
+
+def _refuse_tables(first_line: bytes, path: str) -> None:
+    """DataError for a file that by its name and its first line is no JSON; else every line of it would be a bad row."""
+    kind = next((kind for ending, kind in _TEXT_KINDS.items() if path.removesuffix(".gz").lower().endswith(ending)), "")
+    if kind and not first_line.lstrip().startswith((b"[", b"{")):
+        start = first_line[:60].decode("utf-8", "replace").strip()
+        raise DataError(
+            f"{path}: is {kind}, not JSON; it begins with {start!r}. It needs a JSON array of objects, one object per "
+            "line (.json or .jsonl, either with .gz), parquet or Arrow."
+        )
+
+
+def _is_array_of_values(line: bytes) -> bool:
+    """Whether a line is a whole JSON array that does not hold objects, so that it is no file of rows by itself."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return not (isinstance(value, list) and value and isinstance(value[0], dict))
+
+
+# --- one JSON object per line
+
+
+def _line_rows(decoder: StrictDecoder, lines: Iterator[tuple[int, bytes | BadRow]], path: str) -> Iterator[Row]:
+    """Rows of a file of JSON lines, from the first one that is not blank on."""
+    number, raw = next(lines)
+    second = next(lines, None)
+    after = second[1] if second else b"{"
+    if isinstance(raw, bytes) and raw.strip() == b"{" and isinstance(after, bytes) and after.lstrip()[:1] != b"{":
+        raise DataError(
+            f"{path}:{number}: a JSON object spread over several lines. "
+            "It needs a JSON array of objects ([ ... ]), or one whole object per line."
+        )
+    yield _line_row(decoder, raw, number, path)
+    for number, raw in itertools.chain([second] if second else [], lines):
+        if isinstance(raw, BadRow) or raw.strip():
+            yield _line_row(decoder, raw, number, path)
+
+
+def _line_row(decoder: StrictDecoder, raw: bytes | BadRow, number: int, path: str) -> Row:
+    if isinstance(raw, BadRow):
+        return Row(path, number, None, raw)
+    try:
+        text = raw.decode("utf-8").strip(" \t\r\n")
+        value, end = decoder.decode(text, 0)
+        if end != len(text):
+            raise BadRow("broken JSON", f"text after the object, at character {end + 1}")
+        return Row(path, number, value)
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{raw[error.start]:02x}, at byte {error.start + 1} of the line"
+        return Row(path, number, None, BadRow("invalid UTF-8", where))
+    except BadRow as problem:
+        return Row(path, number, None, problem)
+
+
+# --- one JSON array
+
+
+class _Text:
+    """The text of a file from some place on, as far as it has been read; bytes that are not UTF-8 are surrogates."""
+
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, begun: bytes, path: str):
+        self._stream, self._path = stream, path
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+        self.text, self.ended, self.has_bad_bytes = "", False, False
+        self._add(begun)
+
+    def more(self) -> bool:
+        """Read on, as much again as there is already; False where nothing is left.
+
+        Raises DataError where as much as one row may have is in memory.
+        """
+        if self.full:
+            start = brief(self.text[:_BLOCK].lstrip(), 60)
+            raise DataError(
+                f"{self._path}: one element of the array, or what follows a broken one, has more than "
+                f"{MAX_ROW_BYTES >> 20} MiB ({LIMIT}). It begins with {start!r}."
+            )
+        if not self.ended:
+            block = self._stream.read(max(_BLOCK, len(self.text)))
+            self.ended = not block
+            self._add(block, final=self.ended)
+        return not self.ended
+
+    @property
+    def full(self) -> bool:
+        """Whether more than one row may have is in memory."""
+        return len(self.text) > MAX_ROW_BYTES + _BLOCK
+
+    def drop(self, end: int) -> None:
+        """Forget everything before character `end`."""
+        self.text = self.text[end:]
+
+    def skip_space(self, start: int) -> int:
+        """Where the first character from `start` on stands that is no white space."""
+        while (at := _skip_space(self.text, start)) == len(self.text) and self.more():
+            pass
+        return at
+
+    def _add(self, block: bytes, final: bool = False) -> None:
+        added = self._decoder.decode(block, final)
+        self.has_bad_bytes |= not added.isascii() and _ESCAPED_BYTE.search(added) is not None
+        self.text += added
+
+
+def _array_rows(decoder: StrictDecoder, file: _Text, number: int, path: str) -> Iterator[Row]:
+    """Rows of a file that is one JSON array opening on line `number`; each has the line where its element starts."""
+    start = file.skip_space(file.skip_space(0) + 1)
+    line = number + file.text.count("\n", 0, start)
+    end = start
+    empty = file.text[start : start + 1] == "]"
+    while not empty:
+        value, end, problem = _element(decoder, file, start)
+        text = file.text
+        if file.has_bad_bytes and (bad := _ESCAPED_BYTE.search(text, start, end)):
+            bad_line = line + text.count("\n", start, bad.start())
+            problem = BadRow("invalid UTF-8", f"byte 0x{ord(bad.group()) - 0xDC00:02x}, in line {bad_line}")
+        if end == len(text):
+            last_line = line + text.count("\n", start)
+            problem = BadRow(
+                "truncated JSON", f"no end of this element or of the array up to the last line, {last_line}"
+            )
+        yield Row(path, line, None if problem else value, problem)
+        if end == len(text):
+            return
+        if text[end] == "]":
+            break
+        after = file.skip_space(end + 1)
+        line += file.text.count("\n", start, after)
+        start = after
+        if start > _BLOCK:
+            file.drop(start)
+            start = 0
+    after = file.skip_space(end + 1)
+    if after < len(file.text):
+        line += file.text.count("\n", start, after)
+        yield Row(path, line, None, BadRow("broken JSON", "text after the end of the array"))
+
+
+def _element(decoder: StrictDecoder, file: _Text, start: int) -> tuple[Any, int, BadRow | None]:
+    """The element at `start`; where the comma or bracket behind it is, or the text ends; and what is wrong with it.
+
+    What ends with the text read so far, or is no JSON, may look otherwise with more of the file: then more is read. (So
+    behind an element that is really broken as much of the file is read as one row may have.)
+    """
+    while True:
+        value, end, problem = None, start, None
+        try:
+            value, end = decoder.decode(file.text, start)
+        except BadRow as found:
+            problem = found
+            end = found.end if isinstance(found, BadValue) else start
+        end = _skip_space(file.text, end)
+        follows = file.text[end : end + 1]
+        sure = follows in (",", "]") and (problem is None or isinstance(problem, BadValue))
+        if sure or (file.full and not _is_cut(problem)) or not file.more():
+            break
+    if follows not in ("", ",", "]"):
+        problem = problem or BadRow("broken JSON", "neither a comma nor ] after this element")
+        end = _next_separator(file.text, end)
+    return value, end, problem
+
+
+def _is_cut(problem: BadRow | None) -> bool:
+    return problem is not None and problem.reason == "truncated JSON"
+
+
+def _next_separator(text: str, start: int) -> int:
+    """Where the broken element at `start` seems to end: the next comma or ] outside strings and brackets."""
+    unclosed: list[str] = []
+    for token in _NEXT_TOKEN.finditer(text, start):
+        mark = token.group()
+        if not unclosed and mark in (",", "]"):
+            return token.start()
+        if mark in ("[", "{"):
+            unclosed.append(mark)
+        opener = {"]": "[", "}": "{"}.get(mark)
+        while opener in unclosed and unclosed.pop() != opener:
+            pass  # brackets inside that were never closed
+    return len(text)
+
+
+def _skip_space(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
+    assert match is not None
+    return match.end()

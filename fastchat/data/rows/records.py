@@ -1,0 +1,146 @@
+"""Files -> records: every row of every file, in order, as a dialogue or with the reason why it is none."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastchat.conversation import Dialogue
+from fastchat.data.rows.bad_rows import BadRow, BadRowReport, UnreadKeys
+from fastchat.data.rows.formats import parse_row, refuse_reasoning, row_id
+from fastchat.data.rows.no_file import unreadable
+from fastchat.data.rows.reading import Row, RowReader
+from fastchat.errors import say
+
+OnBadRow = Literal["stop", "skip"]
+
+
+@dataclass
+class Record:
+    """One row of the input: `dialogue`, or None and why in `dropped` ("empty_dialogue", "bad_row: broken JSON" ...).
+
+    `index` counts the rows of all files from 0; `line` counts from 1 within `source`.
+    """
+
+    index: int
+    dialogue: Dialogue | None
+    dropped: str | None
+    source: str
+    line: int
+    id: str | None = None
+
+    @property
+    def place(self) -> str:
+        """`file:line`, and the record's own id where it has one."""
+        return f"{self.source}:{self.line}" + (f" (id {self.id!r})" if self.id is not None else "")
+
+
+class Records:
+    """The records of some files, read once, one at a time: memory does not grow with them.
+
+    Attributes:
+        num_rows: how many there were so far; `rows_of_file` of each file that was read to its end.
+        bad: the malformed ones; as soon as there is one, `stopping` says whether the run will stop because of it.
+
+    >>> for record in Records(["a.json", "b.parquet"], on_bad_row="skip"): ...
+    """
+
+    def __init__(self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False):
+        """`reasoning`: whether the template shows reasoning that stands apart; without, such rows are malformed."""
+        assert not isinstance(paths, str), paths
+        self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
+        self.reasoning = reasoning
+        self.num_rows = 0
+        self.rows_of_file: list[int] = []
+        self.bad = BadRowReport()
+        self._unread = UnreadKeys()
+        self._treatments: Counter[str] = Counter()
+        self._reader: RowReader | None = None  # of the file being read
+        self._bytes_done = 0  # of the files before it
+
+    def __iter__(self) -> Iterator[Record]:
+        """One Record per row.
+
+        Raises:
+            DataError: a file cannot be read or is empty; or, behind the last row, rows are malformed and `on_bad_row`
+                is "stop": the message then lists the first 20 as file:line: reason, and the total by reason.
+        """
+        for path in self.paths:
+            self._reader, before = RowReader(path), self.num_rows
+            for row in self._reader:
+                self.num_rows += 1
+                yield self._record(self.num_rows - 1, row)
+            self.rows_of_file.append(self.num_rows - before)
+            self._bytes_done += _size(path)
+        if self.stopping:
+            raise self.bad.error(self.num_rows)
+        for line in self.lines:
+            say(line)
+
+    @property
+    def stopping(self) -> bool:
+        return self.on_bad_row == "stop" and self.bad.total > 0
+
+    @property
+    def lines(self) -> list[str]:
+        """What is to be said of the rows: that some were skipped, that keys were not read."""
+        skipped = [self.bad.summary(self.num_rows)] if self.bad.total else []
+        return skipped + self._unread.lines
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """rows, bad_rows, and how often each treatment of formats.TREATMENTS was applied."""
+        totals = {"rows": self.num_rows, "bad_rows": self.bad.total}
+        return {**totals, **dict(sorted(self._treatments.items()))}
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files together. Raises DataError for one that is not there."""
+        return sum(map(_size, self.paths))
+
+    @property
+    def bytes_read(self) -> int:
+        """Of all files together, so far."""
+        if self._reader is None:
+            return 0
+        ended = len(self.rows_of_file) == len(self.paths)
+        return self._bytes_done + (0 if ended else int(self._reader.share * _size(self._reader.path)))
+
+    def _record(self, index: int, row: Row) -> Record:
+        try:
+            if row.problem is not None:
+                raise row.problem
+            assert row.value is not None
+            parsed = parse_row(row.value, row.source, row.line)
+            if parsed.dialogue is not None and not self.reasoning:
+                refuse_reasoning(parsed.dialogue)
+        except BadRow as bad:
+            self.bad.add(row.source, row.line, bad)
+            return Record(index, None, f"bad_row: {bad.reason}", row.source, row.line)
+        self._treatments.update(parsed.treatments)
+        self._unread.add(parsed.unread, row.unread)
+        return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, row_id(row.value))
+
+
+@dataclass
+class LoadedDialogues:
+    """All records, and how many rows, bad rows, drops and treatments there were."""
+
+    records: list[Record]
+    counts: dict[str, int]
+
+
+def load_dialogues(paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False) -> LoadedDialogues:
+    """All `Records` at once, in memory. Arguments and errors as theirs."""
+    records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning)
+    return LoadedDialogues(list(records), records.counts)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError as error:
+        raise unreadable(path, error) from None

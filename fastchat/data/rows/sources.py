@@ -1,0 +1,135 @@
+"""What `--data_path` names -> the files to read: a file, a pattern, a folder (of files, or one that `save_to_disk` of
+`datasets` wrote), or a dataset of the hub.
+
+What exists on disk always wins over a pattern or a hub name that is spelled the same.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastchat.data.rows.arrow import saved_files
+from fastchat.data.rows.hub import download
+from fastchat.data.rows.no_file import refuse_special, unreadable
+from fastchat.errors import DataError, say
+
+ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".arrow")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WILD = re.compile(r"[*?\[]")
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Source:
+    """One value of `--data_path`.
+
+    Attributes:
+        name: as it was given.
+        files: absolute paths, in the order in which they are read.
+        revision: the commit of a dataset of the hub, None for what lay on disk.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    revision: str | None = None
+
+
+def check_source(flag: str, name: str, split: str = "train") -> None:
+    """Tell what can be told without reading or downloading anything. Raises DataError as `find_sources` does."""
+    if not (_is_hub_name(name) and not os.path.exists(_path(name))):
+        _local(flag, name, split)
+
+
+def find_sources(
+    flag: str, names: Sequence[str], *, split: str = "train", revision: str | None = None, cache_dir: str | None = None
+) -> list[Source]:
+    """The files behind every name, hub datasets downloaded. Says what a folder holds beside data, and repeated files.
+
+    Args:
+        flag: for messages, `--data_path`.
+        split: of the datasets of the hub and the saved ones with splits among the names.
+        revision: of the datasets of the hub; None is the main branch.
+        cache_dir: where the hub's library keeps them, None for its own place.
+
+    Raises:
+        DataError: nothing is there, a pattern matches nothing, a folder holds no data; or the hub refuses.
+    """
+    found = []
+    for name in names:
+        if _is_hub_name(name) and not os.path.exists(_path(name)):
+            commit, files = download(flag, name, split, revision, cache_dir)
+            say(f"{flag} {name}: split {split} of the hub's dataset at {commit[:12]}, {_num_files(files)}")
+            found.append(Source(name, tuple(files), commit))
+        else:
+            found.append(Source(name, tuple(os.path.abspath(file) for file in _local(flag, name, split, tell=True))))
+    twice = [file for file, n in Counter(file for source in found for file in source.files).items() if n > 1]
+    if twice:
+        say(f"{flag}: {_listed(twice)} named more than once, so the dialogues of it count more than once")
+    return found
+
+
+def _path(name: str) -> str:
+    return str(Path(name).expanduser())
+
+
+def _is_hub_name(name: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(name)) and not name.endswith(ENDINGS)
+
+
+def _local(flag: str, name: str, split: str, tell: bool = False) -> list[str]:
+    path = _path(name)
+    refuse_special(path)
+    if os.path.isdir(path):
+        return _saved(flag, name, path, split, tell) or _files_in(flag, name, path, tell)
+    if os.path.exists(path):
+        return [path]
+    if not _WILD.search(name):
+        reason = str(unreadable(path, FileNotFoundError())).removeprefix(f"{path}: ")
+        raise DataError(f"{flag} {name}: {reason} (A dataset of the hub is named OWNER/NAME.)")
+    matched = sorted(glob.glob(path, recursive=True))
+    files = [match for match in matched if os.path.isfile(match)]
+    if not files:
+        raise DataError(f"{flag} {name}: the pattern matches no file.")
+    folders = [match for match in matched if os.path.isdir(match)]
+    if folders and tell:
+        say(f"{flag} {name}: left out, as they are folders: {_listed(folders)}")
+    return files
+
+
+def _saved(flag: str, name: str, folder: str, split: str, tell: bool) -> list[str] | None:
+    """The files of a folder that `save_to_disk` wrote; None for any other."""
+    found = saved_files(folder, split)
+    if found and tell:
+        of = f"split {split} of " if os.path.dirname(found[0]) != os.path.normpath(folder) else ""
+        say(f"{flag} {name}: {of}a saved data set, {_num_files(found)}")
+    return found
+
+
+def _files_in(flag: str, name: str, folder: str, tell: bool) -> list[str]:
+    entries = sorted(os.listdir(folder))
+    files = [entry for entry in entries if entry.endswith(ENDINGS) and os.path.isfile(os.path.join(folder, entry))]
+    others = [entry for entry in entries if entry not in set(files)]
+    if not files:
+        raise DataError(
+            f"{flag} {name}: the folder holds no data file ({', '.join(ENDINGS)}); "
+            f"in it: {_listed(others) or 'nothing'}."
+        )
+    if tell:
+        left_out = f"; left out: {_listed(others)}" if others else ""
+        say(f"{flag} {name}: {_num_files(files)}{left_out}")
+    return [os.path.join(folder, entry) for entry in files]
+
+
+def _num_files(files: Sequence[str]) -> str:
+    return f"{len(files):,} file{'s' if len(files) > 1 else ''}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more

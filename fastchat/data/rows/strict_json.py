@@ -1,0 +1,94 @@
+"""One JSON object, exactly as the standard has it.
+
+What Python's own reader lets pass (NaN, the last of two equal keys, half a surrogate pair) is a `BadRow` here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from fastchat.data.rows.bad_rows import BadRow, shown
+
+# Only a row whose raw text holds one of these can hold a NUL or a lone surrogate once it is parsed.
+_SUSPECT_ESCAPE = re.compile(r"\\u0000|\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class BadValue(BadRow):
+    """A value that parses but may not stand. `end` is where it ends, so that reading can go on behind it."""
+
+    def __init__(self, reason: str, detail: str, end: int):
+        super().__init__(reason, detail)
+        self.end = end
+
+
+class StrictDecoder:
+    """Decodes one object at a time out of a longer text. Holds state while it does: one decoder per reader."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[str, str]] = []  # (reason, detail) of what the hooks met in the value at hand
+        self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
+
+    def decode(self, text: str, start: int) -> tuple[dict[str, Any], int]:
+        """The object that starts at character `start` of `text`, and where it ends.
+
+        Raises:
+            BadValue: it ends somewhere, but is no object, has a key twice, a NaN, a NUL or a lone surrogate.
+            BadRow: it is not JSON; "truncated JSON" where the text ends before the object does.
+        """
+        self._seen.clear()
+        try:
+            value, end = self._json.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            cut = error.pos >= len(text) or error.msg.startswith("Unterminated string")
+            near = text[max(start, error.pos - 15) : error.pos + 15]
+            detail = f"{error.msg}, near {shown(near)}" if near else error.msg
+            raise BadRow("truncated JSON" if cut else "broken JSON", detail) from None
+        except RecursionError:
+            raise BadRow("broken JSON", "nested too deeply") from None
+        except ValueError as error:  # an integer of more than 4,300 digits
+            raise BadRow("broken JSON", str(error)[:60]) from None
+        if not isinstance(value, dict):
+            raise BadValue("not an object", f"a JSON {json_kind(value)}", end)
+        if self._seen:
+            raise BadValue(*self._seen[0], end)
+        if _SUSPECT_ESCAPE.search(text, start, end):
+            check_strings(value, end)
+        return value, end
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            keys = [key for key, _ in pairs]
+            self._seen.append(("duplicate key", shown(next(key for key in keys if keys.count(key) > 1))))
+        return made
+
+    def _constant(self, name: str) -> None:
+        self._seen.append(("not a JSON number", name))
+
+
+def json_kind(value: object) -> str:
+    """What JSON calls a value: "object", "array", "string", "number", "boolean", "null"."""
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def check_strings(value: Any, end: int = 0) -> None:
+    """Raise BadValue where a key or text holds a NUL or half of a surrogate pair.
+
+    Neither survives tokenising and saving. `end` is where the value ends, for the error.
+    """
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, str):
+            if "\0" in item:
+                raise BadValue("NUL character", shown(item), end)
+            if lone := _SURROGATE.search(item):
+                raise BadValue("lone surrogate", f"\\u{ord(lone.group()):04x}", end)

@@ -1,0 +1,269 @@
+"""Tokens that were made before, in a folder of the user: what they were made of is in the name of their place.
+
+    $FSCHAT_CACHE, else $XDG_CACHE_HOME/fschat/tokens, else ~/.cache/fschat/tokens
+      0f3a…/        the arrays of a store, and entry.json: complete or not there
+      0f3a….making  locked by the process that makes it: others wait and then read it
+      0f3a….using   locked (shared) by every run that reads it: it is not removed then
+      sums/         sha256 of data files, see fingerprint.py
+
+What has not been used for 30 days goes, and beyond 20 GiB in all what has not been used for longest; that is looked at
+when something new has been made, and said. A lock ends with its process, so none is ever stale.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import fastchat
+from fastchat.data.encoding import text_encoder as encoder
+from fastchat.data.rows import records as loading
+from fastchat.data.tokens import workers
+from fastchat.data.tokens.code_digest import code_digest
+from fastchat.data.tokens.store import TokenStore, damage
+from fastchat.errors import DataError, ResourceError, SettingsError, say
+
+VARIABLE = "FSCHAT_CACHE"
+ENTRY = "entry.json"
+MAX_AGE_S = 30 * 24 * 3600
+MAX_BYTES = 20 << 30
+# Files become rows, rows dialogues, and dialogues ids, labels and counts in these modules, in what they import, and in
+# these libraries. (What transformers makes of a tokenizer is in the description of the encoder.)
+_MODULES = (loading.__name__, workers.__name__, encoder.__name__)
+_LIBRARIES = ("tokenizers", "jinja2", "pyarrow")
+
+
+@dataclass
+class Entry:
+    """A store, and what else was found out when it was made (`about`, JSON-able).
+
+    `temporary`: it lies in a folder that goes with the run.
+    """
+
+    folder: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    temporary: bool = False
+
+    def store(self) -> TokenStore:
+        """Mapped. Raises DataError for one that is not whole."""
+        return TokenStore.load(self.folder)
+
+
+def cache_folder(output_dir: str | None = None) -> Path:
+    """Where tokens are kept. Raises SettingsError where $FSCHAT_CACHE lies in the output folder or in the program."""
+    named = os.environ.get(VARIABLE)
+    if not named:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(base).expanduser() / "fschat" / "tokens"
+    folder = Path(named).expanduser().resolve()
+    for forbidden, what in ((output_dir, "--output_dir"), (Path(fastchat.__file__).parents[1], "the program's folder")):
+        if forbidden is not None and folder.is_relative_to(Path(forbidden).expanduser().resolve()):
+            raise SettingsError(f"{VARIABLE}={named} lies in {what} ({forbidden}): name a folder elsewhere")
+    return folder
+
+
+def key_of(**parts: Any) -> str:
+    """The name of an entry: a digest of everything that its ids depend on, the program itself included."""
+    text = json.dumps({**parts, "code": code_version()}, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Digest of the code that makes ids, and the versions of Python and of the libraries that do."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    versions["python"] = ".".join(map(str, sys.version_info[:2]))  # its Unicode tables, and the form of syntax trees
+    code = code_digest(Path(fastchat.__file__).parent, _MODULES)
+    return hashlib.sha256(json.dumps([code, versions], sort_keys=True).encode()).hexdigest()
+
+
+def obtain(
+    folder: Path, key: str, make: Callable[[Path], dict[str, Any]], *, overwrite: bool = False
+) -> tuple[Entry, bool]:
+    """The entry `key`, made where it is not there; (entry, whether it was there).
+
+    Args:
+        make: writes the arrays into a folder and returns `about`, in which "files" is what StoreWriter.close gave.
+        overwrite: make it anew in any case.
+
+    A folder that cannot be written to, or a full disk, is said and replaced by a temporary one. Raises what `make`
+    raises; ResourceError where even the temporary folder takes nothing.
+    """
+    try:
+        return _obtain(folder, key, make, overwrite)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    say(f"the token cache {folder} cannot be used ({reason}): tokenising for this run alone")
+    scratch = Path(tempfile.mkdtemp(prefix="fschat-tokens-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    try:
+        return Entry(scratch, make(scratch), temporary=True), False
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise ResourceError(
+            f"there is no room for the tokens in {scratch.parent} either ({error.strerror or error}); free some, or "
+            f"name a folder on another disk with {VARIABLE}"
+        ) from None
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], overwrite: bool) -> tuple[Entry, bool]:
+    folder.mkdir(parents=True, exist_ok=True)
+    if key not in _USING:
+        _USING[key] = _lock(folder / f"{key}.using", shared=True)
+    place = folder / key
+    if not overwrite and (entry := _whole(place)):
+        return entry, True
+    making = folder / f"{key}.making"
+    handle = _lock(making, wait=False)
+    if handle is None:
+        say(f"another run is tokenising the same data: waiting for it ({place})")
+        handle = _lock(making)
+        overwrite = False
+    try:
+        if not overwrite and (entry := _whole(place, tell=True)):
+            return entry, True
+        for left in folder.glob(f".{key}.*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder))
+        try:
+            about = make(staged)
+            _write_about(staged / ENTRY, about)
+            if place.exists():
+                os.replace(place, staged.with_suffix(".old"))
+            os.replace(staged, place)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.rmtree(staged.with_suffix(".old"), ignore_errors=True)
+    finally:
+        making.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+    with contextlib.suppress(OSError):  # another run may be clearing up as well
+        evict(folder, keep=key)
+    return Entry(place, about), False
+
+
+def _whole(place: Path, tell: bool = False) -> Entry | None:
+    """The entry, if every byte of it is as it was written. With `tell`, damage is said."""
+    if not place.is_dir():
+        return None
+    try:
+        about = _read_about(place / ENTRY)
+        wrong = damage(place, about["files"])
+        if not wrong:
+            TokenStore.load(place)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # DataError is a ValueError
+        wrong = f"{ENTRY}: {error}" if not isinstance(error, DataError) else str(error)
+    if wrong:
+        if tell:
+            say(f"the cached tokens in {place} are damaged ({wrong}): tokenising again")
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(place)  # the last use
+    return Entry(place, about)
+
+
+def _write_about(path: Path, about: dict[str, Any]) -> None:
+    text = json.dumps(about)
+    path.write_text(f"{zlib.crc32(text.encode())}\n{text}", encoding="utf-8")
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """Raises OSError or ValueError where the file is not what was written."""
+    wanted, _, text = path.read_text(encoding="utf-8").partition("\n")
+    if zlib.crc32(text.encode()) != int(wanted):
+        raise ValueError("is not what was written")
+    return json.loads(text)
+
+
+# --- what goes
+
+
+def evict(folder: Path, keep: str = "") -> None:
+    """Remove what the rule at the top of this file says, with one line each; never `keep`, nor what a run is using."""
+    entries = [(p.stat().st_mtime, _bytes_in(p), p) for p in folder.iterdir() if (p / ENTRY).is_file()]
+    total, now = sum(size for _, size, _ in entries), time.time()
+    for used, size, place in sorted(entries):
+        old = now - used > MAX_AGE_S
+        if (old or total > MAX_BYTES) and place.name != keep and _removed(place):
+            total -= size
+            why = "unused for 30 days" if old else f"the cache is larger than {MAX_BYTES >> 30} GiB"
+            say(f"token cache: {place} removed ({size / 2**20:,.0f} MiB, {why})")
+    for note in (folder / "sums").glob("*"):
+        if now - note.stat().st_mtime > MAX_AGE_S:
+            note.unlink(missing_ok=True)
+    _remove_leftovers(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What killed processes left: folders that are half made, locks of entries that never came to be."""
+    for staged in folder.glob(".*.*"):
+        making = folder / f"{staged.name.split('.')[1]}.making"
+        if (handle := _lock(making, wait=False)) is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+            making.unlink(missing_ok=True)
+            os.close(handle)
+    for using in folder.glob("*.using"):
+        if not using.with_suffix("").exists() and (handle := _lock(using, wait=False)) is not None:
+            using.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _bytes_in(place: Path) -> int:
+    return sum(file.stat().st_size for file in place.iterdir())
+
+
+def _removed(place: Path) -> bool:
+    using = place.with_name(f"{place.name}.using")
+    handle = _lock(using, wait=False)
+    if handle is None:
+        return False
+    try:
+        shutil.rmtree(place)
+        using.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+    return True
+
+
+# --- locks
+
+_USING: dict[str, int | None] = {}  # key -> the lock that says so, held until this process ends
+
+
+def _lock(path: Path, *, shared: bool = False, wait: bool = True) -> int | None:
+    """A handle that holds the lock `path`; None where another process holds it and `wait` is False."""
+    mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, mode)
+            if os.fstat(handle).st_ino == os.stat(path).st_ino:
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except FileNotFoundError:
+            pass  # whoever held it has removed it: another process may hold a new one
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)

@@ -1,0 +1,236 @@
+"""Files -> a store of tokens on disk, made once: streamed, by several processes, and found again by the next run.
+
+    rows -> records -> batches of dialogues -> (workers) -> parts -> files of a store -> the token cache
+
+Nothing but the batches under way and a few sample dialogues is in memory, however long the files are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastchat.conversation import Dialogue, Turn
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.cross_check import LabelCrossCheck
+from fastchat.data.rows.fingerprint import KnownSums, state_of
+from fastchat.data.rows.records import OnBadRow, Record, Records
+from fastchat.data.rows.sources import Source
+from fastchat.data.tokens import cache as token_cache
+from fastchat.data.tokens.code_digest import file_digest
+from fastchat.data.tokens.lost import Lost
+from fastchat.data.tokens.progress import byte_bar
+from fastchat.data.tokens.store import StoreWriter, TokenShard, check_supervised
+from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
+from fastchat.errors import DataError, say
+
+_ABOUT = 2  # counted up whenever what `TokenizeJob` returns changes: an entry without it is not found
+_SAMPLES = 64  # dialogues whose labels are derived a second time
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """What, beside data, tokenizer and template, decides which ids there are; and how they are made.
+
+    workers: None is as many as the machine has CPUs for. overwrite: do not use what is cached.
+    """
+
+    max_length: int
+    overlong: str
+    on_bad_row: OnBadRow
+    workers: int | None = None
+    progress: bool = False
+    overwrite: bool = False
+
+
+@dataclass
+class TokenizedData:
+    """What is known of the tokens of some sources.
+
+    Attributes:
+        entry: where they are.
+        counts: of all rows, see counts.py.
+        rows: how many each source has.
+        sums: sha256 of the files of each source.
+        samples: some of the records, spread evenly over all.
+        lost: what the length limit costs.
+        found: whether they were cached.
+    """
+
+    entry: token_cache.Entry
+    counts: dict[str, int]
+    rows: list[int]
+    sums: list[list[str]]
+    samples: list[Record]
+    found: bool
+    lost: Lost
+
+
+def get_or_create_tokens(
+    name: str,
+    sources: Sequence[Source],
+    chat_encoder: ChatEncoder,
+    settings: TokenSettings,
+    output_dir: str | None = None,
+) -> TokenizedData:
+    """The tokens of all sources, from the cache or made now. Says what was skipped and what was proven.
+
+    Raises:
+        DataError: the data cannot be read, or nothing of it would be learned.
+        SettingsError: the cache is in the wrong place. ResourceError: there is room for it nowhere.
+    """
+    folder = token_cache.cache_folder(output_dir)
+    sum_of = KnownSums(folder / "sums")
+    states = {file: state_of(file) for source in sources for file in source.files}
+    sums = [[sum_of(file) for file in source.files] for source in sources]
+    key = token_cache.key_of(
+        data=sums,
+        making=file_digest(Path(__file__)),
+        encoder=chat_encoder.described(),
+        max_length=settings.max_length,
+        overlong=settings.overlong,
+        on_bad_row=settings.on_bad_row,
+        about=_ABOUT,
+    )
+    making = TokenizeJob(name, sources, chat_encoder, settings, states)
+    entry, found = token_cache.obtain(folder, key, making, overwrite=settings.overwrite)
+    if found:
+        say(f"{name} tokens: found in {entry.folder}")
+    for line in entry.about["lines"] if found else ():
+        say(line)
+    samples = [(number, _from_json(value, list(states))) for number, value in entry.about["samples"]]
+    store = entry.store()
+    examples = [(record.dialogue, store[number]) for number, record in samples if record.dialogue is not None]
+    checked = LabelCrossCheck(chat_encoder).check(
+        (d, x["input_ids"].tolist(), x["labels"].tolist()) for d, x in examples
+    )
+    say(f"{name} {checked.line}")
+    counts, records = entry.about["counts"], [record for _, record in samples]
+    lost = Lost.of(counts, [(length, tokens) for length, tokens in entry.about["gains"]])
+    return TokenizedData(entry, counts, entry.about["rows"], sums, records, found, lost)
+
+
+class TokenizeJob:
+    """Makes an entry of the cache; called with the folder to write into."""
+
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[Source],
+        chat_encoder: ChatEncoder,
+        settings: TokenSettings,
+        states: dict[str, list[int]],
+    ):
+        self.name, self.sources, self.chat_encoder, self.settings, self.states = (
+            name,
+            sources,
+            chat_encoder,
+            settings,
+            states,
+        )
+        self.counts: Counter[str] = Counter()
+        self.gains: Counter[int] = Counter()
+
+    def __call__(self, folder: Path) -> dict[str, Any]:
+        self.counts.clear()
+        self.gains.clear()
+        settings, samples = self.settings, _Samples(_SAMPLES)
+        files = [file for source in self.sources for file in source.files]
+        reasoning = bool(self.chat_encoder.template.reasoning_key)
+        records = Records(files, on_bad_row=settings.on_bad_row, reasoning=reasoning)
+        workers = num_workers(settings.workers, records.num_bytes)
+        parts = tokenised(
+            self._batches(records),
+            self.chat_encoder,
+            max_length=settings.max_length,
+            overlong=settings.overlong,
+            workers=workers,
+        )
+        writer = StoreWriter(folder)
+        of = f" ({workers} processes)" if workers > 1 else ""
+        with byte_bar(f"tokenising {self.name} data{of}", records.num_bytes, settings.progress) as update:
+            for batch, part in parts:
+                writer.add(part)
+                samples.add(batch, part)
+                self.counts.update(part.counts)
+                self.gains.update(part.gains)
+                self.counts.update(batch.dropped)
+                update(batch.bytes_read, len(batch.dialogues))
+        files = writer.close()
+        self._check_unchanged()
+        counts = {**records.counts, **self.counts}
+        check_supervised(Counter(counts), settings.max_length)
+        return {
+            "files": files,
+            "counts": counts,
+            "gains": sorted(self.gains.items()),
+            "rows": self._rows(records),
+            "lines": records.lines,
+            "samples": [(number, _to_json(record, list(self.states))) for number, record in samples.kept],
+        }
+
+    def _check_unchanged(self) -> None:
+        """What was read must be what the key was made of. Raises DataError."""
+        for file, before in self.states.items():
+            if state_of(file) != before:
+                raise DataError(f"{file}: it was written to while it was read; start again when it is complete.")
+
+    def _batches(self, records: Records) -> Iterator[Batch]:
+        """The dialogues, in batches. Behind a malformed row that will stop the run, files are only read on."""
+        batch = Batch()
+        for record in records:
+            if records.stopping:
+                continue
+            if record.dialogue is not None:
+                batch.dialogues.append((record.index, record.dialogue))
+                batch.names[record.index] = record.id
+            else:
+                batch.dropped[f"dropped_{record.dropped}"] += 1
+            if len(batch.dialogues) == BATCH:
+                batch.bytes_read = records.bytes_read
+                yield batch
+                batch = Batch()
+        batch.bytes_read = records.num_bytes
+        yield batch
+
+    def _rows(self, records: Records) -> list[int]:
+        ends = iter(records.rows_of_file)
+        return [sum(next(ends) for _ in source.files) for source in self.sources]
+
+
+class _Samples:
+    """Up to `most` examples spread evenly over a stream of unknown length: (number, record), the first one always."""
+
+    def __init__(self, most: int):
+        self.most, self.every, self.seen = most, 1, 0
+        self.kept: list[tuple[int, Record]] = []
+
+    def add(self, batch: Batch, part: TokenShard) -> None:
+        """Take every `every`-th example; where there are too many, every other one goes and twice as few are taken."""
+        dialogues = dict(batch.dialogues)
+        for index in part.arrays["index"].tolist():
+            if self.seen % self.every == 0 and len(self.kept) == self.most:
+                del self.kept[1::2]
+                self.every *= 2
+            if self.seen % self.every == 0:
+                dialogue = dialogues[index]
+                record = Record(index, dialogue, None, dialogue.source, dialogue.line, batch.names[index])
+                self.kept.append((self.seen, record))
+            self.seen += 1
+
+
+def _to_json(record: Record, files: list[str]) -> list[Any]:
+    """With the place of its file among `files`, whose names the key leaves out: the next run may have other names."""
+    assert record.dialogue is not None
+    turns = [[turn.role, turn.text, turn.train, turn.reasoning] for turn in record.dialogue.turns]
+    return [turns, record.dialogue.system, record.index, files.index(record.source), record.line, record.id]
+
+
+def _from_json(value: list[Any], files: list[str]) -> Record:
+    turns, system, index, place, line, name = value
+    source = files[place]
+    dialogue = Dialogue(tuple(Turn(*turn) for turn in turns), system, source, line)
+    return Record(index, dialogue, None, source, line, name)

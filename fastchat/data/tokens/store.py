@@ -1,0 +1,239 @@
+"""All examples of some data in flat arrays: no Python object per token, and files that every process can map.
+
+ids         int32  [N]      the token ids of all examples, one after the other
+labels      int32  [N]      beside each id: itself where it is supervised, else -100
+offsets     int64  [E + 1]  example i is ids[offsets[i]:offsets[i + 1]]
+index       int64  [E]      which row of the input it was
+supervised  int32  [E]      how many of its tokens are
+digests     uint64 [E]      of its dialogue's texts: equal ones are the same dialogue, word for word
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from fastchat.conversation import Dialogue
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.examples import Example, tokenize_dialogues
+from fastchat.data.rows.records import Record
+from fastchat.data.tokens.counts import count_example, hint_at_causes, table
+from fastchat.errors import DataError, ResourceError
+
+_FIELDS: dict[str, Any] = {
+    "ids": np.int32,
+    "labels": np.int32,
+    "offsets": np.int64,
+    "index": np.int64,
+    "supervised": np.int32,
+    "digests": np.uint64,
+}
+_CODES = {np.int32: "i", np.int64: "q", np.uint64: "Q"}
+_BLOCK = 1 << 24
+
+
+class TokenStore:
+    """Examples in flat arrays; `store[i]` is a dict with input_ids and labels (int32 [T], views) and index.
+
+    `folder` is where the arrays are mapped from, None where they are in memory; a pickled store is mapped anew.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], folder: Path | None = None):
+        self.folder = folder
+        self.ids, self.labels, self.offsets = arrays["ids"], arrays["labels"], arrays["offsets"]
+        self.index, self.supervised, self.digests = arrays["index"], arrays["supervised"], arrays["digests"]
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[TokenShard]) -> TokenStore:
+        """All examples of some parts, in memory."""
+        parts = list(parts)
+        arrays = {n: np.concatenate([p.arrays[n] for p in parts]) for n in _FIELDS if n != "offsets"}
+        ends = np.cumsum(np.concatenate([np.zeros(1, np.int64), *(p.arrays["lengths"] for p in parts)]))
+        return cls({**arrays, "offsets": ends})
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> TokenStore:
+        """Map what a StoreWriter wrote; all processes share one copy.
+
+        Raises:
+            DataError: a file is missing or cut off, or the files do not belong together.
+        """
+        folder = Path(directory)
+        try:
+            arrays = {name: _mapped(folder / f"{name}.bin", dtype) for name, dtype in _FIELDS.items()}
+        except (OSError, ValueError) as error:
+            raise DataError(f"{directory}: not a readable token store ({error}).") from None
+        store = cls(arrays, folder)
+        if not store._is_consistent():
+            raise DataError(f"{directory}: the arrays of this token store do not fit together.")
+        return store
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        self._check_whole()
+        span = slice(*self.offsets[i % len(self) :][:2])
+        return {"input_ids": self.ids[span], "labels": self.labels[span], "index": int(self.index[i])}
+
+    def __reduce__(self) -> Any:
+        if self.folder is not None:
+            return TokenStore.load, (self.folder,)
+        return TokenStore, ({name: np.asarray(getattr(self, name)) for name in _FIELDS},)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example: int64 [E]."""
+        self._check_whole()
+        return np.diff(self.offsets)
+
+    def _check_whole(self) -> None:
+        """Raises ResourceError where a mapped file was cut off since: reading there would be a bus error, which kills
+        the process without a word."""
+        for values in (self.ids, self.labels, self.offsets, self.index):
+            mapped = getattr(values, "_mmap", None)
+            if mapped is not None and mapped.size() < len(mapped):
+                raise ResourceError(
+                    f"the tokens in {self.folder} were cut off by another process while this run used them; start the "
+                    "same command again: they are made again, and it goes on from the last checkpoint"
+                )
+
+    def _is_consistent(self) -> bool:
+        sizes = len(self.offsets) - 1 == len(self.index) == len(self.supervised) == len(self.digests)
+        if not (sizes and len(self.ids) == len(self.labels)):
+            return False
+        return bool(self.offsets[0] == 0 and self.offsets[-1] == len(self.ids) and (np.diff(self.offsets) > 0).all())
+
+
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+
+# --- parts
+
+
+@dataclass
+class TokenShard:
+    """Some examples in flat arrays (as in a store, but `lengths` int64 [E] for offsets), and what became of rows.
+
+    `gains`: length limit -> supervised tokens that it would keep in addition, see lost.py.
+    """
+
+    arrays: dict[str, np.ndarray]
+    counts: Counter[str] = field(default_factory=Counter)
+    gains: Counter[int] = field(default_factory=Counter)
+
+
+def make_shard(
+    dialogues: Sequence[tuple[int, Dialogue]], chat_encoder: ChatEncoder, *, max_length: int, overlong: str
+) -> TokenShard:
+    """Tokenise (index, dialogue) pairs. Raises DataError for one that is too long under overlong "error"."""
+    examples = tokenize_dialogues(dialogues, chat_encoder, max_length=max_length, overlong=overlong)
+    return collect(zip(examples, (digest(dialogue) for _, dialogue in dialogues), strict=True))
+
+
+def collect(examples: Iterable[tuple[Example, int]]) -> TokenShard:
+    """Flat arrays of (example, digest) pairs; those that were dropped are counted and left out."""
+    counts: Counter[str] = Counter()
+    gains: Counter[int] = Counter()
+    names = {"lengths": np.int64} | {name: dtype for name, dtype in _FIELDS.items() if name != "offsets"}
+    made = {name: array(_CODES[dtype]) for name, dtype in names.items()}
+    for example, number in examples:
+        count_example(counts, example)
+        for length, tokens in example.gains:
+            gains[length] += tokens
+        if example.dropped is None:
+            made["ids"].extend(example.input_ids)
+            made["labels"].extend(example.labels)
+            made["lengths"].append(len(example.input_ids))
+            made["index"].append(example.index)
+            made["supervised"].append(example.num_supervised)
+            made["digests"].append(number)
+    arrays = {n: np.frombuffer(made[n], dtype=d) if made[n] else np.empty(0, d) for n, d in names.items()}
+    return TokenShard(arrays, counts, gains)
+
+
+def digest(dialogue: Dialogue) -> int:
+    """64 bits of what a dialogue says: its system text, roles, texts and reasoning."""
+    turns = [(turn.role, turn.text, *([turn.reasoning] if turn.reasoning else [])) for turn in dialogue.turns]
+    text = repr((dialogue.system, turns)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+class StoreWriter:
+    """Writes a store into an existing folder, part by part; what it has written is not kept in memory.
+
+    Raises OSError where the disk does not take it.
+    """
+
+    def __init__(self, folder: Path):
+        self._files: dict[str, IO[bytes]] = {}
+        self._sums = dict.fromkeys(_FIELDS, 0)
+        self._end = 0
+        for name in _FIELDS:
+            self._files[name] = open(folder / f"{name}.bin", "wb")  # noqa: SIM115 (closed by `close`)
+        self._write("offsets", np.zeros(1, np.int64))
+
+    def add(self, part: TokenShard) -> None:
+        """Write the examples of a part behind those that are there."""
+        ends = self._end + np.cumsum(part.arrays["lengths"])
+        self._end = int(ends[-1]) if len(ends) else self._end
+        for name in _FIELDS:
+            self._write(name, ends if name == "offsets" else part.arrays[name])
+
+    def close(self) -> dict[str, list[int]]:
+        """Finish all files; returns for each of them its size in bytes and its CRC-32, for `damage`."""
+        sizes = {name: file.tell() for name, file in self._files.items()}
+        for file in self._files.values():
+            file.close()
+        return {f"{name}.bin": [size, self._sums[name]] for name, size in sizes.items()}
+
+    def _write(self, name: str, values: np.ndarray) -> None:
+        data = np.ascontiguousarray(values, dtype=_FIELDS[name]).tobytes()
+        self._files[name].write(data)
+        self._sums[name] = zlib.crc32(data, self._sums[name])
+
+
+def damage(folder: Path, files: dict[str, list[int]]) -> str:
+    """What is wrong with the files that `StoreWriter.close` told of; "" where every byte is as it was written."""
+    for name, (size, wanted) in files.items():
+        try:
+            if (folder / name).stat().st_size != size:
+                return f"{name} has another size"
+            found = 0
+            with open(folder / name, "rb") as file:
+                while block := file.read(_BLOCK):
+                    found = zlib.crc32(block, found)
+        except OSError as error:
+            return f"{name}: {error.strerror or error}"
+        if found != wanted:
+            return f"{name} is not what was written"
+    return ""
+
+
+# --- records
+
+
+def usable(records: Iterable[Record]) -> list[tuple[int, Dialogue]]:
+    """The dialogues among some records, each with its index."""
+    return [(record.index, record.dialogue) for record in records if record.dialogue is not None]
+
+
+def check_supervised(counts: Counter[str], max_length: int) -> None:
+    """Raises DataError where nothing would be learned."""
+    if not counts["supervised_tokens"]:
+        raise DataError(
+            "Not one supervised token in the data: there is nothing to train on.\n"
+            f"{table(counts)}\n{hint_at_causes(counts, max_length)}"
+        )

@@ -1,0 +1,160 @@
+"""Tokenising in several processes at once; what comes out does not depend on how many there are.
+
+The main process reads the files, so that what is wrong with a row is found and told in one place. Batches of dialogues
+go to the workers and come back as flat arrays, in order; only a few are under way at any time. Workers are started
+afresh ("spawn"): the main process has threads (of torch, of the process group, of the tokenizer), which a fork would
+copy in whatever state they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastchat.conversation import Dialogue
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.tokens.store import TokenShard, make_shard
+from fastchat.errors import ResourceError
+
+BATCH = 256  # dialogues that go to a worker at a time
+_UNDER_WAY = 3  # batches per worker that are waiting, worked on, or waiting to be written
+_BYTES_PER_WORKER = 4 << 20  # of data: below that starting one takes longer than what it saves
+
+
+@dataclass
+class Batch:
+    """Dialogues to tokenise, as (index, dialogue); what to count of the rows between them; how far reading has come."""
+
+    dialogues: list[tuple[int, Dialogue]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    names: dict[int, str | None] = field(default_factory=dict)  # what the records call themselves
+    bytes_read: int = 0
+
+
+def num_workers(asked: int | None, num_bytes: int) -> int:
+    """How many processes tokenise: as many as asked for, else as many as there are CPUs and the data keeps busy."""
+    return asked or max(1, min(available_cpus(), num_bytes // _BYTES_PER_WORKER))
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity, and the quota of its container."""
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(cpus, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cpus
+
+
+def tokenised(
+    batches: Iterable[Batch], chat_encoder: ChatEncoder, *, max_length: int, overlong: str, workers: int
+) -> Iterator[tuple[Batch, TokenShard]]:
+    """Every batch with its part, in order.
+
+    Raises:
+        DataError: what tokenising a dialogue raises, of the first batch that has such a one.
+        ResourceError: a worker died.
+    """
+    how = {"max_length": max_length, "overlong": overlong}
+    if workers == 1:
+        for batch in batches:
+            yield batch, make_shard(batch.dialogues, chat_encoder, **how)
+        return
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(chat_encoder.described(), chat_encoder.encoder.name, how),
+    )
+
+    def submit(batch: Batch) -> Future[TokenShard]:
+        with _quiet_workers():  # this is where a worker is started, while there are too few
+            return pool.submit(_work, batch.dialogues)
+
+    try:
+        yield from _in_order(batches, submit, workers * _UNDER_WAY)
+    except BrokenProcessPool:
+        raise ResourceError(
+            f"one of {workers} processes that tokenise died, most likely for want of memory; "
+            "try a smaller --preprocessing_num_workers"
+        ) from None
+    except OSError as error:
+        raise ResourceError(
+            f"{workers} processes that tokenise cannot be started ({error.strerror or error}); "
+            "try a smaller --preprocessing_num_workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is worked on is a second's work at most
+
+
+def _in_order(
+    batches: Iterable[Batch], submit: Callable[[Batch], Future[TokenShard]], most: int
+) -> Iterator[tuple[Batch, TokenShard]]:
+    under_way: deque[tuple[Batch, Future[TokenShard]]] = deque()
+    for batch in batches:
+        under_way.append((batch, submit(batch)))
+        if len(under_way) >= most:
+            first, future = under_way.popleft()
+            yield first, future.result()
+    for first, future in under_way:
+        yield first, future.result()
+
+
+@contextlib.contextmanager
+def _quiet_workers() -> Iterator[None]:
+    """What the processes started in here find in their environment: one thread each, and no rank to speak for."""
+    # A launcher's variables would make a library believe that the worker is a process of the run.
+    changed = {"TOKENIZERS_PARALLELISM": "false", "RANK": None, "LOCAL_RANK": None, "WORLD_SIZE": None}
+    before = {name: os.environ.get(name) for name in changed}
+    _set_environment(changed)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+# --- in the worker
+
+_WORKER: dict[str, Any] = {}
+
+
+def _start(described: dict[str, Any], name: str, how: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from fastchat.data.encoding.text_encoder import TextEncoder
+
+    with contextlib.redirect_stderr(io.StringIO()):  # the main process has said it all
+        _WORKER["chat_encoder"] = TextEncoder.from_description(described, name)
+    _WORKER["how"] = how
+
+
+def _end_with_parent() -> None:
+    """A main process that was killed would leave its workers waiting for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(dialogues: list[tuple[int, Dialogue]]) -> TokenShard:
+    return make_shard(dialogues, _WORKER["chat_encoder"], **_WORKER["how"])

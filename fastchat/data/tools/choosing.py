@@ -1,0 +1,63 @@
+"""The tokenizer and the template that a command is told to work with."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from fastchat.conversation import use_template_file
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.properties import prove
+from fastchat.data.encoding.supervision import ASSISTANT
+from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.tools.command import Parser
+from fastchat.errors import SettingsError, say
+from fastchat.paths import meant_here, model_instead, say_hub_is_asked
+
+
+def add_model_flags(parser: Parser) -> None:
+    """The flags that `load_chat_encoder` reads."""
+    add = parser.add_argument
+    add("--model_name_or_path", required=True, metavar="DIR", help="the model's directory, for its tokenizer")
+    add("--conv_template", metavar="NAME", help="chat template; default vicuna_v1.1 where nothing speaks against it")
+    add("--conv_template_file", metavar="FILE", help="my.py or my.yaml with templates of your own")
+    class_help = "ids of the tokenizer's class in transformers, not those of tokenizer.json"
+    add("--use_tokenizer_class", action="store_true", help=class_help)
+    add("--trust_remote_code", action="store_true", help="allow tokenizer code that comes with the model")
+
+
+def load_chat_encoder(args: argparse.Namespace, train_on: str = ASSISTANT) -> ChatEncoder:
+    """The tokenizer bound to the template. Raises SettingsError; what was chosen for the user is said."""
+    name = use_template_file(args.conv_template_file, args.conv_template)
+    encoder = text_encoder(args.model_name_or_path, args.trust_remote_code, args.use_tokenizer_class)
+    chat_encoder = encoder.bind(encoder.choose(name, model_name=args.model_name_or_path), train_on)
+    prove(chat_encoder)
+    return chat_encoder
+
+
+def text_encoder(model: str, trust_remote_code: bool, use_class: bool = False) -> TextEncoder:
+    """The tokenizer alone. Raises SettingsError."""
+    check_model(model)
+    encoder, note = TextEncoder.from_directory_or_class(model, trust_remote_code, use_class)
+    if note:
+        say(note)
+    return encoder
+
+
+def check_model(name: str) -> None:
+    """Tell what needs no library to be seen; anything else is for the tokenizer's loader (a name on the hub, say)."""
+    path = Path(name)
+    if path.is_dir():
+        files = os.listdir(path)
+        if not any(part in file for file in files for part in ("token", "vocab", "spiece")):
+            found = ", ".join(sorted(files)[:5]) or "nothing"
+            raise SettingsError(
+                f"--model_name_or_path {name}: no tokenizer is in it (no tokenizer.json); found: {found}."
+            )
+    elif path.exists():
+        raise SettingsError(f"--model_name_or_path {name}: is a file; give the model's directory.")
+    elif meant_here(name):
+        raise SettingsError(f"--model_name_or_path {name}: there is no such directory.{model_instead(name)}")
+    else:
+        say_hub_is_asked(name)

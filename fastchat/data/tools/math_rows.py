@@ -1,0 +1,183 @@
+"""What a question/answer row says: the question, the code, what it should print, and the final answer."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastchat.data.rows.bad_rows import BadRow, shown
+from fastchat.data.rows.strict_json import json_kind
+
+INTRODUCTION = "Let's solve this problem using Python code."
+_QUESTION, _ANSWER, _NAME = ("question", "problem"), ("answer", "solution"), ("idx", "id")
+_ANNOTATION = re.compile(r"<<([^<>]*)>>")
+_FINAL = re.compile(r"^[ \t]*####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_BOXED = "\\boxed{"
+_FENCE = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)\n?```$", re.DOTALL)
+_ARITHMETIC = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod,
+    ast.Pow, ast.UAdd, ast.USub,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row, understood.
+
+    Attributes:
+        name: goes to the "idx" of the result.
+        code: without a fence around it.
+        output: what the row says that the code prints, None where it says nothing.
+        final: the final answer, None where the row has none.
+        text: the answer turn without the final answer, "" where the row has none.
+    """
+
+    name: str
+    question: str
+    code: str
+    output: str | None = None
+    final: str | None = None
+    text: str = ""
+
+
+def read_problem(row: Mapping[str, Any], name: str) -> Problem:
+    """Take a row apart. `name` is used where the row has no "idx" or "id".
+
+    Raises:
+        BadRow: the question is missing, a value is no text, or there is neither code nor an annotation to make it of.
+
+    Example:
+        >>> problem = read_problem({"question": "Half of 48?", "answer": "It is <<48/2=24>>24.\\n#### 24"}, "a-0")
+        >>> problem.code, problem.final, problem.text
+        ('step_1 = 48/2\\nprint(round(step_1, 4))', '24', 'It is 24.')
+    """
+    question, answer, code = _text(row, _QUESTION), _text(row, _ANSWER), _text(row, ("code",))
+    own_name = next((row[key] for key in _NAME if isinstance(row.get(key), (str, int))), name)
+    if not question or not question.strip():
+        raise BadRow("no question", 'it needs "question" or "problem"')
+    text, final = _answer(answer or "")
+    if code is not None and code.strip():
+        fenced = _FENCE.match(code.strip())
+        code = fenced[1] if fenced else code.strip("\n")
+        if "```" in code:
+            raise BadRow("the code holds ```", "it would end the code block")
+        return Problem(str(own_name), question, code, _output(row), final, text)
+    if answer is None:
+        raise BadRow("no answer and no code", 'it needs "answer" with annotations such as <<48/2=24>>, or "code"')
+    steps = [_step(annotation) for annotation in _ANNOTATION.findall(answer)]
+    if not steps:
+        raise BadRow("no calculator annotation", "nothing like <<48/2=24>> in the answer, and no code")
+    if final is None:
+        raise BadRow("no final answer", "no line such as #### 72")
+    if number(final) is None:
+        raise BadRow("the final answer is no number", shown(final))
+    lines = [f"step_{i} = {step}" for i, step in enumerate(steps, start=1)]
+    return Problem(
+        str(own_name), question, "\n".join([*lines, f"print(round(step_{len(steps)}, 4))"]), None, final, text
+    )
+
+
+def dialogue(problem: Problem, output: str) -> dict[str, Any]:
+    """The row in the messages form: question, code, output, answer; the output turn is the user's, so never trained."""
+    answer = problem.text
+    if _BOXED not in answer:
+        final = problem.final or output.splitlines()[-1].strip()
+        answer = f"{answer}\n" if answer else ""
+        answer += f"The answer is {_BOXED}{final}}}."
+    turns = (
+        ("user", problem.question),
+        ("assistant", f"{INTRODUCTION}\n```python\n{problem.code}\n```"),
+        ("user", f"```output\n{output}\n```"),
+        ("assistant", answer),
+    )
+    return {"idx": problem.name, "messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def agree(printed: str, said: str) -> bool:
+    """Whether two texts say the same: as numbers to four digits behind the point where both are some, else literally.
+
+    >>> agree("72.0", "72"), agree("0.3333", "1/3"), agree("x = 2", "x  = 2"), agree("12", "12 apples")
+    (True, True, True, False)
+    """
+    a, b = number(printed), number(said)
+    if a is not None and b is not None:
+        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-4)
+    return printed.split() == said.split()
+
+
+def _text(row: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    for key in keys:
+        value = row.get(key)
+        if isinstance(value, str):
+            return value
+        if value is not None:
+            raise BadRow("wrong type", f'"{key}" is a JSON {json_kind(value)}, not a string')
+    return None
+
+
+def _output(row: Mapping[str, Any]) -> str | None:
+    value = row.get("output")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    output = _text(row, ("output",))
+    return output if output and output.strip() else None
+
+
+def _answer(answer: str) -> tuple[str, str | None]:
+    """(the text without annotations and final line, the final answer)."""
+    text = _ANNOTATION.sub("", answer)
+    finals = _FINAL.findall(text)
+    text = _FINAL.sub("", text).strip()
+    if finals:
+        return text, finals[-1].rstrip(".").replace(",", "") or None
+    if _BOXED in text:
+        return text, _inside_box(text)
+    if text and "\n" not in text and (number(text) is not None or len(text.split()) == 1):
+        return "", text  # only the value
+    return text, None
+
+
+def _inside_box(text: str) -> str | None:
+    """What the last box holds, with the braces inside it matched."""
+    start = text.rindex(_BOXED) + len(_BOXED)
+    depth = 1
+    for end in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if not depth:
+            return text[start:end].strip() or None
+    return None
+
+
+def _step(annotation: str) -> str:
+    """The Python expression of an annotation: "48/2=24" -> "48/2"; a percentage becomes a fraction."""
+    expression = annotation.rpartition("=")[0] or annotation
+    cleaned = re.sub(r"(?<=\d),(?=\d{3}\b)|[$\s]", "", expression)
+    cleaned = cleaned.replace("×", "*").replace("÷", "/").replace("−", "-")
+    cleaned = re.sub(r"(\d+(?:\.\d+)?|\.\d+)%(?![\d.(])", r"(\1/100)", cleaned)
+    cleaned = re.sub(r"(?<![\d.])0+(?=\d)", "", cleaned)  # 05 is no Python number
+    try:
+        nodes = list(ast.walk(ast.parse(cleaned, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        nodes = []
+    numbers = all(type(node.value) in (int, float) for node in nodes if isinstance(node, ast.Constant))
+    if not nodes or not numbers or not all(isinstance(node, _ARITHMETIC) for node in nodes):
+        raise BadRow("an annotation is no arithmetic", shown(annotation))
+    return cleaned
+
+
+def number(text: str) -> float | None:
+    """The number that a text is: "72", "-1,200.50", "$5", "20%" (20), "1/3", "\\frac{1}{3}"; None for anything else."""
+    cleaned = re.sub(r"(?<=\d),(?=\d{3})|^\$|[%$]$", "", text.strip())
+    parts = re.fullmatch(r"(-?)\\d?frac\{(\d+)\}\{(\d+)\}|(-?)(\d+)/(\d+)", cleaned)
+    try:
+        if parts:
+            sign, above, below = (group for group in parts.groups() if group is not None)
+            return float(f"{sign}{above}") / float(below)
+        value = float(cleaned)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""View: the preview in the terminal and as a page."""

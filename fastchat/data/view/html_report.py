@@ -1,0 +1,198 @@
+"""`--html report.html`: one page that shows every token with its role, id, label and the reason for it.
+
+The page needs nothing but itself. Its style and script stand in it under their hashes (the Content-Security-Policy lets
+nothing else run), its data is one block of JSON in plain ASCII in which no parser can see a tag, and its script writes
+texts with `textContent` only, a part of one record at a time. What the data holds:
+
+    tokens    every token of the page once, most frequent first: [id, text, vocabulary entry, 1 if a control token]
+    records   t: the tokens, as places in `tokens`        r: runs, flat: count, turn, role, reason, count, ...
+              x: texts other than in `tokens`, flat: place, text, ...           s: the role of every turn
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import chain
+from typing import Any
+
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.examples import Example
+from fastchat.data.rows.records import Record
+from fastchat.data.rows.writing import StagedFile
+from fastchat.data.tokens.counts import table
+from fastchat.data.view.histogram import Histogram
+from fastchat.data.view.reasons import EXPLAINED, ROLES, Why, explain
+from fastchat.data.view.token_text import TokenTexts
+
+# 3 M tokens make a page of about 12 MB; the tokens of later records are left out, and the page says so.
+MAX_TOKENS = 3_000_000
+_SCRIPTS = ("base.js", "search.js", "record.js", "overview.js", "main.js")
+_BATCH = 256  # dialogues per call of the tokenizer
+
+
+@dataclass
+class _Entry:
+    """What the page holds of one record."""
+
+    record: Record
+    example: Example
+    ids: array[int] = field(default_factory=lambda: array("i"))
+    runs: list[int] = field(default_factory=list)
+    texts: list[int | str] = field(default_factory=list)
+
+
+class HtmlReport:
+    """Collects records as the preview makes them, then writes the page."""
+
+    def __init__(self, chat_encoder: ChatEncoder, max_length: int, max_tokens: int = MAX_TOKENS):
+        self.chat_encoder, self.max_length, self.left = chat_encoder, max_length, max_tokens
+        self.num_records = 0
+        self._texts = TokenTexts(chat_encoder.encoder)
+        self._waiting: list[_Entry] = []
+        self._entries: list[_Entry] = []
+        self._text_of: dict[int, str] = {}
+        self._lengths = Histogram()
+
+    def add(self, record: Record, example: Example) -> None:
+        """Take the next record, with what training gets of it."""
+        self.num_records += 1
+        self._lengths.add(_length(example, self.max_length), _fate(example))
+        if self.left > 0:
+            self._waiting.append(_Entry(record, example))
+            if len(self._waiting) == _BATCH:
+                self._encode()
+
+    def write(self, path: str, counts: Mapping[str, int], about: Mapping[str, str]) -> str:
+        """Write the page; returns one line about it. `about`: what was previewed, as names and values.
+
+        Raises ResourceError where `path` cannot be written.
+        """
+        self._encode()
+        frequency = Counter(chain.from_iterable(entry.ids for entry in self._entries))
+        place_of = {token_id: place for place, (token_id, _) in enumerate(frequency.most_common())}
+        shown = len(self._entries)
+        head = {
+            "about": list(about.items()),
+            "counts": [_split_line(line) for line in table(counts).splitlines()],
+            "lengths": self._lengths.table(self.max_length),
+            "roles": ROLES,
+            "reasons": [[*EXPLAINED[why], int(why.learned)] for why in Why],
+            "total": self.num_records,
+            "tokens": [self._token(token_id) for token_id in place_of],
+        }
+        before, after = _page()
+        with StagedFile(path, "--html") as file:
+            file.write(before + safe_json(head)[:-1] + ',"records":[\n')
+            for number, entry in enumerate(self._entries):
+                file.write((",\n" if number else "") + safe_json(_row(entry, place_of)))
+            file.write("]}" + after)
+        rest = "" if shown == self.num_records else f" (tokens of the first {shown:,}, counts of all)"
+        return f"report: {path} shows {self.num_records:,} records{rest}"
+
+    def _encode(self) -> None:
+        """Find the tokens of the waiting records, as far as the page has room."""
+        usable = [entry for entry in self._waiting if entry.record.dialogue is not None]
+        rendered = [
+            self.chat_encoder.template.render(entry.record.dialogue) for entry in usable if entry.record.dialogue
+        ]
+        encoded = dict(
+            zip(map(id, usable), zip(rendered, self.chat_encoder.encode_many(rendered), strict=True), strict=True)
+        )
+        for entry in self._waiting:
+            if self.left <= 0:
+                break
+            self._entries.append(entry)
+            if entry.record.dialogue is None:
+                continue
+            text, ids = encoded[id(entry)]
+            texts = self._texts.of(ids.input_ids)
+            told = explain(entry.record.dialogue, text, ids, entry.example, self.chat_encoder, texts)
+            entry.runs = [n for run in told for n in run]
+            entry.ids.extend(ids.input_ids)
+            self.left -= len(entry.ids)
+            for place, (token_id, own) in enumerate(zip(entry.ids, texts, strict=True)):
+                if self._text_of.setdefault(token_id, own) != own:
+                    entry.texts += [place, own]
+        self._waiting.clear()
+
+    def _token(self, token_id: int) -> list[Any]:
+        piece = self._texts.pieces[token_id]
+        control = token_id in {c.id for c in self.chat_encoder.controls.values() if c}
+        control = control or bool(piece in self.chat_encoder.encoder.added and piece.replace("▁", " ").strip())
+        return [token_id, self._text_of[token_id], piece, int(control)]
+
+
+def _row(entry: _Entry, place_of: Mapping[int, int]) -> dict[str, Any]:
+    record, example = entry.record, entry.example
+    row = {
+        "i": record.index,
+        "at": f"{record.source}:{record.line}",
+        "id": record.id,
+        "drop": example.dropped,
+        "n": [
+            example.num_supervised,
+            example.truncated_tokens,
+            example.trained_turns,
+            example.untrained_turns,
+            example.straddling,
+            example.escaped,
+        ],
+    }
+    if record.dialogue is not None:
+        row["s"] = [ROLES.index(turn.role) for turn in record.dialogue.turns]
+        row |= {"t": [place_of[token_id] for token_id in entry.ids], "r": entry.runs, "x": entry.texts}
+    return row
+
+
+def _length(example: Example, max_length: int) -> int:
+    """The tokens of the whole dialogue; 0 where nothing of it could ever be learned."""
+    kept = max_length if example.dropped == "no_answer_within_length" else len(example.input_ids)
+    return kept + example.truncated_tokens
+
+
+def _fate(example: Example) -> str:
+    return "dropped" if example.dropped else "cut" if example.truncated_tokens else "whole"
+
+
+def _split_line(line: str) -> list[str]:
+    """A line of the table of counts as (name, value)."""
+    found = re.match(r"(\S+) +(.*)", line)
+    return list(found.groups()) if found else ["", line]
+
+
+# --- the page around the data
+
+
+def safe_json(value: Any) -> str:
+    """JSON that may stand in a page: ASCII only, and no character that an HTML parser looks for."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _page() -> tuple[str, str]:
+    """The page before and behind its data."""
+    shell, style, script = _asset("page.html"), _asset("page.css"), "".join(map(_asset, _SCRIPTS))
+    parts = {"STYLE": style, "SCRIPT": script, "STYLE-HASH": _hash(style), "SCRIPT-HASH": _hash(script)}
+    before, after = shell.split("{{DATA}}")
+    return "".join(_filled(before, parts)), "".join(_filled(after, parts))
+
+
+def _filled(text: str, parts: Mapping[str, str]) -> Iterator[str]:
+    for number, piece in enumerate(re.split(r"\{\{([A-Z-]+)\}\}", text)):
+        yield parts[piece] if number % 2 else piece
+
+
+def _asset(name: str) -> str:
+    return (resources.files("fastchat.data") / "report" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,85 @@
+"""One example for the terminal: a line of counts, its tokens with the learned ones marked, straddling ones by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.examples import Example, tokenize_dialogue
+from fastchat.data.rows.records import Record
+from fastchat.data.view.terminal import legend, paint, safe, token_texts
+
+# Of a shortened example: tokens at both ends of each run, the fewest to leave out between them, and runs.
+_HEAD, _TAIL, _LEAST, _RUNS = 64, 24, 12, 8
+
+
+def shown(
+    record: Record, example: Example, chat_encoder: ChatEncoder, max_length: int, *, colour: bool, short: bool = False
+) -> str:
+    """One dialogue for the terminal; `short` leaves out the middle of long runs, and what follows the first few."""
+    texts = token_texts(chat_encoder.encoder, example.input_ids)
+    supervised = [label == token for label, token in zip(example.labels, example.input_ids, strict=True)]
+    parts = [
+        f"{len(texts):,} tokens",
+        f"{example.num_supervised:,} supervised in {example.trained_turns} turns",
+        f"{example.untrained_turns} turns not trained" if example.untrained_turns else "",
+        f"{example.truncated_tokens:,} more cut off at --model_max_length {max_length}"
+        if example.truncated_tokens
+        else "",
+        f"{example.escaped} control look-alikes kept plain text" if example.escaped else "",
+    ]
+    painted = paint(*(shorten(texts, supervised) if short else (texts, supervised)), colour)
+    lines = [f"--- {safe(record.place)}: {', '.join(part for part in parts if part)}", painted]
+    if example.straddling:
+        lines.append(_straddling(record, texts, supervised, chat_encoder))
+    return "\n".join(lines)
+
+
+def first_example(
+    records: Sequence[Record], chat_encoder: ChatEncoder, *, max_length: int, overlong: str, colour: bool
+) -> str:
+    """The first record of which something is learned, shortened, and how to read it; "" where there is none."""
+    for record in records:
+        if record.dialogue is not None:
+            example = tokenize_dialogue(record.dialogue, chat_encoder, max_length=max_length, overlong=overlong)
+            if example.dropped is None:
+                text = shown(record, example, chat_encoder, max_length, colour=colour, short=True)
+                return f"{text}\n{legend(colour)}"
+    return ""
+
+
+def shorten(texts: Sequence[str], supervised: Sequence[bool]) -> tuple[list[str], list[bool]]:
+    """The tokens without the middle of long runs of learned or unlearned ones: the borders are what is looked at.
+
+    Example: 3 tokens of a question and 100 of an answer become those 3, the answer's first 64,
+    " … 12 tokens … ", and its last 24.
+    """
+    out: list[str] = []
+    marks: list[bool] = []
+    done = 0
+    for number, (learned, run) in enumerate(groupby(range(len(texts)), key=lambda i: supervised[i])):
+        places = list(run)
+        if number == _RUNS:
+            out.append(f" … {len(texts) - done:,} more tokens")
+            marks.append(False)
+            break
+        left_out = len(places) - _HEAD - _TAIL
+        kept = [texts[i] for i in places]
+        if left_out >= _LEAST:
+            kept = [*kept[:_HEAD], f" … {left_out:,} tokens … ", *kept[-_TAIL:]]
+        out += kept
+        marks += [learned] * len(kept)
+        done += len(places)
+    return out, marks
+
+
+def _straddling(record: Record, texts: Sequence[str], supervised: Sequence[bool], chat_encoder: ChatEncoder) -> str:
+    assert record.dialogue is not None
+    positions = chat_encoder.encode(chat_encoder.template.render(record.dialogue)).straddling
+    named = [
+        f"{safe(repr(texts[at]))} at {at} ({'supervised' if supervised[at] else 'not supervised'})"
+        for at in positions
+        if at < len(texts)
+    ]
+    return f"tokens that hold characters of an answer and of something else: {', '.join(named)}"

@@ -1,0 +1,73 @@
+"""Tokens for the eye: supervised ones in green or in [[brackets]]; nothing in the data can steer the terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import IO
+
+from fastchat.data.encoding.text_encoder import TextEncoder
+
+# Two shades each, alternating, so that every token's end can be seen.
+_SUPERVISED = ("\x1b[32m", "\x1b[92m")
+_OTHERS = ("\x1b[90m", "\x1b[37m")
+_RESET = "\x1b[0m"
+
+
+def wants_colour(stream: IO[str]) -> bool:
+    """Whether to write colours: only to a terminal, and not where the user has set NO_COLOR (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def safe(text: str) -> str:
+    r"""`text` with everything unprintable but the line end as an escape: `\x1b`, `\u202e`, `\t`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def token_texts(encoder: TextEncoder, ids: Sequence[int]) -> list[str]:
+    """What each token contributes to the decoded text.
+
+    A character whose bytes are spread over several tokens stands with the last of them; the others are "".
+    """
+    texts: list[str] = []
+    start = done = 0
+    for i in range(len(ids)):
+        before, now = encoder.decode(ids[start:done]), encoder.decode(ids[start : i + 1])
+        if now.endswith("\ufffd") and i + 1 < len(ids):
+            texts.append("")
+            continue
+        texts.append(now[len(before) :])
+        start, done = done, i + 1
+    return texts
+
+
+def paint(texts: Sequence[str], supervised: Sequence[bool], colour: bool) -> str:
+    """The tokens as one text, supervised ones in green or, without colour, each run of them in [[ ]]."""
+    return _coloured(texts, supervised) if colour else _bracketed(texts, supervised)
+
+
+def legend(colour: bool) -> str:
+    """How to read what `paint` makes."""
+    if not colour:
+        return "[[ ]] encloses the supervised tokens"
+    green, grey = (f"{shades[0]}{name}{_RESET}" for shades, name in ((_SUPERVISED, "green"), (_OTHERS, "grey")))
+    return f"{green}: supervised, {grey}: not; shades alternate from token to token"
+
+
+def _coloured(texts: Sequence[str], supervised: Sequence[bool]) -> str:
+    out = []
+    for number, (text, learned) in enumerate(zip(texts, supervised, strict=True)):
+        out.append((_SUPERVISED if learned else _OTHERS)[number % 2] + safe(text) + _RESET if text else "")
+    return "".join(out)
+
+
+def _bracketed(texts: Sequence[str], supervised: Sequence[bool]) -> str:
+    out, inside = [], False
+    for text, learned in zip(texts, supervised, strict=True):
+        if learned != inside:
+            out.append("[[" if learned else "]]")
+            inside = learned
+        out.append(safe(text))
+    return "".join(out) + ("]]" if inside else "")

@@ -1,0 +1,209 @@
+"""From the data named in the settings to the dialogues a run trains and evaluates on, tokenised once per machine."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fastchat.conversation import Dialogue
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.cross_check import spread
+from fastchat.data.rows.fingerprint import combined
+from fastchat.data.rows.records import Record
+from fastchat.data.rows.sources import Source, find_sources
+from fastchat.data.tokens.counts import table
+from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.lost import Lost
+from fastchat.data.tokens.mixing import held_out, held_out_line, num_held_out, proportional, proportions_line
+from fastchat.data.tokens.prepare import TokenSettings, get_or_create_tokens
+from fastchat.data.view.showing import first_example
+from fastchat.data.view.terminal import wants_colour
+from fastchat.errors import DataError, say
+from fastchat.processes import barrier, gather, local_rank, on_all_processes, on_local_main_process, rank
+from fastchat.train.resuming import digest
+from fastchat.train.settings import Settings
+
+_SAMPLE = 16  # dialogues that the saved chat template is compared on
+
+
+@dataclass
+class Corpus:
+    """The training or the evaluation data of a run.
+
+    `fingerprint` is of the bytes of the files and of what was chosen of them. `sources` and `counts` are about all that
+    the files hold; `chosen` about what the run takes of it, where that is not all. `sample`: dialogues spread over
+    it. `lost`: what the length limit costs of all that the files hold.
+    """
+
+    name: str
+    dataset: ChatDataset
+    fingerprint: str
+    counts: dict[str, int]
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    sample: list[Dialogue] = field(default_factory=list)
+    lost: Lost | None = None
+
+    def record(self) -> dict[str, Any]:
+        """For training.json."""
+        paths = [file for source in self.sources for file in source["files"]]
+        more = {"chosen": self.chosen} if self.chosen else {}
+        found = {"paths": paths, "sources": self.sources, "fingerprint": self.fingerprint, "counts": self.counts}
+        return {**found, **more}
+
+
+def read_corpora(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, Corpus]:
+    """{"train": ..., "eval": ...}; the second only where an evaluation was asked for. Every process calls it.
+
+    A DataError in the one process that reads is raised in all.
+    """
+    data, training = settings.data, settings.training
+    evaluates = bool(training.do_eval or training.eval_on_start)
+    found = _find(settings, "data_path", data.data_split)
+    if data.lazy_preprocess:
+        say("--lazy_preprocess: data is always streamed and tokenised once, with or without it")
+    train = _read("train", found, chat_encoder, settings)
+    corpora = {"train": _mixed(train, settings) if data.data_proportions else train}
+    if data.val_set_size:
+        corpora["train"], evaluation = _split(corpora["train"], settings)
+        if evaluates:
+            corpora["eval"] = evaluation
+    elif data.eval_data_path and evaluates:
+        corpora["eval"] = _read("eval", _find(settings, "eval_data_path", data.eval_data_split), chat_encoder, settings)
+    if "eval" in corpora and (line := overlap_line(corpora["train"].dataset, corpora["eval"].dataset)):
+        say(line)
+    return corpora
+
+
+def longest(corpora: dict[str, Corpus], most: int) -> int:
+    """Tokens of the longest dialogue of all, as it is trained on or evaluated; `most` where that is not known."""
+    datasets = [corpus.dataset for corpus in corpora.values()]
+    return max(int(d.lengths.max(initial=0)) if isinstance(d, ChatDataset) else most for d in datasets)
+
+
+def _find(settings: Settings, flag: str, split: str) -> list[Source]:
+    names = list(getattr(settings.data, flag))
+    return on_local_main_process(
+        lambda: find_sources(
+            f"--{flag}",
+            names,
+            split=split,
+            revision=settings.data.data_revision,
+            cache_dir=settings.training.cache_dir,
+        )
+    )
+
+
+def _read(name: str, sources: list[Source], chat_encoder: ChatEncoder, settings: Settings) -> Corpus:
+    data, training = settings.data, settings.training
+    how = TokenSettings(
+        max_length=training.model_max_length,
+        overlong=data.overlong,
+        on_bad_row=data.on_bad_row,
+        workers=data.preprocessing_num_workers,
+        progress=not training.disable_tqdm,
+        overwrite=data.overwrite_cache,
+    )
+    made = on_local_main_process(
+        lambda: get_or_create_tokens(name, sources, chat_encoder, how, str(training.output_dir))
+    )
+    if len({str(sums) for sums in gather(made.sums)}) > 1:
+        raise DataError(f"the {name} data is not the same on every machine: its files differ")
+    store = on_all_processes(made.entry.store)
+    if made.entry.temporary:  # gone as soon as every process has mapped it, so that a killed run leaves nothing
+        store.folder = None
+        barrier()
+        if local_rank() == 0:
+            shutil.rmtree(made.entry.folder, ignore_errors=True)
+    if name == "train":
+        _show_first(made.samples[:1], chat_encoder, settings)
+    say(f"{name} data, {', '.join(source.name for source in sources)}:\n{table(made.counts)}")
+    records = [_record(source) | {"rows": rows} for source, rows in zip(sources, made.rows, strict=True)]
+    fingerprint = combined([s for sums in made.sums for s in sums])
+    sample = spread([r.dialogue for r in made.samples if r.dialogue is not None], _SAMPLE)
+    return Corpus(name, ChatDataset(store), fingerprint, made.counts, records, sample=sample, lost=made.lost)
+
+
+def _record(source: Source) -> dict[str, Any]:
+    revision = {"revision": source.revision} if source.revision else {}
+    return {"name": source.name, "files": list(source.files), **revision}
+
+
+def _show_first(records: Sequence[Record], chat_encoder: ChatEncoder, settings: Settings) -> None:
+    """One example, as it is trained on."""
+    if rank() == 0:
+        how = {"max_length": settings.training.model_max_length, "overlong": settings.data.overlong}
+        say(first_example(records, chat_encoder, colour=wants_colour(sys.stderr), **how))
+
+
+def _mixed(corpus: Corpus, settings: Settings) -> Corpus:
+    """What `--data_proportions` takes of each source."""
+    proportions = [float(share) for share in settings.data.data_proportions or []]
+    seed = _seed(settings)
+    ends = np.searchsorted(corpus.dataset.store.index, np.cumsum([source["rows"] for source in corpus.sources]))
+    starts = np.concatenate([[0], ends[:-1]])
+    taken = proportional((ends - starts).tolist(), proportions, seed)
+    empty = [i for i, part in enumerate(taken) if not len(part)]
+    if empty:
+        have = ends - starts
+        worst = min(empty, key=lambda i: have[i])  # one that has nothing leaves nothing of the others
+        raise DataError(
+            f"--data_proportions: of {corpus.sources[worst]['name']} not one dialogue would be trained on (it has "
+            f"{have[worst]} that can be); change the shares, or leave that --data_path out"
+        )
+    chosen = np.concatenate([part + start for part, start in zip(taken, starts, strict=True)])
+    for source, part in zip(corpus.sources, taken, strict=True):
+        source["dialogues_taken"] = len(part)
+    names = [source["name"] for source in corpus.sources]
+    say(proportions_line(names, list(map(len, taken)), (ends - starts).tolist()))
+    what = {"sources": [source["rows"] for source in corpus.sources], "proportions": proportions, "seed": seed}
+    return _chosen(corpus, corpus.name, chosen, what)
+
+
+def _split(corpus: Corpus, settings: Settings) -> tuple[Corpus, Corpus]:
+    """(what is trained on, what `--val_set_size` holds out)."""
+    num, seed = len(corpus.dataset), _seed(settings)
+    size = num_held_out(float(settings.data.val_set_size), num)
+    stays, out = held_out(num, size, seed)
+    say(held_out_line(size, num))
+    before = corpus.dataset.chosen
+    if before is not None:
+        stays, out = before[stays], before[out]
+    what = {"val_set_size": size, "seed": seed}
+    return _chosen(corpus, "train", stays, what), _chosen(corpus, "eval", out, {**what, "held_out": True})
+
+
+def _seed(settings: Settings) -> int:
+    """The one of the order of dialogues; `--seed` where `--data_seed` is not given."""
+    seed = settings.training.data_seed
+    return settings.training.seed if seed is None else seed
+
+
+def _chosen(corpus: Corpus, name: str, numbers: np.ndarray, what: dict[str, Any]) -> Corpus:
+    """The part of a corpus with these numbers; `what` says how they were chosen."""
+    dataset = ChatDataset(corpus.dataset.store, numbers)
+    counts = {
+        "dialogues": len(dataset),
+        "tokens": int(dataset.lengths.sum()),
+        "supervised_tokens": int(dataset.num_supervised.sum()),
+    }
+    fingerprint = digest([corpus.fingerprint, what])
+    chosen = {**corpus.chosen, **what, **counts}
+    return replace(corpus, name=name, dataset=dataset, fingerprint=fingerprint, chosen=chosen)
+
+
+def overlap_line(train: ChatDataset, evaluation: ChatDataset) -> str:
+    """Says how many dialogues of the evaluation are trained as well, word for word; "" where none is."""
+    digests = evaluation.digests
+    same = int(np.isin(digests, train.digests).sum())
+    if not same:
+        return ""
+    return (
+        f"WARNING: {same} of {len(digests)} evaluation dialogues are in the training data too, word for word: the "
+        "evaluation loss is better than it would be on new ones"
+    )
