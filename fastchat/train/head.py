@@ -31,9 +31,9 @@ class ChunkedCrossEntropy:
 
     After `ChunkedCrossEntropy(model)`, `model(**inputs, targets=labels[:, 1:]).loss` is the cross-entropy, summed over
     the targets that are not -100; with `label_smoothing=0.1` smoothed. With `labels` as well, `.aux_loss` is the
-    loss that the model itself then gives (see auxiliary.py). Without `targets` the model is what it was. The call may come
-    through whatever wraps the model (peft, DDP, DeepSpeed), and calls decoder and head once each, however many chunks
-    there are: under ZeRO-3 all processes gather the same weights the same number of times.
+    loss that the model itself then gives (see auxiliary.py). Without `targets` the model is what it was. The call may
+    come through whatever wraps the model (peft, DDP, DeepSpeed), and calls decoder and head once each, however many
+    chunks there are: under ZeRO-3 all processes gather the same weights the same number of times.
 
     `model`: the causal language model itself, without a peft or engine wrapper, before an engine takes it. `rows`:
     positions of a chunk. Raises LookupError for a model that does not say what its decoder and its head are.
