@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.gather import WeightAccess
+from fastchat.errors import SettingsError
 
 
 class Engine(WeightAccess):
@@ -17,12 +18,14 @@ class Engine(WeightAccess):
     has prepared training.
 
     name: as manifests and training.json record it. world_size: processes, each of which trains on its own share of the
-    global batch. partitions: whether a process holds only a part of each weight. casts_weights: whether half precision
-    means weights that the engine casts, with float32 copies for the update; otherwise it is autocast. restores_weights:
-    whether `load` brings back the trained weights as well. backward_arguments: what `accelerator.backward` is given.
+    global batch. accelerate_kinds: how accelerate's `distributed_type` begins. partitions: whether a process holds only
+    a part of each weight. casts_weights: whether half precision means weights that the engine casts, with float32
+    copies for the update; otherwise it is autocast. restores_weights: whether `load` brings back the trained weights as
+    well. backward_arguments: what `accelerator.backward` is given.
     """
 
     name: str
+    accelerate_kinds: tuple[str, ...]
     partitions = False
     casts_weights = False
     restores_weights = False
@@ -56,7 +59,17 @@ class Engine(WeightAccess):
     # ---- training ----
 
     def prepare(self, trainer: Any) -> None:
-        """The Trainer has been made: what accelerate has to know before it prepares training."""
+        """The Trainer has been made; accelerate is told here what it has to know before it prepares training.
+
+        SettingsError where accelerate was told by others (`accelerate launch`) to run something else.
+        """
+        kind = "DEEPSPEED" if trainer.is_deepspeed_enabled else trainer.accelerator.distributed_type.value
+        if not kind.startswith(self.accelerate_kinds):
+            raise SettingsError(
+                f"accelerate is configured for {kind}, but the settings ask for {self.name}: start with deepspeed or "
+                "torchrun instead of `accelerate launch`, unset the ACCELERATE_* variables, and choose ZeRO with "
+                "--deepspeed"
+            )
 
     def attach(self, trainer: Any) -> None:
         """Once the Trainer has prepared training. AssertionError where something else than this engine was made."""

@@ -16,6 +16,7 @@ class Plain(Engine):
     """One process. Half precision is autocast, float16 with a loss scale."""
 
     name = "plain"
+    accelerate_kinds = ("NO", "MULTI_")
 
     def attach(self, trainer: Any) -> None:
         self.wrapped: Any = trainer.model_wrapped

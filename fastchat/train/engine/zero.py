@@ -26,6 +26,7 @@ class ZeRO(Engine):
     `whole` and `numel` go by DeepSpeed's mark on each tensor and need no attached engine.
     """
 
+    accelerate_kinds = ("DEEPSPEED",)
     casts_weights = True
     restores_weights = True
     backward_arguments = {"scale_wrt_gas": False}  # the loss is already divided for the whole step
@@ -71,7 +72,8 @@ class ZeRO(Engine):
     # ---- training ----
 
     def prepare(self, trainer: Any) -> None:
-        """accelerate would do the same a moment later, with a warning."""
+        super().prepare(trainer)
+        # accelerate would do the same a moment later, with a warning
         trainer.accelerator.gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
 
     def attach(self, trainer: Any) -> None:
