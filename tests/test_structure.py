@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,6 +151,25 @@ def test_files_and_functions_stay_short() -> None:
 def test_every_file_says_what_it_is() -> None:
     silent = [_name(path) for path in OURS if path.stat().st_size and not ast.get_docstring(_tree(path))]
     assert not silent, "no module docstring"
+
+
+# DeepSpeed's marks and calls, and the questions whether it runs: only the engine package knows them.
+OF_THE_ENGINE = r"is_deepspeed_(zero3_)?enabled|GatheredParameters|\bds_(id|numel|status|tensor)\b|set_z3_leaf_module"
+OF_THE_ENGINE += r"|zero_optimization_stage|\bnn\.parallel\b|FullyShardedDataParallel|\bfully_shard\b"
+
+
+def test_only_the_engine_package_knows_where_weights_are() -> None:
+    engine = PACKAGE / "train" / "engine"
+    found = [
+        f"{_name(path)}:{i}: {line.strip()}"
+        for path in SOURCES
+        if not path.is_relative_to(engine)
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(OF_THE_ENGINE, line)
+    ]
+    assert found == [], "ask the run's engine (train/engine) instead"
+    inside = "".join(path.read_text(encoding="utf-8") for path in engine.glob("*.py"))
+    assert set(re.findall(OF_THE_ENGINE.replace("(", "(?:"), inside)) >= {"GatheredParameters", "ds_id", "ds_numel"}
 
 
 def test_only_the_model_room_loads_pretrained_weights_or_tokenizers() -> None:

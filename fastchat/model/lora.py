@@ -11,11 +11,11 @@ never updated and the norms compute in float32 anyway.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastchat.errors import CheckpointError, SettingsError, brief, nearest, say
 from fastchat.model.loading import count_parameters
@@ -41,11 +41,13 @@ def add_lora(
     bias: str = "none",
     gradient_checkpointing: bool = False,
     weight_path: str | None = None,
+    numel: Callable[[Tensor], int] = Tensor.numel,
 ) -> Any:
     """Freeze `model`, put a trainable LoRA adapter on it, and return the PeftModel.
 
     `target_modules`: names as `parse_target_modules` takes them; None means those of the usual seven that exist.
     `weight_path`: an adapter directory to continue; rank, alpha, targets and bias are then the adapter's.
+    `numel`: numbers in a whole parameter, which an engine may have partitioned.
     Works on a quantised `model` as on a full one. Of a multimodal one, whose weights must be in reach under ZeRO-3, it
     adapts and trains only what text passes through. Raises SettingsError for a value out of range, a target that
     matches nothing (the message lists what exists), or when nothing would be trained.
@@ -59,13 +61,13 @@ def add_lora(
         peft_model = _new_adapter(model, r, alpha, dropout, targets, bias, exclusion(idle))
     else:
         peft_model = _continued_adapter(model, weight_path, dropout, {"r": r, "lora_alpha": alpha, "bias": bias})
-    say_idle(freeze_idle(peft_model))
+    say_idle(freeze_idle(peft_model, numel))
     trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
     if bias != "none" and not any(name.endswith(".bias") for name in trained):
         say(f"--lora_bias {bias}: the layers in question have no bias, so it changes nothing.")
     if gradient_checkpointing:
         enable_gradient_checkpointing(peft_model)
-    trainable, total = count_parameters(peft_model)
+    trainable, total = count_parameters(peft_model, numel)
     if trainable == 0:
         raise SettingsError("No parameter would be trained: check --lora_target_modules and --lora_r.")
     say(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")

@@ -18,10 +18,9 @@ from fastchat.model.attention import used_attention, wants_one_row
 from fastchat.model.rope import RopeChoice
 from fastchat.processes import on_all_processes, on_main_process
 from fastchat.train.datasets import Corpus
-from fastchat.train.deepspeed_config import stage_of
+from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.loss import loss_sum
-from fastchat.train.partitioned import weights_in_reach
 from fastchat.train.record import Run
 from fastchat.train.settings import Settings
 
@@ -68,7 +67,7 @@ def collator(run: Run, model: Any) -> Callable[[Any], dict[str, torch.Tensor]]:
     return functools.partial(collate, pad_token_id=run.pad_token_id, padding_side=run.settings.model.padding_side)
 
 
-def check_model(run: Run, model: Any, head: ChunkedCrossEntropy | None) -> None:
+def check_model(run: Run, model: Any, head: ChunkedCrossEntropy | None, engine: Engine) -> None:
     """Looks whether dialogues really are kept apart by this model, its kernel and its dtype, under every engine.
 
     Always that none sees the one packed before it; with `--verify_packing` also that loss and gradients are those of
@@ -82,7 +81,7 @@ def check_model(run: Run, model: Any, head: ChunkedCrossEntropy | None) -> None:
         return
     flat = wants_one_row(used_attention(model))
     vocabulary = model.config.get_text_config().vocab_size
-    with _as_in_training(run, model) as dtype, weights_in_reach(model):
+    with _as_in_training(run, model, engine) as dtype, engine.weights_in_reach(model):
         on_all_processes(lambda: check_no_leak(model, vocab_size=vocabulary, flat=flat))
         if not settings.data.verify_packing:
             return
@@ -98,9 +97,9 @@ def check_model(run: Run, model: Any, head: ChunkedCrossEntropy | None) -> None:
             pad_token_id=run.pad_token_id,
             capacity=settings.training.model_max_length,
             flat=flat,
-            batch_size=1 if _partitioned(run) else settings.training.per_device_train_batch_size,
+            batch_size=1 if engine.partitions else settings.training.per_device_train_batch_size,
             dtype=dtype,
-            checkpointing=bool(settings.training.gradient_checkpointing) and not _partitioned(run),
+            checkpointing=bool(settings.training.gradient_checkpointing) and not engine.partitions,
         )
 
     def verdict() -> None:
@@ -122,19 +121,14 @@ def _to_compare(packed: PackedDataset) -> list[Any]:
     return [packed.dataset[i] for i in members.tolist()]
 
 
-def _partitioned(run: Run) -> bool:
-    config = run.settings.deepspeed_config
-    return config is not None and stage_of(config) == 3
-
-
 @contextmanager
-def _as_in_training(run: Run, model: Any) -> Iterator[torch.dtype]:
+def _as_in_training(run: Run, model: Any, engine: Engine) -> Iterator[torch.dtype]:
     """The device and the precision that training will compute in; gives the dtype that rounds as much."""
-    training, config = run.settings.training, run.settings.deepspeed_config
-    if not _partitioned(run) and model.device.type != training.device.type:
+    training = run.settings.training
+    if not engine.partitions and model.device.type != training.device.type:
         model.to(training.device)  # the Trainer or the engine would do it a moment later
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
-    mixed = half is not None and (config is None or run.weights_dtype != half)  # DeepSpeed casts the weights instead
+    mixed = half is not None and not (engine.casts_weights and run.weights_dtype == half)
     with torch.autocast(training.device.type, dtype=half, enabled=mixed):
         computing = half or run.weights_dtype
         yield torch.float16 if training.tf32 and computing == torch.float32 else computing  # both keep 10 bits

@@ -25,10 +25,9 @@ from fastchat.model.rope import RopeChoice, apply_rope, choose_rope, context_len
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
 from fastchat.model.tokenizer_files import other_class_line
 from fastchat.processes import rank
-from fastchat.train.deepspeed_config import stage_of
+from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import plain_line
-from fastchat.train.partitioned import weights_in_reach
 from fastchat.train.record import base_name
 from fastchat.train.settings import Settings
 
@@ -112,22 +111,22 @@ def _of_adapter(config: Any, rope: RopeChoice, longest: int) -> RopeChoice:
     return rope
 
 
-def attention_for(settings: Settings, config: Any) -> tuple[str, str]:
+def attention_for(settings: Settings, config: Any, engine: Engine) -> tuple[str, str]:
     """(the attention kernel that this run loads with, the line that says why)."""
-    training, asked = settings.training, _weights_dtype(settings)
+    training, asked = settings.training, _weights_dtype(settings, engine)
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
     runs_in = half or (asked if isinstance(asked, torch.dtype) else config.get_text_config().dtype)
     flash, packing = settings.model.flash_attn, settings.data.packing
     return choose_attention(flash, config=config, dtype=runs_in, device=training.device, packing=packing)
 
 
-def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> tuple[Any, torch.dtype]:
+def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None, engine: Engine) -> tuple[Any, torch.dtype]:
     """(the model to train, the dtype its base was loaded as). With LoRA the base is frozen and has its adapter."""
     model, training, lora = settings.model, settings.training, settings.lora
     quantized = lora is not None and lora.q_lora
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
-    dtype = _weights_dtype(settings)
-    attention, line = attention_for(settings, config)
+    dtype = _weights_dtype(settings, engine)
+    attention, line = attention_for(settings, config, engine)
     say(line)
     bars = transformers.utils.logging
     (bars.disable_progress_bar if training.disable_tqdm or rank() else bars.enable_progress_bar)()
@@ -142,18 +141,19 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
         cache_dir=training.cache_dir,
         trust_remote_code=model.trust_remote_code,
         device=training.device if quantized and training.device.type != "cpu" else None,
+        partitioned=engine.loading(),
     )
     loaded_as = loaded.dtype
     wanted = dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype
     if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
         say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}")
-    if is_multimodal(config) and stage_of(settings.deepspeed_config or {}) != 3:
+    if is_multimodal(config) and not engine.partitions:
         loaded.to(training.device)  # as the Trainer would a moment later: a few tokens are sent through it now
-    with weights_in_reach(loaded):
+    with engine.weights_in_reach(loaded):
         if lora is not None:
-            return _add_adapter(settings, loaded), loaded_as
-        say_idle(freeze_idle(loaded))
-    if settings.deepspeed_config is None and loaded_as in (torch.bfloat16, torch.float16):
+            return _add_adapter(settings, loaded, engine), loaded_as
+        say_idle(freeze_idle(loaded, engine.numel))
+    if not engine.casts_weights and loaded_as in (torch.bfloat16, torch.float16):
         say(
             f"the weights are trained in {_short(loaded_as)} without a float32 copy, so small "
             "updates round away: --dtype float32 or --deepspeed keeps one"
@@ -161,7 +161,7 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None) -> t
     return loaded, loaded_as
 
 
-def prepare_head(settings: Settings, model: Any) -> ChunkedCrossEntropy | None:
+def prepare_head(settings: Settings, model: Any, engine: Engine) -> ChunkedCrossEntropy | None:
     """The model's chunked head, before an engine takes the model; None where all logits are wanted or needed."""
     if not settings.training.chunked_head:
         return None
@@ -170,10 +170,8 @@ def prepare_head(settings: Settings, model: Any) -> ChunkedCrossEntropy | None:
     except LookupError as error:
         say(plain_line(str(error)))
         return None
-    if stage_of(settings.deepspeed_config or {}) == 3 and next(head.head.children(), None) is not None:
-        from deepspeed.utils import set_z3_leaf_module
-
-        set_z3_leaf_module(head.head, True)  # an adapter's parts are gathered together, not each for each chunk
+    if next(head.head.children(), None) is not None:
+        engine.gather_as_one(head.head)  # an adapter's parts, not each of them for each chunk
     return head
 
 
@@ -181,17 +179,17 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _weights_dtype(settings: Settings) -> str | torch.dtype:
+def _weights_dtype(settings: Settings, engine: Engine) -> str | torch.dtype:
     """What to load the weights as. Full fine-tuning under --fp16 scales gradients, so it needs float32 weights."""
     asked = settings.model.dtype
-    if settings.lora is None and settings.training.fp16 and asked == "auto" and settings.deepspeed_config is None:
+    if settings.lora is None and settings.training.fp16 and asked == "auto" and not engine.casts_weights:
         say("--fp16: the weights are loaded as float32, computing is in float16")
         settings.derive(settings.model, "dtype", "float32")
         return torch.float32
     return asked if asked == "auto" else getattr(torch, asked)
 
 
-def _add_adapter(settings: Settings, model: Any) -> Any:
+def _add_adapter(settings: Settings, model: Any, engine: Engine) -> Any:
     lora = settings.lora
     assert lora is not None
     chosen = settings.origin["lora_target_modules"] != "default"
@@ -204,6 +202,7 @@ def _add_adapter(settings: Settings, model: Any) -> Any:
         bias=lora.lora_bias,
         gradient_checkpointing=settings.training.gradient_checkpointing,
         weight_path=lora.lora_weight_path or None,
+        numel=engine.numel,
     )
     if not chosen or lora.lora_weight_path:
         settings.derive(lora, "lora_target_modules", sorted(adapted.peft_config["default"].target_modules))

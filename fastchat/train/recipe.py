@@ -18,12 +18,13 @@ from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
 from fastchat.model.tokenizer_files import reopened
-from fastchat.processes import known_processes, on_all_processes, on_main_process, rank
+from fastchat.processes import known_processes, on_all_processes, on_main_process, rank, world_size
 from fastchat.train import packed
 from fastchat.train.callbacks import LinesFile, MetricsFile, SamplesFile, WarmupNote, number
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.datasets import longest, read_corpora
 from fastchat.train.ending import LESS_MEMORY
+from fastchat.train.engine import Engine, choose_engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce, say_lost
@@ -60,11 +61,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     base = base_name(str(settings.model.model_name_or_path))
     on_main_process(lambda: check_sources(settings, base, chat_encoder))
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
-    plan = announce(settings, attention_for(settings, config)[0])
+    engine = choose_engine(settings.deepspeed_config, world_size())
+    plan = announce(settings, attention_for(settings, config, engine)[0])
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = prepare_rope(settings, config)
     packed.check_config(settings, config, rope)
-    itself = on_main_process(lambda: identify(settings, config, base, tokenizer, chat_encoder))
+    itself = on_main_process(lambda: identify(settings, config, base, tokenizer, chat_encoder, engine))
     assert itself is not None
     corpora = read_corpora(settings, chat_encoder)
     say_lost(plan, corpora["train"].lost, training.model_max_length)
@@ -72,29 +74,29 @@ def train(settings: Settings, status: RunStatus) -> None:
         rope = prepare_rope(settings, config, longest(corpora, training.model_max_length))
         packed.check_config(settings, config, rope)
     packs = packed.plan(settings, corpora)
-    check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset))
+    check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset), engine)
     identity = on_main_process(lambda: with_data(itself, settings, corpora["train"], packs.get("train")))
     assert identity is not None
     resume = choose_checkpoint(settings, identity)
     if resume.finished:
         return
     memory = MemoryWatch(plan, training.device)
-    model, weights_dtype = prepare_model(settings, config, rope)
+    model, weights_dtype = prepare_model(settings, config, rope, engine)
     memory.built()
-    trainable, total = count_parameters(model)
+    trainable, total = count_parameters(model, engine.numel)
     if not trainable:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     run = Run(
         settings, base, tokenizer, pad_token_id, chat_encoder, rope, weights_dtype, corpora, memory, packs, identity
     )
-    warn_untrained(run, model)
-    head = prepare_head(settings, model)
-    packed.check_model(run, model, head)
+    warn_untrained(run, model, engine)
+    head = prepare_head(settings, model, engine)
+    packed.check_model(run, model, head, engine)
     on_main_process(lambda: rehearse_saving(run, model))
 
     on_all_processes(lambda: status.claim(output_dir))
     on_main_process(lambda: clear_folder(output_dir, resume))
-    trainer = make_trainer(run, model, head)
+    trainer = make_trainer(run, model, head, engine)
     trainer.plan = plan_checkpoints(settings, identity, resume, trainer)
     trainer.plan.hold = status.hold
     trainer.add_callback(RecordRehearsal(lambda: make_record(run, trainer)))
@@ -140,7 +142,7 @@ def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
     say(summary(record, output_dir))
 
 
-def make_trainer(run: Run, model: Any, head: ChunkedCrossEntropy | None) -> ChatTrainer:
+def make_trainer(run: Run, model: Any, head: ChunkedCrossEntropy | None, engine: Engine) -> ChatTrainer:
     """The Trainer of a run. Checkpoints that it saves on the way are as complete as the final result."""
     settings, corpora = run.settings, run.corpora
     dataset = packed.dataset_of(run, "train")
@@ -156,6 +158,7 @@ def make_trainer(run: Run, model: Any, head: ChunkedCrossEntropy | None) -> Chat
         eval_dataset=packed.dataset_of(run, "eval") if "eval" in corpora else None,
         data_collator=packed.collator(run, model),
         callbacks=[MetricsFile(str(settings.training.output_dir)), WarmupNote()],
+        engine=engine,
         on_nonfinite=settings.training.on_nonfinite,
         write_weights=write_weights,
         dummy_token=run.pad_token_id,
@@ -173,7 +176,7 @@ def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, chec
     save_result(
         trainer.model,
         folder,
-        engine=trainer.model_wrapped,
+        weights=trainer.engine,
         adapter=run.settings.lora is not None,
         tokenizer=run.tokenizer,
         stop_ids=run.chat_encoder.stop_ids,

@@ -21,6 +21,7 @@ from fastchat.checkpoint.staging import checkpoints_in, set_aside
 from fastchat.errors import CheckpointError, SettingsError, say, values_without_secrets
 from fastchat.settings.fields import FIXED, FREE, TOLD
 from fastchat.settings.readers import training_options
+from fastchat.train.engine.base import find_mismatch
 from fastchat.train.status import STATUS, check_output_dir, existing_results
 
 AUTO, NEVER = "auto", "never"
@@ -169,20 +170,14 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
         for name, old in manifest.settings.items()
         if _RESUME.get(name) == FIXED and not _same(old, identity.settings.get(name))
     ]
-    if manifest.world_size != identity.world_size and not weights_only:
-        raise SettingsError(
-            f"{path} was saved by {manifest.world_size} process(es) and this run has {identity.world_size}: start it "
-            f"with {manifest.world_size}, or go on with the weights alone (--resume_weights_only)"
-        )
+    saved, now = (manifest.engine, manifest.world_size), (identity.engine, identity.world_size)
+    mismatch = None if weights_only else find_mismatch(path, saved, now)
+    if mismatch:
+        raise SettingsError(mismatch)
     if changed:
         raise SettingsError(
             f"{path} belongs to another run, these differ: {', '.join(changed)}. Restore them, or name another "
             "--output_dir"
-        )
-    if manifest.engine != identity.engine and not weights_only:
-        raise SettingsError(
-            f"{path} was saved under {manifest.engine} and this run is {identity.engine}: its optimizer state does not "
-            "fit; use the same launcher and --deepspeed, or go on with the weights alone (--resume_weights_only)"
         )
     return [
         f"changed since {path.name}: --{name} {_short(old)} -> {_short(identity.settings.get(name))}, which counts now"

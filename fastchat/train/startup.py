@@ -18,10 +18,10 @@ from fastchat.data.batches.packing import Packs
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import count_parameters
-from fastchat.processes import on_main_process, world_size
+from fastchat.processes import on_main_process
 from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.datasets import Corpus
-from fastchat.train.deepspeed_config import stage_of
+from fastchat.train.engine import Engine
 from fastchat.train.prepare import rope_asked
 from fastchat.train.resuming import (
     AUTO,
@@ -38,8 +38,6 @@ from fastchat.train.resuming import (
 )
 from fastchat.train.settings import Settings
 from fastchat.train.status import check_output_dir, clear_results
-
-_DEEPSPEED = 16  # bytes per trained number beside the weights: two float32 moments, float32 copies, the module's own
 
 
 def check_folder_early(settings: Settings) -> None:
@@ -69,7 +67,9 @@ def _may_continue(output_dir: Path) -> bool:
     return bool(checkpoints_in(output_dir)) or (output_dir / "training.json").is_file() or is_done(output_dir)
 
 
-def identify(settings: Settings, config: Any, base: str, tokenizer: Any, chat_encoder: ChatEncoder) -> Identity:
+def identify(
+    settings: Settings, config: Any, base: str, tokenizer: Any, chat_encoder: ChatEncoder, engine: Engine
+) -> Identity:
     """What this run stands on, but for its data. SettingsError where the output folder is certainly another run's:
     before the data is read, which can take long."""
     training, values = settings.training, settings.record()
@@ -78,14 +78,14 @@ def identify(settings: Settings, config: Any, base: str, tokenizer: Any, chat_en
         "tokenizer": digest(tokenizer.backend_tokenizer.to_str()),
         "base_model": base_fingerprint(base, config),
         "training": "adapter" if settings.lora is not None else "whole model",
-        "global_batch": training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size(),
+        "global_batch": engine.global_batch(training.per_device_train_batch_size, training.gradient_accumulation_steps),
     }
     open_yet = () if rope_asked(settings) else ("rope_scaling_type", "rope_scaling_factor")  # the data decides
     identity = Identity(
         fingerprints,
         {name: entry["value"] for name, entry in values.items() if name not in open_yet},
-        world_size(),
-        expected_engine(settings),
+        engine.world_size,
+        engine.name,
         {name: entry["from"] for name, entry in values.items()},
     )
     if training.resume_from_checkpoint in (None, AUTO) and not training.overwrite_output_dir:
@@ -102,13 +102,6 @@ def with_data(identity: Identity, settings: Settings, train: Corpus, packs: Pack
         settings={name: entry["value"] for name, entry in settings.record().items()},
         origins={name: entry["from"] for name, entry in settings.record().items()},
     )
-
-
-def expected_engine(settings: Settings) -> str:
-    """The engine a run will have: "plain", "ddp" or "zero" with its stage."""
-    if settings.deepspeed_config is not None:
-        return f"zero{stage_of(settings.deepspeed_config)}"
-    return "ddp" if world_size() > 1 else "plain"
 
 
 def choose_checkpoint(settings: Settings, identity: Identity | None) -> Resume:
@@ -153,10 +146,10 @@ def clear_folder(output_dir: Path, resume: Resume) -> None:
         set_aside_later(output_dir, resume.manifest.step)
 
 
-def check_enough(settings: Settings, num_rows: int) -> None:
+def check_enough(settings: Settings, num_rows: int, engine: Engine) -> None:
     """SettingsError where `--dataloader_drop_last` would leave nothing of `num_rows` dialogues or packs."""
     training = settings.training
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    batch = engine.global_batch(training.per_device_train_batch_size, training.gradient_accumulation_steps)
     if training.dataloader_drop_last and num_rows < batch:
         raise SettingsError(
             f"--dataloader_drop_last: there are {num_rows} rows to train on, less than one global batch of {batch}, so "
@@ -178,10 +171,10 @@ def plan_checkpoints(settings: Settings, identity: Identity, resume: Resume, tra
     training = settings.training
     output_dir = Path(str(training.output_dir))
     adapter = settings.lora is not None
-    trained = bytes_of(trainer.model, trained=True)
-    result = trained if adapter else bytes_of(trainer.model, trained=False)
-    # Beside the weights torch's Adam keeps two moments in their dtype.
-    more = count_parameters(trainer.model)[0] * _DEEPSPEED if settings.deepspeed_config else 2 * trained
+    engine: Engine = trainer.engine
+    trained = bytes_of(trainer.model, engine, trained=True)
+    result = trained if adapter else bytes_of(trainer.model, engine, trained=False)
+    more = engine.state_bytes(count_parameters(trainer.model, engine.numel)[0], trained)
     size = result + (0 if training.save_only_model else more)
 
     def work() -> None:
@@ -194,10 +187,10 @@ def plan_checkpoints(settings: Settings, identity: Identity, resume: Resume, tra
     return RunCheckpoints(output_dir, resume, adapter, lambda t: describe(t, identity), changed, size, result)
 
 
-def bytes_of(model: Any, *, trained: bool) -> int:
-    """Bytes that the model's weights take in a file, or those that train; whole also where ZeRO-3 has split them."""
+def bytes_of(model: Any, engine: Engine, *, trained: bool) -> int:
+    """Bytes that the model's weights take in a file, or those that train; whole also where the engine partitions."""
     parameters = (p for p in model.parameters() if p.requires_grad or not trained)
-    return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
+    return sum(engine.numel(p) * p.element_size() for p in parameters)
 
 
 def _saves_to_come(training: Any, trainer: Any, resume: Resume) -> int:
@@ -227,8 +220,8 @@ def describe(trainer: Any, identity: Identity) -> Manifest:
         samples=trainer.dialogues_seen(),
         tokens=tokens,
         supervised_tokens=supervised,
-        world_size=world_size(),
-        engine=trainer.engine(),
+        world_size=trainer.engine.world_size,
+        engine=trainer.engine.name,
         fingerprints=identity.fingerprints,
         settings=identity.settings,
     )

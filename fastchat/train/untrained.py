@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from fastchat.errors import say
+from fastchat.train.engine import Engine
 from fastchat.train.record import Run
 
 _LOOKED_AT = 16  # dialogues whose control tokens are looked at
 _NEAR = 0.2  # of the median distance from the mean; trained rows are seldom nearer than half of it
 
 
-def warn_untrained(run: Run, model: Any) -> None:
+def warn_untrained(run: Run, model: Any, engine: Engine) -> None:
     """Says which control tokens of the dialogues have rows that carry nothing, where neither matrix is trained.
 
     `model`: with its adapter, or in full fine-tuning, where there is nothing to warn of. Every process calls it.
@@ -29,7 +29,7 @@ def warn_untrained(run: Run, model: Any) -> None:
     for name, layer in layers.items():
         if layer is None or any(p.requires_grad for p in layer.parameters()):
             continue
-        with _whole(layer.weight):
+        with engine.whole(layer.weight):
             for i in untrained_rows(layer.weight.detach(), ids):
                 found.setdefault(i, []).append(name)
     if found:
@@ -58,11 +58,3 @@ def untrained_rows(weight: torch.Tensor, ids: list[int]) -> list[int]:
         return bool(near[i]) or not row.any() or int((weight == row).all(dim=1).sum()) > 1
 
     return [i for i in ids if i < len(weight) and carries_nothing(i)]
-
-
-def _whole(weight: Any) -> Any:
-    if not hasattr(weight, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([weight], modifier_rank=None)

@@ -20,6 +20,7 @@ def adapter(tmp_path: Path, tiny_model_dir) -> Path:
     """An adapter with a record, on a base of its own in tmp_path/base."""
     import torch
 
+    from fastchat.checkpoint.gather import IN_PLACE
     from fastchat.checkpoint.record import TrainingRecord
     from fastchat.checkpoint.save import save_result
     from fastchat.model.loading import load_base_model
@@ -32,7 +33,9 @@ def adapter(tmp_path: Path, tiny_model_dir) -> Path:
     torch.manual_seed(0)
     record = TrainingRecord(base_model=str(base), fingerprints={"base_model": model_fingerprint(base)})
     tokenizer, _ = load_tokenizer(str(base))
-    save_result(model, tmp_path / "adapter", adapter=True, tokenizer=tokenizer, stop_ids=(2,), record=record)
+    save_result(
+        model, tmp_path / "adapter", weights=IN_PLACE, adapter=True, tokenizer=tokenizer, stop_ids=(2,), record=record
+    )
     return tmp_path / "adapter"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastchat.train.engine import ZeRO
 from tests.train.conftest import Outcome
 from tests.train.flags import covers
 
@@ -171,7 +172,7 @@ def test_a_finished_run_has_nothing_to_do(train: Train, monkeypatch: Any) -> Non
     assert again.code == 0 and "nothing to do" in again.err and again.trainer is None
     assert before == {p: p.stat().st_mtime_ns for p in first.folder.rglob("*")}
     with monkeypatch.context() as patch:  # by its numbers it is the same run
-        patch.setattr("fastchat.train.startup.expected_engine", lambda settings: "zero2")
+        patch.setattr("fastchat.train.recipe.choose_engine", lambda *_: ZeRO({"zero_optimization": {"stage": 2}}, 1))
         assert "nothing to do" in train(*SHORT).err
     other = train(*SHORT, "--data_seed", "7")
     assert other.code == 2 and "data_seed" in other.err
