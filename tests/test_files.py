@@ -72,12 +72,36 @@ def test_constants_are_read_where_they_are_allowed(tmp_path: Path):
     path = tmp_path / "a.json"
     path.write_bytes(b'\xef\xbb\xbf{"a": Infinity}')
     assert files.read_json(path, constants=True) == {"a": float("inf")}
+    files.write_json(path, {"a": float("inf")}, constants=True)
+    assert files.read_json(path, constants=True) == {"a": float("inf")}
+
+
+def test_an_object_is_read_where_one_is_expected(tmp_path: Path):
+    path = tmp_path / "a.json"
+    for value in ([], "text", None, 1):
+        files.write_json(path, value)
+        with pytest.raises(files.JsonError, match="does not hold a JSON object"):
+            files.read_object(path)
+    files.write_json(path, {"a": 1})
+    assert files.read_object(path) == {"a": 1}
+
+
+def test_bytes_are_parsed_as_utf_8():
+    assert files.parse_json('{"a": "é"}'.encode()) == files.parse_json('{"a": "é"}') == {"a": "é"}
+    with pytest.raises(files.JsonError, match="not UTF-8"):
+        files.parse_json('{"a": "é"}'.encode("latin-1"))
 
 
 def test_digests(tmp_path: Path):
     path = tmp_path / "a"
     path.write_bytes(b"x" * (1 << 20) + b"y")
     assert files.sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert files.sha256_of_blocks([b"x", b"", b"y"]) == hashlib.sha256(b"xy").hexdigest()
+    # Digests of checkpoints and results that exist depend on this form.
+    assert (
+        files.sha256_of_json({"b": [1.5, None], "a": "é"})
+        == hashlib.sha256(b'{"a": "\\u00e9", "b": [1.5, null]}').hexdigest()
+    )
     assert files.sha256_of_json({"b": [1], "a": "é"}) == files.sha256_of_json({"a": "é", "b": [1]})
     assert files.sha256_of_text("\ud800") != files.sha256_of_text("?")
 
