@@ -17,14 +17,14 @@ PACKAGE = REPOSITORY / "fastchat"
 # Each room may import itself, the rooms named here, and nothing else of the package.
 LEAVES = {"errors", "files", "paths", "security", "streams"}  # small modules that every room may use
 ARROWS = {
-    **{leaf: {"errors"} for leaf in LEAVES},
-    "upstream_names": set(),
+    **{leaf: {"errors", "files"} for leaf in LEAVES},
+    "upstream_names": {"files"},
     "settings": LEAVES,
     "processes": LEAVES,
     "constants": {"upstream_names"},
     "utils": {"constants", "model", "upstream_names"},
     "modules": {"upstream_names"},
-    "llm_judge": {"upstream_names"},
+    "llm_judge": {"files", "upstream_names"},
     "conversation": LEAVES | {"upstream_names"},
     "data": LEAVES | {"conversation", "settings"},
     "model": LEAVES | {"conversation", "settings", "modules", "upstream_names"},
@@ -181,3 +181,68 @@ def test_only_the_model_room_loads_pretrained_weights_or_tokenizers() -> None:
         if ".from_pretrained(" in line
     ]
     assert found == []
+
+
+# What fastchat/files.py does for everybody, as (what a file uses, where it may stand besides, and why).
+_LEAF = {
+    "fcntl": {},
+    "hashlib.sha256": {},
+    "os.fsync": {},
+    "json.load": {},
+    "json.loads": {},
+    "os.rename": {"checkpoint/staging.py": "whole folders, in the order that the run folder's promise rests on"},
+    "os.replace": {
+        "checkpoint/folders.py": "a new folder, and the files of a staged one",
+        "data/tokens/cache.py": "an entry of the cache is a folder",
+    },
+    ".rename": {},
+    ".replace": {},
+    ".write_text": {"train/memory.py": "a file of the kernel, which cannot be replaced"},
+    ".write_bytes": {},
+}
+
+
+def _uses_of_the_leaf(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """What `fastchat.files` is there for, used without it: names as in _LEAF, and lines."""
+    yield from ((name, line) for name, line in _imported(tree) if name in _LEAF)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, method = ast.unparse(node.func.value), node.func.attr
+        first = ast.unparse(node.args[0]) if node.args else ""
+        # str.replace has two arguments and dataclasses.replace has keywords; a path's has one argument alone.
+        of_path = method not in ("rename", "replace") or len(node.args) == 1 and not node.keywords
+        if f"{owner}.{method}" in _LEAF:
+            if not first.startswith("json.dumps("):  # a copy in memory, no file
+                yield f"{owner}.{method}", node.lineno
+        elif owner != "files" and f".{method}" in _LEAF and of_path:
+            yield f".{method}", node.lineno
+
+
+def test_files_are_read_written_and_locked_through_one_module() -> None:
+    needed = set()
+    for path in SOURCES:
+        name = path.relative_to(PACKAGE).as_posix()
+        for use, line in _uses_of_the_leaf(_tree(path)) if name != "files.py" else ():
+            assert name in _LEAF[use], f"{path}:{line}: {use}; fastchat/files.py does that"
+            needed.add((use, name))
+    assert needed == {(use, name) for use, where in _LEAF.items() for name in where}, "an exception that nobody needs"
+
+
+@pytest.mark.parametrize(
+    ("code", "use"),
+    [
+        ("import fcntl", "fcntl"),
+        ("from os import replace, fsync", "os.replace"),
+        ("x = json.loads(path.read_text())", "json.loads"),
+        ("stage.replace(path)", ".replace"),
+        ("Path(x).write_text('')", ".write_text"),
+        ("h = hashlib.sha256()", "hashlib.sha256"),
+        ("x = json.loads(json.dumps(x, default=str))", None),
+        ("x = 'a'.replace('a', 'b'), dataclasses.replace(x, y=1)", None),
+        ("files.write_text(path, '')", None),
+    ],
+)
+def test_a_use_of_files_without_the_module_is_seen(code: str, use: str | None) -> None:
+    found = [name for name, _ in _uses_of_the_leaf(ast.parse(code))]
+    assert found[:1] == ([use] if use else [])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.digests import record_digests
-from fastchat.checkpoint.files import check_new_folder, new_folder
+from fastchat.checkpoint.folders import check_new_folder, new_folder
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.record import RECORD_NAME
 from fastchat.checkpoint.space import disk_errors

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastchat.checkpoint.digests import check_result, record_digests
-from fastchat.checkpoint.files import check_new_folder, new_folder
+from fastchat.checkpoint.folders import check_new_folder, new_folder
 from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.vocabulary import Plan, check_tokens, plan_tokens, write_tokens
 from fastchat.errors import CheckpointError, SettingsError, say

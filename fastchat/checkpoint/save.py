@@ -8,7 +8,7 @@ from typing import Any
 
 from fastchat.checkpoint import adapter as adapter_files
 from fastchat.checkpoint.digests import describe_result
-from fastchat.checkpoint.files import staged
+from fastchat.checkpoint.folders import staged
 from fastchat.checkpoint.full import saved_configs, write_model
 from fastchat.checkpoint.gather import WeightAccess, gather_all, gather_trained
 from fastchat.checkpoint.record import TrainingRecord

@@ -6,7 +6,6 @@ template, tokenizer, base model, and the settings that decide which numbers are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +14,15 @@ from typing import Any
 from fastchat.checkpoint.discover import Found, check_checkpoint, newest_checkpoint, shorten
 from fastchat.checkpoint.fingerprint import model_fingerprint
 from fastchat.checkpoint.manifest import Manifest, file_problems, find_problems, read_manifest
-from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_training_record
+from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_status, read_training_record
 from fastchat.checkpoint.resume_state import STATE, rank_file
 from fastchat.checkpoint.staging import checkpoints_in, set_aside
 from fastchat.errors import CheckpointError, SettingsError, say, values_without_secrets
+from fastchat.files import read_json, sha256_of_text
 from fastchat.settings.fields import FIXED, FREE, TOLD
 from fastchat.settings.readers import training_options
 from fastchat.train.engine.base import find_mismatch
-from fastchat.train.status import STATUS, check_output_dir, existing_results
+from fastchat.train.status import check_output_dir, existing_results
 
 AUTO, NEVER = "auto", "never"
 LENGTH = ("num_train_epochs", "max_steps")
@@ -63,8 +63,7 @@ class Resume:
 
 def digest(value: Any) -> str:
     """Hex digest of text, or of any JSON value."""
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of_text(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
 
 
 def base_fingerprint(name: str, config: Any) -> str | None:
@@ -193,10 +192,7 @@ def differing(manifest: Manifest, settings: dict[str, Any]) -> list[str]:
 
 def is_done(output_dir: Path) -> bool:
     """Whether the run that the folder belongs to came to its end, by its `status.json`."""
-    try:
-        return json.loads((output_dir / STATUS).read_text(encoding="utf-8"))["status"] == "done"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return read_status(output_dir).get("status") == "done"
 
 
 def _result(output_dir: Path, identity: Identity) -> tuple[bool, list[str]]:
@@ -236,7 +232,7 @@ def _weights_suffice(found: Found, identity: Identity) -> bool:
     settings = found.manifest.settings
     if not all(_same(settings.get(name), identity.settings.get(name)) for name in ("num_train_epochs", "max_steps")):
         return False
-    state = json.loads((found.path / STATE).read_text(encoding="utf-8"))
+    state = read_json(found.path / STATE, constants=True)
     return state["global_step"] >= state["max_steps"]
 
 

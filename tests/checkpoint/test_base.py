@@ -87,7 +87,7 @@ def test_an_adapter_without_a_fingerprint_is_used_as_before(adapter: Path) -> No
 
 def test_a_replaced_result_is_never_mixed_with_the_old_one(tmp_path: Path) -> None:
     """Where the new files move in, what makes the old result loadable is gone already."""
-    from fastchat.checkpoint.files import staged
+    from fastchat.checkpoint.folders import staged
 
     (tmp_path / "adapter_config.json").write_text("old")
     (tmp_path / "adapter_model.safetensors").write_text("old")

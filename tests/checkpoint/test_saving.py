@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fastchat.checkpoint import adapter as adapter_files
 from fastchat.checkpoint import full as full_files
-from fastchat.checkpoint.files import staged
+from fastchat.checkpoint.folders import staged
 from fastchat.checkpoint.gather import IN_PLACE, compare_files, gather_all, gather_trained
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.checkpoint.save import save_result
@@ -60,7 +60,7 @@ def test_the_loadable_name_moves_last(tmp_path: Path, monkeypatch: pytest.Monkey
         moved.append(Path(target).name)
         replace(source, target)
 
-    monkeypatch.setattr("fastchat.checkpoint.files.os.replace", noted)
+    monkeypatch.setattr("fastchat.checkpoint.folders.os.replace", noted)
     with staged(tmp_path, last=["a"]) as stage:
         for name in "abc":
             (stage / name).touch()

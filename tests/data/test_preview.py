@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from fastchat import files
 from fastchat.conversation import get_template
 from fastchat.data import preview
 from fastchat.data.encoding.text_encoder import TextEncoder
-from fastchat.data.rows import writing
 from fastchat.data.rows.records import load_dialogues
 from tests.builders import TOKENIZER_KINDS, make_tokenizer
 from tests.data.in_memory import build_store
@@ -161,7 +161,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(run: Run, tmp_path: Path, monkey
         Path(path).touch()
         return Full()
 
-    monkeypatch.setattr(writing, "open", full, raising=False)
+    monkeypatch.setattr(files, "open", full, raising=False)
     code, _, err = run("--data_path", data, "--output", str(tmp_path / "out.jsonl"))
     assert code == 6 and "cannot be written (No space left on device)" in err
     assert os.listdir(tmp_path) == ["a.jsonl"]

@@ -311,10 +311,11 @@ def test_a_new_learning_rate_is_said_and_used(train: Train, broken: Outcome) -> 
 
 
 def test_two_runs_in_one_folder(train: Train, tmp_path: Path) -> None:
-    from fastchat.checkpoint.lock import FolderLock
+    from fastchat.files import Lock
 
     (tmp_path / "out").mkdir()
-    lock = FolderLock(tmp_path / "out")
+    lock = Lock(tmp_path / "out")
+    assert lock.acquire(wait=False)
     outcome = train()
     assert outcome.code == 2 and "in use by another run" in outcome.err and os.listdir(tmp_path / "out") == []
     lock.release()

@@ -20,6 +20,7 @@ from fastchat.data.encoding.raw_tokenizer import RawTokenizer, from_class, read_
 from fastchat.data.encoding.supervision import ASSISTANT
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import SettingsError
+from fastchat.files import parse_json
 
 
 class TextEncoder:
@@ -99,7 +100,7 @@ class TextEncoder:
     def from_description(cls, described: dict[str, Any], name: str = "") -> ChatEncoder:
         """The encoder that `ChatEncoder.described` describes. `name` is the tokenizer's, for messages."""
         of = described["tokenizer"]
-        raw = RawTokenizer(of["text"], json.loads(of["text"]), of["bos"], of["eos"], of["template"], name)
+        raw = RawTokenizer(of["text"], parse_json(of["text"]), of["bos"], of["eos"], of["template"], name)
         table = described["template"]
         template = TokenizerTemplate(of["template"], raw) if table is None else Template.from_dict(table)
         return cls(raw).bind(template, described["train_on"])

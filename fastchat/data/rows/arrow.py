@@ -8,13 +8,13 @@ Files are mapped into memory and read batch by batch; see tables.py for what a r
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from fastchat.data.rows.tables import BATCH, NumberedRow, columns_to_read, rows_of
 from fastchat.errors import DataError, brief, nearest
+from fastchat.files import JsonError, read_object
 
 ARROW_FILE = b"ARROW1"
 ARROW_STREAM = b"\xff\xff\xff\xff"
@@ -104,13 +104,9 @@ def _batches(reader: Any, is_stream: bool) -> Iterator[Any]:
 def _read(folder: str, name: str) -> dict[str, Any]:
     path = os.path.join(folder, name)
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(path, constants=True)
+    except (OSError, JsonError) as error:
         raise DataError(f"{path}: cannot be read ({brief(error)}).") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: it needs to be a JSON object.")
-    return content
 
 
 def _inside(folder: str, name: str, where: str) -> str:

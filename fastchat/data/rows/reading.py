@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import itertools
-import json
 import os
 import re
 import zlib
@@ -28,6 +27,7 @@ from fastchat.data.rows.row_size import LIMIT, MAX_ROW_BYTES, too_large
 from fastchat.data.rows.strict_json import BadValue, StrictDecoder
 from fastchat.data.rows.tables import NumberedRow
 from fastchat.errors import DataError, brief
+from fastchat.files import JsonError, parse_json
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Which tables there are, by how their files begin.
@@ -217,8 +217,8 @@ def _refuse_tables(first_line: bytes, path: str) -> None:
 def _is_array_of_values(line: bytes) -> bool:
     """Whether a line is a whole JSON array that does not hold objects, so that it is no file of rows by itself."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line, constants=True)
+    except JsonError:
         return False
     return not (isinstance(value, list) and value and isinstance(value[0], dict))
 

@@ -12,7 +12,6 @@ texts with `textContent` only, a part of one record at a time. What the data hol
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from array import array
@@ -31,6 +30,7 @@ from fastchat.data.tokens.counts import table
 from fastchat.data.view.histogram import Histogram
 from fastchat.data.view.reasons import EXPLAINED, ROLES, Why, explain
 from fastchat.data.view.token_text import TokenTexts
+from fastchat.files import sha256_of_text
 
 # 3 M tokens make a page of about 12 MB; the tokens of later records are left out, and the page says so.
 MAX_TOKENS = 3_000_000
@@ -191,8 +191,8 @@ def _filled(text: str, parts: Mapping[str, str]) -> Iterator[str]:
 
 
 def _asset(name: str) -> str:
-    return (resources.files("fastchat.data") / "report" / name).read_text(encoding="utf-8")
+    return (resources.files("fastchat.data.view") / "report" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return "sha256-" + base64.b64encode(bytes.fromhex(sha256_of_text(text))).decode()
