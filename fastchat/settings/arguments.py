@@ -21,7 +21,7 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, same, targets
+from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, targets, template
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -154,7 +154,7 @@ class DataArguments:
         None,
         "prompt template; vicuna_v1.1 where nothing else fits, tokenizer for the chat template of the model",
         translate={
-            name: same("conv_template", "see the list of templates in the README")
+            name: template
             for name in (
                 "template",
                 "chat_template",
@@ -198,6 +198,7 @@ class DataArguments:
             "train_on_prompt": by_value({"true": "train_on: all"}, "train_on: assistant"),
             "assistant_only_loss": by_value({"true": "train_on: assistant"}, "train_on: all"),
             "completion_only_loss": by_value({"true": "train_on: assistant"}, "train_on: all"),
+            "train_on_responses_only": by_value({"true": "train_on: assistant"}, "train_on: all"),
             "mask_history": by_value({"true": "train_on: last"}, "train_on: assistant"),
         },
         resume=FIXED,
@@ -226,7 +227,7 @@ class LoraArguments:
         8,
         "rank of the adapter",
         range=AT_LEAST_ONE,
-        elsewhere="lora_rank lora_dim lora_attn_dim rank",
+        elsewhere="lora_rank lora_dim lora_attn_dim rank r",
         resume=FIXED,
         common=True,
         memory=True,
@@ -286,7 +287,7 @@ class RunArguments(TransformersArguments):
         512,
         "dialogues are cut to this many tokens",
         range=AT_LEAST_ONE,
-        elsewhere="sequence_len cutoff_len max_length max_seq_length max_seq_len seq_len seq_length block_size "
+        elsewhere="sequence_len cutoff_len max_length max_len max_seq_length max_seq_len seq_len seq_length block_size "
         "sequence_length context_length max_source_length",
         resume=FIXED,
         common=True,
