@@ -153,16 +153,9 @@ class DataArguments:
     conv_template: str | None = _data(
         None,
         "prompt template; vicuna_v1.1 where nothing else fits, tokenizer for the chat template of the model",
-        translate={
-            name: template
-            for name in (
-                "template",
-                "chat_template",
-                "prompt_template",
-                "prompt_template_name",
-                "conversation_template",
-            )
-        },
+        translate=dict.fromkeys(
+            ("template", "chat_template", "prompt_template", "prompt_template_name", "conversation_template"), template
+        ),
         resume=FREE,
         common=True,
     )

@@ -130,7 +130,8 @@ _REASONS: dict[str, str] = {
     "tokenizer tokenizer_type tokenizer_config tokenizer_use_fast use_fast_tokenizer "
     "tokenizer_legacy is_llama_derived_model is_mistral_derived_model is_falcon_derived_model is_qwen_derived_model "
     "tokenizer_name tokenizer_name_or_path split_special_tokens": _TOKENIZER,
-    "special_tokens tokens add_tokens add_special_tokens resize_vocab resize_token_embeddings_to_32x eos_token new_special_tokens add_special_token "
+    "special_tokens tokens add_tokens add_special_tokens resize_vocab resize_token_embeddings_to_32x eos_token "
+    "new_special_tokens add_special_token "
     "pad_token mean_resizing_embeddings": _TOKENS,
     "model_revision revision_of_model": "download that revision first, and give its folder as model_name_or_path",
     "hf_use_auth_token use_auth_token hf_hub_token ms_hub_token token": _ENVIRONMENT.format("HF_TOKEN"),

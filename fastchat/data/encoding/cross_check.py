@@ -78,15 +78,18 @@ class LabelCrossCheck:
         """
         checked = Checked()
         for dialogue, input_ids, labels in samples:
-            untold = (
-                self.chat_encoder.template.only_last and self.chat_encoder.train_on == ALL and self._turns(dialogue)
-            )
-            if untold or self._has_special_token_strings(dialogue):
+            if self._is_untold(dialogue) or self._has_special_token_strings(dialogue):
                 checked.skipped += 1
                 continue
             self._check_one(_Sample(self.chat_encoder, dialogue, list(input_ids), list(labels)), checked)
             checked.records += 1
         return checked
+
+    def _is_untold(self, dialogue: Dialogue) -> bool:
+        """Whether more is left out of "all" than answers, each of which can be found."""
+        prompts = [turn.train for turn in dialogue.turns if turn.role != "assistant"] + [dialogue.system_train]
+        untold = not all(prompts) or (self.chat_encoder.template.only_last and self._turns(dialogue))
+        return self.chat_encoder.train_on == ALL and bool(untold)
 
     def _has_special_token_strings(self, dialogue: Dialogue) -> bool:
         texts = [(turn.text, turn.role == "assistant") for turn in dialogue.turns] + [(dialogue.system or "", False)]

@@ -126,7 +126,8 @@ class TokenizerTemplate:
                 turn = next((turn for begin, stop, turn in spans if begin <= left and right <= stop), -1)
                 owner = turn if turn >= 0 else max(message - offset, -1)
                 learned = turn >= 0 and dialogue.turns[turn].train
-                segments.append(Segment(real[left:right], role, learned, owner, excluded=turn >= 0 and not learned))
+                kept_out = not learned if turn >= 0 else message >= 0 and not _is_trained(dialogue, message - offset)
+                segments.append(Segment(real[left:right], role, learned, owner, excluded=kept_out))
         return Rendered(tuple(segments))
 
     # -- finding the spans
@@ -226,6 +227,13 @@ class TokenizerTemplate:
             f"{dialogue.where}: the tokenizer's chat template gives no exact span for turn {turn + 1}: {why}. "
             "Choose a built-in template with --conv_template, or leave the record out."
         )
+
+
+def _is_trained(dialogue: Dialogue, turn: int) -> bool:
+    """Whether a message may be learned; the system message is turn -1. Answers are looked at as whole spans."""
+    if turn < 0:
+        return dialogue.system_train
+    return dialogue.turns[turn].role == "assistant" or dialogue.turns[turn].train
 
 
 def _mark(

@@ -27,7 +27,7 @@ from fastchat.data.tokens.store import StoreWriter, TokenShard, check_supervised
 from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
 from fastchat.errors import DataError, say
 
-_ABOUT = 2  # counted up whenever what `TokenizeJob` returns changes: an entry without it is not found
+_ABOUT = 3  # counted up whenever what `TokenizeJob` returns changes: an entry without it is not found
 _SAMPLES = 64  # dialogues whose labels are derived a second time
 
 
@@ -226,11 +226,12 @@ def _to_json(record: Record, files: list[str]) -> list[Any]:
     """With the place of its file among `files`, whose names the key leaves out: the next run may have other names."""
     assert record.dialogue is not None
     turns = [[turn.role, turn.text, turn.train, turn.reasoning] for turn in record.dialogue.turns]
-    return [turns, record.dialogue.system, record.index, files.index(record.source), record.line, record.id]
+    system = [record.dialogue.system, record.dialogue.system_train]
+    return [turns, system, record.index, files.index(record.source), record.line, record.id]
 
 
 def _from_json(value: list[Any], files: list[str]) -> Record:
     turns, system, index, place, line, name = value
     source = files[place]
-    dialogue = Dialogue(tuple(Turn(*turn) for turn in turns), system, source, line)
+    dialogue = Dialogue(tuple(Turn(*turn) for turn in turns), system[0], source, line, system[1])
     return Record(index, dialogue, None, source, line, name)
