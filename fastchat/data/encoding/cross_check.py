@@ -22,6 +22,7 @@ from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, compile
 from fastchat.errors import DataError
 
 T = TypeVar("T")
+_MOST = 1 << 20  # characters of a dialogue: a longer one costs too much memory to encode whole
 
 
 @dataclass
@@ -31,8 +32,8 @@ class Checked:
     Attributes:
         records, turns: how many were derived again and agreed.
         skipped: records with a control look-alike in a message: encoding them in one go makes a control token of it,
-            which is exactly what training does not do. (And, under "all", records with an answer left out whose
-            template shows history otherwise.)
+            which is exactly what training does not do. (And records of more than _MOST characters; and, under "all",
+            those with a prompt left out, or an answer whose template shows history otherwise.)
         torn: turns whose prompt, encoded alone, does not end where a token of the dialogue does.
     """
 
@@ -78,7 +79,11 @@ class LabelCrossCheck:
         """
         checked = Checked()
         for dialogue, input_ids, labels in samples:
-            if self._is_untold(dialogue) or self._has_special_token_strings(dialogue):
+            if (
+                self._is_untold(dialogue)
+                or _num_characters(dialogue) > _MOST
+                or self._has_special_token_strings(dialogue)
+            ):
                 checked.skipped += 1
                 continue
             self._check_one(_Sample(self.chat_encoder, dialogue, list(input_ids), list(labels)), checked)
@@ -224,6 +229,10 @@ class _Sample:
             f"{self.dialogue.where}: two ways of finding what is supervised disagree at token {at}: {reason}. Around "
             f"it, supervised tokens in brackets: {shown}. Nothing was trained; please report this with the record."
         )
+
+
+def _num_characters(dialogue: Dialogue) -> int:
+    return sum(len(turn.text) + len(turn.reasoning or "") for turn in dialogue.turns) + len(dialogue.system or "")
 
 
 def _bare(text: str) -> str:

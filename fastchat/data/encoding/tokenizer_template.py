@@ -47,6 +47,10 @@ def to_messages(dialogue: Dialogue, reasoning_key: str = "") -> list[dict[str, s
     return messages
 
 
+class RefusedByTemplate(DataError):
+    """A record that the chat template does not take, or shows so that its answers cannot be told exactly."""
+
+
 class TokenizerTemplate:
     """A tokenizer's own chat template behind the interface of `Template`."""
 
@@ -108,8 +112,8 @@ class TokenizerTemplate:
         """Apply the template and find the spans.
 
         Raises:
-            DataError: the template refuses the record, or gives no exact span for one of its answers; the message
-                names the record and the property.
+            RefusedByTemplate: the template refuses the record, or gives no exact span for one of its answers; the
+                message names the record and the property.
         """
         messages = to_messages(dialogue, self.reasoning_key)
         offset = len(messages) - len(dialogue.turns)
@@ -213,7 +217,8 @@ class TokenizerTemplate:
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
         except failures() as error:
-            raise DataError(f"{dialogue.where}: the tokenizer's chat template refuses the record: {error}") from error
+            reason = f"{dialogue.where}: the tokenizer's chat template refuses the record: {error}"
+            raise RefusedByTemplate(reason) from error
 
     def _accepts(self, dialogue: Dialogue) -> bool:
         try:
@@ -223,7 +228,7 @@ class TokenizerTemplate:
         return True
 
     def _no_span(self, dialogue: Dialogue, turn: int, why: str) -> DataError:
-        return DataError(
+        return RefusedByTemplate(
             f"{dialogue.where}: the tokenizer's chat template gives no exact span for turn {turn + 1}: {why}. "
             "Choose a built-in template with --conv_template, or leave the record out."
         )

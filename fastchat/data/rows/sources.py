@@ -104,7 +104,7 @@ def _local(flag: str, name: str, split: str, tell: bool = False) -> list[str]:
 
 def _saved(flag: str, name: str, folder: str, split: str, tell: bool) -> list[str] | None:
     """The files of a folder that `save_to_disk` wrote; None for any other."""
-    found = saved_files(folder, split)
+    found = saved_files(folder, split, flag.replace("_path", "_split"))
     if found and tell:
         of = f"split {split} of " if os.path.dirname(found[0]) != os.path.normpath(folder) else ""
         say(f"{flag} {name}: {of}a saved data set, {_num_files(found)}")

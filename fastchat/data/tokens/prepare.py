@@ -21,6 +21,7 @@ from fastchat.data.rows.records import OnBadRow, Record, Records
 from fastchat.data.rows.sources import Source
 from fastchat.data.tokens import cache as token_cache
 from fastchat.data.tokens.code_digest import file_digest
+from fastchat.data.tokens.counts import refused_line
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.progress import byte_bar
 from fastchat.data.tokens.store import StoreWriter, TokenShard, check_supervised
@@ -147,14 +148,16 @@ class TokenizeJob:
             self.chat_encoder,
             max_length=settings.max_length,
             overlong=settings.overlong,
+            on_bad_row=settings.on_bad_row,
             workers=workers,
         )
-        writer = StoreWriter(folder)
+        writer, refusal = StoreWriter(folder), ""
         of = f" ({workers} processes)" if workers > 1 else ""
         with byte_bar(f"tokenising {self.name} data{of}", records.num_bytes, settings.progress) as update:
             for batch, part in parts:
                 writer.add(part)
                 samples.add(batch, part)
+                refusal = refusal or part.refusal
                 self.counts.update(part.counts)
                 self.gains.update(part.gains)
                 self.counts.update(batch.dropped)
@@ -162,13 +165,16 @@ class TokenizeJob:
         files = writer.close()
         self._check_unchanged()
         counts = {**records.counts, **self.counts}
+        refused = refused_line(counts, refusal)
+        for line in refused:
+            say(line)
         check_supervised(Counter(counts), settings.max_length)
         return {
             "files": files,
             "counts": counts,
             "gains": sorted(self.gains.items()),
             "rows": self._rows(records),
-            "lines": records.lines,
+            "lines": [*records.lines, *refused],
             "samples": [(number, _to_json(record, list(self.states))) for number, record in samples.kept],
         }
 
