@@ -12,7 +12,7 @@ from fastchat.data.encoding.examples import REFUSED, tokenize_dialogues
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.records import Records
 from fastchat.data.tokens.store import make_shard, usable
-from fastchat.errors import DataError
+from fastchat.errors import DataError, SettingsError
 from tests.builders import make_tokenizer
 from tests.data.test_tokenizer_template import CHATML
 
@@ -32,7 +32,7 @@ def test_refused_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     encoder, _ = TextEncoder.from_directory_or_class(str(model))
     chat_encoder = encoder.bind(encoder.choose("tokenizer"))
     pairs = usable(Records([_rows(tmp_path / "a.jsonl")]))
-    with pytest.raises(DataError, match=r"a.jsonl:2: .*not this --on_bad_row skip leaves such records out"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: .*not this\. --on_bad_row skip leaves such records out"):
         list(tokenize_dialogues(pairs, chat_encoder, max_length=64))
     examples = list(tokenize_dialogues(pairs, chat_encoder, max_length=64, on_bad_row="skip"))
     assert [example.dropped for example in examples] == [None, REFUSED, None, REFUSED]
@@ -48,3 +48,19 @@ def test_refused_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     out, err = capsys.readouterr()
     assert "skipped 2 of 4 rows that the template refuses; first: " in err and "a.jsonl:2" in err
     assert f"2 trained on, 2 dropped ({REFUSED} 2)" in out
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("{% include 'x' %}", "refuses the record: no loader"),
+        ("hello", "the user message is not shown at all"),
+        ("{% for m in messages %}{{ m.content|upper }}{% endfor %}", "the template changes a message"),
+        ("{{ raise_exception('never') }}", "refuses the record: never"),
+    ],
+)
+def test_a_template_that_renders_nothing_says_why(tmp_path: Path, source: str, why: str) -> None:
+    model = make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source)
+    encoder, _ = TextEncoder.from_directory_or_class(str(model))
+    with pytest.raises(SettingsError, match=f"renders none of the simplest dialogues: .*{why}"):
+        encoder.bind(encoder.choose("tokenizer"))

@@ -121,7 +121,7 @@ def _rendered(dialogue: Dialogue, chat_encoder: ChatEncoder, on_bad_row: str) ->
     except RefusedByTemplate as refusal:
         if on_bad_row == "skip":
             return str(refusal)
-        raise DataError(f"{refusal} --on_bad_row skip leaves such records out.") from refusal
+        raise DataError(f"{str(refusal).rstrip('.')}. --on_bad_row skip leaves such records out.") from refusal
 
 
 def _example(

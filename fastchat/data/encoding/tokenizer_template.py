@@ -77,7 +77,12 @@ class TokenizerTemplate:
             for segment in reversed(self.render(dialogue).segments):
                 if segment.supervised and segment.role == "template":
                     return segment.text
-        raise SettingsError(f"the chat template of {self.where} renders none of the simplest dialogues.")
+        try:
+            self.render(HARMLESS[0])
+            reason = "no control token ends an answer"
+        except DataError as error:
+            reason = str(error).removeprefix(f"{HARMLESS[0].where}: ")
+        raise SettingsError(f"the chat template of {self.where} renders none of the simplest dialogues: {reason}")
 
     @cached_property
     def ending(self) -> str:
