@@ -39,6 +39,11 @@ class Dialogue:
     system_train: bool = True
 
     @property
+    def num_characters(self) -> int:
+        """Of all its texts together."""
+        return sum(len(turn.text) + len(turn.reasoning or "") for turn in self.turns) + len(self.system or "")
+
+    @property
     def where(self) -> str:
         """`file:line`, for messages."""
         return f"{self.source or '<memory>'}:{self.line}"

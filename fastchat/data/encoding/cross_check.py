@@ -16,13 +16,12 @@ from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import IGNORED
 from fastchat.data.encoding.prefix import TORN, leaves_prompt
-from fastchat.data.encoding.saved_template import chat_template
+from fastchat.data.encoding.saved_template import MOST_COMPARED, chat_template
 from fastchat.data.encoding.supervision import ALL, LAST
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, compile_template, to_messages
 from fastchat.errors import DataError
 
 T = TypeVar("T")
-_MOST = 1 << 20  # characters of a dialogue: a longer one costs too much memory to encode whole
 
 
 @dataclass
@@ -32,8 +31,8 @@ class Checked:
     Attributes:
         records, turns: how many were derived again and agreed.
         skipped: records with a control look-alike in a message: encoding them in one go makes a control token of it,
-            which is exactly what training does not do. (And records of more than _MOST characters; and, under "all",
-            those with a prompt left out, or an answer whose template shows history otherwise.)
+            which is exactly what training does not do. (And records of more than MOST_COMPARED characters; and, under
+            "all", those with a prompt left out, or an answer whose template shows history otherwise.)
         torn: turns whose prompt, encoded alone, does not end where a token of the dialogue does.
     """
 
@@ -45,7 +44,7 @@ class Checked:
     @property
     def line(self) -> str:
         """One line for the log."""
-        more = f", {self.skipped} with control look-alikes left out" if self.skipped else ""
+        more = f", {self.skipped} left out: control look-alikes, or too long" if self.skipped else ""
         more += f"; {self.torn} prompts end inside a token of the dialogue" if self.torn else ""
         return f"labels derived a second time: {self.turns} answers in {self.records} records agree{more}"
 
@@ -81,7 +80,7 @@ class LabelCrossCheck:
         for dialogue, input_ids, labels in samples:
             if (
                 self._is_untold(dialogue)
-                or _num_characters(dialogue) > _MOST
+                or dialogue.num_characters > MOST_COMPARED
                 or self._has_special_token_strings(dialogue)
             ):
                 checked.skipped += 1
@@ -229,10 +228,6 @@ class _Sample:
             f"{self.dialogue.where}: two ways of finding what is supervised disagree at token {at}: {reason}. Around "
             f"it, supervised tokens in brackets: {shown}. Nothing was trained; please report this with the record."
         )
-
-
-def _num_characters(dialogue: Dialogue) -> int:
-    return sum(len(turn.text) + len(turn.reasoning or "") for turn in dialogue.turns) + len(dialogue.system or "")
 
 
 def _bare(text: str) -> str:

@@ -89,6 +89,11 @@ def _local(flag: str, name: str, split: str, tell: bool = False) -> list[str]:
         return _saved(flag, name, path, split, tell) or _files_in(flag, name, path, tell)
     if os.path.exists(path):
         return [path]
+    if "://" in name:
+        raise DataError(
+            f"{flag} {name} is an address; download the file, and give its path. (A dataset of the hub is "
+            "named OWNER/NAME.)"
+        )
     if not _WILD.search(name):
         reason = str(unreadable(path, FileNotFoundError())).removeprefix(f"{path}: ")
         raise DataError(f"{flag} {name}: {reason} (A dataset of the hub is named OWNER/NAME.)")
