@@ -36,6 +36,19 @@ _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
     b"PK": "a zip archive",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd (unpack it with `zstd -d`)",
+    b"\xfd7zXZ\0": "compressed with xz (unpack it with `xz -d`)",
+    b"BZh": "compressed with bzip2 (unpack it with `bzip2 -d`)",
+    b"\x04\x22\x4d\x18": "compressed with lz4 (unpack it with `lz4 -d`)",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"FEA1": "Feather version 1",
+    b"ORC": "ORC",
+    b"SQLite format 3\0": "an SQLite database",
+    b"\x80": "a Python pickle",
+    b"version https://git-lfs": "a pointer of Git LFS (fetch the file with `git lfs pull`)",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"---\n": "YAML or Markdown",
 }
 _TEXT_KINDS = {".csv": "CSV", ".tsv": "tab-separated text", ".txt": "plain text"}
 _BLOCK = 1 << 20  # bytes of an array that are read at a time
@@ -198,6 +211,8 @@ def _without_mark(first_line: bytes, path: str) -> bytes:
             raise DataError(
                 f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz), parquet or Arrow."
             )
+    if first_line[257:262] == b"ustar":
+        raise DataError(f"{path}: is a tar archive; unpack it, and give the file in it.")
     if b"\0" in first_line[:2]:  # UTF-16 without a mark; or a file with nothing in it but zeros
         raise DataError(f"{path}: begins with a NUL byte, so it is no UTF-8 JSON; copy or convert it again.")
     return first_line.removeprefix(BYTE_ORDER_MARK)

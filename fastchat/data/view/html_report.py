@@ -22,8 +22,9 @@ from importlib import resources
 from itertools import chain
 from typing import Any
 
+from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.data.encoding.examples import Example
+from fastchat.data.encoding.examples import REFUSED, Example
 from fastchat.data.rows.records import Record
 from fastchat.data.rows.writing import StagedFile
 from fastchat.data.tokens.counts import table
@@ -99,18 +100,17 @@ class HtmlReport:
 
     def _encode(self) -> None:
         """Find the tokens of the waiting records, as far as the page has room."""
-        usable = [entry for entry in self._waiting if entry.record.dialogue is not None]
+        usable = [e for e in self._waiting if e.record.dialogue is not None and e.example.dropped != REFUSED]
         rendered = [
             self.chat_encoder.template.render(entry.record.dialogue) for entry in usable if entry.record.dialogue
         ]
-        encoded = dict(
-            zip(map(id, usable), zip(rendered, self.chat_encoder.encode_many(rendered), strict=True), strict=True)
-        )
+        tokens = encode_beginnings(rendered, self.chat_encoder, self.max_length)
+        encoded = dict(zip(map(id, usable), zip(rendered, tokens, strict=True), strict=True))
         for entry in self._waiting:
             if self.left <= 0:
                 break
             self._entries.append(entry)
-            if entry.record.dialogue is None:
+            if entry.record.dialogue is None or id(entry) not in encoded:
                 continue
             text, ids = encoded[id(entry)]
             texts = self._texts.of(ids.input_ids)
