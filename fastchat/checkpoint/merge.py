@@ -104,12 +104,13 @@ def merge_weights(model: Any, dtype: torch.dtype) -> Any:
     _untie_if_adapted(base, layers)
     for layer in layers:
         inner: Any = layer.get_base_layer()
-        inner.weight.data = inner.weight.data.float()
+        weight = getattr(inner, getattr(layer, "parameter_name", "weight"))  # of experts other names
+        weight.data = weight.data.float()
         try:
             layer.merge(safe_merge=True)  # raises where a weight would not be finite
         except ValueError as problem:
             raise CheckpointError(f"The adapter holds values that are not finite: {problem}") from None
-        inner.weight.data = inner.weight.data.to(dtype)
+        weight.data = weight.data.to(dtype)
     return model.unload().to(dtype)
 
 

@@ -250,10 +250,10 @@ def _forget_quantization(model: Any) -> None:
 def read_configs(folder: Path, *, adapter: bool) -> None:
     """Reads the configurations of a result as its users will; raises what the libraries raise."""
     from peft import PeftConfig
-    from transformers import GenerationConfig, PreTrainedConfig
+    from transformers import AutoConfig, GenerationConfig
 
     if adapter:
         PeftConfig.from_pretrained(str(folder))
     else:
-        PreTrainedConfig.from_pretrained(str(folder))
+        AutoConfig.from_pretrained(str(folder))
         GenerationConfig.from_pretrained(str(folder))

@@ -95,11 +95,12 @@ def choose_targets(
     asked = parse_target_modules(target_modules)
     names = list(DEFAULT_TARGETS) if asked is None else asked
     found = [name for name in names if _matches(name, existing)]
+    found = _without_experts(model, found, refuse=asked is not None)
     missing = [name for name in names if name not in found]
     leaves = sorted({name.rpartition(".")[2] for name in existing})
     if asked is None and found:
-        if missing:
-            others = [leaf for leaf in leaves if leaf not in found and leaf not in ("lm_head", "embed_tokens")]
+        if missing := [name for name in missing if not _matches(name, existing)]:
+            others = [leaf for leaf in leaves if leaf not in names and leaf not in ("lm_head", "embed_tokens")]
             say(
                 f"LoRA targets: {', '.join(found)}; this architecture has no {', '.join(missing)}. Also there: "
                 f"{', '.join(others) or 'nothing else'} (name them with --lora_target_modules)."
@@ -117,6 +118,32 @@ def choose_targets(
             f"{', '.join(leaves)}." + (f" Did you mean {', '.join(dict.fromkeys(close))}?" if close else "")
         )
     return found
+
+
+def _without_experts(model: nn.Module, names: list[str], *, refuse: bool) -> list[str]:
+    """`names` without those that peft does not take for layers in this architecture, but for what the experts of a
+    mixture once called their weights. Says so, or with `refuse` raises SettingsError.
+
+    The weights of all experts are one parameter today, and peft would adapt that instead of the layers of the name.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    def is_layer(name: str) -> bool:
+        config = LoraConfig(target_modules=[name])
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:  # one of several that are fused
+            return False
+        return name in (config.target_modules or ())
+
+    taken = [name for name in names if not is_layer(name)]
+    if taken:
+        line = f"peft takes {', '.join(taken)} in {type(model).__name__} for names of its experts' fused weights"
+        if refuse:
+            raise SettingsError(f"--lora_target_modules: {line}, and not for layers: leave them out.")
+        say(f"LoRA: {line}, so the layers of these names get no adapter.")
+    return [name for name in names if name not in taken]
 
 
 def adaptable_modules(model: nn.Module) -> list[str]:
@@ -197,7 +224,12 @@ def _new_adapter(
 
     options: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias}
     options |= {"target_modules": targets, "exclude_modules": exclude}
-    return get_peft_model(model, LoraConfig(**options, task_type="CAUSAL_LM"))
+    try:
+        return get_peft_model(model, LoraConfig(**options, task_type="CAUSAL_LM"))
+    except (ValueError, TypeError, NotImplementedError) as problem:
+        raise SettingsError(
+            f"peft cannot adapt this model with these settings ({', '.join(targets)}): {brief(problem, 300)}"
+        ) from problem
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:

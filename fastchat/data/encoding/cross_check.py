@@ -197,8 +197,8 @@ class LabelCrossCheck:
         return _bare(self.chat_encoder.encoder.decode(ids))
 
     def _has_unknown(self, ids: Sequence[int]) -> bool:
-        unknown = self.chat_encoder.encoder.spec["model"].get("unk_token")
-        return unknown is not None and self.chat_encoder.encoder.vocabulary.get(unknown) in ids
+        encoder = self.chat_encoder.encoder
+        return encoder.unknown is not None and encoder.vocabulary.get(encoder.unknown) in ids
 
     def _ids(self, text: str) -> list[int]:
         return self.chat_encoder.encoder.whole.encode(text, add_special_tokens=False).ids

@@ -71,9 +71,9 @@ def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
         template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
     )
     if isinstance(chat_template, list):
-        chat_template = next((t["template"] for t in chat_template if t.get("name") == "default"), None)
+        chat_template = {t.get("name"): t.get("template") for t in chat_template}
     bos, eos = (_content(config.get(key)) for key in ("bos_token", "eos_token"))
-    return RawTokenizer(text, spec, bos, eos, chat_template, str(directory)), ""
+    return RawTokenizer(text, spec, bos, eos, _default(chat_template), str(directory)), ""
 
 
 def from_class(tokenizer: Any) -> RawTokenizer:
@@ -84,10 +84,15 @@ def from_class(tokenizer: Any) -> RawTokenizer:
             "backend, so token offsets are unknown; convert it to a tokenizer.json first."
         )
     text = tokenizer.backend_tokenizer.to_str()
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    template = _default(tokenizer.chat_template)
     return RawTokenizer(
         text, parse_json(text), tokenizer.bos_token, tokenizer.eos_token, template, tokenizer.name_or_path
     )
+
+
+def _default(chat_template: str | dict[Any, Any] | None) -> str | None:
+    """The template of a tokenizer; of several, by name, the one for plain dialogues."""
+    return chat_template.get("default") if isinstance(chat_template, dict) else chat_template
 
 
 def _content(token: Any) -> str | None:

@@ -29,6 +29,7 @@ class TextEncoder:
     Attributes:
         vocabulary: every token string -> id, added tokens included.
         bos, eos: the tokens that begin and end a sequence, None where the tokenizer has none.
+        unknown: the token that text becomes which the vocabulary does not cover; None where all text is covered.
         adds_bos: whether the tokenizer puts BOS before a text by itself.
     """
 
@@ -42,6 +43,7 @@ class TextEncoder:
         self.whole.no_padding()
         self.whole.no_truncation()
         self.vocabulary = self.whole.get_vocab(with_added_tokens=True)
+        self.unknown = _unknown(self.spec["model"])
         self._variants = _variants(self.whole, self.spec)
         # Without the other added tokens, those that stay may be counted anew.
         kept = {c: self._variants["first"].token_to_id(c) for c in self.added if _is_space(c)}
@@ -132,6 +134,12 @@ class TextEncoder:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, control tokens included."""
         return self.whole.decode(list(ids), skip_special_tokens=False)
+
+
+def _unknown(model: dict[str, Any]) -> str | None:
+    """The unknown token of a `tokenizer.json`: of a Unigram model its place in the vocabulary is given."""
+    place = model.get("unk_id")
+    return model.get("unk_token") if place is None else model["vocab"][place][0]
 
 
 def _is_space(content: str) -> bool:
