@@ -18,11 +18,14 @@ import pytest
 from fastchat.errors import ResourceError
 from fastchat.streams import LOG, kept_output
 from fastchat.train.callbacks import MetricsFile
+from tests.tiers import thorough
 from tests.train.conftest import Outcome
 from tests.train.flags import ok
 from tests.train.warm import Warm
 
+pytestmark = pytest.mark.slow
 Train = Callable[..., Outcome]
+DISK = (errno.EROFS, errno.ENOSPC, errno.EIO)
 HEAD = "head -c 200 >/dev/null"
 
 
@@ -76,7 +79,7 @@ def test_streams_that_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "early ***\n100%\nä\nto nobody\n"
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("code", [thorough(code, in_default=code == errno.EIO) for code in DISK])
 def test_metrics_that_cannot_be_written_wait(train: Train, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     from fastchat.train import callbacks
 
@@ -153,7 +156,9 @@ def test_what_is_deleted_while_it_is_written(train: Train, monkeypatch: pytest.M
     assert outcome.status["exit_code"] == 6
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EMFILE])
+@pytest.mark.parametrize(
+    "code", [*(thorough(code, in_default=code == errno.ENOSPC) for code in DISK), errno.ESTALE, errno.EMFILE]
+)
 def test_a_disk_that_fails_anywhere_has_its_code(train: Train, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail() -> None:
         raise OSError(code, os.strerror(code), "/data/somewhere")

@@ -11,6 +11,8 @@ import pytest
 
 from tests.train.flags import Train, covers, ok
 
+pytestmark = pytest.mark.slow
+
 
 def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None:
     err = ok(train()).err

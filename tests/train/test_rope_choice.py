@@ -10,6 +10,8 @@ import pytest
 from tests.builders import chat_rows, write_rows
 from tests.train.flags import Train, ok
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def short_context(tiny_model_dir: Callable[..., Path]) -> Path:
