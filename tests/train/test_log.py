@@ -185,25 +185,17 @@ def test_a_status_on_a_full_disk_is_written_over_the_old_one(tmp_path: Path, mon
     assert json.loads(path.read_text()) == {"status": "failed"} and os.listdir(tmp_path) == ["status.json"]
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_tokens_that_another_process_cuts_off(train: Train, monkeypatch, tmp_path: Path, workers: str) -> None:
-    """Reading there would be a bus error. The same command makes them again and goes on."""
-    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))
-    flags = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "6", "--dataloader_num_workers", workers]
-
-    def cut() -> None:
-        for path in (tmp_path / "cache").glob("*/labels.bin"):
-            os.truncate(path, 4)
-
-    with monkeypatch.context() as patch:
-        before_step(patch, 1, cut)
-        outcome = train(*flags)
-    assert outcome.code == 6 and "were cut off by another process" in outcome.err and "Traceback" not in outcome.err
-    assert outcome.status["exit_code"] == 6
-    if workers != "0":  # the worker of the dead run is this process' child here, and holds its lock
-        return
-    again = ok(train(*flags))
-    assert "tokenising again" in again.err and "going on from" in again.err
+def test_tokens_that_another_process_cuts_off(warm: Warm, base_flags: list[str], tmp_path: Path) -> None:
+    """Reading there would be a bus error, also in a loader's worker. The same command makes them again and goes on."""
+    flags = [*base_flags, "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "6"]
+    cache = str(tmp_path / "cache")
+    for workers in ("0", "1"):
+        words = [*flags, "--dataloader_num_workers", workers]
+        outcome = warm.run(words, tmp_path / workers, processes=1, TROUBLE="cut:0:1", FSCHAT_CACHE=cache)
+        assert outcome.code == 6 and "were cut off by another process" in outcome.err, outcome.err
+        assert outcome.status["exit_code"] == 6 and "Traceback" not in outcome.err
+        again = warm.run(words, tmp_path / workers, processes=1, FSCHAT_CACHE=cache)
+        assert again.code == 0 and "tokenising again" in again.err and "going on from" in again.err, again.err
 
 
 def test_a_store_notices(tmp_path: Path) -> None:

@@ -59,11 +59,6 @@ def test_what_is_asked_for_wins(train: Train, short_context: Path, data) -> None
     assert (given["rope_type"], given["factor"]) == ("linear", 4.0)
 
 
-def test_lazily_read_data_is_taken_to_be_as_long_as_it_may(train: Train, short_context: Path, data) -> None:
-    base = flags(short_context, data(2), "--lazy_preprocess", "True")
-    assert ok(train("--model_max_length", "256", base=base)).record["rope_parameters"]["factor"] == 2.0
-
-
 def test_a_scaled_run_resumes_and_is_found_finished(train: Train, short_context: Path, data) -> None:
     base = flags(short_context, data(5), "--model_max_length", "1024", "--save_strategy", "steps", "--save_steps", "1")
     ok(train(base=base))
