@@ -18,11 +18,14 @@ import pytest
 from fastchat.errors import ResourceError
 from fastchat.streams import LOG, kept_output
 from fastchat.train.callbacks import MetricsFile
+from tests.tiers import thorough
 from tests.train.conftest import Outcome
 from tests.train.flags import ok
 from tests.train.warm import Warm
 
+pytestmark = pytest.mark.slow
 Train = Callable[..., Outcome]
+DISK = (errno.EROFS, errno.ENOSPC, errno.EIO)
 HEAD = "head -c 200 >/dev/null"
 
 
@@ -76,7 +79,7 @@ def test_streams_that_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "early ***\n100%\nä\nto nobody\n"
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("code", [thorough(code, in_default=code == errno.EIO) for code in DISK])
 def test_metrics_that_cannot_be_written_wait(train: Train, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     from fastchat.train import callbacks
 
@@ -153,7 +156,9 @@ def test_what_is_deleted_while_it_is_written(train: Train, monkeypatch: pytest.M
     assert outcome.status["exit_code"] == 6
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EMFILE])
+@pytest.mark.parametrize(
+    "code", [*(thorough(code, in_default=code == errno.ENOSPC) for code in DISK), errno.ESTALE, errno.EMFILE]
+)
 def test_a_disk_that_fails_anywhere_has_its_code(train: Train, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail() -> None:
         raise OSError(code, os.strerror(code), "/data/somewhere")
@@ -180,25 +185,17 @@ def test_a_status_on_a_full_disk_is_written_over_the_old_one(tmp_path: Path, mon
     assert json.loads(path.read_text()) == {"status": "failed"} and os.listdir(tmp_path) == ["status.json"]
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_tokens_that_another_process_cuts_off(train: Train, monkeypatch, tmp_path: Path, workers: str) -> None:
-    """Reading there would be a bus error. The same command makes them again and goes on."""
-    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))
-    flags = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "6", "--dataloader_num_workers", workers]
-
-    def cut() -> None:
-        for path in (tmp_path / "cache").glob("*/labels.bin"):
-            os.truncate(path, 4)
-
-    with monkeypatch.context() as patch:
-        before_step(patch, 1, cut)
-        outcome = train(*flags)
-    assert outcome.code == 6 and "were cut off by another process" in outcome.err and "Traceback" not in outcome.err
-    assert outcome.status["exit_code"] == 6
-    if workers != "0":  # the worker of the dead run is this process' child here, and holds its lock
-        return
-    again = ok(train(*flags))
-    assert "tokenising again" in again.err and "going on from" in again.err
+def test_tokens_that_another_process_cuts_off(warm: Warm, base_flags: list[str], tmp_path: Path) -> None:
+    """Reading there would be a bus error, also in a loader's worker. The same command makes them again and goes on."""
+    flags = [*base_flags, "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "6"]
+    cache = str(tmp_path / "cache")
+    for workers in ("0", "1"):
+        words = [*flags, "--dataloader_num_workers", workers]
+        outcome = warm.run(words, tmp_path / workers, processes=1, TROUBLE="cut:0:1", FSCHAT_CACHE=cache)
+        assert outcome.code == 6 and "were cut off by another process" in outcome.err, outcome.err
+        assert outcome.status["exit_code"] == 6 and "Traceback" not in outcome.err
+        again = warm.run(words, tmp_path / workers, processes=1, FSCHAT_CACHE=cache)
+        assert again.code == 0 and "tokenising again" in again.err and "going on from" in again.err, again.err
 
 
 def test_a_store_notices(tmp_path: Path) -> None:
