@@ -39,7 +39,7 @@ REACHES_UP = {
     ("model/apply_lora.py", "checkpoint"),
     ("model/apply_lora.py", "data"),
     ("model/prepare_model.py", "checkpoint"),
-    ("data/encoding/text_encoder.py", "model"),  # the preview loads a tokenizer where the raw file is not enough
+    ("data/encoding/open_tokenizer.py", "model"),  # the preview loads a tokenizer where the raw file is not enough
     # Upstream's interface stands here: its load_model also opens adapters, and it lends what generates.
     ("model/model_adapter.py", "checkpoint"),
     ("model/model_adapter.py", "serve"),

@@ -64,7 +64,7 @@ import json, sys
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.records import Records
 from fastchat.data.tokens.workers import make_shard
-encoder, _ = TextEncoder.from_directory_or_class(sys.argv[1])
+encoder, _ = TextEncoder.from_directory(sys.argv[1])
 chat_encoder = encoder.bind(encoder.choose("chatml"))
 import pyarrow, pyarrow.parquet
 row = {"instruction": "q", "output": "a"}

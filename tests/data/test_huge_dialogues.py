@@ -13,8 +13,8 @@ from fastchat.data import preview
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import tokenize_dialogue
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.saved_template import MOST_COMPARED, compare_template
-from fastchat.data.encoding.text_encoder import TextEncoder
 from tests.builders import make_tokenizer
 
 HUGE = "word " * (MOST_COMPARED // 4)
@@ -36,7 +36,7 @@ def test_nothing_encodes_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert preview.main([*words, "--html", str(tmp_path / "page.html")]) == 0
     assert sizes and max(sizes) < MOST_COMPARED // 8
 
-    encoder, _ = TextEncoder.from_directory_or_class(str(model))
+    encoder, _ = open_tokenizer(str(model))
     chat_encoder = encoder.bind(get_template("vicuna_v1.1"))
     dialogue = Dialogue((Turn("user", "q"), Turn("assistant", HUGE)))
     example = tokenize_dialogue(dialogue, chat_encoder, max_length=128)

@@ -17,6 +17,7 @@ import pytest
 from fastchat import files
 from fastchat.conversation import get_template
 from fastchat.data import preview
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.records import load_dialogues
 from tests.builders import TOKENIZER_KINDS, make_tokenizer
@@ -87,7 +88,7 @@ def test_output_equals_the_training_run(run: Run, tokenizer_dir: TokenizerDir, t
         "no_trained_turn",
         None,
     ]
-    encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir(kind)))
+    encoder, _ = open_tokenizer(str(tokenizer_dir(kind)))
     chat_encoder = encoder.bind(get_template("vicuna_v1.1"))
     records = load_dialogues([data], on_bad_row="skip").records
     store, counts = build_store(records, chat_encoder, max_length=300, overlong="truncate")

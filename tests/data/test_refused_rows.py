@@ -9,7 +9,7 @@ import pytest
 
 from fastchat.data import preview
 from fastchat.data.encoding.examples import REFUSED, tokenize_dialogues
-from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.rows.records import Records
 from fastchat.data.tokens.store import make_shard, usable
 from fastchat.errors import DataError, SettingsError
@@ -29,7 +29,7 @@ def _rows(path: Path) -> str:
 
 def test_refused_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = make_tokenizer("byte_nobos", tmp_path / "t", chat_template=STRICT)
-    encoder, _ = TextEncoder.from_directory_or_class(str(model))
+    encoder, _ = open_tokenizer(str(model))
     chat_encoder = encoder.bind(encoder.choose("tokenizer"))
     pairs = usable(Records([_rows(tmp_path / "a.jsonl")]))
     with pytest.raises(DataError, match=r"a.jsonl:2: .*not this\. --on_bad_row skip leaves such records out"):
@@ -61,6 +61,6 @@ def test_refused_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_a_template_that_renders_nothing_says_why(tmp_path: Path, source: str, why: str) -> None:
     model = make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source)
-    encoder, _ = TextEncoder.from_directory_or_class(str(model))
+    encoder, _ = open_tokenizer(str(model))
     with pytest.raises(SettingsError, match=f"renders none of the simplest dialogues: .*{why}"):
         encoder.bind(encoder.choose("tokenizer"))

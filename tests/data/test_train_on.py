@@ -9,6 +9,7 @@ from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data import preview
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.errors import DataError, SettingsError
 from tests.builders import TOKENIZER_KINDS, make_tokenizer, write_rows
 from tests.data.test_html_report import data_of
@@ -65,10 +66,9 @@ def _left_out(*turns, system_train=True):
 @pytest.mark.parametrize("own", [False, True])
 def test_all_leaves_out_what_says_so(tmp_path, own):
     """Prompts too: a user's turn, the system message; and the whole dialogue where no answer is learned."""
-    from fastchat.data.encoding.text_encoder import TextEncoder
 
     path = make_tokenizer("byte_nobos", tmp_path / "t", chat_template=CHATML)
-    encoder, _ = TextEncoder.from_directory_or_class(str(path))
+    encoder, _ = open_tokenizer(str(path))
     chat_encoder = encoder.bind(encoder.choose("tokenizer") if own else get_template("chatml"), "all")
     turns = [
         ("user", "secret question", False),
@@ -87,11 +87,8 @@ def test_all_leaves_out_what_says_so(tmp_path, own):
 
 @pytest.mark.parametrize("source", [CHATML, THINKING])
 def test_each_choice_with_the_tokenizers_own_template(tmp_path, source, encoder_of):
-    from fastchat.data.encoding.text_encoder import TextEncoder
 
-    encoder, _ = TextEncoder.from_directory_or_class(
-        str(make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source))
-    )
+    encoder, _ = open_tokenizer(str(make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source)))
     own = encoder.choose("tokenizer")
     assert learned(encoder.bind(own, "last"), ANSWERS)[0] == ["second answer<|im_end|>"]
     all_ = learned(encoder.bind(own, "all"), ANSWERS)[0]

@@ -64,22 +64,6 @@ class TextEncoder:
         raw, reason = read_raw(path)
         return (cls(raw), "") if raw else (None, reason)
 
-    @classmethod
-    def from_directory_or_class(
-        cls, path: str, trust_remote_code: bool = False, use_class: bool = False
-    ) -> tuple[TextEncoder, str]:
-        """The raw file where it is enough, else transformers; with one line saying which when it was the latter.
-
-        `use_class`: the ids of its class, not those of `tokenizer.json`.
-        """
-        encoder, reason = (None, "--use_tokenizer_class asks for it") if use_class else cls.from_directory(path)
-        if encoder:
-            return encoder, ""
-        from fastchat.model.tokenizer import load_plain
-
-        tokenizer = load_plain(path, trust_remote_code=trust_remote_code, use_class=use_class)
-        return cls.from_tokenizer(tokenizer), f"tokenizer: loaded with transformers, because {reason}"
-
     def choose(self, name: str | None, model_name: str = "") -> Template | TokenizerTemplate:
         """The template called `name`; "tokenizer" is the tokenizer's own. Raises SettingsError, see choose_template."""
         own = self.raw.chat_template
