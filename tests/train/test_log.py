@@ -170,17 +170,16 @@ def test_a_disk_that_fails_anywhere_has_its_code(train: Train, monkeypatch: pyte
 
 
 def test_a_status_on_a_full_disk_is_written_over_the_old_one(tmp_path: Path, monkeypatch) -> None:
+    from fastchat import files
     from fastchat.train import status
 
-    path, real = tmp_path / "status.json", status._write_flushed
-    status.write_json(path, {"status": "running", "message": "x" * 99})
+    path = tmp_path / "status.json"
+    status.write_json(path, {"status": "running", "message": "x" * 99 + "\udcff"})
 
-    def full(file: Path, text: str, mode: str) -> None:
-        if mode == "w":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(file, text, mode)
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(status, "_write_flushed", full)
+    monkeypatch.setattr(files, "open", full, raising=False)  # nothing new fits
     status.write_json(path, {"status": "failed"})
     assert json.loads(path.read_text()) == {"status": "failed"} and os.listdir(tmp_path) == ["status.json"]
 
