@@ -43,8 +43,9 @@ ENTRY = "entry.json"
 MAX_AGE_S = 30 * 24 * 3600
 MAX_BYTES = 20 << 30
 # Files become rows, rows dialogues, and dialogues ids, labels and counts in these modules, in what they import, and in
-# these libraries. (What transformers makes of a tokenizer is in the description of the encoder.)
+# these libraries. (The tokenizer that the model's room loads is, whole, in the description of the encoder.)
 _MODULES = (loading.__name__, workers.__name__, encoder.__name__)
+_WITHOUT = "fastchat.model"
 _LIBRARIES = ("tokenizers", "jinja2", "pyarrow")
 
 
@@ -88,7 +89,7 @@ def code_version() -> str:
     """Digest of the code that makes ids, and the versions of Python and of the libraries that do."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     versions["python"] = ".".join(map(str, sys.version_info[:2]))  # its Unicode tables, and the form of syntax trees
-    code = code_digest(Path(fastchat.__file__).parent, _MODULES)
+    code = code_digest(Path(fastchat.__file__).parent, _MODULES, _WITHOUT)
     return hashlib.sha256(json.dumps([code, versions], sort_keys=True).encode()).hexdigest()
 
 

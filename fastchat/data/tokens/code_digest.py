@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
-def import_closure(package: Path, roots: Iterable[str]) -> dict[str, Path]:
+def import_closure(package: Path, roots: Iterable[str], without: str | None = None) -> dict[str, Path]:
     """The files of `roots` and of every module of the same package that they import, however indirectly.
 
     Args:
         package: the package's folder; its name is that of the package.
         roots: names of modules.
+        without: a subpackage that is not followed.
 
     Returns: {name of a module: its file}, sorted. What is imported for type checkers only is left out.
     """
@@ -26,7 +27,7 @@ def import_closure(package: Path, roots: Iterable[str]) -> dict[str, Path]:
     while waiting:
         name = waiting.pop()
         file = _file_of(package, name)
-        if name in found or file is None:
+        if name in found or file is None or (without and f"{name}.".startswith(f"{without}.")):
             continue
         found[name] = file
         waiting += _parents(name)
@@ -34,9 +35,9 @@ def import_closure(package: Path, roots: Iterable[str]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def code_digest(package: Path, roots: Iterable[str]) -> str:
-    """A digest of the code of `import_closure(package, roots)`."""
-    files = import_closure(package, roots)
+def code_digest(package: Path, roots: Iterable[str], without: str | None = None) -> str:
+    """A digest of the code of `import_closure(package, roots, without)`."""
+    files = import_closure(package, roots, without)
     return hashlib.sha256("\n".join(f"{name} {file_digest(file)}" for name, file in files.items()).encode()).hexdigest()
 
 
