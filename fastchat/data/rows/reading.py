@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from fastchat.data.rows.arrow import ARROW_FILE, ARROW_STREAM, arrow_rows
 from fastchat.data.rows.bad_rows import BadRow
-from fastchat.data.rows.no_file import refuse_special, unreadable
+from fastchat.data.rows.no_file import refuse_other_kinds, refuse_special, unreadable
 from fastchat.data.rows.parquet import parquet_rows
 from fastchat.data.rows.row_size import LIMIT, MAX_ROW_BYTES, too_large
 from fastchat.data.rows.strict_json import BadValue, StrictDecoder
@@ -32,24 +32,6 @@ from fastchat.files import JsonError, parse_json
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Which tables there are, by how their files begin.
 _TABLES = {b"PAR1": parquet_rows, ARROW_FILE: arrow_rows, ARROW_STREAM: arrow_rows}
-_OTHER_KINDS = {
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"PK": "a zip archive",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd (unpack it with `zstd -d`)",
-    b"\xfd7zXZ\0": "compressed with xz (unpack it with `xz -d`)",
-    b"BZh": "compressed with bzip2 (unpack it with `bzip2 -d`)",
-    b"\x04\x22\x4d\x18": "compressed with lz4 (unpack it with `lz4 -d`)",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"FEA1": "Feather version 1",
-    b"ORC": "ORC",
-    b"SQLite format 3\0": "an SQLite database",
-    b"\x80": "a Python pickle",
-    b"version https://git-lfs": "a pointer of Git LFS (fetch the file with `git lfs pull`)",
-    b"<!DOCTYPE": "a web page",
-    b"<html": "a web page",
-    b"---\n": "YAML or Markdown",
-}
 _TEXT_KINDS = {".csv": "CSV", ".tsv": "tab-separated text", ".txt": "plain text"}
 _BLOCK = 1 << 20  # bytes of an array that are read at a time
 _FIRST = 1 << 16  # bytes of the first line that are looked at to see what the file is
@@ -206,13 +188,7 @@ def _numbered(stream: IO[bytes] | gzip.GzipFile, number: int, begun: bytes) -> I
 
 
 def _without_mark(first_line: bytes, path: str) -> bytes:
-    for magic, kind in _OTHER_KINDS.items():
-        if first_line.startswith(magic):
-            raise DataError(
-                f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz), parquet or Arrow."
-            )
-    if first_line[257:262] == b"ustar":
-        raise DataError(f"{path}: is a tar archive; unpack it, and give the file in it.")
+    refuse_other_kinds(first_line, path)
     if b"\0" in first_line[:2]:  # UTF-16 without a mark; or a file with nothing in it but zeros
         raise DataError(f"{path}: begins with a NUL byte, so it is no UTF-8 JSON; copy or convert it again.")
     return first_line.removeprefix(BYTE_ORDER_MARK)
