@@ -232,7 +232,7 @@ def test_bos_is_never_written_twice_in_a_row(encoder_of):
 
 
 def test_of_several_chat_templates_the_default_is_the_tokenizers_own(tmp_path, tokenizer_dir):
-    """By name: as a list in the configuration, or as files next to chat_template.jinja. Raw and by transformers."""
+    """By name, in a list in the configuration; read raw and by transformers."""
     from fastchat.model.tokenizer import load_plain
 
     folder = shutil.copytree(tokenizer_dir("byte_nobos"), tmp_path / "tokenizer")
