@@ -191,7 +191,7 @@ def _filled(text: str, parts: Mapping[str, str]) -> Iterator[str]:
 
 
 def _asset(name: str) -> str:
-    return (resources.files("fastchat.data") / "report" / name).read_text(encoding="utf-8")
+    return (resources.files("fastchat.data.view") / "report" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
