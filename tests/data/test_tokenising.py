@@ -138,6 +138,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers.num_workers(5, 0) == 5
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(chat_encoder: ChatEncoder, tmp_path: Path) -> None:
     peaks = []
     for number in (512, 4608):

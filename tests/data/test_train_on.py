@@ -104,6 +104,7 @@ def test_each_choice_with_the_tokenizers_own_template(tmp_path, source, encoder_
         assert LabelCrossCheck(chat_encoder).check([(ANSWERS, example.input_ids, example.labels)]).records == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 def test_the_second_check_agrees_with_every_kind_of_template(encoder_of, kind):
     for name in KINDS:
