@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.distributed as dist
+
 from fastchat.train.engine.base import Engine
 from fastchat.train.engine.plain import DDP, Plain
 from fastchat.train.engine.zero import ZeRO
@@ -28,4 +30,5 @@ def choose_engine(deepspeed_config: dict[str, Any] | None, world_size: int) -> E
     """
     if deepspeed_config is not None:
         return ZeRO(deepspeed_config, world_size)
-    return DDP(world_size) if world_size > 1 else Plain(world_size)
+    launched = dist.is_initialized()  # torchrun with one process: accelerate wraps the model all the same
+    return DDP(world_size) if world_size > 1 or launched else Plain(world_size)
