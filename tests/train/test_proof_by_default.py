@@ -50,7 +50,7 @@ def test_a_wrong_label_stops_the_run_before_the_model_loads(
 
     monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))  # nothing wrong stays for other tests
     monkeypatch.setattr(tokenising.StoreWriter, "add", shifted)
-    monkeypatch.setattr("fastchat.train.recipe.prepare_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("fastchat.train.recipe.prepare_model", lambda *_, **__: pytest.fail("the model was loaded"))
     outcome = train()
     assert outcome.code == 3 and "two ways of finding what is supervised disagree at token" in outcome.err
     assert "supervised tokens in brackets: " in outcome.err and not (outcome.folder / "training.json").exists()
@@ -91,7 +91,7 @@ def test_a_saved_tokenizer_that_says_something_else_is_never_used(
     from fastchat.errors import CheckpointError
     from fastchat.serve.chat import load_chat
 
-    _other_template(monkeypatch, "recipe")
+    _other_template(monkeypatch, "result")
     outcome = train()
     assert outcome.code == 5 and "the weights are saved, but its tokenizer is not usable" in outcome.err
     assert (outcome.folder / "adapter_model.safetensors").is_file() and outcome.status["status"] == "failed"

@@ -171,7 +171,7 @@ def test_a_finished_run_has_nothing_to_do(train: Train, monkeypatch: Any) -> Non
     assert again.code == 0 and "nothing to do" in again.err and again.trainer is None
     assert before == {p: p.stat().st_mtime_ns for p in first.folder.rglob("*")}
     with monkeypatch.context() as patch:  # by its numbers it is the same run
-        patch.setattr("fastchat.train.startup.expected_engine", lambda settings: "zero2")
+        patch.setattr("fastchat.train.recipe.expected_engine", lambda config: "zero2")
         assert "nothing to do" in train(*SHORT).err
     other = train(*SHORT, "--data_seed", "7")
     assert other.code == 2 and "data_seed" in other.err
@@ -185,13 +185,13 @@ def test_a_finished_run_has_nothing_to_do(train: Train, monkeypatch: Any) -> Non
 
 
 def test_a_run_killed_while_it_saved_its_result(train: Train, broken: Outcome, monkeypatch: Any) -> None:
-    from fastchat.train import recipe
+    from fastchat.train import result
 
     def killed(*args: Any) -> None:
         raise Interruption("while saving")
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "measured", killed)
+        patch.setattr(result, "measured", killed)
         assert train(*SHORT).code == 1
     assert "checkpoint-6" in os.listdir(broken.folder) and "training.json" not in os.listdir(broken.folder)
     steps = len(train(*SHORT).losses)

@@ -22,8 +22,8 @@ PLACES = {
     "mapping": ("fastchat.data.tokens.cache", "Entry.store"),
     "model": ("fastchat.train.recipe", "prepare_model"),
     "saving": ("fastchat.checkpoint.manager", "settle_files"),
-    "result": ("fastchat.train.recipe", "used_line"),
-    "evaluation": ("fastchat.train.recipe", "final_evaluation"),
+    "result": ("fastchat.train.result", "used_line"),
+    "evaluation": ("fastchat.train.result", "final_evaluation"),
 }
 
 
