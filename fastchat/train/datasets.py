@@ -132,10 +132,9 @@ def check_enough(data: Data, global_batch: int) -> None:
         )
 
 
-def longest(corpora: dict[str, Corpus], most: int) -> int:
-    """Tokens of the longest dialogue of all, as it is trained on or evaluated; `most` where that is not known."""
-    datasets = [corpus.dataset for corpus in corpora.values()]
-    return max(int(d.lengths.max(initial=0)) if isinstance(d, ChatDataset) else most for d in datasets)
+def longest(corpora: dict[str, Corpus]) -> int:
+    """Tokens of the longest dialogue of all, as it is trained on or evaluated."""
+    return max(int(corpus.dataset.lengths.max(initial=0)) for corpus in corpora.values())
 
 
 def _find(named: Named, cache_dir: str | None) -> list[Source]:

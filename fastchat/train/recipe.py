@@ -190,8 +190,8 @@ def rope_as_asked(settings: Settings, config: Any) -> RopeChoice | None:
 
 def rope_as_needed(settings: Settings, config: Any, corpora: dict[str, Corpus]) -> RopeChoice | None:
     """Step 5. The RoPE scaling of the adapter to continue, or what the longest dialogue needs."""
-    most, adapter = settings.training.model_max_length, adapter_record(settings)
-    rope = rope_for_data(config, adapter, longest=longest(corpora, most), model_max_length=most)
+    training, adapter = settings.training, adapter_record(settings)
+    rope = rope_for_data(config, adapter, longest=longest(corpora), model_max_length=training.model_max_length)
     accept_rope(settings, config, rope, adapter)
     return rope
 

@@ -142,10 +142,10 @@ class ChatTrainer(CheckpointTrainer):
         return loader
 
     def end_workers(self) -> None:
-        """Ends the loaders' workers that are kept (`--dataloader_persistent_workers`). They mind no signal, so that a
-        Python process that still has some waits for them for ever when it exits."""
+        """Ends the loaders' workers. They mind no signal, so that a Python process that still has some waits for them
+        for ever when it exits; and they hold the lock of the token cache."""
         for loader in self._loaders:
-            loader._iterator = None
+            loader.end_workers()
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """On the device, and without what is only counted."""

@@ -78,7 +78,10 @@ def test_what_cannot_be_saved_is_found_before_the_first_step(train: Train, monke
 def test_a_record_that_cannot_be_made_is_found_before_the_first_step(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastchat.train.record.used_attention", lambda model: object())  # not JSON
+    def write(*args: Any) -> None:
+        raise TypeError("no JSON")
+
+    monkeypatch.setattr("fastchat.train.record.RunRecord.write", write)
     outcome = train()
     assert outcome.code == 1 and outcome.trainer.state.global_step == 0
 

@@ -57,9 +57,10 @@ def test_what_is_asked_for_wins(train: Train, short_context: Path, data) -> None
     assert (given["rope_type"], given["factor"]) == ("linear", 4.0)
 
 
-def test_lazily_read_data_is_taken_to_be_as_long_as_it_may(train: Train, short_context: Path, data) -> None:
+def test_lazy_preprocess_changes_nothing_and_says_so(train: Train, short_context: Path, data) -> None:
     base = flags(short_context, data(2), "--lazy_preprocess", "True")
-    assert ok(train("--model_max_length", "256", base=base)).record["rope_parameters"]["factor"] == 2.0
+    outcome = ok(train("--model_max_length", "256", base=base))
+    assert outcome.record["rope_parameters"] is None and "data is always streamed" in outcome.err
 
 
 def test_a_scaled_run_resumes_and_is_found_finished(train: Train, short_context: Path, data) -> None:
