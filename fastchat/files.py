@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -42,18 +42,25 @@ def read_json(path: str | Path, *, constants: bool = False, unique: bool = False
         OSError: it cannot be read.
         JsonError: it is not UTF-8, not JSON, nested too deeply, or holds a constant that JSON does not have.
     """
+    return parse_json(Path(path).read_bytes(), constants=constants, unique=unique)
+
+
+def read_object(path: str | Path, *, constants: bool = False) -> dict[str, Any]:
+    """The same for a file that holds an object: JsonError for any other value."""
+    value = read_json(path, constants=constants)
+    if not isinstance(value, dict):
+        raise JsonError("it does not hold a JSON object")
+    return value
+
+
+def parse_json(text: str | bytes, *, constants: bool = False, unique: bool = False) -> Any:
+    """The value of a JSON text, or of its UTF-8 bytes. Raises JsonError as `read_json` does."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        hook = _without_repeats if unique else None
+        return json.loads(decoded, parse_constant=None if constants else _refuse, object_pairs_hook=hook)
     except UnicodeDecodeError as error:
         raise JsonError(f"it is not UTF-8 ({error.reason} at byte {error.start})") from None
-    return parse_json(text, constants=constants, unique=unique)
-
-
-def parse_json(text: str, *, constants: bool = False, unique: bool = False) -> Any:
-    """The value of a JSON text. Raises JsonError as `read_json` does."""
-    try:
-        hook = _without_repeats if unique else None
-        return json.loads(text, parse_constant=None if constants else _refuse, object_pairs_hook=hook)
     except RecursionError:
         raise JsonError("it is nested too deeply") from None
     except JsonError:
@@ -114,9 +121,14 @@ def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
         file.write(text)
 
 
-def write_json(path: str | Path, value: Any, *, indent: int | None = 1, durable: bool = True) -> None:
-    """Write JSON and a line end, completely or not at all. Raises ValueError for NaN and infinity, before writing."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+def write_json(
+    path: str | Path, value: Any, *, indent: int | None = 1, constants: bool = False, durable: bool = True
+) -> None:
+    """Write JSON and a line end, completely or not at all.
+
+    Raises ValueError for NaN and infinity, before anything is written, unless `constants` are allowed.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=constants)
     write_text(path, text + "\n", durable=durable)
 
 
@@ -134,16 +146,21 @@ def sync(path: str | Path) -> None:
 
 def sha256_of(path: str | Path) -> str:
     """The sha256 of a file's bytes in hex, what `sha256sum` prints. Raises OSError."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+        return sha256_of_blocks(iter(lambda: file.read(_BLOCK), b""))
+
+
+def sha256_of_blocks(blocks: Iterable[bytes]) -> str:
+    """The sha256 in hex of blocks of bytes, one after the other."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
     return digest.hexdigest()
 
 
 def sha256_of_text(text: str) -> str:
     """The sha256 of a text's UTF-8 bytes in hex; half a surrogate pair counts too."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256_of_blocks([text.encode("utf-8", "surrogatepass")])
 
 
 def sha256_of_json(value: Any) -> str:

@@ -7,7 +7,6 @@ Needs only the standard library.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fastchat.errors import SettingsError
+from fastchat.files import JsonError, read_json
 
 # Keys whose values are opened as files, beside every key that ends in one of _ENDINGS.
 _KEYS = ("weight_map", "transformers_weights", "fast_tokenizer_files")
@@ -70,8 +70,8 @@ def check_references(folder: str | Path) -> None:
         if path.name in ("tokenizer.json", "vocab.json", "training.json"):
             continue  # large, and made of words
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            content = read_json(path, constants=True)
+        except (OSError, JsonError):
             continue  # whoever needs the file says what is wrong with it
         for key, value in _named_files(content):
             if _leaves(value):

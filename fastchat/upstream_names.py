@@ -6,7 +6,6 @@ line; `python -m` prints the line and exits with 2. Standard library only, and r
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -20,7 +19,9 @@ from typing import Any
 @cache
 def table() -> dict[str, Any]:
     """{"ways": {key: what to use instead}, "modules": {name: key}, "names": {module: {name: key}}}"""
-    return json.loads(Path(__file__).with_name("upstream_names.json").read_text(encoding="utf-8"))
+    from fastchat.files import read_json  # the package itself imports this module
+
+    return read_json(Path(__file__).with_name("upstream_names.json"))
 
 
 def what_instead(name: str, key: str) -> str:

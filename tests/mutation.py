@@ -47,14 +47,19 @@ def read_mutations(words: list[str]) -> list[Mutation]:
     return [m for m in found if not words or any(word in m.name for word in words)]
 
 
-def find_line(root: Path, mutation: Mutation) -> Path:
-    """The one file of the package that holds the line. LookupError where there is not exactly one place."""
-    paths = sorted((root / "fastchat").rglob("*.py"))
-    counts = {path: path.read_text(encoding="utf-8").count(mutation.old) for path in paths}
-    found = [path for path, count in counts.items() for _ in range(count)]
+def read_package(root: Path) -> dict[Path, str]:
+    """The text of every module of the package."""
+    return {path: path.read_text(encoding="utf-8") for path in sorted((root / "fastchat").rglob("*.py"))}
+
+
+def find_line(texts: dict[Path, str], mutation: Mutation) -> Path:
+    """The one file that holds the line. LookupError unless there is exactly one such place, SyntaxError where the
+    mutation leaves no valid module."""
+    found = [path for path, text in texts.items() for _ in range(text.count(mutation.old))]
     if len(found) != 1:
-        where = ", ".join(str(path.relative_to(root)) for path in found) or "nowhere"
-        raise LookupError(f"{mutation.name}: {mutation.old!r} is to be found exactly once, and is {where}")
+        where = ", ".join(map(str, found)) or "nowhere"
+        raise LookupError(f"{mutation.name}: {mutation.old!r} has to be in the package exactly once, and is in {where}")
+    compile(texts[found[0]].replace(mutation.old, mutation.new), str(found[0]), "exec")
     return found[0]
 
 
@@ -70,14 +75,16 @@ def copy_tree(root: Path) -> None:
 
 def arguments_of(root: Path, tests: tuple[str, ...]) -> list[list[str]]:
     """One call of pytest for the files, and one for each expression."""
-    names = [name for name in tests if name.endswith(".py")]
-    files = [str(path.relative_to(root)) for name in names for path in sorted((root / "tests").rglob(name))]
-    assert len(files) >= len(names), f"there is no {' or no '.join(names)}"
+    files: list[str] = []
+    for name in (test for test in tests if test.endswith(".py")):
+        holding = [str(path.relative_to(root)) for path in sorted((root / "tests").rglob(name))]
+        assert holding, f"there is no {name}"
+        files += holding
     calls = [files] if files else []
     for expression in (test for test in tests if not test.endswith(".py")):
         words = expression.split(" ")[0]
         holding = [p for p in (root / "tests").rglob("test_*.py") if f"def {words}(" in p.read_text(encoding="utf-8")]
-        assert holding, f"there is no {words}"
+        assert holding, f"there is no test {words}"
         calls.append([*(str(path.relative_to(root)) for path in holding), "-k", expression])
     return calls
 
@@ -94,8 +101,9 @@ def pytest(root: Path, arguments: list[str]) -> tuple[int, str]:
 
 def caught_by(root: Path, mutation: Mutation) -> str:
     """The first test that fails with the mutation and passes without it; else SURVIVED."""
-    path = find_line(root, mutation)
-    text = path.read_text(encoding="utf-8")
+    texts = read_package(root)
+    path = find_line(texts, mutation)
+    text = texts[path]
     for arguments in arguments_of(root, mutation.tests):
         path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
         try:
@@ -122,8 +130,10 @@ def main(words: list[str]) -> int:
         root = Path(folder) / "copy"
         root.mkdir()
         copy_tree(root)
+        texts = read_package(root)
         for mutation in mutations:
-            find_line(root, mutation)
+            find_line(texts, mutation)
+            arguments_of(root, mutation.tests)
         print("| mutation | caught by | s |\n|---|---|---|", flush=True)
         for mutation in mutations:
             begin = time.monotonic()

@@ -7,11 +7,24 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastchat import files
+from fastchat.checkpoint.manifest import read_manifest
+from fastchat.checkpoint.record import read_training_record
+from fastchat.data.encoding.raw_tokenizer import read_raw
+from fastchat.data.rows.arrow import saved_files
+from fastchat.errors import UserError
+from fastchat.model.source import check_model_directory
+from fastchat.plan.api import _adapter
+from fastchat.plan.model_files import read_architecture
+from fastchat.plan.zero import read_zero
+from fastchat.settings.recipe_files import read_recipe
+from fastchat.train.deepspeed_config import load_deepspeed
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
@@ -72,12 +85,36 @@ def test_constants_are_read_where_they_are_allowed(tmp_path: Path):
     path = tmp_path / "a.json"
     path.write_bytes(b'\xef\xbb\xbf{"a": Infinity}')
     assert files.read_json(path, constants=True) == {"a": float("inf")}
+    files.write_json(path, {"a": float("inf")}, constants=True)
+    assert files.read_json(path, constants=True) == {"a": float("inf")}
+
+
+def test_an_object_is_read_where_one_is_expected(tmp_path: Path):
+    path = tmp_path / "a.json"
+    for value in ([], "text", None, 1):
+        files.write_json(path, value)
+        with pytest.raises(files.JsonError, match="does not hold a JSON object"):
+            files.read_object(path)
+    files.write_json(path, {"a": 1})
+    assert files.read_object(path) == {"a": 1}
+
+
+def test_bytes_are_parsed_as_utf_8():
+    assert files.parse_json('{"a": "é"}'.encode()) == files.parse_json('{"a": "é"}') == {"a": "é"}
+    with pytest.raises(files.JsonError, match="not UTF-8"):
+        files.parse_json('{"a": "é"}'.encode("latin-1"))
 
 
 def test_digests(tmp_path: Path):
     path = tmp_path / "a"
     path.write_bytes(b"x" * (1 << 20) + b"y")
     assert files.sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert files.sha256_of_blocks([b"x", b"", b"y"]) == hashlib.sha256(b"xy").hexdigest()
+    # Digests of checkpoints and results that exist depend on this form.
+    assert (
+        files.sha256_of_json({"b": [1.5, None], "a": "é"})
+        == hashlib.sha256(b'{"a": "\\u00e9", "b": [1.5, null]}').hexdigest()
+    )
     assert files.sha256_of_json({"b": [1], "a": "é"}) == files.sha256_of_json({"a": "é", "b": [1]})
     assert files.sha256_of_text("\ud800") != files.sha256_of_text("?")
 
@@ -112,3 +149,32 @@ def test_a_folder_is_locked_without_a_file_in_it(tmp_path: Path):
     with files.Lock(tmp_path) as lock, files.Lock(tmp_path) as second:
         assert lock.acquire(wait=False) and not second.acquire(wait=False)
         assert os.listdir(tmp_path) == []
+
+
+# Whoever reads a file that a user hands us: which file of the folder it is, and the reading.
+READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "--deepspeed, training": ("x.json", lambda folder: load_deepspeed(str(folder / "x.json"))),
+    "--deepspeed, planning": ("x.json", lambda folder: read_zero(str(folder / "x.json"), 8)),
+    "a recipe": ("x.json", lambda folder: read_recipe(folder / "x.json")),
+    "a model's index": ("model.safetensors.index.json", lambda folder: check_model_directory(str(folder))),
+    "a model to plan": ("config.json", lambda folder: read_architecture(str(folder))),
+    "an adapter to plan": ("adapter_config.json", lambda folder: _adapter(str(folder))),
+    "a tokenizer": ("tokenizer.json", lambda folder: read_raw(str(folder))),
+    "a tokenizer's names": ("tokenizer_config.json", lambda folder: read_raw(str(folder))),
+    "data of `datasets`": ("state.json", lambda folder: saved_files(str(folder), "train")),
+    "a result": ("training.json", read_training_record),
+    "a checkpoint": ("MANIFEST.json", read_manifest),
+}
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"[" * 100_000, b'{"a": "\xff"}'], ids=lambda content: content[:9])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_that_is_no_json_object_is_told_by_its_reader(tmp_path: Path, reader: str, content: bytes):
+    name, read = READERS[reader]
+    for other in ("config.json", "tokenizer.json"):
+        (tmp_path / other).write_text("{}")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as caught:
+        read(tmp_path)
+    expected = {"a result": 5, "a checkpoint": 5, "data of `datasets`": 3}.get(reader, 2)
+    assert caught.value.exit_code == expected and len(str(caught.value)) < 1000

@@ -216,18 +216,18 @@ def test_a_pickled_adapter_is_refused(adapter: Path, plant: Any, tmp_path: Path)
 
 
 def test_deepspeeds_files_are_read_without_running_what_they_hold(plant: Any, tmp_path: Path) -> None:
-    from fastchat.checkpoint.resume_state import safe_deepspeed_files
+    from fastchat.train.engine.zero import safe_files
 
     plant(tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     with pytest.raises(CheckpointError, match="optim_states.pt cannot be loaded safely"):
-        safe_deepspeed_files(None).load(str(tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"))
+        safe_files().load(str(tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"))
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(_Evil(tmp_path / "executed"), protocol=2))  # torch's oldest form
     with pytest.raises(CheckpointError, match="cannot be loaded safely"):
-        safe_deepspeed_files(None).load(str(tmp_path / "raw.pt"))
+        safe_files().load(str(tmp_path / "raw.pt"))
     good = io.BytesIO()
     torch.save({"weight": torch.ones(2)}, good)
     (tmp_path / "good.pt").write_bytes(good.getvalue())
-    assert torch.equal(safe_deepspeed_files(None).load(str(tmp_path / "good.pt"))["weight"], torch.ones(2))
+    assert torch.equal(safe_files().load(str(tmp_path / "good.pt"))["weight"], torch.ones(2))
 
 
 @pytest.mark.parametrize("use", ["training", "preview", "serve", "prepare"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,14 +17,14 @@ PACKAGE = REPOSITORY / "fastchat"
 # Each room may import itself, the rooms named here, and nothing else of the package.
 LEAVES = {"errors", "files", "paths", "security", "streams"}  # small modules that every room may use
 ARROWS = {
-    **{leaf: {"errors"} for leaf in LEAVES},
-    "upstream_names": set(),
+    **{leaf: {"errors", "files"} for leaf in LEAVES},
+    "upstream_names": {"files"},
     "settings": LEAVES,
     "processes": LEAVES,
     "constants": {"upstream_names"},
     "utils": {"constants", "model", "upstream_names"},
     "modules": {"upstream_names"},
-    "llm_judge": {"upstream_names"},
+    "llm_judge": {"files", "upstream_names"},
     "conversation": LEAVES | {"upstream_names"},
     "data": LEAVES | {"conversation", "settings"},
     "model": LEAVES | {"conversation", "settings", "modules", "upstream_names"},
@@ -38,7 +39,7 @@ REACHES_UP = {
     ("model/apply_lora.py", "checkpoint"),
     ("model/apply_lora.py", "data"),
     ("model/prepare_model.py", "checkpoint"),
-    ("data/encoding/text_encoder.py", "model"),  # the preview loads a tokenizer where the raw file is not enough
+    ("data/encoding/open_tokenizer.py", "model"),  # the preview loads a tokenizer where the raw file is not enough
     # Upstream's interface stands here: its load_model also opens adapters, and it lends what generates.
     ("model/model_adapter.py", "checkpoint"),
     ("model/model_adapter.py", "serve"),
@@ -162,6 +163,25 @@ def test_every_file_says_what_it_is() -> None:
     assert not silent, "no module docstring"
 
 
+# DeepSpeed's marks and calls, and the questions whether it runs: only the engine package knows them.
+OF_THE_ENGINE = r"is_deepspeed_(zero3_)?enabled|GatheredParameters|\bds_(id|numel|status|tensor)\b|set_z3_leaf_module"
+OF_THE_ENGINE += r"|zero_optimization_stage|\bnn\.parallel\b|FullyShardedDataParallel|\bfully_shard\b"
+
+
+def test_only_the_engine_package_knows_where_weights_are() -> None:
+    engine = PACKAGE / "train" / "engine"
+    found = [
+        f"{_name(path)}:{i}: {line.strip()}"
+        for path in SOURCES
+        if not path.is_relative_to(engine)
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(OF_THE_ENGINE, line)
+    ]
+    assert found == [], "ask the run's engine (train/engine) instead"
+    inside = "".join(path.read_text(encoding="utf-8") for path in engine.glob("*.py"))
+    assert set(re.findall(OF_THE_ENGINE.replace("(", "(?:"), inside)) >= {"GatheredParameters", "ds_id", "ds_numel"}
+
+
 def test_only_the_model_room_loads_pretrained_weights_or_tokenizers() -> None:
     found = [
         f"{_name(path)}:{i}"
@@ -171,3 +191,68 @@ def test_only_the_model_room_loads_pretrained_weights_or_tokenizers() -> None:
         if ".from_pretrained(" in line
     ]
     assert found == []
+
+
+# What fastchat/files.py does for everybody, as (what a file uses, where it may stand besides, and why).
+_LEAF = {
+    "fcntl": {},
+    "hashlib.sha256": {},
+    "os.fsync": {},
+    "json.load": {},
+    "json.loads": {},
+    "os.rename": {"checkpoint/staging.py": "whole folders, in the order that the run folder's promise rests on"},
+    "os.replace": {
+        "checkpoint/folders.py": "a new folder, and the files of a staged one",
+        "data/tokens/cache.py": "an entry of the cache is a folder",
+    },
+    ".rename": {},
+    ".replace": {},
+    ".write_text": {"train/memory.py": "a file of the kernel, which cannot be replaced"},
+    ".write_bytes": {},
+}
+
+
+def _uses_of_the_leaf(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """What `fastchat.files` is there for, used without it: names as in _LEAF, and lines."""
+    yield from ((name, line) for name, line in _imported(tree) if name in _LEAF)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, method = ast.unparse(node.func.value), node.func.attr
+        first = ast.unparse(node.args[0]) if node.args else ""
+        # str.replace has two arguments and dataclasses.replace has keywords; a path's has one argument alone.
+        of_path = method not in ("rename", "replace") or len(node.args) == 1 and not node.keywords
+        if f"{owner}.{method}" in _LEAF:
+            if not first.startswith("json.dumps("):  # a copy in memory, no file
+                yield f"{owner}.{method}", node.lineno
+        elif owner != "files" and f".{method}" in _LEAF and of_path:
+            yield f".{method}", node.lineno
+
+
+def test_files_are_read_written_and_locked_through_one_module() -> None:
+    needed = set()
+    for path in SOURCES:
+        name = path.relative_to(PACKAGE).as_posix()
+        for use, line in _uses_of_the_leaf(_tree(path)) if name != "files.py" else ():
+            assert name in _LEAF[use], f"{path}:{line}: {use}; fastchat/files.py does that"
+            needed.add((use, name))
+    assert needed == {(use, name) for use, where in _LEAF.items() for name in where}, "an exception that nobody needs"
+
+
+@pytest.mark.parametrize(
+    ("code", "use"),
+    [
+        ("import fcntl", "fcntl"),
+        ("from os import replace, fsync", "os.replace"),
+        ("x = json.loads(path.read_text())", "json.loads"),
+        ("stage.replace(path)", ".replace"),
+        ("Path(x).write_text('')", ".write_text"),
+        ("h = hashlib.sha256()", "hashlib.sha256"),
+        ("x = json.loads(json.dumps(x, default=str))", None),
+        ("x = 'a'.replace('a', 'b'), dataclasses.replace(x, y=1)", None),
+        ("files.write_text(path, '')", None),
+    ],
+)
+def test_a_use_of_files_without_the_module_is_seen(code: str, use: str | None) -> None:
+    found = [name for name, _ in _uses_of_the_leaf(ast.parse(code))]
+    assert found[:1] == ([use] if use else [])

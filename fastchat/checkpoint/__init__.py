@@ -1,6 +1,6 @@
 """Room: results on disk. Complete or absent, and compared with what was trained before they count.
 
-files.py     a staged folder whose files move into place together
+folders.py   a staged folder whose files move into place together; a new folder that appears whole
 gather.py    the trained tensors from every engine; checking that they are finite, and files against them
 adapter.py   adapter_model.safetensors and adapter_config.json
 full.py      a whole model in sharded safetensors
@@ -16,5 +16,5 @@ manifest.py  MANIFEST.json: every file's size and sha256, and what run and momen
 discover.py  the newest valid checkpoint; the others named with what is wrong
 verify.py    the same as a command
 resume_state.py, load.py  optimizer, schedule, random numbers; weights: no pickle is ever executed
-fingerprint.py, lock.py, space.py  of a base; of a folder; on a disk
+fingerprint.py, space.py  of a base; on a disk
 """

@@ -5,7 +5,6 @@ A result without them (an older one, somebody else's) is used as it is. Needs on
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from fastchat.checkpoint.record import (
     RECORD_NAME,
     STATUS_NAME,
     TrainingRecord,
+    read_status,
     read_training_record,
     write_values,
 )
 from fastchat.errors import EXIT_CHECKPOINT, CheckpointError
+from fastchat.files import read_object
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 # What loading reads beside them and nobody edits. The rest (sampling settings, chat template) is recorded and verified,
@@ -34,25 +35,20 @@ def record_digests(folder: Path) -> None:
     """Writes what `folder` holds now into the training record that was copied into it; nothing where it has none."""
     path = folder / RECORD_NAME
     if path.is_file():
-        values = json.loads(path.read_text(encoding="utf-8"))
-        write_values(folder, {**values, "files": describe_result(folder)})
+        write_values(folder, {**read_object(path), "files": describe_result(folder)})
 
 
 def mark_unusable(folder: Path, reason: str) -> None:
     """Writes into the training record in `folder` that the result beside it must not be used."""
-    values = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
-    write_values(folder, {**values, "unusable": reason})
+    write_values(folder, {**read_object(folder / RECORD_NAME), "unusable": reason})
 
 
 def why_unusable(folder: Path, record: TrainingRecord) -> str:
     """What the record, or the status of its run, says against using the result in `folder`; "" where nothing."""
     if record.unusable:
         return f"{RECORD_NAME} says that it is not usable: {record.unusable}"
-    try:
-        status = json.loads((folder / STATUS_NAME).read_text(encoding="utf-8"))
-        failed = status["status"] == "failed" and status["exit_code"] == EXIT_CHECKPOINT
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    status = read_status(folder)
+    failed = status.get("status") == "failed" and status.get("exit_code") == EXIT_CHECKPOINT
     return f"its run failed when it was saved ({STATUS_NAME}: {status.get('message', '')})" if failed else ""
 
 

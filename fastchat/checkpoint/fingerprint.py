@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from fastchat.files import sha256_of_blocks
 
 _WHOLE = 64 << 20  # files up to this size are read whole
 _BLOCK, _BLOCKS = 256 << 10, 64
@@ -21,17 +22,12 @@ def model_fingerprint(folder: str | Path) -> str | None:
     if not folder.is_dir():
         return None
     names = sorted(n for n in os.listdir(folder) if n.endswith(".safetensors") and not n.startswith("adapter_model."))
-    digest = hashlib.sha256()
-    for name in names:
-        path = folder / name
-        digest.update(f"{path.stat().st_size}:".encode())
-        for block in _blocks(path):
-            digest.update(block)
-    return digest.hexdigest() if names else None
+    return sha256_of_blocks(block for name in names for block in _blocks(folder / name)) if names else None
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
     size = path.stat().st_size
+    yield f"{size}:".encode()
     with open(path, "rb") as file:
         if size <= _WHOLE:
             while block := file.read(1 << 20):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,25 @@ import torch.distributed as dist
 from fastchat.errors import CheckpointError, NumericError
 
 
-def gather_trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+class WeightAccess:
+    """How to get at weights. Here: each process has all of them. An engine that partitions weights overrides it."""
+
+    def whole(self, tensor: Any, *, write: bool = False) -> AbstractContextManager[Any]:
+        """A context in which a tensor holds all its values; every process enters it. With `write`, what global rank 0
+        writes into a partitioned one reaches every process."""
+        return nullcontext()
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Within it no parameter is on its way between processes: what gathers many opens it."""
+        return nullcontext()
+
+
+IN_PLACE = WeightAccess()  # for a model that no engine holds
+
+
+def gather_trained(model: torch.nn.Module, weights: WeightAccess) -> dict[str, torch.Tensor]:
     """The parameters of a PeftModel's adapter, by name. Every process must call it; all but global rank 0 get {}."""
-    return gather(adapter_parameters(model).items())
+    return gather(adapter_parameters(model).items(), weights)
 
 
 def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -30,47 +46,23 @@ def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in named.items() if p.requires_grad or id(p) in kept}
 
 
-def gather_all(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def gather_all(model: torch.nn.Module, weights: WeightAccess) -> dict[str, torch.Tensor]:
     """The whole model's state, by name. A weight under two names (tied embeddings) comes once per name."""
-    return gather(model.state_dict(keep_vars=True).items())
+    return gather(model.state_dict(keep_vars=True).items(), weights)
 
 
-@contextmanager
-def at_rest(engine: Any) -> Iterator[None]:
-    """Within it no ZeRO-3 parameter is on its way between processes.
-
-    A forward pass fetches ahead: after an evaluation some parameters are still arriving, and those cannot be gathered.
-    DeepSpeed brings them home before it saves by itself, and so do we. `engine`: the DeepSpeed engine, or any model.
-    """
-    partitioned = type(engine).__name__ == "DeepSpeedEngine" and engine.zero_optimization_stage() == 3
-    if partitioned:
-        engine.optimizer.checkpoint_event_prologue()
-    yield
-    if partitioned:
-        engine.optimizer.checkpoint_event_epilogue()
-
-
-def gather(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Copies of the named tensors. Under ZeRO-3 each is collected from all processes, one at a time."""
+def gather(named: Iterable[tuple[str, torch.Tensor]], weights: WeightAccess) -> dict[str, torch.Tensor]:
+    """Copies of the named tensors. Partitioned ones are collected from all processes, one at a time."""
     found: dict[str, torch.Tensor] = {}
     first = not dist.is_initialized() or dist.get_rank() == 0
     copies: dict[int, torch.Tensor] = {}  # tied weights stay one tensor, so that they are saved as one
     for name, tensor in named:
-        with _whole(tensor):
+        with weights.whole(tensor):
             if first:
                 if id(tensor) not in copies:
                     copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
                 found[name] = copies[id(tensor)]
     return found
-
-
-def _whole(tensor: Any) -> Any:
-    """A context in which a ZeRO-3 parameter holds all its values; nothing to do for any other tensor."""
-    if not hasattr(tensor, "ds_id"):  # DeepSpeed marks what it partitions with this attribute
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=None)
 
 
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:

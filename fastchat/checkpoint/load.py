@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastchat.checkpoint.gather import adapter_parameters, stored_tensors
+from fastchat.checkpoint.gather import WeightAccess, adapter_parameters, stored_tensors
 from fastchat.errors import CheckpointError
 
 
 @torch.no_grad()
-def load_weights(model: Any, folder: Path, *, adapter: bool) -> None:
+def load_weights(model: Any, folder: Path, *, adapter: bool, weights: WeightAccess) -> None:
     """Copies the saved weights into `model`, in place; every process calls it. `adapter`: only what is trained.
 
-    CheckpointError where a tensor is missing, left over, or of another shape or dtype.
+    `weights`: the engine that trains `model`. CheckpointError where a tensor is missing, left over, or of another
+    shape or dtype.
     """
     wanted = _adapter_tensors(model) if adapter else _model_tensors(model)
     paths = [folder / "adapter_model.safetensors"] if adapter else sorted(folder.glob("*.safetensors"))
@@ -27,7 +27,7 @@ def load_weights(model: Any, folder: Path, *, adapter: bool) -> None:
         target = left.pop(name, None)
         if target is None:
             raise CheckpointError(f"{folder}: {name} is in the checkpoint, but is not trained in this run")
-        with _writable(target):
+        with weights.whole(target, write=True):
             if stored.shape != target.shape:
                 raise CheckpointError(f"{folder}: {name} is {tuple(stored.shape)}, the model's {tuple(target.shape)}")
             target.copy_(stored)
@@ -51,12 +51,3 @@ def _model_tensors(model: Any) -> dict[str, torch.Tensor]:
     known = {id(tensor) for tensor in kept.values()}
     kept.update({n: t for n, t in state.items() if n in tied and id(t) not in known})
     return kept
-
-
-def _writable(tensor: Any) -> Any:
-    """A context in which a ZeRO-3 parameter is whole, and what rank 0 writes into it reaches every process."""
-    if not hasattr(tensor, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0)

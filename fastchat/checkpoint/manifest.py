@@ -5,8 +5,6 @@ Needs only the standard library, so that `python -m fastchat.checkpoint.verify` 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -14,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastchat.errors import CheckpointError, values_without_secrets
+from fastchat.files import read_object, sha256_of, sha256_of_json, write_json
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,6 @@ class Manifest:
         return sum(int(entry["size"]) for entry in self.files.values())
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def files_in(folder: Path) -> list[str]:
     """Every file below `folder` except the manifest, as sorted paths with "/"; links are listed and not followed."""
     found = []
@@ -74,12 +63,6 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, An
     return {name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
 
 
-def digest_of_values(values: dict[str, Any]) -> str:
-    """sha256 in hex of JSON values, however they are laid out in a file."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes and flushes `MANIFEST.json`. It carries a digest of itself, so that a changed byte in it is noticed too.
 
@@ -87,12 +70,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     values = asdict(manifest)
     values["settings"] = values_without_secrets(values["settings"])
-    values["digest"] = digest_of_values(values)
-    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    values["digest"] = sha256_of_json(values)
+    write_json(folder / MANIFEST, values)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -101,14 +80,14 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {MANIFEST}: it is no complete checkpoint of this project")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path)
         digest = values.pop("digest")
         version = int(values["format"])
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     if version > FORMAT:
         raise CheckpointError(f"{path} has format {version}; this version reads up to {FORMAT}")
-    if digest != digest_of_values(values):
+    if digest != sha256_of_json(values):
         raise CheckpointError(f"{path} is damaged: it does not have the digest it was written with")
     try:
         return Manifest(**values)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.digests import record_digests
-from fastchat.checkpoint.files import check_new_folder, new_folder
+from fastchat.checkpoint.folders import check_new_folder, new_folder
 from fastchat.checkpoint.full import write_model
 from fastchat.checkpoint.record import RECORD_NAME
 from fastchat.checkpoint.space import disk_errors
@@ -104,12 +104,13 @@ def merge_weights(model: Any, dtype: torch.dtype) -> Any:
     _untie_if_adapted(base, layers)
     for layer in layers:
         inner: Any = layer.get_base_layer()
-        inner.weight.data = inner.weight.data.float()
+        weight = getattr(inner, getattr(layer, "parameter_name", "weight"))  # of experts other names
+        weight.data = weight.data.float()
         try:
             layer.merge(safe_merge=True)  # raises where a weight would not be finite
         except ValueError as problem:
             raise CheckpointError(f"The adapter holds values that are not finite: {problem}") from None
-        inner.weight.data = inner.weight.data.to(dtype)
+        weight.data = weight.data.to(dtype)
     return model.unload().to(dtype)
 
 

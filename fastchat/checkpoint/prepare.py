@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastchat.checkpoint.digests import check_result, record_digests
-from fastchat.checkpoint.files import check_new_folder, new_folder
+from fastchat.checkpoint.folders import check_new_folder, new_folder
 from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.vocabulary import Plan, check_tokens, plan_tokens, write_tokens
 from fastchat.errors import CheckpointError, SettingsError, say
@@ -86,10 +86,12 @@ def prepare_model(
         if not brings_code(read_json(folder / "tokenizer_config.json")):
             name_class(tokenizer, folder)
         used = 1 + max(tokenizer.get_vocab().values())
-        _write_weights(source, folder, resized, after, min(used, before))
+        # Rows that no token had; a pad token's may be zero.
+        taken = [i for token, i in plan.ids.items() if token != pad_token and used <= i < before]
+        _write_weights(source, folder, resized, after, min(used, before), taken)
         record_digests(folder)
         check_tokens(tokenizer, folder, plan, pad_token, trust_remote_code=trust_remote_code)
-        _check_weights(source, folder, resized, before)
+        _check_weights(source, folder, resized, before, taken)
         _check_model(folder, after, list(plan.ids.values()), trust_remote_code)
     _report(target, plan, before, after)
     return Prepared(target, plan.ids, tuple(plan.added), before, after)
@@ -220,22 +222,27 @@ def _rows(source: Path, resized: Sequence[str]) -> int:
     return sizes.pop()
 
 
-def _write_weights(source: Path, folder: Path, resized: Sequence[str], rows: int, used: int) -> None:
-    """Copies every weight file; those with a tensor to resize are written anew. `used`: rows that tokens use."""
+def _write_weights(
+    source: Path, folder: Path, resized: Sequence[str], rows: int, used: int, taken: Sequence[int]
+) -> None:
+    """Copies every weight file; those with a tensor to resize are written anew. `used`: rows that tokens use. `taken`:
+    spare rows that get a token now, which are made new where they are not told apart."""
     grown = 0
     for path in _weight_files(source):
         with safe_open(str(path), framework="pt") as file:
             names, metadata = list(file.keys()), file.metadata()
-            if (
-                not set(names) & set(resized)
-                or rows == file.get_slice((set(names) & set(resized)).pop()).get_shape()[0]
-            ):
+            ours = {name: file.get_tensor(name) for name in set(names) & set(resized)}
+            alike = {name: _alike(old, taken) for name, old in ours.items()}
+            if all(rows == len(old) and not alike[name] for name, old in ours.items()):
                 shutil.copyfile(path, folder / path.name)
                 continue
             tensors = {name: file.get_tensor(name) for name in names}
-        for name in set(names) & set(resized):
-            old = tensors[name]
-            tensors[name] = _with_new_rows(old, rows, used)
+        for name, old in ours.items():
+            if alike[name]:
+                say(f"{name}: {len(alike[name])} spare rows were zero or all alike: they are made new, near the mean.")
+            new = _with_new_rows(old, max(rows, len(old)) + len(alike[name]), used)
+            new[alike[name]] = new[len(new) - len(alike[name]) :].clone()
+            tensors[name] = new[:rows].contiguous()
             grown += (tensors[name].numel() - old.numel()) * old.element_size()
         save_file(tensors, str(folder / path.name), metadata=metadata)
     if (source / INDEX).is_file():
@@ -244,6 +251,14 @@ def _write_weights(source: Path, folder: Path, resized: Sequence[str], rows: int
             index["metadata"]["total_size"] += grown
         index.get("metadata", {}).pop("total_parameters", None)  # optional, and another number for tied weights
         write_json(folder / INDEX, index)
+
+
+def _alike(weight: torch.Tensor, taken: Sequence[int]) -> list[int]:
+    """Those of the rows `taken` that are zero or the same as another of them, for they could never become different;
+    nothing of a bias, whose rows are single numbers."""
+    rows = [weight[i].flatten() for i in taken] if weight.ndim > 1 else []
+    same = [sum(torch.equal(row, other) for other in rows) > 1 for row in rows]
+    return [i for i, row, twice in zip(taken, rows, same, strict=False) if twice or not row.any()]
 
 
 def _with_new_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:
@@ -266,7 +281,7 @@ def _with_new_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:
 # ---- the result ----
 
 
-def _check_weights(source: Path, folder: Path, resized: Sequence[str], before: int) -> None:
+def _check_weights(source: Path, folder: Path, resized: Sequence[str], before: int, taken: Sequence[int]) -> None:
     """CheckpointError unless the new files hold every old bit, and only new rows beside."""
     for old_path in _weight_files(source):
         with (
@@ -278,6 +293,9 @@ def _check_weights(source: Path, folder: Path, resized: Sequence[str], before: i
             for name in old_file.keys():  # noqa: SIM118 - a safetensors handle is no dict
                 old, new = old_file.get_tensor(name), new_file.get_tensor(name)
                 kept = new[:before] if name in resized else new
+                if name in resized and (alike := _alike(old, taken)):
+                    kept = kept.clone()
+                    kept[alike] = old[alike]
                 if old.dtype != new.dtype or old.shape != kept.shape or not torch.equal(_bits(old), _bits(kept)):
                     raise CheckpointError(f"{name} is not what it was; nothing was put in place, check the disk")
 
@@ -313,5 +331,5 @@ def _report(target: Path, plan: Plan, before: int, after: int) -> None:
     if after > before:
         rows = f"embedding rows {before} -> {after}, new ones near the mean, each its own"
     else:
-        rows = f"the embedding's {before} rows are enough, the weights stay as they are"
+        rows = f"the embedding's {before} rows are enough"
     say(f"Written to {target}: {added} added, {rows}; read back and compared.")

@@ -7,13 +7,12 @@ have, whether the base was quantised, and which base it was.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastchat.checkpoint.manifest import digest_of_values
 from fastchat.errors import CheckpointError, values_without_secrets
+from fastchat.files import JsonError, parse_json, read_json, read_object, sha256_of_json, write_json
 
 RECORD_NAME = "training.json"
 STATUS_NAME = "status.json"  # of the run, in the same folder
@@ -71,17 +70,19 @@ class TrainingRecord:
 def write_values(directory: str | Path, values: dict[str, Any]) -> Path:
     """Write a record that is plain values, with fields that only others know, as `TrainingRecord.write` does."""
     path = Path(directory) / RECORD_NAME
-    values = values_without_secrets(json.loads(json.dumps(values, ensure_ascii=False, allow_nan=False)))
+    values = values_without_secrets(parse_json(json.dumps(values, ensure_ascii=False, allow_nan=False)))
     if values.get("files"):
         values["files"][RECORD_NAME] = {"sha256": _own_digest(values)}
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    staged = path.with_name(f".{RECORD_NAME}.{os.getpid()}")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    write_json(path, values, indent=2)
     return path
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What the `status.json` of the run in `folder` says; {} where there is none that can be read."""
+    try:
+        return read_object(folder / STATUS_NAME)
+    except (OSError, JsonError):
+        return {}
 
 
 def read_training_record(directory: str | Path) -> TrainingRecord | None:
@@ -94,8 +95,8 @@ def read_training_record(directory: str | Path) -> TrainingRecord | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (ValueError, OSError) as problem:
+        values = read_json(path)
+    except (JsonError, OSError) as problem:
         raise CheckpointError(f"{path} cannot be read: {problem}. Restore it from where it was saved.") from None
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
         raise CheckpointError(f'{path} is not a training record (no "format"). Restore it, or move it away.')
@@ -115,10 +116,6 @@ def read_training_record(directory: str | Path) -> TrainingRecord | None:
     return TrainingRecord(**{name: value for name, value in values.items() if name in known})
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"it holds {constant}, which no record does")
-
-
 def _own_digest(values: dict[str, Any]) -> str:
     others = {name: entry for name, entry in values["files"].items() if name != RECORD_NAME}
-    return digest_of_values({**values, "files": others})
+    return sha256_of_json({**values, "files": others})

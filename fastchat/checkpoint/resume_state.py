@@ -1,7 +1,6 @@
 """What beside the weights makes a run go on exactly: optimizer, schedule, random numbers; saved and loaded safely.
 
-Nothing here unpickles code: tensors and plain values only, through torch's `weights_only`. DeepSpeed's own loader does
-unpickle, so it is given a loader that does not.
+Nothing here unpickles code: tensors and plain values only, through torch's `weights_only`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastchat.errors import CheckpointError, values_without_secrets
+from fastchat.errors import CheckpointError
 
 OPTIMIZER, SCHEDULER, SCALER, STATE = "optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json"
 LATEST = "latest"  # DeepSpeed's pointer to its folder of shards
@@ -79,57 +78,3 @@ def apply_settings(optimizer: Any, scheduler: Any, wanted: list[dict[str, Any]])
         scheduler._last_lr = rates
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-
-
-def _safe_classes() -> list[Any]:
-    """The classes that DeepSpeed's files hold beside tensors; none of them runs code when it is made."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-
-
-def safe_deepspeed_files(inner: Any) -> Any:
-    """A DeepSpeed checkpoint engine around `inner`, which reads with `weights_only` and keeps write errors for later.
-
-    `.error` holds the first exception of a write: DeepSpeed's processes meet in a barrier after writing, so one that
-    raised at once would leave the others waiting there.
-    """
-    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
-
-    class SafeFiles(CheckpointEngine):
-        error: BaseException | None = None
-
-        def __init__(self) -> None:
-            self.name = "safe"
-
-        def create(self, info: Any) -> None:
-            self.error = None
-
-        def save(self, state_dict: Any, path: str) -> None:
-            if "ds_config" in state_dict:  # DeepSpeed notes what it was configured with, and reads it nowhere
-                state_dict = {**state_dict, "ds_config": values_without_secrets(state_dict["ds_config"])}
-            try:
-                torch.save(state_dict, path)
-            except Exception as error:  # noqa: BLE001
-                self.error = self.error or error
-
-        def load(self, path: str, map_location: Any = None) -> Any:
-            with torch.serialization.safe_globals(_safe_classes()):
-                try:
-                    return torch.load(path, map_location=map_location, weights_only=True)
-                except Exception as error:  # noqa: BLE001
-                    reason = str(error).strip().splitlines()[0]
-                    raise CheckpointError(f"{path} cannot be loaded safely: {reason}") from None
-
-        def commit(self, info: Any) -> bool:
-            return True
-
-        def makedirs(self, path: str, exist_ok: bool = False) -> None:
-            try:
-                Path(path).mkdir(parents=True, exist_ok=exist_ok)
-            except OSError as error:
-                self.error = self.error or error
-
-    return SafeFiles()

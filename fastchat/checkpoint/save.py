@@ -8,9 +8,9 @@ from typing import Any
 
 from fastchat.checkpoint import adapter as adapter_files
 from fastchat.checkpoint.digests import describe_result
-from fastchat.checkpoint.files import staged
+from fastchat.checkpoint.folders import staged
 from fastchat.checkpoint.full import saved_configs, write_model
-from fastchat.checkpoint.gather import at_rest, gather_all, gather_trained
+from fastchat.checkpoint.gather import WeightAccess, gather_all, gather_trained
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.model.tokenizer_files import write_tokenizer
 from fastchat.processes import on_main_process
@@ -20,7 +20,7 @@ def save_result(
     model: Any,
     folder: str | Path,
     *,
-    engine: Any = None,
+    weights: WeightAccess,
     adapter: bool,
     tokenizer: Any,
     stop_ids: Collection[int],
@@ -29,14 +29,14 @@ def save_result(
 ) -> None:
     """Saves the adapter (`adapter`: only what is trained) or the whole model into `folder`. Every process calls it.
 
-    `engine`: what wraps `model` in training, if anything. Beside the weights: `tokenizer` with its chat template, and
-    `record`. `stop_ids` are the ids that end an answer. `digests`: put those of the files into `record`; not
+    `weights`: the engine that trains `model`, or `IN_PLACE`. Next to the tensors: `tokenizer` with its chat template,
+    and `record`. `stop_ids` are the ids that end an answer. `digests`: put those of the files into `record`; not
     needed in a checkpoint, whose manifest has them.
     CheckpointError where the files, read back, are not the gathered weights; NumericError where those are not finite.
     Then the folder is as it was, and every process raises (PeerFailed where only the first one knows the error).
     """
-    with at_rest(engine):
-        tensors = gather_trained(model) if adapter else gather_all(model)
+    with weights.at_rest():
+        tensors = gather_trained(model, weights) if adapter else gather_all(model, weights)
 
     def write() -> None:
         with staged(folder, last=[adapter_files.CONFIG if adapter else "config.json"]) as stage:

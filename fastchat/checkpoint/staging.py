@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fastchat.checkpoint.manifest import MANIFEST, find_problems
+from fastchat.files import sync
 
 PREFIX = "checkpoint-"
 SAVING, REPLACED, REMOVING = ".saving-", ".replaced-", ".removing-"
@@ -84,7 +85,7 @@ def put_in_place(stage: Path, run: Path, step: int) -> Path:
         except OSError:
             os.rename(old, target)
             raise
-    flush(run)
+    sync(run)
     _remove_all(run, (REMOVING, REPLACED))
     return target
 
@@ -113,7 +114,7 @@ def remove_checkpoint(path: Path) -> None:
     away = path.with_name(f"{REMOVING}{path.name}")
     remove(away)
     os.rename(path, away)
-    flush(path.parent)
+    sync(path.parent)
     with suppress(OSError):
         remove(away)
 
@@ -132,7 +133,7 @@ def set_aside(path: Path) -> Path:
         away = path.with_name(f"set-aside-{number}-{path.name}")
         if not away.exists():
             os.rename(path, away)
-            flush(path.parent)
+            sync(path.parent)
             return away
     raise OSError(errno.EEXIST, "too many set-aside checkpoints", str(path))
 
@@ -149,7 +150,7 @@ def recover(run: Path) -> list[str]:
         target = run / path.name.removeprefix(REPLACED).partition(".")[0]
         if not target.exists() and not find_problems(path):
             os.rename(path, target)
-            flush(run)
+            sync(run)
             done.append(f"{target.name} was being replaced when a run ended: the earlier one is back")
     for path in _leftovers(run, (SAVING, REMOVING, REPLACED)):
         remove(path)
@@ -163,7 +164,7 @@ def settle_files(folder: Path, names: Collection[str], on_file: Callable[[str], 
     for name in names:
         path = folder / name
         os.chmod(path, mode)
-        flush(path)
+        sync(path)
         if on_file:
             on_file(name)
 
@@ -171,16 +172,7 @@ def settle_files(folder: Path, names: Collection[str], on_file: Callable[[str], 
 def flush_folders(folder: Path) -> None:
     """Flushes the name lists of a folder and all folders in it."""
     for base, _, _ in os.walk(folder, topdown=False):
-        flush(Path(base))
-
-
-def flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(Path(base))
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -207,7 +199,7 @@ def _free_name(run: Path, prefix: str, step: int) -> Path:
 
 def _leftovers(run: Path, prefixes: tuple[str, ...]) -> list[Path]:
     found = [path for path in run.iterdir() if path.name.startswith(tuple(p + PREFIX for p in prefixes))]
-    if SAVING in prefixes:  # the result's own stage, see files.staged
+    if SAVING in prefixes:  # the result's own stage, see folders.staged
         found += [path for path in run.iterdir() if re.fullmatch(re.escape(SAVING) + r"\d+", path.name)]
     return sorted(found)
 

@@ -11,7 +11,6 @@ by_name     [words, template]: what a model's name says about its template, firs
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from fastchat.conversation.styles import SeparatorStyle
 from fastchat.conversation.template import Template
 from fastchat.conversation.upstream import Conversation
+from fastchat.files import read_json
 
 FILE = Path(__file__).with_name("templates.json")
 
@@ -38,7 +38,7 @@ class Builtin:
 @lru_cache(maxsize=1)
 def builtin() -> Builtin:
     """All of it, read once per process."""
-    data = json.loads(FILE.read_text(encoding="utf-8"))
+    data = read_json(FILE)
     rows = data["templates"]
     return Builtin(
         tuple(_template(row) for row in rows),

@@ -17,7 +17,7 @@ class Turn:
 
     role: str
     text: str
-    train: bool = True  # only read for assistant turns
+    train: bool = True  # of the user's and tools' turns it only matters where prompts are learned too
     reasoning: str | None = None
 
     def __post_init__(self) -> None:
@@ -29,13 +29,19 @@ class Dialogue:
     """A validated dialogue and where it came from.
 
     `system` is None where the record says nothing (the template's default message is used) and "" where the record
-    asks for no system message.
+    asks for no system message. `system_train` is as `Turn.train`.
     """
 
     turns: tuple[Turn, ...]
     system: str | None = None
     source: str = ""
     line: int = 0
+    system_train: bool = True
+
+    @property
+    def num_characters(self) -> int:
+        """Of all its texts together."""
+        return sum(len(turn.text) + len(turn.reasoning or "") for turn in self.turns) + len(self.system or "")
 
     @property
     def where(self) -> str:

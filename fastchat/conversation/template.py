@@ -66,7 +66,7 @@ class Segment:
 
     `role` is "template" for the template's own text, else whose message it is. `virtual` marks an end-of-sequence
     token that the template's text does not show: it becomes an id and is absent from `Rendered.text`. `excluded` marks
-    what would be supervised if its turn did not say "train": false.
+    what its turn, which says "train": false, has for itself: it is not learned where prompts are.
     """
 
     text: str
@@ -169,7 +169,7 @@ class Template:
             >>> get_template("vicuna_v1.1").render(Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo")), "S.")).text
             'S. USER: Hi ASSISTANT: Yo</s>'
         """
-        segments = list(self._header(dialogue.system))
+        segments = list(self._header(dialogue.system, dialogue.system_train))
         turns = [(i, turn) for i, turn in enumerate(self.examples + dialogue.turns, start=-len(self.examples))]
         if self.window:
             turns = turns[-(self.window - add_generation_prompt) :]
@@ -181,7 +181,9 @@ class Template:
                 continue
             wrap = self._wrap(turn.role, position == 0, last=index == len(dialogue.turns) - (1 if answered < 0 else 2))
             before = self._numbered(wrap.before, num_user)
-            segments += [Segment(before, turn=index), Segment(self.normalise(turn.text), turn.role, turn=index)]
+            out = index >= 0 and not turn.train
+            said = Segment(self.normalise(turn.text), turn.role, turn=index, excluded=out)
+            segments += [Segment(before, turn=index), said]
             segments.append(Segment(wrap.after, turn=index))
             num_user += turn.role == "user"
         if add_generation_prompt:
@@ -246,7 +248,7 @@ class Template:
     def _numbered(self, text: str, num_user: int) -> str:
         return text if self.round_start is None else text.replace(ROUND_SLOT, str(self.round_start + num_user))
 
-    def _header(self, system: str | None) -> Iterator[Segment]:
+    def _header(self, system: str | None, train: bool) -> Iterator[Segment]:
         own = system is None
         message = self.system_message if system is None else system
         if not own and self.content == "strip_all":
@@ -257,7 +259,7 @@ class Template:
         before, after = self.system.split(SYSTEM_SLOT)
         yield Segment(before)
         # The default message is template text (deepseek-chat keeps its BOS there); a record's own is plain text.
-        yield Segment(message, "template" if own else "system")
+        yield Segment(message, "template" if own else "system", excluded=not (own or train))
         yield Segment(after)
 
     def _assistant(self, turn: Turn, index: int, last: bool) -> Iterator[Segment]:

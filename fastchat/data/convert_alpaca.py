@@ -17,7 +17,6 @@ from typing import Any
 from fastchat.data.rows.bad_rows import BadRow, shown
 from fastchat.data.rows.formats import (
     ASSISTANT,
-    COLUMNS,
     REASONING_KEYS,
     TOOL_LISTS,
     TRAIN_KEYS,
@@ -36,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def to_sharegpt(index: int, row: dict[str, Any], tally: Tally) -> Iterable[dict[str, Any]]:
     """One Alpaca row as a ShareGPT row. Raises BadRow for any other."""
-    dialogue = parse_row(row).dialogue
+    parsed = parse_row(row)
+    dialogue = parsed.dialogue
     if format_of(row) != "instruction" or dialogue is None:
         raise BadRow("not an Alpaca row", f"keys: {', '.join(map(shown, list(row)[:6]))}")
     tally.notes["empty answers, which training does not learn"] += not dialogue.turns[-1].text.strip()
@@ -45,9 +45,8 @@ def to_sharegpt(index: int, row: dict[str, Any], tally: Tally) -> Iterable[dict[
         turns[-1][REASONING_KEYS[0]] = reasoning
     system = {} if dialogue.system is None else {"system": dialogue.system}
     kept = {key: row[key] for key in (*TRAIN_KEYS, *TOOL_LISTS) if row.get(key) is not None}
-    left_out = row.keys() - {*COLUMNS}
-    for key in left_out:
-        tally.notes[f"rows whose key {shown(key)} is left out"] += row[key] is not None
+    for _, key in parsed.unread:
+        tally.notes[f"rows whose key {shown(key)} is left out"] += 1
     return [{"id": f"alpaca_{index}", **system, **kept, "conversations": turns}]
 
 

@@ -24,12 +24,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fastchat.data.rows.bad_rows import BadRow, BadRowReport, shown
+from fastchat.data.rows.bad_rows import BadRow, BadRowReport, UnreadKeys, shown
 from fastchat.data.rows.formats import TRAIN_KEYS, refuse_unsupported
 from fastchat.data.rows.reading import Row, read_rows
 from fastchat.data.rows.writing import RowFile, check_output
 from fastchat.data.tools.command import Parser, run
-from fastchat.data.tools.math_rows import Problem, agree, dialogue, number, read_problem
+from fastchat.data.tools.math_rows import READ, Problem, agree, dialogue, number, read_problem
 from fastchat.data.tools.sandbox import Limits, guarantee, run_python
 from fastchat.data.view.terminal import safe
 from fastchat.errors import DataError, SettingsError, say
@@ -63,7 +63,7 @@ def convert(
         ResourceError: the target cannot be written, or no process be started.
     """
     say(guarantee())
-    limits, report, num_rows = Limits(timeout=timeout), BadRowReport(), 0
+    limits, report, unread, num_rows = Limits(timeout=timeout), BadRowReport(), UnreadKeys(), 0
     rows = itertools.islice(read_rows(source), max_rows)
     stem = Path(source).name.split(".")[0]
     jobs = ((row, f"{stem}-{number}") for number, row in enumerate(rows))
@@ -74,9 +74,13 @@ def convert(
                 report.add(row.source, row.line, result)
             else:
                 file.add(result)
+                keys = (row.value or {}).keys() - {*READ, *TRAIN_KEYS}
+                unread.add({("row", key): 1 for key in sorted(keys) if (row.value or {})[key] is not None})
         if not file.num_rows:
             raise DataError(f"{source}: not one of {num_rows} rows could be converted.{_listed(report)}")
     say(f"{file.num_rows:,} of {num_rows:,} rows converted to {target}.{_listed(report)}")
+    for line in unread.lines:
+        say(line)
     return file.num_rows, report
 
 

@@ -28,7 +28,7 @@ from fastchat.data.encoding.examples import Example, tokenize_dialogues
 from fastchat.data.rows.records import Record, Records
 from fastchat.data.rows.sources import Source, find_sources
 from fastchat.data.rows.writing import StagedFile, check_output
-from fastchat.data.tokens.counts import count_example, hint_at_causes, table
+from fastchat.data.tokens.counts import count_example, hint_at_causes, refused_line, table
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.mixing import check_proportions, held_out_line, num_held_out, proportional, proportions_line
 from fastchat.data.tokens.progress import byte_bar
@@ -84,7 +84,7 @@ def preview(args: argparse.Namespace) -> None:
     report = HtmlReport(chat_encoder, args.model_max_length) if args.html else None
     trained: Counter[str] = Counter()  # examples of each file
     gains: Counter[int] = Counter()
-    num_shown = 0
+    num_shown, refusal = 0, ""
     colour = wants_colour(sys.stdout)
     with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
         for record, example in _examples(records, chat_encoder, args):
@@ -93,6 +93,7 @@ def preview(args: argparse.Namespace) -> None:
             else:
                 count_example(counts, example)
                 gains.update(dict(example.gains))
+            refusal = refusal or example.refusal
             trained[record.source] += example.dropped is None
             if example.dropped is None and num_shown < args.num:
                 num_shown += 1
@@ -102,6 +103,8 @@ def preview(args: argparse.Namespace) -> None:
             if report:
                 report.add(record, example)
     counts.update(records.counts)
+    for line in refused_line(counts, refusal):
+        say(line)
     if num_shown:
         show(f"{legend(colour)}\n")
     show(table(counts))
@@ -177,9 +180,8 @@ def _examples(
     with byte_bar("tokenising", records.num_bytes, progress=sys.stderr.isatty()) as update:
         rows = (record for record in records if not records.stopping)
         while batch := list(islice(rows, _BATCH)):
-            made = tokenize_dialogues(
-                usable(batch), chat_encoder, max_length=args.model_max_length, overlong=args.overlong
-            )
+            how = {"overlong": args.overlong, "on_bad_row": args.on_bad_row}
+            made = tokenize_dialogues(usable(batch), chat_encoder, max_length=args.model_max_length, **how)
             for record in batch:
                 example = next(made) if record.dialogue is not None else Example(record.index, dropped=record.dropped)
                 assert example.index == record.index, (example.index, record.index)

@@ -24,6 +24,7 @@ from fastchat.data.rows.writing import RowFile, check_output
 from fastchat.data.tools.command import run
 from fastchat.data.tools.row_tool import Rows, add_slice, check_slice, tool_parser
 from fastchat.errors import ResourceError, SettingsError, show
+from fastchat.files import parse_json
 
 _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
@@ -87,7 +88,7 @@ class _Waiting:
 
     def get(self, number: int) -> Any:
         self._file.seek(self.starts[number])
-        return json.loads(self._file.readline())
+        return parse_json(self._file.readline(), constants=True)
 
 
 def divide(rows: Sequence[Any], ratio: float, seed: int) -> tuple[list[Any], list[Any]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from fastchat.files import parse_json
 from fastchat.upstream_names import refuse
 
 NEED_REF_CATS = ["math", "reasoning", "coding", "arena-hard-200"]  # categories that are judged with a reference answer
@@ -33,7 +33,8 @@ def load_judge_prompts(prompt_file: str) -> dict[str, dict[str, Any]]:
 
 
 def _lines(path: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    return [parse_json(line, constants=True) for line in lines if line.strip()]
 
 
 __getattr__ = refuse(__name__)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
+from fastchat.files import parse_json, write_text
 from fastchat.upstream_names import refuse, what_instead
 
 
@@ -13,8 +13,8 @@ def reorg_answer_file(answer_file: str) -> None:
     """Sort the answers by question id, in place; of several answers to a question the last one stays."""
     path = Path(answer_file)
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    answers = {json.loads(line)["question_id"]: line for line in lines}
-    path.write_text("".join(f"{answers[key]}\n" for key in sorted(answers)), encoding="utf-8")
+    answers = {parse_json(line, constants=True)["question_id"]: line for line in lines}
+    write_text(path, "".join(f"{answers[key]}\n" for key in sorted(answers)))
 
 
 __getattr__ = refuse(__name__)

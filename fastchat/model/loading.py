@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def load_base_model(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    partitioned: Callable[[torch.dtype], AbstractContextManager[None]] | None = None,
     for_training: bool = True,
 ) -> Any:
     """The causal LM in `model_dir`, frozen or not as transformers gives it, with every weight read from the files.
@@ -60,12 +61,11 @@ def load_base_model(
     `dtype`: of the weights; "auto" is the checkpoint's own. `attn_implementation`: from `choose_attention`; None takes
     what it gives without FlashAttention. `quantization`: linear layers as nf4 with double
     quantisation, computing in `compute_dtype` (default: the weights' dtype). `device`: where to put it; None leaves
-    that to the trainer (under ZeRO-3 the weights are partitioned while loading and `device` is ignored).
+    that to the trainer. `partitioned`: opened, with the weights' dtype, where an engine divides the weights among the
+    processes while they are loaded; then `device` is ignored.
     Raises SettingsError for a folder that is no base model, and where a weight is missing, left over or of another
     shape, because a layer that keeps its random start is a silent disaster.
     """
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
     config = load_config(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if rope is not None:
         apply_rope(config, rope)
@@ -75,10 +75,10 @@ def load_base_model(
     options: dict[str, Any] = {}
     if quantization:
         options["quantization_config"] = nf4_config(compute_dtype or weights_dtype(dtype, config))
-    if device is not None and not is_deepspeed_zero3_enabled():
+    if device is not None and partitioned is None:
         options["device_map"] = {"": torch.device(device)}
-    wanted = weights_dtype(dtype, config)
-    with loading(model_dir, "model", trust_remote_code=trust_remote_code), _zero3_builds_in(wanted):
+    division = partitioned(weights_dtype(dtype, config)) if partitioned else nullcontext()
+    with loading(model_dir, "model", trust_remote_code=trust_remote_code), division:
         loaded: Any = auto_class(config).from_pretrained(
             model_dir,
             config=config,
@@ -95,7 +95,7 @@ def load_base_model(
     check_attention(model, attention)
     if quantization:
         _keep_nf4_layout(model)
-        if not is_deepspeed_zero3_enabled():
+        if partitioned is None:
             _let_go_of_the_files(model)
     if for_training:
         model.config.use_cache = False
@@ -178,11 +178,14 @@ def linear4bit_layers(model: nn.Module) -> dict[str, Any]:
     return {n: m for n, m in quantized.items() if type(m).__module__.startswith("bitsandbytes")}
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters of `model`; partitioned ones count whole, nf4 ones as the weights they encode."""
+def count_parameters(model: nn.Module, numel: Callable[[torch.Tensor], int] = torch.Tensor.numel) -> tuple[int, int]:
+    """(trainable, all) parameters of `model`; nf4 ones count as the weights they encode.
+
+    `numel`: numbers in a whole parameter, which an engine may have partitioned.
+    """
     trainable = total = 0
     for parameter in model.parameters():
-        count = getattr(parameter, "ds_numel", parameter.numel())
+        count = numel(parameter)
         if type(parameter).__name__ == "Params4bit":
             count *= 2 * parameter.element_size()
         total += count
@@ -195,35 +198,6 @@ def weights_dtype(dtype: str | torch.dtype, config: Any) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     return config.get_text_config().dtype or config.dtype or torch.float32
-
-
-@contextmanager
-def _zero3_builds_in(dtype: torch.dtype) -> Iterator[None]:
-    """Let ZeRO-3 partition weights in `dtype` while a model is loaded.
-
-    Without this a bf16 checkpoint silently becomes float32, twice its size, when the run itself has neither bf16 nor
-    fp16 switched on. Where it has, DeepSpeed casts every parameter to that precision anyway.
-    """
-    from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
-
-    config: Any = deepspeed_config()
-    key = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
-    if not is_deepspeed_zero3_enabled() or key is None or any(_switched_on(config, name) for name in ("bf16", "fp16")):
-        yield
-        return
-    before = config.get(key)
-    config[key] = {"enabled": True}
-    try:
-        yield
-    finally:
-        if before is None:
-            del config[key]
-        else:
-            config[key] = before
-
-
-def _switched_on(config: dict[str, Any], name: str) -> bool:
-    return config.get(name, {}).get("enabled", False) is True
 
 
 def _check_report(model_dir: str, report: dict[str, Any]) -> None:
@@ -276,10 +250,10 @@ def _forget_quantization(model: Any) -> None:
 def read_configs(folder: Path, *, adapter: bool) -> None:
     """Reads the configurations of a result as its users will; raises what the libraries raise."""
     from peft import PeftConfig
-    from transformers import GenerationConfig, PreTrainedConfig
+    from transformers import AutoConfig, GenerationConfig
 
     if adapter:
         PeftConfig.from_pretrained(str(folder))
     else:
-        PreTrainedConfig.from_pretrained(str(folder))
+        AutoConfig.from_pretrained(str(folder))
         GenerationConfig.from_pretrained(str(folder))

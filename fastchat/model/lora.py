@@ -11,11 +11,11 @@ never updated and the norms compute in float32 anyway.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastchat.errors import CheckpointError, SettingsError, brief, nearest, say
 from fastchat.model.loading import count_parameters
@@ -41,11 +41,13 @@ def add_lora(
     bias: str = "none",
     gradient_checkpointing: bool = False,
     weight_path: str | None = None,
+    numel: Callable[[Tensor], int] = Tensor.numel,
 ) -> Any:
     """Freeze `model`, put a trainable LoRA adapter on it, and return the PeftModel.
 
     `target_modules`: names as `parse_target_modules` takes them; None means those of the usual seven that exist.
     `weight_path`: an adapter directory to continue; rank, alpha, targets and bias are then the adapter's.
+    `numel`: numbers in a whole parameter, which an engine may have partitioned.
     Works on a quantised `model` as on a full one. Of a multimodal one, whose weights must be in reach under ZeRO-3, it
     adapts and trains only what text passes through. Raises SettingsError for a value out of range, a target that
     matches nothing (the message lists what exists), or when nothing would be trained.
@@ -59,13 +61,13 @@ def add_lora(
         peft_model = _new_adapter(model, r, alpha, dropout, targets, bias, exclusion(idle))
     else:
         peft_model = _continued_adapter(model, weight_path, dropout, {"r": r, "lora_alpha": alpha, "bias": bias})
-    say_idle(freeze_idle(peft_model))
+    say_idle(freeze_idle(peft_model, numel))
     trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
     if bias != "none" and not any(name.endswith(".bias") for name in trained):
         say(f"--lora_bias {bias}: the layers in question have no bias, so it changes nothing.")
     if gradient_checkpointing:
         enable_gradient_checkpointing(peft_model)
-    trainable, total = count_parameters(peft_model)
+    trainable, total = count_parameters(peft_model, numel)
     if trainable == 0:
         raise SettingsError("No parameter would be trained: check --lora_target_modules and --lora_r.")
     say(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")
@@ -93,11 +95,12 @@ def choose_targets(
     asked = parse_target_modules(target_modules)
     names = list(DEFAULT_TARGETS) if asked is None else asked
     found = [name for name in names if _matches(name, existing)]
+    found = _without_experts(model, found, refuse=asked is not None)
     missing = [name for name in names if name not in found]
     leaves = sorted({name.rpartition(".")[2] for name in existing})
     if asked is None and found:
-        if missing:
-            others = [leaf for leaf in leaves if leaf not in found and leaf not in ("lm_head", "embed_tokens")]
+        if missing := [name for name in missing if not _matches(name, existing)]:
+            others = [leaf for leaf in leaves if leaf not in names and leaf not in ("lm_head", "embed_tokens")]
             say(
                 f"LoRA targets: {', '.join(found)}; this architecture has no {', '.join(missing)}. Also there: "
                 f"{', '.join(others) or 'nothing else'} (name them with --lora_target_modules)."
@@ -115,6 +118,32 @@ def choose_targets(
             f"{', '.join(leaves)}." + (f" Did you mean {', '.join(dict.fromkeys(close))}?" if close else "")
         )
     return found
+
+
+def _without_experts(model: nn.Module, names: list[str], *, refuse: bool) -> list[str]:
+    """`names` without those that peft does not take for layers in this architecture, but for what the experts of a
+    mixture once called their weights. Says so, or with `refuse` raises SettingsError.
+
+    The weights of all experts are one parameter today, and peft would adapt that instead of the layers of the name.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    def is_layer(name: str) -> bool:
+        config = LoraConfig(target_modules=[name])
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:  # one of several that are fused
+            return False
+        return name in (config.target_modules or ())
+
+    taken = [name for name in names if not is_layer(name)]
+    if taken:
+        line = f"peft takes {', '.join(taken)} in {type(model).__name__} for names of its experts' fused weights"
+        if refuse:
+            raise SettingsError(f"--lora_target_modules: {line}, and not for layers: leave them out.")
+        say(f"LoRA: {line}, so the layers of these names get no adapter.")
+    return [name for name in names if name not in taken]
 
 
 def adaptable_modules(model: nn.Module) -> list[str]:
@@ -195,7 +224,12 @@ def _new_adapter(
 
     options: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias}
     options |= {"target_modules": targets, "exclude_modules": exclude}
-    return get_peft_model(model, LoraConfig(**options, task_type="CAUSAL_LM"))
+    try:
+        return get_peft_model(model, LoraConfig(**options, task_type="CAUSAL_LM"))
+    except (ValueError, TypeError, NotImplementedError) as problem:
+        raise SettingsError(
+            f"peft cannot adapt this model with these settings ({', '.join(targets)}): {brief(problem, 300)}"
+        ) from problem
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:

@@ -6,7 +6,6 @@ The choice is upstream's own, as a table (adapters.json); loading is this projec
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastchat.conversation import Conversation, conv_templates, get_conv_template
 from fastchat.conversation.builtin import builtin
 from fastchat.errors import SettingsError, say
+from fastchat.files import read_json
 from fastchat.upstream_names import refuse
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastchat.modules.gptq import GptqConfig
     from fastchat.modules.xfastertransformer import XftConfig
 
-_TABLE = json.loads(Path(__file__).with_name("adapters.json").read_text(encoding="utf-8"))
+_TABLE = read_json(Path(__file__).with_name("adapters.json"))
 ANTHROPIC_MODEL_LIST, OPENAI_MODEL_LIST = tuple(_TABLE["anthropic"]), tuple(_TABLE["openai"])
 _UNKNOWN = "one_shot"  # upstream's template for a model that no adapter matches
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "npu")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -65,10 +65,11 @@ def modules_of_text(model: nn.Module) -> set[str]:
     return called
 
 
-def freeze_idle(model: nn.Module) -> dict[str, int]:
+def freeze_idle(model: nn.Module, numel: Callable[[torch.Tensor], int] = torch.Tensor.numel) -> dict[str, int]:
     """Freezes the parameters of a multimodal `model` that text gives no gradient; their numbers by part of the model.
 
-    As `modules_of_text`; {} where all that trains takes part.
+    `numel`: numbers in a whole parameter, which an engine may have partitioned. As `modules_of_text`;
+    {} where all that trains takes part.
     """
     if not is_multimodal(model.config):
         return {}
@@ -81,7 +82,7 @@ def freeze_idle(model: nn.Module) -> dict[str, int]:
     parts: Counter[str] = Counter()
     for name, parameter in idle.items():
         part = _largest_part(name, busy).removeprefix("base_model.model.")  # peft's, around the model
-        parts[part] += getattr(parameter, "ds_numel", parameter.numel())
+        parts[part] += numel(parameter)
     return dict(parts)
 
 

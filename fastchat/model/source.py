@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fastchat.errors import SettingsError, brief
+from fastchat.files import JsonError, read_object
 from fastchat.paths import meant_here, model_instead, say_hub_is_asked
 from fastchat.security import check_references
 
@@ -34,12 +34,9 @@ def is_local(source: str) -> bool:
 def read_json(path: Path) -> dict:
     """The JSON object in `path`. Raises SettingsError naming the file when it is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as problem:
-        raise SettingsError(f"{path} cannot be read as JSON: {problem}. Download or copy the folder again.") from None
-    if not isinstance(value, dict):
-        raise SettingsError(f"{path} does not hold a JSON object. Download or copy the folder again.")
-    return value
+        return read_object(path, constants=True)
+    except (JsonError, OSError) as problem:
+        raise SettingsError(f"{path} cannot be read: {problem}. Download or copy the folder again.") from None
 
 
 def check_model_directory(source: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fastchat import files
 from fastchat.errors import SettingsError, brief, say
 from fastchat.model.source import read_json
 from fastchat.security import NO_CODE
@@ -189,7 +190,7 @@ def _take_over(tokenizer: Any, cls: Any) -> None:
 def pipeline(backend: Any) -> list[Any]:
     """Normaliser and pre-tokenizer of a backend as JSON, without what changes offsets only."""
     steps = (backend.normalizer, backend.pre_tokenizer)
-    return [None if step is None else _comparable(json.loads(step.__getstate__())) for step in steps]
+    return [None if step is None else _comparable(files.parse_json(step.__getstate__())) for step in steps]
 
 
 def _comparable(step: Any) -> Any:
@@ -301,4 +302,4 @@ def reopened(folder: Path | str, tokenizer: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file as transformers does."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_json(path, value, indent=2, constants=True, durable=False)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastchat.errors import SettingsError
+from fastchat.files import JsonError, read_object
 from fastchat.plan.advice import advice_after_oom, plan_lines, warning_line
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.command_line import plan_defaults
@@ -223,14 +224,12 @@ def _read_once(model: str, cache_dir: str | None) -> Architecture:
 
 
 def _adapter(path: str) -> dict[str, Any]:
-    import json
-
     file = Path(path).expanduser() / "adapter_config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = read_object(file, constants=True)
+    except (OSError, JsonError) as error:
         raise SettingsError(f"--lora_weight_path {path}: {file.name} cannot be read: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("target_modules"), list):
+    if not isinstance(config.get("target_modules"), list):
         raise SettingsError(f"--lora_weight_path {path}: {file.name} lists no target_modules")
     return config
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError
+from fastchat.files import JsonError, parse_json, read_object
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.families import architecture_from_config
 from fastchat.plan.known import SIZES, architecture_of_hub_name
@@ -100,7 +100,7 @@ def _read_header(path: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > _LARGEST_HEADER:
                 raise ValueError(f"its header claims {length:,} bytes")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         if not isinstance(header, dict):
             raise ValueError("its header is no JSON object")
     except (OSError, struct.error, ValueError) as problem:
@@ -110,9 +110,6 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise SettingsError(f"{path} cannot be read as JSON: {problem}") from None
-    if not isinstance(value, dict):
-        raise SettingsError(f"{path} does not hold a JSON object")
-    return value
+        return read_object(path, constants=True)
+    except (OSError, JsonError) as problem:
+        raise SettingsError(f"{path} cannot be read: {problem}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError, say
+from fastchat.files import sha256_of_text, write_text
 from fastchat.plan.recommend import Recommendation
 from fastchat.plan.report import describe
 from fastchat.plan.run import Run
@@ -153,7 +153,7 @@ def write_recipes(recommendations: Sequence[Recommendation], folder: Path) -> li
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, r in wanted.items():
-            path.write_text(recipe(r), encoding="utf-8")
+            write_text(path, recipe(r))
     except OSError as error:
         raise SettingsError(f"--recipes {folder}: cannot be written ({error})") from None
     return [(path, launch_lines(r, path)) for path, r in wanted.items()]
@@ -177,7 +177,7 @@ def _remove_stale(endings: set[str], wanted: set[Path], folder: Path) -> None:
 
 def _with_digest(text: str) -> str:
     """`text` with one line more behind its comments: by it a file that nobody touched is known again."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = sha256_of_text(text)[:16]
     return text.replace("\nmodel_name_or_path:", f"\n{_DIGEST}{digest}\nmodel_name_or_path:", 1)
 
 

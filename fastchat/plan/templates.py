@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fastchat.conversation import suggest_templates
 from fastchat.conversation.registry import DEFAULT_TEMPLATE
 from fastchat.errors import SettingsError
+from fastchat.files import JsonError, read_json
 from fastchat.plan.known import SIZES, architecture_of_size
 from fastchat.plan.model_files import find_folder
 
@@ -74,7 +74,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise SettingsError(f"{path} cannot be read as JSON: {problem}") from None
+        content = read_json(path, constants=True)
+    except (OSError, JsonError) as problem:
+        raise SettingsError(f"{path} cannot be read: {problem}") from None
     return content if isinstance(content, dict) else None

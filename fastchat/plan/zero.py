@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastchat.errors import SettingsError
-from fastchat.settings.recipe_files import find_deepspeed_config
+from fastchat.settings.recipe_files import read_deepspeed_config
 
 # DeepSpeed's defaults (deepspeed/runtime/zero/config.py), in elements.
 _REDUCE_BUCKET = 500_000_000
@@ -44,7 +43,7 @@ def read_zero(given: str | Mapping[str, Any], hidden: int) -> Zero:
     "auto" becomes what transformers makes of it (integrations/deepspeed.py, trainer_config_finalize). SettingsError
     where the file is missing or no such configuration.
     """
-    config = given if isinstance(given, Mapping) else _read(given)
+    config = given if isinstance(given, Mapping) else read_deepspeed_config(given, tell=False)
     path = "" if isinstance(given, Mapping) else str(given)
     zero = config.get("zero_optimization") or {}
     if not isinstance(zero, Mapping) or zero.get("stage", 0) not in (0, 1, 2, 3):
@@ -98,15 +97,3 @@ def _half(config: Mapping[str, Any]) -> bool | None:
     if any(value is True for value in fixed):
         return True
     return False if len(fixed) == 2 and all(value is False for value in fixed) else None
-
-
-def _read(path: str) -> Mapping[str, Any]:
-    try:
-        config = json.loads(find_deepspeed_config(path, tell=False).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--deepspeed {path} cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"--deepspeed {path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise SettingsError(f"--deepspeed {path} must hold a JSON object")
-    return config

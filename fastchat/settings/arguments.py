@@ -21,7 +21,7 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, same, targets
+from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, targets, template
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -153,16 +153,9 @@ class DataArguments:
     conv_template: str | None = _data(
         None,
         "prompt template; vicuna_v1.1 where nothing else fits, tokenizer for the chat template of the model",
-        translate={
-            name: same("conv_template", "see the list of templates in the README")
-            for name in (
-                "template",
-                "chat_template",
-                "prompt_template",
-                "prompt_template_name",
-                "conversation_template",
-            )
-        },
+        translate=dict.fromkeys(
+            ("template", "chat_template", "prompt_template", "prompt_template_name", "conversation_template"), template
+        ),
         resume=FREE,
         common=True,
     )
@@ -198,6 +191,7 @@ class DataArguments:
             "train_on_prompt": by_value({"true": "train_on: all"}, "train_on: assistant"),
             "assistant_only_loss": by_value({"true": "train_on: assistant"}, "train_on: all"),
             "completion_only_loss": by_value({"true": "train_on: assistant"}, "train_on: all"),
+            "train_on_responses_only": by_value({"true": "train_on: assistant"}, "train_on: all"),
             "mask_history": by_value({"true": "train_on: last"}, "train_on: assistant"),
         },
         resume=FIXED,
@@ -226,7 +220,7 @@ class LoraArguments:
         8,
         "rank of the adapter",
         range=AT_LEAST_ONE,
-        elsewhere="lora_rank lora_dim lora_attn_dim rank",
+        elsewhere="lora_rank lora_dim lora_attn_dim rank r",
         resume=FIXED,
         common=True,
         memory=True,
@@ -286,7 +280,7 @@ class RunArguments(TransformersArguments):
         512,
         "dialogues are cut to this many tokens",
         range=AT_LEAST_ONE,
-        elsewhere="sequence_len cutoff_len max_length max_seq_length max_seq_len seq_len seq_length block_size "
+        elsewhere="sequence_len cutoff_len max_length max_len max_seq_length max_seq_len seq_len seq_length block_size "
         "sequence_length context_length max_source_length",
         resume=FIXED,
         common=True,

@@ -35,7 +35,7 @@ def paths_of(name: str) -> Translate:
     """For a list of datasets that are mappings with a `path` (axolotl) or a `name`; also for plain names."""
 
     def translate(raw: Any) -> str:
-        items = raw if isinstance(raw, list) else str(raw).split(",")
+        items = raw if isinstance(raw, list) else [raw] if isinstance(raw, dict) else str(raw).split(",")
         found = [(i.get("path") or i.get("name")) if isinstance(i, dict) else i for i in items]
         values = [str(value).strip() for value in found if value]
         listed = yaml_text(values[0] if len(values) == 1 else values) if values else "FILES"
@@ -44,9 +44,21 @@ def paths_of(name: str) -> Translate:
     return translate
 
 
-def same(name: str, note: str) -> Translate:
-    """The same value, with a note."""
-    return lambda raw: f"{name}: {yaml_text(raw)} ({note})"
+TEMPLATES = {
+    **dict.fromkeys(("alpaca", "chatml", "chatglm3", "falcon", "gemma", "mistral", "tulu", "zephyr"), ""),
+    **{"vicuna": "vicuna_v1.1", "llama2": "llama-2", "llama3": "llama-3", "qwen": "qwen2.5", "qwen25": "qwen2.5"},
+    **{"gemma2": "gemma-2", "gemma3": "gemma-3", "phi": "phi-3", "phi_3": "phi-3", "phi_35": "phi-3.5"},
+    **{"phi4": "phi-4", "phi_4": "phi-4", "deepseek": "deepseek-chat", "deepseek3": "deepseek-v3"},
+    **{"deepseekcoder": "deepseek-coder", "inst": "mistral", "cohere": "command-r", "yi": "Yi-34b-chat"},
+}
+
+
+def template(raw: Any) -> str:
+    """The template of that name here, where there is one; else the model's own."""
+    name = str(raw).lower().replace("-", "").replace(".", "")
+    if name in TEMPLATES:
+        return f"conv_template: {TEMPLATES[name] or name} (tokenizer is the chat template of the model)"
+    return "conv_template: tokenizer (the chat template of the model), or a built-in one: the README lists them"
 
 
 def rope(raw: Any) -> str:
@@ -79,11 +91,14 @@ _BATCH = "the global batch is per_device_train_batch_size x gradient_accumulatio
 _ATTENTION = "flash_attn: true asks for FlashAttention; otherwise the fastest kernel of torch is used"
 _AUTOMATIC = "leave it out; it is always done"
 _TOKENIZER = "leave it out; the tokenizer is loaded as the model folder has it"
+_MODEL = "leave it out; the model folder's config.json says it"
+_CONVERSATIONS = "leave it out; rows are conversations, the README shows which, under 'Your data'"
 _TOKENS = "add tokens first with `python -m fastchat.model.prepare_model`"
 _SAVED = "weights are always saved as safetensors; leave it out"
 _HALF = "leave it out; --bf16 True or --fp16 True is enough"
-_FSDP = "use --deepspeed playground/deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
+_FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
 _INFERENCE = "it belongs to inference; leave it out"
+_MERGE = "leave it out; `python -m fastchat.model.apply_lora` merges an adapter into its base"
 _VISION = "only the language model is trained; leave it out"
 _STEPS = "set {0}_strategy: steps and {0}_steps"
 _PREPARED = "leave it out; tokens are cached automatically"
@@ -111,10 +126,12 @@ _REASONS: dict[str, str] = {
     "quantization_device_map device_map max_memory gpu_memory_limit lora_on_cpu low_cpu_mem_usage "
     "offload_folder": "leave it out; the launcher and --deepspeed decide where the weights are",
     # model and tokenizer
-    "model_type base_model_config tokenizer_type tokenizer_config tokenizer_use_fast use_fast_tokenizer "
+    "model_type type_of_model model_class base_model_config": _MODEL,
+    "tokenizer tokenizer_type tokenizer_config tokenizer_use_fast use_fast_tokenizer "
     "tokenizer_legacy is_llama_derived_model is_mistral_derived_model is_falcon_derived_model is_qwen_derived_model "
     "tokenizer_name tokenizer_name_or_path split_special_tokens": _TOKENIZER,
     "special_tokens tokens add_tokens add_special_tokens resize_vocab resize_token_embeddings_to_32x eos_token "
+    "new_special_tokens add_special_token "
     "pad_token mean_resizing_embeddings": _TOKENS,
     "model_revision revision_of_model": "download that revision first, and give its folder as model_name_or_path",
     "hf_use_auth_token use_auth_token hf_hub_token ms_hub_token token": _ENVIRONMENT.format("HF_TOKEN"),
@@ -126,8 +143,10 @@ _REASONS: dict[str, str] = {
     "dataset_dir": "give the files themselves in data_path",
     "dataset_prepared_path tokenized_path dataset_keep_in_memory preprocessing_batch_size buffer_size streaming "
     "dataset_streaming skip_prepare_dataset preprocessed_path dataset_batch_size": _PREPARED,
-    "dataset_text_field dataset_kwargs formatting_func ignore_pad_token_for_loss shuffle_merged_datasets "
-    "shuffle_dataset tool_format": _AUTOMATIC,
+    "ignore_pad_token_for_loss shuffle_merged_datasets shuffle_dataset tool_format": _AUTOMATIC,
+    "dataset_text_field dataset_kwargs formatting_func field_messages message_property_mappings "
+    "message_field_role message_field_content field field_human field_model roles type ds_type": _CONVERSATIONS,
+    "train_on_eos train_on_eot": "leave it out; the end of every learned answer is learned",
     "dataset_config dataset_config_name": "download the dataset first, and give its files in data_path",
     "max_samples max_train_samples max_eval_samples": "cut the file first, for example with head or "
     "`python -m fastchat.data.split_train_test`",
@@ -182,7 +201,11 @@ _REASONS: dict[str, str] = {
     "early_stopping_steps": "early_stopping_patience counts evaluations",
     "auto_resume_from_checkpoints": "leave it out; a run always resumes from the newest checkpoint in output_dir",
     "save_safetensors": _SAVED,
-    "infer_backend infer_dtype use_kv_cache vllm_maxlen": _INFERENCE,
+    "infer_backend infer_dtype use_kv_cache vllm_maxlen max_new_tokens temperature top_p top_k do_sample "
+    "repetition_penalty": _INFERENCE,
+    "export_dir export_size export_device export_legacy_format export_quantization_bit merge_lora": _MERGE,
+    "wandb_api_key wandb_token wandb_key": "leave it out; `wandb login` or the environment variable WANDB_API_KEY",
+    "api_key openai_api_key": "leave it out; nothing here calls a remote API",
     "strict": "leave it out; unknown settings are always refused",
     # older transformers
     "logging_dir": _ENVIRONMENT.format("TENSORBOARD_LOGGING_DIR"),

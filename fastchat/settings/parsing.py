@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError, not_among
+from fastchat.files import JsonError, parse_json
 
 TRUE, FALSE = {"true", "t", "yes", "y", "on", "1"}, {"false", "f", "no", "n", "off", "0"}
 
@@ -71,9 +72,9 @@ def to_mapping(raw: Any, label: str) -> Any:
     if not text.startswith("{"):
         return text
     try:
-        return check_mapping(json.loads(text), label)
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{label} is not valid JSON: {error}") from None
+        return check_mapping(parse_json(text, constants=True), label)
+    except JsonError as error:
+        raise SettingsError(f"{label}: {error}") from None
 
 
 def check_mapping(mapping: Any, label: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import fastchat
 from fastchat.errors import SettingsError, nearest, say
-from fastchat.files import JsonError, read_json
+from fastchat.files import JsonError, read_json, read_object
 from fastchat.security import load_yaml, special_kind
 from fastchat.settings.parsing import check_home
 
@@ -97,6 +97,16 @@ def find_deepspeed_config(name: str, *, tell: bool = True) -> Path:
     close = nearest(stem, known)
     hint = f"did you mean {' or '.join(close)}?" if close else f"by name there are {', '.join(known)}"
     raise SettingsError(f"--deepspeed {name} cannot be read: there is no such file; {hint}")
+
+
+def read_deepspeed_config(name: str, *, tell: bool = True) -> dict[str, Any]:
+    """What a DeepSpeed configuration holds; `name` and `tell` as for `find_deepspeed_config`. Raises SettingsError."""
+    try:
+        return read_object(find_deepspeed_config(name, tell=tell))
+    except OSError as error:
+        raise SettingsError(f"--deepspeed {name} cannot be read: {error}") from None
+    except JsonError as error:
+        raise SettingsError(f"--deepspeed {name}: {error}") from None
 
 
 def _refuse_special(path: Path) -> None:

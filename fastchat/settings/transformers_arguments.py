@@ -134,7 +134,9 @@ class TransformersArguments:
     neftune_noise_alpha: float | None = _optimization(
         None, "noise on the embeddings while training (NEFTune)", elsewhere="noisy_embedding_alpha", range=ABOVE_ZERO
     )
-    seed: int = _optimization(42, "seed of everything that is random", range=NOT_NEGATIVE, resume=FIXED)
+    seed: int = _optimization(
+        42, "seed of everything that is random", elsewhere="random_state random_seed", range=NOT_NEGATIVE, resume=FIXED
+    )
     data_seed: int | None = _optimization(
         None, "seed of the order of the data; by default --seed", range=NOT_NEGATIVE, resume=FIXED
     )
@@ -146,8 +148,12 @@ class TransformersArguments:
         False,
         "recompute activations in the backward pass: less memory, a third slower",
         also="gradient_checkpoint activation_checkpointing",
-        elsewhere="use_gradient_checkpointing",
-        translate={"gradient_checkpointing": by_value({"unsloth": "write true", "offload": "write true"}, "")},
+        translate={
+            "gradient_checkpointing": by_value({"unsloth": "write true", "offload": "write true"}, ""),
+            "use_gradient_checkpointing": by_value(
+                {"false": "gradient_checkpointing: false"}, "gradient_checkpointing: true"
+            ),
+        },
         common=True,
         memory=True,
     )
@@ -274,7 +280,7 @@ _EVALUATION = "evaluation here computes the exact loss and nothing else, so ther
 _HUB = "nothing is uploaded from here; upload the finished --output_dir with `hf upload`"
 _NO = "not supported; leave it out"
 _OURS = "batches are made by this project's own reader, so it would do nothing"
-_FSDP = "use --deepspeed playground/deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
+_FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
 
 
 @dataclass

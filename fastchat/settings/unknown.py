@@ -59,7 +59,9 @@ class Unknown:
         """What to say about one name with the value `raw`; `shown`: the flag as it was typed, of a command line."""
         dashes = "" if shown is None else "--"
         lead = ": "
-        if name in self._no_setting:
+        if raw is None and shown is None and self.knows(name):  # a key of a recipe without a value
+            advice = "leave it out"
+        elif name in self._no_setting:
             reason = self._no_setting[name]
             if not isinstance(reason, str):
                 advice = reason(raw)
@@ -70,7 +72,7 @@ class Unknown:
             lead = "; here it is "
             advice = f"{here}: {brief(yaml_text(raw), _LONGEST)}" if how is None else how(raw)
         else:
-            close = nearest(name, self._suggestions, cutoff=0.6)
+            close = nearest(name, self._suggestions, cutoff=0.7)
             lead = "; "
             advice = f"did you mean {' or '.join(dashes + c for c in close)}?" if close else "--help lists all settings"
         return Problem(shown or name, self._as_flags(advice) if dashes else advice, lead)

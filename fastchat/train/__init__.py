@@ -9,6 +9,7 @@ record.py                 what the run really used, for training.json
 arguments.py              the settings (../settings) as dataclasses on top of transformers' own
 checks.py, hardware.py    what cannot work is refused in one line; what the machine lacks falls back in one line
 deepspeed_config.py       a DeepSpeed configuration that cannot contradict the command line
+engine/                   plain, DDP, ZeRO: who holds weights and optimizer state, behind one interface
 reporting.py              wandb and tensorboard, only where the user has set them up
 settings.py               all of that put together: `parse`
 

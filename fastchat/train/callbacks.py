@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from fastchat.errors import SettingsError, brief, say
+from fastchat.files import JsonError, atomic, parse_json
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
@@ -169,20 +169,16 @@ def cut_back(path: Path, step: int) -> None:
         with open(path, "rb") as file:
             while line := file.readline(_LONGEST):
                 try:
-                    if json.loads(line.decode("utf-8"))["step"] <= step:
+                    if parse_json(line, constants=True)["step"] <= step:
                         kept.append(line.rstrip(b"\n") + b"\n")
-                except (ValueError, KeyError, TypeError, RecursionError):
+                except (JsonError, KeyError, TypeError):
                     damaged += bool(line.strip())
     if damaged:
         say(
             f"{path}: {damaged:,} damaged line{'s' if damaged > 1 else ''} left out (a run that was killed leaves such)"
         )
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(staged, "wb") as file:
+    with atomic(path, "wb") as file:
         file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -13,12 +13,11 @@ from fastchat.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from fastchat.checkpoint.space import check_space, copies_at_once
 from fastchat.checkpoint.staging import checkpoints_in, remove_checkpoint
 from fastchat.model.loading import count_parameters
-from fastchat.processes import on_main_process, world_size
+from fastchat.processes import on_main_process
 from fastchat.train.checkpointing import RunCheckpoints
+from fastchat.train.engine import Engine
 from fastchat.train.resuming import Identity, Resume, differing
 from fastchat.train.startup import Start
-
-_DEEPSPEED = 16  # bytes per trained number beside the weights: two float32 moments, float32 copies, the module's own
 
 
 def plan_checkpoints(trainer: Any, start: Start, *, adapter: bool, hold: Callable[[], None]) -> RunCheckpoints:
@@ -28,10 +27,10 @@ def plan_checkpoints(trainer: Any, start: Start, *, adapter: bool, hold: Callabl
     """
     training, identity, resume = trainer.args, start.identity, start.resume
     output_dir = Path(str(training.output_dir))
-    trained = bytes_of(trainer.model, trained=True)
-    result = trained if adapter else bytes_of(trainer.model, trained=False)
-    # Beside the weights torch's Adam keeps two moments in their dtype.
-    more = count_parameters(trainer.model)[0] * _DEEPSPEED if training.deepspeed else 2 * trained
+    engine: Engine = trainer.engine
+    trained = bytes_of(trainer.model, engine, trained=True)
+    result = trained if adapter else bytes_of(trainer.model, engine, trained=False)
+    more = engine.state_bytes(count_parameters(trainer.model, engine.numel)[0], trained)
     size = result + (0 if training.save_only_model else more)
 
     def work() -> None:
@@ -46,10 +45,10 @@ def plan_checkpoints(trainer: Any, start: Start, *, adapter: bool, hold: Callabl
     )
 
 
-def bytes_of(model: Any, *, trained: bool) -> int:
-    """Bytes that the model's weights take in a file, or those that train; whole also where ZeRO-3 has split them."""
+def bytes_of(model: Any, engine: Engine, *, trained: bool) -> int:
+    """Bytes that the model's weights take in a file, or those that train; whole also where the engine partitions."""
     parameters = (p for p in model.parameters() if p.requires_grad or not trained)
-    return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in parameters)
+    return sum(engine.numel(p) * p.element_size() for p in parameters)
 
 
 def _saves_to_come(trainer: Any, resume: Resume) -> int:
@@ -76,8 +75,8 @@ def current_manifest(trainer: Any, identity: Identity) -> Manifest:
         samples=trainer.dialogues_seen(),
         tokens=tokens,
         supervised_tokens=supervised,
-        world_size=world_size(),
-        engine=trainer.engine(),
+        world_size=trainer.engine.world_size,
+        engine=trainer.engine.name,
         fingerprints=identity.fingerprints,
         settings=identity.settings,
     )

@@ -20,6 +20,7 @@ from fastchat.checkpoint.manifest import Manifest, find_problems
 from fastchat.checkpoint.staging import checkpoint_path
 from fastchat.errors import CheckpointError, say
 from fastchat.processes import on_main_process
+from fastchat.train.engine import Engine
 from fastchat.train.resuming import Resume
 from fastchat.train.stopping import STOPPING, Preempted
 
@@ -50,11 +51,13 @@ class EvaluationStopped(Exception):
 class CheckpointTrainer(Trainer):
     """A Trainer whose checkpoints are complete or absent, and that goes on from one exactly.
 
-    `plan` is set before `train`. Subclasses add `progress` and `set_progress`: what they count, per process; and raise
-    EvaluationStopped between two batches of an evaluation where `stop_asked` says so.
+    `plan` is set before `train`, and `engine` by the subclass's constructor. Subclasses add `progress` and
+    `set_progress`: what they count, per process; and raise EvaluationStopped between two batches of an evaluation
+    where `stop_asked` says so.
     """
 
     plan: RunCheckpoints
+    engine: Engine
     owed: dict[str, bool] | None = None  # an evaluation was left at this step; "save": whether a checkpoint was due
 
     def progress(self) -> dict[str, Any]:
@@ -88,8 +91,8 @@ class CheckpointTrainer(Trainer):
         What all processes do together comes first: one that fails by itself before would leave the others waiting.
         """
         self.save_model(str(stage))
-        if self.is_deepspeed_enabled and not self.args.save_only_model:
-            self._write_engine(stage)
+        if not self.args.save_only_model:
+            self.engine.save(stage, adapter=self.plan.adapter)
         rank = self.args.process_index
         if rank == 0:
             self.state.save_to_json(str(stage / files.STATE))
@@ -99,28 +102,8 @@ class CheckpointTrainer(Trainer):
         torch.save(mine, stage / files.rank_file(rank))
         if rank != 0:
             return
-        if not self.is_deepspeed_enabled:
-            torch.save(_inner(self.optimizer).state_dict(), stage / files.OPTIMIZER)
         scheduler: Any = self.lr_scheduler
         torch.save(scheduler.state_dict(), stage / files.SCHEDULER)
-        scaler = self._scaler()
-        if scaler is not None:
-            torch.save(scaler.state_dict(), stage / files.SCALER)
-
-    def _write_engine(self, stage: Path) -> None:
-        """DeepSpeed's shards, one or two files per process."""
-        engine: Any = self.model_wrapped
-        before = engine.checkpoint_engine
-        engine.checkpoint_engine = safe = files.safe_deepspeed_files(before)
-        try:
-            engine.save_checkpoint(str(stage), exclude_frozen_parameters=self.plan.adapter)
-        finally:
-            engine.checkpoint_engine = before
-        if safe.error is not None:
-            raise safe.error
-
-    def _scaler(self) -> Any:
-        return None if self.is_deepspeed_enabled else getattr(self.accelerator, "scaler", None)
 
     # ---- loading ----
 
@@ -129,49 +112,27 @@ class CheckpointTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         path = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
-        if path is not None and (not self.is_deepspeed_enabled or self.plan.resume.weights_only):
-            load_weights(self.model, path, adapter=self.plan.adapter)
+        if path is not None and (self.plan.resume.weights_only or not self.engine.restores_weights):
+            load_weights(self.model, path, adapter=self.plan.adapter, weights=self.engine)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if self.is_deepspeed_enabled:
-            engine: Any = self.model_wrapped
-            if engine.zero_optimization_stage() in (1, 2):
-                engine.optimizer.check_grad_overflow = True  # else a bfloat16 step is made with NaN gradients
+        self.engine.attach(self)
         if path is None:
             return prepared
         if self.plan.resume.weights_only:
             self._advance_schedule()
             return prepared
         wanted = files.settings_of_groups(self.optimizer)
-        if self.is_deepspeed_enabled:
-            self._load_engine(path)
-        else:
-            _inner(self.optimizer).load_state_dict(files.load_tensors(path / files.OPTIMIZER))
+        self.engine.load(path, adapter=self.plan.adapter)
         scheduler: Any = self.lr_scheduler
         scheduler.load_state_dict(files.load_tensors(path / files.SCHEDULER))
         if self.plan.changed:
             files.apply_settings(self.optimizer, _inner_scheduler(scheduler), wanted)
-        scaler = self._scaler()
-        if scaler is not None:
-            scaler.load_state_dict(files.load_tensors(path / files.SCALER))
         mine = self._own_file(path)
         self.set_progress(mine["progress"])
         self.owed = mine.get("owed")
         if self.owed is not None:  # it may save this step again, before the Trainer asks for the random numbers
             files.set_random_state(mine["random"])
         return prepared
-
-    def _load_engine(self, path: Path) -> None:
-        engine: Any = self.model_wrapped
-        if not (path / files.LATEST).is_file():
-            raise CheckpointError(f"{path} has no {files.LATEST}: DeepSpeed's optimizer state is not there")
-        before = engine.checkpoint_engine
-        engine.checkpoint_engine = files.safe_deepspeed_files(before)
-        try:
-            loaded, _ = engine.load_checkpoint(str(path), load_module_strict=not self.plan.adapter)
-        finally:
-            engine.checkpoint_engine = before
-        if loaded is None:
-            raise CheckpointError(f"{path}: DeepSpeed found no state of its own in it")
 
     def _own_file(self, path: Path) -> dict[str, Any]:
         return files.load_tensors(path / files.rank_file(self.args.process_index))
@@ -194,7 +155,7 @@ class CheckpointTrainer(Trainer):
         problems = on_main_process(lambda: find_problems(path))
         if problems:
             raise CheckpointError(f"the best checkpoint {path} is not what was saved: {shorten(problems)}")
-        load_weights(self.model, path, adapter=self.plan.adapter)
+        load_weights(self.model, path, adapter=self.plan.adapter, weights=self.engine)
         say(f"--load_best_model_at_end: the weights of {path.name} (eval loss {self.state.best_metric:.4f})")
 
     # ---- stopping ----
@@ -209,7 +170,7 @@ class CheckpointTrainer(Trainer):
     def stop_asked(self) -> str | None:
         """Why the run should stop, agreed among all processes; None to go on. A collective operation."""
         mine = STOPPING.reason
-        if not dist.is_initialized() or self.args.world_size == 1:
+        if not dist.is_initialized() or self.engine.world_size == 1:
             return mine
         flag = torch.tensor([int(mine is not None)], device=self.args.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
@@ -290,11 +251,6 @@ class StopCallback(TrainerCallback):
                 f"{self.reason}: step {state.global_step} of {state.max_steps} is saved; the same command goes on "
                 "from there"
             )
-
-
-def _inner(optimizer: Any) -> Any:
-    """The torch optimizer in accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _inner_scheduler(scheduler: Any) -> Any:

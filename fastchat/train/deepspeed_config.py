@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fastchat.errors import SettingsError, say
-from fastchat.settings.recipe_files import find_deepspeed_config
+from fastchat.settings.recipe_files import read_deepspeed_config
 
 # Blocks that follow the command line wherever the file does not fix them. Without the precision blocks DeepSpeed trains
 # in float32 whatever --bf16 says; without gradient_clipping it ignores --max_grad_norm.
@@ -29,7 +28,7 @@ def load_deepspeed(given: str | dict[str, Any]) -> dict[str, Any]:
     SettingsError where it is missing, no JSON object, or asks for something this project does not do. A `scheduler` or
     `optimizer` block is left out with one line each: the command line decides those.
     """
-    config = dict(given) if isinstance(given, dict) else _read(given)
+    config = dict(given) if isinstance(given, dict) else read_deepspeed_config(given)
     name = "the DeepSpeed configuration" if isinstance(given, dict) else f"DeepSpeed configuration {given}"
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
@@ -62,15 +61,3 @@ def offloads(config: dict[str, Any]) -> bool:
 
 def _stage(zero: Any) -> Any:
     return zero.get("stage") if isinstance(zero, dict) else zero
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        config = json.loads(find_deepspeed_config(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--deepspeed {path} cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"--deepspeed {path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise SettingsError(f"--deepspeed {path} must hold a JSON object")
-    return config

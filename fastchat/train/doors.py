@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -33,6 +34,17 @@ def given(words: Sequence[str], name: str) -> str | None:
             follows = words[at + 1] if at + 1 < len(words) and not is_flag(words[at + 1]) else ""
             found = glued or follows
     return found
+
+
+def refuse_replaced(module: str, names: Mapping[str, str | None]) -> None:
+    """NotImplementedError where a program has put functions of its own in the place of upstream's: `train` of that
+    `module` would go on without them."""
+    replaced = ", ".join(name for name in names if name in vars(sys.modules[module]))
+    if replaced:
+        raise NotImplementedError(
+            f"{module}.{replaced} was replaced, but train() here does not use it; give what "
+            "make_supervised_data_module returns to transformers' Trainer instead"
+        )
 
 
 def upstream_attribute(name: str, names: Mapping[str, str | None], otherwise: Callable[[str], Any]) -> Any:

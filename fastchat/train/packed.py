@@ -19,9 +19,8 @@ from fastchat.model.attention import used_attention, wants_one_row
 from fastchat.model.rope import RopeChoice
 from fastchat.processes import on_all_processes, on_main_process
 from fastchat.train.datasets import Corpus
-from fastchat.train.deepspeed_config import stage_of
+from fastchat.train.engine import Engine
 from fastchat.train.loss import loss_sum
-from fastchat.train.partitioned import weights_in_reach
 
 _VERIFIED = 16  # dialogues that --verify_packing compares, at most
 
@@ -68,13 +67,13 @@ class Computing:
     half: torch.dtype | None
     weights_dtype: torch.dtype
     tf32: bool
-    deepspeed_config: dict[str, Any] | None
 
 
 def check_model(
     model: Any,
     rows: PackedDataset,
     computing: Computing,
+    engine: Engine,
     *,
     verify: bool,
     chunked: bool,
@@ -93,8 +92,7 @@ def check_model(
     """
     flat = wants_one_row(used_attention(model))
     vocabulary = model.config.get_text_config().vocab_size
-    partitioned = _partitioned(computing.deepspeed_config)
-    with _as_in_training(model, computing) as dtype, weights_in_reach(model):
+    with _as_in_training(model, computing, engine) as dtype, engine.weights_in_reach(model):
         on_all_processes(lambda: check_no_leak(model, vocab_size=vocabulary, flat=flat))
         if not verify:
             return
@@ -110,9 +108,9 @@ def check_model(
             pad_token_id=pad_token_id,
             capacity=capacity,
             flat=flat,
-            batch_size=1 if partitioned else batch_size,
+            batch_size=1 if engine.partitions else batch_size,
             dtype=dtype,
-            checkpointing=checkpointing and not partitioned,
+            checkpointing=checkpointing and not engine.partitions,
         )
 
     def verdict() -> None:
@@ -134,17 +132,13 @@ def _to_compare(packed: PackedDataset) -> list[Any]:
     return [packed.dataset[i] for i in members.tolist()]
 
 
-def _partitioned(deepspeed_config: dict[str, Any] | None) -> bool:
-    return deepspeed_config is not None and stage_of(deepspeed_config) == 3
-
-
 @contextmanager
-def _as_in_training(model: Any, computing: Computing) -> Iterator[torch.dtype]:
+def _as_in_training(model: Any, computing: Computing, engine: Engine) -> Iterator[torch.dtype]:
     """The device and the precision that training will compute in; gives the dtype that rounds as much."""
-    device, half, config = computing.device, computing.half, computing.deepspeed_config
-    if not _partitioned(config) and model.device.type != device.type:
+    device, half = computing.device, computing.half
+    if not engine.partitions and model.device.type != device.type:
         model.to(device)  # the Trainer or the engine would do it a moment later
-    mixed = half is not None and (config is None or computing.weights_dtype != half)  # DeepSpeed casts weights instead
+    mixed = half is not None and not (engine.casts_weights and computing.weights_dtype == half)
     with torch.autocast(device.type, dtype=half, enabled=mixed):
         dtype = half or computing.weights_dtype
         yield torch.float16 if computing.tf32 and dtype == torch.float32 else dtype  # both keep 10 bits

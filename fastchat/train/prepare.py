@@ -29,10 +29,9 @@ from fastchat.model.rope import RopeChoice, apply_rope, choose_rope, context_len
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
 from fastchat.model.tokenizer_files import other_class_line
 from fastchat.processes import rank
-from fastchat.train.deepspeed_config import stage_of
+from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import plain_line
-from fastchat.train.partitioned import weights_in_reach
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ def choose_loading(
     packing: bool,
     device: torch.device,
 ) -> Loading:
-    """How to load the base that `config` describes. `scales_gradients`: full fine-tuning under --fp16 without
-    DeepSpeed, which needs float32 weights: those are loaded then where the setting `dtype` is "auto"."""
+    """How to load the base that `config` describes. `scales_gradients`: full fine-tuning under --fp16
+    that scales gradients needs float32 weights, so those are loaded where the setting `dtype` is "auto"."""
     half = torch.bfloat16 if bf16 else torch.float16 if fp16 else None
     asked: str | torch.dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     if scales_gradients and asked == "auto":
@@ -177,12 +176,12 @@ def prepare_model(
     config: Any,
     loading: Loading,
     rope: RopeChoice | None,
+    engine: Engine,
     *,
     quantized: bool,
     add_adapter: Callable[[Any], Any] | None,
     seed: int,
     device: torch.device,
-    deepspeed_config: dict[str, Any] | None,
     cache_dir: str | None,
     trust_remote_code: bool,
     progress: bool,
@@ -205,18 +204,19 @@ def prepare_model(
         cache_dir=cache_dir,
         trust_remote_code=trust_remote_code,
         device=device if quantized and device.type != "cpu" else None,
+        partitioned=engine.loading(),
     )
     loaded_as = loaded.dtype
     wanted = loading.dtype if isinstance(loading.dtype, torch.dtype) else config.get_text_config().dtype
     if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
         say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}")
-    if is_multimodal(config) and stage_of(deepspeed_config or {}) != 3:
+    if is_multimodal(config) and not engine.partitions:
         loaded.to(device)  # as the Trainer would a moment later: a few tokens are sent through it now
-    with weights_in_reach(loaded):
+    with engine.weights_in_reach(loaded):
         if add_adapter is not None:
             return add_adapter(loaded), loaded_as
-        say_idle(freeze_idle(loaded))
-    if deepspeed_config is None and loaded_as in (torch.bfloat16, torch.float16):
+        say_idle(freeze_idle(loaded, engine.numel))
+    if not engine.casts_weights and loaded_as in (torch.bfloat16, torch.float16):
         say(
             f"the weights are trained in {_short(loaded_as)} without a float32 copy, so small "
             "updates round away: --dtype float32 or --deepspeed keeps one"
@@ -224,17 +224,15 @@ def prepare_model(
     return loaded, loaded_as
 
 
-def prepare_head(model: Any, *, adapter: bool, deepspeed_config: dict[str, Any] | None) -> ChunkedCrossEntropy | None:
+def prepare_head(model: Any, engine: Engine, *, adapter: bool) -> ChunkedCrossEntropy | None:
     """The model's chunked head, before an engine takes the model; None, with a line, where all logits are needed."""
     try:
         head = ChunkedCrossEntropy(model.get_base_model() if adapter else model)
     except LookupError as error:
         say(plain_line(str(error)))
         return None
-    if stage_of(deepspeed_config or {}) == 3 and next(head.head.children(), None) is not None:
-        from deepspeed.utils import set_z3_leaf_module
-
-        set_z3_leaf_module(head.head, True)  # an adapter's parts are gathered together, not each for each chunk
+    if next(head.head.children(), None) is not None:
+        engine.gather_as_one(head.head)  # an adapter's parts, not each of them for each chunk
     return head
 
 

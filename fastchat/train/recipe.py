@@ -28,6 +28,7 @@ from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.datasets import Corpus, Data, Named, check_enough, longest, read_corpora
 from fastchat.train.ending import LESS_MEMORY
+from fastchat.train.engine import Engine, choose_engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce, say_lost
@@ -47,7 +48,7 @@ from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
-from fastchat.train.startup import OutputFolder, check_folder, choose_start, clear_folder, expected_engine, identify
+from fastchat.train.startup import OutputFolder, check_folder, choose_start, clear_folder, identify
 from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
@@ -59,62 +60,62 @@ _ROPE = ("rope_scaling_type", "rope_scaling_factor")
 def train(settings: Settings, status: RunStatus) -> None:
     """Runs one training from checked settings to the files in `--output_dir`. Raises UserErrors."""
     training, lora = settings.training, settings.lora
-    output_dir = Path(str(training.output_dir))
 
     # 1. The output folder holds no result that must stay, and no other run uses it.
     folder = output_folder(settings)
     STOPPING.know_peers(known_processes(), lambda dead: end_with_dead_peer(status, dead))
     check_folder(folder)
-    on_all_processes(lambda: status.lock(output_dir))
+    on_all_processes(lambda: status.lock(folder.path))
 
     # 2. Tokenizer and template; the base and the adapter to continue are what was saved.
     base = base_name(str(settings.model.model_name_or_path))
     text = read_text(settings, base)
 
-    # 3. What the base's configuration decides: the kernel, the memory to expect, the RoPE scaling if one was asked for.
+    # 3. The engine: who holds weights and optimizer state, and what a global batch is.
+    engine = choose_engine(settings.deepspeed_config, world_size())
+
+    # 4. What the base's configuration decides: the kernel, the memory to expect, the RoPE scaling if one was asked for.
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
-    loading = decide_loading(settings, config)
+    loading = decide_loading(settings, config, engine)
     plan = announce(settings.values, training.device, lora=lora is not None, attention=loading.attention)
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = rope_as_asked(settings, config)
 
-    # 4. The folder is not another run's: looked at before the data is read, which can take long.
-    identity = on_main_process(lambda: identify_run(settings, folder, base, config, text))
+    # 5. The folder is not another run's: looked at before the data is read, which can take long.
+    identity = on_main_process(lambda: identify_run(settings, folder, base, config, text, engine))
 
-    # 5. The data, tokenized; the RoPE scaling that its longest dialogue needs; which dialogues share a row.
+    # 6. The data, tokenized; the RoPE scaling that its longest dialogue needs; which dialogues share a row.
     corpora = read_corpora_of(settings, text.chat_encoder)
     say_lost(plan, corpora["train"].lost, training.model_max_length)
     if not rope_asked(settings):
         rope = rope_as_needed(settings, config, corpora)
-    data = pack(settings, corpora)
+    data = pack(settings, corpora, engine)
 
-    # 6. Where the run starts: at step 0, from a checkpoint, or not at all because it is finished.
+    # 7. Where the run starts: at step 0, from a checkpoint, or not at all because it is finished.
     start = choose_start(folder, identity, data, settings=settings.record())
     if start.resume.finished:
         return
 
-    # 7. The model, and its adapter; memory is measured from here.
+    # 8. The model, and its adapter; memory is measured from here.
     memory = MemoryWatch(plan, training.device)
-    model, weights_dtype = load_model(settings, base, config, loading, rope)
+    model, weights_dtype = load_model(settings, base, config, loading, rope, engine)
     memory.built()
 
-    # 8. What only the model can tell: untrained tokens, leaks between packed dialogues, files that cannot be saved.
-    head = try_model(settings, model, text, data, loading, weights_dtype)
+    # 9. What only the model can tell: untrained tokens, leaks between packed dialogues, files that cannot be saved.
+    head = try_model(settings, model, text, data, loading, weights_dtype, engine)
 
-    # 9. The folder is this run's from now on; what an earlier one left goes.
-    on_all_processes(lambda: status.claim(output_dir))
-    on_main_process(lambda: clear_folder(output_dir, start.resume))
+    # 10. The folder is this run's from now on; what an earlier one left goes.
+    on_all_processes(lambda: status.claim(folder.path))
+    on_main_process(lambda: clear_folder(folder.path, start.resume))
 
-    # 10. The Trainer; whether its checkpoints have room on the disk; training.json tried before the first step.
+    # 11. The Trainer; whether its checkpoints have room on the disk; training.json tried before the first step.
     run = Run(settings.record(), base, text, rope, weights_dtype, corpora, start.identity.fingerprints)
-    trainer = make_trainer(run, settings, data, model, head, memory)
+    trainer = make_trainer(run, settings, data, model, head, memory, engine)
     trainer.plan = plan_checkpoints(trainer, start, adapter=lora is not None, hold=status.hold)
 
-    # 11. All steps; then the result saved and verified, evaluated, and the record of it all.
-    trainable, total = count_parameters(model)
-    say(f"training {trainable:,} of {total:,} parameters on {len(corpora['train'].dataset):,} dialogues")
+    # 12. All steps; then the result saved and verified, evaluated, and the record of it all.
     train_and_finish(run, trainer, start.resume.checkpoint)
-    on_main_process(lambda: remove_stops(output_dir, training.save_strategy))
+    on_main_process(lambda: remove_stops(folder.path, training.save_strategy))
     STOPPING.close()
 
 
@@ -153,15 +154,15 @@ def read_text(settings: Settings, base: str) -> Text:
     return text
 
 
-def decide_loading(settings: Settings, config: Any) -> Loading:
-    """Step 3. The dtype is a setting that may follow from others."""
+def decide_loading(settings: Settings, config: Any, engine: Engine) -> Loading:
+    """Step 4. The dtype is a setting that may follow from others."""
     model, training = settings.model, settings.training
     loading = choose_loading(
         config,
         dtype=model.dtype,
         bf16=training.bf16,
         fp16=training.fp16,
-        scales_gradients=settings.lora is None and training.fp16 and settings.deepspeed_config is None,
+        scales_gradients=settings.lora is None and training.fp16 and not engine.casts_weights,
         flash_attn=model.flash_attn,
         packing=settings.data.packing,
         device=training.device,
@@ -177,7 +178,7 @@ def rope_asked(settings: Settings) -> bool:
 
 
 def rope_as_asked(settings: Settings, config: Any) -> RopeChoice | None:
-    """Step 3. The RoPE scaling that the settings ask for; None where they do not, and the data decides."""
+    """Step 4. The RoPE scaling that the settings ask for; None where they do not, and the data decides."""
     model = settings.model
     adapter = adapter_record(settings)
     rope = None
@@ -189,7 +190,7 @@ def rope_as_asked(settings: Settings, config: Any) -> RopeChoice | None:
 
 
 def rope_as_needed(settings: Settings, config: Any, corpora: dict[str, Corpus]) -> RopeChoice | None:
-    """Step 5. The RoPE scaling of the adapter to continue, or what the longest dialogue needs."""
+    """Step 6. The RoPE scaling of the adapter to continue, or what the longest dialogue needs."""
     training, adapter = settings.training, adapter_record(settings)
     rope = rope_for_data(config, adapter, longest=longest(corpora), model_max_length=training.model_max_length)
     accept_rope(settings, config, rope, adapter)
@@ -215,30 +216,32 @@ def accept_rope(settings: Settings, config: Any, rope: RopeChoice | None, adapte
         packed.check_config(config, settings.training.model_max_length, rope)
 
 
-def identify_run(settings: Settings, folder: OutputFolder, base: str, config: Any, text: Text) -> Identity:
-    """Step 4, in the first process."""
+def identify_run(
+    settings: Settings, folder: OutputFolder, base: str, config: Any, text: Text, engine: Engine
+) -> Identity:
+    """Step 5, in the first process."""
     return identify(
         folder,
         base,
         config,
+        engine,
         tokenizer=text.tokenizer,
         template=text.chat_encoder.template.to_dict(),
         adapter=settings.lora is not None,
-        global_batch=global_batch(settings),
-        engine=expected_engine(settings.deepspeed_config),
+        global_batch=global_batch(settings, engine),
         settings=settings.record(),
         undecided=() if rope_asked(settings) else _ROPE,
     )
 
 
-def global_batch(settings: Settings) -> int:
+def global_batch(settings: Settings, engine: Engine) -> int:
     """Rows of one optimizer step, over all processes."""
     training = settings.training
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size()
+    return engine.global_batch(training.per_device_train_batch_size, training.gradient_accumulation_steps)
 
 
 def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, Corpus]:
-    """Step 5. The dialogues to train and to evaluate on."""
+    """Step 6. The dialogues to train and to evaluate on."""
     data, training = settings.data, settings.training
     assert data.data_path is not None and training.data_seed is not None
     if data.lazy_preprocess:
@@ -265,21 +268,21 @@ def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, 
     )
 
 
-def pack(settings: Settings, corpora: dict[str, Corpus]) -> Data:
-    """Step 5. The dialogues in their packs, with `--packing`."""
+def pack(settings: Settings, corpora: dict[str, Corpus], engine: Engine) -> Data:
+    """Step 6. The dialogues in their packs, with `--packing`."""
     training = settings.training
     assert training.data_seed is not None
     packs = packed.plan(corpora, training.model_max_length, training.data_seed) if settings.data.packing else {}
     data = Data(corpora, packs)
     if training.dataloader_drop_last:
-        check_enough(data, global_batch(settings))
+        check_enough(data, global_batch(settings, engine))
     return data
 
 
 def load_model(
-    settings: Settings, base: str, config: Any, loading: Loading, rope: RopeChoice | None
+    settings: Settings, base: str, config: Any, loading: Loading, rope: RopeChoice | None, engine: Engine
 ) -> tuple[Any, torch.dtype]:
-    """Step 7. Which modules have an adapter is a setting that may follow from the model."""
+    """Step 8. Which modules have an adapter is a setting that may follow from the model."""
     training, lora = settings.training, settings.lora
     chosen = lora is not None and settings.origin["lora_target_modules"] != "default"
     model, weights_dtype = prepare_model(
@@ -287,6 +290,7 @@ def load_model(
         config,
         loading,
         rope,
+        engine,
         quantized=lora is not None and lora.q_lora,
         add_adapter=None
         if lora is None
@@ -299,36 +303,43 @@ def load_model(
             bias=lora.lora_bias,
             gradient_checkpointing=training.gradient_checkpointing,
             weight_path=lora.lora_weight_path or None,
+            numel=engine.numel,
         ),
         seed=training.seed,
         device=training.device,
-        deepspeed_config=settings.deepspeed_config,
         cache_dir=training.cache_dir,
         trust_remote_code=settings.model.trust_remote_code,
         progress=not training.disable_tqdm,
     )
     if lora is not None and (not chosen or lora.lora_weight_path):
         settings.derive(lora, "lora_target_modules", sorted(model.peft_config["default"].target_modules))
-    if not count_parameters(model)[0]:
+    if not count_parameters(model, engine.numel)[0]:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     return model, weights_dtype
 
 
 def try_model(
-    settings: Settings, model: Any, text: Text, data: Data, loading: Loading, weights_dtype: torch.dtype
+    settings: Settings,
+    model: Any,
+    text: Text,
+    data: Data,
+    loading: Loading,
+    weights_dtype: torch.dtype,
+    engine: Engine,
 ) -> ChunkedCrossEntropy | None:
-    """Step 8. Gives the chunked head, None where the loss is computed from all logits."""
-    training, config, adapter = settings.training, settings.deepspeed_config, settings.lora is not None
+    """Step 9. Gives the chunked head, None where the loss is computed from all logits."""
+    training, adapter = settings.training, settings.lora is not None
     train = data.corpora["train"]
     if adapter:
-        warn_untrained(model, text.tokenizer, text.chat_encoder.stop_ids, train.dataset)
-    head = prepare_head(model, adapter=adapter, deepspeed_config=config) if training.chunked_head else None
+        warn_untrained(model, text.tokenizer, text.chat_encoder.stop_ids, train.dataset, engine)
+    head = prepare_head(model, engine, adapter=adapter) if training.chunked_head else None
     rows = data.rows("train")
     if isinstance(rows, PackedDataset):
         packed.check_model(
             model,
             rows,
-            packed.Computing(training.device, loading.half, weights_dtype, bool(training.tf32), config),
+            packed.Computing(training.device, loading.half, weights_dtype, bool(training.tf32)),
+            engine,
             verify=settings.data.verify_packing,
             chunked=head is not None,
             pad_token_id=text.pad_token_id,
@@ -341,9 +352,15 @@ def try_model(
 
 
 def make_trainer(
-    run: Run, settings: Settings, data: Data, model: Any, head: ChunkedCrossEntropy | None, memory: MemoryWatch
+    run: Run,
+    settings: Settings,
+    data: Data,
+    model: Any,
+    head: ChunkedCrossEntropy | None,
+    memory: MemoryWatch,
+    engine: Engine,
 ) -> ChatTrainer:
-    """Step 10. Checkpoints that the Trainer saves on the way are as complete as the final result."""
+    """Step 11. Checkpoints that the Trainer saves on the way are as complete as the final result."""
     training = settings.training
     grouped = training.train_sampling_strategy == "group_by_length"
     collator = packed.collator(
@@ -363,6 +380,7 @@ def make_trainer(
         eval_dataset=data.rows("eval") if "eval" in data.corpora else None,
         data_collator=collator,
         callbacks=[MetricsFile(str(training.output_dir)), WarmupNote()],
+        engine=engine,
         on_nonfinite=training.on_nonfinite,
         write_weights=write_weights,
         dummy_token=run.text.pad_token_id,

@@ -12,6 +12,7 @@ from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
 from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.model.loading import count_parameters
 from fastchat.model.tokenizer_files import reopened
 from fastchat.processes import on_main_process, rank
 from fastchat.train.callbacks import LinesFile, number
@@ -22,6 +23,8 @@ from fastchat.train.trainer import ChatTrainer
 def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) -> None:
     """All steps, from `checkpoint` where there is one, and what follows the last."""
     args = trainer.args
+    trainable, total = count_parameters(trainer.model, trainer.engine.numel)
+    say(f"training {trainable:,} of {total:,} parameters on {len(run.corpora['train'].dataset):,} dialogues")
     torch.manual_seed(args.seed + rank())  # dropout differs between processes, as it does between rows
     if checkpoint is not None:
         args.eval_on_start = False  # it belongs to step 0
@@ -59,7 +62,7 @@ def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, chec
     save_result(
         trainer.model,
         folder,
-        engine=trainer.model_wrapped,
+        weights=trainer.engine,
         adapter=trainer.plan.adapter,
         tokenizer=run.text.tokenizer,
         stop_ids=run.text.chat_encoder.stop_ids,

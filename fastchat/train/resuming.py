@@ -6,7 +6,6 @@ template, tokenizer, base model, and the settings that decide which numbers are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +14,15 @@ from typing import Any
 from fastchat.checkpoint.discover import Found, check_checkpoint, newest_checkpoint, shorten
 from fastchat.checkpoint.fingerprint import model_fingerprint
 from fastchat.checkpoint.manifest import Manifest, file_problems, find_problems, read_manifest
-from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_training_record
+from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_status, read_training_record
 from fastchat.checkpoint.resume_state import STATE, rank_file
 from fastchat.checkpoint.staging import checkpoints_in, set_aside
 from fastchat.errors import CheckpointError, SettingsError, say, values_without_secrets
+from fastchat.files import read_json, sha256_of_text
 from fastchat.settings.fields import FIXED, FREE, TOLD
 from fastchat.settings.readers import training_options
-from fastchat.train.status import STATUS, check_output_dir, existing_results
+from fastchat.train.engine.base import find_mismatch
+from fastchat.train.status import check_output_dir, existing_results
 
 AUTO, NEVER = "auto", "never"
 LENGTH = ("num_train_epochs", "max_steps")
@@ -62,8 +63,7 @@ class Resume:
 
 def digest(value: Any) -> str:
     """Hex digest of text, or of any JSON value."""
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of_text(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
 
 
 def base_fingerprint(name: str, config: Any) -> str | None:
@@ -169,20 +169,14 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
         for name, old in manifest.settings.items()
         if _RESUME.get(name) == FIXED and not _same(old, identity.settings.get(name))
     ]
-    if manifest.world_size != identity.world_size and not weights_only:
-        raise SettingsError(
-            f"{path} was saved by {manifest.world_size} process(es) and this run has {identity.world_size}: start it "
-            f"with {manifest.world_size}, or go on with the weights alone (--resume_weights_only)"
-        )
+    saved, now = (manifest.engine, manifest.world_size), (identity.engine, identity.world_size)
+    mismatch = None if weights_only else find_mismatch(path, saved, now)
+    if mismatch:
+        raise SettingsError(mismatch)
     if changed:
         raise SettingsError(
             f"{path} belongs to another run, these differ: {', '.join(changed)}. Restore them, or name another "
             "--output_dir"
-        )
-    if manifest.engine != identity.engine and not weights_only:
-        raise SettingsError(
-            f"{path} was saved under {manifest.engine} and this run is {identity.engine}: its optimizer state does not "
-            "fit; use the same launcher and --deepspeed, or go on with the weights alone (--resume_weights_only)"
         )
     return [
         f"changed since {path.name}: --{name} {_short(old)} -> {_short(identity.settings.get(name))}, which counts now"
@@ -198,10 +192,7 @@ def differing(manifest: Manifest, settings: dict[str, Any]) -> list[str]:
 
 def is_done(output_dir: Path) -> bool:
     """Whether the run that the folder belongs to came to its end, by its `status.json`."""
-    try:
-        return json.loads((output_dir / STATUS).read_text(encoding="utf-8"))["status"] == "done"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return read_status(output_dir).get("status") == "done"
 
 
 def _result(output_dir: Path, identity: Identity) -> tuple[bool, list[str]]:
@@ -241,7 +232,7 @@ def _weights_suffice(found: Found, identity: Identity) -> bool:
     settings = found.manifest.settings
     if not all(_same(settings.get(name), identity.settings.get(name)) for name in ("num_train_epochs", "max_steps")):
         return False
-    state = json.loads((found.path / STATE).read_text(encoding="utf-8"))
+    state = read_json(found.path / STATE, constants=True)
     return state["global_step"] >= state["max_steps"]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from fastchat.checkpoint.staging import checkpoints_in, recover
 from fastchat.errors import say
-from fastchat.processes import on_main_process, world_size
+from fastchat.processes import on_main_process
 from fastchat.train.datasets import Data
-from fastchat.train.deepspeed_config import stage_of
+from fastchat.train.engine import Engine
 from fastchat.train.resuming import (
     AUTO,
     NEVER,
@@ -61,12 +61,12 @@ def identify(
     folder: OutputFolder,
     base: str,
     config: Any,
+    engine: Engine,
     *,
     tokenizer: Any,
     template: dict[str, Any],
     adapter: bool,
     global_batch: int,
-    engine: str,
     settings: dict[str, dict[str, Any]],
     undecided: tuple[str, ...],
 ) -> Identity:
@@ -85,20 +85,13 @@ def identify(
     identity = Identity(
         fingerprints,
         {name: entry["value"] for name, entry in settings.items() if name not in undecided},
-        world_size(),
-        engine,
+        engine.world_size,
+        engine.name,
         {name: entry["from"] for name, entry in settings.items()},
     )
     if folder.resume in (None, AUTO) and not folder.overwrite:
         refuse_other_run(folder.path, identity)
     return identity
-
-
-def expected_engine(deepspeed_config: dict[str, Any] | None) -> str:
-    """The engine a run will have: "plain", "ddp" or "zero" with its stage."""
-    if deepspeed_config is not None:
-        return f"zero{stage_of(deepspeed_config)}"
-    return "ddp" if world_size() > 1 else "plain"
 
 
 def choose_start(

@@ -18,12 +18,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastchat.checkpoint.lock import FolderLock
 from fastchat.checkpoint.record import STATUS_NAME as STATUS
+from fastchat.checkpoint.record import read_status
 from fastchat.checkpoint.space import FULL
 from fastchat.checkpoint.staging import remove
 from fastchat.errors import (
@@ -37,6 +36,7 @@ from fastchat.errors import (
     values_without_secrets,
     without_secrets,
 )
+from fastchat.files import Lock, NoLocks, atomic, sync
 from fastchat.streams import LOG, LOG_NAME, kept_output
 from fastchat.train.ending import EXIT_BUG, LESS_MEMORY, describe, lost_another_process, lost_line
 from fastchat.train.stopping import STOPPING, Preempted
@@ -58,20 +58,27 @@ class RunStatus:
         self.folder = Path(output_dir).expanduser() if output_dir and known else None
         self.claimed = False
         self.advise: Callable[[], str] = lambda: LESS_MEMORY  # a run that was planned knows better
-        self._lock: FolderLock | None = None
+        self._lock: Lock | None = None
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
     def lock(self, output_dir: str | Path) -> None:
         """Keeps other runs out of an existing folder, until the end. SettingsError where one is in there."""
         folder = Path(output_dir).expanduser()
         if is_first_process() and self._lock is None and folder.is_dir():
+            lock = Lock(folder)
             try:
-                self._lock = FolderLock(folder)
-            except SettingsError:
-                self.folder = None  # another run's: not even a status is written there
-                raise
+                free = lock.acquire(wait=False)
+            except NoLocks:
+                free = True
+                say(f"{folder} is on a file system without locks: nothing keeps a second run from writing there")
             except OSError as error:
                 raise SettingsError(f"--output_dir {folder} cannot be read: {error.strerror}") from None
+            if not free:
+                self.folder = None  # another run's: not even a status is written there
+                raise SettingsError(
+                    f"--output_dir {folder} is in use by another run; wait for it, end it, or name another folder"
+                )
+            self._lock = lock
 
     def release(self) -> None:
         """Lets other runs into the folder."""
@@ -124,10 +131,7 @@ class RunStatus:
 
     def _is_anothers(self) -> bool:
         """Whether another run has claimed the folder since."""
-        try:
-            started = json.loads((self.folder_or_fail / STATUS).read_text(encoding="utf-8"))["started"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        started = read_status(self.folder_or_fail).get("started", self.started)
         return self.claimed and is_first_process() and started != self.started
 
     def may_record(self) -> bool:
@@ -145,12 +149,7 @@ class RunStatus:
 
     def ended_by_another(self) -> int | None:
         """The exit code that another process of this run has recorded already."""
-        try:
-            found = json.loads((self.folder_or_fail / STATUS).read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
-                return None
-        except (OSError, ValueError, AssertionError):
-            return None
+        found = read_status(self.folder) if self.folder is not None else {}
         return found["exit_code"] if found.get("exit_code") and found.get("time", "") >= self.started else None
 
     def _write(self, exit_code: int | None, status: str, message: str) -> None:
@@ -170,24 +169,17 @@ def write_json(path: Path, content: Any) -> None:
     On a full disk it is written over the old one, whose place on the disk it has already.
     """
     text = json.dumps(values_without_secrets(content), indent=1, ensure_ascii=False) + "\n"
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    data = text.encode("utf-8", "backslashreplace")  # half a surrogate pair, of a path that is not UTF-8
     try:
-        _write_flushed(staged, text, "w")
-        os.replace(staged, path)
+        with atomic(path, "wb") as file:
+            file.write(data)
     except OSError as error:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
         if error.errno not in FULL or not path.is_file():
             raise
-        _write_flushed(path, text, "r+")
-
-
-def _write_flushed(path: Path, text: str, mode: str) -> None:
-    with open(path, mode, encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        file.truncate()
-        os.fsync(file.fileno())
+        with open(path, "r+b") as file:
+            file.write(data)
+            file.truncate()
+        sync(path)
 
 
 def only_failed_status(folder: Path) -> bool:
@@ -201,10 +193,7 @@ def only_failed_status(folder: Path) -> bool:
         return True
     if STATUS not in names or not set(names) <= {STATUS, LOG_NAME}:
         return False
-    try:
-        return json.loads((folder / STATUS).read_text(encoding="utf-8")).get("status") in ("failed", "bug", "preempted")
-    except (OSError, ValueError, AttributeError):
-        return False
+    return read_status(folder).get("status") in ("failed", "bug", "preempted")
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:

@@ -19,7 +19,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = ROOT  # run by path: the package is importable, its modules are not importable as top-level ones
 
-from fastchat.train.doors import upstream_attribute  # noqa: E402
+from fastchat.train.doors import refuse_replaced, upstream_attribute  # noqa: E402
 from fastchat.train.planning import end_if_only_planned  # noqa: E402
 from fastchat.train.settings import find_output_dir, parse  # noqa: E402
 from fastchat.train.status import RunStatus, run_main  # noqa: E402
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def train() -> NoReturn:
     """What upstream's programs call: `main` with the process's command line."""
+    refuse_replaced(__name__, UPSTREAM)
     main()
 
 

@@ -4,7 +4,6 @@ processes, and no files of its own: saving is handed to the checkpoint room.
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from fastchat.data.batches.packing import SEQ_LENGTHS, PackedDataset, Packs
 from fastchat.train.auxiliary import AuxiliaryLoss, find_auxiliary, loss_sums
 from fastchat.train.callbacks import EarlyStopping, Guarded
 from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
+from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import prove_head
 from fastchat.train.loaders import EpochLoader, WorkerStart
@@ -30,14 +30,16 @@ from fastchat.train.sampling import GlobalBatchSampler, WithDummy
 class ChatTrainer(CheckpointTrainer):
     """Trains on dialogues.
 
-    Args, beside the Trainer's: `write_weights(trainer, folder)` saves what is trained, called in every process;
-    `train_lengths` one token count per dialogue, needed to group by length; `dummy_token` any valid token id; `memory`
-    measures the run; `head` is the model's chunked head, None where the loss is to be computed from all logits.
+    Args, beside the Trainer's: `engine`, not attached yet; `write_weights(trainer, folder)` saves what is trained,
+    called in every process; `train_lengths` one token count per dialogue, needed to group by length; `dummy_token` any
+    valid token id; `memory` measures the run; `head` is the model's chunked head, None where the loss is to be computed
+    from all logits.
     """
 
     def __init__(
         self,
         *args: Any,
+        engine: Engine,
         write_weights: Callable[[ChatTrainer, str], None],
         dummy_token: int,
         memory: MemoryWatch,
@@ -47,8 +49,8 @@ class ChatTrainer(CheckpointTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if self.is_deepspeed_enabled:  # accelerate would do the same a moment later, with a warning
-            self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        self.engine = engine
+        engine.prepare(self)
         handler: Any = self.callback_handler
         handler.callbacks = [
             Guarded(found) if type(found).__module__.startswith("transformers.integrations") else found
@@ -85,7 +87,7 @@ class ChatTrainer(CheckpointTrainer):
             len(dataset),
             micro=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
-            world_size=args.world_size,
+            world_size=self.engine.world_size,
             rank=args.process_index if rank is None else rank,
             seed=args.seed if args.data_seed is None else args.data_seed,
             order=str(args.train_sampling_strategy),
@@ -116,7 +118,7 @@ class ChatTrainer(CheckpointTrainer):
             len(dataset),
             micro=self.args.per_device_eval_batch_size,
             accumulation=1,
-            world_size=self.args.world_size,
+            world_size=self.engine.world_size,
             rank=self.args.process_index,
             seed=0,
             order="sequential",
@@ -164,7 +166,7 @@ class ChatTrainer(CheckpointTrainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         model: Any = self.model
         how: dict[str, Any] = {
-            "dtype": self.compute_dtype(model.dtype),
+            "dtype": self.engine.compute_dtype(model.dtype),
             "device": self.args.device,
             "context": self.compute_loss_context_manager,
         }
@@ -195,7 +197,7 @@ class ChatTrainer(CheckpointTrainer):
             self._added_sum += added.detach()
         self._loss_sum += total.detach()
         self.guard.note(total)
-        return nan_if_nonfinite(total) * self.args.world_size / num_items_in_batch
+        return nan_if_nonfinite(total) * self.engine.world_size / num_items_in_batch
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one micro-batch; the loss is already divided for the whole step."""
@@ -207,8 +209,7 @@ class ChatTrainer(CheckpointTrainer):
         self.memory.see(inputs["input_ids"])
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-        self.accelerator.backward(loss, **extra)
+        self.accelerator.backward(loss, **self.engine.backward_arguments)
         return loss.detach()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -217,16 +218,12 @@ class ChatTrainer(CheckpointTrainer):
         good = self.guard.may_step(float(norm), self.state.global_step)
         if not good:
             self._loss_sum, self._added_sum, self._counts = self._before_step
-            if not self.is_deepspeed_enabled:
-                model.zero_grad(set_to_none=True)  # the optimizer finds nothing to do
-        if not self.is_deepspeed_enabled and not self.args.fp16:
-            optimizer: Any = self.optimizer
-            optimizer._is_overflow = not good  # then the schedule waits too, as it does under DeepSpeed
+        self.engine.before_step(good)
         return norm
 
     def _total(self, numbers: torch.Tensor, by: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
         """The sum (or what `by` says) over all processes, on the CPU."""
-        if not dist.is_initialized() or self.args.world_size == 1:
+        if not dist.is_initialized() or self.engine.world_size == 1:
             return numbers
         summed = numbers.to(self.args.device)
         dist.all_reduce(summed, op=by)
@@ -334,30 +331,6 @@ class ChatTrainer(CheckpointTrainer):
         self.write_weights(self, output_dir or str(self.args.output_dir))
 
     # ---- what was really used ----
-
-    def engine(self) -> str:
-        """ "plain", "ddp", or "zero" and the stage of the running DeepSpeed engine. Known once training has begun."""
-        wrapped: Any = self.model_wrapped
-        if self.is_deepspeed_enabled:
-            return f"zero{wrapped.zero_optimization_stage()}"
-        return "ddp" if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel) else "plain"
-
-    def compute_dtype(self, weights: torch.dtype) -> torch.dtype:
-        """What forward and backward compute in; `weights` is the dtype they were loaded as."""
-        if self.is_deepspeed_enabled:
-            engine: Any = self.model_wrapped
-            half = torch.bfloat16 if engine.bfloat16_enabled() else torch.float16 if engine.fp16_enabled() else None
-            return half or weights
-        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return kinds.get(str(self.accelerator.mixed_precision), weights)
-
-    def deepspeed_settings(self) -> dict[str, Any] | None:
-        """The configuration that the running DeepSpeed engine was given, every "auto" filled in."""
-        if not self.is_deepspeed_enabled:
-            return None
-        plugin: Any = self.accelerator.state.deepspeed_plugin
-        config = plugin.deepspeed_config
-        return json.loads(json.dumps(config, default=str), parse_constant=str)  # one of its values is infinity
 
     def optimizer_name(self) -> str:
         """Class of the optimizer that makes the steps, without its wrappers."""

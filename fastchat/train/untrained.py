@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from fastchat.data.tokens.dataset import ChatDataset
 from fastchat.errors import say
+from fastchat.train.engine import Engine
 
 _LOOKED_AT = 16  # dialogues whose control tokens are looked at
 _NEAR = 0.2  # of the median distance from the mean; trained rows are seldom nearer than half of it
 
 
-def warn_untrained(model: Any, tokenizer: Any, stop_ids: Sequence[int], dataset: ChatDataset) -> None:
+def warn_untrained(model: Any, tokenizer: Any, stop_ids: Sequence[int], dataset: ChatDataset, engine: Engine) -> None:
     """Says which control tokens of the dialogues have rows that carry nothing, where neither matrix is trained.
 
     `model`: with its adapter. Full fine-tuning has nothing to warn of. Every process calls it.
@@ -28,7 +28,7 @@ def warn_untrained(model: Any, tokenizer: Any, stop_ids: Sequence[int], dataset:
     for name, layer in layers.items():
         if layer is None or any(p.requires_grad for p in layer.parameters()):
             continue
-        with _whole(layer.weight):
+        with engine.whole(layer.weight):
             for i in untrained_rows(layer.weight.detach(), ids):
                 found.setdefault(i, []).append(name)
     if found:
@@ -57,11 +57,3 @@ def untrained_rows(weight: torch.Tensor, ids: list[int]) -> list[int]:
         return bool(near[i]) or not row.any() or int((weight == row).all(dim=1).sum()) > 1
 
     return [i for i in ids if i < len(weight) and carries_nothing(i)]
-
-
-def _whole(weight: Any) -> Any:
-    if not hasattr(weight, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([weight], modifier_rank=None)

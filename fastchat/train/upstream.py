@@ -31,8 +31,10 @@ from fastchat.data.rows.records import load_dialogues
 from fastchat.errors import DataError, say
 from fastchat.model.model_adapter import get_conversation_template
 from fastchat.model.tokenizer import choose_pad
+from fastchat.train.engine import ZeRO
 
 IGNORE_TOKEN_ID = IGNORED
+_BY_MARK = ZeRO({}, 1)  # the engine is the program's own: what DeepSpeed marked is gathered, all else is whole
 _VICUNA = "vicuna"
 _LONGEST = 10**6  # tokens; transformers writes 10**30 where a tokenizer names no length
 _HELD_OUT_AT_RATIO_1 = 0.05  # upstream evaluates on this share of the training data then
@@ -220,7 +222,7 @@ def safe_save_model_for_hf_trainer(trainer: Trainer, output_dir: str) -> None:
 def maybe_zero_3(param: torch.Tensor) -> torch.Tensor | None:
     """A copy of a parameter on the CPU, whole also under ZeRO-3, where all processes call it; None in all but the
     first."""
-    return gather([("", param)]).get("")
+    return gather([("", param)], _BY_MARK).get("")
 
 
 def get_peft_state_maybe_zero_3(named_params: Any, bias: str) -> dict[str, torch.Tensor]:
@@ -236,4 +238,4 @@ def get_peft_state_maybe_zero_3(named_params: Any, bias: str) -> dict[str, torch
             raise NotImplementedError(f"bias {bias!r} is not one of {', '.join(chosen)}")
         return "lora_" in name or chosen[bias]
 
-    return gather((name, tensor) for name, tensor in named.items() if wanted(name))
+    return gather(((name, tensor) for name, tensor in named.items() if wanted(name)), _BY_MARK)

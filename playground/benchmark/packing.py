@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fastchat.conversation import get_template
 from fastchat.data.batches.packing import plan_packs
-from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.rows.records import load_dialogues
 from fastchat.data.tokens.store import make_shard, usable
 
@@ -73,7 +73,7 @@ def invented(number: int, capacity: int, rng: np.random.Generator) -> dict[str, 
 
 def measured(args: argparse.Namespace) -> np.ndarray:
     """Tokens of each dialogue of --data_path."""
-    encoder, _ = TextEncoder.from_directory_or_class(args.model_name_or_path)
+    encoder, _ = open_tokenizer(args.model_name_or_path)
     chat_encoder = encoder.bind(get_template(args.conv_template))
     records = load_dialogues(args.data_path).records
     return make_shard(usable(records), chat_encoder, max_length=args.capacity, overlong="drop").arrays["lengths"]

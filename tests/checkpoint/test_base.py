@@ -20,6 +20,7 @@ def adapter(tmp_path: Path, tiny_model_dir) -> Path:
     """An adapter with a record, on a base of its own in tmp_path/base."""
     import torch
 
+    from fastchat.checkpoint.gather import IN_PLACE
     from fastchat.checkpoint.record import TrainingRecord
     from fastchat.checkpoint.save import save_result
     from fastchat.model.loading import load_base_model
@@ -32,7 +33,9 @@ def adapter(tmp_path: Path, tiny_model_dir) -> Path:
     torch.manual_seed(0)
     record = TrainingRecord(base_model=str(base), fingerprints={"base_model": model_fingerprint(base)})
     tokenizer, _ = load_tokenizer(str(base))
-    save_result(model, tmp_path / "adapter", adapter=True, tokenizer=tokenizer, stop_ids=(2,), record=record)
+    save_result(
+        model, tmp_path / "adapter", weights=IN_PLACE, adapter=True, tokenizer=tokenizer, stop_ids=(2,), record=record
+    )
     return tmp_path / "adapter"
 
 
@@ -84,7 +87,7 @@ def test_an_adapter_without_a_fingerprint_is_used_as_before(adapter: Path) -> No
 
 def test_a_replaced_result_is_never_mixed_with_the_old_one(tmp_path: Path) -> None:
     """Where the new files move in, what makes the old result loadable is gone already."""
-    from fastchat.checkpoint.files import staged
+    from fastchat.checkpoint.folders import staged
 
     (tmp_path / "adapter_config.json").write_text("old")
     (tmp_path / "adapter_model.safetensors").write_text("old")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,9 @@ import pytest
 from fastchat.checkpoint import space, staging
 from fastchat.checkpoint.discover import check_checkpoint, newest_checkpoint
 from fastchat.checkpoint.fingerprint import model_fingerprint
-from fastchat.checkpoint.lock import FolderLock
 from fastchat.checkpoint.manifest import MANIFEST, Manifest, files_in, find_problems, read_manifest, write_manifest
 from fastchat.checkpoint.verify import main as verify_main
-from fastchat.errors import CheckpointError, ResourceError, SettingsError
+from fastchat.errors import CheckpointError, ResourceError
 from tests.checkpoint.saves import save, valid_in
 
 
@@ -87,6 +84,56 @@ def test_what_is_wrong_is_named(tmp_path: Path, harm, said: str, capsys: pytest.
     harm(path)
     assert any(said in problem for problem in find_problems(path)), find_problems(path)
     assert _verify(tmp_path) == 5 and said in capsys.readouterr().err
+
+
+# Written before `fastchat/files.py` did it.
+EARLIER = """{
+ "step": 3,
+ "epoch": 0.5,
+ "samples": 12,
+ "tokens": 0,
+ "supervised_tokens": 0,
+ "world_size": 2,
+ "engine": "ddp",
+ "fingerprints": {
+  "template": "é"
+ },
+ "settings": {
+  "learning_rate": 2e-05,
+  "x": null,
+  "y": [
+   1,
+   true
+  ]
+ },
+ "files": {
+  "é.pt": {
+   "size": 5,
+   "sha256": "4ba69735ca53765ed6a709edb56c6ea236b7193a3b29a6b390c346f0f4340e4e"
+  }
+ },
+ "format": 1,
+ "digest": "9912c32a2b26379e642fa82fccd03fef2b647b69260717f0fd94b9fff49cb4bf"
+}
+"""
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"\xff", b'{"format": 1, "digest": "", "epoch": NaN}'])
+def test_a_manifest_that_is_none_is_damage(tmp_path: Path, content: bytes) -> None:
+    path = save(tmp_path, 1)
+    (path / MANIFEST).write_bytes(content)
+    with pytest.raises(CheckpointError, match="MANIFEST.json is damaged: it "):
+        read_manifest(path)
+
+
+def test_a_manifest_of_before_is_valid_and_written_alike(tmp_path: Path) -> None:
+    """To the byte: checkpoints that exist are read by this version, and those of this version by earlier ones."""
+    (tmp_path / "é.pt").write_bytes(b"state")
+    (tmp_path / MANIFEST).write_text(EARLIER, encoding="utf-8")
+    assert find_problems(tmp_path) == []
+    write_manifest(tmp_path, read_manifest(tmp_path))
+    assert (tmp_path / MANIFEST).read_text(encoding="utf-8") == EARLIER
+    assert sorted(os.listdir(tmp_path)) == [MANIFEST, "é.pt"]
 
 
 def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
@@ -230,32 +277,6 @@ def test_free_space_of_a_folder_to_come(tmp_path: Path, monkeypatch: pytest.Monk
         patch.setattr(space.os, "statvfs", lambda folder: asked.append(folder) or real(folder))
         assert space.free_bytes(tmp_path / "a" / "b") > 0 and asked == [tmp_path]
     space.check_space(tmp_path, 1000, 1, 1000)
-
-
-def test_one_run_per_folder(tmp_path: Path) -> None:
-    lock = FolderLock(tmp_path)
-    with pytest.raises(SettingsError, match="in use by another run"):
-        FolderLock(tmp_path)
-    lock.release()
-    FolderLock(tmp_path).release()
-    assert os.listdir(tmp_path) == []
-
-
-def test_the_lock_of_a_killed_run_is_free(tmp_path: Path, repository: Path) -> None:
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom fastchat.checkpoint.lock import FolderLock\n"
-        "lock = FolderLock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(60)"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=repository, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout and child.stdout.readline() == "held\n"
-    with pytest.raises(SettingsError):
-        FolderLock(tmp_path)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    time.sleep(0.05)
-    FolderLock(tmp_path).release()
 
 
 def test_a_models_fingerprint_is_its_weights(tmp_path: Path, tiny_model_dir) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastchat.checkpoint.files import check_new_folder, new_folder
+from fastchat.checkpoint.folders import check_new_folder, new_folder
 from fastchat.checkpoint.merge import merge_adapter
 from fastchat.checkpoint.prepare import prepare_model
 from fastchat.errors import ResourceError, SettingsError
@@ -67,7 +67,7 @@ def test_a_live_writer_keeps_its_folder(tmp_path: Path, capsys: pytest.CaptureFi
         handle = os.open(other, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX)
         code = (
-            "import sys\nfrom pathlib import Path\nfrom fastchat.checkpoint.files import new_folder\n"
+            "import sys\nfrom pathlib import Path\nfrom fastchat.checkpoint.folders import new_folder\n"
             "with new_folder(Path(sys.argv[1])) as stage: (stage / 'y').write_text('2')"
         )
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "target")], check=True)

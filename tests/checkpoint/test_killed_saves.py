@@ -10,6 +10,7 @@ import pytest
 
 from fastchat.checkpoint import staging
 from fastchat.checkpoint.discover import newest_checkpoint
+from fastchat.errors import ResourceError
 from tests.checkpoint.saves import all_deaths, save, valid_in
 
 pytestmark = pytest.mark.slow
@@ -78,7 +79,7 @@ def test_a_rename_that_fails_leaves_the_old_one_in_place(tmp_path: Path, monkeyp
         real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(ResourceError, match="Input/output error.*what was there before is kept"):
         save(tmp_path, 1, content=9)
     assert valid_in(tmp_path) == [1] and _names(tmp_path) == {"checkpoint-1"}
 

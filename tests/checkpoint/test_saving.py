@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from fastchat.checkpoint import adapter as adapter_files
 from fastchat.checkpoint import full as full_files
-from fastchat.checkpoint.files import staged
-from fastchat.checkpoint.gather import compare_files, gather_all, gather_trained
+from fastchat.checkpoint.folders import staged
+from fastchat.checkpoint.gather import IN_PLACE, compare_files, gather_all, gather_trained
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.checkpoint.save import save_result
 from fastchat.errors import CheckpointError, NumericError
@@ -60,7 +60,7 @@ def test_the_loadable_name_moves_last(tmp_path: Path, monkeypatch: pytest.Monkey
         moved.append(Path(target).name)
         replace(source, target)
 
-    monkeypatch.setattr("fastchat.checkpoint.files.os.replace", noted)
+    monkeypatch.setattr("fastchat.checkpoint.folders.os.replace", noted)
     with staged(tmp_path, last=["a"]) as stage:
         for name in "abc":
             (stage / name).touch()
@@ -116,7 +116,7 @@ def tokenizer(tiny_model_dir: Callable[..., Path]) -> Any:
 
 def _save(model: Any, folder: Path, tokenizer: Any, adapter: bool, stop_ids: tuple[int, ...] = ()) -> None:
     record = TrainingRecord(base_model="base")
-    save_result(model, folder, adapter=adapter, tokenizer=tokenizer, stop_ids=stop_ids, record=record)
+    save_result(model, folder, weights=IN_PLACE, adapter=adapter, tokenizer=tokenizer, stop_ids=stop_ids, record=record)
 
 
 def test_an_adapter_survives_the_round_trip(peft_model: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_an_adapter_survives_the_round_trip(peft_model: Any, tokenizer: Any, tmp
 
 
 def test_only_what_is_trained_is_gathered(peft_model: Any) -> None:
-    assert set(gather_trained(peft_model)) == {n for n, p in peft_model.named_parameters() if p.requires_grad}
-    assert len(gather_trained(peft_model)) == 8
+    assert set(gather_trained(peft_model, IN_PLACE)) == {n for n, p in peft_model.named_parameters() if p.requires_grad}
+    assert len(gather_trained(peft_model, IN_PLACE)) == 8
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -239,5 +239,7 @@ def test_other_architectures(tiny_model_dir: Callable[..., Path], tokenizer: Any
 def test_tied_weights_are_gathered_as_one(tiny_model_dir: Callable[..., Path]) -> None:
     from transformers import AutoModelForCausalLM
 
-    tensors = gather_all(AutoModelForCausalLM.from_pretrained(tiny_model_dir("llama", "metaspace_bos", tied=True)))
+    tensors = gather_all(
+        AutoModelForCausalLM.from_pretrained(tiny_model_dir("llama", "metaspace_bos", tied=True)), IN_PLACE
+    )
     assert tensors["lm_head.weight"] is tensors["model.embed_tokens.weight"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.text_encoder import TextEncoder
 from tests.builders import TOKENIZER_KINDS
 
@@ -17,7 +18,7 @@ def encoder_of(tokenizer_dir: Callable[[str], Path], request: pytest.FixtureRequ
     def make(name: str) -> TextEncoder:
         if name not in made:
             path = tokenizer_dir(name) if name in TOKENIZER_KINDS else request.getfixturevalue("shared") / name
-            made[name], _ = TextEncoder.from_directory_or_class(str(path))
+            made[name], _ = open_tokenizer(str(path))
         return made[name]
 
     return make

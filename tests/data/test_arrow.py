@@ -123,7 +123,9 @@ def test_a_saved_data_set_with_splits(tmp_path: Path, capsys: pytest.CaptureFixt
         (source,) = find_sources("--data_path", [str(tmp_path / "both")], split=split)
         assert source.files == (str(tmp_path / "both" / split / "data-00000-of-00001.arrow"),)
         assert f"split {split} of a saved data set, 1 file" in capsys.readouterr().err
-    with pytest.raises(DataError, match="no split 'tset' in it; its splits are train, test; did you mean test?"):
+    with pytest.raises(
+        DataError, match="no split 'tset' in it; its splits are train, test; choose one: --eval_data_split test"
+    ):
         check_source("--eval_data_path", str(tmp_path / "both"), "tset")
 
 
@@ -132,7 +134,7 @@ def test_a_saved_data_set_with_splits(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         ({"_data_files": [{"filename": "../../etc/passwd"}]}, "which is not in its folder"),
         ({"_data_files": [{"filename": "gone.arrow"}]}, "gone.arrow: no such file, though state.json names it"),
-        ({"_data_files": []}, "it names no data files"),
+        ({"_data_files": []}, "the saved data set holds no rows"),
         ({"_data_files": None}, "it names no data files"),
         ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "flatten_indices"),
     ],
@@ -167,3 +169,43 @@ def test_the_preview_reads_a_split(tmp_path: Path, tokenizer_dir: Any, capsys: p
     assert "300 answers trained" in out and "300 dropped (no_trained_turn 300)" in out and "'source' (600 rows)" in err
     assert preview(words) == 3
     assert "there is no split 'train' in it; its splits are dev" in capsys.readouterr().err
+
+
+def _bad_text(*texts: bytes) -> Any:
+    return pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_text_that_is_not_utf8_is_one_bad_row(tmp_path: Path, form: str) -> None:
+    """In a plain column, in a dictionary, and inside a list of structs."""
+    asked = pyarrow.array(["q"] * 3)
+    words = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1, 0]), _bad_text(b"good", b"b\xff"))
+    roles = pyarrow.array(["user", "assistant"] * 3)
+    texts = _bad_text(b"q", b"a", b"q", b"b\xff", b"q", b"a")
+    said = pyarrow.StructArray.from_arrays([roles, texts], ["role", "content"])
+    tables = (
+        pyarrow.table({"instruction": asked, "output": _bad_text(b"good", b"b\xff", b"fine")}),
+        pyarrow.table({"instruction": asked, "output": words}),
+        pyarrow.table({"messages": pyarrow.ListArray.from_arrays([0, 2, 4, 6], said)}),
+    )
+    for table in tables:
+        path = str(tmp_path / "a.arrow")
+        make = pyarrow.ipc.new_stream if form == "stream" else pyarrow.ipc.new_file
+        with pyarrow.OSFile(path, "wb") as file, make(file, table.schema) as out:
+            out.write_table(table)
+        problems = [(row.line, str(row.problem)) for row in read_rows(path) if row.problem]
+        assert problems == [(2, "invalid UTF-8: byte 0xff")]
+
+
+def test_saved_data_sets_without_rows_or_with_other_splits(tmp_path: Path) -> None:
+    empty, splits = tmp_path / "empty", tmp_path / "splits"
+    for folder in (empty, splits):
+        folder.mkdir()
+    (empty / "state.json").write_text(json.dumps({"_data_files": []}), encoding="utf-8")
+    with pytest.raises(DataError, match="empty: the saved data set holds no rows"):
+        check_source("--data_path", str(empty))
+    (splits / "dataset_dict.json").write_text(json.dumps({"splits": ["train_sft", "test_sft"]}), encoding="utf-8")
+    with pytest.raises(DataError, match="are train_sft, test_sft; choose one: --data_split train_sft$"):
+        check_source("--data_path", str(splits))
+    with pytest.raises(DataError, match="choose one: --eval_data_split test_sft$"):
+        check_source("--eval_data_path", str(splits), "test")

@@ -16,6 +16,7 @@ from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.tokens.counts import count_example, table
 from fastchat.errors import DataError
 from tests.builders import TOKENIZER_KINDS
+from tests.tiers import pairs
 
 WORDS = [
     "the",
@@ -51,8 +52,8 @@ def texts() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
-@pytest.mark.parametrize("template", ["vicuna_v1.1", "chatml"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "template"), pairs(TOKENIZER_KINDS, ["vicuna_v1.1", "chatml"]))
 def test_what_is_kept_is_the_same(
     encoder_of: Callable[[str], TextEncoder], kind: str, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,9 +73,9 @@ def test_what_is_kept_is_the_same(
             made = []
             for at_least in (1 << 30, 1 << 8):
                 monkeypatch.setattr(beginning, "_AT_LEAST", at_least)
-                pairs = enumerate(dialogues)
+                numbered = enumerate(dialogues)
                 made.append(
-                    [asdict(x) for x in tokenize_dialogues(pairs, chat_encoder, max_length=20, overlong=overlong)]
+                    [asdict(x) for x in tokenize_dialogues(numbered, chat_encoder, max_length=20, overlong=overlong)]
                 )
             num_cut = 0
             for whole, part in zip(*made, strict=True):

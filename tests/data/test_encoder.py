@@ -229,3 +229,15 @@ def test_bos_is_never_written_twice_in_a_row(encoder_of):
     for text, expected in (("", 1), ("Hi", 2)):
         encoded = chat_encoder.encode(template.render(Dialogue((Turn("user", text), Turn("assistant", "Yo")))))
         assert encoded.input_ids.count(chat_encoder.encoder.bos.id) == expected
+
+
+def test_of_several_chat_templates_the_default_is_the_tokenizers_own(tmp_path, tokenizer_dir):
+    """By name, in a list in the configuration; read raw and by transformers."""
+    from fastchat.model.tokenizer import load_plain
+
+    folder = shutil.copytree(tokenizer_dir("byte_nobos"), tmp_path / "tokenizer")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    for encoder in (TextEncoder.from_directory(str(folder))[0], TextEncoder.from_tokenizer(load_plain(str(folder)))):
+        assert encoder.raw.chat_template == "D"

@@ -387,7 +387,7 @@ def test_the_page_lets_only_its_own_style_and_script_run(report: Preview) -> Non
 
 def test_every_reason_has_a_look(repository: Path) -> None:
     """The page's script finds the look of a reason by its number."""
-    script = (repository / "fastchat/data/report/base.js").read_text(encoding="utf-8")
+    script = (repository / "fastchat/data/view/report/base.js").read_text(encoding="utf-8")
     looks = re.findall(r'"([^"]*)"', script.split("const LOOKS = [")[1].split("];")[0])
     assert len(looks) == len(Why)
     assert [bool(re.search(r"\blearned", look)) for look in looks] == [why.learned for why in Why]

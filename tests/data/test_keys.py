@@ -11,10 +11,11 @@ import pyarrow.parquet
 import pytest
 
 from fastchat.data.rows.bad_rows import BadRow
-from fastchat.data.rows.formats import MEDIA_KEYS, REASONING_KEYS, TRAIN_KEYS, UNCLEAR_KEYS, parse_row
+from fastchat.data.rows.formats import REASONING_KEYS, TRAIN_KEYS, UNCLEAR_KEYS, parse_row
 from fastchat.data.rows.records import Records
 from fastchat.errors import DataError
 
+MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios", "image_url", "Images", "video_path", "img")
 NOTHING: tuple[Any, ...] = (None, "", [], [None], {}, False)
 
 
@@ -85,6 +86,32 @@ def test_a_prompt_that_asks_to_be_learned_is_counted() -> None:
 def test_unclear_keys_are_refused(key: str) -> None:
     assert bad(row({key: 1})).startswith(f"unclear key: turn 2 has '{key}'") and "train" in bad(row({key: 1}))
     assert trained(row({key: None})) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "key", ["Train", "loss_weight", "lossMask", "is_masked", "train_on", "ignore", "TRAIN ", "mask"]
+)
+def test_keys_that_seem_to_say_what_is_learned_are_refused(key: str) -> None:
+    for value in (False, True, [0, 1]):
+        assert bad(row({key: value})).startswith(f"unclear key: turn 2 has '{key}'") and '"train"' in bad(row({key: 1}))
+        assert bad(row(**{key: value})).startswith(f"unclear key: the row has '{key}'")
+
+
+@pytest.mark.parametrize(
+    "made", [{"train_id": "a"}, {"training_step": 3}, {"weight_class": "heavy"}, {"restrained": False}]
+)
+def test_other_keys_with_such_words_are_only_counted(made: dict[str, Any]) -> None:
+    assert set(parse_row(row(**made)).unread) == {("row", key) for key in made}
+
+
+def test_prompts_know_whether_they_may_be_learned() -> None:
+    dialogue = parse_row(
+        {"messages": [{"role": "system", "content": "s", "weight": 0}, *row({}, {"train": False})["messages"]]}
+    ).dialogue
+    assert dialogue is not None and [turn.train for turn in dialogue.turns] == [False, True, True, True]
+    assert not dialogue.system_train
+    dialogue = parse_row(row(train=False, system="s")).dialogue
+    assert dialogue is not None and not dialogue.system_train and not any(turn.train for turn in dialogue.turns)
 
 
 # --- what a model of text cannot learn

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastchat.conversation import get_template
 from fastchat.data.batches.packing import PackedDataset, _best_fit, check_packable, pack_collate, plan_packs
 from fastchat.data.batches.packing_check import check_no_leak, compare_packing
-from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.rows.records import load_dialogues
 from fastchat.errors import DataError, SettingsError
 from fastchat.train.loss import loss_sum
@@ -94,7 +94,7 @@ def test_lengths_without_anything_short_are_packed_tightly_too():
 
 @pytest.mark.parametrize(("tokenizer", "template"), [("llama-2", "vicuna_v1.1"), ("gemma", "gemma")])
 def test_fill_on_gsm8k_multiturn(shared, tokenizer, template):
-    encoder, _ = TextEncoder.from_directory_or_class(str(shared / "tokenizers" / tokenizer))
+    encoder, _ = open_tokenizer(str(shared / "tokenizers" / tokenizer))
     records = load_dialogues([str(shared / "data" / "gsm8k_multiturn.jsonl")]).records[:2000]
     chat_encoder = encoder.bind(get_template(template))
     store, _ = build_store(records, chat_encoder, max_length=4096, overlong="error")

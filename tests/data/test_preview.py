@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from fastchat import files
 from fastchat.conversation import get_template
 from fastchat.data import preview
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.text_encoder import TextEncoder
-from fastchat.data.rows import writing
 from fastchat.data.rows.records import load_dialogues
 from tests.builders import TOKENIZER_KINDS, make_tokenizer
 from tests.data.in_memory import build_store
@@ -87,7 +88,7 @@ def test_output_equals_the_training_run(run: Run, tokenizer_dir: TokenizerDir, t
         "no_trained_turn",
         None,
     ]
-    encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir(kind)))
+    encoder, _ = open_tokenizer(str(tokenizer_dir(kind)))
     chat_encoder = encoder.bind(get_template("vicuna_v1.1"))
     records = load_dialogues([data], on_bad_row="skip").records
     store, counts = build_store(records, chat_encoder, max_length=300, overlong="truncate")
@@ -161,7 +162,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(run: Run, tmp_path: Path, monkey
         Path(path).touch()
         return Full()
 
-    monkeypatch.setattr(writing, "open", full, raising=False)
+    monkeypatch.setattr(files, "open", full, raising=False)
     code, _, err = run("--data_path", data, "--output", str(tmp_path / "out.jsonl"))
     assert code == 6 and "cannot be written (No space left on device)" in err
     assert os.listdir(tmp_path) == ["a.jsonl"]

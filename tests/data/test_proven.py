@@ -10,6 +10,7 @@ from tests.builders import TOKENIZER_KINDS
 from tests.tiers import KINDS, SHARED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", (*TOKENIZER_KINDS, *SHARED))
 def test_it_holds_for_every_kind_of_template(encoder_of, tokenizer):
     for name in KINDS:

@@ -211,3 +211,13 @@ def test_rows_in_a_file_of_any_name_are_read(tmp_path: Path, name: str) -> None:
 def test_broken_lines_in_a_json_file_are_listed_as_before(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 of 2 rows cannot be read"):
         load_dialogues([str(write(tmp_path / "x.jsonl", "hello\nworld\n"))])
+
+
+@pytest.mark.parametrize(
+    "begin", [b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh9", b"PK\3\4", b"FEA1", b"\x80\x04", b"x" * 257 + b"ustar"]
+)
+def test_other_kinds_of_files_are_named(tmp_path, begin):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(begin + b"\0rest\n" * 9)
+    with pytest.raises(DataError, match=r"a\.jsonl: is .*(zstd|xz|bzip2|zip|Feather|pickle|tar)"):
+        list(read_rows(str(path)))

@@ -13,7 +13,7 @@ from fastchat.conversation import Dialogue, Turn
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import tokenize_dialogue
-from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.preview import main as preview
 from fastchat.data.rows.formats import REASONING_KEYS
 from fastchat.data.tokens.store import digest
@@ -45,7 +45,7 @@ def bind(tmp_path_factory: pytest.TempPathFactory) -> Bind:
     def made(source: str) -> ChatEncoder:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": source}), encoding="utf-8")
-        encoder, _ = TextEncoder.from_directory_or_class(str(folder))
+        encoder, _ = open_tokenizer(str(folder))
         return encoder.bind(encoder.choose("tokenizer"))
 
     return made

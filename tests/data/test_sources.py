@@ -283,3 +283,9 @@ def test_a_repository_cannot_name_files_outside_itself(hub: Hub) -> None:
     with pytest.raises(DataError, match="names a file outside itself"):
         find("me/ds")
     assert not os.path.exists("/tmp/evil.jsonl")
+
+
+def test_an_address_is_no_pattern():
+    for name in ("https://host/a.jsonl?x=1", "s3://bucket/a.parquet"):
+        with pytest.raises(DataError, match="is an address; download the file"):
+            check_source("--data_path", name)

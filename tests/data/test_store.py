@@ -14,7 +14,7 @@ import pytest
 from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import Example, tokenize_dialogue
-from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.rows.records import Record, load_dialogues
 from fastchat.data.tokens.counts import table
 from fastchat.data.tokens.dataset import ChatDataset
@@ -27,7 +27,7 @@ TokenizerDir = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def chat_encoder(tokenizer_dir: TokenizerDir) -> ChatEncoder:
-    encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir("byte_nobos")))
+    encoder, _ = open_tokenizer(str(tokenizer_dir("byte_nobos")))
     return encoder.bind(get_template("chatml"))
 
 
@@ -275,7 +275,7 @@ def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
 )
 def test_shared_data(shared: Path, tokenizer: str, template: str) -> None:
     names = ("alpaca_en_demo.json", "dummy_conversation.json", "glaive_toolcall_en_demo.json", "gsm8k_multiturn.jsonl")
-    encoder, note = TextEncoder.from_directory_or_class(str(shared / tokenizer))
+    encoder, note = open_tokenizer(str(shared / tokenizer))
     assert note == ""
     real = encoder.bind(get_template(template))
     for name in names:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastchat.conversation import Dialogue, Turn, get_template
-from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.view.terminal import paint, safe, token_texts, wants_colour
 from tests.builders import TOKENIZER_KINDS
 
@@ -52,7 +52,7 @@ def test_safe() -> None:
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 def test_token_texts_add_up_to_the_text(tokenizer_dir: TokenizerDir, kind: str) -> None:
-    encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir(kind)))
+    encoder, _ = open_tokenizer(str(tokenizer_dir(kind)))
     chat_encoder = encoder.bind(get_template("vicuna_v1.1"))
     for text in ("Hi", "  two  spaces\n\n", "你好 🙂👩‍👩‍👧 ünïcödé", "\ufffd\ufffd x", "a" * 50, "</s><s>", ""):
         dialogue = Dialogue((Turn("user", text), Turn("assistant", text), Turn("user", "q"), Turn("assistant", text)))

@@ -30,8 +30,8 @@ def nothing_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forget() -> None:
     """The end of the process that used entries."""
-    for handle in token_cache._USING.values():
-        os.close(handle or 0)
+    for lock in token_cache._USING.values():
+        lock.release()
     token_cache._USING.clear()
 
 

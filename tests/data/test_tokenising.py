@@ -16,6 +16,7 @@ import pytest
 
 from fastchat.conversation import get_template
 from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.records import load_dialogues
 from fastchat.data.rows.sources import Source
@@ -34,7 +35,7 @@ HOW = TokenSettings(max_length=200, overlong="truncate", on_bad_row="stop", work
 
 @pytest.fixture(scope="module")
 def chat_encoder(tokenizer_dir: Callable[[str], Path]) -> ChatEncoder:
-    encoder, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir("metaspace_bos")))
+    encoder, _ = open_tokenizer(str(tokenizer_dir("metaspace_bos")))
     return encoder.bind(get_template("vicuna_v1.1"))
 
 
@@ -137,6 +138,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers.num_workers(5, 0) == 5
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(chat_encoder: ChatEncoder, tmp_path: Path) -> None:
     peaks = []
     for number in (512, 4608):
@@ -239,7 +241,7 @@ def test_anything_that_decides_ids_is_part_of_the_key(
     elif change == "train_on":
         other = chat_encoder.encoder.bind(chat_encoder.template, "all")
     elif change == "tokenizer":
-        other, _ = TextEncoder.from_directory_or_class(str(tokenizer_dir("byte_bos")))
+        other, _ = open_tokenizer(str(tokenizer_dir("byte_bos")))
         other = other.bind(chat_encoder.template)
     elif change == "data":
         data.write_text(data.read_text().replace("What is", "What was", 1))
@@ -261,7 +263,7 @@ def test_what_decides_no_id_is_not(chat_encoder: ChatEncoder, data: Path) -> Non
 def test_an_encoder_is_what_it_says_of_itself(chat_encoder: ChatEncoder, tokenizer_dir: Callable[[str], Path]) -> None:
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    raw = TextEncoder.from_directory_or_class(str(tokenizer_dir("byte_nobos")))[0].raw
+    raw = open_tokenizer(str(tokenizer_dir("byte_nobos")))[0].raw
     encoder = TextEncoder(replace(raw, chat_template=template))
     for one in (chat_encoder, encoder.bind(encoder.choose("tokenizer")), encoder.bind(get_template("chatml"))):
         described = json.loads(json.dumps(one.described()))
@@ -284,7 +286,7 @@ def test_a_template_that_writes_the_date_is_another_one_tomorrow(
         "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
     )
     template += "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    raw = TextEncoder.from_directory_or_class(str(tokenizer_dir("byte_nobos")))[0].raw
+    raw = open_tokenizer(str(tokenizer_dir("byte_nobos")))[0].raw
     encoder = TextEncoder(replace(raw, chat_template=template))
     one = encoder.bind(encoder.choose("tokenizer"))
     today = token_cache.key_of(encoder=one.described())

@@ -6,9 +6,9 @@ from transformers import AutoTokenizer
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import tokenize_dialogue
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.properties import prove
 from fastchat.data.encoding.saved_template import compare_template, install_template
-from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.encoding.tokenizer_template import to_messages
 from fastchat.errors import DataError, SettingsError
 from tests.builders import make_tokenizer
@@ -53,7 +53,7 @@ TALK = Dialogue(
 
 def bind(tmp_path, source):
     directory = make_tokenizer("byte_nobos", tmp_path / "tokenizer", chat_template=source)
-    encoder, reason = TextEncoder.from_directory_or_class(str(directory))
+    encoder, reason = open_tokenizer(str(directory))
     return encoder.bind(encoder.choose("tokenizer"))
 
 
@@ -130,7 +130,7 @@ def test_ids_are_those_of_apply_chat_template(tmp_path, source):
 )
 def test_no_exact_span_names_record_turn_and_property(tmp_path, source, property_):
     directory = make_tokenizer("byte_nobos", tmp_path, chat_template=source)
-    encoder, _ = TextEncoder.from_directory_or_class(str(directory))
+    encoder, _ = open_tokenizer(str(directory))
     with pytest.raises(DataError, match=r"talk.json:3: .*turn \d") as error:
         encoder.choose("tokenizer").render(TALK)
     assert property_ in str(error.value)
@@ -200,7 +200,7 @@ CALL = Dialogue(
 @pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
 def test_properties_second_check_and_saved_template_hold(tmp_path, source, train_on):
     directory = make_tokenizer("byte_nobos", tmp_path / "tokenizer", chat_template=source)
-    encoder, _ = TextEncoder.from_directory_or_class(str(directory))
+    encoder, _ = open_tokenizer(str(directory))
     chat_encoder = encoder.bind(encoder.choose("tokenizer"), train_on)
     assert "proven on this tokenizer with template tokenizer" in prove(chat_encoder)
     dialogues = [NO_MARKS, TALK, Dialogue(NO_MARKS.turns, None, "x", 1), *([] if source == MERGED else [CALL])]

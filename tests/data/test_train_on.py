@@ -9,6 +9,7 @@ from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data import preview
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.errors import DataError, SettingsError
 from tests.builders import TOKENIZER_KINDS, make_tokenizer, write_rows
 from tests.data.test_html_report import data_of
@@ -57,13 +58,37 @@ def test_each_choice_learns_what_it_says(encoder_of, kind):
         assert (example.input_ids[0], example.labels[0]) == (encoder.bos.id, IGNORED)
 
 
+def _left_out(*turns, system_train=True):
+    said = [Turn(role, text, train) for role, text, train in turns]
+    return Dialogue(tuple(said), "You help.", system_train=system_train)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_all_leaves_out_what_says_so(tmp_path, own):
+    """Prompts too: a user's turn, the system message; and the whole dialogue where no answer is learned."""
+
+    path = make_tokenizer("byte_nobos", tmp_path / "t", chat_template=CHATML)
+    encoder, _ = open_tokenizer(str(path))
+    chat_encoder = encoder.bind(encoder.choose("tokenizer") if own else get_template("chatml"), "all")
+    turns = [
+        ("user", "secret question", False),
+        ("assistant", "answer", True),
+        ("user", "more", True),
+        ("assistant", "end", True),
+    ]
+    runs, _ = learned(chat_encoder, _left_out(*turns, system_train=False))
+    text = " ".join(runs)
+    assert "secret" not in text and "You help" not in text and "more" in text and "answer" in text
+    runs, _ = learned(chat_encoder, _left_out(*turns))
+    assert "You help" in " ".join(runs)
+    runs, example = learned(chat_encoder, _left_out(*[(role, said, False) for role, said, _ in turns]))
+    assert not runs and example.dropped == "no_trained_turn"
+
+
 @pytest.mark.parametrize("source", [CHATML, THINKING])
 def test_each_choice_with_the_tokenizers_own_template(tmp_path, source, encoder_of):
-    from fastchat.data.encoding.text_encoder import TextEncoder
 
-    encoder, _ = TextEncoder.from_directory_or_class(
-        str(make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source))
-    )
+    encoder, _ = open_tokenizer(str(make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source)))
     own = encoder.choose("tokenizer")
     assert learned(encoder.bind(own, "last"), ANSWERS)[0] == ["second answer<|im_end|>"]
     all_ = learned(encoder.bind(own, "all"), ANSWERS)[0]
@@ -79,6 +104,7 @@ def test_each_choice_with_the_tokenizers_own_template(tmp_path, source, encoder_
         assert LabelCrossCheck(chat_encoder).check([(ANSWERS, example.input_ids, example.labels)]).records == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 def test_the_second_check_agrees_with_every_kind_of_template(encoder_of, kind):
     for name in KINDS:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.adapter import write_adapter
-from fastchat.checkpoint.gather import gather_trained
+from fastchat.checkpoint.gather import IN_PLACE, gather_trained
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.data.encoding.saved_template import install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
@@ -42,7 +42,7 @@ def save_random_adapter(
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape) * spread)
     folder.mkdir(parents=True, exist_ok=True)
-    write_adapter(folder, peft_model, gather_trained(peft_model))
+    write_adapter(folder, peft_model, gather_trained(peft_model, IN_PLACE))
     if with_record:
         tokenizer, _ = load_tokenizer(str(base))
         encoder = TextEncoder.from_tokenizer(tokenizer)

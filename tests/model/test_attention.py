@@ -119,6 +119,7 @@ def test_flex_attention_keeps_packed_dialogues_apart(tiny_model_dir):
     assert check_no_leak(model, vocab_size=300, flat=True) == 0.0
 
 
+@pytest.mark.slow
 def test_flex_attention_takes_one_kernel_for_rows_of_every_length(tiny_model_dir, monkeypatch):
     """torch cannot build the other one, for fewer than 128 tokens, where several heads share a key."""
     if not can_compile():

@@ -192,3 +192,25 @@ def test_continuing_with_another_rope_is_refused(tmp_path, tiny_model_dir):
     rope = choose_rope(load_config(str(base)), type="yarn", model_max_length=200)
     again = add_lora(load_base_model(str(base), rope=rope), weight_path=str(folder))
     assert torch.equal(logits(again.eval(), 150), logits(before, 150))
+
+
+def test_names_that_peft_takes_for_experts_are_left_out(tmp_path, tiny_model_dir, capsys):
+    """Of DeepSeek-V3: adapting `gate_proj` would adapt the fused weights of all experts, and not the dense layers."""
+    experts = {"first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
+    experts |= {"topk_group": 1, "moe_intermediate_size": 16, "q_lora_rank": 8, "kv_lora_rank": 8}
+    heads = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4}
+    folder = str(tiny_model_dir("deepseek_v3", **experts, **heads))
+    assert targets(add_lora(load_base_model(folder))) == {"o_proj"}
+    err = capsys.readouterr().err
+    assert "takes gate_proj, up_proj, down_proj in DeepseekV3ForCausalLM for names of its experts' fused" in err
+    with pytest.raises(SettingsError, match="takes up_proj .* leave them out"):
+        add_lora(load_base_model(folder), target_modules="o_proj,up_proj")
+
+
+def test_what_peft_refuses_is_not_a_bug_of_ours(tiny_model_dir, monkeypatch):
+    def refuses(*args):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr("peft.get_peft_model", refuses)
+    with pytest.raises(SettingsError, match="peft cannot adapt .* no such thing"):
+        add_lora(load_base_model(str(tiny_model_dir("llama"))))

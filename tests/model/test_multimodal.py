@@ -78,7 +78,7 @@ def test_an_adapter_of_pictures_too_is_continued_and_kept_whole(multimodal, tmp_
     from safetensors.torch import load_file
 
     from fastchat.checkpoint.adapter import write_adapter
-    from fastchat.checkpoint.gather import gather_trained
+    from fastchat.checkpoint.gather import IN_PLACE, gather_trained
 
     base = str(multimodal("gemma3"))
     theirs = get_peft_model(load_base_model(base), LoraConfig(r=4, target_modules=["q_proj"], bias=bias))
@@ -88,7 +88,7 @@ def test_an_adapter_of_pictures_too_is_continued_and_kept_whole(multimodal, tmp_
     loss(model).backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     (tmp_path / "ours").mkdir()
-    write_adapter(tmp_path / "ours", model, gather_trained(model))
+    write_adapter(tmp_path / "ours", model, gather_trained(model, IN_PLACE))
     before, after = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("theirs", "ours"))
     assert before.keys() == after.keys() and any("vision_tower" in name for name in after)
     add_lora(load_base_model(base), weight_path=str(tmp_path / "ours"))

@@ -280,3 +280,25 @@ def test_the_prepared_tokenizer_is_that_of_the_file_and_the_configurations_name_
     assert tokenizer.convert_tokens_to_ids("<tool>") == made.ids["<tool>"]
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["pad_token_id"] == tokenizer.pad_token_id == wanted.pad_token_id
+
+
+def test_spare_rows_that_are_all_alike_are_made_new(tmp_path, tiny_model_dir, capsys):
+    """A vocabulary padded with zeros: two tokens with equal rows could never become different."""
+    base = Path(shutil.copytree(tiny_model_dir("llama", vocab_size=900), tmp_path / "base"))
+    used = len(load_tokenizer(str(base))[0])
+    before = load_file(base / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        before[name][used:] = 0
+    save_file(before, base / "model.safetensors", metadata={"format": "pt"})
+    made = prepare_model(str(base), str(tmp_path / "new"), special_tokens=["<|a|>", "<|b|>"])
+    after = load_file(tmp_path / "new" / "model.safetensors")
+    ids = list(made.ids.values())
+    for name, old in before.items():
+        kept = [
+            i for i in range(len(old)) if name not in ("model.embed_tokens.weight", "lm_head.weight") or i not in ids
+        ]
+        assert torch.equal(after[name][kept], old[kept])
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        first, second = after[name][ids].bfloat16()
+        assert first.any() and not torch.equal(first, second)
+    assert capsys.readouterr().err.count("2 spare rows were zero or all alike") == 2

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from fastchat.conversation import Dialogue, Turn, get_template
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.saved_template import compare_template, install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError
@@ -154,7 +155,7 @@ def test_the_file_decides_for_every_family(made: Any, name: str, tmp_path: Path)
         assert again.model_input_names == tokenizer.model_input_names
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith(("wordpiece", "unigram"))])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("wordpiece")])
 @pytest.mark.parametrize("template", ["vicuna_v1.1", "llama-2", "chatml"])
 def test_the_saved_template_gives_the_training_ids(made: Any, name: str, template: str, tmp_path: Path) -> None:
     tokenizer = load_plain(str(made(name)))
@@ -196,7 +197,7 @@ def test_another_class_is_named_and_can_be_asked_for(made: Any) -> None:
         assert [theirs.encode(t) for t in texts] == [original.encode(t) for t in texts]
         assert ([tokenizer.encode(t) for t in texts] != [theirs.encode(t) for t in texts]) is differs
         assert theirs.special_tokens_map == original.special_tokens_map
-        encoder, note = TextEncoder.from_directory_or_class(folder, use_class=True)
+        encoder, note = open_tokenizer(folder, use_class=True)
         assert "--use_tokenizer_class" in note and encoder.whole.encode(texts[0]).ids == theirs.encode(texts[0])
 
 
@@ -207,7 +208,7 @@ def test_what_files_leave_to_the_class_is_taken_over(made: Any, tmp_path: Path) 
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 100, "tokenizer_class": "LlamaTokenizer"}')
     tokenizer = load_plain(str(folder))
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
-    encoder, _ = TextEncoder.from_directory_or_class(str(folder))
+    encoder, _ = open_tokenizer(str(folder))
     assert encoder.bos and encoder.bos.content == "<s>"
     (folder / "special_tokens_map.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "<unk>"}}')
     raw, _ = TextEncoder.from_directory(str(folder))
@@ -297,7 +298,7 @@ def test_a_sentencepiece_file_is_enough(
         (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     if config:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    encoder, note = TextEncoder.from_directory_or_class(str(folder))
+    encoder, note = open_tokenizer(str(folder))
     assert "no tokenizer.json" in note and encoder.adds_bos and encoder.eos and encoder.eos.content == "</s>"
     tokenizer: Any = load_plain(str(folder))
     processor: Any = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))

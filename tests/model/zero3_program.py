@@ -15,14 +15,14 @@ def batch(vocabulary: int) -> torch.Tensor:
     return torch.randint(vocabulary, (ROWS, LENGTH), generator=torch.Generator().manual_seed(5))
 
 
-def build(base: str, quantization: bool, rope_length: int, checkpointing: bool) -> Any:
+def build(base: str, quantization: bool, rope_length: int, checkpointing: bool, partitioned: Any = None) -> Any:
     """The adapter on its base, the same on every process and in the test."""
     from fastchat.model.loading import load_base_model, load_config
     from fastchat.model.lora import add_lora
     from fastchat.model.rope import choose_rope
 
     rope = choose_rope(load_config(base), model_max_length=rope_length)
-    model = load_base_model(base, rope=rope, quantization=quantization)
+    model = load_base_model(base, rope=rope, quantization=quantization, partitioned=partitioned)
     torch.manual_seed(0)
     return add_lora(model, r=4, dropout=0.0, gradient_checkpointing=checkpointing)
 
@@ -42,6 +42,7 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
     from transformers.integrations import HfDeepSpeedConfig
 
     from fastchat.model.loading import count_parameters, describe_quantization
+    from fastchat.train.engine import ZeRO
 
     settings = {
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
@@ -51,7 +52,8 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
     }
     alive = HfDeepSpeedConfig(settings)  # read by from_pretrained for as long as it exists
-    model = build(base, quantization, 200, checkpointing=True)
+    ours = ZeRO(settings, torch.distributed.get_world_size())
+    model = build(base, quantization, 200, checkpointing=True, partitioned=ours.loading())
     dtypes = {"weights": str(model.get_base_model().model.norm.weight.dtype)}
     trained = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(trained, lr=1e-2), config=settings)
@@ -79,7 +81,7 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
             return mean(loss())
 
     result = {"losses": train(step, evaluate), "quantization": describe_quantization(engine.module), **dtypes}
-    result["parameters"] = list(count_parameters(engine.module))
+    result["parameters"] = list(count_parameters(engine.module, ours.numel))
     result["partitioned"] = all(p.ds_tensor.numel() < p.ds_numel for p in engine.module.parameters() if p.ds_numel > 1)
     del alive
     return result

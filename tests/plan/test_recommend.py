@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.errors import SettingsError
 from fastchat.plan.__main__ import main
 from fastchat.plan.api import Machine, estimate, machine_of
@@ -226,14 +227,13 @@ def test_templates_of_hub_names() -> None:
 )
 def test_a_folder_s_template_is_the_one_training_names(kind: str, own: str | None, line: str, tmp_path: Path) -> None:
     """Without a setting training takes the default, or stops and suggests what stands in the recipe."""
-    from fastchat.data.encoding.text_encoder import TextEncoder
     from tests.builders import make_tokenizer
 
     folder = make_tokenizer(kind, tmp_path / "model", chat_template=own)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     found = template_line(str(folder))
     assert found.startswith(line)
-    encoder, _ = TextEncoder.from_directory_or_class(str(folder))
+    encoder, _ = open_tokenizer(str(folder))
     name = load_text(found)
     assert encoder.choose(name).name == name
     if name == "vicuna_v1.1":

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fastchat.conversation import get_template
 from fastchat.errors import SettingsError
-from fastchat.settings.foreign import NO_SETTING
+from fastchat.settings.foreign import NO_SETTING, TEMPLATES
 from fastchat.settings.readers import plan_reader, preview_reader, training_options, training_reader
 
 AXOLOTL = """
@@ -105,7 +106,7 @@ def test_llama_factory(tmp_path: Path) -> None:
     told = _told(LLAMA_FACTORY, tmp_path)
     assert told["lora_rank"] == "lora_r: 16" and told["lora_target"] == "lora_target_modules: q_proj,v_proj"
     assert told["dataset"].startswith("data_path: [a.json, b.json] ") and "data_path" in told["dataset_dir"]
-    assert told["template"].startswith("conv_template: llama3") and told["cutoff_len"] == "model_max_length: 2048"
+    assert told["template"].startswith("conv_template: llama-3 ") and told["cutoff_len"] == "model_max_length: 2048"
     assert told["quantization_bit"] == "q_lora: true" and told["val_size"] == "val_set_size: 0.1"
     assert told["rope_scaling"] == "rope_scaling_type: linear, rope_scaling_factor: 2"
     assert told["stage"].startswith("leave it out") and "train_lora.py" in told["finetuning_type"]
@@ -123,6 +124,24 @@ def test_trl_and_alpaca_lora(tmp_path: Path) -> None:
     told = _told(ALPACA_LORA, tmp_path)
     assert told["val_file"].startswith("eval_data_path: v.json") and "global batch" in told["batch_size"]
     assert told["prompt_template_name"].startswith("conv_template: alpaca")
+
+
+def test_a_key_without_a_value_is_to_be_left_out(tmp_path: Path) -> None:
+    told = _told("lora_model_dir:\nwandb_name:\nbase_model:\nadapter:\nstage:\n", tmp_path)
+    assert set(told.values()) == {"leave it out"} and len(told) == 5
+
+
+def test_a_template_of_another_program_is_one_that_exists(tmp_path: Path) -> None:
+    for name in ["llama3", "qwen", "tokenizer_default", "jinja", "phi_3", "no-such", *TEMPLATES]:
+        told = _told(f"chat_template: {name}\nlr: 1\n", tmp_path)["chat_template"]
+        chosen = told.removeprefix("conv_template: ").split(" (")[0]
+        assert chosen == "tokenizer" or get_template(chosen).name == chosen, (name, told)
+
+
+def test_names_that_are_not_alike_are_not_suggested(tmp_path: Path) -> None:
+    told = _told("export_folder: x\nmodel_kind: x\nr: 4\nrandom_state: 1\nlearing_rate: 1\n", tmp_path)
+    assert told["r"] == "lora_r: 4" and told["random_state"] == "seed: 1" and "learning_rate" in told["learing_rate"]
+    assert told["export_folder"] == told["model_kind"] == "--help lists all settings"
 
 
 def test_flags_of_other_programs() -> None:

@@ -13,6 +13,7 @@ from tests.builders import make_tokenizer
 from tests.train.conftest import Outcome
 from tests.train.flags import ok
 
+pytestmark = pytest.mark.slow
 # Each by its own names for sizes; all with a vocabulary of 512 and at least 256 positions.
 SIZES: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, "query_key_value"),

@@ -62,6 +62,7 @@ def mixtral(tiny_model_dir: Models, coefficient: float = 0.3, on: bool = True) -
     return tiny_model_dir("mixtral", "metaspace_bos", num_local_experts=4, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_coefficient_changes_what_is_trained(
     train: Train, tiny_model_dir: Models, data_files: tuple[Path, Path], packing: bool
@@ -80,6 +81,7 @@ def test_the_coefficient_changes_what_is_trained(
     assert any(not torch.equal(tensor, theirs[name]) for name, tensor in adapter(with_it.folder).items())
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_mean_weighted_by_supervised_tokens(
     train: Train, tiny_model_dir: Models, data_files: tuple[Path, Path]
 ) -> None:

@@ -99,7 +99,7 @@ def test_settings(train: Callable[..., Outcome], tmp_path: Path, flags: list[str
 @pytest.mark.parametrize("more", [["--fsdp_transformer_layer_cls_to_wrap", "LlamaDecoderLayer"], []], ids=["wrap", ""])
 def test_fsdp_names_the_configuration_that_fits(train: Callable[..., Outcome], full: bool, more: list[str]) -> None:
     outcome = train("--fsdp", "full_shard auto_wrap", *more, full=full)
-    named = f"--deepspeed playground/deepspeed_config_{'' if full else 'lora_'}s3.json"
+    named = f"--deepspeed deepspeed_config_{'' if full else 'lora_'}s3.json"
     assert outcome.code == 2 and "--fsdp" in outcome.err and named in outcome.err
 
 

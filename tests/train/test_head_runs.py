@@ -12,6 +12,7 @@ import torch
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, adapter, covers, ok
 
+pytestmark = pytest.mark.slow
 SAME = ["--lora_dropout", "0", "--learning_rate", "1e-3", "--max_steps", "3"]
 
 

@@ -125,6 +125,7 @@ def test_what_comes_out(runs: Callable[[str], Outcome], name: str) -> None:
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "log.txt",
         "metrics.jsonl",
         "status.json",
         "tokenizer.json",

@@ -19,11 +19,14 @@ import pytest
 from fastchat.errors import ResourceError
 from fastchat.streams import LOG, kept_output
 from fastchat.train.callbacks import MetricsFile
+from tests.tiers import thorough
 from tests.train.conftest import Outcome
 from tests.train.flags import ok
 from tests.train.warm import Warm
 
+pytestmark = pytest.mark.slow
 Train = Callable[..., Outcome]
+DISK = (errno.EROFS, errno.ENOSPC, errno.EIO)
 HEAD = "head -c 200 >/dev/null"
 
 
@@ -79,7 +82,7 @@ def test_streams_that_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "early ***\n100%\nä\nto nobody\n"
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("code", [thorough(code, in_default=code == errno.EIO) for code in DISK])
 def test_metrics_that_cannot_be_written_wait(train: Train, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     from fastchat.train import callbacks
 
@@ -156,7 +159,9 @@ def test_what_is_deleted_while_it_is_written(train: Train, monkeypatch: pytest.M
     assert outcome.status["exit_code"] == 6
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EMFILE])
+@pytest.mark.parametrize(
+    "code", [*(thorough(code, in_default=code == errno.ENOSPC) for code in DISK), errno.ESTALE, errno.EMFILE]
+)
 def test_a_disk_that_fails_anywhere_has_its_code(train: Train, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail() -> None:
         raise OSError(code, os.strerror(code), "/data/somewhere")
@@ -168,24 +173,23 @@ def test_a_disk_that_fails_anywhere_has_its_code(train: Train, monkeypatch: pyte
 
 
 def test_a_status_on_a_full_disk_is_written_over_the_old_one(tmp_path: Path, monkeypatch) -> None:
+    from fastchat import files
     from fastchat.train import status
 
-    path, real = tmp_path / "status.json", status._write_flushed
-    status.write_json(path, {"status": "running", "message": "x" * 99})
+    path = tmp_path / "status.json"
+    status.write_json(path, {"status": "running", "message": "x" * 99 + "\udcff"})
 
-    def full(file: Path, text: str, mode: str) -> None:
-        if mode == "w":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(file, text, mode)
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(status, "_write_flushed", full)
+    monkeypatch.setattr(files, "open", full, raising=False)  # nothing new fits
     status.write_json(path, {"status": "failed"})
     assert json.loads(path.read_text()) == {"status": "failed"} and os.listdir(tmp_path) == ["status.json"]
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_tokens_that_another_process_cuts_off(train: Train, monkeypatch, tmp_path: Path, workers: str) -> None:
-    """Reading there would be a bus error. The same command makes them again and goes on."""
+    """Reading there would be a bus error, also in a loader's worker. The same command makes them again and goes on."""
     monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))
     flags = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "6", "--dataloader_num_workers", workers]
 

@@ -18,6 +18,7 @@ from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
 from tests.train.warm import Warm
 
+pytestmark = pytest.mark.slow
 SETTINGS = ["--optim", "adamw_torch", "--learning_rate", "1e-2", "--warmup_steps", "5", "--bf16", "False"]
 SETTINGS += ["--gradient_accumulation_steps", "1", "--save_strategy", "no", "--disable_tqdm", "True"]
 

@@ -11,6 +11,8 @@ from tests.multimodal import make_multimodal
 from tests.train.flags import Train, ok
 from tests.train.warm import Warm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def mllama(tmp_path_factory: pytest.TempPathFactory) -> Path:

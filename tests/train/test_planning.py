@@ -175,6 +175,7 @@ def test_what_does_not_fit_is_said_loudly_and_tried(train: Train, monkeypatch: p
     assert "nothing smaller does either" in ok(train(*flags, name="again")).err
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_says_what_fits(train: Train, tmp_path: Path, model_dir: Path) -> None:
     """Really: the process may take 150 MiB more than it has, and a batch of long dialogues needs several times that."""
     data = write_rows(tmp_path / "long.json", chat_rows(64, rounds=40))

@@ -11,6 +11,8 @@ import pytest
 
 from tests.train.flags import Train, covers, ok
 
+pytestmark = pytest.mark.slow
+
 
 def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None:
     err = ok(train()).err
@@ -84,6 +86,13 @@ def test_a_record_that_cannot_be_made_is_found_before_the_first_step(
     monkeypatch.setattr("fastchat.train.record.RunRecord.write", write)
     outcome = train()
     assert outcome.code == 1 and outcome.trainer.state.global_step == 0
+
+
+def test_a_value_that_no_record_can_hold_is_told_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastchat.train.record.used_attention", lambda model: object())  # not JSON
+    outcome = ok(train())
+    assert outcome.err.count("training.json will not say 'attention' (TypeError: ") == 1
+    assert outcome.record["attention"] is None and outcome.record["optimizer"] == "AdamW"
 
 
 def test_a_saved_tokenizer_that_says_something_else_is_never_used(

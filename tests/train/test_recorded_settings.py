@@ -46,6 +46,7 @@ def _same(record: dict[str, Any], other: dict[str, Any]) -> None:
     assert other["fingerprints"] == record["fingerprints"]
 
 
+@pytest.mark.slow
 def test_the_same_run_again(train: Train, tmp_path: Path, data_files: tuple[Path, Path]) -> None:
     first = ok(train(*MORE, "--data_path", *map(str, data_files)))
     record, losses = first.record, first.losses
@@ -65,6 +66,7 @@ def test_the_same_run_again(train: Train, tmp_path: Path, data_files: tuple[Path
     assert "holds the finished result of this run" in finished.err
 
 
+@pytest.mark.slow
 def test_the_plainest_run_again(train: Train, tmp_path: Path) -> None:
     """Everything at its default: `debug`, `do_train`, `report_to` and the like are recorded as well."""
     for full in (False, True):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastchat.train.engine import ZeRO
 from tests.train.conftest import Outcome
 from tests.train.flags import covers
 
@@ -171,7 +172,7 @@ def test_a_finished_run_has_nothing_to_do(train: Train, monkeypatch: Any) -> Non
     assert again.code == 0 and "nothing to do" in again.err and again.trainer is None
     assert before == {p: p.stat().st_mtime_ns for p in first.folder.rglob("*")}
     with monkeypatch.context() as patch:  # by its numbers it is the same run
-        patch.setattr("fastchat.train.recipe.expected_engine", lambda config: "zero2")
+        patch.setattr("fastchat.train.recipe.choose_engine", lambda *_: ZeRO({"zero_optimization": {"stage": 2}}, 1))
         assert "nothing to do" in train(*SHORT).err
     other = train(*SHORT, "--data_seed", "7")
     assert other.code == 2 and "data_seed" in other.err
@@ -310,10 +311,11 @@ def test_a_new_learning_rate_is_said_and_used(train: Train, broken: Outcome) -> 
 
 
 def test_two_runs_in_one_folder(train: Train, tmp_path: Path) -> None:
-    from fastchat.checkpoint.lock import FolderLock
+    from fastchat.files import Lock
 
     (tmp_path / "out").mkdir()
-    lock = FolderLock(tmp_path / "out")
+    lock = Lock(tmp_path / "out")
+    assert lock.acquire(wait=False)
     outcome = train()
     assert outcome.code == 2 and "in use by another run" in outcome.err and os.listdir(tmp_path / "out") == []
     lock.release()

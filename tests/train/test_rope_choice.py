@@ -10,6 +10,8 @@ import pytest
 from tests.builders import chat_rows, write_rows
 from tests.train.flags import Train, ok
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def short_context(tiny_model_dir: Callable[..., Path]) -> Path:
@@ -55,12 +57,6 @@ def test_what_is_asked_for_wins(train: Train, short_context: Path, data) -> None
     assert ok(train("--rope_scaling_type", "yarn", base=base)).record["rope_parameters"]["factor"] == 2.0
     given = ok(train("--rope_scaling_factor", "4", base=base, name="b")).record["rope_parameters"]
     assert (given["rope_type"], given["factor"]) == ("linear", 4.0)
-
-
-def test_lazy_preprocess_changes_nothing_and_says_so(train: Train, short_context: Path, data) -> None:
-    base = flags(short_context, data(2), "--lazy_preprocess", "True")
-    outcome = ok(train("--model_max_length", "256", base=base))
-    assert outcome.record["rope_parameters"] is None and "data is always streamed" in outcome.err
 
 
 def test_a_scaled_run_resumes_and_is_found_finished(train: Train, short_context: Path, data) -> None:

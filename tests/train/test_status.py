@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -114,6 +115,32 @@ def test_an_existing_result_is_refused_and_replaced_only_on_request(tmp_path: Pa
     with pytest.raises(SettingsError, match="--overwrite_output_dir"):
         check_output_dir(tmp_path, overwrite=False)
     check_output_dir(tmp_path, overwrite=True)
+
+
+def test_one_run_per_folder(tmp_path: Path) -> None:
+    first, second = RunStatus(tmp_path), RunStatus(tmp_path)
+    first.lock(tmp_path)
+    with pytest.raises(SettingsError, match="in use by another run"):
+        second.lock(tmp_path)
+    assert second.folder is None, "not even a status is written there"
+    first.release()
+    second.lock(tmp_path)
+    second.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    status = RunStatus(tmp_path)
+    status.lock(tmp_path)
+    status.lock(tmp_path)
+    assert capsys.readouterr().err.count("on a file system without locks") == 1 and status.folder == tmp_path
+    status.release()
 
 
 def test_clearing_leaves_other_files(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fastchat.serve.chat import load_chat
 from tests import builders
 from tests.train.flags import Train, covers, ok
 
+pytestmark = pytest.mark.slow
 ALWAYS = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
 NAMED = ["--conv_template", "vicuna_v1.1"]
 ASKED = [{"role": "user", "content": "What is 12345 plus 6?"}]

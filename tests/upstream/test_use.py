@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,14 @@ def test_arguments_parse_and_a_star_import_works() -> None:
     words = ["--data_path", "d.json", "--output_dir", "o", "--model_max_length", "64", "--use_cpu", "True"]
     _, data, training = transformers.HfArgumentParser(classes).parse_args_into_dataclasses(words)  # pyright: ignore
     assert (data.data_path, data.lazy_preprocess, training.model_max_length) == ("d.json", False, 64)
+
+
+@pytest.mark.parametrize("module", ["train", "train_lora"])
+def test_a_function_that_is_replaced_is_not_silently_ignored(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = import_module(f"fastchat.train.{module}")
+    monkeypatch.setitem(vars(command), "make_supervised_data_module", print)
+    with pytest.raises(NotImplementedError, match="make_supervised_data_module was replaced"):
+        command.train()
 
 
 def test_the_state_of_an_adapter() -> None:

@@ -13,7 +13,6 @@ at the model at hand. Packs never depend on the number of processes: `GlobalBatc
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import numpy as np
 
 from fastchat.data.encoding.examples import IGNORED
 from fastchat.errors import DataError, SettingsError
+from fastchat.files import sha256_of_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class Packs:
     @property
     def fingerprint(self) -> str:
         """Hex digest of which examples share which pack."""
-        return hashlib.sha256(self.members.tobytes() + self.offsets.tobytes()).hexdigest()
+        return sha256_of_blocks([self.members.tobytes(), self.offsets.tobytes()])
 
     @property
     def line(self) -> str:

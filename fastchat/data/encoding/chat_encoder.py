@@ -164,8 +164,7 @@ class ChatEncoder:
         The unknown token is left out: text may well be unknown.
         """
         encoder = self.encoder
-        unknown = encoder.spec["model"].get("unk_token")
-        ids = {t["id"] for c, t in encoder.added.items() if c != unknown and _is_text(c)}
+        ids = {t["id"] for c, t in encoder.added.items() if c != encoder.unknown and _is_text(c)}
         ids |= {c.id for c in self.controls.values() if c}
         return ids | {c.id for c in (encoder.bos, encoder.eos) if c}
 

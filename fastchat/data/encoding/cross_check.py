@@ -16,7 +16,7 @@ from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import IGNORED
 from fastchat.data.encoding.prefix import TORN, leaves_prompt
-from fastchat.data.encoding.saved_template import chat_template
+from fastchat.data.encoding.saved_template import MOST_COMPARED, chat_template
 from fastchat.data.encoding.supervision import ALL, LAST
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, compile_template, to_messages
 from fastchat.errors import DataError
@@ -31,8 +31,8 @@ class Checked:
     Attributes:
         records, turns: how many were derived again and agreed.
         skipped: records with a control look-alike in a message: encoding them in one go makes a control token of it,
-            which is exactly what training does not do. (And, under "all", records with an answer left out whose
-            template shows history otherwise.)
+            which is exactly what training does not do. (And records of more than MOST_COMPARED characters; and, under
+            "all", those with a prompt left out, or an answer whose template shows history otherwise.)
         torn: turns whose prompt, encoded alone, does not end where a token of the dialogue does.
     """
 
@@ -44,7 +44,7 @@ class Checked:
     @property
     def line(self) -> str:
         """One line for the log."""
-        more = f", {self.skipped} with control look-alikes left out" if self.skipped else ""
+        more = f", {self.skipped} left out: control look-alikes, or too long" if self.skipped else ""
         more += f"; {self.torn} prompts end inside a token of the dialogue" if self.torn else ""
         return f"labels derived a second time: {self.turns} answers in {self.records} records agree{more}"
 
@@ -78,15 +78,22 @@ class LabelCrossCheck:
         """
         checked = Checked()
         for dialogue, input_ids, labels in samples:
-            untold = (
-                self.chat_encoder.template.only_last and self.chat_encoder.train_on == ALL and self._turns(dialogue)
-            )
-            if untold or self._has_special_token_strings(dialogue):
+            if (
+                self._is_untold(dialogue)
+                or dialogue.num_characters > MOST_COMPARED
+                or self._has_special_token_strings(dialogue)
+            ):
                 checked.skipped += 1
                 continue
             self._check_one(_Sample(self.chat_encoder, dialogue, list(input_ids), list(labels)), checked)
             checked.records += 1
         return checked
+
+    def _is_untold(self, dialogue: Dialogue) -> bool:
+        """Whether more is left out of "all" than answers, each of which can be found."""
+        prompts = [turn.train for turn in dialogue.turns if turn.role != "assistant"] + [dialogue.system_train]
+        untold = not all(prompts) or (self.chat_encoder.template.only_last and self._turns(dialogue))
+        return self.chat_encoder.train_on == ALL and bool(untold)
 
     def _has_special_token_strings(self, dialogue: Dialogue) -> bool:
         texts = [(turn.text, turn.role == "assistant") for turn in dialogue.turns] + [(dialogue.system or "", False)]
@@ -190,8 +197,8 @@ class LabelCrossCheck:
         return _bare(self.chat_encoder.encoder.decode(ids))
 
     def _has_unknown(self, ids: Sequence[int]) -> bool:
-        unknown = self.chat_encoder.encoder.spec["model"].get("unk_token")
-        return unknown is not None and self.chat_encoder.encoder.vocabulary.get(unknown) in ids
+        encoder = self.chat_encoder.encoder
+        return encoder.unknown is not None and encoder.vocabulary.get(encoder.unknown) in ids
 
     def _ids(self, text: str) -> list[int]:
         return self.chat_encoder.encoder.whole.encode(text, add_special_tokens=False).ids

@@ -15,10 +15,12 @@ from fastchat.conversation import Dialogue, Rendered
 from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.supervision import Encoded, learned_segments
+from fastchat.data.encoding.tokenizer_template import RefusedByTemplate
 from fastchat.data.tokens.lost import gains_of
 from fastchat.errors import DataError
 
 IGNORED = -100
+REFUSED = "refused_by_template"  # why it is dropped
 OVERLONG = ("truncate", "drop", "error")
 # Dialogues per call of the tokenizer: enough to keep its threads busy, small enough to keep memory flat.
 _BATCH = 256
@@ -42,6 +44,7 @@ class Example:
         special_token_strings: control strings in its messages, which are kept plain text.
         escaped: those that had to be kept so by force.
         lost: supervised tokens that the limit cuts off, or drops with the dialogue.
+        refusal: of a record that its template refuses, why.
         gains: (length, tokens): a limit of `length` would keep so many of them in addition, see lost.py.
     """
 
@@ -59,6 +62,7 @@ class Example:
     escaped: int = 0
     lost: int = 0
     gains: list[tuple[int, int]] = field(default_factory=list)
+    refusal: str = ""
     at_least: bool = False
 
     @property
@@ -86,17 +90,38 @@ def tokenize_dialogue(
 
 
 def tokenize_dialogues(
-    dialogues: Iterable[tuple[int, Dialogue]], chat_encoder: ChatEncoder, *, max_length: int, overlong: str = "truncate"
+    dialogues: Iterable[tuple[int, Dialogue]],
+    chat_encoder: ChatEncoder,
+    *,
+    max_length: int,
+    overlong: str = "truncate",
+    on_bad_row: str = "stop",
 ) -> Iterator[Example]:
-    """Many (index, dialogue) pairs to examples, in order and in batches."""
+    """Many (index, dialogue) pairs to examples, in order and in batches.
+
+    Raises DataError for a record that its template refuses; under `on_bad_row` "skip" it is dropped (REFUSED).
+    """
     assert overlong in OVERLONG, overlong
     pairs = iter(dialogues)
     while batch := list(islice(pairs, _BATCH)):
-        rendered = [chat_encoder.template.render(dialogue) for _, dialogue in batch]
-        for (index, dialogue), text, encoded in zip(
-            batch, rendered, encode_beginnings(rendered, chat_encoder, max_length), strict=True
-        ):
-            yield _example(index, dialogue, text, encoded, chat_encoder.train_on, max_length, overlong)
+        rendered = [_rendered(dialogue, chat_encoder, on_bad_row) for _, dialogue in batch]
+        texts = [text for text in rendered if isinstance(text, Rendered)]
+        encodings = encode_beginnings(texts, chat_encoder, max_length)
+        for (index, dialogue), text in zip(batch, rendered, strict=True):
+            if isinstance(text, Rendered):
+                yield _example(index, dialogue, text, next(encodings), chat_encoder.train_on, max_length, overlong)
+            else:
+                yield Example(index, dropped=REFUSED, refusal=text, turns=len(dialogue.turns))
+
+
+def _rendered(dialogue: Dialogue, chat_encoder: ChatEncoder, on_bad_row: str) -> Rendered | str:
+    """The dialogue as its template writes it; or, where that is to be skipped, why it does not."""
+    try:
+        return chat_encoder.template.render(dialogue)
+    except RefusedByTemplate as refusal:
+        if on_bad_row == "skip":
+            return str(refusal)
+        raise DataError(f"{str(refusal).rstrip('.')}. --on_bad_row skip leaves such records out.") from refusal
 
 
 def _example(

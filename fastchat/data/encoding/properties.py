@@ -119,7 +119,7 @@ def _one_bos(chat_encoder: ChatEncoder, rendered: Rendered, encoded: Encoded) ->
 
 def _no_control(chat_encoder: ChatEncoder, rendered: Rendered, encoded: Encoded) -> None:
     encoder = chat_encoder.encoder
-    unknown = encoder.spec["model"].get("unk_token")
+    unknown = encoder.unknown
     control = {c.id for c in chat_encoder.controls.values() if c}
     special = {t["id"] for c, t in encoder.added.items() if t["special"] and c != unknown} | control
     added = {t["id"] for c, t in encoder.added.items() if c != unknown and c.replace("▁", " ").strip()} | control

@@ -7,12 +7,12 @@ repair that it asks for. Then the reason is returned and the caller loads the di
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastchat.errors import SettingsError
+from fastchat.files import JsonError, parse_json, read_object
 from fastchat.security import brings_code, check_references
 
 # Classes of transformers that name no special token which the files do not name.
@@ -38,9 +38,9 @@ def read_config(directory: str, name: str = "tokenizer_config.json") -> dict[str
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid JSON: {error}") from error
+        return read_object(path, constants=True)
+    except (OSError, JsonError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
 
 
 def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
@@ -60,10 +60,10 @@ def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
     if "added_tokens_decoder" not in config:  # files of before that key
         config |= read_config(directory, "special_tokens_map.json")
     try:
-        text = file.read_text(encoding="utf-8")
-        spec = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not valid JSON: {error}") from error
+        spec = read_object(file)
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, JsonError) as error:
+        raise SettingsError(f"{file} cannot be read: {error}") from error
     if reason := _why_not(spec, config):
         return None, reason
     template_file = path / "chat_template.jinja"
@@ -71,9 +71,9 @@ def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
         template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
     )
     if isinstance(chat_template, list):
-        chat_template = next((t["template"] for t in chat_template if t.get("name") == "default"), None)
+        chat_template = {t.get("name"): t.get("template") for t in chat_template}
     bos, eos = (_content(config.get(key)) for key in ("bos_token", "eos_token"))
-    return RawTokenizer(text, spec, bos, eos, chat_template, str(directory)), ""
+    return RawTokenizer(text, spec, bos, eos, _default(chat_template), str(directory)), ""
 
 
 def from_class(tokenizer: Any) -> RawTokenizer:
@@ -84,10 +84,15 @@ def from_class(tokenizer: Any) -> RawTokenizer:
             "backend, so token offsets are unknown; convert it to a tokenizer.json first."
         )
     text = tokenizer.backend_tokenizer.to_str()
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    template = _default(tokenizer.chat_template)
     return RawTokenizer(
-        text, json.loads(text), tokenizer.bos_token, tokenizer.eos_token, template, tokenizer.name_or_path
+        text, parse_json(text), tokenizer.bos_token, tokenizer.eos_token, template, tokenizer.name_or_path
     )
+
+
+def _default(chat_template: str | dict[Any, Any] | None) -> str | None:
+    """The template of a tokenizer; of several, by name, the one for plain dialogues."""
+    return chat_template.get("default") if isinstance(chat_template, dict) else chat_template
 
 
 def _content(token: Any) -> str | None:

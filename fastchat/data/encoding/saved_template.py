@@ -18,6 +18,8 @@ from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, to_messages
 from fastchat.errors import SettingsError
 
+MOST_COMPARED = 1 << 20  # characters of a dialogue: to encode a longer one whole takes too much memory
+
 
 def chat_template(chat_encoder: ChatEncoder) -> str:
     """The text of `chat_template.jinja` for one template and one tokenizer."""
@@ -50,14 +52,17 @@ def install_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Itera
 def compare_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Iterable[Dialogue]) -> int:
     """Compare the tokenizer's chat template with training: every dialogue whole, and every prompt in it.
 
-    Returns: how many dialogues were compared. Those with a control string in a message are left out: encoding them in
-    one go makes a control token of it, which is exactly what training does not do.
+    Returns: how many dialogues were compared. Those of more than MOST_COMPARED characters are left out, and those with
+    a control string in a message: encoding them in one go makes a control token of it, which is exactly what training
+    does not do.
 
     Raises:
         SettingsError: the tokenizer's own rendering gives other ids than training does.
     """
     compared = 0
     for dialogue in dialogues:
+        if dialogue.num_characters > MOST_COMPARED:
+            continue
         if chat_encoder.encode(chat_encoder.template.render(dialogue)).special_token_strings:
             continue
         compared += 1

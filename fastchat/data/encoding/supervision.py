@@ -22,7 +22,7 @@ TRAIN_ON = (ASSISTANT, LAST, ALL)
 SAID = {
     ASSISTANT: "",
     LAST: "--train_on last: of each dialogue only the last trained answer is learned; the others are context",
-    ALL: "WARNING: --train_on all: prompts are learned as well, every token but BOS and the answers that say "
+    ALL: "WARNING: --train_on all: prompts are learned as well, every token but BOS and the turns that say "
     '"train": false; the model learns to write the user\'s turns too',
 }
 
@@ -77,9 +77,11 @@ def learned_segments(segments: Sequence[Segment], train_on: str) -> list[bool]:
     """For each segment, whether `--train_on` has it learned.
 
     Example: of `USER:` ` Hi` ` ASSISTANT:` ` Yo` `</s>` (twice, say), "assistant" learns ` Yo` and `</s>` both times,
-    "last" the second time only, "all" everything.
+    "last" the second time only, "all" everything; but nothing of a dialogue whose answers are all left out.
     """
     if train_on == ALL:
+        if any(segment.excluded for segment in segments) and not any(segment.supervised for segment in segments):
+            return [False] * len(segments)
         return [not segment.excluded for segment in segments]
     if train_on == LAST:
         last = max((segment.turn for segment in segments if segment.supervised), default=-1)

@@ -20,6 +20,7 @@ from fastchat.data.encoding.raw_tokenizer import RawTokenizer, from_class, read_
 from fastchat.data.encoding.supervision import ASSISTANT
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import SettingsError
+from fastchat.files import parse_json
 
 
 class TextEncoder:
@@ -28,6 +29,7 @@ class TextEncoder:
     Attributes:
         vocabulary: every token string -> id, added tokens included.
         bos, eos: the tokens that begin and end a sequence, None where the tokenizer has none.
+        unknown: the token that text becomes which the vocabulary does not cover; None where all text is covered.
         adds_bos: whether the tokenizer puts BOS before a text by itself.
     """
 
@@ -41,6 +43,7 @@ class TextEncoder:
         self.whole.no_padding()
         self.whole.no_truncation()
         self.vocabulary = self.whole.get_vocab(with_added_tokens=True)
+        self.unknown = _unknown(self.spec["model"])
         self._variants = _variants(self.whole, self.spec)
         # Without the other added tokens, those that stay may be counted anew.
         kept = {c: self._variants["first"].token_to_id(c) for c in self.added if _is_space(c)}
@@ -60,22 +63,6 @@ class TextEncoder:
         """Of a directory, without torch; None and the reason where the raw file may not be enough."""
         raw, reason = read_raw(path)
         return (cls(raw), "") if raw else (None, reason)
-
-    @classmethod
-    def from_directory_or_class(
-        cls, path: str, trust_remote_code: bool = False, use_class: bool = False
-    ) -> tuple[TextEncoder, str]:
-        """The raw file where it is enough, else transformers; with one line saying which when it was the latter.
-
-        `use_class`: the ids of its class, not those of `tokenizer.json`.
-        """
-        encoder, reason = (None, "--use_tokenizer_class asks for it") if use_class else cls.from_directory(path)
-        if encoder:
-            return encoder, ""
-        from fastchat.model.tokenizer import load_plain
-
-        tokenizer = load_plain(path, trust_remote_code=trust_remote_code, use_class=use_class)
-        return cls.from_tokenizer(tokenizer), f"tokenizer: loaded with transformers, because {reason}"
 
     def choose(self, name: str | None, model_name: str = "") -> Template | TokenizerTemplate:
         """The template called `name`; "tokenizer" is the tokenizer's own. Raises SettingsError, see choose_template."""
@@ -99,7 +86,7 @@ class TextEncoder:
     def from_description(cls, described: dict[str, Any], name: str = "") -> ChatEncoder:
         """The encoder that `ChatEncoder.described` describes. `name` is the tokenizer's, for messages."""
         of = described["tokenizer"]
-        raw = RawTokenizer(of["text"], json.loads(of["text"]), of["bos"], of["eos"], of["template"], name)
+        raw = RawTokenizer(of["text"], parse_json(of["text"]), of["bos"], of["eos"], of["template"], name)
         table = described["template"]
         template = TokenizerTemplate(of["template"], raw) if table is None else Template.from_dict(table)
         return cls(raw).bind(template, described["train_on"])
@@ -131,6 +118,12 @@ class TextEncoder:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, control tokens included."""
         return self.whole.decode(list(ids), skip_special_tokens=False)
+
+
+def _unknown(model: dict[str, Any]) -> str | None:
+    """The unknown token of a `tokenizer.json`: of a Unigram model its place in the vocabulary is given."""
+    place = model.get("unk_id")
+    return model.get("unk_token") if place is None else model["vocab"][place][0]
 
 
 def _is_space(content: str) -> bool:

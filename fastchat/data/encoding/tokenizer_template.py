@@ -47,6 +47,10 @@ def to_messages(dialogue: Dialogue, reasoning_key: str = "") -> list[dict[str, s
     return messages
 
 
+class RefusedByTemplate(DataError):
+    """A record that the chat template does not take, or shows so that its answers cannot be told exactly."""
+
+
 class TokenizerTemplate:
     """A tokenizer's own chat template behind the interface of `Template`."""
 
@@ -73,7 +77,12 @@ class TokenizerTemplate:
             for segment in reversed(self.render(dialogue).segments):
                 if segment.supervised and segment.role == "template":
                     return segment.text
-        raise SettingsError(f"the chat template of {self.where} renders none of the simplest dialogues.")
+        try:
+            self.render(HARMLESS[0])
+            reason = "no control token ends an answer"
+        except DataError as error:
+            reason = str(error).removeprefix(f"{HARMLESS[0].where}: ")
+        raise SettingsError(f"the chat template of {self.where} renders none of the simplest dialogues: {reason}")
 
     @cached_property
     def ending(self) -> str:
@@ -108,8 +117,8 @@ class TokenizerTemplate:
         """Apply the template and find the spans.
 
         Raises:
-            DataError: the template refuses the record, or gives no exact span for one of its answers; the message
-                names the record and the property.
+            RefusedByTemplate: the template refuses the record, or gives no exact span for one of its answers; the
+                message names the record and the property.
         """
         messages = to_messages(dialogue, self.reasoning_key)
         offset = len(messages) - len(dialogue.turns)
@@ -126,7 +135,8 @@ class TokenizerTemplate:
                 turn = next((turn for begin, stop, turn in spans if begin <= left and right <= stop), -1)
                 owner = turn if turn >= 0 else max(message - offset, -1)
                 learned = turn >= 0 and dialogue.turns[turn].train
-                segments.append(Segment(real[left:right], role, learned, owner, excluded=turn >= 0 and not learned))
+                kept_out = not learned if turn >= 0 else message >= 0 and not _is_trained(dialogue, message - offset)
+                segments.append(Segment(real[left:right], role, learned, owner, excluded=kept_out))
         return Rendered(tuple(segments))
 
     # -- finding the spans
@@ -212,7 +222,8 @@ class TokenizerTemplate:
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
         except failures() as error:
-            raise DataError(f"{dialogue.where}: the tokenizer's chat template refuses the record: {error}") from error
+            reason = f"{dialogue.where}: the tokenizer's chat template refuses the record: {error}"
+            raise RefusedByTemplate(reason) from error
 
     def _accepts(self, dialogue: Dialogue) -> bool:
         try:
@@ -222,10 +233,17 @@ class TokenizerTemplate:
         return True
 
     def _no_span(self, dialogue: Dialogue, turn: int, why: str) -> DataError:
-        return DataError(
+        return RefusedByTemplate(
             f"{dialogue.where}: the tokenizer's chat template gives no exact span for turn {turn + 1}: {why}. "
             "Choose a built-in template with --conv_template, or leave the record out."
         )
+
+
+def _is_trained(dialogue: Dialogue, turn: int) -> bool:
+    """Whether a message may be learned; the system message is turn -1. Answers are looked at as whole spans."""
+    if turn < 0:
+        return dialogue.system_train
+    return dialogue.turns[turn].role == "assistant" or dialogue.turns[turn].train
 
 
 def _mark(

@@ -8,13 +8,13 @@ Files are mapped into memory and read batch by batch; see tables.py for what a r
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from fastchat.data.rows.tables import BATCH, NumberedRow, columns_to_read, rows_of
 from fastchat.errors import DataError, brief, nearest
+from fastchat.files import JsonError, read_object
 
 ARROW_FILE = b"ARROW1"
 ARROW_STREAM = b"\xff\xff\xff\xff"
@@ -45,7 +45,7 @@ def arrow_rows(path: str, whole: bool = False) -> Iterator[tuple[NumberedRow, fl
                 nonlocal position
                 for number, batch in enumerate(_batches(reader, is_stream), start=1):
                     position = file.tell() / size if is_stream else number / reader.num_record_batches
-                    batch.validate(full=True)
+                    _check(batch)
                     kept = batch.select(wanted)
                     yield from (kept.slice(at, BATCH) for at in range(0, kept.num_rows, BATCH))
 
@@ -56,11 +56,11 @@ def arrow_rows(path: str, whole: bool = False) -> Iterator[tuple[NumberedRow, fl
         raise DataError(f"{path}: cannot be read as Arrow ({reason}); copy it or save it again.") from None
 
 
-def saved_files(folder: str, split: str) -> list[str] | None:
+def saved_files(folder: str, split: str, flag: str = "--data_split") -> list[str] | None:
     """The data files of a folder that `save_to_disk` wrote, in order; None for any other folder.
 
     Args:
-        split: of a DatasetDict, which of its splits; a Dataset has none.
+        split: of a DatasetDict, which of its splits; a Dataset has none. `flag` chooses it.
 
     Raises:
         DataError: there is no such split, a file is missing or elsewhere, or rows were chosen without being written.
@@ -69,9 +69,9 @@ def saved_files(folder: str, split: str) -> list[str] | None:
         splits = _read(folder, _SPLITS).get("splits")
         known = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
         if split not in known:
-            near = nearest(split, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise DataError(f"{folder}: there is no split {split!r} in it; its splits are {', '.join(known)}{hint}")
+            near = nearest(split, known, n=1) or known[:1]
+            hint = f"its splits are {', '.join(known)}; choose one: {flag} {near[0]}" if near else "it holds no split"
+            raise DataError(f"{folder}: there is no split {split!r} in it; {hint}")
         folder = _inside(folder, split, _SPLITS)
     if not os.path.isfile(os.path.join(folder, _STATE)):
         return None
@@ -83,12 +83,42 @@ def saved_files(folder: str, split: str) -> list[str] | None:
         )
     entries = state.get("_data_files")
     names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    if entries == []:
+        raise DataError(f"{folder}: the saved data set holds no rows.")
     if not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"{os.path.join(folder, _STATE)}: it names no data files; save the data set again.")
     files = [_inside(folder, str(name), _STATE) for name in names]
     if missing := [file for file in files if not os.path.isfile(file)]:
         raise DataError(f"{missing[0]}: no such file, though {_STATE} names it; copy or save the data set again.")
     return files
+
+
+def _check(batch: Any) -> None:
+    """Raises ArrowInvalid for a batch whose parts do not fit together. Text that is not UTF-8 is no such thing: it is
+    found again where its row is made."""
+    import pyarrow
+
+    try:
+        batch.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        for column in batch.columns:
+            column.view(_bytes_for_text(column.type)).validate(full=True)
+
+
+def _bytes_for_text(kind: Any) -> Any:
+    """The type with the same buffers in which every text is bytes."""
+    import pyarrow
+    from pyarrow import types
+
+    plain = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_bytes_for_text(field.type)) for field in kind])
+    for is_list, make in ((types.is_list, pyarrow.list_), (types.is_large_list, pyarrow.large_list)):
+        if is_list(kind):
+            return make(kind.value_field.with_type(_bytes_for_text(kind.value_type)))
+    if types.is_dictionary(kind):
+        return pyarrow.dictionary(kind.index_type, _bytes_for_text(kind.value_type))
+    return plain.get(kind, kind)
 
 
 def _ends(file: Any) -> bool:
@@ -104,13 +134,9 @@ def _batches(reader: Any, is_stream: bool) -> Iterator[Any]:
 def _read(folder: str, name: str) -> dict[str, Any]:
     path = os.path.join(folder, name)
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(path, constants=True)
+    except (OSError, JsonError) as error:
         raise DataError(f"{path}: cannot be read ({brief(error)}).") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: it needs to be a JSON object.")
-    return content
 
 
 def _inside(folder: str, name: str, where: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastchat import files
 from fastchat.data.rows.no_file import refuse_special, unreadable
 
 # A file that was written to so shortly before it was read may be written to again without its times showing it.
@@ -17,20 +17,16 @@ _TOO_FRESH_S = 10.0
 
 def combined(sums: Sequence[str]) -> str:
     """The fingerprint of files whose sums are known."""
-    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
+    return sums[0] if len(sums) == 1 else files.sha256_of_text("\n".join(sums))
 
 
 def sha256_of(path: str) -> str:
     """What `sha256sum` prints. Raises DataError where the file cannot be read."""
-    digest = hashlib.sha256()
     refuse_special(path)
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return files.sha256_of(path)
     except OSError as error:
         raise unreadable(path, error) from None
-    return digest.hexdigest()
 
 
 class KnownSums:
@@ -46,13 +42,13 @@ class KnownSums:
 
     def __call__(self, path: str) -> str:
         """The sum of a file. Raises DataError where it cannot be read."""
-        note = self.folder / hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()
+        note = self.folder / files.sha256_of_blocks([os.path.realpath(path).encode("utf-8", "surrogateescape")])
         before = state_of(path)
         try:
-            known = json.loads(note.read_text(encoding="utf-8"))
+            known = files.read_object(note)
             if known["state"] == before:
                 return str(known["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, files.JsonError, KeyError):
             pass  # not there or not readable: the file is
         now = time.time_ns()
         found = sha256_of(path)
@@ -61,11 +57,9 @@ class KnownSums:
         return found
 
     def _keep(self, note: Path, content: dict[str, object]) -> None:
-        beside = note.with_name(f".{note.name}.{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(content), encoding="utf-8")
-            os.replace(beside, note)
+            files.write_text(note, json.dumps(content), durable=False)  # in ASCII: a path may be no UTF-8
         except OSError:
             pass  # then it is read again next time
 

@@ -5,13 +5,15 @@
     Alpaca     {"instruction": "...", "input": "...", "output": "...", "history": [["question", "answer"], ...]}
 
 Each may have a "system" text and an "id" (or "idx"). A turn or a row may say whether it is learned (TRAIN_KEYS), a turn
-what was thought before the answer (REASONING_KEYS); what cannot be learned from is refused by name (MEDIA_KEYS,
-UNCLEAR_KEYS), and every other key is counted. A null is as good as no key. Nothing is coerced: a number where a text
-belongs is a bad row. What an unusual but sound dialogue undergoes is counted by name (see TREATMENTS).
+what was thought before the answer (REASONING_KEYS). What no model of text sees (is_media), and what is about learning
+in another way (UNCLEAR_KEYS, is_about_learning), is refused by name; any other key is counted. A null is as good as no
+key. Nothing is coerced: a number where a text belongs is a bad row. What an unusual but sound dialogue undergoes is
+counted by name (see TREATMENTS).
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,19 +75,25 @@ TRAIN_KEYS = {
 # What the model thought before it answered.
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # What a model of text does not see.
-MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
+_MEDIA = re.compile(r"(image|img|picture|photo|video|audio)s?(_?(url|uri|path|file|base64|bytes|data)s?)?", re.I)
 # About learning as well, but not one whole turn, or with two meanings.
 UNCLEAR_KEYS = {
     "mask": "some tools mean by it what is learned, others what is not",
     "train_detail": "a turn is learned as a whole",
     "training_detail": "a turn is learned as a whole",
 }
+# Words in a key that, with a true, a false or a number under it, says what is learned, and that nothing here reads.
+_LEARNING = frozenset(
+    ("train", "training", "trained", "trainable", "loss", "mask", "masks", "masked", "weight", "weights")
+    + ("supervise", "supervised", "learn", "learned", "ignore", "ignored", "exclude", "excluded", "skip")
+)
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
 TOOL_LISTS = ("tools", "functions")
 _CALL_KEYS = ("tool_calls", "function_call")
-_ROW_KEYS = ("system", "id", "idx", *TOOL_LISTS, *TRAIN_KEYS, *MEDIA_KEYS, *UNCLEAR_KEYS)
-_TURN_KEYS = (*TRAIN_KEYS, *REASONING_KEYS, *MEDIA_KEYS, *UNCLEAR_KEYS, *_CALL_KEYS)
+_ROW_KEYS = ("system", "id", "idx", *TOOL_LISTS, *TRAIN_KEYS, *UNCLEAR_KEYS)
+_TURN_KEYS = (*TRAIN_KEYS, *REASONING_KEYS, *UNCLEAR_KEYS, *_CALL_KEYS)
 _ALPACA_ROW = (*_ALPACA_KEYS, *REASONING_KEYS)
-COLUMNS = (*TURN_LISTS, *_ALPACA_ROW, *_ROW_KEYS)  # everything of a row that is read
+_COLUMNS = frozenset((*TURN_LISTS, *_ALPACA_ROW, *_ROW_KEYS))
 
 
 @dataclass(frozen=True)
@@ -115,9 +123,10 @@ def parse_row(row: dict[str, Any], source: str = "", line: int = 0) -> Parsed:
     treatments, unread = Counter[str](), _unread(row, "row", *(_ALPACA_ROW if kind == _ALPACA_KEY else (kind,)))
     train = _says_train(row, "the row")
     if kind == _ALPACA_KEY:
-        system, turns = _alpaca(row, train is not False)
+        system_train = train is not False
+        system, turns = _alpaca(row, system_train)
     else:
-        system, turns = _turn_list(row, kind, train, treatments, unread)
+        system, system_train, turns = _turn_list(row, kind, train, treatments, unread)
     if not turns:
         return Parsed(None, "empty_dialogue", Counter(), unread)
     kept = [_checked(turn, treatments) for turn in _trimmed(turns, treatments)]
@@ -125,7 +134,8 @@ def parse_row(row: dict[str, Any], source: str = "", line: int = 0) -> Parsed:
         return Parsed(None, "no_assistant_turn", Counter(), unread)
     treatments["ignored_tools"] += any(_is_given(row.get(key)) for key in TOOL_LISTS)
     treatments["calls_as_text"] += kind in TURN_LISTS and _has_calls(row, kind)
-    return Parsed(Dialogue(turns=tuple(kept), system=system, source=source, line=line), None, +treatments, unread)
+    dialogue = Dialogue(tuple(kept), system, source, line, system_train)
+    return Parsed(dialogue, None, +treatments, unread)
 
 
 def refuse_reasoning(dialogue: Dialogue) -> None:
@@ -169,11 +179,12 @@ def _turn_list(
     row_train: bool | None,
     treatments: Counter[str],
     unread: Counter[tuple[str, str]],
-) -> tuple[str | None, list[Turn]]:
+) -> tuple[str | None, bool, list[Turn]]:
+    """The system text, whether it may be learned, and the turns."""
     entries, keys = row[key], TURN_LISTS[key]
     if not isinstance(entries, list):
         raise BadRow("wrong type", f"{shown(key)} is {_a_kind(entries)}, not an array")
-    turns, system_turn = [], None
+    turns, system_turn, system_train = [], None, row_train is not False
     for number, entry in enumerate(entries, start=1):
         where = f"turn {number}"
         role, text = _role_and_text(entry, keys, where)
@@ -185,13 +196,14 @@ def _turn_list(
         if train and row_train is False:
             raise BadRow("contradictory keys", f"the row says that it is not learned, {where} that it is")
         treatments["asked_prompts"] += train is True and role != ASSISTANT
+        learned = row_train is not False if train is None else train
         if role != SYSTEM:
-            turns.append(Turn(role, text, row_train is not False if train is None else train, reasoning))
+            turns.append(Turn(role, text, learned, reasoning))
         elif number == 1:
-            system_turn = text
+            system_turn, system_train = text, learned
         else:
             raise BadRow("system turn not first", where)
-    return _system(row, system_turn), turns
+    return _system(row, system_turn), system_train, turns
 
 
 def _role_and_text(entry: Any, keys: TurnKeys, where: str) -> tuple[str, str]:
@@ -249,18 +261,52 @@ def _reasoning(holder: dict[str, Any], role: str, where: str) -> str | None:
 
 def refuse_unsupported(holder: dict[str, Any], where: str) -> None:
     """BadRow where a row or turn needs what a model of text cannot learn from, or has a key that is not clear."""
-    for key in MEDIA_KEYS:
-        if _is_given(holder.get(key)):
+    for key, value in holder.items():
+        if is_media(key) and _is_given(value):
             hint = "only text is learned; leave the row out, or remove the key and what the text says of it"
             raise BadRow("images, video or audio", f"{where} has {key!r}: {hint}")
     for key, why in UNCLEAR_KEYS.items():
-        if _is_given(holder.get(key)):
+        if _is_given(value := holder.get(key)) or (value is False and key == "mask"):
             raise BadRow("unclear key", f'{where} has {key!r}: {why}; use "train": true or false instead')
+    for key, value in holder.items():
+        if key not in TRAIN_KEYS and is_about_learning(key) and _is_flag(value, of_row=where == "the row"):
+            hint = 'it seems to say what is learned; use "train": true or false instead, or rename it'
+            raise BadRow("unclear key", f"{where} has {shown(key)}: {hint}")
+
+
+def is_media(key: str) -> bool:
+    """Whether a key holds, or says where to find, what a model of text does not see: "images", "video_path"."""
+    return _MEDIA.fullmatch(key) is not None
+
+
+def is_about_learning(key: str) -> bool:
+    """Whether a word of a key is about learning.
+
+    >>> is_about_learning("lossWeight"), is_about_learning("is_masked"), is_about_learning("restrained")
+    (True, True, False)
+    """
+    return any(word.lower() in _LEARNING for word in _WORD.findall(key))
+
+
+def _is_flag(value: object, of_row: bool) -> bool:
+    """Whether a value can say what is learned: true and false, of a turn also a number; and lists of them."""
+    values = value if isinstance(value, list) else [value]
+    kinds = bool if of_row and values is not value else bool | int | float
+    return bool(values) and all(isinstance(item, kinds) for item in values)
 
 
 def _unread(holder: dict[str, Any], kind: str, *known: str) -> Counter[tuple[str, str]]:
     known_keys = {*known, *(_ROW_KEYS if kind == "row" else _TURN_KEYS)}
-    return Counter((kind, key) for key, value in holder.items() if key not in known_keys and value is not None)
+    return Counter(
+        (kind, key)
+        for key, value in holder.items()
+        if key not in known_keys and value is not None and not is_media(key)
+    )
+
+
+def is_read(column: str) -> bool:
+    """Whether a column of a table says anything about its rows as conversations."""
+    return column in _COLUMNS or is_media(column) or is_about_learning(column)
 
 
 def _is_given(value: object) -> bool:
@@ -282,12 +328,12 @@ def _alpaca(row: dict[str, Any], train: bool) -> tuple[str | None, list[Turn]]:
     for number, pair in enumerate(history, start=1):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise BadRow("wrong type", f"entry {number} of 'history' is not an array of two texts")
-        turns += [Turn(USER, pair[0]), Turn(ASSISTANT, pair[1], train)]
+        turns += [Turn(USER, pair[0], train), Turn(ASSISTANT, pair[1], train)]
     question, given = _text(row, _ALPACA_KEY, "the row"), _optional_text(row, "input") or ""
     # The words between the two are those of FastChat's own Alpaca converter.
     question = f"{question}\nInput:\n{given}" if given.strip() else question
     reasoning = _reasoning(row, ASSISTANT, "the row")
-    turns += [Turn(USER, question), Turn(ASSISTANT, _text(row, "output", "the row"), train, reasoning)]
+    turns += [Turn(USER, question, train), Turn(ASSISTANT, _text(row, "output", "the row"), train, reasoning)]
     return _optional_text(row, "system"), turns
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import itertools
-import json
 import os
 import re
 import zlib
@@ -22,21 +21,17 @@ from typing import IO, Any
 
 from fastchat.data.rows.arrow import ARROW_FILE, ARROW_STREAM, arrow_rows
 from fastchat.data.rows.bad_rows import BadRow
-from fastchat.data.rows.no_file import refuse_special, unreadable
+from fastchat.data.rows.no_file import refuse_other_kinds, refuse_special, unreadable
 from fastchat.data.rows.parquet import parquet_rows
 from fastchat.data.rows.row_size import LIMIT, MAX_ROW_BYTES, too_large
 from fastchat.data.rows.strict_json import BadValue, StrictDecoder
 from fastchat.data.rows.tables import NumberedRow
 from fastchat.errors import DataError, brief
+from fastchat.files import JsonError, parse_json
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Which tables there are, by how their files begin.
 _TABLES = {b"PAR1": parquet_rows, ARROW_FILE: arrow_rows, ARROW_STREAM: arrow_rows}
-_OTHER_KINDS = {
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"PK": "a zip archive",
-}
 _TEXT_KINDS = {".csv": "CSV", ".tsv": "tab-separated text", ".txt": "plain text"}
 _BLOCK = 1 << 20  # bytes of an array that are read at a time
 _FIRST = 1 << 16  # bytes of the first line that are looked at to see what the file is
@@ -193,11 +188,7 @@ def _numbered(stream: IO[bytes] | gzip.GzipFile, number: int, begun: bytes) -> I
 
 
 def _without_mark(first_line: bytes, path: str) -> bytes:
-    for magic, kind in _OTHER_KINDS.items():
-        if first_line.startswith(magic):
-            raise DataError(
-                f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz), parquet or Arrow."
-            )
+    refuse_other_kinds(first_line, path)
     if b"\0" in first_line[:2]:  # UTF-16 without a mark; or a file with nothing in it but zeros
         raise DataError(f"{path}: begins with a NUL byte, so it is no UTF-8 JSON; copy or convert it again.")
     return first_line.removeprefix(BYTE_ORDER_MARK)
@@ -217,8 +208,8 @@ def _refuse_tables(first_line: bytes, path: str) -> None:
 def _is_array_of_values(line: bytes) -> bool:
     """Whether a line is a whole JSON array that does not hold objects, so that it is no file of rows by itself."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line, constants=True)
+    except JsonError:
         return False
     return not (isinstance(value, list) and value and isinstance(value[0], dict))
 

@@ -89,6 +89,11 @@ def _local(flag: str, name: str, split: str, tell: bool = False) -> list[str]:
         return _saved(flag, name, path, split, tell) or _files_in(flag, name, path, tell)
     if os.path.exists(path):
         return [path]
+    if "://" in name:
+        raise DataError(
+            f"{flag} {name} is an address; download the file, and give its path. (A dataset of the hub is "
+            "named OWNER/NAME.)"
+        )
     if not _WILD.search(name):
         reason = str(unreadable(path, FileNotFoundError())).removeprefix(f"{path}: ")
         raise DataError(f"{flag} {name}: {reason} (A dataset of the hub is named OWNER/NAME.)")
@@ -104,7 +109,7 @@ def _local(flag: str, name: str, split: str, tell: bool = False) -> list[str]:
 
 def _saved(flag: str, name: str, folder: str, split: str, tell: bool) -> list[str] | None:
     """The files of a folder that `save_to_disk` wrote; None for any other."""
-    found = saved_files(folder, split)
+    found = saved_files(folder, split, flag.replace("_path", "_split"))
     if found and tell:
         of = f"split {split} of " if os.path.dirname(found[0]) != os.path.normpath(folder) else ""
         say(f"{flag} {name}: {of}a saved data set, {_num_files(found)}")

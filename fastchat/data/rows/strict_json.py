@@ -70,9 +70,9 @@ class StrictDecoder:
 
 
 def json_kind(value: object) -> str:
-    """What JSON calls a value: "object", "array", "string", "number", "boolean", "null"."""
+    """What JSON calls a value: "object", "array", "string", "number", "boolean", "null"; else the name of its type."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+    return names.get(type(value), "number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def check_strings(value: Any, end: int = 0) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastchat.data.rows.bad_rows import BadRow, shown
-from fastchat.data.rows.formats import COLUMNS, FORMAT_KEYS
+from fastchat.data.rows.formats import FORMAT_KEYS, is_read
 from fastchat.data.rows.row_size import MAX_ROW_BYTES, too_large
 from fastchat.data.rows.strict_json import check_strings
 
@@ -40,8 +40,8 @@ def columns_to_read(schema: Any, whole: bool) -> tuple[list[str], tuple[str, ...
     names = schema.names
     if whole or not set(names) & set(FORMAT_KEYS):
         return list(names), ()
-    unread = tuple(name for name in names if name not in COLUMNS and str(schema.field(name).type) != "null")
-    return [name for name in names if name in COLUMNS], unread
+    unread = tuple(name for name in names if not is_read(name) and str(schema.field(name).type) != "null")
+    return [name for name in names if is_read(name)], unread
 
 
 def rows_of(batches: Iterable[Any], unread: tuple[str, ...], json_only: bool = False) -> Iterator[NumberedRow]:

@@ -1,4 +1,4 @@
-"""Files that are complete or not there: written beside their place, and moved there at the end."""
+"""Files of rows and other results of commands: complete or not there, and what cannot be written told at once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from fastchat.errors import ResourceError, SettingsError
+from fastchat.files import atomic
 
 S = TypeVar("S", bound="StagedFile")
 # Some readers take these for line ends (Python's splitlines among them): they stand as escapes in JSON lines.
@@ -37,16 +38,14 @@ class StagedFile:
 
     def __init__(self, path: str, flag: str):
         self.path, self.flag = path, flag
-        self._target = Path(path).resolve()  # where `path` is a link, the file it points to is the one to replace
-        self._beside = self._target.with_name(f".{self._target.name}.{os.getpid()}")
+        self._zipped = Path(path).resolve().suffix == ".gz"
+        self._open = ExitStack()
         self._file: IO[str] | None = None
 
     def __enter__(self: S) -> S:
         try:
-            if self._target.suffix == ".gz":
-                self._file = gzip.open(self._beside, "wt", encoding="utf-8")  # noqa: SIM115
-            else:
-                self._file = open(self._beside, "w", encoding="utf-8")  # noqa: SIM115
+            file = self._open.enter_context(atomic(self.path, "wb" if self._zipped else "w", durable=False))
+            self._file = self._open.enter_context(gzip.open(file, "wt", encoding="utf-8")) if self._zipped else file
         except OSError as error:
             raise self._unwritable(error) from None
         return self
@@ -59,18 +58,15 @@ class StagedFile:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._file is not None
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is not None:
+            with suppress(OSError):  # what cannot be written of a file that goes
+                self._open.__exit__(kind, error, trace)
+            return
         try:
-            if kind is None:
-                self._file.close()  # writes what is still buffered
-                os.replace(self._beside, self._target)
-        except OSError as error:
-            raise self._unwritable(error) from None
-        finally:
-            with suppress(OSError):
-                self._file.close()
-            self._beside.unlink(missing_ok=True)
+            self._open.close()  # writes what is still buffered
+        except OSError as problem:
+            raise self._unwritable(problem) from None
 
     def _unwritable(self, error: OSError) -> ResourceError:
         return ResourceError(f"{self.flag} {self.path}: cannot be written ({error.strerror or error}).")
@@ -97,11 +93,11 @@ class RowFile(StagedFile):
             self.write(("[\n  " if self.num_rows == 0 else ",\n  ") + text)
         self.num_rows += 1
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if kind is None and not self._lines:
             try:
                 self.write("\n]" if self.num_rows else "[]")
-            except ResourceError as error:
-                super().__exit__(type(error), error, None)
+            except ResourceError as problem:
+                super().__exit__(type(problem), problem, None)
                 raise
-        super().__exit__(kind, *rest)
+        super().__exit__(kind, error, trace)

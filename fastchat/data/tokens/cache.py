@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -37,6 +35,7 @@ from fastchat.data.tokens import workers
 from fastchat.data.tokens.code_digest import code_digest
 from fastchat.data.tokens.store import TokenStore, damage
 from fastchat.errors import DataError, ResourceError, SettingsError, say
+from fastchat.files import Lock, parse_json, sha256_of_json, write_text
 
 VARIABLE = "FSCHAT_CACHE"
 ENTRY = "entry.json"
@@ -79,8 +78,7 @@ def cache_folder(output_dir: str | None = None) -> Path:
 
 def key_of(**parts: Any) -> str:
     """The name of an entry: a digest of everything that its ids depend on, the program itself included."""
-    text = json.dumps({**parts, "code": code_version()}, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return sha256_of_json({**parts, "code": code_version()})[:32]
 
 
 @lru_cache(maxsize=1)
@@ -89,7 +87,7 @@ def code_version() -> str:
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     versions["python"] = ".".join(map(str, sys.version_info[:2]))  # its Unicode tables, and the form of syntax trees
     code = code_digest(Path(fastchat.__file__).parent, _MODULES)
-    return hashlib.sha256(json.dumps([code, versions], sort_keys=True).encode()).hexdigest()
+    return sha256_of_json([code, versions])
 
 
 def obtain(
@@ -127,15 +125,16 @@ def obtain(
 def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], overwrite: bool) -> tuple[Entry, bool]:
     folder.mkdir(parents=True, exist_ok=True)
     if key not in _USING:
-        _USING[key] = _lock(folder / f"{key}.using", shared=True)
+        using = Lock(folder / f"{key}.using", create=True)
+        using.acquire(shared=True)
+        _USING[key] = using
     place = folder / key
     if not overwrite and (entry := _whole(place)):
         return entry, True
-    making = folder / f"{key}.making"
-    handle = _lock(making, wait=False)
-    if handle is None:
+    making = Lock(folder / f"{key}.making", create=True)
+    if not making.acquire(wait=False):
         say(f"another run is tokenising the same data: waiting for it ({place})")
-        handle = _lock(making)
+        making.acquire()
         overwrite = False
     try:
         if not overwrite and (entry := _whole(place, tell=True)):
@@ -153,9 +152,8 @@ def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], over
             shutil.rmtree(staged, ignore_errors=True)
             shutil.rmtree(staged.with_suffix(".old"), ignore_errors=True)
     finally:
-        making.unlink(missing_ok=True)
-        if handle is not None:
-            os.close(handle)
+        making.path.unlink(missing_ok=True)
+        making.release()
     with contextlib.suppress(OSError):  # another run may be clearing up as well
         evict(folder, keep=key)
     return Entry(place, about), False
@@ -183,7 +181,7 @@ def _whole(place: Path, tell: bool = False) -> Entry | None:
 
 def _write_about(path: Path, about: dict[str, Any]) -> None:
     text = json.dumps(about)
-    path.write_text(f"{zlib.crc32(text.encode())}\n{text}", encoding="utf-8")
+    write_text(path, f"{zlib.crc32(text.encode())}\n{text}", durable=False)
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -191,7 +189,7 @@ def _read_about(path: Path) -> dict[str, Any]:
     wanted, _, text = path.read_text(encoding="utf-8").partition("\n")
     if zlib.crc32(text.encode()) != int(wanted):
         raise ValueError("is not what was written")
-    return json.loads(text)
+    return parse_json(text, constants=True)
 
 
 # --- what goes
@@ -217,14 +215,14 @@ def _remove_leftovers(folder: Path) -> None:
     """What killed processes left: folders that are half made, locks of entries that never came to be."""
     for staged in folder.glob(".*.*"):
         making = folder / f"{staged.name.split('.')[1]}.making"
-        if (handle := _lock(making, wait=False)) is not None:
-            shutil.rmtree(staged, ignore_errors=True)
-            making.unlink(missing_ok=True)
-            os.close(handle)
+        with Lock(making, create=True) as lock:
+            if lock.acquire(wait=False):
+                shutil.rmtree(staged, ignore_errors=True)
+                making.unlink(missing_ok=True)
     for using in folder.glob("*.using"):
-        if not using.with_suffix("").exists() and (handle := _lock(using, wait=False)) is not None:
-            using.unlink(missing_ok=True)
-            os.close(handle)
+        with Lock(using, create=True) as lock:
+            if not using.with_suffix("").exists() and lock.acquire(wait=False):
+                using.unlink(missing_ok=True)
 
 
 def _bytes_in(place: Path) -> int:
@@ -233,37 +231,12 @@ def _bytes_in(place: Path) -> int:
 
 def _removed(place: Path) -> bool:
     using = place.with_name(f"{place.name}.using")
-    handle = _lock(using, wait=False)
-    if handle is None:
-        return False
-    try:
+    with Lock(using, create=True) as lock:
+        if not lock.acquire(wait=False):
+            return False
         shutil.rmtree(place)
         using.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
     return True
 
 
-# --- locks
-
-_USING: dict[str, int | None] = {}  # key -> the lock that says so, held until this process ends
-
-
-def _lock(path: Path, *, shared: bool = False, wait: bool = True) -> int | None:
-    """A handle that holds the lock `path`; None where another process holds it and `wait` is False."""
-    mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, mode)
-            if os.fstat(handle).st_ino == os.stat(path).st_ino:
-                return handle
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        except FileNotFoundError:
-            pass  # whoever held it has removed it: another process may hold a new one
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+_USING: dict[str, Lock] = {}  # key -> the lock that says so, held until this process ends

@@ -7,9 +7,10 @@ and the form of the text change nothing.
 from __future__ import annotations
 
 import ast
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from fastchat.files import sha256_of_text
 
 
 def import_closure(package: Path, roots: Iterable[str]) -> dict[str, Path]:
@@ -37,7 +38,7 @@ def import_closure(package: Path, roots: Iterable[str]) -> dict[str, Path]:
 def code_digest(package: Path, roots: Iterable[str]) -> str:
     """A digest of the code of `import_closure(package, roots)`."""
     files = import_closure(package, roots)
-    return hashlib.sha256("\n".join(f"{name} {file_digest(file)}" for name, file in files.items()).encode()).hexdigest()
+    return sha256_of_text("\n".join(f"{name} {file_digest(file)}" for name, file in files.items()))
 
 
 def file_digest(file: Path) -> str:
@@ -46,7 +47,7 @@ def file_digest(file: Path) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = node.body[_has_docstring(node) :]
-    return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256_of_text(ast.dump(tree))
 
 
 def _file_of(package: Path, name: str) -> Path | None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from fastchat.data.encoding.examples import Example
+from fastchat.data.encoding.examples import REFUSED, Example
 from fastchat.data.rows.formats import TREATMENTS
 
 _DROPPED = "dropped_"
@@ -32,6 +32,7 @@ _CAUSES = {
     "overlong": "dialogues have more than --model_max_length ({max_length}) tokens; raise it, or --overlong truncate",
     "no_trained_turn": 'every answer is empty or says "train": false',
     "no_assistant_turn": "no user turn is answered; are the roles right?",
+    REFUSED: "the chat template refuses them; --conv_template chooses another",
     "empty_dialogue": "dialogues have no turns; are they under another key?",
 }
 
@@ -57,6 +58,14 @@ def count_example(counts: Counter[str], example: Example) -> None:
     counts["turns"] += example.turns
     counts["special_token_strings"] += example.special_token_strings
     counts["escaped_strings"] += example.escaped
+
+
+def refused_line(counts: Mapping[str, int], first: str) -> list[str]:
+    """What is said of records that their template refuses; nothing where there are none. `first`: why, of the first."""
+    num = counts.get(_DROPPED + REFUSED, 0)
+    return (
+        [f"skipped {num:,} of {counts.get('rows', 0):,} rows that the template refuses; first: {first}"] if num else []
+    )
 
 
 def dropped(counts: Mapping[str, int]) -> dict[str, int]:

@@ -21,13 +21,14 @@ from fastchat.data.rows.records import OnBadRow, Record, Records
 from fastchat.data.rows.sources import Source
 from fastchat.data.tokens import cache as token_cache
 from fastchat.data.tokens.code_digest import file_digest
+from fastchat.data.tokens.counts import refused_line
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.progress import byte_bar
 from fastchat.data.tokens.store import StoreWriter, TokenShard, check_supervised
 from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
 from fastchat.errors import DataError, say
 
-_ABOUT = 2  # counted up whenever what `TokenizeJob` returns changes: an entry without it is not found
+_ABOUT = 3  # counted up whenever what `TokenizeJob` returns changes: an entry without it is not found
 _SAMPLES = 64  # dialogues whose labels are derived a second time
 
 
@@ -147,14 +148,16 @@ class TokenizeJob:
             self.chat_encoder,
             max_length=settings.max_length,
             overlong=settings.overlong,
+            on_bad_row=settings.on_bad_row,
             workers=workers,
         )
-        writer = StoreWriter(folder)
+        writer, refusal = StoreWriter(folder), ""
         of = f" ({workers} processes)" if workers > 1 else ""
         with byte_bar(f"tokenising {self.name} data{of}", records.num_bytes, settings.progress) as update:
             for batch, part in parts:
                 writer.add(part)
                 samples.add(batch, part)
+                refusal = refusal or part.refusal
                 self.counts.update(part.counts)
                 self.gains.update(part.gains)
                 self.counts.update(batch.dropped)
@@ -162,13 +165,16 @@ class TokenizeJob:
         files = writer.close()
         self._check_unchanged()
         counts = {**records.counts, **self.counts}
+        refused = refused_line(counts, refusal)
+        for line in refused:
+            say(line)
         check_supervised(Counter(counts), settings.max_length)
         return {
             "files": files,
             "counts": counts,
             "gains": sorted(self.gains.items()),
             "rows": self._rows(records),
-            "lines": records.lines,
+            "lines": [*records.lines, *refused],
             "samples": [(number, _to_json(record, list(self.states))) for number, record in samples.kept],
         }
 
@@ -226,11 +232,12 @@ def _to_json(record: Record, files: list[str]) -> list[Any]:
     """With the place of its file among `files`, whose names the key leaves out: the next run may have other names."""
     assert record.dialogue is not None
     turns = [[turn.role, turn.text, turn.train, turn.reasoning] for turn in record.dialogue.turns]
-    return [turns, record.dialogue.system, record.index, files.index(record.source), record.line, record.id]
+    system = [record.dialogue.system, record.dialogue.system_train]
+    return [turns, system, record.index, files.index(record.source), record.line, record.id]
 
 
 def _from_json(value: list[Any], files: list[str]) -> Record:
     turns, system, index, place, line, name = value
     source = files[place]
-    dialogue = Dialogue(tuple(Turn(*turn) for turn in turns), system, source, line)
+    dialogue = Dialogue(tuple(Turn(*turn) for turn in turns), system[0], source, line, system[1])
     return Record(index, dialogue, None, source, line, name)

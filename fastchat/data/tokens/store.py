@@ -127,19 +127,27 @@ def _mapped(path: Path, dtype: Any) -> np.ndarray:
 class TokenShard:
     """Some examples in flat arrays (as in a store, but `lengths` int64 [E] for offsets), and what became of rows.
 
-    `gains`: length limit -> supervised tokens that it would keep in addition, see lost.py.
+    `gains`: length limit -> supervised tokens that it would keep in addition, see lost.py. `refusal`: why the first
+    record that its template refuses was left out.
     """
 
     arrays: dict[str, np.ndarray]
     counts: Counter[str] = field(default_factory=Counter)
     gains: Counter[int] = field(default_factory=Counter)
+    refusal: str = ""
 
 
 def make_shard(
-    dialogues: Sequence[tuple[int, Dialogue]], chat_encoder: ChatEncoder, *, max_length: int, overlong: str
+    dialogues: Sequence[tuple[int, Dialogue]],
+    chat_encoder: ChatEncoder,
+    *,
+    max_length: int,
+    overlong: str,
+    on_bad_row: str = "stop",
 ) -> TokenShard:
-    """Tokenise (index, dialogue) pairs. Raises DataError for one that is too long under overlong "error"."""
-    examples = tokenize_dialogues(dialogues, chat_encoder, max_length=max_length, overlong=overlong)
+    """Tokenise (index, dialogue) pairs. Raises DataError as `tokenize_dialogues` does."""
+    how = {"max_length": max_length, "overlong": overlong, "on_bad_row": on_bad_row}
+    examples = tokenize_dialogues(dialogues, chat_encoder, **how)
     return collect(zip(examples, (digest(dialogue) for _, dialogue in dialogues), strict=True))
 
 
@@ -147,10 +155,12 @@ def collect(examples: Iterable[tuple[Example, int]]) -> TokenShard:
     """Flat arrays of (example, digest) pairs; those that were dropped are counted and left out."""
     counts: Counter[str] = Counter()
     gains: Counter[int] = Counter()
+    refusal = ""
     names = {"lengths": np.int64} | {name: dtype for name, dtype in _FIELDS.items() if name != "offsets"}
     made = {name: array(_CODES[dtype]) for name, dtype in names.items()}
     for example, number in examples:
         count_example(counts, example)
+        refusal = refusal or example.refusal
         for length, tokens in example.gains:
             gains[length] += tokens
         if example.dropped is None:
@@ -161,7 +171,7 @@ def collect(examples: Iterable[tuple[Example, int]]) -> TokenShard:
             made["supervised"].append(example.num_supervised)
             made["digests"].append(number)
     arrays = {n: np.frombuffer(made[n], dtype=d) if made[n] else np.empty(0, d) for n, d in names.items()}
-    return TokenShard(arrays, counts, gains)
+    return TokenShard(arrays, counts, gains, refusal)
 
 
 def digest(dialogue: Dialogue) -> int:

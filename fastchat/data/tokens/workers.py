@@ -59,7 +59,13 @@ def available_cpus() -> int:
 
 
 def tokenised(
-    batches: Iterable[Batch], chat_encoder: ChatEncoder, *, max_length: int, overlong: str, workers: int
+    batches: Iterable[Batch],
+    chat_encoder: ChatEncoder,
+    *,
+    max_length: int,
+    overlong: str,
+    on_bad_row: str = "stop",
+    workers: int,
 ) -> Iterator[tuple[Batch, TokenShard]]:
     """Every batch with its part, in order.
 
@@ -67,7 +73,7 @@ def tokenised(
         DataError: what tokenising a dialogue raises, of the first batch that has such a one.
         ResourceError: a worker died.
     """
-    how = {"max_length": max_length, "overlong": overlong}
+    how: dict[str, Any] = {"max_length": max_length, "overlong": overlong, "on_bad_row": on_bad_row}
     if workers == 1:
         for batch in batches:
             yield batch, make_shard(batch.dialogues, chat_encoder, **how)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastchat.conversation import use_template_file
 from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.properties import prove
 from fastchat.data.encoding.supervision import ASSISTANT
 from fastchat.data.encoding.text_encoder import TextEncoder
@@ -39,7 +40,7 @@ def load_chat_encoder(args: argparse.Namespace, train_on: str = ASSISTANT) -> Ch
 def text_encoder(model: str, trust_remote_code: bool, use_class: bool = False) -> TextEncoder:
     """The tokenizer alone. Raises SettingsError."""
     check_model(model)
-    encoder, note = TextEncoder.from_directory_or_class(model, trust_remote_code, use_class)
+    encoder, note = open_tokenizer(model, trust_remote_code, use_class)
     if note:
         say(note)
     return encoder

@@ -14,6 +14,7 @@ from fastchat.data.rows.strict_json import json_kind
 
 INTRODUCTION = "Let's solve this problem using Python code."
 _QUESTION, _ANSWER, _NAME = ("question", "problem"), ("answer", "solution"), ("idx", "id")
+READ = (*_QUESTION, *_ANSWER, *_NAME, "code", "output")  # keys
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 _FINAL = re.compile(r"^[ \t]*####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _BOXED = "\\boxed{"

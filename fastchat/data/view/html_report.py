@@ -12,7 +12,6 @@ texts with `textContent` only, a part of one record at a time. What the data hol
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from array import array
@@ -23,14 +22,16 @@ from importlib import resources
 from itertools import chain
 from typing import Any
 
+from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.data.encoding.examples import Example
+from fastchat.data.encoding.examples import REFUSED, Example
 from fastchat.data.rows.records import Record
 from fastchat.data.rows.writing import StagedFile
 from fastchat.data.tokens.counts import table
 from fastchat.data.view.histogram import Histogram
 from fastchat.data.view.reasons import EXPLAINED, ROLES, Why, explain
 from fastchat.data.view.token_text import TokenTexts
+from fastchat.files import sha256_of_text
 
 # 3 M tokens make a page of about 12 MB; the tokens of later records are left out, and the page says so.
 MAX_TOKENS = 3_000_000
@@ -99,18 +100,17 @@ class HtmlReport:
 
     def _encode(self) -> None:
         """Find the tokens of the waiting records, as far as the page has room."""
-        usable = [entry for entry in self._waiting if entry.record.dialogue is not None]
+        usable = [e for e in self._waiting if e.record.dialogue is not None and e.example.dropped != REFUSED]
         rendered = [
             self.chat_encoder.template.render(entry.record.dialogue) for entry in usable if entry.record.dialogue
         ]
-        encoded = dict(
-            zip(map(id, usable), zip(rendered, self.chat_encoder.encode_many(rendered), strict=True), strict=True)
-        )
+        tokens = encode_beginnings(rendered, self.chat_encoder, self.max_length)
+        encoded = dict(zip(map(id, usable), zip(rendered, tokens, strict=True), strict=True))
         for entry in self._waiting:
             if self.left <= 0:
                 break
             self._entries.append(entry)
-            if entry.record.dialogue is None:
+            if entry.record.dialogue is None or id(entry) not in encoded:
                 continue
             text, ids = encoded[id(entry)]
             texts = self._texts.of(ids.input_ids)
@@ -191,8 +191,8 @@ def _filled(text: str, parts: Mapping[str, str]) -> Iterator[str]:
 
 
 def _asset(name: str) -> str:
-    return (resources.files("fastchat.data") / "report" / name).read_text(encoding="utf-8")
+    return (resources.files("fastchat.data.view") / "report" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return "sha256-" + base64.b64encode(bytes.fromhex(sha256_of_text(text))).decode()

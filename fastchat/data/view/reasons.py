@@ -62,7 +62,7 @@ EXPLAINED = {
     Why.SYSTEM: ("system", "a system message is context"),
     Why.USER: ("user", "a user's message is context"),
     Why.TOOL: ("tool", "what a tool returned is context"),
-    Why.EXCLUDED: ("excluded", 'an answer not to be learned: its turn says "train": false'),
+    Why.EXCLUDED: ("excluded", 'not to be learned: its turn, or the row, says "train": false'),
     Why.EMPTY: ("empty answer", "an answer without text is kept and not learned"),
     Why.ONLY_LAST: (
         "earlier answer",
@@ -178,6 +178,8 @@ def _not_learned(segment: Segment, dialogue: Dialogue, chat_encoder: ChatEncoder
         return Why.EXCLUDED if segment.excluded and chat_encoder.train_on == ALL else Why.TEMPLATE
     if segment.turn < 0 and segment.role != "system":
         return Why.EXAMPLE
+    if segment.excluded and segment.role != "assistant" and chat_encoder.train_on == ALL:
+        return Why.EXCLUDED
     if segment.role in _MESSAGES:
         return _MESSAGES[segment.role]
     turn = dialogue.turns[segment.turn]

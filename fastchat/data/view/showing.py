@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import Example, tokenize_dialogue
 from fastchat.data.rows.records import Record
@@ -32,7 +33,7 @@ def shown(
     painted = paint(*(shorten(texts, supervised) if short else (texts, supervised)), colour)
     lines = [f"--- {safe(record.place)}: {', '.join(part for part in parts if part)}", painted]
     if example.straddling:
-        lines.append(_straddling(record, texts, supervised, chat_encoder))
+        lines.append(_straddling(record, texts, supervised, chat_encoder, max_length))
     return "\n".join(lines)
 
 
@@ -74,9 +75,12 @@ def shorten(texts: Sequence[str], supervised: Sequence[bool]) -> tuple[list[str]
     return out, marks
 
 
-def _straddling(record: Record, texts: Sequence[str], supervised: Sequence[bool], chat_encoder: ChatEncoder) -> str:
+def _straddling(
+    record: Record, texts: Sequence[str], supervised: Sequence[bool], chat_encoder: ChatEncoder, max_length: int
+) -> str:
     assert record.dialogue is not None
-    positions = chat_encoder.encode(chat_encoder.template.render(record.dialogue)).straddling
+    rendered = chat_encoder.template.render(record.dialogue)
+    positions = next(encode_beginnings([rendered], chat_encoder, max_length)).straddling
     named = [
         f"{safe(repr(texts[at]))} at {at} ({'supervised' if supervised[at] else 'not supervised'})"
         for at in positions

@@ -1,4 +1,5 @@
-"""Forward and backward through a model whose weights ZeRO-3 has spread over the processes, before an engine exists.
+"""Weights that ZeRO-3 has spread over the processes: gathered one by one, and forward and backward through them before
+DeepSpeed's engine exists.
 
 Each module's own weights are collected when its forward begins and given back when it ends. What autograd saved of them
 is remembered by name, and collected again for the backward pass, one weight at a time. Every process has to do the same
@@ -8,7 +9,7 @@ things in the same order.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,17 +18,17 @@ import torch
 @contextmanager
 def weights_in_reach(model: torch.nn.Module) -> Iterator[None]:
     """Within it `model` computes as if it were whole; nothing to do for one that is."""
-    if not any(_is_partitioned(p) for p in model.parameters()):
+    if not any(is_partitioned(p) for p in model.parameters()):
         yield
         return
-    lender = Zero3Gatherer()
+    gatherer = Zero3Gatherer()
     handles = []
     for module in model.modules():
         if any(True for _ in module.parameters(recurse=False)):
-            handles.append(module.register_forward_pre_hook(lender.lend))
-            handles.append(module.register_forward_hook(lender.release, always_call=True))
+            handles.append(module.register_forward_pre_hook(gatherer.gather))
+            handles.append(module.register_forward_hook(gatherer.release, always_call=True))
     try:
-        with torch.autograd.graph.saved_tensors_hooks(lender.pack, lender.unpack):
+        with torch.autograd.graph.saved_tensors_hooks(gatherer.pack, gatherer.unpack):
             yield
     finally:
         for handle in handles:
@@ -38,49 +39,56 @@ class Zero3Gatherer:
     """Which weights are whole at the moment, by the address of their storage."""
 
     def __init__(self) -> None:
-        self.lent: dict[torch.nn.Module, ExitStack] = {}
+        self.gathered: dict[torch.nn.Module, ExitStack] = {}
         self.at: dict[int, torch.nn.Parameter] = {}
 
-    def lend(self, module: torch.nn.Module, inputs: Any) -> None:
+    def gather(self, module: torch.nn.Module, inputs: Any) -> None:
         """Forward begins: the module's own weights become whole. One that a parent holds already is left alone."""
-        stack = self.lent[module] = ExitStack()
+        stack = self.gathered[module] = ExitStack()
         for parameter in module.parameters(recurse=False):
-            if _is_partitioned(parameter):
-                stack.enter_context(_whole(parameter))
+            if is_partitioned(parameter):
+                stack.enter_context(whole(parameter))
                 address = parameter.untyped_storage().data_ptr()
                 self.at[address] = parameter
                 stack.callback(self.at.pop, address, None)
 
     def release(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         """Forward ends."""
-        stack = self.lent.pop(module, None)
+        stack = self.gathered.pop(module, None)
         if stack is not None:
             stack.close()
 
     def pack(self, tensor: torch.Tensor) -> Any:
-        """What autograd keeps of a tensor: of a lent weight only which one, and the view of it."""
+        """What autograd keeps of a tensor: of a gathered weight only which one, and the view of it."""
         parameter = self.at.get(tensor.untyped_storage().data_ptr())
         if parameter is None:
             return tensor
         return parameter, tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def unpack(self, kept: Any) -> torch.Tensor:
-        """The tensor again; a weight that is not lent at the moment as a copy that lives as long as its use."""
+        """The tensor again; a weight that is not gathered at the moment as a copy that lives as long as its use."""
         if isinstance(kept, torch.Tensor):
             return kept
         parameter, *view = kept
-        if not _is_partitioned(parameter):
+        if not is_partitioned(parameter):
             return parameter.detach().as_strided(*view)
-        with _whole(parameter):
+        with whole(parameter):
             return parameter.detach().clone().as_strided(*view)
 
 
-def _is_partitioned(parameter: Any) -> bool:
-    """Whether ZeRO-3 (whose mark is `ds_id`) holds only a part of this weight here at the moment."""
+def is_partitioned(parameter: Any) -> bool:
+    """Whether this process holds only a part of the weight at the moment. `ds_id` is DeepSpeed's mark on what it
+    partitions."""
     return hasattr(parameter, "ds_id") and parameter.ds_status.name == "NOT_AVAILABLE"
 
 
-def _whole(parameter: torch.nn.Parameter) -> Any:
+def whole(tensor: Any, *, write: bool = False) -> AbstractContextManager[Any]:
+    """A context in which a partitioned tensor holds all its values; nothing to do for any other.
+
+    With `write`, what global rank 0 writes into it reaches every process.
+    """
+    if not hasattr(tensor, "ds_id"):
+        return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=None)
+    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0 if write else None)

@@ -1,9 +1,8 @@
-"""Writing a folder's files so that they are there completely or not at all."""
+"""Writing whole folders: all of their files are there, or none is."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -12,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastchat.errors import SettingsError, say
+from fastchat.files import Lock, NoLocks, sync
 
 
 @contextmanager
@@ -69,10 +69,10 @@ def new_folder(target: Path) -> Iterator[Path]:
         _remove_unless_held(left)
     stage = target.with_name(f".{target.name}.partial-{os.getpid()}")
     stage.mkdir()
-    handle = os.open(stage, os.O_RDONLY)
+    lock = Lock(stage)
     try:
-        with suppress(OSError):  # a file system without locks: then nobody takes this one for left over
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(NoLocks):  # then nobody takes this one for left over either
+            lock.acquire()
         yield stage
         settle(stage)
         try:
@@ -83,22 +83,18 @@ def new_folder(target: Path) -> Iterator[Path]:
             raise SettingsError(f"{target} was filled by somebody else meanwhile: choose a new folder.") from None
         sync(target.parent)
     finally:
-        os.close(handle)
         shutil.rmtree(stage, ignore_errors=True)
+        lock.release()
 
 
 def _remove_unless_held(stage: Path) -> None:
-    try:
-        handle = os.open(stage, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return
-    finally:
-        os.close(handle)
-    shutil.rmtree(stage, ignore_errors=True)
+    with Lock(stage) as lock:
+        try:
+            if not lock.acquire(wait=False):
+                return
+        except OSError:  # gone meanwhile, not ours to open, or nothing says whether it is in use
+            return
+        shutil.rmtree(stage, ignore_errors=True)
     say(f"removed {stage.name}, left by a command that was ended while it wrote")
 
 
@@ -113,12 +109,3 @@ def settle(folder: Path) -> None:
             path.chmod(mode)
         sync(path)
     sync(folder)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or a folder's list of names is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,122 @@
+"""What an engine answers. The answers here are those of one that keeps everything whole in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastchat.checkpoint.gather import WeightAccess
+from fastchat.errors import SettingsError
+
+
+class Engine(WeightAccess):
+    """One engine. Its life: made before the model loads; `prepare` when the Trainer is made, `attach` once it
+    has prepared training.
+
+    name: as manifests and training.json record it. world_size: processes, each of which trains on its own share of the
+    global batch. accelerate_kinds: how accelerate's `distributed_type` begins. partitions: whether a process holds only
+    a part of each weight. casts_weights: whether half precision means weights that the engine casts, with float32
+    copies for the update; otherwise it is autocast. restores_weights: whether `load` brings back the trained weights as
+    well. backward_arguments: what `accelerator.backward` is given.
+    """
+
+    name: str
+    accelerate_kinds: tuple[str, ...]
+    partitions = False
+    casts_weights = False
+    restores_weights = False
+    backward_arguments: dict[str, Any] = {}
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+
+    def global_batch(self, micro: int, accumulation: int) -> int:
+        """Rows of one optimizer step, over all processes; `micro` per process and forward pass."""
+        return micro * accumulation * self.world_size
+
+    # ---- before training is prepared ----
+
+    def numel(self, tensor: torch.Tensor) -> int:
+        """Numbers in the whole tensor."""
+        return tensor.numel()
+
+    def loading(self) -> Callable[[torch.dtype], AbstractContextManager[None]] | None:
+        """What `load_base_model` has to open around the reading of weights of a dtype. None: nothing."""
+        return None
+
+    def weights_in_reach(self, model: torch.nn.Module) -> AbstractContextManager[None]:
+        """Within it forward and backward of `model` compute as if its weights were whole. Every process enters it and
+        does the same things in the same order."""
+        return nullcontext()
+
+    def gather_as_one(self, module: torch.nn.Module) -> None:
+        """From now on all parameters inside `module` are gathered together, when its forward begins."""
+
+    # ---- training ----
+
+    def prepare(self, trainer: Any) -> None:
+        """The Trainer has been made; accelerate is told here what it has to know before it prepares training.
+
+        SettingsError where accelerate was told by others (`accelerate launch`) to run something else.
+        """
+        kind = "DEEPSPEED" if trainer.is_deepspeed_enabled else trainer.accelerator.distributed_type.value
+        if not kind.startswith(self.accelerate_kinds):
+            raise SettingsError(
+                f"accelerate is configured for {kind}, but the settings ask for {self.name}: start with deepspeed or "
+                "torchrun instead of `accelerate launch`, unset the ACCELERATE_* variables, and choose ZeRO with "
+                "--deepspeed"
+            )
+
+    def attach(self, trainer: Any) -> None:
+        """Once the Trainer has prepared training. AssertionError where something else than this engine was made."""
+        raise NotImplementedError
+
+    def before_step(self, good: bool) -> None:
+        """Right before the optimizer's step; where the step is not `good` it must change nothing, and neither may the
+        schedule move."""
+        raise NotImplementedError
+
+    def compute_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """What forward and backward compute in; `weights` is the dtype they were loaded as."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any] | None:
+        """The configuration that the running engine was given, as plain values, for the record. None: it has none."""
+        return None
+
+    # ---- checkpoints ----
+
+    def state_bytes(self, numbers: int, weight_bytes: int) -> int:
+        """About how large the state of all processes is that `save` writes for `numbers` trained numbers, whose weights
+        take `weight_bytes`."""
+        return 2 * weight_bytes  # torch's Adam: two moments in the weights' dtype
+
+    def save(self, folder: Path, *, adapter: bool) -> None:
+        """Writes the engine's own state (optimizer, loss scale). Every process calls it. `adapter`: without what is
+        frozen."""
+        raise NotImplementedError
+
+    def load(self, folder: Path, *, adapter: bool) -> None:
+        """Puts back what `save` wrote. Every process calls it. CheckpointError: missing, or not safe to load."""
+        raise NotImplementedError
+
+
+def find_mismatch(path: Path, saved: tuple[str, int], now: tuple[str, int]) -> str | None:
+    """Why the state in the checkpoint `path` does not fit, None where it does; (engine's name, processes) of then and
+    now. State is divided among the processes, and each engine has its own: weights fit everywhere."""
+    (engine, processes), (our_engine, our_processes) = saved, now
+    if processes != our_processes:
+        return (
+            f"{path} was saved by {processes} process(es) and this run has {our_processes}: start it "
+            f"with {processes}, or go on with the weights alone (--resume_weights_only)"
+        )
+    if engine != our_engine:
+        return (
+            f"{path} was saved under {engine} and this run is {our_engine}: its optimizer state does not "
+            "fit; use the same launcher and --deepspeed, or go on with the weights alone (--resume_weights_only)"
+        )
+    return None
