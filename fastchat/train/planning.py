@@ -43,7 +43,7 @@ _ONLY = (
 
 @kept_output()
 def end_if_only_planned(argv: Sequence[str], *, lora: bool) -> list[str]:
-    """The words without `--plan`. Where it stands among them, prints the plan and ends the process instead.
+    """The words without `--plan`. Where it is among them, prints the plan and ends the process instead.
 
     Exit code 0, also when the answer is "does not fit"; 2 for settings that cannot be read. Nothing is loaded, and the
     output folder is not looked at.
@@ -115,7 +115,7 @@ def announce(settings: Values, device: Any, *, lora: bool, attention: str) -> Pl
     """Says in one line what a run is expected to need, loudly where that is more than there is; the plan.
 
     `settings`: the checked ones by name; `device`: torch's, which it trains on; `attention`: the kernel that was
-    chosen. None, with a line, for a model that the planner does not know: the run goes on all the same.
+    chosen. None, with a line, for a model that the planner does not know: the run continues without a plan.
     """
     try:
         plan = plan_for(settings, _machine(device), lora=lora, attention=attention)

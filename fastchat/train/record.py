@@ -42,8 +42,8 @@ class RunRecord(TrainingRecord):
 
     optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
     compute in (`dtype` is what the weights were loaded as); head: "chunked" or "plain", how the loss was computed;
-    deepspeed: the configuration that DeepSpeed really got, None without it; memory: the measured peak beside the
-    planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues stand in how many packs, by data
+    deepspeed: the configuration that DeepSpeed really got, None without it; memory: the measured peak next to the
+    planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues are in how many packs, by data
     set, None without it.
     """
 
@@ -77,7 +77,7 @@ class Run:
 def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
     """What is known once training has begun. Metrics are added by the caller.
 
-    Never raises: weights must not be lost for want of a word about them. What cannot be found out stays at its empty
+    Never raises: weights must not be lost because one value is unknown. What cannot be found out stays at its empty
     value, and that is said, for the first time before step 1 (`RecordRehearsal`).
     """
     model: Any = trainer.model
@@ -123,7 +123,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
             json.dumps(value, allow_nan=False)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to lose the weights
             if name not in run.unknown:
-                say(f"WARNING: training.json will not say {name!r} ({type(error).__name__}: {brief(error)})")
+                say(f"WARNING: training.json will not contain {name!r} ({type(error).__name__}: {brief(error)})")
             run.unknown.add(name)
         else:
             setattr(record, name, value)
@@ -134,11 +134,11 @@ def used_line(record: RunRecord) -> str:
     """One line for the log.
 
     >>> used_line(record)                                    # doctest: +SKIP
-    'really used: zero2 on 2 processes (cpu), attention sdpa, weights float32, computing in float32, ...'
+    'actually used: zero2 on 2 processes (cpu), attention sdpa, weights float32, computing in float32, ...'
     """
     quantization = record.quantization["type"] if record.quantization else "no quantisation"
     return (
-        f"really used: {record.engine}, {record.world_size} process{'es' if record.world_size > 1 else ''} "
+        f"actually used: {record.engine}, {record.world_size} process{'es' if record.world_size > 1 else ''} "
         f"({record.device}), attention {record.attention}, weights {record.dtype}, {quantization}, computing in "
         f"{record.compute_dtype}, {record.head} head, optimizer {record.optimizer}"
     )

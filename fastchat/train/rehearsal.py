@@ -47,7 +47,7 @@ def rehearse_saving(
 
 
 class RecordRehearsal(TrainerCallback):
-    """Makes, writes and reads the training record when the engine stands, before the first step."""
+    """Makes, writes and reads the training record once the engine is ready, before the first step."""
 
     def __init__(self, make: Callable[[], TrainingRecord]) -> None:
         self.make = make

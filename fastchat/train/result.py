@@ -23,7 +23,8 @@ from fastchat.train.trainer import ChatTrainer
 def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) -> None:
     """All steps, from `checkpoint` where there is one, and what follows the last."""
     args = trainer.args
-    trainable, total = count_parameters(trainer.model, trainer.engine.numel)
+    model: Any = trainer.model
+    trainable, total = count_parameters(model, trainer.engine.numel)
     say(f"training {trainable:,} of {total:,} parameters on {len(run.corpora['train'].dataset):,} dialogues")
     torch.manual_seed(args.seed + rank())  # dropout differs between processes, as it does between rows
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Where a run starts: whose folder this is, what makes a run the same run, and which checkpoint it goes on from."""
+"""Where a run starts: whose folder this is, what makes a run the same run, and which checkpoint it resumes from."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def choose_start(
     for line in start.resume.lines:
         say(line)
     if start.resume.manifest is not None:
-        say(f"going on from {start.resume.checkpoint}: step {start.resume.manifest.step}")
+        say(f"resuming from {start.resume.checkpoint}: step {start.resume.manifest.step}")
     return start
 
 
@@ -140,7 +140,7 @@ def _with_data(fingerprints: dict[str, Any], data: Data) -> dict[str, Any]:
 
 
 def clear_folder(output_dir: Path, resume: Resume) -> None:
-    """Removes what an earlier run left where this one starts anew; or what no longer belongs to it. First process."""
+    """Removes what an earlier run left where this one starts over; or what no longer belongs to it. First process."""
     if resume.checkpoint is None or resume.manifest is None:
         clear_results(output_dir)
         return

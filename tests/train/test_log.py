@@ -96,7 +96,7 @@ def test_metrics_that_cannot_be_written_wait(train: Train, monkeypatch: pytest.M
 
     monkeypatch.setattr(callbacks, "_append", refuse)
     outcome = ok(train())
-    assert [row["step"] for row in outcome.rows] == [1, 2] and "training goes on, its rows wait" in outcome.err
+    assert [row["step"] for row in outcome.rows] == [1, 2] and "training continues, its rows wait" in outcome.err
 
 
 def test_a_disk_that_takes_half_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_another_runs_folder_is_not_written_into(train: Train, monkeypatch, tmp_
 
     before_step(monkeypatch, 1, replace)
     outcome = train("--save_strategy", "steps", "--save_steps", "2")
-    assert outcome.code == 6 and "another run has begun there" in outcome.err and "Traceback" not in outcome.err
+    assert outcome.code == 6 and "another run has started there" in outcome.err and "Traceback" not in outcome.err
     assert outcome.status == {"started": "by another"}
 
 
@@ -189,7 +189,7 @@ def test_a_status_on_a_full_disk_is_written_over_the_old_one(tmp_path: Path, mon
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_tokens_that_another_process_cuts_off(train: Train, monkeypatch, tmp_path: Path, workers: str) -> None:
-    """Reading there would be a bus error, also in a loader's worker. The same command makes them again and goes on."""
+    """Reading there would be a bus error, also in a loader's worker. The same command makes them again and resumes."""
     monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))
     flags = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "6", "--dataloader_num_workers", workers]
 
@@ -204,7 +204,7 @@ def test_tokens_that_another_process_cuts_off(train: Train, monkeypatch, tmp_pat
     assert outcome.status["exit_code"] == 6
     assert not multiprocessing.active_children(), "they would hold the lock of the tokens"
     again = ok(train(*flags))
-    assert "tokenising again" in again.err and "going on from" in again.err
+    assert "tokenising again" in again.err and "resuming from" in again.err
 
 
 def test_a_store_notices(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(train: Train, small
     shutil.copytree(small_disk / "out", small_disk.parent / "room")
     more = [*flags, "--save_total_limit", "1", "--output_dir", small_disk.parent / "room"]
     again = train(*more)
-    assert again.code == 0 and "going on from" in again.err, again.err
+    assert again.code == 0 and "resuming from" in again.err, again.err
 
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")

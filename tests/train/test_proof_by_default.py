@@ -91,7 +91,7 @@ def test_a_record_that_cannot_be_made_is_found_before_the_first_step(
 def test_a_value_that_no_record_can_hold_is_told_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastchat.train.record.used_attention", lambda model: object())  # not JSON
     outcome = ok(train())
-    assert outcome.err.count("training.json will not say 'attention' (TypeError: ") == 1
+    assert outcome.err.count("training.json will not contain 'attention' (TypeError: ") == 1
     assert outcome.record["attention"] is None and outcome.record["optimizer"] == "AdamW"
 
 

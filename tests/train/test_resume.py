@@ -78,7 +78,7 @@ def test_the_first_epoch_a_later_one_and_twice_in_a_row(
         assert f"checkpoint-{start}" in os.listdir(outcome.folder)
         assert (outcome.folder / "adapter_model.safetensors").exists() is False
     resumed = train(*flags, name="broken")
-    assert "going on from" in resumed.err and "checkpoint-16: step 16" in resumed.err
+    assert "resuming from" in resumed.err and "checkpoint-16: step 16" in resumed.err
     same_run(plain, resumed)
     rows = [json.loads(line) for line in (resumed.folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 22))
