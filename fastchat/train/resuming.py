@@ -179,7 +179,7 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
             "--output_dir"
         )
     return [
-        f"--{name} changed since {path.name}: {_short(old)} -> {_short(identity.settings.get(name))}"
+        f"changed since {path.name}, now used: --{name} {_short(old)} -> {_short(identity.settings.get(name))}"
         for name, old in manifest.settings.items()
         if _RESUME.get(name, TOLD) == TOLD and not _same(old, identity.settings.get(name))
     ]
