@@ -140,7 +140,8 @@ class _Kept:
 
 @contextmanager
 def kept_output() -> Iterator[None]:
-    """Within it nothing that is printed, by whatever library, can end the process. May be nested."""
+    """Within it nothing that is printed, by whatever library, can end the process. May be nested; where the outermost
+    ends, so does the log: lines that no run has taken by then belong to none."""
     before = sys.stdout, sys.stderr
     if isinstance(sys.stderr, _Kept):
         yield
@@ -153,6 +154,7 @@ def kept_output() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+        LOG.close()
 
 
 def _fill_closed() -> None:

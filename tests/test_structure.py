@@ -148,6 +148,16 @@ def test_files_and_functions_stay_short() -> None:
     assert not long, "\n".join(long)
 
 
+def test_only_the_recipe_takes_the_settings_of_a_run_apart() -> None:
+    found = {
+        path.name
+        for path in SOURCES
+        for name, _ in _imported(_tree(path))
+        if name == "fastchat.train.settings.Settings"
+    }
+    assert found == {"recipe.py"}
+
+
 def test_every_file_says_what_it_is() -> None:
     silent = [_name(path) for path in OURS if path.stat().st_size and not ast.get_docstring(_tree(path))]
     assert not silent, "no module docstring"

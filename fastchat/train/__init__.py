@@ -2,12 +2,15 @@
 
 train_lora.py, train.py   what people run: LoRA, and full fine-tuning
 recipe.py                 the run, top to bottom
-prepare.py                tokenizer, template, data; base model and adapter
+prepare.py                tokenizer and template; base model and adapter
+datasets.py               the dialogues to train and to evaluate on, tokenised once per machine
+packed.py                 --packing: which dialogues share a row, and whether this model keeps them apart
+result.py                 all steps, and what follows the last: saved, verified, evaluated, recorded
 planning.py, memory.py    what memory it will need, and what it needed
-record.py                 what the run really used, for training.json
+record.py                 what the run actually used, for training.json
 
 arguments.py              the settings (../settings) as dataclasses on top of transformers' own
-checks.py, hardware.py    what cannot work is refused in one line; what the machine lacks falls back in one line
+checks.py, hardware.py    what cannot work is refused; what the machine lacks falls back, with a message
 deepspeed_config.py       a DeepSpeed configuration that cannot contradict the command line
 engine/                   plain, DDP, ZeRO: who holds weights and optimizer state, behind one interface
 reporting.py              wandb and tensorboard, only where the user has set them up
@@ -18,10 +21,10 @@ head.py, head_proof.py    the same loss without ever holding all logits; compare
 auxiliary.py              what a model adds to the cross-entropy, and that nothing else is missing of its own loss
 untrained.py              a warning for control tokens whose rows LoRA would leave untrained
 sampling.py               the same global batches for any number of processes
-tokens.py                 tokenised once per machine, mapped by the other processes
 callbacks.py              metrics.jsonl and samples.jsonl
-numerics.py               a loss or gradient that is not finite never reaches the weights
-beginning.py, resuming.py whose folder it is, where to go on from, what changed since, is there room
+nonfinite.py              a loss or gradient that is not finite never reaches the weights
+startup.py, resuming.py   whose folder it is, where to resume from, what changed since
+checkpoint_plan.py        how large the checkpoints are, whether they fit on the disk
 checkpointing.py          the Trainer's checkpoints through the checkpoint room; how a run stops in the middle
 stopping.py               signals, a launcher or a process of the run that died
 ending.py                 exit code and message of whatever ended a run

@@ -1,6 +1,6 @@
 """The settings of a training run as dataclasses, for code that imports them and for HfArgumentParser.
 
-The fields stand in `fastchat/settings/`. Importing this module imports transformers (5 to 12 s).
+The fields are defined in `fastchat/settings/`. Importing this module imports transformers (5 to 12 s).
 """
 
 from __future__ import annotations

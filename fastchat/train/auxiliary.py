@@ -37,7 +37,7 @@ class AuxiliaryLoss:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within it the model's own loss has no cross-entropy, also where its logits are only a stand-in."""
+        """Within it the model's own loss has no cross-entropy, also where its logits are only a placeholder."""
 
         def zero(*args: Any, **kwargs: Any) -> torch.Tensor:
             self.asked = True

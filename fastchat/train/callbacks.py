@@ -51,7 +51,7 @@ class LinesFile(TrainerCallback):
             _append(self.path, "".join(self.waiting).encode())
         except OSError as error:
             if not self.refused:
-                say(f"WARNING: {self.path} cannot be written ({error.strerror}): training goes on, its rows wait")
+                say(f"WARNING: {self.path} cannot be written ({error.strerror}): training continues, its rows wait")
             self.refused = True
         else:
             self.waiting, self.refused = [], False
@@ -134,7 +134,7 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 class Guarded:
-    """A report to somewhere else (wandb, TensorBoard). Its failure is a SettingsError while training begins; later it
+    """A report to somewhere else (wandb, TensorBoard). Its failure is a SettingsError while training starts; later it
     is said, and ends the report instead of the run."""
 
     def __init__(self, inner: Any) -> None:
@@ -155,7 +155,7 @@ class Guarded:
             if event == "on_train_begin":
                 raise SettingsError(f"--report_to: {told}; --report_to none trains without it") from None
             self._failed = True
-            say(f"WARNING: {told}; nothing more is reported there, training goes on")
+            say(f"WARNING: {told}; nothing more is reported there, training continues")
             return None
 
 

@@ -29,7 +29,7 @@ from fastchat.train.stopping import STOPPING, Preempted
 class RunCheckpoints:
     """What the Trainer needs to know about its checkpoints.
 
-    folder: the run's output folder. resume: where the run begins. adapter: whether only an adapter is trained.
+    folder: the run's output folder. resume: where the run starts. adapter: whether only an adapter is trained.
     describe(trainer): the manifest of this moment, without files. changed: settings that differ since the checkpoint.
     expected_bytes, result_bytes: about how large one checkpoint and the result will be. hold: `RunStatus.hold`.
     """
@@ -49,7 +49,7 @@ class EvaluationStopped(Exception):
 
 
 class CheckpointTrainer(Trainer):
-    """A Trainer whose checkpoints are complete or absent, and that goes on from one exactly.
+    """A Trainer whose checkpoints are complete or absent, and that resumes exactly from one.
 
     `plan` is set before `train`, and `engine` by the subclass's constructor. Subclasses add `progress` and
     `set_progress`: what they count, per process; and raise EvaluationStopped between two batches of an evaluation
@@ -168,7 +168,7 @@ class CheckpointTrainer(Trainer):
         super()._run_epoch(*args, **kwargs)
 
     def stop_asked(self) -> str | None:
-        """Why the run should stop, agreed among all processes; None to go on. A collective operation."""
+        """Why the run should stop, agreed among all processes; None to continue. A collective operation."""
         mine = STOPPING.reason
         if not dist.is_initialized() or self.engine.world_size == 1:
             return mine
@@ -177,7 +177,7 @@ class CheckpointTrainer(Trainer):
         return None if not flag.item() else mine or "another process of the run was asked to stop"
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """An evaluation while training. One that is left in the middle is made first when the run goes on."""
+        """An evaluation while training. One that is left in the middle is made first when the run is resumed."""
         try:
             return super()._evaluate(*args, **kwargs)
         except EvaluationStopped as stop:
@@ -188,7 +188,7 @@ class CheckpointTrainer(Trainer):
             self.owed = {"save": self.control.should_save}
             self._save_checkpoint(self.model, None)
             raise Preempted(
-                f"{stop}: step {step} of {self.state.max_steps} is saved; the same command goes on with its evaluation"
+                f"{stop}: step {step} of {self.state.max_steps} is saved; the same command resumes with its evaluation"
             ) from None
 
     def evaluate_owed(self) -> None:
@@ -205,7 +205,7 @@ class CheckpointTrainer(Trainer):
     def last_evaluation(self) -> dict[str, float]:
         """The evaluation of the result, after it was saved. Where a stop is asked for, the next start makes it.
 
-        That one goes on from a checkpoint of the last step; Preempted is raised here.
+        That one resumes from a checkpoint of the last step; Preempted is raised here.
         """
         reason = self.stop_asked()
         if reason is None:
@@ -222,8 +222,8 @@ class CheckpointTrainer(Trainer):
 class StopCallback(TrainerCallback):
     """Asks after every step whether to stop; then the step is saved and training ends.
 
-    Saves that fall on the last step of an epoch wait until the epoch's evaluation is done, so that a run that goes on
-    from there has not missed it.
+    Saves that fall on the last step of an epoch wait until the epoch's evaluation is done, so that a run that is
+    resumed from there has not missed it.
     """
 
     def __init__(self, trainer: CheckpointTrainer) -> None:
@@ -248,7 +248,7 @@ class StopCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.reason is not None:
             raise Preempted(
-                f"{self.reason}: step {state.global_step} of {state.max_steps} is saved; the same command goes on "
+                f"{self.reason}: step {state.global_step} of {state.max_steps} is saved; the same command resumes "
                 "from there"
             )
 

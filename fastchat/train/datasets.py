@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastchat.conversation import Dialogue
+from fastchat.data.batches.packing import PackedDataset, Packs
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.cross_check import spread
 from fastchat.data.rows.fingerprint import combined
@@ -23,10 +24,9 @@ from fastchat.data.tokens.mixing import held_out, held_out_line, num_held_out, p
 from fastchat.data.tokens.prepare import TokenSettings, get_or_create_tokens
 from fastchat.data.view.showing import first_example
 from fastchat.data.view.terminal import wants_colour
-from fastchat.errors import DataError, say
+from fastchat.errors import DataError, SettingsError, say
 from fastchat.processes import barrier, gather, local_rank, on_all_processes, on_local_main_process, rank
 from fastchat.train.resuming import digest
-from fastchat.train.settings import Settings
 
 _SAMPLE = 16  # dialogues that the saved chat template is compared on
 
@@ -57,61 +57,96 @@ class Corpus:
         return {**found, **more}
 
 
-def read_corpora(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, Corpus]:
-    """{"train": ..., "eval": ...}; the second only where an evaluation was asked for. Every process calls it.
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and evaluates on, by name: "train" and, where an evaluation was asked for, "eval".
 
+    packs: which dialogues share a row; empty without --packing.
+    """
+
+    corpora: dict[str, Corpus]
+    packs: dict[str, Packs]
+
+    def rows(self, name: str) -> ChatDataset | PackedDataset:
+        """What the Trainer indexes: dialogues, or packs of them."""
+        dataset = self.corpora[name].dataset
+        return PackedDataset(dataset, self.packs[name]) if name in self.packs else dataset
+
+
+@dataclass(frozen=True)
+class Named:
+    """Data as the settings name it. `flag`: the setting that does; `paths`: its values, of which some may be datasets
+    of the hub, with their `split` and `revision`."""
+
+    flag: str
+    paths: list[str]
+    split: str
+    revision: str | None
+
+
+def read_corpora(
+    train: Named,
+    evaluation: Named | None,
+    chat_encoder: ChatEncoder,
+    how: TokenSettings,
+    *,
+    proportions: Sequence[float],
+    val_set_size: float,
+    evaluates: bool,
+    seed: int,
+    cache_dir: str | None,
+    output_dir: str,
+) -> dict[str, Corpus]:
+    """{"train": ..., "eval": ...}; the second only where the run `evaluates`. Every process calls it.
+
+    `proportions`: shares of the sources of `train`, empty for all that they hold. `val_set_size`: how many of the
+    dialogues, or which share of them, are held out. `seed` decides which. `output_dir`: of the run.
     A DataError in the one process that reads is raised in all.
     """
-    data, training = settings.data, settings.training
-    evaluates = bool(training.do_eval or training.eval_on_start)
-    found = _find(settings, "data_path", data.data_split)
-    if data.lazy_preprocess:
-        say("--lazy_preprocess: data is always streamed and tokenised once, with or without it")
-    train = _read("train", found, chat_encoder, settings)
-    corpora = {"train": _mixed(train, settings) if data.data_proportions else train}
-    if data.val_set_size:
-        corpora["train"], evaluation = _split(corpora["train"], settings)
+
+    def read(name: str, named: Named) -> Corpus:
+        sources = _find(named, cache_dir)
+        return _read(name, sources, chat_encoder, how, output_dir)
+
+    corpora = {"train": read("train", train)}
+    if proportions:
+        corpora["train"] = _mixed(corpora["train"], proportions, seed)
+    if val_set_size:
+        corpora["train"], held_out = _split(corpora["train"], val_set_size, seed)
         if evaluates:
-            corpora["eval"] = evaluation
-    elif data.eval_data_path and evaluates:
-        corpora["eval"] = _read("eval", _find(settings, "eval_data_path", data.eval_data_split), chat_encoder, settings)
+            corpora["eval"] = held_out
+    elif evaluation is not None and evaluates:
+        corpora["eval"] = read("eval", evaluation)
     if "eval" in corpora and (line := overlap_line(corpora["train"].dataset, corpora["eval"].dataset)):
         say(line)
     return corpora
 
 
-def longest(corpora: dict[str, Corpus], most: int) -> int:
-    """Tokens of the longest dialogue of all, as it is trained on or evaluated; `most` where that is not known."""
-    datasets = [corpus.dataset for corpus in corpora.values()]
-    return max(int(d.lengths.max(initial=0)) if isinstance(d, ChatDataset) else most for d in datasets)
+def check_enough(data: Data, global_batch: int) -> None:
+    """SettingsError where `--dataloader_drop_last` would leave nothing of the dialogues or packs."""
+    num_rows = len(data.rows("train"))
+    if num_rows < global_batch:
+        raise SettingsError(
+            f"--dataloader_drop_last: there are {num_rows} rows to train on, less than one global batch of "
+            f"{global_batch}, so nothing would be trained; leave it out or lower the batch"
+        )
 
 
-def _find(settings: Settings, flag: str, split: str) -> list[Source]:
-    names = list(getattr(settings.data, flag))
+def longest(corpora: dict[str, Corpus]) -> int:
+    """Tokens of the longest dialogue of all, as it is trained on or evaluated."""
+    return max(int(corpus.dataset.lengths.max(initial=0)) for corpus in corpora.values())
+
+
+def _find(named: Named, cache_dir: str | None) -> list[Source]:
     return on_local_main_process(
         lambda: find_sources(
-            f"--{flag}",
-            names,
-            split=split,
-            revision=settings.data.data_revision,
-            cache_dir=settings.training.cache_dir,
+            f"--{named.flag}", named.paths, split=named.split, revision=named.revision, cache_dir=cache_dir
         )
     )
 
 
-def _read(name: str, sources: list[Source], chat_encoder: ChatEncoder, settings: Settings) -> Corpus:
-    data, training = settings.data, settings.training
-    how = TokenSettings(
-        max_length=training.model_max_length,
-        overlong=data.overlong,
-        on_bad_row=data.on_bad_row,
-        workers=data.preprocessing_num_workers,
-        progress=not training.disable_tqdm,
-        overwrite=data.overwrite_cache,
-    )
-    made = on_local_main_process(
-        lambda: get_or_create_tokens(name, sources, chat_encoder, how, str(training.output_dir))
-    )
+def _read(name: str, sources: list[Source], chat_encoder: ChatEncoder, how: TokenSettings, output_dir: str) -> Corpus:
+    made = on_local_main_process(lambda: get_or_create_tokens(name, sources, chat_encoder, how, output_dir))
     if len({str(sums) for sums in gather(made.sums)}) > 1:
         raise DataError(f"the {name} data is not the same on every machine: its files differ")
     store = on_all_processes(made.entry.store)
@@ -121,7 +156,7 @@ def _read(name: str, sources: list[Source], chat_encoder: ChatEncoder, settings:
         if local_rank() == 0:
             shutil.rmtree(made.entry.folder, ignore_errors=True)
     if name == "train":
-        _show_first(made.samples[:1], chat_encoder, settings)
+        _show_first(made.samples[:1], chat_encoder, how)
     say(f"{name} data, {', '.join(source.name for source in sources)}:\n{table(made.counts)}")
     records = [_record(source) | {"rows": rows} for source, rows in zip(sources, made.rows, strict=True)]
     fingerprint = combined([s for sums in made.sums for s in sums])
@@ -134,17 +169,15 @@ def _record(source: Source) -> dict[str, Any]:
     return {"name": source.name, "files": list(source.files), **revision}
 
 
-def _show_first(records: Sequence[Record], chat_encoder: ChatEncoder, settings: Settings) -> None:
+def _show_first(records: Sequence[Record], chat_encoder: ChatEncoder, how: TokenSettings) -> None:
     """One example, as it is trained on."""
     if rank() == 0:
-        how = {"max_length": settings.training.model_max_length, "overlong": settings.data.overlong}
-        say(first_example(records, chat_encoder, colour=wants_colour(sys.stderr), **how))
+        colour = wants_colour(sys.stderr)
+        say(first_example(records, chat_encoder, colour=colour, max_length=how.max_length, overlong=how.overlong))
 
 
-def _mixed(corpus: Corpus, settings: Settings) -> Corpus:
+def _mixed(corpus: Corpus, proportions: Sequence[float], seed: int) -> Corpus:
     """What `--data_proportions` takes of each source."""
-    proportions = [float(share) for share in settings.data.data_proportions or []]
-    seed = _seed(settings)
     ends = np.searchsorted(corpus.dataset.store.index, np.cumsum([source["rows"] for source in corpus.sources]))
     starts = np.concatenate([[0], ends[:-1]])
     taken = proportional((ends - starts).tolist(), proportions, seed)
@@ -161,14 +194,14 @@ def _mixed(corpus: Corpus, settings: Settings) -> Corpus:
         source["dialogues_taken"] = len(part)
     names = [source["name"] for source in corpus.sources]
     say(proportions_line(names, list(map(len, taken)), (ends - starts).tolist()))
-    what = {"sources": [source["rows"] for source in corpus.sources], "proportions": proportions, "seed": seed}
+    what = {"sources": [source["rows"] for source in corpus.sources], "proportions": list(proportions), "seed": seed}
     return _chosen(corpus, corpus.name, chosen, what)
 
 
-def _split(corpus: Corpus, settings: Settings) -> tuple[Corpus, Corpus]:
+def _split(corpus: Corpus, val_set_size: float, seed: int) -> tuple[Corpus, Corpus]:
     """(what is trained on, what `--val_set_size` holds out)."""
-    num, seed = len(corpus.dataset), _seed(settings)
-    size = num_held_out(float(settings.data.val_set_size), num)
+    num = len(corpus.dataset)
+    size = num_held_out(val_set_size, num)
     stays, out = held_out(num, size, seed)
     say(held_out_line(size, num))
     before = corpus.dataset.chosen
@@ -176,12 +209,6 @@ def _split(corpus: Corpus, settings: Settings) -> tuple[Corpus, Corpus]:
         stays, out = before[stays], before[out]
     what = {"val_set_size": size, "seed": seed}
     return _chosen(corpus, "train", stays, what), _chosen(corpus, "eval", out, {**what, "held_out": True})
-
-
-def _seed(settings: Settings) -> int:
-    """The one of the order of dialogues; `--seed` where `--data_seed` is not given."""
-    seed = settings.training.data_seed
-    return settings.training.seed if seed is None else seed
 
 
 def _chosen(corpus: Corpus, name: str, numbers: np.ndarray, what: dict[str, Any]) -> Corpus:

@@ -46,7 +46,7 @@ def describe(error: BaseException, advise: Callable[[], str], folder: Path | Non
         return EXIT_RESOURCE, "failed", f"the disk or the machine failed ({what}); what was saved before is kept"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         line = f"a process that loads data was killed ({_first_line(error)}); lower --dataloader_num_workers"
-        return EXIT_RESOURCE, "failed", f"{line}. The same command goes on from the last checkpoint"
+        return EXIT_RESOURCE, "failed", f"{line}. The same command resumes from the last checkpoint"
     return (
         EXIT_BUG,
         "bug",
@@ -78,8 +78,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def lost_line(dead: str, advise: Callable[[], str]) -> str:
     """What is said when a process of the run does not answer: `dead` names those known to be gone."""
     if dead:
-        return f"{dead} ended without a word (killed, perhaps for memory: {advise()})"
-    return "another process of this run did not answer within --ddp_timeout, or ended without a word"
+        return f"{dead} ended without an error message (killed, perhaps for memory: {advise()})"
+    return "another process of this run did not answer within --ddp_timeout, or ended without an error message"
 
 
 def lost_another_process(error: BaseException) -> bool:

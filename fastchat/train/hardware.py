@@ -14,7 +14,7 @@ from fastchat.errors import ResourceError, SettingsError, say
 from fastchat.settings.values import Values
 from fastchat.train.deepspeed_config import offloads
 
-# bitsandbytes has no CPU kernels for these. They compute AdamW, only with less memory, so AdamW can stand in for them.
+# bitsandbytes has no CPU kernels for these. They compute AdamW, only with less memory, so AdamW can replace them.
 _ADAMW_ON_CPU = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw")
 _GPU_ONLY_WORDS = ("paged_", "8bit", "bnb", "apex", "_4bit")
 
@@ -82,9 +82,9 @@ def check_compiler(config: dict | None, use_cpu: bool) -> None:
 
 
 def free_builds() -> None:
-    """Removes locks of builds that were killed: torch would wait for each without a word and without an end.
+    """Removes locks of builds that were killed: torch would wait for each silently and forever.
 
-    Where a build goes on, a process holds its lock file open, though maybe on another host that shares the folder. So
+    While a build runs, a process holds its lock file open, though maybe on another host that shares the folder. So
     only an old one is removed; of a young one the run says what it waits for.
     """
     from torch.utils.cpp_extension import get_default_build_root

@@ -116,7 +116,7 @@ class ChunkedCrossEntropy:
 
 
 class _SumOfChunks(torch.autograd.Function):
-    """The sum of a loss over chunks of rows. Each chunk's gradient is taken right behind its loss, so nothing of
+    """The sum of a loss over chunks of rows. Each chunk's gradient is taken right after its loss, so nothing of
     [N, V] is ever kept and no matrix product is made twice.
 
     That gradient does not know yet what the loss will be multiplied with. Below a frozen head it is taken of BOOST
@@ -164,7 +164,7 @@ def _chunks(rows: int, hidden_NH: torch.Tensor, targets_N: torch.Tensor) -> Any:
 
 
 class _Place:
-    """Where a module hangs in a model, so that something else can stand there for a while.
+    """Where a module sits in a model, so that something else can take its place for a while.
 
     Not registered as a module: no hook of an engine sees it, and none is called for it.
     """

@@ -1,4 +1,4 @@
-"""Measures the peak memory of a run, beside what was planned.
+"""Measures the peak memory of a run, next to what was planned.
 
 On a GPU: `torch.cuda.max_memory_allocated`, from before the model is built. On a CPU: the largest resident memory of
 the process while training, less what it had before the model was built. Evaluations and saving are left out, because
@@ -65,7 +65,7 @@ class MemoryWatch(TrainerCallback):
     # ---- the run's events ----
 
     def built(self) -> None:
-        """The model stands. On a CPU how it was loaded is left out: that depends on the page cache."""
+        """The model is built. On a CPU how it was loaded is left out: that depends on the page cache."""
         if self.device.type == "cuda":
             self._note()
 
@@ -87,7 +87,7 @@ class MemoryWatch(TrainerCallback):
             self.peak = max(self.peak, resident()[1] if on_cpu else torch.cuda.max_memory_allocated(self.device))
 
     def _reset(self) -> bool:
-        """Starts the high-water mark anew; False where there is none."""
+        """Resets the high-water mark; False where there is none."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return True
@@ -105,7 +105,7 @@ def resident() -> tuple[int, int]:
 
 
 def reset_resident_peak() -> bool:
-    """Lets the kernel start its high-water mark anew (proc(5), clear_refs 5); False where it does not allow that."""
+    """Lets the kernel reset its high-water mark (proc(5), clear_refs 5); False where it does not allow that."""
     try:
         _RESET.write_text("5", encoding="ascii")
     except OSError:

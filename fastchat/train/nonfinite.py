@@ -13,7 +13,7 @@ _NAMED = 40  # sample ids in a message
 
 
 def nan_if_nonfinite(loss: torch.Tensor) -> torch.Tensor:
-    """The loss itself where it is finite. Else one whose gradient is NaN, so that the gradient tells every process.
+    """The loss itself where it is finite. Else one whose gradient is NaN, which every process sees.
 
     An infinite loss can have finite gradients; this needs no message between processes and no wait for the device.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,32 +20,24 @@ from fastchat.model.rope import RopeChoice
 from fastchat.processes import on_all_processes, on_main_process
 from fastchat.train.datasets import Corpus
 from fastchat.train.engine import Engine
-from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.loss import loss_sum
-from fastchat.train.record import Run
-from fastchat.train.settings import Settings
 
 _VERIFIED = 16  # dialogues that --verify_packing compares, at most
 
 
-def check_config(settings: Settings, config: Any, rope: RopeChoice | None) -> None:
-    """SettingsError for a model that cannot be packed exactly, before anything of it is loaded."""
-    if settings.data.packing:
-        check_packable(config, settings.training.model_max_length, rope.rope_parameters if rope else None)
+def check_config(config: Any, capacity: int, rope: RopeChoice | None) -> None:
+    """SettingsError for a model that cannot be packed exactly, before anything of it is loaded.
+
+    `capacity`: tokens of a pack.
+    """
+    check_packable(config, capacity, rope.rope_parameters if rope else None)
 
 
-def plan(settings: Settings, corpora: dict[str, Corpus]) -> dict[str, Packs]:
-    """The packs of the training and the evaluation data, planned once and told to all; {} without --packing."""
-    if not settings.data.packing:
-        return {}
-    training = settings.training
-    seed = training.seed if training.data_seed is None else training.data_seed
+def plan(corpora: dict[str, Corpus], capacity: int, seed: int) -> dict[str, Packs]:
+    """The packs of the training and the evaluation data, planned once and told to all."""
 
     def work() -> dict[str, Packs]:
-        return {
-            name: plan_packs(corpus.dataset.lengths, training.model_max_length, seed)
-            for name, corpus in corpora.items()
-        }
+        return {name: plan_packs(corpus.dataset.lengths, capacity, seed) for name, corpus in corpora.items()}
 
     packs = on_main_process(work)
     assert packs is not None
@@ -53,53 +46,71 @@ def plan(settings: Settings, corpora: dict[str, Corpus]) -> dict[str, Packs]:
     return packs
 
 
-def dataset_of(run: Run, name: str) -> Any:
-    """What the Trainer indexes: dialogues, or packs of them."""
-    dataset = run.corpora[name].dataset
-    return PackedDataset(dataset, run.packs[name]) if name in run.packs else dataset
-
-
-def collator(run: Run, model: Any) -> Callable[[Any], dict[str, torch.Tensor]]:
+def collator(
+    model: Any, *, packed: bool, pad_token_id: int, padding_side: Literal["right", "left"]
+) -> Callable[[Any], dict[str, torch.Tensor]]:
     """What makes a batch of the items, in the form that the model's attention kernel wants."""
-    if run.packs:
+    if packed:
         flat = wants_one_row(used_attention(model))
-        return functools.partial(pack_collate, pad_token_id=run.pad_token_id, flat=flat)
-    return functools.partial(collate, pad_token_id=run.pad_token_id, padding_side=run.settings.model.padding_side)
+        return functools.partial(pack_collate, pad_token_id=pad_token_id, flat=flat)
+    return functools.partial(collate, pad_token_id=pad_token_id, padding_side=padding_side)
 
 
-def check_model(run: Run, model: Any, head: ChunkedCrossEntropy | None, engine: Engine) -> None:
+@dataclass(frozen=True)
+class Computing:
+    """Where and how training will compute.
+
+    half: the 16-bit dtype of forward and backward, None where it is that of the weights; weights_dtype: as loaded.
+    """
+
+    device: torch.device
+    half: torch.dtype | None
+    weights_dtype: torch.dtype
+    tf32: bool
+
+
+def check_model(
+    model: Any,
+    rows: PackedDataset,
+    computing: Computing,
+    engine: Engine,
+    *,
+    verify: bool,
+    chunked: bool,
+    pad_token_id: int,
+    capacity: int,
+    batch_size: int,
+    checkpointing: bool,
+) -> None:
     """Looks whether dialogues really are kept apart by this model, its kernel and its dtype, under every engine.
 
-    Always that none sees the one packed before it; with `--verify_packing` also that loss and gradients are those of
-    unpacked training. SettingsError where they are not. Every process calls it, and it leaves the model as it was.
+    Always that none sees the one packed before it; with `verify` also that loss and gradients are those of unpacked
+    training. SettingsError where they are not. Every process calls it, and it leaves the model as it was.
 
-    It takes no more memory than training: the same batch, `head` and checkpoints. (Not those under ZeRO-3, where the
-    weights that a layer needs again would be gone: there the rows are compared one at a time.)
+    It takes no more memory than training: the same batch, head (`chunked` or not) and checkpoints. (Not those under
+    ZeRO-3, where the weights that a layer needs again would be gone: there the rows are compared one at a time.)
     """
-    settings = run.settings
-    if not run.packs:
-        return
     flat = wants_one_row(used_attention(model))
     vocabulary = model.config.get_text_config().vocab_size
-    with _as_in_training(run, model, engine) as dtype, engine.weights_in_reach(model):
+    with _as_in_training(model, computing, engine) as dtype, engine.weights_in_reach(model):
         on_all_processes(lambda: check_no_leak(model, vocab_size=vocabulary, flat=flat))
-        if not settings.data.verify_packing:
+        if not verify:
             return
-        if not (run.packs["train"].sizes > 1).any():
+        if not (rows.packs.sizes > 1).any():
             say("--verify_packing: no row holds more than one dialogue, so there is nothing to compare")
             return
-        examples = on_main_process(lambda: _to_compare(dataset_of(run, "train")))
+        examples = on_main_process(lambda: _to_compare(rows))
         assert examples is not None
         report = compare_packing(
             model,
             examples,
-            functools.partial(loss_sum, chunked=head is not None),
-            pad_token_id=run.pad_token_id,
-            capacity=settings.training.model_max_length,
+            functools.partial(loss_sum, chunked=chunked),
+            pad_token_id=pad_token_id,
+            capacity=capacity,
             flat=flat,
-            batch_size=1 if engine.partitions else settings.training.per_device_train_batch_size,
+            batch_size=1 if engine.partitions else batch_size,
             dtype=dtype,
-            checkpointing=bool(settings.training.gradient_checkpointing) and not engine.partitions,
+            checkpointing=checkpointing and not engine.partitions,
         )
 
     def verdict() -> None:
@@ -122,13 +133,12 @@ def _to_compare(packed: PackedDataset) -> list[Any]:
 
 
 @contextmanager
-def _as_in_training(run: Run, model: Any, engine: Engine) -> Iterator[torch.dtype]:
+def _as_in_training(model: Any, computing: Computing, engine: Engine) -> Iterator[torch.dtype]:
     """The device and the precision that training will compute in; gives the dtype that rounds as much."""
-    training = run.settings.training
-    if not engine.partitions and model.device.type != training.device.type:
-        model.to(training.device)  # the Trainer or the engine would do it a moment later
-    half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
-    mixed = half is not None and not (engine.casts_weights and run.weights_dtype == half)
-    with torch.autocast(training.device.type, dtype=half, enabled=mixed):
-        computing = half or run.weights_dtype
-        yield torch.float16 if training.tf32 and computing == torch.float32 else computing  # both keep 10 bits
+    device, half = computing.device, computing.half
+    if not engine.partitions and model.device.type != device.type:
+        model.to(device)  # the Trainer or the engine would do it a moment later
+    mixed = half is not None and not (engine.casts_weights and computing.weights_dtype == half)
+    with torch.autocast(device.type, dtype=half, enabled=mixed):
+        dtype = half or computing.weights_dtype
+        yield torch.float16 if computing.tf32 and dtype == torch.float32 else dtype  # both keep 10 bits

@@ -31,6 +31,7 @@ from fastchat.plan.units import human
 from fastchat.settings.options import is_flag, split_recipe
 from fastchat.settings.parsing import FALSE, TRUE
 from fastchat.settings.readers import LORA_ONLY
+from fastchat.settings.values import Values
 from fastchat.streams import kept_output
 
 _PLANNERS_OWN = ("recommend", "largest", "recipes", "full_finetuning")
@@ -42,7 +43,7 @@ _ONLY = (
 
 @kept_output()
 def end_if_only_planned(argv: Sequence[str], *, lora: bool) -> list[str]:
-    """The words without `--plan`. Where it stands among them, prints the plan and ends the process instead.
+    """The words without `--plan`. Where it is among them, prints the plan and ends the process instead.
 
     Exit code 0, also when the answer is "does not fit"; 2 for settings that cannot be read. Nothing is loaded, and the
     output folder is not looked at.
@@ -110,16 +111,14 @@ def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
     return lines if flags["json"] else [*lines, _ONLY]
 
 
-def announce(settings: Any, attention: str) -> Plan | None:
+def announce(settings: Values, device: Any, *, lora: bool, attention: str) -> Plan | None:
     """Says in one line what a run is expected to need, loudly where that is more than there is; the plan.
 
-    `settings`: the checked ones; `attention`: the kernel that was chosen. None, with a line, for a model that the
-    planner does not know: the run goes on all the same.
+    `settings`: the checked ones by name; `device`: torch's, which it trains on; `attention`: the kernel that was
+    chosen. None, with a line, for a model that the planner does not know: the run continues without a plan.
     """
     try:
-        plan = plan_for(
-            settings.values, _machine(settings.training.device), lora=settings.lora is not None, attention=attention
-        )
+        plan = plan_for(settings, _machine(device), lora=lora, attention=attention)
     except UserError as error:
         say(f"memory: not planned ({error})")
         return None

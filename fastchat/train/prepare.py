@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,18 @@ import torch
 import transformers
 from transformers import set_seed
 
-from fastchat.checkpoint.record import read_training_record
-from fastchat.conversation import use_template_file
+from fastchat.checkpoint.digests import check_result
+from fastchat.checkpoint.record import TrainingRecord
+from fastchat.checkpoint.trained_model import find_trained
+from fastchat.conversation import Template, use_template_file
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.properties import prove
 from fastchat.data.encoding.saved_template import install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
-from fastchat.errors import SettingsError, say
+from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
+from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.attention import choose_attention
 from fastchat.model.loading import load_base_model
-from fastchat.model.lora import add_lora
 from fastchat.model.multimodal import freeze_idle, is_multimodal, say_idle
 from fastchat.model.rope import RopeChoice, apply_rope, choose_rope, context_length
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
@@ -28,73 +32,105 @@ from fastchat.processes import rank
 from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import plain_line
-from fastchat.train.record import base_name
-from fastchat.train.settings import Settings
 
 
-def prepare_text(settings: Settings) -> tuple[Any, int, ChatEncoder]:
-    """(tokenizer, pad token id, tokenizer and template tied together). The template is written into the tokenizer."""
-    model, data = settings.model, settings.data
-    base = base_name(str(model.model_name_or_path))
+@dataclass(frozen=True)
+class Text:
+    """The text side of a run: the tokenizer, with the template written into it, and both tied together."""
+
+    tokenizer: Any
+    pad_token_id: int
+    chat_encoder: ChatEncoder
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the base will be loaded, known before it is.
+
+    dtype: what to load the weights as, "auto" for the checkpoint's own. half: the 16-bit dtype that forward and
+    backward compute in, None where it is the weights' own. attention: the kernel; line: says why.
+    """
+
+    dtype: str | torch.dtype
+    half: torch.dtype | None
+    attention: str
+    line: str
+
+
+def prepare_text(
+    base: str,
+    *,
+    template: str | None,
+    template_file: str | None,
+    train_on: str,
+    padding_side: str,
+    use_class: bool,
+    cache_dir: str | None,
+    trust_remote_code: bool,
+) -> Text:
+    """The tokenizer of `base`, its template and its padding, proven on each other. `template` None: that of the model.
+
+    `train_on`, `padding_side`, `use_class`: the settings `train_on`, `padding_side`, `use_tokenizer_class`.
+    """
     tokenizer, _ = load_tokenizer(
         base,
-        cache_dir=settings.training.cache_dir,
-        trust_remote_code=model.trust_remote_code,
-        padding_side=model.padding_side,
-        use_class=model.use_tokenizer_class,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+        padding_side=padding_side,
+        use_class=use_class,
     )
-    if rank() == 0 and not model.use_tokenizer_class:
-        line = other_class_line(base, tokenizer, cache_dir=settings.training.cache_dir)
+    if rank() == 0 and not use_class:
+        line = other_class_line(base, tokenizer, cache_dir=cache_dir)
         if line:
             say(line)
-    name = use_template_file(data.conv_template_file, data.conv_template)
     encoder = TextEncoder.from_tokenizer(tokenizer)
-    template = encoder.choose(name, model_name=Path(base).name)
-    if data.conv_template is None:
-        settings.derive(data, "conv_template", template.name)
-    chat_encoder = encoder.bind(template, data.train_on)
+    chosen = encoder.choose(use_template_file(template_file, template), model_name=Path(base).name)
+    chat_encoder = encoder.bind(chosen, train_on)
     say(prove(chat_encoder))
     pad = choose_pad(tokenizer, stop_ids=chat_encoder.stop_ids)
     say(pad.line)
     install_template(tokenizer, chat_encoder)
-    return tokenizer, pad.id, chat_encoder
+    return Text(tokenizer, pad.id, chat_encoder)
 
 
-def prepare_rope(settings: Settings, config: Any, longest: int | None = None) -> RopeChoice | None:
-    """The RoPE scaling of the run; what followed from the lengths goes into the record.
+def check_sources(base: str, adapter_path: str | None, template: Template | TokenizerTemplate, *, q_lora: bool) -> None:
+    """CheckpointError where what the run starts from is damaged, or the adapter to continue is none of `base`.
 
-    One that was asked for is known before the data is read. Otherwise the longest dialogue decides, of `longest`
-    tokens as trained on: the length of a pack does not matter, since positions restart in it. None before it is known.
+    Another template or another kind of base than that adapter was trained with is said. First process.
     """
-    model, longest_allowed = settings.model, settings.training.model_max_length
-    asked = {"type": model.rope_scaling_type, "factor": model.rope_scaling_factor}
-    path = settings.lora.lora_weight_path if settings.lora else None
-    record = read_training_record(path) if path else None
-    if rope_asked(settings):
-        rope = choose_rope(config, **asked, model_max_length=longest_allowed)
-    elif longest is None:
-        return None
-    elif record and record.rope_parameters and record.max_position_embeddings:
-        rope = _of_adapter(config, RopeChoice(record.rope_parameters, record.max_position_embeddings), longest)
-    else:
-        rope = choose_rope(config, model_max_length=longest)
-        context = context_length(config)
-        if rope is None and context and longest <= context < longest_allowed:
-            say(f"RoPE is not scaled: the longest dialogue has {longest} tokens, the model's context is {context}")
-    if rope is not None:
-        if record and record.rope_parameters is None:
-            say(f"RoPE: {rope.type}, factor {rope.factor:g}, although the adapter {path} was trained without scaling")
-        if model.rope_scaling_type is None:
-            settings.derive(model, "rope_scaling_type", rope.type)
-        if model.rope_scaling_factor is None:
-            settings.derive(model, "rope_scaling_factor", rope.factor)
+    if not adapter_path:
+        check_result(base)
+        return
+    tuned = find_trained(adapter_path, base)
+    other = tuned.other_base()
+    if other:
+        raise CheckpointError(f"--lora_weight_path: {other}; name the right one with --model_name_or_path")
+    tuned.say_other_template(template)
+    tuned.say_other_base_format(q_lora)
+
+
+def rope_for_data(
+    config: Any, record: TrainingRecord | None, *, longest: int, model_max_length: int
+) -> RopeChoice | None:
+    """The RoPE scaling of a run where none was asked for: that of the adapter to continue, whose `record` it is, or
+    what the longest dialogue needs.
+
+    `longest`: its tokens as trained on. The length of a pack does not matter, since positions restart in it.
+    """
+    if record and record.rope_parameters and record.max_position_embeddings:
+        return _of_adapter(config, RopeChoice(record.rope_parameters, record.max_position_embeddings), longest)
+    rope = choose_rope(config, model_max_length=longest)
+    context = context_length(config)
+    if rope is None and context and longest <= context < model_max_length:
+        say(f"RoPE is not scaled: the longest dialogue has {longest} tokens, the model's context is {context}")
     return rope
 
 
-def rope_asked(settings: Settings) -> bool:
-    """Whether the user chose a RoPE scaling, which does not depend on the data then."""
-    names = ("rope_scaling_type", "rope_scaling_factor")
-    return any(getattr(settings.model, name) is not None and settings.origin[name] != "derived" for name in names)
+def say_rope_differs(rope: RopeChoice, record: TrainingRecord | None, adapter_path: str | None) -> None:
+    """Says where the adapter to continue was trained without a scaling of RoPE."""
+    if record and record.rope_parameters is None:
+        scaling = f"{rope.type}, factor {rope.factor:g}"
+        say(f"RoPE: {scaling}, although the adapter {adapter_path} was trained without scaling")
 
 
 def _of_adapter(config: Any, rope: RopeChoice, longest: int) -> RopeChoice:
@@ -111,47 +147,74 @@ def _of_adapter(config: Any, rope: RopeChoice, longest: int) -> RopeChoice:
     return rope
 
 
-def attention_for(settings: Settings, config: Any, engine: Engine) -> tuple[str, str]:
-    """(the attention kernel that this run loads with, the line that says why)."""
-    training, asked = settings.training, _weights_dtype(settings, engine)
-    half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
+def choose_loading(
+    config: Any,
+    *,
+    dtype: str,
+    bf16: bool,
+    fp16: bool,
+    scales_gradients: bool,
+    flash_attn: bool,
+    packing: bool,
+    device: torch.device,
+) -> Loading:
+    """How to load the base that `config` describes. `scales_gradients`: full fine-tuning under --fp16
+    that scales gradients needs float32 weights, so those are loaded where the setting `dtype` is "auto"."""
+    half = torch.bfloat16 if bf16 else torch.float16 if fp16 else None
+    asked: str | torch.dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    if scales_gradients and asked == "auto":
+        say("--fp16: the weights are loaded as float32, computing is in float16")
+        asked = torch.float32
     runs_in = half or (asked if isinstance(asked, torch.dtype) else config.get_text_config().dtype)
-    flash, packing = settings.model.flash_attn, settings.data.packing
-    return choose_attention(flash, config=config, dtype=runs_in, device=training.device, packing=packing)
+    return Loading(
+        asked, half, *choose_attention(flash_attn, config=config, dtype=runs_in, device=device, packing=packing)
+    )
 
 
-def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None, engine: Engine) -> tuple[Any, torch.dtype]:
-    """(the model to train, the dtype its base was loaded as). With LoRA the base is frozen and has its adapter."""
-    model, training, lora = settings.model, settings.training, settings.lora
-    quantized = lora is not None and lora.q_lora
-    half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
-    dtype = _weights_dtype(settings, engine)
-    attention, line = attention_for(settings, config, engine)
-    say(line)
+def prepare_model(
+    base: str,
+    config: Any,
+    loading: Loading,
+    rope: RopeChoice | None,
+    engine: Engine,
+    *,
+    quantized: bool,
+    add_adapter: Callable[[Any], Any] | None,
+    seed: int,
+    device: torch.device,
+    cache_dir: str | None,
+    trust_remote_code: bool,
+    progress: bool,
+) -> tuple[Any, torch.dtype]:
+    """(the model to train, the dtype its base was loaded as).
+
+    `add_adapter`: freezes the base and gives it its adapter; None for full fine-tuning. `progress`: show a bar.
+    """
+    say(loading.line)
     bars = transformers.utils.logging
-    (bars.disable_progress_bar if training.disable_tqdm or rank() else bars.enable_progress_bar)()
-    set_seed(training.seed)  # the adapter starts from random numbers: the same ones in every process
+    (bars.enable_progress_bar if progress and not rank() else bars.disable_progress_bar)()
+    set_seed(seed)  # the adapter starts from random numbers: the same ones in every process
     loaded = load_base_model(
-        base_name(str(model.model_name_or_path)),
-        dtype=dtype,
-        attn_implementation=attention,
+        base,
+        dtype=loading.dtype,
+        attn_implementation=loading.attention,
         rope=rope,
         quantization=quantized,
-        compute_dtype=half,
-        cache_dir=training.cache_dir,
-        trust_remote_code=model.trust_remote_code,
-        device=training.device if quantized and training.device.type != "cpu" else None,
+        compute_dtype=loading.half,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+        device=device if quantized and device.type != "cpu" else None,
         partitioned=engine.loading(),
     )
     loaded_as = loaded.dtype
-    wanted = dtype if isinstance(dtype, torch.dtype) else config.get_text_config().dtype
+    wanted = loading.dtype if isinstance(loading.dtype, torch.dtype) else config.get_text_config().dtype
     if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
         say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}")
     if is_multimodal(config) and not engine.partitions:
-        loaded.to(training.device)  # as the Trainer would a moment later: a few tokens are sent through it now
+        loaded.to(device)  # as the Trainer would a moment later: a few tokens are sent through it now
     with engine.weights_in_reach(loaded):
-        if lora is not None:
-            return _add_adapter(settings, loaded, engine), loaded_as
+        if add_adapter is not None:
+            return add_adapter(loaded), loaded_as
         say_idle(freeze_idle(loaded, engine.numel))
     if not engine.casts_weights and loaded_as in (torch.bfloat16, torch.float16):
         say(
@@ -161,12 +224,10 @@ def prepare_model(settings: Settings, config: Any, rope: RopeChoice | None, engi
     return loaded, loaded_as
 
 
-def prepare_head(settings: Settings, model: Any, engine: Engine) -> ChunkedCrossEntropy | None:
-    """The model's chunked head, before an engine takes the model; None where all logits are wanted or needed."""
-    if not settings.training.chunked_head:
-        return None
+def prepare_head(model: Any, engine: Engine, *, adapter: bool) -> ChunkedCrossEntropy | None:
+    """The model's chunked head, before an engine takes the model; None, with a line, where all logits are needed."""
     try:
-        head = ChunkedCrossEntropy(model.get_base_model() if settings.lora is not None else model)
+        head = ChunkedCrossEntropy(model.get_base_model() if adapter else model)
     except LookupError as error:
         say(plain_line(str(error)))
         return None
@@ -177,33 +238,3 @@ def prepare_head(settings: Settings, model: Any, engine: Engine) -> ChunkedCross
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _weights_dtype(settings: Settings, engine: Engine) -> str | torch.dtype:
-    """What to load the weights as. Full fine-tuning under --fp16 scales gradients, so it needs float32 weights."""
-    asked = settings.model.dtype
-    if settings.lora is None and settings.training.fp16 and asked == "auto" and not engine.casts_weights:
-        say("--fp16: the weights are loaded as float32, computing is in float16")
-        settings.derive(settings.model, "dtype", "float32")
-        return torch.float32
-    return asked if asked == "auto" else getattr(torch, asked)
-
-
-def _add_adapter(settings: Settings, model: Any, engine: Engine) -> Any:
-    lora = settings.lora
-    assert lora is not None
-    chosen = settings.origin["lora_target_modules"] != "default"
-    adapted = add_lora(
-        model,
-        r=lora.lora_r,
-        alpha=lora.lora_alpha,
-        dropout=lora.lora_dropout,
-        target_modules=lora.lora_target_modules if chosen else None,
-        bias=lora.lora_bias,
-        gradient_checkpointing=settings.training.gradient_checkpointing,
-        weight_path=lora.lora_weight_path or None,
-        numel=engine.numel,
-    )
-    if not chosen or lora.lora_weight_path:
-        settings.derive(lora, "lora_target_modules", sorted(adapted.peft_config["default"].target_modules))
-    return adapted

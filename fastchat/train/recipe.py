@@ -1,236 +1,395 @@
 """The recipe, LoRA and full fine-tuning alike: tokenizer, template, data, model, training, saving, evaluation, record.
 
 Every process runs all of it. What can be wrong with settings or data is found before the model loads, and nothing is
-written into `--output_dir` before the model stands.
+written into `--output_dir` before every check has passed. Only this module takes the settings apart; what follows from
+model or data is written back into them here (`settings.derive`).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastchat.checkpoint.digests import mark_unusable
-from fastchat.checkpoint.save import save_result
-from fastchat.checkpoint.space import disk_errors
-from fastchat.data.encoding.saved_template import compare_template
-from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.checkpoint.record import TrainingRecord, read_training_record
+from fastchat.data.batches.packing import PackedDataset
+from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.tokens.prepare import TokenSettings
+from fastchat.errors import SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
-from fastchat.model.tokenizer_files import reopened
-from fastchat.processes import known_processes, on_all_processes, on_main_process, rank, world_size
+from fastchat.model.lora import add_lora
+from fastchat.model.rope import RopeChoice, choose_rope
+from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
 from fastchat.train import packed
-from fastchat.train.callbacks import LinesFile, MetricsFile, SamplesFile, WarmupNote, number
+from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
+from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
 from fastchat.train.checkpointing import StopCallback
-from fastchat.train.datasets import longest, read_corpora
+from fastchat.train.datasets import Corpus, Data, Named, check_enough, longest, read_corpora
 from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.engine import Engine, choose_engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce, say_lost
-from fastchat.train.prepare import attention_for, prepare_head, prepare_model, prepare_rope, prepare_text
-from fastchat.train.record import Run, RunRecord, base_name, make_record, used_line
-from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
-from fastchat.train.settings import Settings
-from fastchat.train.startup import (
-    check_enough,
-    check_folder_early,
+from fastchat.train.prepare import (
+    Loading,
+    Text,
     check_sources,
-    choose_checkpoint,
-    clear_folder,
-    identify,
-    plan_checkpoints,
-    remove_stops,
-    with_data,
+    choose_loading,
+    prepare_head,
+    prepare_model,
+    prepare_text,
+    rope_for_data,
+    say_rope_differs,
 )
+from fastchat.train.record import Run, base_name, make_record
+from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
+from fastchat.train.result import save, train_and_finish
+from fastchat.train.resuming import Identity
+from fastchat.train.settings import Settings
+from fastchat.train.startup import OutputFolder, check_folder, choose_start, clear_folder, identify
 from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
 from fastchat.train.untrained import warn_untrained
 
+_ROPE = ("rope_scaling_type", "rope_scaling_factor")
+
 
 def train(settings: Settings, status: RunStatus) -> None:
     """Runs one training from checked settings to the files in `--output_dir`. Raises UserErrors."""
-    training = settings.training
-    output_dir = Path(str(training.output_dir))
+    training, lora = settings.training, settings.lora
+
+    # 1. The output folder holds no result that must stay, and no other run uses it.
+    folder = output_folder(settings)
     STOPPING.know_peers(known_processes(), lambda dead: end_with_dead_peer(status, dead))
-    check_folder_early(settings)
-    on_all_processes(lambda: status.lock(output_dir))
+    check_folder(folder)
+    on_all_processes(lambda: status.lock(folder.path))
 
-    tokenizer, pad_token_id, chat_encoder = prepare_text(settings)
+    # 2. Tokenizer and template; the base and the adapter to continue are what was saved.
     base = base_name(str(settings.model.model_name_or_path))
-    on_main_process(lambda: check_sources(settings, base, chat_encoder))
-    config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
-    engine = choose_engine(settings.deepspeed_config, world_size())
-    plan = announce(settings, attention_for(settings, config, engine)[0])
-    status.advise = lambda: advice(plan, LESS_MEMORY)
-    rope = prepare_rope(settings, config)
-    packed.check_config(settings, config, rope)
-    itself = on_main_process(lambda: identify(settings, config, base, tokenizer, chat_encoder, engine))
-    assert itself is not None
-    corpora = read_corpora(settings, chat_encoder)
-    say_lost(plan, corpora["train"].lost, training.model_max_length)
-    if rope is None:
-        rope = prepare_rope(settings, config, longest(corpora, training.model_max_length))
-        packed.check_config(settings, config, rope)
-    packs = packed.plan(settings, corpora)
-    check_enough(settings, len(packs["train"] if packs else corpora["train"].dataset), engine)
-    identity = on_main_process(lambda: with_data(itself, settings, corpora["train"], packs.get("train")))
-    assert identity is not None
-    resume = choose_checkpoint(settings, identity)
-    if resume.finished:
-        return
-    memory = MemoryWatch(plan, training.device)
-    model, weights_dtype = prepare_model(settings, config, rope, engine)
-    memory.built()
-    trainable, total = count_parameters(model, engine.numel)
-    if not trainable:
-        raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
-    run = Run(
-        settings, base, tokenizer, pad_token_id, chat_encoder, rope, weights_dtype, corpora, memory, packs, identity
-    )
-    warn_untrained(run, model, engine)
-    head = prepare_head(settings, model, engine)
-    packed.check_model(run, model, head, engine)
-    on_main_process(lambda: rehearse_saving(run, model))
+    text = read_text(settings, base)
 
-    on_all_processes(lambda: status.claim(output_dir))
-    on_main_process(lambda: clear_folder(output_dir, resume))
-    trainer = make_trainer(run, model, head, engine)
-    trainer.plan = plan_checkpoints(settings, identity, resume, trainer)
-    trainer.plan.hold = status.hold
-    trainer.add_callback(RecordRehearsal(lambda: make_record(run, trainer)))
-    trainer.add_callback(StopCallback(trainer))
-    say(f"training {trainable:,} of {total:,} parameters on {len(corpora['train'].dataset):,} dialogues")
-    train_and_finish(run, trainer, resume.checkpoint)
-    on_main_process(lambda: remove_stops(output_dir, settings))
+    # 3. The engine: who holds weights and optimizer state, and what a global batch is.
+    engine = choose_engine(settings.deepspeed_config, world_size())
+
+    # 4. What the base's configuration decides: the kernel, the memory to expect, the RoPE scaling if one was asked for.
+    config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
+    loading = decide_loading(settings, config, engine)
+    plan = announce(settings.values, training.device, lora=lora is not None, attention=loading.attention)
+    status.advise = lambda: advice(plan, LESS_MEMORY)
+    rope = rope_as_asked(settings, config)
+
+    # 5. The folder is not another run's: looked at before the data is read, which can take long.
+    identity = on_main_process(lambda: identify_run(settings, folder, base, config, text, engine))
+
+    # 6. The data, tokenized; the RoPE scaling that its longest dialogue needs; which dialogues share a row.
+    corpora = read_corpora_of(settings, text.chat_encoder)
+    say_lost(plan, corpora["train"].lost, training.model_max_length)
+    if not rope_asked(settings):
+        rope = rope_as_needed(settings, config, corpora)
+    data = pack(settings, corpora, engine)
+
+    # 7. Where the run starts: at step 0, from a checkpoint, or not at all because it is finished.
+    start = choose_start(folder, identity, data, settings=settings.record())
+    if start.resume.finished:
+        return
+
+    # 8. The model, and its adapter; memory is measured from here.
+    memory = MemoryWatch(plan, training.device)
+    model, weights_dtype = load_model(settings, base, config, loading, rope, engine)
+    memory.built()
+
+    # 9. What only the model can tell: untrained tokens, leaks between packed dialogues, files that cannot be saved.
+    head = try_model(settings, model, text, data, loading, weights_dtype, engine)
+
+    # 10. The folder is this run's from now on; what an earlier one left goes.
+    on_all_processes(lambda: status.claim(folder.path))
+    on_main_process(lambda: clear_folder(folder.path, start.resume))
+
+    # 11. The Trainer; whether its checkpoints have room on the disk; training.json tried before the first step.
+    run = Run(settings.record(), base, text, rope, weights_dtype, corpora, start.identity.fingerprints)
+    trainer = make_trainer(run, settings, data, model, head, memory, engine)
+    trainer.plan = plan_checkpoints(trainer, start, adapter=lora is not None, hold=status.hold)
+
+    # 12. All steps; then the result saved and verified, evaluated, and the record of it all.
+    train_and_finish(run, trainer, start.resume.checkpoint)
+    on_main_process(lambda: remove_stops(folder.path, training.save_strategy))
     STOPPING.close()
 
 
-def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) -> None:
-    """All steps, from `checkpoint` where there is one, and what follows the last."""
-    training = run.settings.training
-    torch.manual_seed(training.seed + rank())  # dropout differs between processes, as it does between rows
-    if checkpoint is not None:
-        training.eval_on_start = False  # it belongs to step 0
-    try:
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finish(run, trainer, result.metrics)
-    finally:
-        trainer.end_workers()
+# ---- the steps in their order: which settings each takes, and what it adds to them ----
 
 
-def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
-    """What follows the last step: the result saved and verified, evaluated, and the record of it all written."""
-    output_dir = Path(str(run.settings.training.output_dir))
-    on_main_process(trainer.plan.hold)
-    for file in trainer.callback_handler.callbacks:
-        if isinstance(file, LinesFile):
-            file.finish()
-    record = make_record(run, trainer)
-    say(used_line(record))
-    record.metrics = measured(trainer, metrics)
-    with disk_errors(output_dir, trainer.plan.result_bytes, "result"):
-        save(run, record, trainer, str(output_dir))
-    if run.memory.found is not None:
-        say(run.memory.found.line())
-    if "eval" in run.corpora:
-        record.metrics.update(final_evaluation(trainer))
-        if rank() == 0:
-            with disk_errors(output_dir, 0, "training.json"):
-                record.write(output_dir)
-    say(summary(record, output_dir))
+def output_folder(settings: Settings) -> OutputFolder:
+    """Step 1. The folder, and what the settings say about what it may hold."""
+    training = settings.training
+    return OutputFolder(
+        Path(str(training.output_dir)),
+        resume=training.resume_from_checkpoint,
+        weights_only=training.resume_weights_only,
+        overwrite=training.overwrite_output_dir,
+    )
 
 
-def make_trainer(run: Run, model: Any, head: ChunkedCrossEntropy | None, engine: Engine) -> ChatTrainer:
-    """The Trainer of a run. Checkpoints that it saves on the way are as complete as the final result."""
-    settings, corpora = run.settings, run.corpora
-    dataset = packed.dataset_of(run, "train")
-    grouped = settings.training.train_sampling_strategy == "group_by_length"
+def read_text(settings: Settings, base: str) -> Text:
+    """Step 2. The template is a setting that may follow from the model."""
+    model, data, lora = settings.model, settings.data, settings.lora
+    text = prepare_text(
+        base,
+        template=data.conv_template,
+        template_file=data.conv_template_file,
+        train_on=data.train_on,
+        padding_side=model.padding_side,
+        use_class=model.use_tokenizer_class,
+        cache_dir=settings.training.cache_dir,
+        trust_remote_code=model.trust_remote_code,
+    )
+    template = text.chat_encoder.template
+    if data.conv_template is None:
+        settings.derive(data, "conv_template", template.name)
+    adapter, q_lora = (lora.lora_weight_path, lora.q_lora) if lora is not None else (None, False)
+    on_main_process(lambda: check_sources(base, adapter, template, q_lora=q_lora))
+    return text
+
+
+def decide_loading(settings: Settings, config: Any, engine: Engine) -> Loading:
+    """Step 4. The dtype is a setting that may follow from others."""
+    model, training = settings.model, settings.training
+    loading = choose_loading(
+        config,
+        dtype=model.dtype,
+        bf16=training.bf16,
+        fp16=training.fp16,
+        scales_gradients=settings.lora is None and training.fp16 and not engine.casts_weights,
+        flash_attn=model.flash_attn,
+        packing=settings.data.packing,
+        device=training.device,
+    )
+    if model.dtype == "auto" and loading.dtype != "auto":
+        settings.derive(model, "dtype", str(loading.dtype).removeprefix("torch."))
+    return loading
+
+
+def rope_asked(settings: Settings) -> bool:
+    """Whether the user chose a RoPE scaling, which does not depend on the data then."""
+    return any(getattr(settings.model, name) is not None and settings.origin[name] != "derived" for name in _ROPE)
+
+
+def rope_as_asked(settings: Settings, config: Any) -> RopeChoice | None:
+    """Step 4. The RoPE scaling that the settings ask for; None where they do not, and the data decides."""
+    model = settings.model
+    adapter = adapter_record(settings)
+    rope = None
+    if rope_asked(settings):
+        kind, factor = model.rope_scaling_type, model.rope_scaling_factor
+        rope = choose_rope(config, type=kind, factor=factor, model_max_length=settings.training.model_max_length)
+    accept_rope(settings, config, rope, adapter)
+    return rope
+
+
+def rope_as_needed(settings: Settings, config: Any, corpora: dict[str, Corpus]) -> RopeChoice | None:
+    """Step 6. The RoPE scaling of the adapter to continue, or what the longest dialogue needs."""
+    training, adapter = settings.training, adapter_record(settings)
+    rope = rope_for_data(config, adapter, longest=longest(corpora), model_max_length=training.model_max_length)
+    accept_rope(settings, config, rope, adapter)
+    return rope
+
+
+def adapter_record(settings: Settings) -> TrainingRecord | None:
+    """The training record of the adapter to continue, where there is one."""
+    path = settings.lora.lora_weight_path if settings.lora is not None else None
+    return read_training_record(path) if path else None
+
+
+def accept_rope(settings: Settings, config: Any, rope: RopeChoice | None, adapter: TrainingRecord | None) -> None:
+    """What follows from a RoPE scaling, for the settings and for packing."""
+    model = settings.model
+    if rope is not None:
+        say_rope_differs(rope, adapter, settings.lora.lora_weight_path if settings.lora is not None else None)
+        if model.rope_scaling_type is None:
+            settings.derive(model, "rope_scaling_type", rope.type)
+        if model.rope_scaling_factor is None:
+            settings.derive(model, "rope_scaling_factor", rope.factor)
+    if settings.data.packing:
+        packed.check_config(config, settings.training.model_max_length, rope)
+
+
+def identify_run(
+    settings: Settings, folder: OutputFolder, base: str, config: Any, text: Text, engine: Engine
+) -> Identity:
+    """Step 5, in the first process."""
+    return identify(
+        folder,
+        base,
+        config,
+        engine,
+        tokenizer=text.tokenizer,
+        template=text.chat_encoder.template.to_dict(),
+        adapter=settings.lora is not None,
+        global_batch=global_batch(settings, engine),
+        settings=settings.record(),
+        undecided=() if rope_asked(settings) else _ROPE,
+    )
+
+
+def global_batch(settings: Settings, engine: Engine) -> int:
+    """Rows of one optimizer step, over all processes."""
+    training = settings.training
+    return engine.global_batch(training.per_device_train_batch_size, training.gradient_accumulation_steps)
+
+
+def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, Corpus]:
+    """Step 6. The dialogues to train and to evaluate on."""
+    data, training = settings.data, settings.training
+    assert data.data_path is not None and training.data_seed is not None
+    if data.lazy_preprocess:
+        say("--lazy_preprocess: data is always streamed and tokenised once, with or without it")
+    evaluation = data.eval_data_path
+    return read_corpora(
+        Named("data_path", data.data_path, data.data_split, data.data_revision),
+        Named("eval_data_path", evaluation, data.eval_data_split, data.data_revision) if evaluation else None,
+        chat_encoder,
+        TokenSettings(
+            max_length=training.model_max_length,
+            overlong=data.overlong,
+            on_bad_row=data.on_bad_row,
+            workers=data.preprocessing_num_workers,
+            progress=not training.disable_tqdm,
+            overwrite=data.overwrite_cache,
+        ),
+        proportions=[float(share) for share in data.data_proportions or []],
+        val_set_size=float(data.val_set_size),
+        evaluates=bool(training.do_eval or training.eval_on_start),
+        seed=training.data_seed,
+        cache_dir=training.cache_dir,
+        output_dir=str(training.output_dir),
+    )
+
+
+def pack(settings: Settings, corpora: dict[str, Corpus], engine: Engine) -> Data:
+    """Step 6. The dialogues in their packs, with `--packing`."""
+    training = settings.training
+    assert training.data_seed is not None
+    packs = packed.plan(corpora, training.model_max_length, training.data_seed) if settings.data.packing else {}
+    data = Data(corpora, packs)
+    if training.dataloader_drop_last:
+        check_enough(data, global_batch(settings, engine))
+    return data
+
+
+def load_model(
+    settings: Settings, base: str, config: Any, loading: Loading, rope: RopeChoice | None, engine: Engine
+) -> tuple[Any, torch.dtype]:
+    """Step 8. Which modules have an adapter is a setting that may follow from the model."""
+    training, lora = settings.training, settings.lora
+    chosen = lora is not None and settings.origin["lora_target_modules"] != "default"
+    model, weights_dtype = prepare_model(
+        base,
+        config,
+        loading,
+        rope,
+        engine,
+        quantized=lora is not None and lora.q_lora,
+        add_adapter=None
+        if lora is None
+        else partial(
+            add_lora,
+            r=lora.lora_r,
+            alpha=lora.lora_alpha,
+            dropout=lora.lora_dropout,
+            target_modules=lora.lora_target_modules if chosen else None,
+            bias=lora.lora_bias,
+            gradient_checkpointing=training.gradient_checkpointing,
+            weight_path=lora.lora_weight_path or None,
+            numel=engine.numel,
+        ),
+        seed=training.seed,
+        device=training.device,
+        cache_dir=training.cache_dir,
+        trust_remote_code=settings.model.trust_remote_code,
+        progress=not training.disable_tqdm,
+    )
+    if lora is not None and (not chosen or lora.lora_weight_path):
+        settings.derive(lora, "lora_target_modules", sorted(model.peft_config["default"].target_modules))
+    if not count_parameters(model, engine.numel)[0]:
+        raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
+    return model, weights_dtype
+
+
+def try_model(
+    settings: Settings,
+    model: Any,
+    text: Text,
+    data: Data,
+    loading: Loading,
+    weights_dtype: torch.dtype,
+    engine: Engine,
+) -> ChunkedCrossEntropy | None:
+    """Step 9. Gives the chunked head, None where the loss is computed from all logits."""
+    training, adapter = settings.training, settings.lora is not None
+    train = data.corpora["train"]
+    if adapter:
+        warn_untrained(model, text.tokenizer, text.chat_encoder.stop_ids, train.dataset, engine)
+    head = prepare_head(model, engine, adapter=adapter) if training.chunked_head else None
+    rows = data.rows("train")
+    if isinstance(rows, PackedDataset):
+        packed.check_model(
+            model,
+            rows,
+            packed.Computing(training.device, loading.half, weights_dtype, bool(training.tf32)),
+            engine,
+            verify=settings.data.verify_packing,
+            chunked=head is not None,
+            pad_token_id=text.pad_token_id,
+            capacity=training.model_max_length,
+            batch_size=training.per_device_train_batch_size,
+            checkpointing=bool(training.gradient_checkpointing),
+        )
+    on_main_process(lambda: rehearse_saving(model, text.tokenizer, text.chat_encoder, train.sample, adapter=adapter))
+    return head
+
+
+def make_trainer(
+    run: Run,
+    settings: Settings,
+    data: Data,
+    model: Any,
+    head: ChunkedCrossEntropy | None,
+    memory: MemoryWatch,
+    engine: Engine,
+) -> ChatTrainer:
+    """Step 11. Checkpoints that the Trainer saves on the way are as complete as the final result."""
+    training = settings.training
+    grouped = training.train_sampling_strategy == "group_by_length"
+    collator = packed.collator(
+        model,
+        packed=bool(data.packs),
+        pad_token_id=run.text.pad_token_id,
+        padding_side=settings.model.padding_side,
+    )
 
     def write_weights(trainer: ChatTrainer, folder: str) -> None:
         save(run, make_record(run, trainer), trainer, folder, checkpoint=True)
 
     trainer = ChatTrainer(
         model=model,
-        args=settings.training,
-        train_dataset=dataset,
-        eval_dataset=packed.dataset_of(run, "eval") if "eval" in corpora else None,
-        data_collator=packed.collator(run, model),
-        callbacks=[MetricsFile(str(settings.training.output_dir)), WarmupNote()],
+        args=training,
+        train_dataset=data.rows("train"),
+        eval_dataset=data.rows("eval") if "eval" in data.corpora else None,
+        data_collator=collator,
+        callbacks=[MetricsFile(str(training.output_dir)), WarmupNote()],
         engine=engine,
-        on_nonfinite=settings.training.on_nonfinite,
+        on_nonfinite=training.on_nonfinite,
         write_weights=write_weights,
-        dummy_token=run.pad_token_id,
-        memory=run.memory,
+        dummy_token=run.text.pad_token_id,
+        memory=memory,
         head=head,
-        train_lengths=dataset.lengths if grouped else None,
+        train_lengths=data.corpora["train"].dataset.lengths if grouped else None,
     )
     if settings.data.log_samples:
-        trainer.add_callback(SamplesFile(str(settings.training.output_dir), trainer.rows_of))
+        trainer.add_callback(SamplesFile(str(training.output_dir), trainer.rows_of))
+    trainer.add_callback(RecordRehearsal(lambda: make_record(run, trainer)))
+    trainer.add_callback(StopCallback(trainer))
     return trainer
-
-
-def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, checkpoint: bool = False) -> None:
-    """Saves what is trained, with everything needed to use it, into `--output_dir` or a checkpoint."""
-    save_result(
-        trainer.model,
-        folder,
-        weights=trainer.engine,
-        adapter=run.settings.lora is not None,
-        tokenizer=run.tokenizer,
-        stop_ids=run.chat_encoder.stop_ids,
-        record=record,
-        digests=not checkpoint,
-    )
-    on_main_process(lambda: check_saved(run, folder))
-
-
-def check_saved(run: Run, folder: str) -> None:
-    """Reads the saved tokenizer back as anybody would, and compares it and its chat template with training.
-
-    Raises CheckpointError; what was saved stays, and its record says that it must not be used.
-    """
-    sample = run.corpora["train"].sample
-    try:
-        compared = compare_template(reopened(folder, run.tokenizer), run.chat_encoder, sample)
-    except SettingsError as error:
-        mark_unusable(Path(folder), str(error))
-        raise CheckpointError(f"{folder}: the weights are saved, but its tokenizer is not usable: {error}") from error
-    if Path(folder) == Path(str(run.settings.training.output_dir)):
-        rest = f", {len(sample) - compared} with control look-alikes left out" if compared < len(sample) else ""
-        say(f"the saved chat template gives the training ids of {compared} records, and their prompts{rest}")
-
-
-def measured(trainer: ChatTrainer, metrics: dict[str, float]) -> dict[str, Any]:
-    """Numbers of the whole run, for training.json; the loss before training where `--eval_on_start` measured it."""
-    kept = ("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second")
-    found: dict[str, Any] = {"steps": trainer.state.global_step, **{k: number(metrics.get(k)) for k in kept}}
-    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
-    if rows and rows[0]["step"] == 0:
-        found["eval_loss_before"] = number(rows[0]["eval_loss"])
-    return found
-
-
-def final_evaluation(trainer: ChatTrainer) -> dict[str, Any]:
-    """The evaluation of the weights that were saved: of the last step, or the best. Made where it is not yet."""
-    state = trainer.state
-    step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
-    rows = [row for row in state.log_history if "eval_loss" in row and row["step"] == step]
-    row = rows[-1] if rows else trainer.last_evaluation()
-    return {key: number(row[key]) for key in ("eval_loss", "eval_num_supervised_tokens")}
-
-
-def summary(record: RunRecord, output_dir: Path) -> str:
-    """The last line of a run."""
-    metrics = record.metrics
-    line = f"saved and verified in {output_dir}: {metrics['steps']} steps, train loss {shown(metrics['train_loss'])}"
-    if "eval_loss" in metrics:
-        before = f"{shown(metrics['eval_loss_before'])} -> " if "eval_loss_before" in metrics else ""
-        line += f", eval loss {before}{shown(metrics['eval_loss'])}"
-    return line
-
-
-def shown(loss: float | None) -> str:
-    """A loss for the screen; None is what a file holds for one that is not a number."""
-    return "not a number" if loss is None else f"{loss:.4f}"

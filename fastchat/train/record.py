@@ -13,17 +13,13 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.record import TrainingRecord
-from fastchat.data.batches.packing import Packs
-from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.errors import brief, say
 from fastchat.model.attention import used_attention
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.model.rope import RopeChoice, max_positions
 from fastchat.processes import world_size
 from fastchat.train.datasets import Corpus
-from fastchat.train.memory import MemoryWatch
-from fastchat.train.resuming import Identity
-from fastchat.train.settings import Settings
+from fastchat.train.prepare import Text
 from fastchat.train.trainer import ChatTrainer
 
 _LIBRARIES = (
@@ -46,8 +42,8 @@ class RunRecord(TrainingRecord):
 
     optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
     compute in (`dtype` is what the weights were loaded as); head: "chunked" or "plain", how the loss was computed;
-    deepspeed: the configuration that DeepSpeed really got, None without it; memory: the measured peak beside the
-    planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues stand in how many packs, by data
+    deepspeed: the configuration that DeepSpeed really got, None without it; memory: the measured peak next to the
+    planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues are in how many packs, by data
     set, None without it.
     """
 
@@ -62,40 +58,44 @@ class RunRecord(TrainingRecord):
 
 @dataclass
 class Run:
-    """Everything about a run that is known before its first step."""
+    """What is known of a run before its first step, and is recorded and saved with its weights.
 
-    settings: Settings
+    settings: {name: {"value", "from"}}. weights_dtype: as loaded; DeepSpeed casts its own copy. fingerprints: see
+    `Identity`.
+    """
+
+    settings: dict[str, dict[str, Any]]
     base_model: str
-    tokenizer: Any  # with the template written into it
-    pad_token_id: int
-    chat_encoder: ChatEncoder
+    text: Text
     rope: RopeChoice | None
-    weights_dtype: torch.dtype  # as loaded; DeepSpeed casts its own copy
+    weights_dtype: torch.dtype
     corpora: dict[str, Corpus]
-    memory: MemoryWatch
-    packs: dict[str, Packs] = field(default_factory=dict)  # by data set; empty without --packing
-    identity: Identity | None = None
+    fingerprints: dict[str, Any]
     unknown: set[str] = field(default_factory=set)  # fields of the record that could not be found out
 
 
 def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
     """What is known once training has begun. Metrics are added by the caller.
 
-    Never raises: weights must not be lost for want of a word about them. What cannot be found out stays at its empty
-    value, and that is said, for the first time before step 1 (`RecordTrial`).
+    Never raises: weights must not be lost because one value is unknown. What cannot be found out stays at its empty
+    value, and that is said, for the first time before step 1 (`RecordRehearsal`).
     """
     model: Any = trainer.model
 
     def template() -> dict[str, Any]:
-        found = run.chat_encoder.template
-        return {"name": found.name, "definition": found.to_dict(), "stop_token_ids": list(run.chat_encoder.stop_ids)}
+        found = run.text.chat_encoder.template
+        return {
+            "name": found.name,
+            "definition": found.to_dict(),
+            "stop_token_ids": list(run.text.chat_encoder.stop_ids),
+        }
 
     def quantization() -> dict[str, Any] | None:
         found = describe_quantization(model)
         return found if found["type"] else None
 
     parts: dict[str, Callable[[], Any]] = {
-        "settings": run.settings.record,
+        "settings": lambda: run.settings,
         "template": template,
         "rope_parameters": lambda: run.rope.rope_parameters if run.rope else None,
         "max_position_embeddings": lambda: max_positions(model.config),
@@ -111,7 +111,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
         "data": lambda: {name: corpus.record() for name, corpus in run.corpora.items()},
         "versions": _versions,
         "trainable_parameters": lambda: count_parameters(model, trainer.engine.numel)[0],
-        "fingerprints": lambda: run.identity.fingerprints if run.identity else {},
+        "fingerprints": lambda: run.fingerprints,
         "deepspeed": trainer.engine.settings,
         "memory": trainer.memory.record,
         "packing": trainer.packing,
@@ -123,7 +123,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
             json.dumps(value, allow_nan=False)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to lose the weights
             if name not in run.unknown:
-                say(f"WARNING: training.json will not say {name!r} ({type(error).__name__}: {brief(error)})")
+                say(f"WARNING: training.json will not contain {name!r} ({type(error).__name__}: {brief(error)})")
             run.unknown.add(name)
         else:
             setattr(record, name, value)
@@ -134,11 +134,11 @@ def used_line(record: RunRecord) -> str:
     """One line for the log.
 
     >>> used_line(record)                                    # doctest: +SKIP
-    'really used: zero2 on 2 processes (cpu), attention sdpa, weights float32, computing in float32, ...'
+    'actually used: zero2 on 2 processes (cpu), attention sdpa, weights float32, computing in float32, ...'
     """
     quantization = record.quantization["type"] if record.quantization else "no quantisation"
     return (
-        f"really used: {record.engine}, {record.world_size} process{'es' if record.world_size > 1 else ''} "
+        f"actually used: {record.engine}, {record.world_size} process{'es' if record.world_size > 1 else ''} "
         f"({record.device}), attention {record.attention}, weights {record.dtype}, {quantization}, computing in "
         f"{record.compute_dtype}, {record.head} head, optimizer {record.optimizer}"
     )

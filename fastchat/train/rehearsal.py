@@ -7,7 +7,7 @@ as its users will.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,25 @@ from transformers import TrainerCallback
 
 from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.checkpoint.save import write_company
+from fastchat.conversation import Dialogue
+from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import SettingsError, UserError, brief
 from fastchat.model.loading import read_configs
 from fastchat.model.tokenizer_files import reopened
 from fastchat.processes import rank
-from fastchat.train.record import Run
 
 
-def rehearse_saving(run: Run, model: Any) -> None:
+def rehearse_saving(
+    model: Any, tokenizer: Any, chat_encoder: ChatEncoder, sample: Sequence[Dialogue], *, adapter: bool
+) -> None:
     """SettingsError where configurations or tokenizer of the result could not be written, or do not read back as what
-    the run trains with, on the probes and on records of its data. For global rank 0."""
-    adapter = run.settings.lora is not None
+    the run trains with, on the probes and on a `sample` of its data. For global rank 0."""
     with tempfile.TemporaryDirectory(prefix="fschat-") as name:
         folder = Path(name)
         try:
-            write_company(folder, model, adapter=adapter, tokenizer=run.tokenizer, stop_ids=run.chat_encoder.stop_ids)
-            compare_template(reopened(folder, run.tokenizer), run.chat_encoder, run.corpora["train"].sample)
+            write_company(folder, model, adapter=adapter, tokenizer=tokenizer, stop_ids=chat_encoder.stop_ids)
+            compare_template(reopened(folder, tokenizer), chat_encoder, sample)
             read_configs(folder, adapter=adapter)
         except UserError as problem:
             raise SettingsError(
@@ -45,7 +47,7 @@ def rehearse_saving(run: Run, model: Any) -> None:
 
 
 class RecordRehearsal(TrainerCallback):
-    """Makes, writes and reads the training record when the engine stands, before the first step."""
+    """Makes, writes and reads the training record once the engine is ready, before the first step."""
 
     def __init__(self, make: Callable[[], TrainingRecord]) -> None:
         self.make = make

@@ -1,6 +1,6 @@
-"""Where a run begins: anew, behind a checkpoint, or not at all because it is finished.
+"""Where a run starts: at step 0, from a checkpoint, or not at all because it is finished.
 
-Decided before the model loads, from the output folder, `--resume_from_checkpoint` and what the run stands on: data,
+Decided before the model loads, from the output folder, `--resume_from_checkpoint` and what the run depends on: data,
 template, tokenizer, base model, and the settings that decide which numbers are computed.
 """
 
@@ -41,7 +41,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run stands on. `fingerprints`: digests and numbers by name; `settings`: name -> value."""
+    """What a run depends on. `fingerprints`: digests and numbers by name; `settings`: name -> value."""
 
     fingerprints: dict[str, Any]
     settings: dict[str, Any]
@@ -52,7 +52,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Resume:
-    """Where the run begins. `checkpoint` None: anew. `finished`: there is nothing left to do."""
+    """Where the run starts. `checkpoint` None: at step 0. `finished`: there is nothing left to do."""
 
     checkpoint: Path | None = None
     manifest: Manifest | None = None
@@ -74,7 +74,7 @@ def base_fingerprint(name: str, config: Any) -> str | None:
 def plan_resume(
     output_dir: Path, choice: str | None, identity: Identity, *, overwrite: bool, weights_only: bool
 ) -> Resume:
-    """Decides where the run begins. Reads only.
+    """Decides where the run starts. Reads only.
 
     `choice`: "auto" (also None), "never" or a checkpoint folder. Raises CheckpointError where a checkpoint that should
     be used cannot be, SettingsError where the folder or the checkpoint belongs to another run.
@@ -94,7 +94,7 @@ def plan_resume(
         if found is None and damage:
             raise CheckpointError(
                 f"{output_dir} holds the result of a finished run, but not as it was saved: {shorten(damage)}. No "
-                "checkpoint is there to make it again from: restore it from a copy, or train again with "
+                "checkpoint is there to restore it from: put it back from a copy, or train again with "
                 "--overwrite_output_dir"
             )
     else:
@@ -106,7 +106,7 @@ def plan_resume(
     lines = (*found.lines(), *compare(found, identity, weights_only=weights_only))
     if damage:
         again = f"the finished result in {output_dir} is not as it was saved ({shorten(damage)})"
-        lines = (f"WARNING: {again}: it is made again from {found.path.name}", *lines)
+        lines = (f"WARNING: {again}; restoring it from {found.path.name}", *lines)
         weights_only = weights_only or _weights_suffice(found, identity)
     return Resume(found.path, found.manifest, weights_only, lines=lines)
 
@@ -116,7 +116,7 @@ def refuse_other_run(output_dir: Path, identity: Identity) -> None:
     which may be a part of it.
 
     Only what no checkpoint of this run can have otherwise: digests are not checked yet, and where number of processes
-    or engine differ, the run may be finished, or an older checkpoint may be the one to go on from.
+    or engine differ, the run may be finished, or an older checkpoint may be the one to resume from.
     """
     try:
         if steps := checkpoints_in(output_dir):
@@ -179,19 +179,19 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
             "--output_dir"
         )
     return [
-        f"changed since {path.name}: --{name} {_short(old)} -> {_short(identity.settings.get(name))}, which counts now"
+        f"changed since {path.name}, now used: --{name} {_short(old)} -> {_short(identity.settings.get(name))}"
         for name, old in manifest.settings.items()
         if _RESUME.get(name, TOLD) == TOLD and not _same(old, identity.settings.get(name))
     ]
 
 
 def differing(manifest: Manifest, settings: dict[str, Any]) -> list[str]:
-    """Names of all settings, beside those that do not matter, whose value changed since the checkpoint."""
+    """Names of all settings, except those that do not matter, whose value changed since the checkpoint."""
     return [n for n, old in manifest.settings.items() if _RESUME.get(n) != FREE and not _same(old, settings.get(n))]
 
 
 def is_done(output_dir: Path) -> bool:
-    """Whether the run that the folder belongs to came to its end, by its `status.json`."""
+    """Whether the run that the folder belongs to finished, by its `status.json`."""
     return read_status(output_dir).get("status") == "done"
 
 
@@ -243,10 +243,10 @@ def _both_derived(record: TrainingRecord, identity: Identity, name: str) -> bool
 
 
 def set_aside_later(run: Path, step: int) -> None:
-    """Where a run goes on from an older checkpoint by name: the newer ones no longer belong to it."""
+    """Where a run resumes from an older checkpoint by name: the newer ones no longer belong to it."""
     for later, path in checkpoints_in(run):
         if later > step:
-            say(f"{path.name} is newer than the checkpoint to go on from: renamed to {set_aside(path).name}")
+            say(f"{path.name} is newer than the checkpoint to resume from: renamed to {set_aside(path).name}")
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -114,8 +114,8 @@ class RunStatus:
             self.folder = None
             LOG.close()
             raise ResourceError(
-                f"--output_dir {folder} was deleted or moved away, and another run has begun there: nothing is written "
-                "into it any more. Give each run a folder of its own"
+                f"--output_dir {folder} was deleted or moved away, and another run has started there: nothing more is "
+                "written into it. Give each run a folder of its own"
             )
         if (folder / STATUS).exists():
             return

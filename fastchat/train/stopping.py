@@ -65,7 +65,7 @@ class Stopping:
         self._watch(_launchers())
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._owner:  # a process forked by a library: it goes on until this one has stopped
+        if os.getpid() != self._owner:  # a process forked by a library: it keeps running until this one has stopped
             return
         if self.failed_with is not None:  # the launcher clears up after the rank that has said what was wrong
             os._exit(self.failed_with)

@@ -30,10 +30,10 @@ from fastchat.train.sampling import GlobalBatchSampler, WithDummy
 class ChatTrainer(CheckpointTrainer):
     """Trains on dialogues.
 
-    Args, beside the Trainer's: `engine`, not attached yet; `write_weights(trainer, folder)` saves what is trained,
-    called in every process; `train_lengths` one token count per dialogue, needed to group by length; `dummy_token` any
-    valid token id; `memory` measures the run; `head` is the model's chunked head, None where the loss is to be computed
-    from all logits.
+    Args, in addition to the Trainer's: `engine`, not attached yet; `write_weights(trainer, folder)` saves what is
+    trained, called in every process; `train_lengths` one token count per dialogue, needed to group by length;
+    `dummy_token` any valid token id; `memory` measures the run; `head` is the model's chunked head, None where the
+    loss is to be computed from all logits.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class ChatTrainer(CheckpointTrainer):
         return loader
 
     def end_workers(self) -> None:
-        """Ends the loaders' workers that are kept (`--dataloader_persistent_workers`). They mind no signal, so that a
-        Python process that still has some waits for them for ever when it exits."""
+        """Ends the loaders' workers. They mind no signal, so that a Python process that still has some waits for them
+        for ever when it exits; and they hold the lock of the token cache."""
         for loader in self._loaders:
-            loader._iterator = None
+            loader.end_workers()
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """On the device, and without what is only counted."""
@@ -161,8 +161,8 @@ class ChatTrainer(CheckpointTrainer):
     # ---- loss ----
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Once the engine stands: the loss is compared with the model's own, and the chunked head has to prove itself,
-        or is not used."""
+        """Once the engine is ready: the loss is compared with the model's own, and the chunked head has to prove
+        itself, or is not used."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         model: Any = self.model
         how: dict[str, Any] = {
@@ -330,7 +330,7 @@ class ChatTrainer(CheckpointTrainer):
         """Only the checkpoint room writes weights; no `training_args.bin`."""
         self.write_weights(self, output_dir or str(self.args.output_dir))
 
-    # ---- what was really used ----
+    # ---- what was actually used ----
 
     def optimizer_name(self) -> str:
         """Class of the optimizer that makes the steps, without its wrappers."""

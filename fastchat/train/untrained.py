@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from fastchat.data.tokens.dataset import ChatDataset
 from fastchat.errors import say
 from fastchat.train.engine import Engine
-from fastchat.train.record import Run
 
 _LOOKED_AT = 16  # dialogues whose control tokens are looked at
 _NEAR = 0.2  # of the median distance from the mean; trained rows are seldom nearer than half of it
 
 
-def warn_untrained(run: Run, model: Any, engine: Engine) -> None:
+def warn_untrained(model: Any, tokenizer: Any, stop_ids: Sequence[int], dataset: ChatDataset, engine: Engine) -> None:
     """Says which control tokens of the dialogues have rows that carry nothing, where neither matrix is trained.
 
-    `model`: with its adapter, or in full fine-tuning, where there is nothing to warn of. Every process calls it.
+    `model`: with its adapter. Full fine-tuning has nothing to warn of. Every process calls it.
     """
-    if run.settings.lora is None:
-        return
-    dataset, added = run.corpora["train"].dataset, set(run.tokenizer.get_added_vocab().values())
+    added = set(tokenizer.get_added_vocab().values())
     seen = {int(i) for n in range(min(_LOOKED_AT, len(dataset))) for i in dataset[n]["input_ids"]}
-    ids = sorted((seen & added) | set(run.chat_encoder.stop_ids))
+    ids = sorted((seen & added) | set(stop_ids))
     layers = {"embedding": model.get_input_embeddings(), "output matrix": model.get_output_embeddings()}
     found: dict[int, list[str]] = {}
     for name, layer in layers.items():
@@ -35,7 +34,7 @@ def warn_untrained(run: Run, model: Any, engine: Engine) -> None:
     if found:
         names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
         leaves = " ".join(names[id(layer)] for layer in layers.values() if layer is not None)
-        rows = ", ".join(f"{run.tokenizer.convert_ids_to_tokens(i)!r} ({' and '.join(w)})" for i, w in found.items())
+        rows = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({' and '.join(w)})" for i, w in found.items())
         say(
             f"WARNING: the template uses tokens that the base model has never learned, and LoRA leaves their rows as "
             f"they are: {rows}. The model may never end an answer. Add {leaves} to --lora_target_modules, use full "

@@ -85,8 +85,8 @@ def train(
     made: list[Any] = []
     build = recipe.make_trainer
 
-    def kept(*args: Any) -> Any:
-        made.append(build(*args))
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        made.append(build(*args, **kwargs))
         return made[-1]
 
     monkeypatch.setattr(recipe, "make_trainer", kept)

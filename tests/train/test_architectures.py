@@ -56,7 +56,7 @@ def test_trains_and_saves(train: Callable[..., Outcome], folder_of, arch: str) -
     flags += ["--lora_target_modules", SIZES[arch][1], "--save_strategy", "steps", "--save_steps", "1"]
     outcome = ok(train(*flags))
     assert outcome.record["max_position_embeddings"] == POSITIONS.get(arch)
-    assert "will not say" not in outcome.err and len(outcome.losses) == 2
+    assert "will not contain" not in outcome.err and len(outcome.losses) == 2
 
 
 def test_a_record_that_cannot_be_made_whole_costs_no_weights(train: Callable[..., Outcome], monkeypatch) -> None:
@@ -69,7 +69,7 @@ def test_a_record_that_cannot_be_made_whole_costs_no_weights(train: Callable[...
         monkeypatch.setattr(f"fastchat.train.record.{name}", broken)
     outcome = ok(train("--save_strategy", "steps", "--save_steps", "1"))
     assert outcome.record["attention"] is None and outcome.record["optimizer"] == "AdamW"
-    said = "training.json will not say 'attention' (AttributeError: no such thing in this architecture)"
+    said = "training.json will not contain 'attention' (AttributeError: no such thing in this architecture)"
     assert outcome.err.count(said) == 1 and "Traceback" not in outcome.err
     assert (outcome.folder / "adapter_model.safetensors").is_file()
 

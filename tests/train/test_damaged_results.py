@@ -29,7 +29,7 @@ def _cut(path: Path) -> None:
 
 def _restored(train: Train, first: Outcome, kept: dict[str, bytes], name: str, **more: bool) -> Outcome:
     again = ok(train(*FLAGS, **more))
-    assert "is not as it was saved" in again.err and name in again.err and "made again from checkpoint-2" in again.err
+    assert "is not as it was saved" in again.err and name in again.err and "restoring it from checkpoint-2" in again.err
     assert again.trainer.state.global_step == 2 and len(again.losses) == 2, "nothing is trained"
     assert verify(first.folder)[1] and set(kept) == _files(first.folder)
     assert again.record["metrics"]["train_loss"] == first.record["metrics"]["train_loss"]
@@ -62,7 +62,7 @@ def test_weights_alone_are_enough(train: Train) -> None:
     before = adapter(first.folder)
     (first.folder / "adapter_model.safetensors").unlink()
     again = ok(train(*FLAGS, "--save_only_model", "True"))
-    assert "made again from checkpoint-2" in again.err and len(again.losses) == 2
+    assert "restoring it from checkpoint-2" in again.err and len(again.losses) == 2
     assert all(tensor.equal(before[name]) for name, tensor in adapter(first.folder).items())
 
 
@@ -72,7 +72,7 @@ def test_the_checkpoint_before_trains_what_is_missing(train: Train) -> None:
     _flip(first.folder / "adapter_model.safetensors")
     _flip(first.folder / "checkpoint-2" / "adapter_model.safetensors")
     again = ok(train(*FLAGS))
-    assert "made again from checkpoint-1" in again.err and "checkpoint-2 is not usable" in again.err
+    assert "restoring it from checkpoint-1" in again.err and "checkpoint-2 is not usable" in again.err
     assert all(tensor.equal(before[name]) for name, tensor in adapter(first.folder).items())
 
 

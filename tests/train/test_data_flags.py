@@ -258,5 +258,5 @@ def test_resuming_needs_the_same_choice(train: Train, folder: Path, data_files: 
     shutil.copytree(folder, copy)
     same = [str(flag).replace(str(folder), str(copy)) for flag in flags]
     resumed = ok(train(*same))
-    assert "going on from" in resumed.err, "the same data at another place"
+    assert "resuming from" in resumed.err, "the same data at another place"
     shutil.rmtree(first.folder)

@@ -103,7 +103,7 @@ def test_a_resumed_run_goes_on_counting(train: Train, flags: list[str], monkeypa
 def test_a_run_killed_after_it_had_stopped_makes_no_further_step(
     train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastchat.train import recipe
+    from fastchat.train import result
 
     plain = ok(train(*flags, name="plain"))
 
@@ -111,7 +111,7 @@ def test_a_run_killed_after_it_had_stopped_makes_no_further_step(
         raise Interruption("while saving")
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "measured", killed)
+        patch.setattr(result, "measured", killed)
         assert train(*flags, name="broken").code == 1
     resumed = ok(train(*flags, name="broken"))
     assert resumed.record["metrics"]["steps"] == plain.record["metrics"]["steps"]

@@ -99,7 +99,7 @@ def test_what_was_really_used(runs: Callable[[str], Outcome], name: str, engine:
         assert record["deepspeed"]["zero_optimization"]["stage"] == int(engine[-1])
         assert record["deepspeed"]["gradient_clipping"] == 1.0
         assert "has a scheduler block (WarmupDecayLR): ignored, --lr_scheduler_type decides" in runs(name).err
-    assert runs(name).err.count("really used: ") == 1, "one rank speaks"
+    assert runs(name).err.count("actually used: ") == 1, "one rank speaks"
     assert "mismatch" not in runs(name).err, "a library warns of what is right"
 
 

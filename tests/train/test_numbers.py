@@ -132,8 +132,8 @@ def test_nothing_to_train_is_an_error(train: Train, monkeypatch: pytest.MonkeyPa
 
     real = recipe.prepare_model
 
-    def frozen(*args: Any) -> Any:
-        model, dtype = real(*args)
+    def frozen(*args: Any, **kwargs: Any) -> Any:
+        model, dtype = real(*args, **kwargs)
         return model.requires_grad_(False), dtype
 
     monkeypatch.setattr(recipe, "prepare_model", frozen)
@@ -210,9 +210,9 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_found_before_training(train:
 
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(train: Train, small_disk: Path, monkeypatch: Any) -> None:
     from fastchat.checkpoint.verify import verify
-    from fastchat.train import startup as beginning
+    from fastchat.train import checkpoint_plan
 
-    monkeypatch.setattr(beginning, "check_space", lambda *args: None)  # another program takes the space later
+    monkeypatch.setattr(checkpoint_plan, "check_space", lambda *args: None)  # another program takes the space later
     flags = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "30", "--lora_r", "32"]
     outcome = train(*flags, "--output_dir", small_disk / "out")
     assert outcome.code == 6 and "a checkpoint of about" in outcome.err, outcome.err
@@ -224,7 +224,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(train: Train, small
     shutil.copytree(small_disk / "out", small_disk.parent / "room")
     more = [*flags, "--save_total_limit", "1", "--output_dir", small_disk.parent / "room"]
     again = train(*more)
-    assert again.code == 0 and "going on from" in again.err, again.err
+    assert again.code == 0 and "resuming from" in again.err, again.err
 
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")

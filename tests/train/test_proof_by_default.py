@@ -52,7 +52,7 @@ def test_a_wrong_label_stops_the_run_before_the_model_loads(
 
     monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))  # nothing wrong stays for other tests
     monkeypatch.setattr(tokenising.StoreWriter, "add", shifted)
-    monkeypatch.setattr("fastchat.train.recipe.prepare_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("fastchat.train.recipe.prepare_model", lambda *_, **__: pytest.fail("the model was loaded"))
     outcome = train()
     assert outcome.code == 3 and "two ways of finding what is supervised disagree at token" in outcome.err
     assert "supervised tokens in brackets: " in outcome.err and not (outcome.folder / "training.json").exists()
@@ -77,10 +77,21 @@ def test_what_cannot_be_saved_is_found_before_the_first_step(train: Train, monke
     assert outcome.trainer is None and sorted(p.name for p in outcome.folder.iterdir()) == ["status.json"]
 
 
+def test_a_record_that_cannot_be_made_is_found_before_the_first_step(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*args: Any) -> None:
+        raise TypeError("no JSON")
+
+    monkeypatch.setattr("fastchat.train.record.RunRecord.write", write)
+    outcome = train()
+    assert outcome.code == 1 and outcome.trainer.state.global_step == 0
+
+
 def test_a_value_that_no_record_can_hold_is_told_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastchat.train.record.used_attention", lambda model: object())  # not JSON
     outcome = ok(train())
-    assert outcome.err.count("training.json will not say 'attention' (TypeError: ") == 1
+    assert outcome.err.count("training.json will not contain 'attention' (TypeError: ") == 1
     assert outcome.record["attention"] is None and outcome.record["optimizer"] == "AdamW"
 
 
@@ -92,7 +103,7 @@ def test_a_saved_tokenizer_that_says_something_else_is_never_used(
     from fastchat.errors import CheckpointError
     from fastchat.serve.chat import load_chat
 
-    _other_template(monkeypatch, "recipe")
+    _other_template(monkeypatch, "result")
     outcome = train()
     assert outcome.code == 5 and "the weights are saved, but its tokenizer is not usable" in outcome.err
     assert (outcome.folder / "adapter_model.safetensors").is_file() and outcome.status["status"] == "failed"

@@ -78,7 +78,7 @@ def test_the_first_epoch_a_later_one_and_twice_in_a_row(
         assert f"checkpoint-{start}" in os.listdir(outcome.folder)
         assert (outcome.folder / "adapter_model.safetensors").exists() is False
     resumed = train(*flags, name="broken")
-    assert "going on from" in resumed.err and "checkpoint-16: step 16" in resumed.err
+    assert "resuming from" in resumed.err and "checkpoint-16: step 16" in resumed.err
     same_run(plain, resumed)
     rows = [json.loads(line) for line in (resumed.folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 22))
@@ -186,13 +186,13 @@ def test_a_finished_run_has_nothing_to_do(train: Train, monkeypatch: Any) -> Non
 
 
 def test_a_run_killed_while_it_saved_its_result(train: Train, broken: Outcome, monkeypatch: Any) -> None:
-    from fastchat.train import recipe
+    from fastchat.train import result
 
     def killed(*args: Any) -> None:
         raise Interruption("while saving")
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "measured", killed)
+        patch.setattr(result, "measured", killed)
         assert train(*SHORT).code == 1
     assert "checkpoint-6" in os.listdir(broken.folder) and "training.json" not in os.listdir(broken.folder)
     steps = len(train(*SHORT).losses)

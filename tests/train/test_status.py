@@ -209,7 +209,7 @@ def test_a_lost_partner_leaves_the_word_to_it(
     assert attempt(body, str(tmp_path / "out")) == 3
     assert capsys.readouterr().err == "" and _status(tmp_path / "out")["message"] == "the other one's words"
     assert attempt(_raise(lost), str(tmp_path / "alone")) == 6
-    assert "ended without a word" in capsys.readouterr().err
+    assert "ended without an error message" in capsys.readouterr().err
 
 
 def test_a_launcher_that_clears_up_does_not_cut_the_message_short(
@@ -260,7 +260,7 @@ def test_a_signal_after_the_death_of_another_is_no_wish_to_stop(
         raise Preempted("received SIGTERM before the first step: nothing was saved")
 
     assert attempt(body, str(tmp_path / "out")) == (75 if word else 6)
-    said = f"error: rank 0 (process {gone.pid}) ended without a word"
+    said = f"error: rank 0 (process {gone.pid}) ended without an error message"
     assert (said in capsys.readouterr().err) is not word
     assert _status(tmp_path / "out")["exit_code"] == (75 if word else 6)
 

@@ -66,7 +66,7 @@ def test_it_is_made_when_the_run_goes_on(
     stop_in_evaluation(batch)
     stopped = train(*flags, name="stopped")
     assert stopped.code == 75, stopped.err
-    assert f"step {step} of" in stopped.err and "goes on with its evaluation" in stopped.err
+    assert f"step {step} of" in stopped.err and "resumes with its evaluation" in stopped.err
     assert not [row for row in stopped.metrics if row["step"] == step and "eval_loss" in row]
     assert max(row["step"] for row in stopped.metrics) == step, "no step was made after it"
     stop_in_evaluation.done()

@@ -2,9 +2,9 @@
 
 TROUBLE="term:1:3" sends SIGTERM to rank 1 before step 3 begins; "int" sends SIGINT, "kill" is SIGKILL, "exit" an
 unnoticed end, "bug" an error that nobody expects, "nan" and "inf" a poisoned loss, "hang" a rank that stops answering,
-"full" a disk without room for the checkpoints that follow, "cut" another process that cuts off the cached tokens.
-Several are separated by commas. In the place of a step: "data", "mapping" (of the tokens), "model", "saving" (each time
-a checkpoint is flushed), "result", "evaluation" (the last one), each just before it begins.
+"full" a disk without room for the checkpoints that follow. Several are separated by commas. In the place of a step:
+"data", "mapping" (of the tokens), "model", "saving" (each time a checkpoint is flushed), "result", "evaluation" (the
+last one), each just before it begins.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import resource
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 PLACES = {
@@ -23,8 +22,8 @@ PLACES = {
     "mapping": ("fastchat.data.tokens.cache", "Entry.store"),
     "model": ("fastchat.train.recipe", "prepare_model"),
     "saving": ("fastchat.checkpoint.manager", "settle_files"),
-    "result": ("fastchat.train.recipe", "used_line"),
-    "evaluation": ("fastchat.train.recipe", "final_evaluation"),
+    "result": ("fastchat.train.result", "used_line"),
+    "evaluation": ("fastchat.train.result", "final_evaluation"),
 }
 
 
@@ -77,9 +76,6 @@ def _happen(kind: str) -> None:
         _poison(float(kind))
     elif kind == "full":
         _fill_the_disk()
-    elif kind == "cut":
-        for path in Path(os.environ["FSCHAT_CACHE"]).glob("*/labels.bin"):
-            os.truncate(path, 4)
     else:
         raise AssertionError(kind)
 

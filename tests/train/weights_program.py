@@ -13,9 +13,9 @@ import torch
 
 def install() -> None:
     """Has the weights written when the recipe begins to save its result."""
-    from fastchat.train import recipe
+    from fastchat.train import result
 
-    real = recipe.measured
+    real = result.measured
 
     def measured(trainer: Any, metrics: Any) -> Any:
         import deepspeed
@@ -30,7 +30,7 @@ def install() -> None:
             torch.save(weights, str(Path(trainer.args.output_dir)) + ".weights.pt")
         return real(trainer, metrics)
 
-    recipe.measured = measured
+    result.measured = measured
 
 
 def main(words: list[str]) -> None:

@@ -29,9 +29,9 @@ def install() -> None:
 
 
 def _watch(folder: Path) -> None:
-    from fastchat.train import recipe
+    from fastchat.train import result
 
-    real = recipe.save
+    real = result.save
 
     def save(run: Any, record: Any, trainer: Any, target: str) -> None:
         real(run, record, trainer, target)
@@ -40,7 +40,7 @@ def _watch(folder: Path) -> None:
             if trainer.args.process_index == 0:
                 _write(folder, weights, tokens)
 
-    recipe.save = save
+    result.save = save
 
 
 def _weights(trainer: Any) -> dict[str, Any]:

@@ -112,11 +112,11 @@ def find_mismatch(path: Path, saved: tuple[str, int], now: tuple[str, int]) -> s
     if processes != our_processes:
         return (
             f"{path} was saved by {processes} process(es) and this run has {our_processes}: start it "
-            f"with {processes}, or go on with the weights alone (--resume_weights_only)"
+            f"with {processes}, or continue with the weights alone (--resume_weights_only)"
         )
     if engine != our_engine:
         return (
             f"{path} was saved under {engine} and this run is {our_engine}: its optimizer state does not "
-            "fit; use the same launcher and --deepspeed, or go on with the weights alone (--resume_weights_only)"
+            "fit; use the same launcher and --deepspeed, or continue with the weights alone (--resume_weights_only)"
         )
     return None

@@ -16,7 +16,7 @@ from fastchat.train.deepspeed_config import stage_of
 from fastchat.train.engine import zero3
 from fastchat.train.engine.base import Engine
 
-# Bytes per trained number beside the weights: two float32 moments, float32 copies, the module's own.
+# Bytes per trained number in addition to the weights: two float32 moments, float32 copies, the module's own.
 _STATE_BYTES = 16
 
 
@@ -154,7 +154,7 @@ def _partitioned_in(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _safe_classes() -> list[Any]:
-    """The classes that DeepSpeed's files hold beside tensors; none of them runs code when it is made."""
+    """The classes that DeepSpeed's files hold in addition to tensors; none of them runs code when it is made."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

@@ -1,0 +1,123 @@
+"""All steps of a run, and what follows the last: the result saved and verified, evaluated, and the record written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastchat.checkpoint.digests import mark_unusable
+from fastchat.checkpoint.save import save_result
+from fastchat.checkpoint.space import disk_errors
+from fastchat.data.encoding.saved_template import compare_template
+from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.model.loading import count_parameters
+from fastchat.model.tokenizer_files import reopened
+from fastchat.processes import on_main_process, rank
+from fastchat.train.callbacks import LinesFile, number
+from fastchat.train.record import Run, RunRecord, make_record, used_line
+from fastchat.train.trainer import ChatTrainer
+
+
+def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) -> None:
+    """All steps, from `checkpoint` where there is one, and what follows the last."""
+    args = trainer.args
+    model: Any = trainer.model
+    trainable, total = count_parameters(model, trainer.engine.numel)
+    say(f"training {trainable:,} of {total:,} parameters on {len(run.corpora['train'].dataset):,} dialogues")
+    torch.manual_seed(args.seed + rank())  # dropout differs between processes, as it does between rows
+    if checkpoint is not None:
+        args.eval_on_start = False  # it belongs to step 0
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finish(run, trainer, result.metrics)
+    finally:
+        trainer.end_workers()
+
+
+def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
+    """What follows the last step: the result saved and verified, evaluated, and the record of it all written."""
+    output_dir = trainer.plan.folder
+    on_main_process(trainer.plan.hold)
+    for file in trainer.callback_handler.callbacks:
+        if isinstance(file, LinesFile):
+            file.finish()
+    record = make_record(run, trainer)
+    say(used_line(record))
+    record.metrics = measured(trainer, metrics)
+    with disk_errors(output_dir, trainer.plan.result_bytes, "result"):
+        save(run, record, trainer, str(output_dir))
+    if trainer.memory.found is not None:
+        say(trainer.memory.found.line())
+    if "eval" in run.corpora:
+        record.metrics.update(final_evaluation(trainer))
+        if rank() == 0:
+            with disk_errors(output_dir, 0, "training.json"):
+                record.write(output_dir)
+    say(summary(record, output_dir))
+
+
+def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, checkpoint: bool = False) -> None:
+    """Saves what is trained, with everything needed to use it, into `--output_dir` or a checkpoint."""
+    save_result(
+        trainer.model,
+        folder,
+        weights=trainer.engine,
+        adapter=trainer.plan.adapter,
+        tokenizer=run.text.tokenizer,
+        stop_ids=run.text.chat_encoder.stop_ids,
+        record=record,
+        digests=not checkpoint,
+    )
+    on_main_process(lambda: check_saved(run, folder, checkpoint=checkpoint))
+
+
+def check_saved(run: Run, folder: str, *, checkpoint: bool) -> None:
+    """Reads the saved tokenizer back as anybody would, and compares it and its chat template with training.
+
+    Raises CheckpointError; what was saved stays, and its record says that it must not be used.
+    """
+    sample = run.corpora["train"].sample
+    try:
+        compared = compare_template(reopened(folder, run.text.tokenizer), run.text.chat_encoder, sample)
+    except SettingsError as error:
+        mark_unusable(Path(folder), str(error))
+        raise CheckpointError(f"{folder}: the weights are saved, but its tokenizer is not usable: {error}") from error
+    if not checkpoint:
+        rest = f", {len(sample) - compared} with control look-alikes left out" if compared < len(sample) else ""
+        say(f"the saved chat template gives the training ids of {compared} records, and their prompts{rest}")
+
+
+def measured(trainer: ChatTrainer, metrics: dict[str, float]) -> dict[str, Any]:
+    """Numbers of the whole run, for training.json; the loss before training where `--eval_on_start` measured it."""
+    kept = ("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+    found: dict[str, Any] = {"steps": trainer.state.global_step, **{k: number(metrics.get(k)) for k in kept}}
+    rows = [row for row in trainer.state.log_history if "eval_loss" in row]
+    if rows and rows[0]["step"] == 0:
+        found["eval_loss_before"] = number(rows[0]["eval_loss"])
+    return found
+
+
+def final_evaluation(trainer: ChatTrainer) -> dict[str, Any]:
+    """The evaluation of the weights that were saved: of the last step, or the best. Made where it is not yet."""
+    state = trainer.state
+    step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
+    rows = [row for row in state.log_history if "eval_loss" in row and row["step"] == step]
+    row = rows[-1] if rows else trainer.last_evaluation()
+    return {key: number(row[key]) for key in ("eval_loss", "eval_num_supervised_tokens")}
+
+
+def summary(record: RunRecord, output_dir: Path) -> str:
+    """The last line of a run."""
+    metrics = record.metrics
+    line = f"saved and verified in {output_dir}: {metrics['steps']} steps, train loss {shown(metrics['train_loss'])}"
+    if "eval_loss" in metrics:
+        before = f"{shown(metrics['eval_loss_before'])} -> " if "eval_loss_before" in metrics else ""
+        line += f", eval loss {before}{shown(metrics['eval_loss'])}"
+    return line
+
+
+def shown(loss: float | None) -> str:
+    """A loss for the screen; None is what a file holds for one that is not a number."""
+    return "not a number" if loss is None else f"{loss:.4f}"
