@@ -39,9 +39,10 @@ def test_the_exceptions_are_rows_in_the_docs(repository):
     assert set(re.findall(r"^\| `([^`]+)` \| [a-z]", text, re.M)) == set(EXCEPTIONS)
 
 
-def test_differences_from_the_makers_formats_are_in_the_docs(repository):
+def test_differences_from_the_official_formats_are_in_the_docs(repository):
     text = (repository / "fastchat/conversation/README.md").read_text(encoding="utf-8")
-    rows = text[text.index("### Where upstream's template is not the makers'") :].split("\n\n")[2].splitlines()[2:]
+    section = text[text.index("### Where upstream's template is not the official format") :]
+    rows = section.split("\n\n")[2].splitlines()[2:]
     named = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])}
     assert "mistral" in named and named <= set(golden)
     instead = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[-1])}
