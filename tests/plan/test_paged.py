@@ -52,8 +52,8 @@ def test_on_the_processor_nothing_is_paged() -> None:
 
 def test_where_the_states_are_is_said() -> None:
     roomy, tight = ("\n".join(as_lines(plan(gib))) for gib in (141, 64))
-    assert "paged_adamw_32bit: paged, all of it here" in roomy
-    assert re.search(r"paged_adamw_32bit: [\d.]+ GiB paged, and [\d.]+ GiB on the host", tight)
+    assert "paged_adamw_32bit: paged, all on the GPU" in roomy
+    assert re.search(r"paged_adamw_32bit: [\d.]+ GiB paged, [\d.]+ GiB more on the host", tight)
 
 
 def test_advice_does_not_count_on_what_has_moved_already() -> None:
