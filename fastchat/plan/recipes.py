@@ -40,7 +40,7 @@ def recipe(recommendation: Recommendation) -> str:
         f"# {describe(run)}",
         f"{_MARK}{asked}` for {machine.gpus} x {human(machine.gpu_memory or 0)}:",
         f"# needs {human(best.plan.total)} per GPU and {human(best.plan.host_total)} per host.",
-        f"# Global batch: {micro} x {accumulation} x {many} = {micro * accumulation * machine.gpus} rows per step.",
+        f"# Global batch: {micro} x {accumulation} x {many} = {micro * accumulation * machine.gpus} examples per step.",
         *(f"# {line}" for line in launch_lines(recommendation, Path("THIS_FILE"))),
         f"model_name_or_path: {_yaml(name)}",
         *([f"cache_dir: {_yaml(recommendation.cache_dir)}"] if recommendation.cache_dir else []),

@@ -158,7 +158,7 @@ def test_several_machines_are_launched_as_deepspeed_reads_it(
         micro, steps = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
         total = {"7b": 16 * 2, "13b": 8 * 1, "70b": 2 * 8}[size] * 16
         assert micro * steps * 16 == total
-        assert f"# Global batch: {micro} x {steps} x 16 GPUs = {total} rows per step." in header
+        assert f"# Global batch: {micro} x {steps} x 16 GPUs = {total} examples per step." in header
 
 
 def test_found_gpus_are_each_host_s() -> None:
