@@ -49,7 +49,7 @@ def read_object(path: str | Path, *, constants: bool = False) -> dict[str, Any]:
     """`read_json` for a file that contains an object; raises JsonError for any other value."""
     value = read_json(path, constants=constants)
     if not isinstance(value, dict):
-        raise JsonError("it does not hold a JSON object")
+        raise JsonError("it is not a JSON object")
     return value
 
 
@@ -70,7 +70,7 @@ def parse_json(text: str | bytes, *, constants: bool = False, unique: bool = Fal
 
 
 def _refuse(constant: str) -> Any:
-    raise JsonError(f"it holds {constant}, which JSON does not have")
+    raise JsonError(f"it contains {constant}, which is not valid JSON")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from fastchat.errors import SettingsError
 from tests.conversation.make_golden import GOLDEN, LATER, digest, prompts_of
 
 REMOTE = {"chatgpt", "pplxai", "bard", "gemini", "steerlm"}  # refused upstream too: remote APIs
-# name -> which prompts differ, and why. The same rows stand in fastchat/conversation/README.md.
+# name -> the prompts that differ, and why. The same rows are in fastchat/conversation/README.md.
 EXCEPTIONS = {
-    "deepseek-coder": lambda key: key.startswith("You are X."),  # upstream loses a record's own system message
+    "deepseek-coder": lambda key: key.startswith("You are X."),  # upstream loses a row's own system message
     "yuan": lambda key: key.startswith("You are X."),  # likewise
-    # Upstream loses a system message, and opens no user turn where there are no messages at all.
+    # Upstream loses a system message, and opens no user turn if there are no messages.
     "gemma": lambda key: key.startswith("You are X.") or "/0/" in key,
-    # Upstream's separators change places where the shown window begins with the assistant.
+    # Upstream's separators are swapped if the rendered window begins with the assistant.
     "cllm": lambda key: int(key.split("/")[1]) > 1 and (int(key.split("/")[1]) % 2 == 1) == key.endswith("closed"),
-    "yuan2": lambda key: True,  # upstream eats letters of the last message, and closes no answer with its stop
+    "yuan2": lambda key: True,  # upstream strips letters of the last message, and ends no answer with its stop
 }
 golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
 

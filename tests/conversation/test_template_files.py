@@ -1,4 +1,4 @@
-"""Template files: both notations, one clear message for every mistake in them, and which template of one is meant."""
+"""Template files: both notations, one clear message for every mistake, and the choice of a template in a file."""
 
 import dataclasses
 
@@ -66,7 +66,7 @@ def test_bad_template_file_is_one_clear_message(tmp_path, name, content, message
         load_template_file(str(file))
 
 
-# (YAML, what the message must say behind the file's name)
+# (YAML, words of the message after the file's name)
 MISTAKES = [
     # a role's format
     (f'name: k\nuser: {{before: "Q: ", aftr: x}}\n{ANSWER}', ["'k': user.aftr (\"x\") is not a key", "nearest: after"]),
@@ -198,7 +198,7 @@ def test_examples_of_both_notations_precede_every_dialogue(tmp_path):
     assert get_template("b").render(HELLO).text == "\nQ: Hi\nA: Yo</s>Q: u\nA: a</s>"
 
 
-# --- which template of a file is meant
+# --- the choice of a template in a file
 
 
 def test_the_only_template_of_a_file_is_used_and_that_is_said(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What is said where a run does not fit, or did not: settings that do, and that keep the global batch."""
+"""Advice for a run that does not fit or ran out of memory: settings that fit, with the same global batch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_advice_after_running_out_of_memory() -> None:
 
 
 def test_advice_leaves_room_when_the_plan_was_too_low() -> None:
-    """A run that fits on paper and still ran out needs settings that are smaller by more than a hair."""
+    """A run that was planned to fit and still ran out of memory needs settings that are clearly smaller."""
     p = plan(gradient_checkpointing=True)
     assert p.fits
     tight = plan(gib=p.total / GIB + 0.01, gradient_checkpointing=True)
@@ -66,7 +66,7 @@ def test_advice_when_nothing_fits_or_nothing_is_known() -> None:
     assert "--gradient_checkpointing True" in advice
 
 
-# ---- a plan that does not fit ends with what does ----
+# ---- a plan that does not fit ends with settings that do ----
 
 
 def _asked(*words: str, as_object: bool = False) -> list[str]:
@@ -117,7 +117,7 @@ def test_nothing_is_added_to_a_plan_that_fits_or_that_nobody_can_judge() -> None
     assert not any("what fits" in line or "no settings fit" in line for line in (*fits, *unknown))
 
 
-# ---- loudly, before a run ----
+# ---- the warning before a run ----
 
 
 def test_no_warning_where_it_fits_or_nobody_knows() -> None:

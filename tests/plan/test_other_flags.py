@@ -1,4 +1,4 @@
-"""A plan refuses the values that training refuses, with training's own words, and needs no transformers for it."""
+"""A plan refuses the values that training refuses, with the same messages, and without transformers."""
 
 from __future__ import annotations
 

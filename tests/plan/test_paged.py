@@ -57,7 +57,7 @@ def test_where_the_states_are_is_said() -> None:
 
 
 def test_advice_does_not_count_on_what_has_moved_already() -> None:
-    """Where memory ran out although the states gave way, something else has to become smaller."""
+    """If memory ran out although the states were paged out, something else has to become smaller."""
     tight = plan(64, per_device_train_batch_size=32)
     assert tight.fits and tight.host_optimizer
     found = re.search(r"first: --per_device_train_batch_size (\d+) --gradient_accum\w+ (\d+)", advice_after_oom(tight))

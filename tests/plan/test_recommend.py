@@ -1,4 +1,4 @@
-"""What --recommend finds and writes: full fine-tuning, several machines, templates, order, files of earlier calls."""
+"""--recommend: full fine-tuning, several hosts, templates, order, files of earlier calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ask(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[str, str]:
 
 
 def test_full_fine_tuning_is_recommended(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Recipes that train.py reads, that fit by the planner's own word, and one launch line each."""
+    """Recipes that train.py reads and that fit according to the planner, with one launch line each."""
     from fastchat.settings.readers import training_reader
 
     text, _ = ask(capsys, *FULL, *ROOMY, "--recipes", tmp_path)
@@ -226,7 +226,7 @@ def test_templates_of_hub_names() -> None:
     ],
 )
 def test_a_folder_s_template_is_the_one_training_names(kind: str, own: str | None, line: str, tmp_path: Path) -> None:
-    """Without a setting training takes the default, or stops and suggests what stands in the recipe."""
+    """Without a setting, training uses the default, or stops and suggests the template in the recipe."""
     from tests.builders import make_tokenizer
 
     folder = make_tokenizer(kind, tmp_path / "model", chat_template=own)
@@ -322,7 +322,7 @@ def test_nothing_of_the_user_s_is_replaced(capsys: pytest.CaptureFixture[str], t
 def test_a_recommended_recipe_trains(
     warm: Warm, tiny_model_dir: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The words of the very line that is printed, on the processor: full fine-tuning in two processes."""
+    """The printed launch line, run on the CPU: full fine-tuning in two processes."""
     from tests.builders import chat_rows, write_rows
 
     model, recipes = tiny_model_dir("llama", "metaspace_bos"), tmp_path / "the recipes"

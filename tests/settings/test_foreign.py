@@ -1,4 +1,4 @@
-"""Recipes and flags of other programs: everything that is unknown in one message, with its name here."""
+"""Recipes and flags of other programs: one message for all unknown settings, with their names here."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_name_without_a_setting_has_a_reason(name: str) -> None:
 
 
 def test_what_an_advice_names_exists() -> None:
-    """Each translated value is accepted as it is told, or says in words what to do."""
+    """Each translated value is accepted as suggested, or the advice says in words what to do."""
     reader = training_reader(True)
     for option in training_options(True):
         for name, how in option.elsewhere.items():
