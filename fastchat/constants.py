@@ -1,4 +1,4 @@
-"""Upstream's constants that other people's programs read; nothing of this distribution depends on them."""
+"""Upstream's constants, kept for programs that read them; this package does not depend on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntEnum
 from fastchat.upstream_names import refuse
 
 REPO_PATH = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LOGDIR = os.getenv("LOGDIR", ".")  # where `utils.build_logger` writes; "" writes no file
+LOGDIR = os.getenv("LOGDIR", ".")  # the log folder of `utils.build_logger`; "" disables the log file
 CPU_ISA = os.getenv("CPU_ISA")
 
 INPUT_CHAR_LEN_LIMIT = int(os.getenv("FASTCHAT_INPUT_CHAR_LEN_LIMIT", 12000))
@@ -21,7 +21,7 @@ WORKER_API_EMBEDDING_BATCH_SIZE = int(os.getenv("FASTCHAT_WORKER_API_EMBEDDING_B
 
 
 class ErrorCode(IntEnum):
-    """The numbers that upstream's servers answer with."""
+    """The error codes of upstream's servers."""
 
     VALIDATION_TYPE_ERROR = 40001
     INVALID_AUTH_KEY = 40101

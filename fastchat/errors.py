@@ -1,6 +1,6 @@
-"""What a user is told when something is wrong: one message, one exit code, no traceback.
+"""Errors that are reported to the user with one message and one exit code, and without a traceback.
 
-Every class here is for mistakes that a user can mend; a bug of ours stays an ordinary exception with its traceback.
+Every class here is for mistakes that a user can fix; a bug of ours stays an ordinary exception with its traceback.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ EXIT_RESOURCE = 6
 EXIT_PREEMPTED = 75
 
 
-# A name and password (whatever characters are in it), or a token, in front of a host; a token after the question mark.
-# One slash is enough: paths are written with one where an address had two.
+# A name and password (with any characters), or a token, before a host; a token in the query string.
+# One slash is enough: `Path` turns the two slashes of a URL into one.
 _IN_URL = re.compile(
     r"(?<=:/)(/?)(?:[^\s/@:]*:[^\s?#]*|[^\s/@]+)(?=@)"
     r"|(?<=[?&;])([\w.-]*(?:token|key|secret|password|passwd|pwd|signature|sig|credential)=)[^&;\s'\"]+",
@@ -34,14 +34,14 @@ _hidden: set[str] = set()
 
 
 def hide(secret: str | None) -> None:
-    """From now on `without_secrets` knows this value: that of a setting such as `--hub_token`."""
+    """Make `without_secrets` hide this value from now on, for example that of `--hub_token`."""
     if secret and len(secret) >= _SHORTEST:
         _hidden.add(secret)
 
 
 def without_secrets(text: str) -> str:
-    """`text` without what must not get into a log or a file: the values of variables such as HF_TOKEN and
-    WANDB_API_KEY and of what was given to `hide`, and passwords or tokens in addresses.
+    """Replace everything in `text` that must not get into a log or a file: the values of variables such as HF_TOKEN
+    and WANDB_API_KEY, the values given to `hide`, and passwords or tokens in URLs.
 
     >>> without_secrets("https://me:hf_abc@host/x?token=abc")
     'https://***@host/x?token=***'
@@ -53,9 +53,9 @@ def without_secrets(text: str) -> str:
 
 
 def values_without_secrets(value: Any) -> Any:
-    """The same for JSON-like values, however nested: in every text and every key.
+    """The same for every string and key of a JSON-like value, at any depth.
 
-    Whatever writes settings into a file, or hands them to a library that does, passes them through here.
+    Code that writes settings to a file, or passes them to a library that does, must call this first.
     """
     if isinstance(value, dict):
         return {values_without_secrets(name): values_without_secrets(item) for name, item in value.items()}
@@ -65,7 +65,7 @@ def values_without_secrets(value: Any) -> Any:
 
 
 class UserError(ValueError):
-    """A problem the user can mend. The message names the value, where it stands, and the way out; never a secret."""
+    """A problem that the user can fix. The message gives the value, its location and the way out; never a secret."""
 
     exit_code = EXIT_SETTINGS
 
@@ -88,37 +88,37 @@ class DataError(UserError):
 
 
 class NumericError(UserError):
-    """A loss or a gradient that is not finite."""
+    """A non-finite loss or gradient."""
 
     exit_code = EXIT_NUMERIC
 
 
 class CheckpointError(UserError):
-    """A saved result that is missing, incomplete or not what was trained."""
+    """A checkpoint or result that is missing, incomplete or not what was trained."""
 
     exit_code = EXIT_CHECKPOINT
 
 
 class ResourceError(UserError):
-    """Memory, disk or a compiler that the run needs and the machine lacks."""
+    """Memory, disk space or a compiler that the run needs and the machine lacks."""
 
     exit_code = EXIT_RESOURCE
 
 
 class PeerFailed(RuntimeError):
-    """Another process of the run met an error of its own in something that all do; that process has its message."""
+    """Another process of the run failed in a step that all processes do; that process reports the error."""
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.5) -> list[str]:
-    """The up to `n` known names that look most like `name`, best first, and at least `cutoff` alike (1: the same); case
-    does not count."""
+    """Up to `n` known names that are most similar to `name`, best first, with a similarity of at least `cutoff` (1:
+    identical). Case is ignored."""
     by_lower = {k.lower(): k for k in known}
     found = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=cutoff)
     return [by_lower[k] for k in found]
 
 
 def not_among(label: str, value: str, choices: Sequence[str]) -> SettingsError:
-    """What is raised for a `value` that is none of `choices`; names the nearest where one is near.
+    """The error for a `value` that is not one of `choices`; it suggests the nearest choice if one is similar.
 
     >>> str(not_among("--optim", "sdg", ("adamw_torch", "sgd")))
     "--optim is 'sdg'; it can be adamw_torch, sgd; did you mean sgd?"
@@ -129,7 +129,7 @@ def not_among(label: str, value: str, choices: Sequence[str]) -> SettingsError:
 
 
 def brief(text: object, width: int = 200) -> str:
-    """`text` in one line of at most `width` characters; what is cut off is marked with …
+    """`text` on one line of at most `width` characters; … marks where it was cut.
 
     >>> brief("one\\n  two three", 9)
     'one two …'
@@ -139,12 +139,12 @@ def brief(text: object, width: int = 200) -> str:
 
 
 def show(text: str) -> None:
-    """One line of a command's answer, on stdout. Where the reader has gone (`| head`) the command goes on in silence,
-    see `streams.kept_output`: files that it writes are still wanted."""
+    """Print one line of a command's output on stdout. If the reader is gone (`| head`), the command continues
+    silently, because the files that it writes are still wanted; see `streams.kept_output`."""
     print(text, flush=True)
 
 
 def say(line: str) -> None:
-    """Print one line for the user on stderr, once per run: only the process with global rank 0 speaks."""
+    """Print one line for the user on stderr, once per run: only global rank 0 prints."""
     if os.environ.get("RANK", "0") == "0":
         print(without_secrets(line), file=sys.stderr, flush=True)

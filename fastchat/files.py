@@ -1,7 +1,7 @@
-"""Files: written completely or not at all, read as strict JSON, digested, locked. Standard library only.
+"""Files: atomic writes, strict JSON, digests, locks. Standard library only.
 
-Every room writes and reads through this module, so that a crash, a full disk or a second process is handled in one
-place. Functions raise OSError and `JsonError`; who calls them knows what the file was for and says so to the user.
+All packages read and write files through this module, so that a crash, a full disk or a second process is handled in
+one place. Functions raise OSError and `JsonError`; the caller knows the purpose of the file and tells the user.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 class JsonError(ValueError):
-    """A file that is not what JSON allows; the message is the reason, without the file's name."""
+    """Invalid JSON; the message is the reason, without the file's name."""
 
 
 class NoLocks(OSError):
-    """The file system has no locks."""
+    """The file system does not support locks."""
 
 
 # --- reading
 
 
 def read_json(path: str | Path, *, constants: bool = False, unique: bool = False) -> Any:
-    """The value in a UTF-8 JSON file (a byte order mark is skipped).
+    """Read the value in a UTF-8 JSON file (a byte order mark is skipped).
 
     Args:
-        constants: accept NaN and Infinity, which are not JSON but which libraries write into their configurations.
-        unique: refuse a key that is given twice in one object.
+        constants: accept NaN and Infinity, which JSON does not allow but libraries write into their configurations.
+        unique: refuse an object with a repeated key.
 
     Raises:
-        OSError: it cannot be read.
-        JsonError: it is not UTF-8, not JSON, nested too deeply, or holds a constant that JSON does not have.
+        OSError: the file cannot be read.
+        JsonError: it is not UTF-8, not JSON, nested too deeply, or contains NaN or Infinity.
     """
     return parse_json(Path(path).read_bytes(), constants=constants, unique=unique)
 
 
 def read_object(path: str | Path, *, constants: bool = False) -> dict[str, Any]:
-    """The same for a file that holds an object: JsonError for any other value."""
+    """`read_json` for a file that contains an object; raises JsonError for any other value."""
     value = read_json(path, constants=constants)
     if not isinstance(value, dict):
-        raise JsonError("it does not hold a JSON object")
+        raise JsonError("it is not a JSON object")
     return value
 
 
 def parse_json(text: str | bytes, *, constants: bool = False, unique: bool = False) -> Any:
-    """The value of a JSON text, or of its UTF-8 bytes. Raises JsonError as `read_json` does."""
+    """Parse JSON text, or its UTF-8 bytes. Raises JsonError as `read_json` does."""
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         hook = _without_repeats if unique else None
@@ -70,7 +70,7 @@ def parse_json(text: str | bytes, *, constants: bool = False, unique: bool = Fal
 
 
 def _refuse(constant: str) -> Any:
-    raise JsonError(f"it holds {constant}, which JSON does not have")
+    raise JsonError(f"it contains {constant}, which is not valid JSON")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -87,15 +87,15 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def atomic(path: str | Path, mode: str = "w", *, durable: bool = True) -> Iterator[IO[Any]]:
-    """A file that replaces `path` when the block ends without an error; until then `path` stays as it is.
+    """Open a file that replaces `path` when the block ends without an error; until then `path` is unchanged.
 
-    Where `path` is a link, the file that it points to is replaced.
+    If `path` is a symbolic link, its target is replaced.
 
     Args:
-        mode: "w" (UTF-8 text, no translation of line ends) or "wb".
+        mode: "w" (UTF-8 text, newlines not translated) or "wb".
         durable: wait until the data is on disk, so that it survives a power failure. A cache does not need it.
 
-    Raises OSError where it cannot be written; the half-written file is removed.
+    Raises OSError if the file cannot be written; the partial file is removed.
     """
     target = Path(os.path.realpath(path))
     stage = target.with_name(f".{target.name}.{os.getpid()}")
@@ -116,7 +116,7 @@ def atomic(path: str | Path, mode: str = "w", *, durable: bool = True) -> Iterat
 
 
 def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
-    """Write a text file completely or not at all, see `atomic`."""
+    """Write a text file atomically, see `atomic`."""
     with atomic(path, durable=durable) as file:
         file.write(text)
 
@@ -124,16 +124,16 @@ def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
 def write_json(
     path: str | Path, value: Any, *, indent: int | None = 1, constants: bool = False, durable: bool = True
 ) -> None:
-    """Write JSON and a line end, completely or not at all.
+    """Write JSON and a final newline, atomically.
 
-    Raises ValueError for NaN and infinity, before anything is written, unless `constants` are allowed.
+    Raises ValueError for NaN and infinity, before anything is written, unless `constants` is True.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=constants)
     write_text(path, text + "\n", durable=durable)
 
 
 def sync(path: str | Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -145,13 +145,13 @@ def sync(path: str | Path) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file's bytes in hex, what `sha256sum` prints. Raises OSError."""
+    """The sha256 of a file in hex, as `sha256sum` prints it. Raises OSError."""
     with open(path, "rb") as file:
         return sha256_of_blocks(iter(lambda: file.read(_BLOCK), b""))
 
 
 def sha256_of_blocks(blocks: Iterable[bytes]) -> str:
-    """The sha256 in hex of blocks of bytes, one after the other."""
+    """The sha256 in hex of the concatenated blocks."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)
@@ -159,12 +159,12 @@ def sha256_of_blocks(blocks: Iterable[bytes]) -> str:
 
 
 def sha256_of_text(text: str) -> str:
-    """The sha256 of a text's UTF-8 bytes in hex; half a surrogate pair counts too."""
+    """The sha256 of a text's UTF-8 bytes in hex; lone surrogates are encoded too."""
     return sha256_of_blocks([text.encode("utf-8", "surrogatepass")])
 
 
 def sha256_of_json(value: Any) -> str:
-    """The sha256 of a JSON value in hex, whatever the layout and the order of keys in its file."""
+    """The sha256 of a JSON value in hex, independent of layout and key order."""
     return sha256_of_text(json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False))
 
 
@@ -172,9 +172,9 @@ def sha256_of_json(value: Any) -> str:
 
 
 class Lock:
-    """A lock of the operating system on a file or folder; it ends with the process, so it is never stale.
+    """An operating system lock on a file or folder; it ends with the process, so it is never stale.
 
-    `acquire` returns whether the lock is held now. Use as a context manager to release it at the end of a block:
+    `acquire` returns whether the lock is held. Use the lock as a context manager to release it at the end of a block:
 
         with Lock(path) as lock:
             if lock.acquire(wait=False):
@@ -182,16 +182,16 @@ class Lock:
     """
 
     def __init__(self, path: str | Path, *, create: bool = False):
-        """`create`: make the file where it does not exist; without it `path` is a folder or a file that exists."""
+        """`create`: create the file if it does not exist; otherwise `path` must be an existing file or folder."""
         self.path, self._create = Path(path), create
         self._handle: int | None = None
 
     def acquire(self, *, shared: bool = False, wait: bool = True) -> bool:
-        """Take the lock; False where another process holds it and `wait` is False.
+        """Take the lock; returns False if another process holds it and `wait` is False.
 
-        A file that was removed by its last holder while this process waited is made and locked again.
+        If the previous holder removed the file while this process waited, it is created and locked again.
 
-        Raises NoLocks where the file system has none, OSError where `path` cannot be opened.
+        Raises NoLocks if the file system does not support locks, OSError if `path` cannot be opened.
         """
         flags = os.O_RDWR | os.O_CREAT if self._create else os.O_RDONLY
         mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
@@ -217,7 +217,7 @@ class Lock:
             os.close(handle)
 
     def release(self) -> None:
-        """Let the next process in; nothing to do where the lock is not held."""
+        """Release the lock; does nothing if it is not held."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

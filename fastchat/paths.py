@@ -1,4 +1,4 @@
-"""Names of model folders that are not there: a folder here that was mistyped, or a name on the hub?"""
+"""Model names without a folder of that name: a mistyped local folder, or a name on the hub?"""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 
 from fastchat.errors import nearest, say
 
-_VERY_NEAR = 0.75  # o11 and o1 are 0.8 alike
+_VERY_NEAR = 0.75  # the similarity of o11 and o1 is 0.8
 _LISTED = 5
 
 
 def meant_here(name: str) -> bool:
-    """Whether a model's name can only be meant as a folder here, and not as `org/name` or `name` on the hub.
+    """Whether a model's name can only mean a local folder, not `org/name` or `name` on the hub.
 
-    It is so where the name is written like a path, or begins with a folder that exists: `out/checkpoint-15`.
+    True if the name is written like a path, or begins with an existing folder: `out/checkpoint-15`.
     """
     first, slash, _ = name.partition("/")
     return _path_like(name) or bool(slash) and os.path.isdir(first)
 
 
 def folders_instead(path: str | Path) -> str:
-    """What a folder that is not there may have been, as a sentence that can follow another.
+    """Suggestions for a folder that does not exist, as a sentence to append to a message.
 
     >>> folders_instead("out/checkpoint-15")                    # doctest: +SKIP
     ' There is no checkpoint-15 in out; nearest: checkpoint-10, checkpoint-20.'
@@ -39,17 +39,17 @@ def folders_instead(path: str | Path) -> str:
 
 
 def model_instead(name: str) -> str:
-    """`folders_instead` for a name of which `meant_here` is true; with the way to a model of the hub called so."""
-    hub = "" if _path_like(name) else " For a model of the hub with this name, start in another folder."
+    """`folders_instead` for a name for which `meant_here` is true; says how to get the hub model of that name."""
+    hub = "" if _path_like(name) else " To use the hub model of this name, start in another folder."
     return folders_instead(name) + hub if name else ""
 
 
 @cache
 def say_hub_is_asked(name: str) -> None:
-    """One line, once, where a name for the hub looks much like a folder here; without a network the hub takes long."""
+    """Print a message, once, if a hub name is very similar to a local folder: without a network the hub is slow."""
     first = name.partition("/")[0]
     if near := nearest(first, _folders(Path()), n=1, cutoff=_VERY_NEAR):
-        say(f"{name}: there is no such folder here (there is {near[0]}), so the hub is asked for it")
+        say(f"{name}: no such folder (there is {near[0]}), so it is looked up on the hub")
 
 
 def _path_like(name: str) -> bool:
@@ -57,7 +57,7 @@ def _path_like(name: str) -> bool:
 
 
 def _folders(path: Path) -> list[str]:
-    """The names of the folders in `path`; none where it may not be read."""
+    """The names of the folders in `path`; empty if it cannot be read."""
     try:
         return sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
     except OSError:

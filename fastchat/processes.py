@@ -1,4 +1,4 @@
-"""The processes of one run: how they find each other, how one works for all, how the error of one is raised in all."""
+"""The processes of one run: the process group, work that one process does for all, and errors raised in all."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 def start_processes(*, use_cpu: bool, deepspeed: bool, backend: str | None, timeout_s: int) -> None:
-    """Joins the process group of the launcher, if there is one.
+    """Join the process group of the launcher, if there is one.
 
-    It has to exist before the model: ZeRO-3 partitions weights while they are loaded, and transformers alone starts
-    the group too late for that on a CPU. A DeepSpeed run without a launcher becomes a group of one.
+    It has to exist before the model: ZeRO-3 partitions weights while they are loaded, and on a CPU transformers would
+    start the group too late for that. A DeepSpeed run without a launcher becomes a group of one.
     """
     if deepspeed and "WORLD_SIZE" not in os.environ:
         with socket.socket() as probe:
@@ -52,10 +52,10 @@ def start_processes(*, use_cpu: bool, deepspeed: bool, backend: str | None, time
 
 @contextmanager
 def _hidden(name: str) -> Iterator[None]:
-    """An environment variable is not there for a while.
+    """Unset an environment variable inside the block.
 
-    Where LOCAL_SIZE tells DeepSpeed that all processes are on one machine, it takes 66 MiB of /dev/shm for each on a
-    CPU. They are for inference only, they stay there when the run ends, and a container has 64 MiB of it.
+    If LOCAL_SIZE tells DeepSpeed that all processes are on one machine, it takes 66 MiB of /dev/shm for each process
+    on a CPU. They are for inference only and are not freed when the run ends, and a container has only 64 MiB.
     """
     value = os.environ.pop(name, None)
     try:
@@ -66,33 +66,33 @@ def _hidden(name: str) -> Iterator[None]:
 
 
 def rank() -> int:
-    """Global rank, 0 without a group."""
+    """The global rank; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
-    """Rank within this machine, 0 without a launcher."""
+    """The rank on this machine; 0 without a launcher."""
     return max(0, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def world_size() -> int:
-    """Number of processes, 1 without a group."""
+    """The number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def known_processes() -> list[tuple[str, int]]:
-    """(machine, process id) of every process of the run, by rank."""
+    """(host, process id) of every process of the run, by rank."""
     return gather((socket.gethostname(), os.getpid()))
 
 
 def barrier() -> None:
-    """Waits for all processes."""
+    """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def gather(mine: T) -> list[T]:
-    """What every process brings, by rank."""
+    """The values of all processes, by rank."""
     if not dist.is_initialized():
         return [mine]
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -101,10 +101,10 @@ def gather(mine: T) -> list[T]:
 
 
 def on_all_processes(work: Callable[[], T]) -> T:
-    """Runs `work` in every process and gives each its own result. The first user error of any is raised in all.
+    """Run `work` in every process; each gets its own result. The first user error of any process is raised in all.
 
-    After any other error in one process that one raises it and the others PeerFailed: a process that left alone would
-    meet the others in the middle of different collective operations.
+    After any other error in one process, that process raises it and the others raise PeerFailed: if a process left
+    alone, the others would wait for it in a collective operation.
     """
     result: Any = None
     error: Exception | None = None
@@ -122,12 +122,12 @@ def on_all_processes(work: Callable[[], T]) -> T:
 
 
 def everyone(work: Callable[[], T]) -> list[T]:
-    """Runs `work` in every process and gives all results, by rank; an error is raised in all, see `together`."""
+    """Run `work` in every process; each gets all results, by rank. Errors as in `on_all_processes`."""
     return gather(on_all_processes(work))
 
 
 def on_main_process(work: Callable[[], T]) -> T | None:
-    """Runs `work` in global rank 0 and gives its result to all; its error is raised in all, see `together`."""
+    """Run `work` on global rank 0 and send its result to all; an error is raised in all, see `on_all_processes`."""
     made: list[Any] = [on_all_processes(work if rank() == 0 else lambda: None)]
     if dist.is_initialized():
         dist.broadcast_object_list(made, src=0)  # sent once, not gathered from all: it may be large
@@ -135,7 +135,7 @@ def on_main_process(work: Callable[[], T]) -> T | None:
 
 
 def on_local_main_process(work: Callable[[], T]) -> T:
-    """Runs `work` once per machine and gives its result to all processes there; its error is raised in all."""
+    """Run `work` once per machine and send its result to all processes there; an error is raised in all."""
     mine = on_all_processes(work if local_rank() == 0 else lambda: None)
     result: Any = gather(mine)[rank() - local_rank()]
     return result

@@ -1,8 +1,8 @@
-"""Files that somebody hands us: a folder that must not make us open files elsewhere, YAML that must not surprise us.
+"""Untrusted files: model folders that must not make us open files elsewhere, and YAML without surprises.
 
-A configuration names its files beside itself. `{"tokenizer_file": "/home/me/.ssh/id_rsa"}` or `"../../x"` would make a
-library open them. Links inside the folder are the user's own doing (the hub's cache is made of them) and are followed.
-Needs only the standard library.
+A configuration names files in its own folder. `{"tokenizer_file": "/home/me/.ssh/id_rsa"}` or `"../../x"` would make a
+library open other files. Links inside the folder were made by the user (the hub's cache consists of them) and are
+followed. Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 from fastchat.errors import SettingsError
 from fastchat.files import JsonError, read_json
 
-# Keys whose values are opened as files, beside every key that ends in one of _ENDINGS.
+# Keys with values that are opened as files, in addition to every key that ends in one of _ENDINGS.
 _KEYS = ("weight_map", "transformers_weights", "fast_tokenizer_files")
 _ENDINGS = ("_file", "_files")
-# Left in published tokenizers by the machine that made them; no library opens it.
+# Left in published tokenizers by the machine that saved them; no library opens it.
 _NEVER_OPENED = ("special_tokens_map_file",)
 
-# For some model types (qwen2) AutoTokenizer takes its own class whatever tokenizer_config.json names, but for folders
-# that claim to bring code. A claim without code makes it use the class that is named; asked to trust it, it fails.
+# For some model types (qwen2) AutoTokenizer uses its own class whatever tokenizer_config.json names, except for folders
+# that claim to contain code. If the code is missing, it uses the class that is named; with trust_remote_code it fails.
 NO_CODE = "no_code_here_leave_trust_remote_code_out.PreTrainedTokenizerFast"
 
 
 def brings_code(config: dict[str, Any]) -> bool:
-    """Whether a `tokenizer_config.json` names a tokenizer class in a Python file of its own."""
+    """Whether a `tokenizer_config.json` names a tokenizer class in a Python file of the model folder."""
     places = config.get("auto_map") or {}
     named = places.get("AutoTokenizer") if isinstance(places, dict) else places
     return any(name and name != NO_CODE for name in ([named] if isinstance(named, str) else named or []))
@@ -44,7 +44,7 @@ _SPECIAL = (
 
 
 def special_kind(path: str | Path) -> str:
-    """What `path` is where reading it could wait, or go on, for ever; "" for files, folders, and what is not there.
+    """The kind of `path` if reading it could block or never end; "" for files, folders, and missing paths.
 
     >>> special_kind("/dev/zero"), special_kind("/dev"), special_kind("/nowhere")
     ('a character device', '', '')
@@ -57,32 +57,32 @@ def special_kind(path: str | Path) -> str:
 
 
 def check_references(folder: str | Path) -> None:
-    """SettingsError where a JSON file of a model, tokenizer or adapter folder names a file outside of it, or where a
-    pipe, a socket or a device stands in it: opening one may never return.
+    """Check a model, tokenizer or adapter folder. Raises SettingsError if one of its JSON files names a file outside
+    the folder, or if the folder contains a pipe, a socket or a device: opening one may never return.
 
-    What names another model (`base_model_name_or_path`, `_name_or_path`, `auto_map`) is no file to open.
+    Keys that name another model (`base_model_name_or_path`, `_name_or_path`, `auto_map`) are not checked.
     """
     root = Path(folder).expanduser()
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         if kind := special_kind(path):
-            raise SettingsError(f"{path} is {kind}, no file; nothing of this folder was opened. Remove it.")
+            raise SettingsError(f"{path} is {kind}, not a file; no file of this folder was opened. Remove it.")
     for path in sorted(root.glob("*.json")):
         if path.name in ("tokenizer.json", "vocab.json", "training.json"):
-            continue  # large, and made of words
+            continue  # large, and contains only tokens
         try:
             content = read_json(path, constants=True)
         except (OSError, JsonError):
-            continue  # whoever needs the file says what is wrong with it
+            continue  # the code that needs the file reports the problem
         for key, value in _named_files(content):
             if _leaves(value):
                 raise SettingsError(
                     f"{path} points outside its folder: {key} is {value[:200]!r}. Nothing was opened; remove the key, "
-                    "or put the file into the folder and name it without a path."
+                    "or move the file into the folder and give its name without a path."
                 )
 
 
 def _named_files(content: Any) -> Iterator[tuple[str, str]]:
-    """(key, value) of every text that names a file, at any depth."""
+    """(key, value) of every string that names a file, at any depth."""
     waiting = [(content, "")]
     while waiting:
         value, key = waiting.pop()
@@ -96,7 +96,7 @@ def _named_files(content: Any) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(name: str) -> bool:
-    """Whether a file's name leads out of the folder it stands in, as any system reads it.
+    """Whether a file name leads out of the folder that contains it, on any operating system.
 
     >>> _leaves("model-00001-of-00002.safetensors"), _leaves("../x"), _leaves("~/x"), _leaves("C:/x")
     (False, True, True, True)
@@ -108,13 +108,13 @@ def _leaves(name: str) -> bool:
 
 
 def load_yaml(path: str | Path, what: str) -> Any:
-    """What a YAML file holds: plain values only. SettingsError, beginning with `what`: missing, not YAML, a key given
-    twice in one mapping, or an alias of a list or mapping (nine of them make gigabytes).
+    """Read a YAML file with plain values only. Raises SettingsError, beginning with `what`, if it is missing, not
+    YAML, repeats a key in a mapping, or has an alias of a list or mapping (nine of them can make gigabytes).
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """SafeLoader keeps the last of two equal keys without a word, and follows every alias; this one refuses."""
+        """SafeLoader silently keeps the last of two equal keys, and follows every alias; this loader refuses both."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             mark = self.peek_event().start_mark if self.check_event(yaml.AliasEvent) else None
@@ -132,11 +132,11 @@ def load_yaml(path: str | Path, what: str) -> Any:
                 seen[key] = line
             return super().construct_mapping(node, deep)
 
-    # As everyone means it, at any depth; YAML 1.1 wants a point and a sign. (No long numbers: commits look like that.)
+    # Read 1e-5 as a number, at any depth; YAML 1.1 requires a point and a sign. (Not long ones: they may be commits.)
     number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE]([-+][0-9]+|[0-9]{1,2})$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     if kind := special_kind(path):
-        raise SettingsError(f"{what} {path} cannot be read: it is {kind}, no file")
+        raise SettingsError(f"{what} {path} cannot be read: it is {kind}, not a file")
     try:
         return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError) as error:

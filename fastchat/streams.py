@@ -1,10 +1,10 @@
-"""What a command prints: a reader that goes away never ends the command, and a training run keeps its lines in a file.
+"""The output of a command: a reader that goes away never ends the command, and a training run logs its lines to a file.
 
-    with kept_output():                  # every command, around all that it does
-        LOG.open(Path("out"))            # a training run, as soon as its folder is its own
+    with kept_output():                  # every command, around all of its work
+        LOG.open(Path("out"))            # a training run, as soon as it has locked its folder
         say("...")                       # on the screen and in out/log.txt
 
-`2>&1 | head`, a `tee` that died, a terminal that was closed, a full disk under a redirected log: the work goes on.
+`2>&1 | head`, a `tee` that died, a closed terminal, a full disk under a redirected log: the command continues.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, err
 
 
 class Log:
-    """The lines of a run, without secrets. Until `open` they wait in memory; a disk that refuses them is tried again
-    with the next line. Of a progress bar only what it last showed counts. One per process: `LOG`."""
+    """The lines of a run, without secrets. Until `open` they are kept in memory; a failed write is tried again with the
+    next line. Of a progress bar only its last state is logged. One per process: `LOG`."""
 
     def __init__(self) -> None:
         self._waiting: deque[bytes] = deque(maxlen=_MOST_WAITING)
@@ -38,13 +38,13 @@ class Log:
         os.register_at_fork(after_in_child=self._forked)
 
     def open(self, folder: Path) -> None:
-        """From now on the lines go to `folder`/log.txt, after those that are there. What was printed before comes too;
-        of a process other than the first only what `line` is given."""
+        """Append all further lines to `folder`/log.txt, and the lines printed so far. A process other than rank 0 logs
+        only the lines passed to `line`."""
         self._path = folder / LOG_NAME
         self._flush()
 
     def close(self) -> None:
-        """The run has ended, or the folder is no longer its own."""
+        """Stop logging: the run has ended, or no longer owns the folder."""
         with self._lock:
             if self._partial:
                 self.line(self._partial)
@@ -52,7 +52,7 @@ class Log:
             self._waiting.clear()
 
     def add(self, text: str) -> None:
-        """Takes what was printed, in whatever pieces."""
+        """Add printed text, in pieces of any size."""
         if os.environ.get("RANK", "0") != "0":
             return
         with self._lock:
@@ -62,7 +62,7 @@ class Log:
             self._partial = _last_drawn(partial) + "\r" * partial.endswith("\r")
 
     def line(self, text: str) -> None:
-        """Takes one line."""
+        """Add one line."""
         with self._lock:
             self._waiting.append(without_secrets(text.rstrip("\r\n") + "\n").encode("utf-8", "backslashreplace"))
             self._flush()
@@ -82,7 +82,7 @@ class Log:
                 os.close(handle)
 
     def _forked(self) -> None:
-        """In a child, such as a loader's worker: what still waits is the parent's to write."""
+        """In a child process, such as a data loader worker: the waiting lines are written by the parent."""
         self._lock = threading.RLock()
         self._waiting.clear()
         self._partial = ""
@@ -92,7 +92,7 @@ LOG = Log()
 
 
 class _Kept:
-    """A stream whose writes never fail and are kept in `LOG`; everything else is that of the stream under it."""
+    """A wrapped stream on which writes never fail and are copied to `LOG`."""
 
     def __init__(self, under: Any) -> None:
         self._under = under
@@ -129,7 +129,7 @@ class _Kept:
             pass
 
     def _forget(self) -> None:
-        """Nobody reads it any more: libraries and child processes that write to it directly must not fail either."""
+        """The reader is gone: libraries and child processes that write to the stream directly must not fail either."""
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._under.fileno())
@@ -140,8 +140,8 @@ class _Kept:
 
 @contextmanager
 def kept_output() -> Iterator[None]:
-    """Within it nothing that is printed, by whatever library, can end the process. May be nested; where the outermost
-    ends, so does the log: lines that no run has taken by then belong to none."""
+    """Inside this block, printing never ends the process, not even from a library. May be nested; the log ends with the
+    outermost block, so that its lines do not reach a later run of the same process."""
     before = sys.stdout, sys.stderr
     if isinstance(sys.stderr, _Kept):
         yield
@@ -158,7 +158,8 @@ def kept_output() -> Iterator[None]:
 
 
 def _fill_closed() -> None:
-    """Opens what was closed at the start (`2>&-`): else the next file, a checkpoint's say, would become stderr."""
+    """Open the standard streams that were closed at the start (`2>&-`): otherwise the next opened file, such as a
+    checkpoint, would become stderr."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -167,5 +168,5 @@ def _fill_closed() -> None:
 
 
 def _last_drawn(line: str) -> str:
-    """What a line shows that was drawn over with carriage returns."""
+    """The visible part of a line that was overwritten with carriage returns."""
     return line if "\r" not in line else line.rstrip("\r").rpartition("\r")[2]

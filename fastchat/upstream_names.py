@@ -1,7 +1,7 @@
-"""Names of FastChat 0.2.36 that do not exist here: whoever asks for one gets one line that says what to use instead.
+"""Names of FastChat 0.2.36 that do not exist here: importing one raises an error that says what to use instead.
 
-`upstream_names.json` holds them: modules, and names of modules that do exist. Importing one is an ImportError with that
-line; `python -m` prints the line and exits with 2. Standard library only, and read only when a name is missing.
+`upstream_names.json` lists them: modules, and names of modules that do exist. Importing one raises ImportError with the
+advice; `python -m` prints it and exits with 2. Standard library only, and read only when a name is missing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def table() -> dict[str, Any]:
 
 
 def what_instead(name: str, key: str) -> str:
-    """The one line about the name `name` of upstream's."""
+    """The message about upstream's name `name`."""
     return f"{name} of FastChat 0.2.36 does not exist here: {table()['ways'][key]}"
 
 
 def refuse(module: str, owner: str = "") -> Callable[[str], Any]:
-    """A `__getattr__` for `module`, or for its class `owner`: ImportError (of a class NotImplementedError) for names
+    """A `__getattr__` for `module`, or for its class `owner`: ImportError (for a class, NotImplementedError) for names
     that upstream has, AttributeError for all others."""
 
     def missing(name: str) -> Any:
@@ -45,7 +45,7 @@ def refuse(module: str, owner: str = "") -> Callable[[str], Any]:
 
 
 class MissingModules(MetaPathFinder):
-    """Asked after all other finders: knows upstream's modules that do not exist here."""
+    """The last finder: it knows upstream's modules that do not exist here."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -57,14 +57,14 @@ class MissingModules(MetaPathFinder):
 
 
 class _Missing(Loader):
-    """A package of missing modules is empty, so that each of them can say its own line; a module refuses."""
+    """A package of missing modules is empty, so that each module gives its own message; importing a module fails."""
 
     def exec_module(self, module: ModuleType) -> None:
         if not hasattr(module, "__path__"):
             raise ImportError(_line(module.__name__), name=module.__name__)
 
     def get_code(self, fullname: str) -> CodeType:
-        """What `python -m` runs."""
+        """The code that `python -m` runs."""
         code = f"import sys\nprint({'error: ' + _line(fullname)!r}, file=sys.stderr)\nsys.exit(2)"
         return compile(code, fullname, "exec")
 

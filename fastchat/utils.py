@@ -1,4 +1,4 @@
-"""Upstream's small helpers that other people's programs import. No heavy imports at the top."""
+"""Upstream's small helpers, kept for programs that import them. No heavy imports at the top."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEQUENCE_LENGTH_KEYS = [
     "model_max_length",
 ]
 _SENTENCE_ENDS = (".", "?", "!", "。", "？", "！", "…", '"', "'", "”")
-_UNKNOWN_LENGTH = 2048  # what upstream takes where a config names no length
+_UNKNOWN_LENGTH = 2048  # upstream's default for a config without a length
 
 
 def build_logger(logger_name: str, logger_filename: str) -> logging.Logger:
@@ -42,7 +42,7 @@ def disable_torch_init() -> None:
 
 
 def get_gpu_memory(max_gpus: int | None = None) -> list[float]:
-    """Of each GPU, the GiB that this process has not allocated."""
+    """The memory of each GPU that this process has not allocated, in GiB."""
     import torch
 
     count = torch.cuda.device_count() if max_gpus is None else min(max_gpus, torch.cuda.device_count())
@@ -56,7 +56,7 @@ def pretty_print_semaphore(semaphore: Any) -> str:
 
 
 def iter_over_async(async_gen: AsyncGenerator, event_loop: Any) -> Generator:
-    """The items of an async generator, in a program that is not async."""
+    """Iterate over an async generator in synchronous code."""
     while True:
         try:
             yield event_loop.run_until_complete(async_gen.__anext__())
@@ -65,7 +65,7 @@ def iter_over_async(async_gen: AsyncGenerator, event_loop: Any) -> Generator:
 
 
 def is_partial_stop(output: str, stop_str: str) -> bool:
-    """Whether `output` ends in the beginning of `stop_str`."""
+    """Whether `output` ends with a prefix of `stop_str`."""
     return any(output.endswith(stop_str[:size]) for size in range(1, len(stop_str) + 1))
 
 
@@ -76,12 +76,12 @@ def run_cmd(cmd: str) -> int:
 
 
 def is_sentence_complete(output: str) -> bool:
-    """Whether `output` ends as a sentence does."""
+    """Whether `output` ends with sentence-final punctuation."""
     return output.endswith(_SENTENCE_ENDS)
 
 
 def get_context_length(config: Any) -> int:
-    """How many tokens the model of a transformers config was made for; 2048 where the config does not say."""
+    """The context length of a transformers config in tokens; 2048 if the config has none."""
     from fastchat.model.rope import context_length
 
     length = context_length(config) if hasattr(config, "get_text_config") else None
@@ -90,7 +90,7 @@ def get_context_length(config: Any) -> int:
 
 
 def str_to_torch_dtype(dtype: str | None) -> Any:
-    """The torch dtype of that name, None for None. Raises ValueError for another name."""
+    """The torch dtype of that name; None for None. Raises ValueError for an unknown name."""
     import torch
 
     names = ("float32", "float16", "bfloat16")

@@ -1,4 +1,4 @@
-"""The leaf that all files go through: complete or absent, strict JSON, digests, locks that end with their process."""
+"""fastchat.files: atomic writes, strict JSON, digests, locks that end with their process."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_writing_through_a_link_keeps_the_link(tmp_path: Path):
     [
         (b'{"a": 1', "not valid JSON"),
         (b"", "not valid JSON"),
-        (b'{"a": NaN}', "NaN, which JSON does not have"),
-        (b"[-Infinity]", "-Infinity, which JSON does not have"),
+        (b'{"a": NaN}', "NaN, which is not valid JSON"),
+        (b"[-Infinity]", "-Infinity, which is not valid JSON"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
     ],
@@ -93,7 +93,7 @@ def test_an_object_is_read_where_one_is_expected(tmp_path: Path):
     path = tmp_path / "a.json"
     for value in ([], "text", None, 1):
         files.write_json(path, value)
-        with pytest.raises(files.JsonError, match="does not hold a JSON object"):
+        with pytest.raises(files.JsonError, match="it is not a JSON object"):
             files.read_object(path)
     files.write_json(path, {"a": 1})
     assert files.read_object(path) == {"a": 1}
@@ -110,7 +110,7 @@ def test_digests(tmp_path: Path):
     path.write_bytes(b"x" * (1 << 20) + b"y")
     assert files.sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert files.sha256_of_blocks([b"x", b"", b"y"]) == hashlib.sha256(b"xy").hexdigest()
-    # Digests of checkpoints and results that exist depend on this form.
+    # The digests of existing checkpoints and results depend on this form.
     assert (
         files.sha256_of_json({"b": [1.5, None], "a": "é"})
         == hashlib.sha256(b'{"a": "\\u00e9", "b": [1.5, null]}').hexdigest()

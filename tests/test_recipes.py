@@ -1,4 +1,4 @@
-"""The recipes hold the documents' values, in flags that exist; the DeepSpeed configurations differ only where said."""
+"""The recipes have the documented values and existing flags; the DeepSpeed configurations differ only as documented."""
 
 from __future__ import annotations
 

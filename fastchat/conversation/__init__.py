@@ -1,18 +1,18 @@
-"""Room: templates as data, rendering with spans, and upstream's public API. Standard library only.
+"""Chat templates as data, rendering with spans, and upstream's public API. Standard library only.
 
-A `Template` is an immutable table; `Template.render` applies it to a `Dialogue` and gives text together with the spans
-the model has to generate. `Conversation` and `SeparatorStyle` are upstream's interface, kept because people's own
-template files use it; a `Conversation` is translated into the table once, when it is registered.
+A `Template` is an immutable table; `Template.render` applies it to a `Dialogue` and returns text together with the
+spans that the model has to generate. `Conversation` and `SeparatorStyle` are upstream's interface, kept because users'
+template files depend on it; a `Conversation` is translated into the table once, when it is registered.
 
-    dialogue.py   Turn, Dialogue: who said what
+    dialogue.py   Turn, Dialogue: the messages and their roles
     template.py   Template, Rendered: the table and the one loop that renders it
     styles.py     SeparatorStyle and its translation into the table
     upstream.py   Conversation: upstream's class
-    builtin.py    the built-in templates and what is known of model families; the data is templates.json
-    schema.py     what a table in a template file may hold, checked key by key
+    builtin.py    the built-in templates and facts about model families; the data is templates.json
+    schema.py     the keys of a table in a template file, and their checks
     registry.py   names, and which template fits a tokenizer
-    files.py      template files, and which template of one is meant
-    jinja.py      the same template as a Jinja chat template, for everyone else's software
+    files.py      template files, and the choice of a template in one
+    jinja.py      export of a template as a Jinja chat template, for other software
 """
 
 from typing import TYPE_CHECKING, Any
@@ -65,5 +65,5 @@ _missing = refuse(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    """`conv_templates`, which is filled when somebody first asks for it; other missing names say what to use."""
+    """`conv_templates` is filled on first use; for other names of upstream, the error says what to use instead."""
     return registry.conv_templates if name == "conv_templates" else _missing(name)

@@ -1,12 +1,12 @@
-"""The built-in templates and what is known of model families. The data is templates.json, read when it is first needed.
+"""The built-in templates and facts about model families. The data is templates.json, read when it is first needed.
 
-templates   rows, each with its origin, in the order in which they are suggested: with the keys of `Conversation`
-            where upstream has the template, else with those of `Template`
-tokenizer   families -> why only the tokenizer's own template is right for them: it writes dates, or shows history
-            otherwise than it was generated
-remote      names that upstream registered after 0.2.36 for models behind remote APIs
-by_name     [words, template]: what a model's name says about its template, first match first; every word must be
-            in the name
+templates   list of tables, each with its origin, in the order in which they are suggested: with the keys of
+            `Conversation` if upstream has the template, otherwise with those of `Template`
+tokenizer   family -> why only the tokenizer's own template is right for it: for example, it writes the date, or
+            renders history differently from how it was generated
+remote      names that upstream registered after 0.2.36 for remote APIs
+by_name     [words, template]: the template that a model's name suggests; the first entry whose words are all in the
+            name counts
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who said what: the value that the data room makes and a template renders."""
+"""Dialogues: made from rows by `fastchat.data`, rendered by a template."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ ROLES = ("user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn. A function call is the assistant's; what a tool or an interpreter returned has the role "tool".
+    """One turn. A function call is an assistant turn; the output of a tool or an interpreter has the role "tool".
 
-    `reasoning` is what the assistant thought before this answer, where the data keeps it apart; only a tokenizer's own
-    chat template can show it.
+    `reasoning` is the assistant's thinking before this answer, if the data has it in a field of its own; only a
+    tokenizer's own chat template can render it.
     """
 
     role: str
     text: str
-    train: bool = True  # of the user's and tools' turns it only matters where prompts are learned too
+    train: bool = True  # for user and tool turns it only matters if prompts are supervised too
     reasoning: str | None = None
 
     def __post_init__(self) -> None:
@@ -28,8 +28,8 @@ class Turn:
 class Dialogue:
     """A validated dialogue and where it came from.
 
-    `system` is None where the record says nothing (the template's default message is used) and "" where the record
-    asks for no system message. `system_train` is as `Turn.train`.
+    `system` is None if the row has no system message (the template's default is used) and "" if the row asks for none.
+    `system_train` is like `Turn.train`.
     """
 
     turns: tuple[Turn, ...]
@@ -40,7 +40,7 @@ class Dialogue:
 
     @property
     def num_characters(self) -> int:
-        """Of all its texts together."""
+        """The length of all texts of the dialogue together, in characters."""
         return sum(len(turn.text) + len(turn.reasoning or "") for turn in self.turns) + len(self.system or "")
 
     @property

@@ -1,7 +1,7 @@
-"""The same template as a Jinja chat template, so that other software sends the prompt the model was trained on.
+"""Export of a template as a Jinja chat template, so that other software sends the prompt the model was trained on.
 
 The text is built from the table; nothing is searched or replaced in a rendered dialogue. Literals pass through
-`substitute`, which writes the control strings as the tokenizer at hand has them (`</s>` as its own EOS).
+`substitute`, which replaces the control strings by those of the tokenizer (`</s>` by its EOS).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def to_jinja(
     """Write `template` as the text of a `chat_template.jinja`.
 
     Args:
-        substitute: maps a literal of the template to what the tokenizer at hand writes.
-        lead: what comes before everything (the BOS that the tokenizer adds on its own when it encodes plain text).
-        space: write a space behind `lead` unless one follows anyway: for a tokenizer that puts one before the very
-            first text and does not see that text as the first behind a written BOS (llama-2).
-        eos: the string of the EOS that ends an answer where the template's text shows no stop.
+        substitute: maps a literal of the template to the text for this tokenizer.
+        lead: the text at the very start (the BOS that the tokenizer adds itself when it encodes plain text).
+        space: write a space after `lead` unless one follows anyway: for a tokenizer that adds one before the very
+            first text, but not after a BOS that is part of the text (llama-2).
+        eos: the EOS string to end an answer with if the template's text has no stop.
 
     The result expects `messages` with roles system (first only), user, assistant, tool (also function and
     observation), and honours `add_generation_prompt`.
@@ -75,7 +75,7 @@ def _examples(template: Template, quote: Callable[[str], str], eos: str) -> str:
 
 
 def _opening(lead: str, space: bool, written: bool) -> str:
-    """BOS and header; without a header no BOS where the first turn writes its own (internlm-chat)."""
+    """BOS and header; without a header no BOS if the first turn has its own (internlm-chat)."""
     spaced = " ~ ('' if header.startswith(' ') else ' ')" if space else ""
     if not lead:
         return "{{- header -}}"
@@ -91,7 +91,7 @@ def _window(template: Template) -> str:
 
 
 def _ending(template: Template, eos: str, wrap: RoleFormat) -> str:
-    """What follows an answer: the template's text, behind an EOS where that text holds no stop."""
+    """The text after an answer: the template's, preceded by EOS if that text has no stop."""
     return wrap.after if template.stop else eos + wrap.after
 
 

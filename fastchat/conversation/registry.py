@@ -1,4 +1,4 @@
-"""Template names: looking them up, registering one's own, and finding those that fit a model."""
+"""Template names: looking them up, registering new ones, and finding those that fit a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastchat.conversation.upstream import Conversation
 from fastchat.errors import SettingsError, nearest, say
 
 DEFAULT_TEMPLATE = "vicuna_v1.1"
-OWN_TEMPLATE = "tokenizer"  # as a name: the template that the tokenizer brings
+OWN_TEMPLATE = "tokenizer"  # the name that means the tokenizer's own template
 
 if TYPE_CHECKING:
     conv_templates: dict[str, Conversation]
@@ -21,7 +21,7 @@ _tables: dict[str, Template] = {}
 
 
 def __getattr__(name: str) -> Any:
-    """`conv_templates` is filled when somebody first asks for it."""
+    """`conv_templates` is filled on first use."""
     if name == "conv_templates":
         return _known()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -29,18 +29,18 @@ def __getattr__(name: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _known() -> dict[str, Conversation]:
-    """Every conversation that is registered, by name; the built-in ones are registered first."""
+    """All registered conversations, by name; the built-in ones come first."""
     for template in builtin().templates:
         _register(template)
     return _conversations
 
 
 def register_conv_template(template: Conversation | Template, override: bool = False) -> None:
-    """Make a template known by its name.
+    """Register a template under its name.
 
     Raises:
-        SettingsError: the name is taken (and `override` is False), the template cannot be written as a table, or a
-            value in it is of a wrong kind.
+        SettingsError: the name is already registered (and `override` is False), the template cannot be written as a
+            table, or one of its values has the wrong type.
     """
     name = template.name
     if name == OWN_TEMPLATE:
@@ -56,16 +56,16 @@ def _register(template: Conversation | Template) -> None:
     name, table = template.name, None
     if isinstance(template, Template):
         table, template = template, Conversation.from_template(template)
-    elif template.sep_style is not None:  # else it belongs to a remote API: a name of upstream's, not to be trained
+    elif template.sep_style is not None:  # otherwise it belongs to a remote API: a name of upstream, not for training
         table = template.to_template()
     if table is not None:
-        Template.from_dict(table.to_dict())  # as it will be read from the record of a result
+        Template.from_dict(table.to_dict())  # as it will be read from a saved model folder
         _tables[name] = table
     _conversations[name] = template
 
 
 def get_conv_template(name: str) -> Conversation:
-    """A fresh conversation with the template `name` (upstream's interface)."""
+    """A new conversation with the template `name` (upstream's interface)."""
     known = _known()
     if name not in known:
         get_template(name)  # raises, with the nearest names
@@ -73,7 +73,7 @@ def get_conv_template(name: str) -> Conversation:
 
 
 def get_template(name: str) -> Template:
-    """The table of the template `name`. Raises SettingsError that names the nearest known ones."""
+    """The table of the template `name`. Raises SettingsError with the nearest known names."""
     known, data = _known(), builtin()
     if name in _tables:
         return _tables[name]
@@ -82,18 +82,18 @@ def get_template(name: str) -> Template:
     if name in data.tokenizer:
         raise SettingsError(
             f"--conv_template {name!r}: use --conv_template tokenizer. The tokenizer's own template is {name}'s, and "
-            f"no table can be it: {data.tokenizer[name]}."
+            f"it cannot be written as a table: {data.tokenizer[name]}."
         )
     near = nearest(name, [*_tables, *data.tokenizer])
-    hint = f"Nearest: {', '.join(near)}." if near else f"Some that are: {', '.join(list(_tables)[:16])}."
+    hint = f"Nearest: {', '.join(near)}." if near else f"Known ones include {', '.join(list(_tables)[:16])}."
     raise SettingsError(
         f"--conv_template {name!r} is not a known template. {hint} "
-        "Your own go in with --conv_template_file my.py|my.yaml."
+        "To use your own, give --conv_template_file my.py|my.yaml."
     )
 
 
 def control_strings(template: Template) -> set[str]:
-    """The strings in a template's own text that look like control tokens, `<s>` and `</s>` left out."""
+    """The strings in a template's own text that look like control tokens, except `<s>` and `</s>`."""
     found = {s for text in template.literals(tools=False) for s in CONTROL_PATTERN.findall(text)}
     return found - {"<s>", "</s>"}
 
@@ -102,8 +102,8 @@ def suggest_templates(vocabulary: set[str], chat_template: str | None = None, mo
     """Names of the templates that fit a model, best first.
 
     Args:
-        vocabulary: every token string of the tokenizer.
-        chat_template: the tokenizer's own Jinja text.
+        vocabulary: all token strings of the tokenizer.
+        chat_template: the tokenizer's Jinja chat template.
         model_name: the model's folder or hub name.
     """
     _known()
@@ -112,7 +112,7 @@ def suggest_templates(vocabulary: set[str], chat_template: str | None = None, mo
     found = ["tokenizer" if named in data.tokenizer else named] if named else []
     own = chat_template or ""
     written = [name for name, t in _tables.items() if _written_in(t, own)]
-    # Many families share their turns; a default system message, the longer the surer, is one family's own.
+    # Many families share the same turns; a default system message, the longer the better, identifies one family.
     said = {name: _tables[name].system_message for name in written}
     found += sorted((n for n in written if said[n] and said[n] in own), key=lambda n: -len(said[n]))
     for name, template in _tables.items():
@@ -123,7 +123,7 @@ def suggest_templates(vocabulary: set[str], chat_template: str | None = None, mo
 
 
 def _written_in(template: Template, chat_template: str) -> bool:
-    """Whether both turn openings of a template stand in a Jinja text, whichever way it quotes line ends."""
+    """Whether a Jinja text contains both turn openings of a template, however it escapes newlines."""
     text = chat_template.replace("\\n", "\n")
     marks = {template.user.open.strip(), template.assistant.open.strip()}
     return all(len(mark) > 3 and mark in text for mark in marks)
@@ -132,24 +132,24 @@ def _written_in(template: Template, chat_template: str) -> bool:
 def choose_template(
     name: str | None, *, vocabulary: set[str], chat_template: str | None = None, model_name: str = ""
 ) -> Template:
-    """The template of a run: the one asked for, else the documented default where nothing speaks against it.
+    """The template of a run: the requested one, or the default if nothing suggests another template.
 
     Raises:
-        SettingsError: an unknown name; or no name, although the tokenizer brings a chat template of its own or the
-            model is a known chat family. The message suggests the templates that fit.
+        SettingsError: an unknown name; or no name, although the tokenizer has its own chat template or the model
+            belongs to a known chat family. The message suggests the templates that fit.
     """
     if name:
         return get_template(name)
     fitting = suggest_templates(vocabulary, chat_template, model_name)
     if chat_template or fitting:
-        why = "the tokenizer brings a chat template of its own" if chat_template else "this is a known chat family"
+        why = "the tokenizer has its own chat template" if chat_template else "the model belongs to a known chat family"
         if chat_template:
             fitting = ["tokenizer (its own)", *(name for name in fitting if name != "tokenizer")]
-        names = ", ".join(fitting[:4]) or f"none that is known of the {len(_tables)} built-in ones"
+        names = ", ".join(fitting[:4]) or f"none of the {len(_tables)} built-in ones"
         raise SettingsError(
-            f"--conv_template is not given, and the documented default, {DEFAULT_TEMPLATE}, would not fit: {why}. "
-            f"Templates that fit: {names}. Say --conv_template NAME, or --conv_template {DEFAULT_TEMPLATE} to use that "
-            "one all the same, or describe your own with --conv_template_file."
+            f"--conv_template is not given, and the default, {DEFAULT_TEMPLATE}, does not fit: {why}. "
+            f"Templates that fit: {names}. Give --conv_template NAME, or --conv_template {DEFAULT_TEMPLATE} to use the "
+            "default anyway, or define your own with --conv_template_file."
         )
     say(f"template: {DEFAULT_TEMPLATE} (the default; --conv_template picks another)")
     return get_template(DEFAULT_TEMPLATE)

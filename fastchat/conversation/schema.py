@@ -1,8 +1,8 @@
-"""What a template table may hold, checked key by key before a template is made of it.
+"""The schema of a template table: every key is checked before a template is made from it.
 
-A `Form` is a table of keys; the kind of each is a function that takes the value and its `Place`, and gives back what a
-template needs or raises one SettingsError with file, template, key, value and what is expected there. The two forms
-themselves stand beside what is made of them: `Template` in template.py, `Conversation` in upstream.py.
+A `Form` is a table of keys; the kind of each is a function that takes the value and its `Place`, and returns the value
+for the template or raises SettingsError with file, template, key, value and the expected value. The two forms are next
+to the classes that are made from them: `Template` in template.py, `Conversation` in upstream.py.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _SHOWN = 80  # characters of a wrong value
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value stands: `owner` is the file and the template, `key` the way to it, such as `user.before`."""
+    """The location of a value: `owner` is the file and the template, `key` the path to it, such as `user.before`."""
 
     owner: str
     key: str = ""
 
     @classmethod
     def of(cls, table: Any, source: str) -> Place:
-        """The place of a whole table; `source` is where it stands."""
+        """The place of a whole table; `source` is its file, for messages."""
         name = table.get("name") if isinstance(table, dict) else None
         return cls(f"{source}template {name!r}" if name else f"{source}a template")
 
     def under(self, key: object) -> Place:
-        """The place of an entry: a key of a mapping, or a number, counted from 1, in a list."""
+        """The place of an entry: a key of a mapping, or a number in a list, counted from 1."""
         if isinstance(key, int):
             return Place(self.owner, f"entry {key} of {self.key}")
         return Place(self.owner, f"{self.key}.{key}" if self.key else str(key))
 
     def wrong(self, value: object, expected: str) -> SettingsError:
         """
-        >>> str(Place("k.yaml: template 'k'").under("user").under("after").wrong(3, "a text"))
-        "k.yaml: template 'k': user.after is 3; expected a text."
+        >>> str(Place("k.yaml: template 'k'").under("user").under("after").wrong(3, "a string"))
+        "k.yaml: template 'k': user.after is 3; expected a string."
         """
         return SettingsError(f"{self.owner}: {self.key} is {_shown(value)}; expected {expected}.")
 
@@ -49,7 +49,7 @@ Kind = Callable[[Any, Place], Any]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The keys of a mapping with their kinds, those it cannot do without, and what it is called in messages."""
+    """The keys of a mapping with their kinds, its required keys, and its name in messages."""
 
     title: str
     kinds: Mapping[str, Kind]
@@ -57,7 +57,7 @@ class Form:
     example: str
 
     def read(self, table: Any, place: Place) -> dict[str, Any]:
-        """The keys that `table` has, each as its kind gives it. Raises SettingsError for the first that is wrong."""
+        """The values of `table` by key, each converted by its kind. Raises SettingsError for the first wrong one."""
         if not isinstance(table, dict):
             raise place.wrong(table, f"keys with values, such as {self.example}")
         for key in table:
@@ -66,7 +66,7 @@ class Form:
                 known = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(self.kinds)}"
                 there = place.under(key if isinstance(key, str) else _shown(key))
                 raise SettingsError(
-                    f"{place.owner}: {there.key} ({_shown(table[key])}) is no key of {self.title}; {known}."
+                    f"{place.owner}: {there.key} ({_shown(table[key])}) is not a key of {self.title}; {known}."
                 )
         for key in self.needed:
             if key not in table:
@@ -81,35 +81,35 @@ class Form:
 
 
 def text(value: Any, place: Place) -> str:
-    """A text. Nothing is made one: YAML reads `no`, `5` and an empty value as something else."""
+    """A string. Nothing is converted: YAML reads `no`, `5` and an empty value as other types."""
     if not isinstance(value, str):
-        raise place.wrong(value, "a text" if isinstance(value, list | dict) else "a text, in quotes")
+        raise place.wrong(value, "a string" if isinstance(value, list | dict) else "a string, in quotes")
     return value
 
 
 def some_text(value: Any, place: Place) -> str:
-    """A text that is not empty."""
+    """A non-empty string."""
     if text(value, place) == "":
-        raise place.wrong(value, "a text that is not empty")
+        raise place.wrong(value, "a non-empty string")
     return value
 
 
 def whole(value: Any, place: Place) -> int:
-    """A whole number of at least 0."""
+    """A non-negative integer."""
     if type(value) is not int or value < 0:
         raise place.wrong(value, "a whole number of at least 0")
     return value
 
 
 def or_null(kind: Kind) -> Kind:
-    """`kind`, or nothing at all."""
+    """`kind` or None."""
     return lambda value, place: None if value is None else kind(value, place)
 
 
 def several(kind: Kind, expected: str) -> Kind:
-    """One value of a kind, or a list of them; a tuple in either case.
+    """One value of a kind, or a list of them; returns a tuple in either case.
 
-    >>> several(text, "a text or a list of texts")("am", Place("k.yaml"))
+    >>> several(text, "a string or a list of strings")("am", Place("k.yaml"))
     ('am',)
     """
 
@@ -123,12 +123,12 @@ def several(kind: Kind, expected: str) -> Kind:
     return read
 
 
-stop_texts = several(some_text, "a text or a list of texts")
+stop_texts = several(some_text, "a string or a list of strings")
 token_ids = several(whole, "a token id or a list of them")
 
 
 def one_of(names: Iterable[str]) -> Kind:
-    """One of some names."""
+    """One of the given names."""
     known = list(names)
 
     def read(value: Any, place: Place) -> str:
@@ -149,7 +149,7 @@ def pairs(roles: Iterable[str] | None, example: str) -> Kind:
             raise place.wrong(value, f"a list such as {example}")
         for number, entry in enumerate(value, start=1):
             if not isinstance(entry, list | tuple) or len(entry) != 2:
-                raise place.under(number).wrong(entry, f"a role and a text, as in {example}")
+                raise place.under(number).wrong(entry, f"a role and a message, as in {example}")
         return tuple(
             (role(entry[0], place.under(number)), text(entry[1], place.under(number)))
             for number, entry in enumerate(value, start=1)
@@ -159,5 +159,5 @@ def pairs(roles: Iterable[str] | None, example: str) -> Kind:
 
 
 def _shown(value: object) -> str:
-    """A value as it may be written in YAML, in one line."""
+    """A value as YAML could write it, on one line."""
     return brief(json.dumps(value, ensure_ascii=False, default=str, skipkeys=True), _SHOWN)

@@ -1,11 +1,11 @@
-"""Upstream's separator styles, as data: what stands around the messages and around the system message.
+"""Upstream's separator styles, as data: the text around the messages and around the system message.
 
 The texts are those of fschat 0.2.36 plus those that upstream added later (LLAMA3, GEMMA, CLLM, DEFAULT). Two styles
-show an exchange otherwise once it is history: YUAN2 (upstream eats letters of the last message there, we do not) and
-CLLM, which shows only the last exchange. With these only the last answer of a dialogue can be learned.
+render an exchange differently once it is history: YUAN2 (upstream strips letters of the last message, we do not) and
+CLLM, which renders only the last exchange. With these only the last answer of a dialogue can be supervised.
 
-A style is used in two ways: `shape_of` makes the table of a template, for turns that take turns; `message_texts` gives
-what `Conversation.get_prompt` writes around a message, whatever its role is called and whoever spoke before.
+A style is used in two ways: `shape_of` makes the table of a template, for alternating turns; `message_texts` returns
+the text that `Conversation.get_prompt` writes around a message, for any role name and any order of roles.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ class SeparatorStyle(IntEnum):
     DEFAULT = auto()
 
 
-Texts = tuple[str, str, str]  # before a message, after it, and in place of it where it is still to be written
+Texts = tuple[str, str, str]  # before a message, after it, and instead of it if the model is to write it
 _SLOT = re.compile(r"\{(role|tag|sep2|sep|round)\}")
-# Whether there is a header where there is no system message.
+# Whether there is a header without a system message.
 ALWAYS, UNLESS_EMPTY, NEVER = "always", "unless the system template is nothing but the message", "never"
 
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """The texts of a style. `{role}` is the name of who speaks, `{tag}` the one whose turn it is by position, `{round}`
-    the number of the exchange, `{sep}` and `{sep2}` are the template's separators.
+    """The texts of a style. `{role}` is the name of the message's role, `{tag}` the name of the role at its position,
+    `{round}` the number of the exchange; `{sep}` and `{sep2}` are the template's separators.
 
-    assistant: None is the same as `user`. first: of the very first message. last_user, last_assistant: of the last
-    exchange. lead, tail: before and after the system template. header: where it also stands without a message; else
-    `instead`.
+    assistant: None means the same as `user`. first: for the very first message. last_user, last_assistant: for the
+    last exchange. lead, tail: before and after the system template. header: whether it is also written without a
+    system message; otherwise `instead` is written.
     """
 
     user: Texts
@@ -75,7 +75,7 @@ class _Style:
     window: int = 0
 
     def texts(self, i: int) -> Texts:
-        """Those of message `i`, counted from 0."""
+        """The texts of message `i`, counted from 0."""
         return self.assistant if i % 2 and self.assistant else self.user
 
     @property
@@ -121,7 +121,7 @@ _STYLES = {
     S.YUAN2: _Style(
         ("", "<n>", ""), last_user=("", "{sep}", ""), last_assistant=("", "<eod>", ""), tail="{sep2}", header=NEVER
     ),
-    # Gemma has no system role: its makers put the message in front of the first user turn. Upstream drops it.
+    # Gemma has no system role: Google's template puts the message before the first user message. Upstream drops it.
     S.GEMMA: _Style(
         (_OPEN_TURN, "{sep}", _OPEN_TURN), first=("", "{sep}", ""), lead=f"<bos>{_OPEN_TURN}", tail="\n\n", header=NEVER
     ),
@@ -132,7 +132,7 @@ _STYLES = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a style makes of a system template, two role names and two separators."""
+    """The result of applying a style to a system template, two role names and two separators."""
 
     system: str
     no_system: str
@@ -149,10 +149,10 @@ class Shape:
 def shape_of(
     name: str, style: SeparatorStyle, system_template: str, roles: tuple[str, ...], sep: str, sep2: str | None
 ) -> Shape:
-    """Translate one of upstream's templates; `system_template` holds `{system_message}`.
+    """Translate one of upstream's templates; `system_template` contains `{system_message}`.
 
     Raises:
-        SettingsError: for a second separator that the style needs and nobody gave.
+        SettingsError: the style needs a second separator, and there is none.
     """
     how = _STYLES[style]
     if how.needs_sep2 and sep2 is None:
@@ -166,13 +166,13 @@ def shape_of(
 
     lead, tail = filled(how.lead), filled(how.tail)
     empty = system_template.replace(SYSTEM_SLOT, "")
-    stands = how.header == ALWAYS or (how.header == UNLESS_EMPTY and empty)
+    has_header = how.header == ALWAYS or (how.header == UNLESS_EMPTY and empty)
     first = (how.first[0], how.first[1], "") if how.first else None  # a dialogue's first turn is never open
     user, assistant = around(how.user, 0), around(how.texts(1), 1)
     assert user and assistant
     return Shape(
         lead + system_template + tail,
-        lead + (empty + tail if stands else how.instead),
+        lead + (empty + tail if has_header else how.instead),
         user,
         assistant,
         around(first, 0),
@@ -187,9 +187,9 @@ def shape_of(
 def message_texts(
     name: str, style: SeparatorStyle, roles: tuple[str, ...], sep: str, sep2: str | None, i: int, role: str
 ) -> Texts:
-    """What upstream writes around message `i` (counted from 0) of somebody called `role`.
+    """The text that upstream writes around message `i` (counted from 0) of the role `role`.
 
-    Separators follow the position of a message, names are those of the message, as upstream has it.
+    As in upstream, separators depend on the position of a message, names on its role.
     """
     how = _STYLES[style]
     texts = how.first if i == 0 and how.first else how.texts(i)

@@ -1,11 +1,11 @@
 """A chat template is a table, and one loop renders it.
 
-Rendering keeps the pieces apart instead of returning one string: each `Segment` knows whether it is the template's own
-text (where control strings such as `<|im_end|>` are meant as tokens) or somebody's message (where they are plain
-text), and whether the model has to generate it. The mask comes from here and from nowhere else.
+Rendering returns separate segments instead of one string: each `Segment` knows whether it is the template's own text
+(where control strings such as `<|im_end|>` are tokens) or a message (where they are plain text), and whether the model
+has to generate it. This is the only source of the label mask.
 
-What is supervised, for every template: the answer as it stands in the rendered dialogue, minus the prompt that
-inference would send at that moment, up to and including the stop. With the vicuna table:
+What is supervised, for every template: the answer as it appears in the rendered dialogue, minus the prompt that
+inference would send at that point, up to and including the stop. With the vicuna table:
 
     USER: Hi ASSISTANT: Hello.</s>
                       ^^^^^^^^^^^^   inference sends "... ASSISTANT:", so the space is generated too
@@ -34,8 +34,8 @@ from fastchat.conversation.schema import (
 )
 from fastchat.errors import SettingsError
 
-# What looks like a control string in a template's own text: <|im_end|>, <s>, </s>, <end_of_turn>, <｜User｜>.
-# The look-behind keeps llama-2's <<SYS>> out: that is plain text in every tokenizer.
+# Matches control strings in a template's own text: <|im_end|>, <s>, </s>, <end_of_turn>, <｜User｜>.
+# The look-behind excludes llama-2's <<SYS>>, which is plain text in every tokenizer.
 CONTROL_PATTERN = re.compile(r"(?<!<)<(?:\|[^<>|\s]+\|?|/?[A-Za-z_][A-Za-z0-9_]*|｜[^<>\s]+｜)>(?!>)")
 SYSTEM_SLOT = "{system_message}"
 ROUND_SLOT = "{round}"
@@ -45,10 +45,10 @@ _FORMATS = ("user", "assistant", "first_user", "tool", "last_user", "last_assist
 
 @dataclass(frozen=True, slots=True)
 class RoleFormat:
-    """What stands around one role's message.
+    """The text around a message of one role.
 
-    `open` is what inference sends to have the message written; it is a prefix of `before`, and the rest of `before`
-    (vicuna's space after `ASSISTANT:`) is for the model to generate.
+    `open` is the text that inference sends to have the message written; it is a prefix of `before`, and the model
+    generates the rest of `before` (vicuna's space after `ASSISTANT:`).
     """
 
     before: str
@@ -57,16 +57,16 @@ class RoleFormat:
 
     def __post_init__(self) -> None:
         if not self.before.startswith(self.open):
-            raise SettingsError(f"template: the open prompt {self.open!r} is not how {self.before!r} begins.")
+            raise SettingsError(f"template: the open prompt {self.open!r} is not a prefix of {self.before!r}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A piece of a rendered dialogue.
 
-    `role` is "template" for the template's own text, else whose message it is. `virtual` marks an end-of-sequence
-    token that the template's text does not show: it becomes an id and is absent from `Rendered.text`. `excluded` marks
-    what its turn, which says "train": false, has for itself: it is not learned where prompts are.
+    `role` is "template" for the template's own text, otherwise the role of the message. `virtual` marks an
+    end-of-sequence token that the template's text does not contain: it becomes an id and is not in `Rendered.text`.
+    `excluded` marks the text of a turn with "train": false: it is not supervised even if prompts are.
     """
 
     text: str
@@ -93,20 +93,20 @@ class Template:
     """An immutable chat template.
 
     Attributes:
-        system: the header when there is a system message; holds `{system_message}` exactly once.
-        no_system: the header when there is none.
-        system_message: the default message, template text of its own.
-        first_user: how the first user message is wrapped where the header already opened that turn (llama-2, gemma).
-        tool: how a tool's output is wrapped; None means like a user's message.
-        last_user, last_assistant: how the last exchange is wrapped where it differs from history (yuan2). Then, and
-            with `window`, only the last answer is supervised: earlier ones were generated behind another prompt.
-        window: how many of the last turns are shown at all, 0 for every one (cllm shows the last exchange).
-        round_start: the number of the first round where `user.before` holds `{round}` (the chatglm family).
+        system: the header with a system message; contains `{system_message}` exactly once.
+        no_system: the header without one.
+        system_message: the default message, which is part of the template's own text.
+        first_user: the format of the first user message if the header already opened that turn (llama-2, gemma).
+        tool: the format of a tool's output; None means that of a user message.
+        last_user, last_assistant: the format of the last exchange if it differs from history (yuan2). Then, and with
+            `window`, only the last answer is supervised: earlier ones were generated after another prompt.
+        window: how many of the last turns are rendered, 0 for all (cllm renders the last exchange).
+        round_start: the number of the first round if `user.before` contains `{round}` (the chatglm family).
         content: "as_is", or how every message of a turn is normalised: "strip", "strip_all" (the system message too),
             "rwkv".
-        examples: few-shot turns that precede every dialogue; never trained.
-        stop_strings, stop_token_ids: what ends a generation besides the stop that `assistant.after` begins with.
-        origin: where the strings come from.
+        examples: few-shot turns that precede every dialogue; never supervised.
+        stop_strings, stop_token_ids: what ends a generation, besides the stop at the start of `assistant.after`.
+        origin: the source of the strings.
     """
 
     name: str
@@ -130,30 +130,30 @@ class Template:
     def __post_init__(self) -> None:
         if self.system.count(SYSTEM_SLOT) != 1:
             raise SettingsError(
-                f"template {self.name!r}: the system header {self.system!r} must hold {SYSTEM_SLOT} exactly once, "
-                "or a system message would be lost."
+                f"template {self.name!r}: the system header {self.system!r} must contain {SYSTEM_SLOT} exactly once, "
+                "otherwise a system message would be lost."
             )
         if self.content not in CONTENT:
             raise SettingsError(f"template {self.name!r}: content={self.content!r} is not {', '.join(CONTENT)}.")
 
     @property
     def reasoning_key(self) -> str:
-        """Under which name the template reads what an assistant thought; "" as it shows texts only."""
+        """The name under which the template reads an assistant's reasoning; "" because tables render texts only."""
         return ""
 
     @property
     def stop(self) -> str:
-        """The part of `assistant.after` that the model generates to end its turn; "" where EOS does that."""
+        """The part of `assistant.after` that the model generates to end its turn; "" if EOS ends it."""
         after = (self.last_assistant or self.assistant).after
         ends = [m.end() for m in [CONTROL_PATTERN.search(after)] if m]
         ends += [after.index(s) + len(s) for s in self.stop_strings if s and s in after]
         return after[: min(ends)] if ends else after[: len(after.rstrip())]
 
     def literals(self, tools: bool = True) -> tuple[str, ...]:
-        """Every string of the template's own, for finding the control strings in it.
+        """All strings of the template's own text, to find the control strings in it.
 
-        `tools`: also those around a tool's output. There families write markup such as `<tool_response>` that some of
-        their tokenizers have no token for.
+        `tools`: include those around a tool's output. They contain markup such as `<tool_response>` that is not a token
+        in some tokenizers of the family.
         """
         formats = [f for f in (getattr(self, key) for key in _FORMATS if tools or key != "tool") if f]
         header = (self.system.replace(SYSTEM_SLOT, "\n"), self.no_system, self.system_message)
@@ -196,7 +196,7 @@ class Template:
         return bool(self.window or self.last_user or self.last_assistant)
 
     def normalise(self, text: str) -> str:
-        """A message as the template writes it (most write it as it is)."""
+        """A message as the template writes it (most templates leave it unchanged)."""
         if self.content in ("strip", "strip_all"):
             return text.strip()
         if self.content == "rwkv":
@@ -204,12 +204,12 @@ class Template:
         return text
 
     def format_of(self, role: str, first: bool, num_user: int) -> RoleFormat:
-        """How a message of `role` is wrapped after `num_user` messages of the user; `first`: nothing precedes it."""
+        """The format of a message of `role` after `num_user` user messages; `first`: it is the first message."""
         wrap = self.assistant if role == "assistant" else self._wrap(role, first, last=False)
         return RoleFormat(self._numbered(wrap.before, num_user), wrap.after, self._numbered(wrap.open, num_user))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able table; `Template.from_dict` makes the same template from it."""
+        """A JSON-serializable table; `Template.from_dict` makes the same template from it."""
         table: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for key in _FORMATS:
             if table[key] is not None:
@@ -221,13 +221,13 @@ class Template:
 
     @classmethod
     def from_dict(cls, table: Any, source: str = "") -> Template:
-        """The template that a table with the fields of this class describes, as in a YAML file.
+        """Make a template from a table with the fields of this class, as in a YAML file.
 
         Args:
-            source: where the table stands, for messages.
+            source: the location of the table, for messages.
 
         Raises:
-            SettingsError: an unknown or a missing key, or a value of another kind than its key needs.
+            SettingsError: an unknown or missing key, or a value of the wrong type.
 
         Example:
             >>> Template.from_dict({"name": "k", "user": {"before": "Q: ", "after": "\\n"},
@@ -258,7 +258,7 @@ class Template:
             return
         before, after = self.system.split(SYSTEM_SLOT)
         yield Segment(before)
-        # The default message is template text (deepseek-chat keeps its BOS there); a record's own is plain text.
+        # The default message is template text (deepseek-chat has its BOS there); a row's own message is plain text.
         yield Segment(message, "template" if own else "system", excluded=not (own or train))
         yield Segment(after)
 
@@ -283,13 +283,13 @@ class Template:
 def _role_format(value: Any, place: Place) -> RoleFormat:
     keys = _ROLE_FORMAT.read(value, place)
     if not keys["before"].startswith(keys.get("open", "")):
-        raise place.under("open").wrong(keys["open"], f"what inference sends: how {keys['before']!r} begins")
+        raise place.under("open").wrong(keys["open"], f"the prompt of inference, a prefix of {keys['before']!r}")
     return RoleFormat(**keys)
 
 
 def _header(value: Any, place: Place) -> str:
     if text(value, place).count(SYSTEM_SLOT) != 1:
-        raise place.wrong(value, f"a text with {SYSTEM_SLOT} in it exactly once, or a system message would be lost")
+        raise place.wrong(value, f"a string with {SYSTEM_SLOT} exactly once, or a system message would be lost")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Upstream's `Conversation`: the interface that people's own templates and serving code are written against."""
+"""Upstream's `Conversation`: the interface that users' template files and serving code depend on."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ IMAGE_PLACEHOLDER = "$$<image>$$"
 class Conversation:
     """A prompt template together with the messages so far; the fields are upstream's.
 
-    `messages` holds `[role, message]` pairs. A message is a text, or a text with its images: `(text, [image, ...])`;
-    None is the turn that the model is to write. The first `offset` of them are the template's own examples. `template`
+    `messages` is a list of `[role, message]`. A message is a string, or a string with images: `(text, [image, ...])`;
+    None is the turn that the model is to write. The first `offset` messages are the template's examples. `template`
     is set for templates that are defined as a table and have no separator style.
     """
 
@@ -56,7 +56,7 @@ class Conversation:
 
     @classmethod
     def from_template(cls, template: Template) -> Conversation:
-        """The same template behind upstream's interface."""
+        """Wrap a template in upstream's interface."""
         stops = list(template.stop_strings)
         return cls(
             name=template.name,
@@ -75,10 +75,10 @@ class Conversation:
 
     @classmethod
     def from_dict(cls, table: Any, source: str = "") -> Conversation:
-        """The template that a table with the fields of this class describes, as in a YAML file.
+        """Make a conversation from a table with the fields of this class, as in a YAML file.
 
-        `source` is where the table stands, for messages. Raises SettingsError for an unknown key, or a value of another
-        kind than its key needs.
+        `source` is the location of the table, for messages. Raises SettingsError for an unknown key, or a value of the
+        wrong type.
         """
         place = Place.of(table, source)
         values = FIELDS.read(table, place)
@@ -90,12 +90,12 @@ class Conversation:
         if made.offset != len(made.messages):
             raise place.under("offset").wrong(
                 made.offset,
-                f"{len(made.messages)}: so many messages precede every dialogue, and others are never shown",
+                f"{len(made.messages)}, the number of messages: they precede every dialogue, others are never shown",
             )
         return made
 
     def to_template(self) -> Template:
-        """The table that says the same, with the examples. Raises SettingsError for a style that is no table."""
+        """The equivalent table, with the examples. Raises SettingsError for a style that cannot be a table."""
         if self.template is not None:
             return self.template
         examples = enumerate(self.messages[: self.offset])
@@ -103,10 +103,10 @@ class Conversation:
         return replace(self._table(), examples=tuple(said))
 
     def get_prompt(self) -> str:
-        """The prompt so far, as upstream writes it: a message of None, or an empty one, leaves its turn open.
+        """The prompt so far, as upstream writes it: a message that is None or empty leaves its turn open.
 
-        An image stands as `$$<image>$$` before the text of its message. Raises SettingsError for a template of a remote
-        API.
+        An image is written as `$$<image>$$` before the text of its message. Raises SettingsError for a template of a
+        remote API.
         """
         table = self._table()
         # The table of a separator style already has this conversation's own message.
@@ -132,11 +132,11 @@ class Conversation:
         self.messages.append([role, message])
 
     def update_last_message(self, message: str) -> None:
-        """Put the model's answer in the place of the open turn."""
+        """Fill the open turn with the model's answer."""
         self.messages[-1][1] = message
 
     def get_images(self) -> list[Any]:
-        """The images of the user's messages, in order."""
+        """The images of the user messages, in order."""
         users = (message for _, message in self.messages[self.offset :: 2])
         return [image for message in users if isinstance(message, tuple) for image in message[1]]
 
@@ -165,12 +165,12 @@ class Conversation:
         return [(role, _text(message)) for role, message in self.messages]
 
     def copy(self) -> Conversation:
-        """A conversation of its own: appending to it leaves this one alone."""
+        """An independent copy: appending to it does not change this conversation."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Conversation(**values)
 
     def dict(self) -> Mapping[str, Any]:
-        """What upstream logs of a conversation."""
+        """The fields that upstream logs."""
         return {
             "template_name": self.name,
             "system_message": self.system_message,
@@ -187,7 +187,7 @@ class Conversation:
             raise SettingsError(f"template {self.name!r} has no separator style: it belongs to a remote API.")
         header, message = self.system_template, self.system_message
         if SYSTEM_SLOT not in header:
-            # Upstream's deepseek-coder has its default text where the slot belongs: a record's own would be lost.
+            # Upstream's deepseek-coder has its default text instead of the placeholder: a row's own would be lost.
             header, message = SYSTEM_SLOT, message or header
         shape = shape_of(self.name, self.sep_style, header, self.roles, self.sep, self.sep2)
         stops = [self.stop_str] if isinstance(self.stop_str, str) else self.stop_str or []
@@ -204,12 +204,12 @@ class Conversation:
             window=shape.window,
             round_start=shape.round_start,
             content=shape.content,
-            stop_strings=tuple(filter(None, stops)),  # upstream takes an empty one for none
+            stop_strings=tuple(filter(None, stops)),  # upstream ignores empty ones
             stop_token_ids=tuple(self.stop_token_ids or ()),
         )
 
     def _texts(self, table: Template, i: int, first: bool) -> Texts:
-        """What stands around message `i`, and in its place where it is open."""
+        """The text around message `i`, and the text instead of it if it is open."""
         role, kind = self.messages[i][0], self._kind(i)
         last = self._last_exchange() if table.last_user or table.last_assistant else ()
         own = table.last_user if kind == "user" else table.last_assistant
@@ -220,17 +220,17 @@ class Conversation:
         return own.before, own.after, own.open
 
     def _last_exchange(self) -> tuple[int, ...]:
-        """The last question, and the answer to it where there is one."""
+        """The indices of the last question and, if there is one, its answer."""
         said = [i for i, (_, message) in enumerate(self.messages) if message]
         last = max((i for i in said if self._kind(i) == "user"), default=len(said))
         return tuple(i for i in said if i >= last)
 
     def __getattr__(self, name: str) -> Any:
-        """What is missing says what to use instead."""
+        """The error for a missing attribute says what to use instead."""
         return refuse("fastchat.conversation", "Conversation")(name)
 
     def _kind(self, i: int) -> str:
-        """Whose turn message `i` is; by position where a template gives both roles the same name."""
+        """The role of message `i`; by position if a template gives both roles the same name."""
         role = self.messages[i][0]
         if self.template is not None and role in ROLES:
             return role
@@ -249,7 +249,7 @@ def _text(message: Any) -> Any:
 
 def _roles(value: Any, place: Place) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) < 2:
-        raise place.wrong(value, "a list of two texts, such as [USER, ASSISTANT]")
+        raise place.wrong(value, "a list of two strings, such as [USER, ASSISTANT]")
     return tuple(text(entry, place.under(number)) for number, entry in enumerate(value, start=1))
 
 
@@ -263,7 +263,7 @@ _KINDS: dict[str, Kind] = {
     "sep_style": one_of(SeparatorStyle.__members__),
     "sep": text,
     "sep2": or_null(text),
-    "stop_str": or_null(several(text, "a text or a list of texts")),
+    "stop_str": or_null(several(text, "a string or a list of strings")),
     "stop_token_ids": or_null(token_ids),
 }
 FIELDS = Form(

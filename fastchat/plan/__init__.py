@@ -1,7 +1,7 @@
-"""What fits: the memory a training run needs, by arithmetic, before anything is loaded. Needs neither torch nor a GPU.
+"""The planner: computes the memory of a training run before anything is loaded. Needs neither torch nor a GPU.
 
     python -m fastchat.plan --model_size 7b --q_lora True --gpu_memory 24GiB
 
-`api.py` is what other rooms call. Every number has its source in a comment, and tests/plan compares it with what the
-real model code does.
+`api.py` is the interface for other packages. Every number has its source in a comment, and tests/plan compares the
+results with the real model code.
 """

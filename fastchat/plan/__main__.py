@@ -1,4 +1,4 @@
-"""`python -m fastchat.plan`: what memory a training run needs, whether it fits, and what would."""
+"""`python -m fastchat.plan`: how much memory a training run needs, whether it fits, and which settings would."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastchat.streams import kept_output
 
 @kept_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done (also when the answer is "does not fit"), 2 settings."""
+    """Run the command and return its exit code: 0 done (also if the run does not fit), 2 settings."""
     try:
         flags = read_flags(sys.argv[1:] if argv is None else argv)
         if flags["help"] is not None:
@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(flags: dict[str, Any], machine: Machine) -> list[str]:
     if flags["recommend"] and flags["largest"]:
-        raise SettingsError("--recommend and --largest are two questions; ask one at a time")
+        raise SettingsError("--recommend and --largest cannot be combined; give one of them")
     adapters = [f"--{name}" for name in sorted(flags["given"] & LORA_ONLY)]
     if adapters and flags["full_finetuning"] and not flags["q_lora"]:
-        say(f"--full_finetuning trains no adapter, so this counts for nothing: {', '.join(adapters)}")
+        say(f"ignored, because --full_finetuning trains no adapter: {', '.join(adapters)}")
     if flags["recommend"]:
         return _recommended(flags, machine)
     if flags["largest"]:
@@ -53,9 +53,9 @@ def _answer(flags: dict[str, Any], machine: Machine) -> list[str]:
 
 def _needs_gpu_memory(machine: Machine, flag: str) -> None:
     if machine.on_cpu:
-        raise SettingsError(f"--{flag} is about GPUs: leave --use_cpu out")
+        raise SettingsError(f"--{flag} is for GPUs: remove --use_cpu")
     if machine.gpu_memory is None:
-        raise SettingsError(f"--{flag}: no GPU was found here, so say what there is: --gpus 8 --gpu_memory 24GiB")
+        raise SettingsError(f"--{flag}: no GPU was found; describe the GPUs, for example --gpus 8 --gpu_memory 24GiB")
 
 
 def _given_run(flags: dict[str, Any], machine: Machine) -> Run | None:
@@ -64,7 +64,7 @@ def _given_run(flags: dict[str, Any], machine: Machine) -> Run | None:
     return None
 
 
-_NO_HOST = "the host's memory is not known (--cpu_memory 256GiB), so "
+_NO_HOST = "the memory of the host is unknown (give it as --cpu_memory 256GiB), so "
 _SEARCHED = ("q_lora", "gradient_checkpointing", "deepspeed")
 
 
@@ -73,7 +73,7 @@ def _recommended(flags: dict[str, Any], machine: Machine) -> list[str]:
     given = _given_run(flags, machine) or run_of(flags, machine, architecture_of_size("7b"))
     length = flags["model_max_length"] if "model_max_length" in flags["given"] else LENGTH
     if searched := [f"--{name}" for name in _SEARCHED if name in flags["given"]]:
-        say(f"--recommend tries all of it itself, so this counts for nothing: {', '.join(searched)}")
+        say(f"ignored, because --recommend tries all values: {', '.join(searched)}")
     found = recommend(machine, given, sorted(flags["given"]), length, flags["cache_dir"])
     named = flags["model_name_or_path"] or flags["model_size"]
     found = [with_given(r, flags, not named or r.wanted.architecture.name == given.architecture.name) for r in found]
@@ -81,10 +81,10 @@ def _recommended(flags: dict[str, Any], machine: Machine) -> list[str]:
     written = write_recipes(found, folder)
     if flags["json"]:
         return [json.dumps(_flat(found))]
-    unknown = [_NO_HOST + "what is offloaded to it is not checked"] if machine.cpu_memory is None else []
+    unknown = [_NO_HOST + "offloading to it is not checked"] if machine.cpu_memory is None else []
     lines = [_machine_line(machine, length), *unknown, "", *table(found)]
     if not given.lora and not written:
-        lines += ["", "No full fine-tuning fits here; without --full_finetuning this looks for LoRA and QLoRA."]
+        lines += ["", "Full fine-tuning does not fit; without --full_finetuning, LoRA and QLoRA are tried."]
     for path, launch in written:
         lines += ["", f"{path}:", *(f"  {line}" for line in launch)]
     return lines
@@ -123,7 +123,7 @@ def _largest(flags: dict[str, Any], machine: Machine) -> list[str]:
         return [json.dumps(flat)]
     lines = [_machine_line(machine, run.model_max_length), ""]
     if machine.cpu_memory is None:
-        lines.insert(1, _NO_HOST + "nothing is offloaded to it")
+        lines.insert(1, _NO_HOST + "offloading to it is not considered")
     for one in found:
         if one.plan is None:
             lines.append(f"{one.method:<17} not even a model of 1B fits")

@@ -1,8 +1,8 @@
-"""What the forward pass keeps for the backward pass, in bytes: one transformer layer, added up from its parts.
+"""Activations that the forward pass keeps for the backward pass, in bytes: one transformer layer, part by part.
 
-Letters, all per token: H hidden width, Q width of the queries, K of the keys, I of the MLP, r LoRA rank; c bytes of a
-computed number, s bytes of one in the residual stream, a bytes of an adapter weight. Found by reading the code of
-transformers, peft and DeepSpeed, and compared in tests/plan with what that code really saves.
+Symbols, per token: H hidden width, Q width of the queries, K of the keys, I of the MLP, r LoRA rank; c bytes of a
+computed number, s bytes of one in the residual stream, a bytes of an adapter weight. Derived from the code of
+transformers, peft and DeepSpeed, and compared in tests/plan with the tensors that this code saves.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ class Activations:
     """Bytes per microbatch."""
 
     kept: int  # at the end of the forward pass
-    backward: int  # while the last layer is in the backward pass, with checkpointing recomputed
-    casts: int  # 16-bit copies of weights that autocast holds during the forward pass, part of neither
-    temporary: int  # gradients of activations that come on top in the backward pass
-    dequantised: int  # and the 16-bit copy of one nf4 matrix
+    backward: int  # during the backward pass of the last layer (recomputed with checkpointing)
+    casts: int  # 16-bit copies of weights that autocast holds during the forward pass; not part of the others
+    temporary: int  # gradients of activations, in addition, in the backward pass
+    dequantised: int  # the 16-bit copy of one nf4 matrix, in addition
 
     @property
     def saved(self) -> int:
-        """What counting the saved tensors of the real code gives: the larger of the two."""
+        """The size of the tensors that the real code saves: the larger of the two."""
         return max(self.kept, self.backward)
 
 
 def activations_of(run: Run) -> Activations:
-    """For a microbatch in which every dialogue has the full length."""
+    """The activations of a microbatch in which every dialogue has the maximum length."""
     a, tokens = run.architecture, run.tokens
     last_norm = tokens * _norm(run, a.hidden)
     temporary, matrix = tokens * _backward_per_token(run), _dequantised(run)
@@ -47,7 +47,7 @@ def activations_of(run: Run) -> Activations:
 
 
 def layer_bytes(run: Run) -> int:
-    """Everything that one layer keeps when nothing is recomputed."""
+    """Everything that one layer keeps without recomputation."""
     a = run.architecture
     norms = a.family.norms * _norm(run, a.hidden)
     per_token = norms + _attention(run) + _mlp(run)
@@ -58,10 +58,10 @@ def layer_bytes(run: Run) -> int:
 
 
 def _norm(run: Run, width: int) -> int:
-    """Of one norm over `width` channels, per token.
+    """One norm over `width` channels, per token.
 
     RMSNorm works on a float32 copy, which both its square and its product save, and saves 1/rms. A trained weight
-    also needs what it is multiplied with: in the input's dtype for Llama, in float32 for Gemma's kind.
+    also saves the other factor: in the input's dtype for Llama, in float32 for Gemma-like models.
     """
     kind, s, full = run.architecture.family.norm, run.weight_bytes, not run.lora
     if kind == "layer":
@@ -83,12 +83,12 @@ def _rotary(run: Run) -> int:
 
 
 def _inputs(run: Run, linears: Sequence[Linear], *, computed: bool = False, saved_already: bool = False) -> int:
-    """What the matrices that read one input x keep of it, per token.
+    """The bytes that the matrices with the same input x keep for it, per token.
 
     A frozen matrix needs only its weight. A trained one, and LoRA's A, need x. With dropout every adapter has its own
-    dropped copy of x and a mask; without, x is shared, unless a change of dtype makes a copy for each.
-    LoRA's B needs what A gives: r numbers. `computed`: x has the computing dtype, not the residual stream's;
-    `saved_already`: another operation keeps x in any case.
+    copy of x after dropout, and a mask; without it, x is shared, unless a change of dtype makes a copy for each.
+    LoRA's B needs the output of A: r numbers. `computed`: x has the compute dtype, not that of the residual stream;
+    `saved_already`: another operation keeps x anyway.
     """
     c, width = run.compute_bytes, linears[0].inputs
     x = c if computed else run.weight_bytes
@@ -96,7 +96,7 @@ def _inputs(run: Run, linears: Sequence[Linear], *, computed: bool = False, save
     kept = 0
     shared = False
     if not run.lora:
-        copies = run.autocast and x != c  # autocast casts x for each matrix anew
+        copies = run.autocast and x != c  # autocast casts x again for each matrix
         kept += len(linears) * width * c if copies else 0
         shared = not copies
     elif adapted:
@@ -122,11 +122,11 @@ def _peft_casts(run: Run, x: int) -> bool:
 
 
 def _attention(run: Run) -> int:
-    """Projections and kernel, per token; without what grows with the square of the length."""
+    """Projections and kernel, per token; without the terms that grow with the square of the length."""
     a, c = run.architecture, run.compute_bytes
     f = a.family
     projections = _inputs(run, a.attention_linears[:-1])
-    # The kernel keeps q and k (after the rotation), v, its output, and a float32 per head: log of the softmax's sum.
+    # The kernel keeps q and k (after the rotation), v, its output, and a float32 per head: the log of the softmax sum.
     kernel_keeps_output = run.attention != "eager"
     keys = a.queries if _expands_keys(run) else a.keys
     values = a.queries + 2 * a.keys if f.fused and not _expands_keys(run) else keys  # v is a slice of the fused output
@@ -142,7 +142,7 @@ def _attention(run: Run) -> int:
 
 
 def _qk_norm(run: Run, channels: int, rows: int) -> int:
-    """Like `_norm`, on the queries and keys: `rows` root mean squares per token, inputs in the computing dtype."""
+    """Like `_norm`, on the queries and keys: `rows` root mean squares per token, inputs in the compute dtype."""
     saved = 4 * channels + 4 * rows
     kind = run.architecture.family.norm
     if kind == "cohere":
@@ -153,21 +153,21 @@ def _qk_norm(run: Run, channels: int, rows: int) -> int:
 
 
 def _masked(run: Run) -> bool:
-    """Whether torch's fused kernel is given a mask: dialogues of different length are padded, or share a row."""
+    """Whether torch's fused kernel gets a mask: dialogues of different length are padded or packed."""
     return run.attention == "sdpa" and (run.per_device_train_batch_size > 1 or run.packing)
 
 
 def _expands_keys(run: Run) -> bool:
-    """Grouped keys are copied out to every head where the kernel cannot share them."""
+    """Whether grouped keys are copied to every head, because the kernel cannot share them."""
     grouped = run.architecture.num_kv_heads < run.architecture.num_heads
     return grouped and (run.attention == "eager" or _masked(run))
 
 
 def _attention_squares(run: Run) -> int:
-    """What grows with the square of the length, per layer and microbatch.
+    """The terms that grow with the square of the length, per layer and microbatch.
 
-    sdpa with padding or packing: the mask in the computing dtype, [B, 1, T, T]. eager: the softmax in float32 and a
-    copy of it in the computing dtype, [B, heads, T, T].
+    sdpa with padding or packing: the mask in the compute dtype, [B, 1, T, T]. eager: the softmax in float32 and a
+    copy of it in the compute dtype, [B, heads, T, T].
     """
     square = run.per_device_train_batch_size * run.model_max_length**2
     if run.attention == "eager":
@@ -177,8 +177,8 @@ def _attention_squares(run: Run) -> int:
 
 
 def _mlp(run: Run) -> int:
-    """Per token: with a gate, its matrix' output (for the activation function), the activated gate and the other
-    matrix' output (for their product), then what the last matrix keeps of the product."""
+    """Per token: with a gate, the output of its matrix (for the activation function), the activated gate and the output
+    of the other matrix (for their product), then the part of the product that the last matrix keeps."""
     a, c = run.architecture, run.compute_bytes
     between = 3 if a.family.gated else 1
     outer = _inputs(run, a.mlp_linears[:-1]) if a.family.norms > 1 else _parallel_inputs(run)
@@ -186,13 +186,13 @@ def _mlp(run: Run) -> int:
 
 
 def _parallel_inputs(run: Run) -> int:
-    """Cohere's MLP reads the same normed input as its attention, so a shared one is not kept twice."""
+    """Cohere's MLP and attention read the same normed input, so a shared one is not kept twice."""
     return _inputs(run, run.architecture.mlp_linears[:-1], saved_already=True)
 
 
 def _skipped_in_first_layer(run: Run) -> int:
-    """The frozen embedding gives the first layer an input without a gradient, so nothing is kept there, per token, of
-    what comes before its first adapter; nor that adapter's mask."""
+    """The input of the first layer, from the frozen embedding, has no gradient, so the part of that layer before its
+    first adapter keeps nothing, nor is that adapter's mask kept. Per token."""
     a = run.architecture
     norm = 0 if a.family.qk_norm == "full" and a.family.norm == "gemma" else _norm(run, a.hidden)
     readers = _first_readers(run)
@@ -209,13 +209,13 @@ def _skipped_in_first_layer(run: Run) -> int:
 
 
 def _first_readers(run: Run) -> tuple[Linear, ...]:
-    """The matrices that read a layer's input: with a parallel MLP (Cohere) its first ones too."""
+    """The matrices that read a layer's input: with a parallel MLP (Cohere) also the first ones of the MLP."""
     a = run.architecture
     return a.attention_linears[:-1] + (a.mlp_linears[:-1] if a.family.norms == 1 else ())
 
 
 def _masks(run: Run, linears: Sequence[Linear]) -> int:
-    """Of the inputs of every adapted matrix, where there is dropout."""
+    """The dropout masks of the inputs of all adapted matrices."""
     inputs = sum(linear.inputs for linear in linears if linear in run.adapted)
     return inputs * run.dropout_mask_bytes if run.lora_dropout else 0
 
@@ -224,9 +224,9 @@ def _masks(run: Run, linears: Sequence[Linear]) -> int:
 
 
 def _cast_copies(run: Run) -> int:
-    """Weights in the computing dtype that autocast makes because they are stored in another one.
+    """Copies of weights in the compute dtype that autocast makes because they are stored in another dtype.
 
-    A copy is kept for the gradient of its input, so those that read the first layer's input are not.
+    A copy is kept for the gradient of its input; matrices that read the first layer's input need none.
     """
     a, c = run.architecture, run.compute_bytes
     if not run.autocast:
@@ -239,7 +239,7 @@ def _cast_copies(run: Run) -> int:
 
 
 def _dequantised(run: Run) -> int:
-    """The largest matrix in 16 bits: nf4 is turned back into it for every product."""
+    """The largest matrix in 16 bits: nf4 is dequantized for every product."""
     if not run.q_lora:
         return 0
     largest = max(linear.elements for linear in run.architecture.layer_linears)
@@ -247,11 +247,11 @@ def _dequantised(run: Run) -> int:
 
 
 def _backward_per_token(run: Run) -> int:
-    """Gradients of activations that exist at one moment, at most, beside what is kept.
+    """The maximum of gradients of activations that exist at the same time, in addition to the kept activations.
 
-    Linear in H and I; the factors were found with tests/plan/counting.py on twenty shapes. Two moments compete: the
-    norm in front of the head (float32 copies of the gradient), and the last matrix of an MLP, where adapters in float32
-    make their gradients in float32.
+    Linear in H and I; the factors were measured with tests/plan/counting.py on twenty shapes. The peak is at one of two
+    moments: the norm before the head (float32 copies of the gradient), or the last matrix of an MLP, where float32
+    adapters make float32 gradients.
     """
     a, wide = run.architecture, run.compute_bytes / 2
     h, i = a.hidden, a.intermediate

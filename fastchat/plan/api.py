@@ -1,4 +1,4 @@
-"""What other rooms call: a plan from plain settings, the short lines to print, and advice when memory is short.
+"""The interface for other packages: a plan from plain settings, its short lines, and advice when memory runs out.
 
 plan = plan_for(settings.values, machine_of(gpus=world_size), lora=True)
 say(short_line(plan))
@@ -55,12 +55,12 @@ __all__ = [
     "warning_line",
 ]
 
-OFF_BY = 0.10  # beyond this share a prediction is called wrong
+OFF_BY = 0.10  # a prediction that differs by more than this share is reported as wrong
 _KERNELS_OWN = 64 * MIB
 
 
 class Settings(Protocol):
-    """Anything with values by name: a mapping, or the training room's `Values`."""
+    """Anything with values by name: a mapping, or `Values` of fastchat.settings."""
 
     def __getitem__(self, name: str, /) -> Any: ...
     def __contains__(self, name: Any, /) -> bool: ...
@@ -69,9 +69,9 @@ class Settings(Protocol):
 def plan_for(settings: Settings, machine: Machine, *, lora: bool = True, attention: str | None = None) -> Plan:
     """The plan for training settings by name.
 
-    `settings` may hold any names; those that decide memory count. `lora`: False for full fine-tuning. `attention`: the
-    implementation that will really run, where it is known. Raises SettingsError for a model, a target or a DeepSpeed
-    file that cannot be used.
+    `settings` may have any names; those that do not affect memory are ignored. `lora`: False for full fine-tuning.
+    `attention`: the implementation that will be used, if known. Raises SettingsError for a model, a target or a
+    DeepSpeed file that cannot be used.
 
     >>> plan_for({"model_name_or_path": "DIR", "q_lora": True}, Machine(1, 1, 24 * 2**30)).fits  # doctest: +SKIP
     True
@@ -81,13 +81,13 @@ def plan_for(settings: Settings, machine: Machine, *, lora: bool = True, attenti
 
 
 def run_of(settings: Settings, machine: Machine, architecture: Architecture | None = None) -> Run:
-    """The run that settings describe; `architecture` saves reading the model's files again."""
+    """The run that settings describe; `architecture` avoids reading the model's files again."""
     s = plan_defaults()
     s |= {name: settings[name] for name in s if name in settings}
     shape = architecture or _architecture(s)
     lora = not s.get("full_finetuning", False)
     if s["q_lora"] and not lora:
-        raise SettingsError("--q_lora needs an adapter: leave --full_finetuning out")
+        raise SettingsError("--q_lora needs an adapter: remove --full_finetuning")
     adapter = _adapter(s["lora_weight_path"]) if lora and s["lora_weight_path"] else {}
     targets = tuple(adapter.get("target_modules") or s["lora_target_modules"] or ())
     return Run(
@@ -115,9 +115,9 @@ def run_of(settings: Settings, machine: Machine, architecture: Architecture | No
 
 
 def _kernel(flash: bool, packing: bool, shape: Architecture, machine: Machine) -> str:
-    """FlashAttention falls back on torch's kernels on a CPU, and here where the package is missing.
+    """FlashAttention falls back to torch's kernels on a CPU, and on this machine if the package is missing.
 
-    Packed rows go to it or to flex attention, which keeps the same.
+    Packs use FlashAttention or flex attention, which keeps the same tensors.
     """
     elsewhere = not machine.gpu_name
     if not machine.on_cpu and (packing or (flash and (elsewhere or flash_attention_installed()))):
@@ -132,15 +132,15 @@ def machine_of(
     cpu_memory: int | None = None,
     on_cpu: bool = False,
 ) -> Machine:
-    """The machine: what is given, and what is found here for the rest.
+    """The machine as given; missing values are detected on this machine.
 
-    The memory of this host counts only when the GPUs are this host's: somebody who describes GPUs on a machine that
-    has none is asking about another machine. `on_cpu`: `gpus` counts the processes that train on the processor.
+    The memory of this host is used only if the GPUs are those of this host: GPUs described on a machine without any
+    belong to another machine. `on_cpu`: `gpus` is the number of processes that train on the CPU.
     """
     if gpus is not None and gpus % hosts:
         less = gpus - gpus % hosts
         raise SettingsError(
-            f"--gpus {gpus} are those of all machines together and cannot be shared evenly among --hosts {hosts}; give "
+            f"--gpus {gpus} is the number on all hosts together and is not divisible by --hosts {hosts}; give "
             + (f"--gpus {less} or {less + hosts}" if less else f"--gpus {hosts} or more")
         )
     if on_cpu:
@@ -156,26 +156,25 @@ def machine_of(
 
 
 def machine_asked(flags: Mapping[str, Any]) -> Machine:
-    """The machine that the planner's flags describe; what they leave out is found here."""
+    """The machine that the planner's flags describe; missing values are detected on this machine."""
     given = {name: flags[name] for name in ("gpus", "hosts", "gpu_memory", "cpu_memory")}
     return machine_of(**given, on_cpu=flags["use_cpu"])
 
 
 def flash_attention_installed() -> bool:
-    """Whether the flash-attn package is there; without it `--flash_attn` falls back to torch's kernels."""
+    """Whether the flash-attn package is installed; without it `--flash_attn` falls back to torch's kernels."""
     return importlib.util.find_spec("flash_attn") is not None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A prediction beside what was measured, for metrics.jsonl and training.json. Bytes, and their difference.
+    """A predicted and a measured size in bytes, for metrics.jsonl and training.json.
 
-    On a GPU `measured` is what the tensors took at most (`torch.cuda.max_memory_allocated`), which is what is
-    predicted, so a difference of more than a tenth is a mistake of the plan and warned of, unless it is no more
-    than 64 MiB: about what kernels seem to keep for themselves through torch on an H100, whatever is trained. On a
-    CPU it is what the process grew by, with the workspace of kernels, freed memory that the C library keeps and
-    whatever else Python makes in the meantime: for small models that outweighs the tensors, so nothing is concluded
-    from it.
+    On a GPU, `measured` is the peak of the tensors (`torch.cuda.max_memory_allocated`), which is also what the plan
+    predicts, so a difference of more than a tenth is an error of the plan and gives a warning, unless it is at most
+    64 MiB: about the size that kernels allocate through torch on an H100 for any model. On a CPU, it is the growth of
+    the process, which includes kernel workspaces, freed memory that the C library keeps and other Python objects: for
+    small models these are larger than the tensors, so there is no warning.
     """
 
     predicted: int
@@ -198,11 +197,9 @@ class Measured:
         return dict(zip(names, (self.predicted, self.measured, round(self.off_by, 4)), strict=True))
 
     def line(self) -> str:
-        """What is logged; starts with "warning:" where the prediction was off by more than a tenth."""
+        """The log line; starts with "warning:" if the prediction was off by more than a tenth."""
         if self.on_cpu:
-            return (
-                f"peak memory: a process grew by {human(self.measured)}, {human(self.predicted)} of tensors predicted"
-            )
+            return f"peak memory: a process grew by {human(self.measured)}; predicted tensors: {human(self.predicted)}"
         text = f"peak memory {human(self.measured)} per GPU, {human(self.predicted)} predicted ({self.off_by:+.0%})"
         return f"warning: {text}; the plan is wrong for this run" if self.surprising else text
 

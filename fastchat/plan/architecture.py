@@ -1,7 +1,7 @@
-"""The shape of a dense decoder: which matrices it has, and which family's code runs it.
+"""The shape of a dense decoder: its matrices, and the family whose code runs it.
 
-An `Architecture` comes from a config.json (`families.py`), from a known size (`families.py`) or from scaling between
-known sizes (`largest.py`). Everything else in this room is arithmetic over it.
+An `Architecture` comes from a config.json (`families.py`), from a known size (`known.py`) or from interpolation between
+known sizes (`largest.py`). Everything else in this package is arithmetic over it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Linear:
 
     @property
     def leaf(self) -> str:
-        """The last part of the name: what `--lora_target_modules` usually says."""
+        """The last part of the name, as usually given in `--lora_target_modules`."""
         return self.name.rpartition(".")[2]
 
     @property
@@ -31,13 +31,13 @@ class Linear:
 
 @dataclass(frozen=True)
 class Family:
-    """How the code of one model family differs from Llama's. The defaults are Llama's.
+    """The differences of a model family's code from Llama's. The defaults are Llama's.
 
     `norm`: "llama" (float32 inside, weight applied in the input's dtype), "gemma" (weight applied in float32),
     "cohere" (the same with a mean), "layer" (torch's fused LayerNorm). `norms`: of hidden width, per layer.
     `qk_norm`: on queries and keys, "head" (one weight per head's channel) or "full" (one per channel).
     `fused`: one matrix for q, k and v, and one for gate and up. `gated`: gate and up, or one matrix up. `sdpa`: torch's
-    fused attention can be used; it knows no soft-capped scores.
+    fused attention can be used; it does not support soft-capped scores.
     """
 
     norm: str = "llama"
@@ -56,7 +56,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A dense decoder. Sizes are numbers of channels; `num_` counts."""
+    """A dense decoder. Sizes are numbers of channels; names with `num_` are counts."""
 
     name: str
     family: Family
@@ -68,7 +68,7 @@ class Architecture:
     intermediate: int
     vocab: int
     tied: bool
-    dtype: str | None = None  # the checkpoint's own; None where nothing is stored yet
+    dtype: str | None = None  # that of the checkpoint; None if there is no checkpoint
     max_positions: int = 0
     softcap: bool = False  # the logits go through tanh (Gemma 2)
     other: int = 0  # elements in the weight files that belong to no decoder layer, such as a vision tower
@@ -86,7 +86,7 @@ class Architecture:
 
     @cached_property
     def attention_linears(self) -> tuple[Linear, ...]:
-        """The matrices that read the layer's normed input, then `o_proj`."""
+        """The matrices with the layer's normed input, then `o_proj`."""
         f = self.family
         last = Linear("self_attn.o_proj", self.queries, self.hidden, f.o_bias)
         if f.fused:
@@ -96,7 +96,7 @@ class Architecture:
 
     @cached_property
     def mlp_linears(self) -> tuple[Linear, ...]:
-        """The matrices that read the second normed input, then the one back to the hidden width."""
+        """The matrices with the second normed input, then the one back to the hidden width."""
         f, names = self.family, self.family.mlp_names
         last = Linear(f"mlp.{names[-1]}", self.intermediate, self.hidden, f.mlp_bias)
         if f.fused:
@@ -109,7 +109,7 @@ class Architecture:
 
     @cached_property
     def linear_elements(self) -> int:
-        """Weights of the matrices in all layers: what nf4 quantises."""
+        """Weights of the matrices in all layers, which nf4 quantizes."""
         return self.num_layers * sum(linear.elements for linear in self.layer_linears)
 
     @cached_property
@@ -132,12 +132,12 @@ class Architecture:
 
     @property
     def head_elements(self) -> int:
-        """The output matrix, where it is not the embedding itself."""
+        """The output matrix, if it is not tied to the embedding."""
         return 0 if self.tied else self.vocab * self.hidden
 
     @cached_property
     def unquantised_elements(self) -> int:
-        """Everything nf4 leaves alone: embeddings, head, norms, biases, other."""
+        """Everything that nf4 does not quantize: embeddings, head, norms, biases, other."""
         tables = self.embedding_elements + self.head_elements
         return tables + self.norm_elements + self.bias_elements + self.other
 

@@ -1,5 +1,5 @@
-"""The command line of the planner: its own settings, and every setting of training, so that a launch line or a recipe
-can be pasted as it is.
+"""The command line of the planner: its own settings and all training settings, so that a launch command or a recipe
+works unchanged.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from fastchat.settings.recipe_files import find_recipe
 _HEAD = (
     "usage: python -m fastchat.plan [RECIPE.yaml] (--model_name_or_path DIR | --model_size 7b) [--setting value ...]",
     "",
-    "What memory does a training run need, does it fit, and what would? Needs no GPU and loads no model.",
-    "Every setting of training is accepted; those that change memory are below. bf16 is on by default here.",
+    "How much memory does a training run need, does it fit, and what would? Needs no GPU and loads no model.",
+    "All training settings are accepted; those that affect memory are listed below. bf16 is on by default here.",
 )
 
 
 def read_flags(argv: Sequence[str], hidden: Collection[str] = ()) -> dict[str, Any]:
-    """Typed values of a command line, every setting by its name, defaults filled in; `given` holds the names given,
-    `help` what `--help` asks for (None: nothing).
+    """Typed values of a command line by setting, with defaults; `given` is the set of given names, `help` the argument
+    of `--help` (None without it).
 
-    A first word that is no flag is a recipe; the command line overrides it. SettingsError for an unknown setting
-    (naming the nearest that is not `hidden`), a missing value or one of the wrong kind.
+    A first word that is not a flag is a recipe; the command line overrides it. Raises SettingsError for an unknown
+    setting (suggests the nearest one that is not `hidden`), a missing value or a value of the wrong type.
     """
     asked = asked_for_help(argv)
     if asked is not None:
@@ -39,7 +39,7 @@ def read_flags(argv: Sequence[str], hidden: Collection[str] = ()) -> dict[str, A
     given = reader.from_yaml(find_recipe(recipe)) if recipe else {}
     typed = reader.from_words(words)
     if "model_size" in typed:
-        given.pop("model_name_or_path", None)  # the recipe's model need not be here yet
+        given.pop("model_name_or_path", None)  # the recipe's model need not be downloaded yet
     given |= typed
     options = reader.options.values()
     check_refused(options, given)
@@ -52,7 +52,7 @@ def read_flags(argv: Sequence[str], hidden: Collection[str] = ()) -> dict[str, A
     values = plan_defaults() | given
     values |= {"given": frozenset(given), "help": None}
     if recipe and "full_finetuning" not in given:
-        values["full_finetuning"] = not given.keys() & LORA_ONLY  # a recipe without any adapter is train.py's
+        values["full_finetuning"] = not given.keys() & LORA_ONLY  # a recipe without LoRA settings is for train.py
     if given.get("fp16") and "bf16" not in given:
         values["bf16"] = False
     if values["bf16"] and values["fp16"]:
@@ -61,12 +61,12 @@ def read_flags(argv: Sequence[str], hidden: Collection[str] = ()) -> dict[str, A
 
 
 def plan_defaults() -> dict[str, Any]:
-    """Training's defaults; bf16 alone is on, as everybody trains with it."""
+    """The defaults of training, except that bf16 is on, because almost all runs use it."""
     return {option.name: option.default for option in plan_options()} | {"bf16": True}
 
 
 def plan_help(asked: str) -> str:
-    """What `--help` prints."""
+    """The text of `--help`."""
     counted = [option for option in plan_options() if option.memory]
-    sections = {"Planner": options_of((PlanArguments,)), "Training settings that decide memory": counted}
+    sections = {"Planner": options_of((PlanArguments,)), "Training settings that affect memory": counted}
     return help_text(_HEAD, plan_options(), sections, asked)

@@ -1,4 +1,4 @@
-"""The plan of one run: every part of its memory, what is there at the same time, and whether it fits."""
+"""The plan of one run: the parts of its memory, which of them exist at the same time, and whether they fit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fastchat.plan.run import Run
 from fastchat.plan.states import States, states_of
 from fastchat.plan.units import GIB
 
-# What torch's allocator does not hand out. Estimates, not measured here: published figures for A100 and H100.
+# Memory outside torch's allocator. Estimates from published figures for A100 and H100, not measured here.
 CONTEXT = round(0.6 * GIB)  # CUDA context with cuBLAS and the loaded kernels
-NCCL = round(0.4 * GIB)  # communication buffers, where there are several GPUs
-FRAGMENTATION = 0.04  # share of the allocated memory that lies unusable between blocks
+NCCL = round(0.4 * GIB)  # communication buffers, with several GPUs
+FRAGMENTATION = 0.04  # share of the allocated memory that is unusable between blocks
 PROCESS = round(2.0 * GIB)  # host memory of one training process: Python, torch, CUDA's host side, the data loader
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes per GPU, except where the name says host. The eight parts add up to `total`.
+    """Bytes per GPU, except for names with `host`. The parts add up to `total`.
 
-    `loss` is what the head needs on top of the activations: with checkpointing the layer that is recomputed later
-    takes the same place. `paged` is the part of `optimizer` that the driver moves to the host when the GPU runs out: as
-    much of it as fits beside everything else is here, the rest is in `host_optimizer`. `reserve` holds temporary
-    tensors, the CUDA context and fragmentation. `overlap` is zero, or negative where gradients and activations are not
-    there at the same time (full fine-tuning without accumulation).
+    `loss` is the memory of the head in addition to the activations: with checkpointing, the layer that is recomputed
+    later uses the same memory. `paged` is the part of `optimizer` that the driver moves to the host when the GPU runs
+    out of memory: as much of it as fits on the GPU is counted here, the rest in `host_optimizer`. `reserve` is for
+    temporary tensors, the CUDA context and fragmentation. `overlap` is zero, or negative if gradients and activations
+    do not exist at the same time (full fine-tuning without accumulation).
     """
 
     run: Run
@@ -40,7 +40,7 @@ class Plan:
     zero_buffers: int
     reserve: int
     overlap: int
-    allocated: int  # what torch.cuda.max_memory_allocated should show (nothing paged); on a CPU, the process' growth
+    allocated: int  # expected torch.cuda.max_memory_allocated (without paged memory); on a CPU, the process growth
     loss_alone: int
     peak_at: str  # one of the moments in `moments_of`
     host_weights: int
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def host_total(self) -> int:
-        """Peak memory of one host. Weight files are mapped into memory and can be dropped again: not counted."""
+        """Peak memory of one host. Memory-mapped weight files are not counted: the system can drop them."""
         return self.host_weights + self.host_gradients + self.host_optimizer + self.host_processes
 
     @property
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """None where the GPU's memory is not known (the host's, on a CPU)."""
+        """Whether the run fits; None if the memory of the GPU (on a CPU: of the host) is unknown."""
         if self.run.machine.on_cpu:
             return self.host_fits
         if self.gpu_fits is None:
@@ -116,26 +116,26 @@ def estimate(run: Run) -> Plan:
 
 
 def _room(run: Run, needed: int) -> int:
-    """Bytes of a GPU beside what cannot move; without a known limit there is room for everything.
+    """Bytes of a GPU that remain for paged memory; without a known limit there is room for everything.
 
-    torch keeps what it once had, so what is paged gets what the peak leaves, also while the optimizer steps.
+    torch keeps memory that it once allocated, so paged memory gets what the peak leaves, also during the step.
     """
     limit = run.machine.gpu_memory
     return 1 << 62 if limit is None else max(0, limit - needed)
 
 
 def cuda_of(run: Run) -> int:
-    """What CUDA and NCCL take of a GPU beside the tensors."""
+    """Bytes of a GPU that CUDA and NCCL use in addition to the tensors."""
     if run.machine.on_cpu:
         return 0
     return CONTEXT + (NCCL if run.machine.gpus > 1 else 0)
 
 
 def moments_of(run: Run, states: States, acts: Activations, loss: int) -> dict[str, int]:
-    """Bytes on top of what always stands, at the moments that can be the peak."""
+    """Bytes in addition to the permanent ones, at the moments that can be the peak."""
     gradients = states.gradients
-    # Without accumulation gradients grow while activations go, so the two are never whole at once. An adapter's are
-    # too small to matter, and DeepSpeed's buffers are there all the time.
+    # Without accumulation, gradients grow while activations are freed, so the two are never complete at the same time.
+    # An adapter's gradients are too small to matter, and DeepSpeed's buffers are permanent.
     accumulates = run.lora or run.zero is not None or run.gradient_accumulation_steps > 1
     before = gradients if accumulates else 0
     moments = {
@@ -151,9 +151,9 @@ def moments_of(run: Run, states: States, acts: Activations, loss: int) -> dict[s
 
 
 def _late_moments(run: Run, gradients: int, acts: Activations) -> dict[str, int]:
-    """Full fine-tuning peaks at the end of the backward pass, when nearly all gradients are there.
+    """Full fine-tuning peaks at the end of the backward pass, when nearly all gradients exist.
 
-    The embedding's gradient is a whole table made last; where it is added to one that exists, both are there.
+    The embedding's gradient is a full table and is made last; if it is added to an existing one, both exist.
     """
     a = run.architecture
     table = a.embedding_elements * run.trained_bytes

@@ -1,4 +1,4 @@
-"""Which families of decoders are known, and the shape of a model from its config.json."""
+"""The known families of decoders, and the shape of a model from its config.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAMILIES: dict[str, Family] = {  # transformers' model_type; tests/plan compares
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm="head", defaults=(("head_dim", 128),)),
     "gemma": _GEMMA,
-    "gemma2": replace(_GEMMA, norms=4, sdpa=False),  # it also norms what attention and MLP give back
+    "gemma2": replace(_GEMMA, norms=4, sdpa=False),  # it also norms the outputs of attention and MLP
     "gemma3_text": replace(
         _GEMMA,
         norms=4,
@@ -46,9 +46,9 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_interme
 
 
 def architecture_from_config(config: Mapping[str, Any], name: str) -> Architecture:
-    """The shape that a config.json describes. SettingsError where a size is missing or the model is no dense decoder.
+    """The shape in a config.json. Raises SettingsError if a size is missing or the model is not a dense decoder.
 
-    A family that is not in the table is counted as a Llama of the same sizes, with a note that says so.
+    A family that is not in the table is treated as a Llama of the same sizes, with a note.
     """
     text: Mapping[str, Any] = config
     kind, notes = str(config.get("model_type", "")), []
@@ -59,7 +59,7 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> Architectu
         raise SettingsError(f"{name}: {kind or 'this model'} is a mixture of experts; only dense decoders are planned")
     family = FAMILIES.get(kind)
     if family is None:
-        notes.append(f"model type {kind!r} is not known here: counted as a Llama of the same sizes")
+        notes.append(f"unknown model type {kind!r}: treated as a Llama of the same sizes")
         family = LLAMA
     values: dict[str, Any] = dict(family.defaults) | {key: value for key, value in text.items() if value is not None}
     hidden, heads = _size(values, "hidden_size", name), _size(values, "num_attention_heads", name)
@@ -82,7 +82,7 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> Architectu
 
 
 def _with_switches(family: Family, kind: str, values: Mapping[str, Any]) -> Family:
-    """The family with what a config.json can switch: biases, and Cohere's norms on queries and keys."""
+    """The family with the options of a config.json: biases, and Cohere's norms on queries and keys."""
     changed: dict[str, Any] = {}
     if kind not in ("qwen2", "starcoder2", "phi3") and values.get("attention_bias"):
         changed |= {"qkv_bias": True, "o_bias": True}
@@ -98,5 +98,5 @@ def _with_switches(family: Family, kind: str, values: Mapping[str, Any]) -> Fami
 def _size(values: Mapping[str, Any], key: str, name: str) -> int:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingsError(f"{name}: config.json gives no usable {key} ({value!r}), so its memory cannot be planned")
+        raise SettingsError(f"{name}: {key} in config.json is {value!r}, so its memory cannot be planned")
     return value

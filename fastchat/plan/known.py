@@ -1,4 +1,4 @@
-"""Models whose shape is known without a file: Llama-2 by its size, and what the recipes and scripts name on the hub."""
+"""Models with a shape that is known without a file: Llama-2 by size, and the hub models of the recipes and scripts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastchat.errors import SettingsError
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.families import architecture_from_config
 
-# As the published checkpoints are; a test compares the sums with their published parameter counts.
+# The shapes of the published checkpoints; a test compares the sums with their published parameter counts.
 _LLAMA2 = {"model_type": "llama", "vocab_size": 32_000, "max_position_embeddings": 4096, "dtype": "float16"}
 _GEMMA = {"model_type": "gemma", "vocab_size": 256_000, "max_position_embeddings": 8192, "dtype": "bfloat16"}
 _GEMMA |= {"head_dim": 256}
@@ -59,7 +59,7 @@ SIZES = tuple(_SIZES)
 
 
 def architecture_of_size(size: str) -> Architecture:
-    """The Llama-2 of that size ("7b", "13b", "70b"), in no dtype yet. SettingsError for any other."""
+    """The Llama-2 of that size ("7b", "13b", "70b"), without a dtype. Raises SettingsError for any other size."""
     if size.lower() not in _SIZES:
         close = difflib.get_close_matches(size.lower(), SIZES, n=1, cutoff=0.3)
         hint = f" (nearest: {close[0]})" if close else ""
@@ -71,7 +71,7 @@ def architecture_of_size(size: str) -> Architecture:
 
 
 def architecture_of_hub_name(name: str) -> Architecture | None:
-    """The shape of a hub model that the recipes and scripts name, with a note that says where it is from; else None.
+    """The shape of a hub model of the recipes and scripts, with a note about its source; None for other models.
 
     >>> architecture_of_hub_name("google/gemma-2-9b-it").num_layers
     42
@@ -79,5 +79,5 @@ def architecture_of_hub_name(name: str) -> Architecture | None:
     known = _BY_LOWER.get(name.lower())
     if known is None:
         return None
-    note = f"the architecture of {known} as this program knows it; nothing was downloaded"
+    note = f"the built-in architecture of {known} was used; nothing was downloaded"
     return replace(architecture_from_config(_HUB[known], name), notes=(note,))

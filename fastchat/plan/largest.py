@@ -1,4 +1,4 @@
-"""The largest dense model that a machine trains, by scaling the architecture between known sizes."""
+"""The largest dense model that can be trained on a machine, by scaling the architecture between known sizes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fastchat.plan.families import LLAMA
 from fastchat.plan.run import Run
 from fastchat.plan.search import ENGINES, on_engine, slowdown
 
-# Known decoders of one kind: (layers, hidden, heads, key-value heads, MLP). TinyLlama 1.1B, Llama-2 7B and 13B,
-# CodeLlama 34B, Llama-2 70B, Llama-3.1 405B. What lies between is interpolated by the logarithm of the size.
+# Known Llama-like decoders: (layers, hidden, heads, key-value heads, MLP). TinyLlama 1.1B, Llama-2 7B and 13B,
+# CodeLlama 34B, Llama-2 70B, Llama-3.1 405B. Sizes between them are interpolated on a logarithmic scale.
 _KNOWN = (
     (22, 2048, 32, 4, 5632),
     (32, 4096, 32, 32, 11008),
@@ -22,13 +22,13 @@ _KNOWN = (
     (126, 16384, 128, 8, 53248),
 )
 _VOCAB = 32_000
-_STEPS = 400  # points looked at between the smallest and the largest
+_STEPS = 400  # points between the smallest and the largest
 _HEAD_DIM = 128
 
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest model of one method, and the settings it takes; `plan` is None when not even the smallest fits."""
+    """The largest model of one method, and its settings; `plan` is None if not even the smallest model fits."""
 
     method: str
     plan: Plan | None
@@ -40,7 +40,7 @@ class Largest:
 
 
 def scaled(position: float) -> Architecture:
-    """The decoder at `position` in 0..len(_KNOWN)-1: whole numbers are the known ones.
+    """The decoder at `position` in 0..len(_KNOWN)-1: integers are the known ones.
 
     Heads have 128 channels and share keys in groups of 8 from 34B on; widths are multiples of 128 and 256.
     """
@@ -61,9 +61,9 @@ def scaled(position: float) -> Architecture:
 
 
 def largest_models(run: Run) -> list[Largest]:
-    """For full fine-tuning, LoRA and QLoRA, with everything that saves memory allowed and a microbatch of 1.
+    """For full fine-tuning, LoRA and QLoRA, with all memory-saving settings allowed and a microbatch of 1.
 
-    `run` gives the machine, the length, the rank and the optimizer. Without a known host memory nothing is offloaded.
+    `run` gives the machine, the length, the rank and the optimizer. Nothing is offloaded to unknown host memory.
     """
     base = replace(run, per_device_train_batch_size=1, lora_target_modules=None, attention=_fused(run))
     methods = (
@@ -108,7 +108,7 @@ def _variants(run: Run) -> Iterator[Run]:
 
 
 def _last_true(holds: Callable[[int], bool], last: int) -> int | None:
-    """The largest i in 0..last with holds(i), where smaller always holds; None when 0 does not."""
+    """The largest i in 0..last with holds(i), which is monotonic; None if holds(0) is False."""
     if not holds(0):
         return None
     good, bad = 0, last + 1

@@ -1,4 +1,4 @@
-"""How far a configuration can be pushed before it no longer fits."""
+"""The largest microbatch and context of a configuration that fit."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LARGEST_CONTEXT = 1 << 22
 
 
 def largest_microbatch(run: Run) -> int | None:
-    """The largest `--per_device_train_batch_size` that fits; 0 when not even 1 does, None without a known limit."""
+    """The largest `--per_device_train_batch_size` that fits; 0 if not even 1 does, None without a known limit."""
     if not run.machine.limit_known:
         return None
     return _largest(lambda n: _fits(replace(run, per_device_train_batch_size=n)), LARGEST_MICROBATCH)
 
 
 def largest_context(run: Run) -> int | None:
-    """The largest `--model_max_length` that fits at this microbatch; 0 and None as above."""
+    """The largest `--model_max_length` that fits at this microbatch; 0 and None as in `largest_microbatch`."""
     if not run.machine.limit_known:
         return None
     return _largest(lambda n: _fits(replace(run, model_max_length=n)), LARGEST_CONTEXT)
@@ -32,7 +32,7 @@ def _fits(run: Run) -> bool:
 
 
 def _largest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest n in 0..limit with fits(n), where smaller always fits better: doubling, then halving the gap."""
+    """The largest n in 0..limit with fits(n), which is monotonic: doubling, then bisection."""
     good, bad = 0, 1
     while bad <= limit and fits(bad):
         good, bad = bad, 2 * bad

@@ -1,4 +1,4 @@
-"""What this machine has, without torch: GPUs from nvidia-smi, memory from /proc/meminfo."""
+"""Detection of GPUs (nvidia-smi) and memory (/proc/meminfo), without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Gpu:
 
 
 def detect_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that this process may use (CUDA_VISIBLE_DEVICES counts); empty without a driver."""
+    """The NVIDIA GPUs visible to this process (as limited by CUDA_VISIBLE_DEVICES); empty without a driver."""
     if shutil.which(_QUERY[0]) is None:
         return []
     try:
@@ -31,7 +31,7 @@ def detect_gpus() -> list[Gpu]:
 
 
 def visible_gpus(listing: str, visible: str | None) -> list[Gpu]:
-    """The GPUs in nvidia-smi's csv output (name, MiB, uuid), narrowed as CUDA_VISIBLE_DEVICES says.
+    """The GPUs in nvidia-smi's csv output (name, MiB, uuid), limited by CUDA_VISIBLE_DEVICES.
 
     >>> visible_gpus("NVIDIA H100, 81559, GPU-a\\nNVIDIA H100, 81559, GPU-b", "1")
     [Gpu(name='NVIDIA H100', memory=85520809984)]
@@ -44,13 +44,13 @@ def visible_gpus(listing: str, visible: str | None) -> list[Gpu]:
     for word in (word.strip() for word in visible.split(",")):
         found = [g for at, (uuid, g) in enumerate(gpus) if word == str(at) or (word and uuid.startswith(word))]
         if not found:
-            break  # CUDA stops at the first name it does not know
+            break  # CUDA stops at the first unknown name
         chosen.append(found[0])
     return chosen
 
 
 def detect_cpu_memory(meminfo: str = "/proc/meminfo") -> int | None:
-    """Bytes of memory of this host; None where /proc/meminfo does not say. A container's limit counts."""
+    """The memory of this host in bytes, or the limit of the container; None if /proc/meminfo does not have it."""
     try:
         lines = Path(meminfo).read_text(encoding="ascii", errors="replace").splitlines()
         total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))

@@ -20,10 +20,10 @@ _LARGEST_HEADER = 100 * 1024**2  # the format's own limit
 
 
 def read_architecture(model: str, cache_dir: str | None = None) -> Architecture:
-    """The shape of the model in the folder (or hub name, if it is in the cache or a known one) `model`.
+    """The shape of the model `model`: a folder, or a hub name that is in the cache or a known one.
 
-    Counted from config.json and, where weight files are there, checked against them: tensors that belong to no
-    decoder layer are added as `other`. SettingsError when there is no config.json or the two contradict each other.
+    Read from config.json and checked against the weight files, if there are any: tensors outside the decoder are added
+    as `other`. Raises SettingsError if there is no config.json or the two contradict each other.
     """
     folder = find_folder(model, cache_dir)
     if folder is None:
@@ -36,23 +36,23 @@ def read_architecture(model: str, cache_dir: str | None = None) -> Architecture:
     for dtype, elements in tensors.values():
         kinds[dtype] += elements
     stored = sum(elements for _, elements in tensors.values())
-    if architecture.tied and "lm_head.weight" in tensors:  # some checkpoints store a tied head once more
+    if architecture.tied and "lm_head.weight" in tensors:  # some checkpoints also store a tied head
         stored -= tensors["lm_head.weight"][1]
     dtype = architecture.dtype or _DTYPES.get(kinds.most_common(1)[0][0])
     extra = stored - architecture.parameters
     if extra < 0 and not architecture.notes:
         raise SettingsError(
-            f"{model}: config.json describes {architecture.parameters:,} parameters, but the weight files hold "
-            f"{stored:,}; they do not belong together, or files are missing"
+            f"{model}: config.json describes {architecture.parameters:,} parameters, but the weight files have "
+            f"{stored:,}; they belong to different models, or files are missing"
         )
     notes = architecture.notes
     if extra > 0:
-        notes = (*notes, f"{extra:,} weights belong to no decoder layer (a vision tower, say): counted as frozen")
+        notes = (*notes, f"{extra:,} weights outside the decoder (for example a vision tower): counted as frozen")
     return replace(architecture, dtype=dtype, other=max(extra, 0), notes=notes)
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[str, int]]:
-    """{name: (dtype, number of elements)} from the headers of all safetensors files; empty where there are none."""
+    """{name: (dtype, number of elements)} from the headers of all safetensors files; empty if there are none."""
     found: dict[str, tuple[str, int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         for name, entry in _read_header(path).items():
@@ -65,14 +65,14 @@ def stored_tensors(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 def find_folder(model: str, cache_dir: str | None = None) -> Path | None:
-    """The folder of `model`: itself, or the newest snapshot of a hub name in the cache; None where there is neither.
+    """The folder of `model`: itself, or the newest snapshot of a hub name in the cache; None if there is neither.
 
-    Never downloads. SettingsError for a folder without config.json.
+    Never downloads. Raises SettingsError for a folder without config.json.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise SettingsError(f"--model_name_or_path {model}: no config.json there, so it is no model folder")
+            raise SettingsError(f"--model_name_or_path {model}: not a model folder, it has no config.json")
         return folder
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(cache_dir or os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
@@ -84,7 +84,7 @@ def _without_files(model: str) -> Architecture:
     known = architecture_of_hub_name(model)
     if known is None:
         raise SettingsError(
-            f"--model_name_or_path {model}: no such folder, and not in the cache either (planning downloads nothing); "
+            f"--model_name_or_path {model}: no such folder, and not in the cache (the planner downloads nothing); "
             f"give a folder, or --model_size {'|'.join(SIZES)}"
         )
     return known
@@ -102,9 +102,9 @@ def _read_header(path: Path) -> dict[str, Any]:
                 raise ValueError(f"its header claims {length:,} bytes")
             header = parse_json(file.read(length))
         if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is not a JSON object")
     except (OSError, struct.error, ValueError) as problem:
-        raise SettingsError(f"{path} is no readable safetensors file: {problem}") from None
+        raise SettingsError(f"{path} is not a readable safetensors file: {problem}") from None
     return header
 
 

@@ -1,4 +1,4 @@
-"""The exact size of a matrix in nf4 with double quantisation, as bitsandbytes stores it (blocks of 64 and of 256)."""
+"""The exact size of a matrix in nf4 with double quantization, as bitsandbytes stores it (blocks of 64 and of 256)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from fastchat.plan.units import ceil_div
 
 BLOCK = 64  # weights that share one scale
 NESTED_BLOCK = 256  # scales that share one scale of scales
-LEVELS = 16 * 4  # the 16 float32 values of nf4: a tensor of its own for every matrix
-NESTED_LEVELS = 256 * 4  # the 256 float32 values of the scales' 8-bit type: again one tensor for every matrix
+LEVELS = 16 * 4  # the 16 float32 values of nf4: one tensor per matrix
+NESTED_LEVELS = 256 * 4  # the 256 float32 values of the scales' 8-bit type: also one tensor per matrix
 OFFSET = 4  # the mean of the scales, float32
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """Bytes of one quantised matrix."""
+    """Bytes of one quantized matrix."""
 
     codes: int  # two weights per byte
-    scales: int  # everything needed to read them: a byte per 64 weights, 4 bytes per 256 of those, three constants
+    scales: int  # for dequantization: a byte per 64 weights, 4 bytes per 256 of those, three constants
 
 
 def quantised_size(elements: int) -> Quantised:
-    """Of a matrix with `elements` weights.
+    """The size of a matrix with `elements` weights.
 
     >>> quantised_size(4096 * 4096)
     Quantised(codes=8388608, scales=267332)

@@ -1,4 +1,4 @@
-"""Bytes of optimizer state per trained parameter, for the names that `--optim` takes."""
+"""Bytes of optimizer state per trained parameter, for the values of `--optim`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SMALLEST_PAGED = 100_000  # bitsandbytes: smaller tensors are never paged
 class Optimizer:
     """State of one optimizer.
 
-    `states`: tensors as large as the parameter. `bytes_each`: bytes of one of their values; None means the dtype of
-    the parameter that the optimizer sees. `paged`: kept in memory that the driver moves to the host when the GPU is
-    short of it. `copies`: temporary tensors as large as all parameters while stepping. `factored`: one row and one
-    column in place of a matrix. `known`: False when the name is unknown and AdamW was assumed.
+    `states`: number of tensors of the parameter's size. `bytes_each`: bytes per value; None means the dtype of the
+    parameter in the optimizer. `paged`: in memory that the driver moves to the host when the GPU runs out of memory.
+    `copies`: temporary tensors of the size of all parameters during the step. `factored`: one row and one column
+    instead of a matrix. `known`: False if the name is unknown and AdamW was assumed.
     """
 
     states: int = 2
@@ -28,12 +28,12 @@ class Optimizer:
     known: bool = True
 
     def state_bytes(self, parameters: float, parameter_bytes: int) -> float:
-        """Bytes for `parameters` values, in large enough tensors."""
+        """Bytes for `parameters` values, in tensors above the size limits of bitsandbytes."""
         each = parameter_bytes if self.bytes_each is None else self.bytes_each
         return self.states * each * parameters
 
 
-_ADAM_FOREACH = Optimizer(copies=1)  # torch keeps sqrt(exp_avg_sq) of all parameters while stepping
+_ADAM_FOREACH = Optimizer(copies=1)  # torch keeps sqrt(exp_avg_sq) of all parameters during the step
 _EIGHT = 1 + _SCALE_8BIT
 _TABLE: dict[str, Optimizer] = {
     "adamw_torch": _ADAM_FOREACH,
@@ -71,5 +71,5 @@ _UNKNOWN = Optimizer(copies=1, known=False)
 
 
 def optimizer_of(name: str) -> Optimizer:
-    """The state of the optimizer `name`; AdamW's, marked as not known, for a name that is not in the table."""
+    """The state of the optimizer `name`; for an unknown name that of AdamW, with `known` False."""
     return _TABLE.get(name, _UNKNOWN)

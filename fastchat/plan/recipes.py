@@ -21,15 +21,15 @@ from fastchat.settings.readers import LORA_ONLY, training_options
 _MARK = "# Worked out by `python -m fastchat.plan --recommend"
 _DIGEST = "# Unchanged since then: "
 _TEMPLATE = frozenset(("conv_template", "conv_template_file"))
-# Of what a user gives, what belongs to one run and its data; the launch line has places for it.
+# Given settings that belong to one run and its data; the launch command has placeholders for them.
 _OF_A_RUN = frozenset(("plan", "data_path", "data_split", "data_revision", "data_proportions", "output_dir"))
 _OF_A_RUN |= {"run_name", "overwrite_output_dir", "local_rank", "resume_from_checkpoint", "resume_weights_only"}
-_NOT_SEARCHED = ("flash_attn", "lora_weight_path")  # they decide memory, and are taken as they are given
-_WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "null", "none"))  # no texts in YAML without quotes
+_NOT_SEARCHED = ("flash_attn", "lora_weight_path")  # they affect memory, but are not changed
+_WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "null", "none"))  # not strings in YAML without quotes
 
 
 def recipe(recommendation: Recommendation) -> str:
-    """The best choice as YAML for train_lora.py or train.py; data and output are given on the command line."""
+    """The best choice as a YAML recipe for train_lora.py or train.py; data and output go on the command line."""
     best = recommendation.best
     assert best is not None, recommendation.label
     run, machine, name = best.run, best.run.machine, best.run.architecture.name
@@ -40,7 +40,7 @@ def recipe(recommendation: Recommendation) -> str:
         f"# {describe(run)}",
         f"{_MARK}{asked}` for {machine.gpus} x {human(machine.gpu_memory or 0)}:",
         f"# needs {human(best.plan.total)} per GPU and {human(best.plan.host_total)} per host.",
-        f"# Global batch: {micro} x {accumulation} x {many} = {micro * accumulation * machine.gpus} rows per step.",
+        f"# Global batch: {micro} x {accumulation} x {many} = {micro * accumulation * machine.gpus} examples per step.",
         *(f"# {line}" for line in launch_lines(recommendation, Path("THIS_FILE"))),
         f"model_name_or_path: {_yaml(name)}",
         *([f"cache_dir: {_yaml(recommendation.cache_dir)}"] if recommendation.cache_dir else []),
@@ -51,9 +51,9 @@ def recipe(recommendation: Recommendation) -> str:
 
 
 def with_given(recommendation: Recommendation, flags: Mapping[str, Any], own: bool) -> Recommendation:
-    """The recommendation with the settings among `flags` (`read_flags`) that do not decide memory, for its recipe.
+    """Add the given settings in `flags` (`read_flags`) that do not affect memory to the recipe of a recommendation.
 
-    `own`: it is for the model that the user asked about, so that template and adapter given are meant for it.
+    `own`: it is for the user's model, so a given template or adapter applies to it.
     """
     left_out = _OF_A_RUN | (frozenset() if own else _TEMPLATE | {"lora_weight_path"})
     left_out |= frozenset() if recommendation.wanted.lora else LORA_ONLY
@@ -89,7 +89,7 @@ def _values(recommendation: Recommendation, run: Run) -> dict[str, Any]:
         "bf16": run.bf16 and not run.fp16,
         "fp16": run.fp16,
         "tf32": True,
-        "flash_attn": True,  # falls back to torch's own kernels, which is what was counted
+        "flash_attn": True,  # falls back to torch's kernels, which the plan assumes
     }
     if run.packing:
         values["packing"] = True
@@ -117,7 +117,7 @@ def _yaml(value: Any) -> str:
 
 
 def launch_lines(recommendation: Recommendation, path: Path) -> list[str]:
-    """The command that runs a recipe, and where there are several machines what it needs."""
+    """The command that runs a recipe and, for several hosts, its requirements."""
     run = recommendation.best.run if recommendation.best else recommendation.wanted
     machine = run.machine
     several = f"--hostfile hostfile --num_nodes {machine.hosts} " if machine.hosts > 1 else ""
@@ -131,23 +131,23 @@ def launch_lines(recommendation: Recommendation, path: Path) -> list[str]:
     slots = f"NAME slots={machine.gpus_per_host}"
     return [
         command,
-        f"(hostfile: a line `{slots}` for each of the {machine.hosts} machines, which the first reaches by ssh without "
-        "a password and with pdsh; this folder, model and data are at the same place on all)",
+        f"(hostfile: a line `{slots}` for each of the {machine.hosts} hosts. The first host needs pdsh and ssh access "
+        "without a password to the others; this folder, model and data must have the same paths on all hosts.)",
     ]
 
 
 def write_recipes(recommendations: Sequence[Recommendation], folder: Path) -> list[tuple[Path, list[str]]]:
-    """Writes one YAML file per model that fits; [(file, launch lines)].
+    """Write one YAML file per model that fits. Returns [(file, launch lines)].
 
-    What an earlier call wrote there and this one does not is removed, and said; a file that was changed since stays.
-    SettingsError, before anything is written, where a file that is not ours would be replaced.
+    Files of an earlier call that this call does not write again are removed, with a message, unless they were changed.
+    Raises SettingsError, before anything is written, if a file that was not written by --recommend would be replaced.
     """
     wanted = {_path(r, folder): r for r in recommendations if r.best is not None}
     for path in wanted:
         if path.exists() and not _is_unchanged(path):
             raise SettingsError(
-                f"{path} is not as --recommend wrote it, so it is not replaced: move it, or name another folder "
-                "with --recipes"
+                f"{path} was not written by --recommend or was changed since, so it is not replaced: move it, or give "
+                "another folder with --recipes"
             )
     _remove_stale({_path(r, folder).name.rpartition("_")[2] for r in recommendations}, set(wanted), folder)
     try:
@@ -170,13 +170,13 @@ def _remove_stale(endings: set[str], wanted: set[Path], folder: Path) -> None:
             continue
         if _is_unchanged(path):
             path.unlink()
-            say(f"{path}: removed; an earlier --recommend wrote it, and it is not of this answer")
+            say(f"{path}: removed; it is from an earlier --recommend")
         else:
-            say(f"{path}: left, since it was changed after an earlier --recommend wrote it; it is not of this answer")
+            say(f"{path}: kept; it is from an earlier --recommend, but was changed since")
 
 
 def _with_digest(text: str) -> str:
-    """`text` with one line more behind its comments: by it a file that nobody touched is known again."""
+    """Add a digest line after the comments, to recognise an unchanged file."""
     digest = sha256_of_text(text)[:16]
     return text.replace("\nmodel_name_or_path:", f"\n{_DIGEST}{digest}\nmodel_name_or_path:", 1)
 

@@ -1,4 +1,4 @@
-"""The documents' table of sizes, worked out for this machine: settings, and why not others."""
+"""Recommended settings for the documented model sizes on this machine, and why others were rejected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LENGTH = 1024  # of the documented runs
 
 @dataclass(frozen=True)
 class Documented:
-    """One row of the documents: rank, microbatch and accumulation per GPU, epochs and learning rate of its script."""
+    """A documented configuration: rank, microbatch and accumulation per GPU, epochs and learning rate of its script."""
 
     lora_r: int
     microbatch: int
@@ -35,14 +35,14 @@ FULL = Documented(0, 4, 2, 3, 1e-5)
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to do for one model: everything that fits, best first (empty: nothing does), and the rejected neighbours."""
+    """The choices for one model: all that fit, best first (empty: none fits), and the rejected neighbours."""
 
     label: str
     wanted: Run
     choices: tuple[Choice, ...]
     neighbours: tuple[tuple[str, str], ...]
-    cache_dir: str | None = None  # where the user keeps hub models
-    kept: Mapping[str, Any] = field(default_factory=dict)  # what else the user gave, for the recipe
+    cache_dir: str | None = None  # the user's cache folder of hub models
+    kept: Mapping[str, Any] = field(default_factory=dict)  # other given settings, for the recipe
 
     @property
     def best(self) -> Choice | None:
@@ -50,18 +50,18 @@ class Recommendation:
 
     @property
     def row(self) -> Documented:
-        """The documents' row whose values it has."""
+        """The documented configuration that it is based on."""
         return row_of(self.wanted.architecture, self.wanted.lora)
 
     @property
     def least(self) -> str:
-        """What the smallest configuration would need, where nothing fits."""
+        """The memory of the smallest configuration, if nothing fits."""
         plan = min((estimate(run) for run in choices(self.wanted)), key=lambda plan: (not plan.gpu_fits, plan.total))
         return f"{describe(plan.run)}: {why_not(plan)}"
 
 
 def row_of(architecture: Architecture, lora: bool = True) -> Documented:
-    """The documents' row that a model belongs to: by its size, or the one of full fine-tuning."""
+    """The documented configuration for a model: by its size, or the one of full fine-tuning."""
     billions = architecture.parameters / 1e9
     return DOCUMENTED["7b" if billions < 10 else "13b" if billions < 35 else "70b"] if lora else FULL
 
@@ -73,10 +73,10 @@ def recommend(
     length: int = LENGTH,
     cache_dir: str | None = None,
 ) -> list[Recommendation]:
-    """For 7b, 13b and 70b, and for `given`'s model; LoRA and QLoRA, or full fine-tuning where `given` is that.
+    """Recommendations for 7b, 13b, 70b and the model of `given`: LoRA and QLoRA, or full fine-tuning if `given` is.
 
-    Rank, global batch and length are the documents', except those among `fixed` (names of flags the user gave), which
-    are taken from `given`.
+    Rank, global batch and length are the documented ones, except those in `fixed` (names of given flags), which are
+    taken from `given`.
     """
     rows: list[tuple[str, Architecture]] = [(size, architecture_of_size(size)) for size in SIZES]
     if given is not None and given.architecture.name not in [architecture.name for _, architecture in rows]:
@@ -115,7 +115,7 @@ def _with_given(wanted: Run, given: Run | None, fixed: Sequence[str]) -> Run:
     elif not wanted.architecture.family.sdpa:
         changed["attention"] = "eager"
     if wanted.lora and wanted.architecture.name == given.architecture.name:
-        if "lora_weight_path" in fixed:  # the adapter decides
+        if "lora_weight_path" in fixed:  # the rank is the adapter's
             changed["lora_r"] = given.lora_r
         if {"lora_weight_path", "lora_target_modules"} & set(fixed):
             changed["lora_target_modules"] = given.lora_target_modules
@@ -123,7 +123,7 @@ def _with_given(wanted: Run, given: Run | None, fixed: Sequence[str]) -> Run:
 
 
 def _frozen_dtype(run: Run) -> str:
-    """Without DeepSpeed autocast would copy frozen weights that are stored in another dtype than it computes in."""
+    """Without DeepSpeed, autocast would copy frozen weights that are not stored in its compute dtype."""
     if run.dtype != "auto" or not (run.lora and run.machine.gpus == 1 and run.half):
         return run.dtype
     return "float16" if run.fp16 else "bfloat16"
@@ -135,7 +135,7 @@ _HEAD = ("model", "method", "engine", "checkpointing", "microbatch x accumulatio
 
 
 def table(recommendations: Sequence[Recommendation], each: int = 4) -> list[str]:
-    """Lines for a terminal: what fits for each model, best first, then why the neighbours of the best were rejected."""
+    """Lines of text: the choices that fit for each model, best first, then why the best one's neighbours were not."""
     rows: list[tuple[str, ...]] = []
     for r in recommendations:
         if r.best is None:
@@ -145,7 +145,7 @@ def table(recommendations: Sequence[Recommendation], each: int = 4) -> list[str]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [_HEAD, *rows]]
     for r in recommendations:
         if r.best is None:
-            lines += ["", f"{r.label}: nothing fits. The least that is needed: {r.least}"]
+            lines += ["", f"{r.label}: nothing fits. The smallest configuration: {r.least}"]
         else:
             lines += ["", f"{r.label}: {describe(r.best.run)} is the fastest that fits. Its neighbours:"]
             lines += [f"  {change}: {reason}" for change, reason in r.neighbours]

@@ -1,4 +1,4 @@
-"""A plan as text for people and as a flat object for programs."""
+"""A plan as text and as a flat JSON object."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from fastchat.plan.run import Machine, Run
 from fastchat.plan.units import human
 
 _WIDTH = 24
-_NO_GPU = "no GPU was found: --gpu_memory 24GiB"
+_NO_GPU = "no GPU was found: give --gpu_memory (such as --gpu_memory 24GiB) to see whether it fits"
+_NO_MEMORY = "the memory of the host is unknown: give --cpu_memory (such as --cpu_memory 64GiB) to see whether it fits"
 
 
 def as_json(plan: Plan, *, limits: bool = True) -> dict[str, Any]:
     """One flat object, memory in bytes. The parts, `reserve` and `overlap` add up to `total`; `paged` is
     a part of `optimizer`.
 
-    `fits` is null where the GPU's memory is neither given nor detected; `limits` adds the two searches.
+    `fits` is null if the GPU's memory is neither given nor detected; `limits` adds the two searches.
     """
     run, machine = plan.run, plan.run.machine
     found: dict[str, Any] = {
@@ -62,7 +63,7 @@ def as_json(plan: Plan, *, limits: bool = True) -> dict[str, Any]:
 
 
 def describe(run: Run) -> str:
-    """The configuration in one line."""
+    """A one-line description of the configuration."""
     what = "full fine-tuning" if not run.lora else f"{'QLoRA' if run.q_lora else 'LoRA'} r{run.lora_r}"
     how = [
         what,
@@ -78,7 +79,7 @@ def describe(run: Run) -> str:
 
 
 def engine(run: Run) -> str:
-    """What divides the work between GPUs."""
+    """The engine that divides the work between GPUs."""
     if run.zero is None:
         alone = "one process" if run.machine.on_cpu else "one GPU"
         return alone if run.machine.gpus == 1 else "DDP"
@@ -88,7 +89,7 @@ def engine(run: Run) -> str:
 
 
 def short_line(plan: Plan) -> str:
-    """What a run prints before it starts."""
+    """The line that a run prints before it starts."""
     run, machine = plan.run, plan.run.machine
     sizes = {"weights": plan.weights, "gradients and optimizer": plan.gradients + plan.optimizer}
     sizes |= {"activations": plan.activations, "loss": plan.loss}
@@ -104,7 +105,7 @@ def short_line(plan: Plan) -> str:
 
 
 def as_lines(plan: Plan) -> list[str]:
-    """The whole plan, for a terminal."""
+    """The complete plan as lines of text."""
     run, machine = plan.run, plan.run.machine
     a = run.architecture
     lines = [
@@ -133,9 +134,9 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
     run = plan.run
     checkpointed = run.gradient_checkpointing
     cuda = f"CUDA {human(cuda_of(run))}, " if cuda_of(run) else ""
-    loss = "the head runs on chunks of positions" if run.chunked_head else "all logits at once"
+    loss = "logits in chunks" if run.chunked_head else "all logits at once"
     if checkpointed and plan.loss < plan.loss_alone:
-        loss += f"; {human(plan.loss_alone)} alone, mostly where a layer is recomputed later"
+        loss += f"; {human(plan.loss_alone)} alone, mostly in memory of the layer recomputed later"
     rows = [
         ("weights", plan.weights, ""),
         ("gradients", plan.gradients, ""),
@@ -147,7 +148,7 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
         ("reserve", plan.reserve, f"{cuda}fragmentation, temporary tensors; an estimate"),
     ]
     if plan.overlap:
-        rows.append(("not at the same time", plan.overlap, "gradients grow while activations go"))
+        rows.append(("not at the same time", plan.overlap, "gradients grow while activations are freed"))
     each = "per process" if run.machine.on_cpu else "per GPU"
     rows.append((each, plan.total, "" if run.machine.on_cpu else _of(run.machine.gpu_memory)))
     rows.append(("per host", plan.host_total, _host(plan)))
@@ -155,12 +156,12 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
 
 
 def _paged(plan: Plan) -> str:
-    """What of a paged optimizer is where. With an offloaded one, or adapters too small for pages, nothing is paged."""
+    """The locations of a paged optimizer's state. If it is offloaded, or adapters are too small, nothing is paged."""
     spilled = plan.host_optimizer // plan.run.machine.gpus_per_host
     offloaded = plan.run.zero is not None and plan.run.zero.offload_optimizer
     if offloaded or not (plan.paged or spilled):
         return ""
-    return f": {human(plan.paged)} paged, and {human(spilled)} on the host" if spilled else ": paged, all of it here"
+    return f": {human(plan.paged)} paged, {human(spilled)} more on the host" if spilled else ": paged, all on the GPU"
 
 
 def _of(limit: int | None) -> str:
@@ -178,22 +179,21 @@ def _host(plan: Plan) -> str:
         )
         if size
     ]
-    limit = _of(plan.run.machine.cpu_memory) or "not checked, for want of --cpu_memory"
+    limit = _of(plan.run.machine.cpu_memory) or "not checked without --cpu_memory"
     return f"{limit} ({', '.join(parts)})"
 
 
 def _verdict(plan: Plan) -> list[str]:
     run = plan.run
     if plan.fits is None:
-        short = "the host's memory is not known: --cpu_memory 64GiB" if run.machine.on_cpu else _NO_GPU
-        return [f"{short} says what there is, and this says whether it fits"]
+        return [_NO_MEMORY if run.machine.on_cpu else _NO_GPU]
     batch, context = largest_microbatch(run), largest_context(run)
     lines = ["fits" if plan.fits else f"does NOT fit: {why_not(plan)}"]
     if batch:
         lines.append(f"largest microbatch at {run.model_max_length} tokens: {batch}")
     elif plan.host_fits is not False:
         ask = "--recommend" if run.lora else "--recommend --full_finetuning True"
-        lines.append(f"not even a microbatch of 1 fits at {run.model_max_length} tokens; {ask} shows what does")
+        lines.append(f"not even a microbatch of 1 fits at {run.model_max_length} tokens; try {ask}")
     if context:
         beyond = run.architecture.max_positions
         more = f" (beyond {beyond} it needs RoPE scaling)" if beyond and context > beyond else ""
@@ -202,24 +202,24 @@ def _verdict(plan: Plan) -> list[str]:
 
 
 def why_not(plan: Plan) -> str:
-    """What is short, in a few words."""
+    """The memory that is insufficient, briefly."""
     machine = plan.run.machine
     reasons = []
     if plan.gpu_fits is False and machine.gpu_memory is not None:
-        when = " (while the whole quantised model is loaded)" if plan.peak_at == "loading" else ""
-        reasons.append(f"{human(plan.total)} per GPU{when}, {human(machine.gpu_memory)} there")
+        when = " (while the whole quantized model is loaded)" if plan.peak_at == "loading" else ""
+        reasons.append(f"{human(plan.total)} per GPU{when}, {human(machine.gpu_memory)} available")
     if plan.host_fits is False and machine.cpu_memory is not None:
-        reasons.append(f"{human(plan.host_total)} per host, {human(machine.cpu_memory)} there")
+        reasons.append(f"{human(plan.host_total)} per host, {human(machine.cpu_memory)} available")
     return " and ".join(reasons)
 
 
 def _notes(run: Run) -> list[str]:
     notes = []
     if not optimizer_of(run.optim).known:
-        notes.append(f"--optim {run.optim} is not known here: counted as AdamW")
+        notes.append(f"unknown --optim {run.optim}: AdamW was assumed")
     if run.casts_weights and not run.q_lora:
         notes.append(
-            f"the weights are stored as {run.stored_dtype} and multiplied in another 16-bit type, so autocast keeps a "
-            "copy of them: --dtype bfloat16 or --deepspeed avoids it"
+            f"the weights are stored in {run.stored_dtype} but used in another 16-bit dtype, so autocast keeps a copy "
+            "of them: --dtype bfloat16 or --deepspeed avoids it"
         )
     return notes

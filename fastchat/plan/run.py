@@ -1,4 +1,4 @@
-"""One configuration to be planned: the model's shape, the training settings that decide memory, and the machine."""
+"""One configuration to plan: the model's shape, the training settings that affect memory, and the machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is. Memory in bytes, per GPU and per host; None where it is not known."""
+    """The machine. Memory in bytes, per GPU and per host; None if unknown."""
 
     gpus: int = 1
     hosts: int = 1
     gpu_memory: int | None = None
     cpu_memory: int | None = None
-    gpu_name: str = ""  # where the GPUs are this machine's own
-    on_cpu: bool = False  # trained on the processor: `gpus` counts processes, and they share the host's memory
+    gpu_name: str = ""  # only for GPUs detected on this machine
+    on_cpu: bool = False  # training on the CPU: `gpus` counts processes, and they share the host's memory
 
     @property
     def gpus_per_host(self) -> int:
@@ -30,20 +30,20 @@ class Machine:
 
     @property
     def limit_known(self) -> bool:
-        """Whether it can be said at all if something fits."""
+        """Whether the memory is known, so that a plan can say if it fits."""
         return (self.cpu_memory if self.on_cpu else self.gpu_memory) is not None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run. Names and defaults are the training commands'; bf16 is on, as everybody uses it."""
+    """A training run. Names and defaults are those of training, except that bf16 is on."""
 
     architecture: Architecture
     machine: Machine = field(default_factory=Machine)
     lora: bool = True  # False: full fine-tuning
     lora_r: int = 8
     lora_dropout: float = 0.05
-    lora_target_modules: tuple[str, ...] | None = None  # None: those of the usual seven that exist
+    lora_target_modules: tuple[str, ...] | None = None  # None: the existing ones of the default seven
     lora_bias: str = "none"
     q_lora: bool = False
     dtype: str = "auto"
@@ -57,7 +57,7 @@ class Run:
     packing: bool = False
     attention: str = "sdpa"
     optim: str = "adamw_torch"
-    chunked_head: bool = True  # the output matrix runs on chunks of the supervised positions
+    chunked_head: bool = True  # logits are computed in chunks of supervised tokens
 
     @property
     def tokens(self) -> int:
@@ -68,18 +68,18 @@ class Run:
 
     @cached_property
     def half(self) -> bool:
-        """Whether matrices are multiplied in 16 bits although the weights may be wider."""
+        """Whether matrix products are in 16 bits, even if the weights are wider."""
         asked = self.bf16 or self.fp16
         return asked if self.zero is None or self.zero.half is None else self.zero.half
 
     @cached_property
     def autocast(self) -> bool:
-        """16 bits without DeepSpeed is torch.autocast; DeepSpeed casts the model instead."""
+        """Whether torch.autocast is used: 16 bits without DeepSpeed, which casts the model instead."""
         return self.half and self.zero is None
 
     @cached_property
     def stored_dtype(self) -> str:
-        """The dtype that the base weights are loaded in."""
+        """The dtype of the loaded base weights."""
         if self.dtype != "auto":
             return self.dtype
         if not self.lora and self.fp16 and self.zero is None:
@@ -88,45 +88,45 @@ class Run:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Of the base's unquantised weights while training, and of the residual stream (nothing casts it)."""
+        """Bytes per unquantized base weight during training, and per number of the residual stream."""
         if self.zero is not None:
             return 2 if self.half else 4
         return _BYTES[self.stored_dtype]
 
     @cached_property
     def compute_bytes(self) -> int:
-        """Of what matrices are multiplied in."""
+        """Bytes per number in matrix products."""
         return 2 if self.half else self.weight_bytes
 
     @cached_property
     def casts_weights(self) -> bool:
-        """Whether autocast copies every weight it multiplies with, because it computes in another dtype."""
+        """Whether autocast copies every weight, because it computes in another dtype."""
         if not self.autocast:
             return False
         return self.stored_dtype != ("float16" if self.fp16 else "bfloat16")
 
     @cached_property
     def adapter_bytes(self) -> int:
-        """Of the adapter's weights: float32, except that DeepSpeed makes 16-bit working copies."""
+        """Bytes per adapter weight: float32, except that DeepSpeed makes 16-bit working copies."""
         return 2 if self.zero is not None and self.half else 4
 
     @cached_property
     def dropout_mask_bytes(self) -> int:
-        """Of one number's mask: GPUs have a kernel that keeps a byte, a CPU keeps the factor, in the input's dtype."""
+        """Bytes of the mask per number: the GPU kernel keeps a byte, a CPU keeps the factor in the input's dtype."""
         if not self.machine.on_cpu:
             return 1
         return self.compute_bytes if self.autocast and self.q_lora else self.adapter_bytes
 
     @property
     def trained_bytes(self) -> int:
-        """Of the weights that get gradients."""
+        """Bytes per trained weight."""
         return self.adapter_bytes if self.lora else self.weight_bytes
 
     # ---- what is trained ----
 
     @cached_property
     def adapted(self) -> tuple[Linear, ...]:
-        """The matrices of one layer that carry an adapter. SettingsError for a target that matches nothing."""
+        """The adapted matrices of one layer. Raises SettingsError for a target that matches nothing."""
         if not self.lora:
             return ()
         linears = self.architecture.layer_linears
@@ -144,7 +144,7 @@ class Run:
 
     @cached_property
     def adapted_tables(self) -> tuple[Linear, ...]:
-        """Embedding and output matrix, where a target names them."""
+        """Embedding and output matrix, if a target names them."""
         asked = self.lora_target_modules or ()
         return tuple(table for table in self._tables if any(_matches(name, table.name) for name in asked))
 

@@ -1,4 +1,4 @@
-"""Which settings fit, and which of those slow training down least."""
+"""Search for the settings that fit and slow training down least."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fastchat.plan.zero import read_zero
 
 @dataclass(frozen=True)
 class Engine:
-    """A DeepSpeed configuration of the package, which has one file for LoRA and one for full fine-tuning, and the part
-    of it that decides memory (a test compares them)."""
+    """A DeepSpeed configuration of the package (one file for LoRA, one for full fine-tuning), and the part of it that
+    affects memory (a test compares them)."""
 
     lora_file: str
     full_file: str
     zero: dict[str, Any]
 
     def path(self, lora: bool) -> str:
-        """The file's name, which --deepspeed takes from any folder."""
+        """The file name, which --deepspeed accepts in any folder."""
         return self.lora_file if lora else self.full_file
 
     def config(self, lora: bool) -> dict[str, Any]:
-        """Full fine-tuning sums its gradients in float32: 16 bits lose the small ones."""
+        """Full fine-tuning accumulates gradients in float32, because 16 bits would lose small ones."""
         return {"zero_optimization": self.zero} | ({} if lora else {"data_types": {"grad_accum_dtype": "fp32"}})
 
 
@@ -48,7 +48,7 @@ ENGINES = (  # each is slower than the one before it
 
 
 def on_engine(run: Run, engine: Engine | None) -> Run:
-    """`run` with that DeepSpeed configuration; None: without DeepSpeed."""
+    """`run` with a DeepSpeed configuration; None: without DeepSpeed."""
     if engine is None:
         return replace(run, zero=None)
     zero = replace(read_zero(engine.config(run.lora), run.architecture.hidden), path=engine.path(run.lora))
@@ -56,38 +56,39 @@ def on_engine(run: Run, engine: Engine | None) -> Run:
 
 
 def engines_for(run: Run) -> tuple[Engine | None, ...]:
-    """What may divide this run, fastest first.
+    """The possible engines of a run, fastest first.
 
-    One GPU divides nothing, so an adapter trains there without DeepSpeed. All weights do not: DeepSpeed keeps a float32
-    copy, without which small steps round away. Several GPUs exchange the same under ZeRO-2 as without.
+    With one GPU there is nothing to partition, so an adapter is trained without DeepSpeed. Full fine-tuning still uses
+    it: DeepSpeed keeps float32 master weights, without which small updates are lost to rounding. With several GPUs,
+    ZeRO-2 communicates as much as DDP.
     """
     return (None, *ENGINES) if run.lora and run.machine.gpus == 1 else ENGINES
 
 
 def place(run: Run) -> int | None:
-    """Where the run's own engine stands in `engines_for`; None for one that is not among them."""
+    """The index of the run's engine in `engines_for`; None if it is not one of them."""
     zeros = [on_engine(run, engine).zero for engine in engines_for(run)]
     return zeros.index(run.zero) if run.zero in zeros else None
 
 
 # ---- how much slower ----
 
-# What one pass over the weights costs beside its tokens, in the time that a token takes: a token needs 2 FLOP per
-# weight, at about 400 TFLOP/s. Rough figures of A100 and H100 nodes; they only decide the order of what fits.
+# Fixed costs of one pass over the weights, in units of the time per token: a token needs 2 FLOP per weight, at about
+# 400 TFLOP/s. Rough figures of A100 and H100 nodes; they only determine the order of the choices that fit.
 _LAUNCH = 100  # kernels that are too small to fill the GPU
 _DEQUANTISE = 450  # nf4: half a byte read, two bytes written and read again per weight, at 2 TB/s
-_GATHER = 700  # ZeRO-3: two bytes per weight from the other GPUs, at 300 GB/s, half of it hidden
-_HOOKS = (0, 10, 10, 60)  # per ZeRO stage: copies into its buckets, and Python around every layer in ZeRO-3
-_FROM_HOST = 16_000  # offloaded weights: two bytes per weight over PCIe, at 25 GB/s, each GPU its part
+_GATHER = 700  # ZeRO-3: two bytes per weight from the other GPUs, at 300 GB/s, half of it overlapped
+_HOOKS = (0, 10, 10, 60)  # per ZeRO stage: copies into its buckets, and Python hooks of every layer in ZeRO-3
+_FROM_HOST = 16_000  # offloaded weights: two bytes per weight over PCIe, at 25 GB/s, divided among the GPUs
 _HOST_STEP = 1.02  # an adapter's optimizer on the host: a small step
-# The optimizer of all weights on the host, per step: 28 bytes per weight at 110 GB/s, shared by the hosts; and over
-# PCIe gradients and new weights, six bytes, each GPU its part.
+# The optimizer of all weights on the host, per step: 28 bytes per weight at 110 GB/s, divided among the hosts; and
+# gradients and new weights over PCIe, six bytes, divided among the GPUs.
 _HOST_ADAM = 50_000
 _HOST_COPY = 48_000
 
 
 def slowdown(run: Run) -> float:
-    """Time per token, relative to LoRA without any of the measures that save memory. A rough figure, to sort by."""
+    """Time per token, relative to LoRA without memory-saving settings. A rough figure for sorting."""
     passes = (2 if run.lora else 3) + (1 if run.gradient_checkpointing else 0)
     extra = _LAUNCH + (_DEQUANTISE if run.q_lora else 0)
     step, host = 1.0, 0.0
@@ -107,7 +108,7 @@ def slowdown(run: Run) -> float:
 
 
 def keep_global_batch(run: Run, microbatch: int) -> tuple[int, int]:
-    """(microbatch, accumulation) with the same product as now, and a microbatch of at most `microbatch`.
+    """(microbatch, accumulation) with the run's product, and a microbatch of at most `microbatch`.
 
     >>> keep_global_batch(run_of_16_times_2, 12)      # doctest: +SKIP
     (8, 4)
@@ -128,9 +129,9 @@ def with_batch(run: Run, batch: tuple[int, int]) -> Run:
 
 
 def choices(run: Run) -> Iterator[Run]:
-    """Every combination of engine, quantisation, checkpointing and microbatch at the run's global batch.
+    """All combinations of engine, quantization, checkpointing and microbatch with the run's global batch.
 
-    Without an adapter nothing is quantised.
+    Without an adapter nothing is quantized.
     """
     for engine in engines_for(run):
         for q_lora in (False, True) if run.lora else (False,):
@@ -145,7 +146,7 @@ _WORTHWHILE = 0.97  # a slower choice must save at least this much
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration that was looked at."""
+    """A configuration with its plan."""
 
     plan: Plan
     slowdown: float
@@ -156,9 +157,9 @@ class Choice:
 
 
 def fitting(run: Run) -> list[Choice]:
-    """What fits, least slowdown first; of each engine, quantisation and checkpointing only its best microbatch.
+    """The choices that fit, least slowdown first; for each engine, quantization and checkpointing the best microbatch.
 
-    Whatever is slower than another choice has to need less memory, or it is left out.
+    A choice that is slower than another one is included only if it needs less memory.
     """
     best: dict[tuple[Any, ...], Choice] = {}
     for variant in choices(run):
@@ -168,14 +169,14 @@ def fitting(run: Run) -> list[Choice]:
         if plan.fits and (key not in best or found.slowdown < best[key].slowdown):
             best[key] = found
     useful: list[Choice] = []
-    for choice in sorted(best.values(), key=lambda choice: choice.slowdown):  # equal: the simpler engine came first
+    for choice in sorted(best.values(), key=lambda choice: choice.slowdown):  # on ties, the simpler engine is first
         if all(choice.plan.total < _WORTHWHILE * other.plan.total for other in useful):
             useful.append(choice)
     return useful
 
 
 def neighbours(run: Run) -> Iterator[tuple[str, Run]]:
-    """(what is changed, the run with it): every configuration one setting away."""
+    """(the change, the changed run) for every configuration that differs in one setting."""
     if run.gradient_checkpointing:
         yield "without checkpointing", replace(run, gradient_checkpointing=False)
     else:

@@ -1,6 +1,6 @@
-"""Weights, gradients, optimizer states and communication buffers: what does not depend on the number of tokens.
+"""Weights, gradients, optimizer states and communication buffers: the memory that does not depend on the tokens.
 
-P is the number of trained parameters, N the number of GPUs. DeepSpeed's part was read in its source, 0.19
+P is the number of trained parameters, N the number of GPUs. DeepSpeed's memory follows its source, version 0.19
 (runtime/zero/stage_1_and_2.py, stage3.py); a test compares the result with two real processes.
 """
 
@@ -16,15 +16,15 @@ from fastchat.plan.run import Run
 
 @dataclass(frozen=True)
 class States:
-    """Bytes. Those that start with host_ are per process; the others per GPU. `paged` may be on either."""
+    """Bytes. Fields that start with host_ are per process, the others per GPU. `paged` may be on either."""
 
     weights: int
-    scales: int  # of the quantised weights
+    scales: int  # of the quantized weights
     gradients: int
     optimizer: int
     buffers: int
-    loading: int  # weights that are there while the model is loaded, and later partitioned away
-    stepping: int  # temporary, while the optimizer steps
+    loading: int  # weights that exist while the model is loaded, before they are partitioned
+    stepping: int  # temporary, during the optimizer step
     host_weights: int = 0
     host_gradients: int = 0
     host_optimizer: int = 0
@@ -34,14 +34,14 @@ class States:
 
 
 def states_of(run: Run) -> States:
-    """All of them, for one configuration."""
+    """The states of one configuration."""
     if run.zero is None:
         return _plain(run)
     return _zero3(run) if run.zero.stage == 3 else _zero12(run)
 
 
 def base_weights(run: Run) -> tuple[int, int]:
-    """(bytes of the whole base, bytes of the scales that quantisation adds) before anything is partitioned."""
+    """(bytes of the whole base, bytes of the scales that quantization adds) before partitioning."""
     a = run.architecture
     if not run.q_lora:
         return a.parameters * run.weight_bytes, 0
@@ -63,7 +63,7 @@ def _plain(run: Run) -> States:
     optimizer = optimizer_of(run.optim)
     gradients = run.trained * run.trained_bytes
     state, paged = _state(run, optimizer, run.trained, run.trained_bytes)
-    # DistributedDataParallel copies all gradients into buckets, which live as long as the run.
+    # DistributedDataParallel copies all gradients into buckets, which exist during the whole run.
     buckets = gradients if run.machine.gpus > 1 else 0
     return States(
         weights=base + trained_weights(run),
@@ -78,7 +78,7 @@ def _plain(run: Run) -> States:
 
 
 def _stepping(run: Run, optimizer: Optimizer) -> int:
-    """Copies made during the step: on a GPU of all parameters at once, on a CPU two of one parameter at a time."""
+    """Copies during the step: on a GPU of all parameters at once, on a CPU two copies of one parameter at a time."""
     if run.machine.on_cpu:
         return 2 * _largest_trained(run) * run.trained_bytes if optimizer.copies else 0
     return optimizer.copies * run.trained * run.trained_bytes
@@ -96,12 +96,12 @@ def _zero12(run: Run) -> States:
     base, scales = base_weights(run)
     optimizer = optimizer_of(run.optim)
     state, paged = _state(run, optimizer, mine, 4)
-    master = 4 * mine  # a float32 copy of this process's part, also where the weights are float32
-    # ZeRO-2 keeps this process's part of the gradients; ZeRO-1 all of them until the step.
+    master = 4 * mine  # a float32 copy of this process's partition, even if the weights are float32
+    # ZeRO-2 keeps this process's partition of the gradients; ZeRO-1 keeps all of them until the step.
     wide = zero.accumulates_in or half
     gradients = wide * (mine if zero.stage == 2 else p)
     if not zero.offload_optimizer:
-        stepping = 4 * mine + optimizer.copies * 4 * mine  # the part's gradients in float32, and the optimizer's own
+        stepping = 4 * mine + optimizer.copies * 4 * mine  # float32 gradients of the partition, and optimizer copies
         return States(
             weights=base + trained_weights(run),
             scales=scales,
@@ -113,7 +113,7 @@ def _zero12(run: Run) -> States:
             paged=paged,
         )
     # Offloaded: gradients leave the GPU through a buffer as large as the largest parameter. On the host: float32
-    # weights, two moments and gradients, the 16-bit copy that travels back, and 16-bit gradients while accumulating.
+    # weights, two moments and gradients, the 16-bit copy to send back, and 16-bit gradients while accumulating.
     accumulated = wide * mine if run.gradient_accumulation_steps > 1 else 0
     return States(
         weights=base + trained_weights(run),
@@ -129,7 +129,7 @@ def _zero12(run: Run) -> States:
 
 
 def _reduce_buckets(run: Run) -> int:
-    """Buckets that gradients are collected in before they are reduced; two of them where that overlaps the backward."""
+    """Gradient buckets for the reduction; two of them if it overlaps with the backward pass."""
     zero = run.zero
     assert zero is not None
     if zero.stage == 0 or not zero.contiguous:
@@ -161,11 +161,11 @@ def _zero3(run: Run) -> States:
     group = min(zero.sub_group, mine)
     return States(
         weights=0 if zero.offload_params else part,
-        scales=scales,  # constants of the quantisation are no parameters, so they stay whole
+        scales=scales,  # quantization constants are not parameters, so they are not partitioned
         gradients=0 if zero.offload_optimizer else gradients,
         optimizer=0 if zero.offload_optimizer else 4 * mine + state - paged,
         buffers=gathered + _reduce_buckets(run),
-        # A quantised model is first loaded whole onto every GPU and then partitioned.
+        # A quantized model is first loaded completely on every GPU and then partitioned.
         loading=everything - (0 if zero.offload_params else part) if run.q_lora else 0,
         stepping=0 if zero.offload_optimizer else 4 * group * (1 + optimizer.copies),
         host_weights=part if zero.offload_params else 0,
@@ -176,14 +176,14 @@ def _zero3(run: Run) -> States:
 
 
 def _gathered(run: Run, everything: int) -> int:
-    """Weights that are whole for a while: up to `stage3_max_live_parameters`, and at least the largest layer.
+    """Gathered weights: up to `stage3_max_live_parameters`, and at least the largest layer.
 
-    Counted in stored elements: two nf4 weights are one. What is gathered also counts its fetch-ahead.
+    Counted in stored elements: two nf4 weights are one. Prefetched weights are included.
     """
     zero, a = run.zero, run.architecture
     assert zero is not None
     if run.machine.gpus == 1 and not zero.offload_params:
-        return 0  # the only part is the whole
+        return 0  # the only partition is complete
     largest = max(a.embedding_elements * run.weight_bytes, _layer_bytes(run))
     each = 1 if run.q_lora else run.weight_bytes
     return min(everything, max(largest, zero.live_parameters * each))
@@ -198,7 +198,7 @@ def _layer_bytes(run: Run) -> int:
 
 
 def _state(run: Run, optimizer: Optimizer, parameters: int, parameter_bytes: int) -> tuple[int, int]:
-    """(bytes of the state, how many of them are paged) for this process's `parameters`."""
+    """(bytes of the state, bytes of them that are paged) for this process's `parameters`."""
     a = run.architecture
     if optimizer.factored and run.zero is None:
         if run.lora:  # a matrix of r x n keeps r + n values
@@ -217,7 +217,7 @@ def _state(run: Run, optimizer: Optimizer, parameters: int, parameter_bytes: int
 
 
 def _pages(run: Run) -> bool:
-    """Small adapter matrices are not worth a page; DeepSpeed's flat partition always is. A CPU has no pages."""
+    """Whether the state is paged: always for DeepSpeed's flat partition, not for small matrices, never on a CPU."""
     if run.machine.on_cpu:
         return False
     return run.zero is not None or _largest_trained(run) >= SMALLEST_PAGED

@@ -1,4 +1,4 @@
-"""Which conversation template a recommended recipe names: only one that training itself would choose or suggest."""
+"""The conversation template of a recommended recipe: one that training itself would choose or suggest."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fastchat.plan.model_files import find_folder
 
 _BASES = frozenset(architecture_of_size(size).name for size in SIZES)
 _UNKNOWN = (
-    "# conv_template is left out: which one fits is not known: the tokenizer's files are not here, or of an unknown "
-    "form. Training chooses one, or names those that fit."
+    "# conv_template is left out, because the tokenizer's files are missing or have an unknown format. Training "
+    "chooses one, or suggests those that fit."
 )
 
 
 def template_line(model: str, cache_dir: str | None = None) -> str:
     """The line of a recipe for `model` (a folder, or a hub name that may be in `cache_dir`): the setting, or a
-    comment that says why there is none.
+    comment that says why it is missing.
 
-    The Llama-2 bases have the documents' template; a tokenizer with a chat template of its own keeps that.
+    The Llama-2 bases use the documented template; a tokenizer with a chat template keeps it.
 
     >>> template_line("meta-llama/Llama-2-7b-hf"), template_line("google/gemma-1.1-2b-it")
     ('conv_template: vicuna_v1.1', 'conv_template: gemma')
@@ -43,8 +43,8 @@ def template_line(model: str, cache_dir: str | None = None) -> str:
 
 
 def _tokenizer(folder: Path) -> tuple[set[str], str | None] | None:
-    """(every token, the chat template in Jinja or None); None where the folder has no tokenizer.json, or files of a
-    form that is not known here."""
+    """(all tokens, the Jinja chat template or None); None if the folder has no tokenizer.json, or files of an unknown
+    format."""
     spec = _read(folder / "tokenizer.json")
     if spec is None:
         return None
@@ -59,7 +59,7 @@ def _tokenizer(folder: Path) -> tuple[set[str], str | None] | None:
 
 
 def _chat_template(folder: Path) -> str | None:
-    """The tokenizer's own, or of several the one called "default". TypeError for what is no text."""
+    """The tokenizer's chat template; of several, the one named "default". Raises TypeError if it is not a string."""
     jinja = folder / "chat_template.jinja"
     own = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
     own = own or (_read(folder / "tokenizer_config.json") or {}).get("chat_template")

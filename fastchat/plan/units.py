@@ -1,4 +1,4 @@
-"""Bytes: reading them from a user, writing them for one."""
+"""Sizes in bytes: parsing and formatting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNITS |= {"kib": KIB, "mib": MIB, "gib": GIB, "tib": 1024 * GIB, "kb": 10**3, "
 
 
 def parse_bytes(text: str, label: str) -> int:
-    """Bytes in "24GiB", "80GB" (decimal), "24576MiB" or "24" (GiB). SettingsError names `label`.
+    """Parse "24GiB", "80GB" (decimal), "24576MiB" or "24" (GiB) into bytes. Raises SettingsError with `label`.
 
     >>> parse_bytes("24GiB", "--gpu_memory") == parse_bytes("24", "--gpu_memory") == 24 * 1024**3
     True
@@ -26,7 +26,7 @@ def parse_bytes(text: str, label: str) -> int:
 
 
 def human(num_bytes: float) -> str:
-    """A size for people: three digits are enough to decide.
+    """Format a size with three digits.
 
     >>> human(3.6 * 1024**3), human(200 * 1024**2), human(0)
     ('3.60 GiB', '200 MiB', '0')
@@ -43,5 +43,5 @@ def human(num_bytes: float) -> str:
 
 
 def ceil_div(amount: float, parts: int) -> int:
-    """`amount` in `parts` equal shares, rounded up."""
+    """`amount` divided by `parts`, rounded up."""
     return math.ceil(amount / parts)

@@ -1,4 +1,4 @@
-"""What a DeepSpeed configuration means for memory: the stage, what is offloaded, and the sizes of the buffers."""
+"""The parts of a DeepSpeed configuration that affect memory: the stage, offloading, and the sizes of the buffers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ACCUMULATION = {"fp32": 4, "bf16": 2, "bfp16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class Zero:
-    """The part of a DeepSpeed configuration that decides memory; all sizes in elements."""
+    """The part of a DeepSpeed configuration that affects memory; all sizes in elements."""
 
     stage: int = 0
     offload_optimizer: bool = False
@@ -28,20 +28,20 @@ class Zero:
     overlap: bool = True
     contiguous: bool = True
     reduce_bucket: int = _REDUCE_BUCKET
-    live_parameters: int = _LIVE_PARAMETERS  # ZeRO-3: so many gathered parameters may be there at a time
-    prefetch: int = _PREFETCH  # ZeRO-3: and so many are fetched ahead
-    persistence: int = _PERSISTENCE  # ZeRO-3: smaller parameters stay gathered
+    live_parameters: int = _LIVE_PARAMETERS  # ZeRO-3: maximum of gathered parameters at a time
+    prefetch: int = _PREFETCH  # ZeRO-3: number of prefetched parameters
+    persistence: int = _PERSISTENCE  # ZeRO-3: smaller parameters are not partitioned
     sub_group: int = _SUB_GROUP  # ZeRO-3: the optimizer steps in groups of this size
-    accumulates_in: int | None = None  # bytes per accumulated gradient; None: as wide as the weights
-    half: bool | None = None  # bf16 or fp16 switched on (True) or off (False) in the file; None follows the flags
-    path: str = field(default="", compare=False)  # by whichever name the file was given
+    accumulates_in: int | None = None  # bytes per accumulated gradient; None: as for the weights
+    half: bool | None = None  # bf16 or fp16 enabled (True) or disabled (False) in the file; None: as in the flags
+    path: str = field(default="", compare=False)  # the file name as given
 
 
 def read_zero(given: str | Mapping[str, Any], hidden: int) -> Zero:
     """The configuration in the file (or mapping) `given`, for a model of width `hidden`.
 
-    "auto" becomes what transformers makes of it (integrations/deepspeed.py, trainer_config_finalize). SettingsError
-    where the file is missing or no such configuration.
+    "auto" is resolved as in transformers (integrations/deepspeed.py, trainer_config_finalize). Raises SettingsError if
+    the file is missing or not a DeepSpeed configuration.
     """
     config = given if isinstance(given, Mapping) else read_deepspeed_config(given, tell=False)
     path = "" if isinstance(given, Mapping) else str(given)
@@ -92,7 +92,7 @@ def _accumulation(config: Mapping[str, Any], path: str) -> int | None:
 
 
 def _half(config: Mapping[str, Any]) -> bool | None:
-    """Whether the file itself fixes half precision."""
+    """Whether the file itself enables or disables half precision."""
     fixed = [b.get("enabled", "auto") for b in (config.get("bf16"), config.get("fp16")) if isinstance(b, Mapping)]
     if any(value is True for value in fixed):
         return True

@@ -1,7 +1,7 @@
-"""Every setting of this project, once: what `--help`, the argument reader, the checks, the preview, the planner, resume
-and docs/settings.md know about a setting, they read here.
+"""All settings of this project, each defined once: `--help`, the argument reader, the checks, the preview, the planner,
+resume and docs/settings.md all read them here.
 
-To add a plain setting, add a field. transformers' own are in `transformers_arguments.py`.
+To add a plain setting, add a field. The settings of transformers are in `transformers_arguments.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _preview = partial(setting, group="Preview")
 
 @dataclass
 class ModelArguments:
-    """Which base model, and how it is loaded."""
+    """The base model, and how it is loaded."""
 
     model_name_or_path: str | None = _model(
         None,
@@ -49,7 +49,7 @@ class ModelArguments:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _model(
         "auto",
-        "dtype of the base weights: auto is the checkpoint's own",
+        "dtype of the base weights; auto means that of the checkpoint",
         also="torch_dtype",
         translate={
             "dtype": by_value(
@@ -62,7 +62,7 @@ class ModelArguments:
     )
     flash_attn: bool = _model(
         False,
-        "use FlashAttention 2 where it is installed, otherwise the fastest kernel of torch, with a message",
+        "use FlashAttention 2 if it is installed, otherwise the fastest kernel of torch, with a message",
         elsewhere="flash_attention use_flash_attention use_flash_attn use_flash_attention_2",
         translate={
             "attn_implementation": by_value(
@@ -84,24 +84,24 @@ class ModelArguments:
     )
     rope_scaling_factor: float | None = _model(
         None,
-        "how much longer the context becomes; the default is ceil(model_max_length / max_position_embeddings)",
+        "factor by which the context is extended; by default ceil(model_max_length / max_position_embeddings)",
         range=STRETCH,
         resume=FIXED,
     )
     padding_side: Literal["right", "left"] = _model("right", "side on which a batch is padded")
     use_tokenizer_class: bool = _model(
-        False, "ids of the tokenizer's class in transformers, not those of tokenizer.json", resume=FREE
+        False, "use the ids of the tokenizer's class in transformers, not those of tokenizer.json", resume=FREE
     )
-    trust_remote_code: bool = _model(False, "run code that comes with the model folder", resume=FREE)
+    trust_remote_code: bool = _model(False, "run code from the model folder", resume=FREE)
 
 
 @dataclass
 class DataArguments:
-    """Which conversations, and how they become tokens."""
+    """The conversations, and how they become tokens."""
 
     data_path: list[str] | None = _data(
         None,
-        "training conversations: files (.json, .jsonl, .gz, .parquet), patterns, folders, datasets of the hub",
+        "training conversations: files (.json, .jsonl, .gz, .parquet), patterns, folders, hub datasets",
         elsewhere="data data_files dataset_path train_data train_data_path dataset_name_or_path",
         translate={
             name: paths_of("data_path") for name in ("datasets", "dataset", "dataset_name", "train_file", "train_files")
@@ -112,7 +112,7 @@ class DataArguments:
     )
     eval_data_path: list[str] | None = _data(
         None,
-        "conversations to evaluate on, given like --data_path",
+        "conversations to evaluate on, in the same form as --data_path",
         translate={
             name: paths_of("eval_data_path")
             for name in ("test_datasets", "eval_dataset", "validation_file", "val_file", "eval_file", "test_file")
@@ -123,7 +123,7 @@ class DataArguments:
     )
     val_set_size: float = _data(
         0.0,
-        "hold out this many training dialogues (below 1: this share of them) for evaluation",
+        "number of training dialogues held out for evaluation (below 1: share of them)",
         range=NUMBER_OR_SHARE,
         elsewhere="val_size validation_split_percentage test_size eval_size",
         resume=FIXED,
@@ -146,13 +146,13 @@ class DataArguments:
     )
     data_proportions: list[str] | None = _data(
         None,
-        "shares of the --data_path values among the dialogues of an epoch; no dialogue is repeated",
+        "shares of the --data_path values in the dialogues of an epoch; no dialogue is repeated",
         elsewhere="interleave_probs dataset_weights",
         resume=FIXED,
     )
     conv_template: str | None = _data(
         None,
-        "prompt template; vicuna_v1.1 where nothing else fits, tokenizer for the chat template of the model",
+        "prompt template, or tokenizer for the chat template of the model; by default vicuna_v1.1 if no other fits",
         translate=dict.fromkeys(
             ("template", "chat_template", "prompt_template", "prompt_template_name", "conversation_template"), template
         ),
@@ -160,32 +160,32 @@ class DataArguments:
         common=True,
     )
     conv_template_file: str | None = _data(
-        None, "my.py or my.yaml that registers a template of your own", resume=FREE, path=True
+        None, "my.py or my.yaml that defines your own template", resume=FREE, path=True
     )
     preprocessing_num_workers: int | None = _data(
         None,
-        "processes that tokenize; by default one for each CPU",
+        "number of processes that tokenize; by default one per CPU",
         range=AT_LEAST_ONE,
         elsewhere="dataset_processes dataset_num_proc num_proc preprocessing_workers",
         resume=FREE,
     )
     overwrite_cache: bool = _data(
         False,
-        "tokenize again, even if the token cache has the tokens",
+        "tokenize again, even if the token cache already has the tokens",
         elsewhere="overwrite_dataset_cache",
         resume=FREE,
     )
-    lazy_preprocess: bool = _data(False, "accepted, without effect: data is always streamed", resume=FREE)
+    lazy_preprocess: bool = _data(False, "accepted, but has no effect: data is always streamed", resume=FREE)
     overlong: Literal["truncate", "drop", "error"] = _data(
         "truncate",
-        "what happens to dialogues longer than --model_max_length",
+        "what to do with dialogues longer than --model_max_length",
         elsewhere="excess_length_strategy truncation_mode truncation_strategy",
         resume=FIXED,
     )
-    on_bad_row: Literal["stop", "skip"] = _data("stop", "stop at malformed rows, or skip and count them", resume=FREE)
+    on_bad_row: Literal["stop", "skip"] = _data("stop", "stop at invalid rows, or skip and count them", resume=FREE)
     train_on: Literal["assistant", "last", "all"] = _data(
         "assistant",
-        "train on every answer, only the last one, or all tokens but BOS (prompts too)",
+        "train on every answer, only on the last one, or on all tokens except BOS (including prompts)",
         translate={
             "train_on_inputs": by_value({"true": "train_on: all"}, "train_on: assistant"),
             "train_on_prompt": by_value({"true": "train_on: all"}, "train_on: assistant"),
@@ -196,10 +196,10 @@ class DataArguments:
         },
         resume=FIXED,
     )
-    log_samples: bool = _data(False, "write which rows each step and rank trained on into samples.jsonl", resume=FREE)
+    log_samples: bool = _data(False, "log the rows of each step and rank to samples.jsonl", resume=FREE)
     packing: bool = _data(
         False,
-        "put several dialogues into a row of up to --model_max_length tokens; none sees another",
+        "pack several dialogues into up to --model_max_length tokens, without attention between them",
         elsewhere="sample_packing neat_packing use_packing",
         resume=FIXED,
         common=True,
@@ -207,14 +207,14 @@ class DataArguments:
     )
     verify_packing: bool = _data(
         False,
-        "before training, compare packed loss and gradients with unpacked ones on this model",
+        "before training, compare loss and gradients with and without packing on this model",
         resume=FREE,
     )
 
 
 @dataclass
 class LoraArguments:
-    """The adapter: its size, where it sits, and whether the base below it is quantized."""
+    """The adapter: its rank, its layers, and whether the base model is quantized."""
 
     lora_r: int = _lora(
         8,
@@ -230,13 +230,13 @@ class LoraArguments:
     )
     lora_dropout: float = _lora(
         0.05,
-        "dropout before the adapter; above 0 every adapter keeps a copy of its input",
+        "dropout before the adapter; above 0, every adapter keeps a copy of its input",
         range=BELOW_ONE,
         memory=True,
     )
     lora_target_modules: list[str] = _lora(
         list(LORA_TARGETS),
-        "names of the layers that get an adapter, separated by spaces or commas",
+        "names of the layers to adapt, separated by spaces or commas",
         translate={
             **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
             "lora_target_modules": by_value(dict.fromkeys(("all", "all-linear"), ALL_LAYERS), ""),
@@ -253,12 +253,10 @@ class LoraArguments:
         memory=True,
         path=True,
     )
-    lora_bias: Literal["none", "all", "lora_only"] = _lora(
-        "none", "which biases are trained too", resume=FIXED, memory=True
-    )
+    lora_bias: Literal["none", "all", "lora_only"] = _lora("none", "biases to train as well", resume=FIXED, memory=True)
     q_lora: bool = _lora(
         False,
-        "quantize the base below the adapter to 4 bits (nf4, double quantization)",
+        "quantize the base model to 4 bits (nf4, double quantization)",
         elsewhere="load_in_4bit qlora use_qlora use_4bit",
         translate={
             "quantization_bit": by_value(
@@ -273,12 +271,12 @@ class LoraArguments:
 
 @dataclass
 class RunArguments(TransformersArguments):
-    """transformers' training arguments, and what this project adds to them."""
+    """The training arguments of transformers, and those that this project adds."""
 
-    cache_dir: str | None = _model(None, "where hub models are kept", resume=FREE, memory=True, path=True)
+    cache_dir: str | None = _model(None, "cache folder of hub models", resume=FREE, memory=True, path=True)
     model_max_length: int = _data(
         512,
-        "dialogues are cut to this many tokens",
+        "maximum length of a dialogue in tokens; see --overlong",
         range=AT_LEAST_ONE,
         elsewhere="sequence_len cutoff_len max_length max_len max_seq_length max_seq_len seq_len seq_length block_size "
         "sequence_length context_length max_source_length",
@@ -288,25 +286,25 @@ class RunArguments(TransformersArguments):
     )
     warmup_ratio: float = setting(
         0.0,
-        "share of the steps that warm up; --warmup_steps wins if both are given",
+        "share of the steps used for warmup; --warmup_steps takes precedence",
         group="Optimization",
         range=SHARE,
         common=True,
     )
-    group_by_length: bool = _data(False, "put dialogues of similar length into one batch (less padding)", resume=FREE)
+    group_by_length: bool = _data(False, "batch dialogues of similar length (less padding)", resume=FREE)
     chunked_head: bool = setting(
         True,
-        "run the output matrix on supervised tokens only, in chunks; False: on all tokens at once",
+        "compute logits of supervised tokens only, in chunks; False: of all tokens at once",
         group="Precision and memory",
         memory=True,
     )
-    overwrite_output_dir: bool = _run(False, "replace a result that --output_dir already holds", resume=FREE)
+    overwrite_output_dir: bool = _run(False, "replace an existing result in --output_dir", resume=FREE)
     resume_weights_only: bool = _run(
-        False, "resume with the weights and the position of a checkpoint, and a new optimizer state", resume=FREE
+        False, "resume the weights and position of a checkpoint, with a new optimizer state", resume=FREE
     )
     on_nonfinite: Literal["stop", "skip"] = _run(
         "stop",
-        "stop at a loss or gradient that is not finite, or skip the update of that step",
+        "stop at a non-finite loss or gradient, or skip the update of that step",
         resume=FREE,
     )
     early_stopping_patience: int | None = setting(
@@ -319,33 +317,33 @@ class RunArguments(TransformersArguments):
 
 @dataclass
 class PlanArguments:
-    """What only the planner reads. `plan` and the machine are read by the training commands too, with `--plan`."""
+    """Settings of the planner. `plan` and the machine are also read by the training commands with `--plan`."""
 
-    model_size: str | None = _plan(None, "7b, 13b or 70b: the Llama-2 of that size, without a model folder")
+    model_size: str | None = _plan(None, "7b, 13b or 70b: plan for Llama-2 of that size, without a model folder")
     full_finetuning: bool = _plan(False, "train all weights (train.py) instead of an adapter")
     gpus: int | None = _plan(
-        None, "number of GPUs of all hosts; by default those found", also="num_gpus", range=AT_LEAST_ONE
+        None, "number of GPUs on all hosts; by default those of this machine", also="num_gpus", range=AT_LEAST_ONE
     )
-    hosts: int = _plan(1, "number of machines", range=AT_LEAST_ONE)
-    gpu_memory: str | None = _plan(None, "memory of one GPU, such as 24GiB; by default what nvidia-smi reports")
-    cpu_memory: str | None = _plan(None, "memory of one host, such as 256GiB; by default that of this one")
-    json: bool = _plan(False, "print one flat JSON object, in bytes")
-    recommend: bool = _plan(False, "find the settings that fit, for 7b, 13b, 70b and the given model")
-    recipes: str = _plan("plan_recipes", "folder into which --recommend writes its YAML recipes", path=True)
-    largest: bool = _plan(False, "find the largest dense model that trains here")
-    plan: bool = _plan(False, "of a training command: only print the plan; here it changes nothing")
+    hosts: int = _plan(1, "number of hosts", range=AT_LEAST_ONE)
+    gpu_memory: str | None = _plan(None, "memory per GPU, such as 24GiB; by default as reported by nvidia-smi")
+    cpu_memory: str | None = _plan(None, "memory per host, such as 256GiB; by default that of this machine")
+    json: bool = _plan(False, "print one flat JSON object, with sizes in bytes")
+    recommend: bool = _plan(False, "find settings that fit, for 7b, 13b, 70b and the given model")
+    recipes: str = _plan("plan_recipes", "folder for the YAML recipes that --recommend writes", path=True)
+    largest: bool = _plan(False, "find the largest dense model that can be trained on this machine")
+    plan: bool = _plan(False, "with a training command: only print the plan; no effect here")
 
 
 @dataclass
 class PreviewArguments:
-    """What only the preview reads."""
+    """Settings of the preview."""
 
-    num: int = _preview(3, "how many dialogues to show", range=NOT_NEGATIVE)
-    output: str | None = _preview(None, "write ids and labels of every record into this JSONL file", path=True)
-    html: str | None = _preview(None, "write a page that shows every token and why it is (not) trained on", path=True)
+    num: int = _preview(3, "number of dialogues to show", range=NOT_NEGATIVE)
+    output: str | None = _preview(None, "write the ids and labels of every row to this JSONL file", path=True)
+    html: str | None = _preview(None, "write an HTML page with every token and why it is (not) supervised", path=True)
 
 
 def all_arguments(lora: bool) -> tuple[type[Any], ...]:
-    """The dataclasses that make up one run's settings; full fine-tuning has no LoRA ones."""
+    """The dataclasses with the settings of one run; full fine-tuning has no LoRA settings."""
     common: tuple[type[Any], ...] = (ModelArguments, DataArguments, RunArguments, RefusedArguments)
     return (*common, LoraArguments) if lora else common

@@ -1,7 +1,7 @@
 """Names of other programs (axolotl, LLaMA-Factory, TRL, alpaca-lora, older FastChat and transformers) and their values.
 
-A name that has a setting of the same meaning here stands in that setting's field (`elsewhere`, `translate`). Here is
-what such a translation is made of, and the names that have none, each with the reason or the way out.
+Names with an equivalent setting are in the field of that setting (`elsewhere`, `translate`). This module has the
+functions for such translations, and the names without an equivalent, each with the reason or the way out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastchat.settings.fields import Translate
 
 
 def yaml_text(value: Any) -> str:
-    """One value as a line of a recipe would hold it.
+    """One value as it is written in a recipe.
 
     >>> yaml_text(["a.json", "b"]), yaml_text(True), yaml_text(None)
     ('[a.json, b]', 'true', 'null')
@@ -27,7 +27,7 @@ def yaml_text(value: Any) -> str:
 
 
 def by_value(table: Mapping[str, str], otherwise: str) -> Translate:
-    """A translation by the value, case and type aside."""
+    """A translation by value, ignoring case and type."""
     return lambda raw: table.get(str(raw).lower(), otherwise)
 
 
@@ -39,7 +39,7 @@ def paths_of(name: str) -> Translate:
         found = [(i.get("path") or i.get("name")) if isinstance(i, dict) else i for i in items]
         values = [str(value).strip() for value in found if value]
         listed = yaml_text(values[0] if len(values) == 1 else values) if values else "FILES"
-        return f"{name}: {listed} (files, folders, patterns or names of hub datasets)"
+        return f"{name}: {listed} (files, folders, patterns or hub dataset names)"
 
     return translate
 
@@ -54,11 +54,11 @@ TEMPLATES = {
 
 
 def template(raw: Any) -> str:
-    """The template of that name here, where there is one; else the model's own."""
+    """The template of that name here, if there is one; otherwise the model's own."""
     name = str(raw).lower().replace("-", "").replace(".", "")
     if name in TEMPLATES:
         return f"conv_template: {TEMPLATES[name] or name} (tokenizer is the chat template of the model)"
-    return "conv_template: tokenizer (the chat template of the model), or a built-in one: the README lists them"
+    return "conv_template: tokenizer (the chat template of the model), or a built-in one, see the README"
 
 
 def rope(raw: Any) -> str:
@@ -75,7 +75,7 @@ ALL_LAYERS = "leave it out; the default is all seven linear layers of a block"
 
 
 def targets(raw: Any) -> str:
-    """Which layers get an adapter."""
+    """The layers to adapt."""
     if str(raw).lower() in ("all", "all-linear", "true"):
         return ALL_LAYERS
     if str(raw).lower() in ("false", "none"):
@@ -84,20 +84,20 @@ def targets(raw: Any) -> str:
 
 
 _ADAPTER = "leave it out: train_lora.py trains an adapter, train.py all weights"
-_ONLY_LORA = "only plain LoRA adapters are trained here"
-_SFT = "only supervised fine-tuning is done here"
+_ONLY_LORA = "only plain LoRA adapters are supported"
+_SFT = "only supervised fine-tuning is supported"
 _ENVIRONMENT = "set the environment variable {} instead"
 _BATCH = "the global batch is per_device_train_batch_size x gradient_accumulation_steps x processes; set those"
 _ATTENTION = "flash_attn: true asks for FlashAttention; otherwise the fastest kernel of torch is used"
-_AUTOMATIC = "leave it out; it is always done"
-_TOKENIZER = "leave it out; the tokenizer is loaded as the model folder has it"
-_MODEL = "leave it out; the model folder's config.json says it"
-_CONVERSATIONS = "leave it out; rows are conversations, the README shows which, under 'Your data'"
+_AUTOMATIC = "leave it out; this is always done"
+_TOKENIZER = "leave it out; the tokenizer of the model folder is used"
+_MODEL = "leave it out; it is read from config.json in the model folder"
+_CONVERSATIONS = "leave it out; rows are conversations, see 'Your data' in the README"
 _TOKENS = "add tokens first with `python -m fastchat.model.prepare_model`"
 _SAVED = "weights are always saved as safetensors; leave it out"
 _HALF = "leave it out; --bf16 True or --fp16 True is enough"
 _FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
-_INFERENCE = "it belongs to inference; leave it out"
+_INFERENCE = "it is for inference; leave it out"
 _MERGE = "leave it out; `python -m fastchat.model.apply_lora` merges an adapter into its base"
 _VISION = "only the language model is trained; leave it out"
 _STEPS = "set {0}_strategy: steps and {0}_steps"
@@ -116,10 +116,10 @@ _REASONS: dict[str, str] = {
     "lora_target_modules; train.py trains all weights",
     "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules unfrozen_parameters": "parts of a model "
     "cannot be frozen; train an adapter (train_lora.py) or all weights (train.py)",
-    "create_new_adapter": "leave it out: with lora_weight_path that adapter is trained further, without it a new one",
+    "create_new_adapter": "leave it out: lora_weight_path trains that adapter further, without it a new one is made",
     "rl dpo_beta pref_beta pref_loss pref_ftx ref_model reward_model beta": _SFT,
     # quantization
-    "load_in_8bit": "a base in 8 bits is not available; q_lora: true loads it in 4 bits",
+    "load_in_8bit": "8-bit quantization is not available; q_lora: true loads the base in 4 bits",
     "quantization_method quantization_type bnb_4bit_quant_type double_quantization use_bnb_nested_quant "
     "bnb_4bit_quant_storage bnb_4bit_compute_dtype bnb_4bit_use_double_quant": "leave it out; q_lora: true is nf4 "
     "with double quantization",
@@ -140,24 +140,24 @@ _REASONS: dict[str, str] = {
     "freeze_vision_tower freeze_multi_modal_projector train_mm_proj_only image_max_pixels video_max_pixels "
     "media_dir freeze_language_model": _VISION,
     # data
-    "dataset_dir": "give the files themselves in data_path",
+    "dataset_dir": "give the files in data_path",
     "dataset_prepared_path tokenized_path dataset_keep_in_memory preprocessing_batch_size buffer_size streaming "
     "dataset_streaming skip_prepare_dataset preprocessed_path dataset_batch_size": _PREPARED,
     "ignore_pad_token_for_loss shuffle_merged_datasets shuffle_dataset tool_format": _AUTOMATIC,
     "dataset_text_field dataset_kwargs formatting_func field_messages message_property_mappings "
     "message_field_role message_field_content field field_human field_model roles type ds_type": _CONVERSATIONS,
-    "train_on_eos train_on_eot": "leave it out; the end of every learned answer is learned",
+    "train_on_eos train_on_eot": "leave it out; the end of every supervised answer is supervised",
     "dataset_config dataset_config_name": "download the dataset first, and give its files in data_path",
-    "max_samples max_train_samples max_eval_samples": "cut the file first, for example with head or "
+    "max_samples max_train_samples max_eval_samples": "shorten the file first, for example with head or "
     "`python -m fastchat.data.split_train_test`",
     "pad_to_sequence_len pad_to_multiple_of padding_free packing_strategy eval_packing eval_sample_packing "
     "sample_packing_eff_est total_num_tokens multipack_real_batches group_by_bucket": "leave it out; packing: true "
-    "decides everything about packing",
+    "is the only setting for packing",
     "dataset_exact_deduplication": "remove repeated rows from the file first",
-    "push_dataset_to_hub": "nothing is uploaded from here",
+    "push_dataset_to_hub": "nothing is ever uploaded",
     "default_system default_system_message chat_template_path chat_template_jinja add_eos_token": "the template "
-    "decides it: conv_template, or a template of your own with conv_template_file",
-    "enable_thinking": "leave it out; the template decides it",
+    "decides this: set conv_template, or your own template with conv_template_file",
+    "enable_thinking": "leave it out; the template decides this",
     "min_sample_len": "leave it out; short dialogues are trained on too",
     "mix_strategy": "leave it out; no dialogue is repeated",
     # optimization
@@ -167,7 +167,7 @@ _REASONS: dict[str, str] = {
     "cosine_constant_lr_ratio": "not available; set lr_scheduler_type and lr_scheduler_kwargs",
     "loss_type moe_aux_loss_coef": "leave it out; the loss is always cross-entropy over supervised tokens",
     "disable_shuffling": "train_sampling_strategy: sequential",
-    "pure_bf16 bfloat16 float16": "set dtype to load the weights so, and bf16: true or fp16: true to compute so",
+    "pure_bf16 bfloat16 float16": "set dtype for the weights, and bf16: true or fp16: true for the computation",
     "upcast_layernorm upcast_lmhead_output embeddings_skip_upcast": _AUTOMATIC,
     # speed and memory
     "sdp_attention xformers_attention eager_attention s2_attention flex_attention shift_attn xformers "
@@ -175,7 +175,7 @@ _REASONS: dict[str, str] = {
     "use_liger enable_liger_kernel liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
     "liger_cross_entropy flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp "
     "lora_mlp_kernel lora_qkv_kernel lora_o_kernel use_unsloth unsloth_cross_entropy_loss "
-    "cut_cross_entropy": "leave it out; the output matrix already runs on supervised tokens only (chunked_head)",
+    "cut_cross_entropy": "leave it out; logits are computed for supervised tokens only (chunked_head)",
     "use_unsloth_gc": "gradient_checkpointing: true",
     "disable_gradient_checkpointing": "set gradient_checkpointing: true or false",
     "use_reentrant_gc": "gradient_checkpointing_kwargs: {use_reentrant: true}",
@@ -188,33 +188,33 @@ _REASONS: dict[str, str] = {
     "wandb_project": _ENVIRONMENT.format("WANDB_PROJECT"),
     "wandb_entity": _ENVIRONMENT.format("WANDB_ENTITY"),
     "wandb_mode": _ENVIRONMENT.format("WANDB_MODE"),
-    "wandb_watch wandb_log_model wandb_run_id use_wandb": "leave it out; report_to: wandb logs the metrics there",
+    "wandb_watch wandb_log_model wandb_run_id use_wandb": "leave it out; report_to: wandb logs the metrics to wandb",
     "mlflow_tracking_uri mlflow_experiment_name use_mlflow comet_project_name use_comet use_swanlab swanlab_project "
-    "use_tensorboard": "report_to names where metrics go: wandb, tensorboard or none",
+    "use_tensorboard": "set report_to to wandb, tensorboard or none",
     "plot_loss print_param_status include_tokens_per_second include_effective_tokens_per_second "
-    "compute_accuracy": "leave it out; every run writes its loss and speed into metrics.jsonl",
+    "compute_accuracy": "leave it out; every run logs its loss and speed to metrics.jsonl",
     # evaluation and checkpoints
     "evals_per_epoch": _STEPS.format("eval"),
     "saves_per_epoch": _STEPS.format("save"),
     "eval_table_size eval_max_new_tokens eval_causal_lm_metrics predict_with_generate eval_num_beams "
-    "eval_on_each_dataset do_bench_eval": "evaluation here computes the loss only; leave it out",
+    "eval_on_each_dataset do_bench_eval": "evaluation computes only the loss; leave it out",
     "early_stopping_steps": "early_stopping_patience counts evaluations",
     "auto_resume_from_checkpoints": "leave it out; a run always resumes from the newest checkpoint in output_dir",
     "save_safetensors": _SAVED,
     "infer_backend infer_dtype use_kv_cache vllm_maxlen max_new_tokens temperature top_p top_k do_sample "
     "repetition_penalty": _INFERENCE,
     "export_dir export_size export_device export_legacy_format export_quantization_bit merge_lora": _MERGE,
-    "wandb_api_key wandb_token wandb_key": "leave it out; `wandb login` or the environment variable WANDB_API_KEY",
-    "api_key openai_api_key": "leave it out; nothing here calls a remote API",
+    "wandb_api_key wandb_token wandb_key": "leave it out; use `wandb login` or set the variable WANDB_API_KEY",
+    "api_key openai_api_key": "leave it out; no remote API is called",
     "strict": "leave it out; unknown settings are always refused",
     # older transformers
     "logging_dir": _ENVIRONMENT.format("TENSORBOARD_LOGGING_DIR"),
     "fsdp_transformer_layer_cls_to_wrap fsdp_min_num_params fsdp_final_state_dict_type fsdp_version "
     "qlora_sharded_model_loading": _FSDP,
     "half_precision_backend fp16_backend fp16_opt_level": _HALF,
-    "use_mps_device": "leave it out; the device is found automatically",
+    "use_mps_device": "leave it out; the device is detected automatically",
     "use_legacy_prediction_loop sharded_ddp mp_parameters ray_scope tpu_num_cores": _FUSED,
-    "dispatch_batches split_batches": "leave it out; batches are made by this project's own reader",
+    "dispatch_batches split_batches": "leave it out; batches are made by this project's own data loader",
     "jit_mode_eval use_ipex torchdynamo past_index include_inputs_for_metrics": "not available; leave it out",
 }
 _BY_VALUE: dict[str, Translate] = {
@@ -222,9 +222,9 @@ _BY_VALUE: dict[str, Translate] = {
     "finetuning_type": by_value(
         {"lora": _ADAPTER, "full": "leave it out, and run fastchat.train.train instead of train_lora"}, _ONLY_LORA
     ),
-    "stage": by_value({"sft": "leave it out; only supervised fine-tuning is done here"}, _SFT),
+    "stage": by_value({"sft": f"leave it out; {_SFT}"}, _SFT),
 }
-# name -> the reason, or what makes it from the value
+# name -> the reason, or a function that makes it from the value
 NO_SETTING: dict[str, str | Translate] = {
     **{name: reason for names, reason in _REASONS.items() for name in names.split()},
     **_BY_VALUE,

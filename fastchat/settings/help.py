@@ -1,4 +1,4 @@
-"""`--help`: the common settings in groups; `--help all`: every setting that has an effect."""
+"""`--help`: the common settings in groups; `--help all`: every supported setting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ORDER = ("Planner", "Preview", "Model", "Data", "LoRA", "Optimization", "Precis
 
 
 def asked_for_help(words: Sequence[str]) -> str | None:
-    """ "all" for `--help all`, "" for `--help` or `-h`, None where neither is among the words."""
+    """ "all" for `--help all`, "" for `--help` or `-h`, None without either."""
     for at, word in enumerate(words):
         if word in ("-h", "--help", "--help=all"):
             return "all" if word.endswith("=all") or words[at + 1 : at + 2] == ["all"] else ""
@@ -22,13 +22,13 @@ def asked_for_help(words: Sequence[str]) -> str | None:
 def help_text(
     head: Sequence[str], options: Sequence[Option], sections: Mapping[str, Iterable[Option]], asked: str
 ) -> str:
-    """What is printed.
+    """The help text.
 
     Args:
-        head: the usage and what the command does.
-        options: all settings of the command; refused ones are left out.
-        sections: heading -> what plain `--help` shows.
-        asked: of `asked_for_help`.
+        head: the usage and a description of the command.
+        options: all settings of the command; refused ones are omitted.
+        sections: heading -> the settings that plain `--help` shows.
+        asked: the result of `asked_for_help`.
     """
     everything = asked == "all"
     lines = list(head)
@@ -38,12 +38,12 @@ def help_text(
             lines += _lines(option)
     if not everything:
         number = sum(not option.refused for option in options)
-        lines += ["", f"`--help all` lists all {number} settings; docs/settings.md has them as a table."]
+        lines += ["", f"`--help all` lists all {number} settings; docs/settings.md is a table of them."]
     return "\n".join(lines)
 
 
 def by_group(options: Iterable[Option]) -> dict[str, list[Option]]:
-    """Heading -> its settings, refused ones left out; the best known groups first."""
+    """Heading -> its settings, without refused ones; the most important groups first."""
     groups: dict[str, list[Option]] = {name: [] for name in _ORDER}
     for option in options:
         if not option.refused:
@@ -57,7 +57,7 @@ def common(options: Iterable[Option]) -> dict[str, list[Option]]:
 
 
 def kind_of(option: Option) -> str:
-    """What a value looks like.
+    """The form of a value.
 
     >>> kind_of(Option("lora_r", int, 8)), kind_of(Option("bf16", bool, False))
     ('INTEGER', 'True|False')
@@ -76,7 +76,7 @@ def kind_of(option: Option) -> str:
 
 
 def shown_default(option: Option) -> str:
-    """The default for people, "" where there is none."""
+    """The default as text; "" if there is none."""
     if option.default is None or option.default == "":
         return ""
     return " ".join(option.default) if isinstance(option.default, list) else str(option.default)

@@ -1,6 +1,6 @@
-"""Training arguments of an installed transformers that is newer than our table: they are passed on as they are.
+"""Training arguments of an installed transformers that is newer than our table: they are passed through unchanged.
 
-Read from the text of its class: importing it takes seconds, and a misspelt flag should be refused at once.
+They are read from the source of its class: importing it takes seconds, and a misspelled flag should be refused at once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _KNOWN |= {name: getattr(__import__("builtins"), name) for name in ("bool", "int
 
 
 def newer_option(name: str) -> Option | None:
-    """The option for a field of transformers' TrainingArguments, None where it has none of that name.
+    """The option for a field of transformers' TrainingArguments; None if it has no field of that name.
 
-    Its default is None here: where it is not given, transformers' own counts.
+    The default is None here: if the option is not given, the default of transformers is used.
     """
     annotation = _annotations().get(name)
     if annotation is None:
         return None
     try:
         kind = eval(compile(annotation, "annotation", "eval"), {"__builtins__": {}}, dict(_KNOWN))
-    except Exception:  # a class of transformers: it is given as text
+    except Exception:  # a class of transformers: passed as a string
         kind = str
-    return Option(name, kind, None, "of transformers; passed on as it is", group="transformers")
+    return Option(name, kind, None, "passed to transformers unchanged", group="transformers")
 
 
 @lru_cache

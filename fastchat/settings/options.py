@@ -1,7 +1,7 @@
-"""Reads settings from a recipe and from the command line into plain values, and says where each came from.
+"""Reads settings from a recipe and from the command line into plain values, and records the origin of each.
 
-One converter serves both, so `1e-5` is a number in YAML too, and a wrong type is the same message in either place.
-Every command reads with it. Needs neither torch nor transformers.
+The same converter is used for both, so `1e-5` is a number in YAML too, and a wrong type gives the same message in both.
+All commands use it. Needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEFAULT, RECIPE, COMMAND, DERIVED = "default", "yaml", "command line", "derived"
 @dataclass(frozen=True)
 class Option:
     """One setting: its name, its type as annotated (`int`, `list[str]`, `Literal[...]`, `X | None`), its default, and
-    what `fields.setting` says about it."""
+    its metadata, see `fields.setting`."""
 
     name: str
     type: Any
@@ -47,7 +47,7 @@ class Option:
     help: str = ""
     group: str = ""
     range: Range | None = None
-    choices: tuple[str, ...] = ()  # where the type does not name them
+    choices: tuple[str, ...] = ()  # if the type does not list them
     also: tuple[str, ...] = ()
     elsewhere: Mapping[str, Translate | None] = field(default_factory=dict)
     resume: str = TOLD
@@ -58,7 +58,7 @@ class Option:
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """The alternatives of a union, without None."""
+        """The members of a union, without None."""
         union = typing.get_origin(self.type) in (typing.Union, types.UnionType)
         alternatives = typing.get_args(self.type) if union else (self.type,)
         return tuple(a for a in alternatives if a is not type(None))
@@ -81,7 +81,7 @@ class Option:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """The only values allowed, empty when any is."""
+        """The allowed values; empty if any value is allowed."""
         for part in self.parts:
             if typing.get_origin(part) is Literal:
                 return tuple(str(a) for a in typing.get_args(part))
@@ -95,7 +95,7 @@ _FACTS = tuple(one.name for one in dataclasses.fields(Option))[3:]
 
 @lru_cache
 def options_of(classes: tuple[type[Any], ...]) -> tuple[Option, ...]:
-    """The options that dataclasses make, in their order."""
+    """The options of the fields of dataclasses, in order."""
     options: list[Option] = []
     for cls in classes:
         hints = typing.get_type_hints(cls)
@@ -111,10 +111,9 @@ def options_of(classes: tuple[type[Any], ...]) -> tuple[Option, ...]:
 
 
 def split_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Separates the recipe (a first word that is no flag) from the flags.
+    """Separate the recipe (a first word that is not a flag) from the flags.
 
-    The deepspeed launcher puts `--local_rank=N` in front of everything; the rank is read from the environment, so it
-    goes.
+    The deepspeed launcher prepends `--local_rank=N`; it is dropped, because the rank is read from the environment.
     """
     words: list[str] = []
     skip = False
@@ -131,7 +130,7 @@ def split_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 class Reader:
-    """Knows every option and turns words or the values of a recipe into typed ones."""
+    """Turns a command line or the values of a recipe into typed values of known options."""
 
     def __init__(
         self,
@@ -140,15 +139,15 @@ class Reader:
         hidden: Iterable[str] = (),
         newer: Callable[[str], Option | None] | None = None,
     ) -> None:
-        """`no_setting`: name -> what to do instead; `hidden`: never suggested, as are refused options; `newer`: finds
-        an option that no table has (it then joins `options`)."""
+        """`no_setting`: unsupported name -> what to do instead; `hidden`: never suggested (nor are refused options);
+        `newer`: finds an option that is not in the table (it is then added to `options`)."""
         self.options = {option.name: option for option in options}
         self._renamed = {name: option.name for option in self.options.values() for name in option.also}
         self._newer = newer
         self._unknown = Unknown(list(self.options.values()), no_setting or {}, hidden)
 
     def from_yaml(self, path: str | Path) -> dict[str, Any]:
-        """Typed values of a recipe file, by canonical name. SettingsError names everything that is wrong in it."""
+        """Typed values of a recipe file, by canonical name. Raises SettingsError that lists all problems."""
         content = read_recipe(path)
         values: dict[str, Any] = {}
         problems: list[Problem] = []
@@ -158,10 +157,10 @@ class Reader:
                 problems.append(self._unknown.problem(key, raw))
                 continue
             if option.name != key and raw is None and option.name in content:
-                continue  # as training.json records it: nothing under the other name
+                continue  # as in training.json: no value for the alias
             try:
                 if option.name in values:
-                    raise SettingsError(f"{path}: {key} and another name of {option.name} are both given; keep one")
+                    raise SettingsError(f"{path}: {key} and another name for {option.name} are both given; keep one")
                 values[option.name] = convert(option, raw, f"{path}: {key}")
             except SettingsError as error:
                 problems.append(Problem(key, str(error).removeprefix(f"{path}: "), lead=None))
@@ -170,7 +169,7 @@ class Reader:
         return values
 
     def from_words(self, words: Sequence[str]) -> dict[str, Any]:
-        """Typed values of a command line, by canonical name; of a flag given twice the last one counts."""
+        """Typed values of a command line, by canonical name; if a flag is repeated, the last one counts."""
         values: dict[str, Any] = {}
         problems: list[Problem] = []
         at = 0
@@ -196,7 +195,7 @@ class Reader:
         return values
 
     def find(self, name: str) -> Option | None:
-        """The option of that name, or of which it is another name."""
+        """The option with that name or alias."""
         name = self._renamed.get(name, name)
         option = self.options.get(name)
         if option is None and self._newer is not None and not self._unknown.knows(name):
@@ -206,7 +205,7 @@ class Reader:
         return option
 
     def _find_flag(self, name: str) -> tuple[Option | None, bool]:
-        """(the option of a flag, whether it was written --no_name)"""
+        """(the option of a flag, whether it was given as --no_name)"""
         plain = name.replace("-", "_")
         option = self.find(plain)
         if option is None and plain.startswith("no_") and not self._unknown.knows(plain):
@@ -227,20 +226,20 @@ class Reader:
         return convert(option, given if option.is_list else given[0], label)
 
     def _refused(self, values: dict[str, Any], dashes: str = "") -> list[Problem]:
-        """The refused settings among `values`: told together with what is unknown."""
+        """The refused settings among `values`, reported together with unknown names."""
         options = (self.options[name] for name in values)
         return [Problem(dashes + o.name, o.refused) for o in options if o.refused and is_refused(o, values[o.name])]
 
 
 def is_refused(option: Option, value: Any) -> bool:
-    """Whether a value that was given for a refused setting asks for something."""
+    """Whether the value given for a refused setting would change anything."""
     if option.default is True:
         return value is False
     return value != option.default and value not in ("", False, None)
 
 
 def check_refused(options: Iterable[Option], given: Mapping[str, Any]) -> None:
-    """SettingsError, naming all of them, where a given setting is one that is refused."""
+    """Raises SettingsError that lists all given settings that are refused."""
     found = [o for o in options if o.refused and o.name in given and is_refused(o, given[o.name])]
     if found:
         raise SettingsError(
@@ -251,7 +250,7 @@ def check_refused(options: Iterable[Option], given: Mapping[str, Any]) -> None:
 
 
 def check_ranges(options: Iterable[Option], values: Mapping[str, Any]) -> None:
-    """SettingsError where a number is outside its range."""
+    """Raises SettingsError if a number is outside its range."""
     for option in options:
         value = values.get(option.name)
         if option.range is not None and value is not None and not option.range.holds(value):
@@ -265,7 +264,7 @@ def is_flag(word: str) -> bool:
 
 
 def convert(option: Option, raw: Any, label: str) -> Any:
-    """One value in the option's type. SettingsError names the setting, the value and what was expected.
+    """Convert one value to the option's type. Raises SettingsError with the setting, the value and the expected type.
 
     >>> convert(Option("learning_rate", float, 5e-5), "1e-5", "--learning_rate")
     1e-05
@@ -277,25 +276,25 @@ def convert(option: Option, raw: Any, label: str) -> Any:
     if raw is None or (raw == "None" and type(None) in typing.get_args(option.type)):
         if option.may_be_none:
             return None
-        raise SettingsError(f"{label} is empty; give a value or leave the line out")
+        raise SettingsError(f"{label} is empty; give a value or remove the line")
     if isinstance(raw, (str, list)) and raw == option.default:
-        return raw  # the default is always a value, whatever the type makes of it
+        return raw  # the default is always valid, even if it does not match the type
     if isinstance(raw, dict):
         if option.is_mapping:
             return check_mapping(raw, label)
-        raise SettingsError(f"{label} holds a mapping, but one value is expected")
+        raise SettingsError(f"{label} is a mapping, but one value is expected")
     if option.is_list:
         items = raw if isinstance(raw, (list, tuple)) else [raw]
         return [check_home(to_text(item, label), label) if option.path else to_text(item, label) for item in items]
     if isinstance(raw, (list, tuple)):
-        raise SettingsError(f"{label} holds a list, but one value is expected")
+        raise SettingsError(f"{label} is a list, but one value is expected")
     return _scalar(option, raw, label)
 
 
 def _scalar(option: Option, raw: Any, label: str) -> Any:
     if option.allowed:
         return to_choice(raw, label, option.allowed)
-    if bool in option.parts and str in option.parts:  # transformers has one of these
+    if bool in option.parts and str in option.parts:  # transformers has one such option
         return str(raw).lower() in TRUE if str(raw).lower() in TRUE | FALSE else str(raw)
     for kind, function in _CONVERTERS:
         if kind in option.parts:

@@ -1,6 +1,6 @@
-"""A raw value, from YAML or the command line, as a switch, a number, a text: one reading for every command.
+"""Conversion of a raw value, from YAML or the command line, to a bool, a number or a string; shared by all commands.
 
-Each takes the value and the `label` that messages call it by, and raises SettingsError for a value of another kind.
+Each function takes the value and its `label` for messages, and raises SettingsError for a value of another type.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRUE, FALSE = {"true", "t", "yes", "y", "on", "1"}, {"false", "f", "no", "n", "o
 
 
 def to_bool(raw: Any, label: str) -> bool:
-    """True or False, also as a word such as `yes`."""
+    """A bool; also accepts words such as `yes`."""
     word = str(raw).lower()
     if word in TRUE or word in FALSE:
         return word in TRUE
@@ -26,7 +26,7 @@ def to_bool(raw: Any, label: str) -> bool:
 
 
 def to_int(raw: Any, label: str) -> int:
-    """A whole number; 4.0 and True are none."""
+    """An integer; 4.0 and True are refused."""
     if not isinstance(raw, (bool, float)):
         try:
             return int(raw)
@@ -52,7 +52,7 @@ def to_float(raw: Any, label: str) -> float:
 
 
 def to_text(raw: Any, label: str) -> str:
-    """Text as it stands; what YAML reads as something else is refused."""
+    """A string, unchanged; values that YAML reads as another type are refused."""
     if isinstance(raw, (bool, dict, list)):
         raise SettingsError(f"{label} is {raw!r}, but text is expected (put it in quotes)")
     return str(raw)
@@ -67,7 +67,7 @@ def to_choice(raw: Any, label: str, choices: Sequence[str]) -> str:
 
 
 def to_mapping(raw: Any, label: str) -> Any:
-    """JSON in one word becomes a mapping; anything else stays text (the name of a file)."""
+    """Parse a JSON object; any other string is returned unchanged (a file name)."""
     text = to_text(raw, label)
     if not text.startswith("{"):
         return text
@@ -78,28 +78,28 @@ def to_mapping(raw: Any, label: str) -> Any:
 
 
 def check_mapping(mapping: Any, label: str) -> Any:
-    """The mapping, which has to be one that JSON can hold: training.json records it, and a date or an infinite number
-    would stop the run at its end."""
+    """Check that a mapping can be written as JSON: training.json records it, and a date or an infinite number would
+    otherwise make the run fail at its end."""
     try:
         json.dumps(mapping, allow_nan=False)
     except (TypeError, ValueError) as error:
         reason = str(error).replace("Out of range float values are not JSON compliant", "a number is not finite")
-        raise SettingsError(f"{label} holds what JSON cannot: {reason}") from None
+        raise SettingsError(f"{label} cannot be written as JSON: {reason}") from None
     return mapping
 
 
 def check_home(path: str, label: str) -> str:
-    """The path. SettingsError for a `~user` who does not exist."""
+    """The path, unchanged. Raises SettingsError for a `~user` that does not exist."""
     if path.startswith("~"):
         try:
             Path(path).expanduser()
         except RuntimeError:
-            raise SettingsError(f"{label} is {path!r}, but there is no user of that name here") from None
+            raise SettingsError(f"{label} is {path!r}, but there is no user of that name") from None
     return path
 
 
 def to_names(values: Sequence[str] | str, label: str) -> list[str]:
-    """Names from how people write them: spaces, commas, stray quotes and brackets.
+    """Split names separated by spaces or commas; stray quotes and brackets are ignored.
 
     >>> to_names(["q_proj,", "'k_proj','v_proj'"], "--lora_target_modules")
     ['q_proj', 'k_proj', 'v_proj']
@@ -109,7 +109,7 @@ def to_names(values: Sequence[str] | str, label: str) -> list[str]:
         text = text.replace(mark, " ")
     names = list(dict.fromkeys(text.split()))
     if not names:
-        raise SettingsError(f"{label} {values!r} names no module. Leave it out for the usual seven.")
+        raise SettingsError(f"{label} {values!r} names no module. Leave it out for the default seven.")
     return names
 
 

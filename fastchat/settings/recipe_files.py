@@ -1,8 +1,7 @@
-"""Where a recipe or a DeepSpeed configuration is (a file, or the name of one that the package brings), and what a
-recipe holds.
+"""Finds and reads recipes and DeepSpeed configurations: files, or names of those that are part of the package.
 
-Both are package data, so that they are there wherever the package was installed. A checkout shows them in `playground/`
-too; paths that begin there are found from any folder.
+They are package data, so they are available wherever the package is installed. A checkout also has them in
+`playground/`; such paths are found from any folder.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _SHOWN_IN = PurePath("playground")  # the folder of a checkout whose paths docum
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe. SettingsError names the recipes that look like one that is not there.
+    """The file of a recipe. Raises SettingsError that suggests similar names if there is none.
 
     >>> find_recipe("gemma-2b-it").name, find_recipe("gemma-2b-it.yml").name, find_recipe("my/own.yaml").name
     ('gemma-2b-it.yaml', 'gemma-2b-it.yaml', 'own.yaml')
@@ -39,15 +38,15 @@ def find_recipe(name: str) -> Path:
         return ours
     known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
     close = nearest(stem, known)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"by name there are {', '.join(known)}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"built-in recipes: {', '.join(known)}"
     raise SettingsError(f"there is no recipe {name}; {hint}")
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Name -> value of a recipe: YAML or JSON with a line per setting, or the `training.json` of a run, whose settings
-    are then taken as they were.
+    """Read a recipe as name -> value: YAML or JSON with a line per setting, or the `training.json` of a run, to repeat
+    it with the same settings.
 
-    SettingsError: missing, not YAML, not a mapping, or a key given twice.
+    Raises SettingsError: missing, not YAML, not a mapping, or a repeated key.
     """
     content = _load_json(path) if Path(path).suffix == ".json" else load_yaml(path, "recipe")
     if content is None:
@@ -57,12 +56,12 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if _is_record(content):
         return {name: entry["value"] for name, entry in content.items()}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SettingsError(f"recipe {path} must hold `name: value` lines, one per setting")
+        raise SettingsError(f"recipe {path} must consist of `name: value` lines, one per setting")
     return content
 
 
 def _is_record(settings: Any) -> bool:
-    """Whether these are settings as training.json records them: {name: {"value": ..., "from": ...}}."""
+    """Whether these are settings in the form of training.json: {name: {"value": ..., "from": ...}}."""
     if not isinstance(settings, dict) or not settings:
         return False
     return all(isinstance(entry, dict) and entry.keys() == {"value", "from"} for entry in settings.values())
@@ -76,9 +75,9 @@ def _load_json(path: str | Path) -> Any:
 
 
 def find_deepspeed_config(name: str, *, tell: bool = True) -> Path:
-    """The file of a DeepSpeed configuration: a path, or the name of one that the package brings, from any folder.
+    """The file of a DeepSpeed configuration: a path, or the name of one in the package, from any folder.
 
-    `tell` says in one line when it is the package's. SettingsError names those that look like one that is not there.
+    `tell`: print the path if it is in the package. Raises SettingsError that suggests similar names if there is none.
 
     >>> find_deepspeed_config("deepspeed_config_s3").name
     'deepspeed_config_s3.json'
@@ -95,12 +94,12 @@ def find_deepspeed_config(name: str, *, tell: bool = True) -> Path:
         return ours
     known = sorted(p.stem for p in DEEPSPEED_CONFIGS.glob("*.json"))
     close = nearest(stem, known)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"by name there are {', '.join(known)}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"built-in configurations: {', '.join(known)}"
     raise SettingsError(f"--deepspeed {name} cannot be read: there is no such file; {hint}")
 
 
 def read_deepspeed_config(name: str, *, tell: bool = True) -> dict[str, Any]:
-    """What a DeepSpeed configuration holds; `name` and `tell` as for `find_deepspeed_config`. Raises SettingsError."""
+    """Read a DeepSpeed configuration; `name` and `tell` as for `find_deepspeed_config`. Raises SettingsError."""
     try:
         return read_object(find_deepspeed_config(name, tell=tell))
     except OSError as error:

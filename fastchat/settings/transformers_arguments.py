@@ -1,7 +1,7 @@
-"""transformers' training arguments as this project offers them, and those it refuses.
+"""The training arguments of transformers that this project supports, and those it refuses.
 
 transformers itself is imported only when training starts; a test compares names, types, choices and defaults with its
-class. A newer transformers may have more: they are passed on as they are (`newer.py`).
+class. A newer transformers may have more: they are passed through unchanged (`newer.py`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _auto = by_value({"auto": "write true if the GPU can do it, otherwise false", "f
 
 @dataclass
 class TransformersArguments:
-    """The training arguments of transformers that have an effect here, with this project's defaults."""
+    """The supported training arguments of transformers, with this project's defaults."""
 
     output_dir: str | None = _run(
         None,
@@ -73,7 +73,7 @@ class TransformersArguments:
     )
     per_device_train_batch_size: int = _optimization(
         8,
-        "rows per process in one forward pass (the microbatch)",
+        "microbatch size per process: dialogues, or packs, in one forward pass",
         also="per_gpu_train_batch_size",
         elsewhere="micro_batch_size micro_batch mbs train_micro_batch_size_per_gpu",
         range=AT_LEAST_ONE,
@@ -83,28 +83,26 @@ class TransformersArguments:
     )
     num_train_epochs: float = _optimization(
         3.0,
-        "how often the data is gone through",
+        "number of passes over the data",
         elsewhere="num_epochs epochs n_epochs max_epochs train_epochs",
         range=ABOVE_ZERO,
         common=True,
     )
     max_steps: int = _optimization(
         -1,
-        "stop after this many optimizer steps, whatever --num_train_epochs says",
+        "number of optimizer steps; overrides --num_train_epochs",
         elsewhere="train_iters total_steps num_train_steps",
         range=NOT_ZERO,
         common=True,
     )
     learning_rate: float = _optimization(5e-5, "peak learning rate", elsewhere="lr", range=ABOVE_ZERO, common=True)
     lr_scheduler_type: Schedule = _optimization(
-        "linear", "how the learning rate changes over the run", elsewhere="lr_scheduler scheduler", common=True
+        "linear", "learning rate schedule", elsewhere="lr_scheduler scheduler", common=True
     )
     lr_scheduler_kwargs: dict[str, Any] | str | None = _optimization(
-        None, "further arguments of the schedule, as a mapping (JSON on the command line)"
+        None, "additional arguments of the schedule, as a mapping (JSON on the command line)"
     )
-    warmup_steps: float = _optimization(
-        0, "steps over which the learning rate rises (below 1: share of all steps)", range=NOT_NEGATIVE
-    )
+    warmup_steps: float = _optimization(0, "number of warmup steps (below 1: share of all steps)", range=NOT_NEGATIVE)
     optim: str = _optimization(
         "adamw_torch",
         "the optimizer",
@@ -134,19 +132,17 @@ class TransformersArguments:
     neftune_noise_alpha: float | None = _optimization(
         None, "noise on the embeddings while training (NEFTune)", elsewhere="noisy_embedding_alpha", range=ABOVE_ZERO
     )
-    seed: int = _optimization(
-        42, "seed of everything that is random", elsewhere="random_state random_seed", range=NOT_NEGATIVE, resume=FIXED
-    )
+    seed: int = _optimization(42, "random seed", elsewhere="random_state random_seed", range=NOT_NEGATIVE, resume=FIXED)
     data_seed: int | None = _optimization(
-        None, "seed of the order of the data; by default --seed", range=NOT_NEGATIVE, resume=FIXED
+        None, "seed of the data order; by default --seed", range=NOT_NEGATIVE, resume=FIXED
     )
     full_determinism: bool = _optimization(False, "use deterministic kernels only (slower)")
     bf16: bool = _precision(False, "compute in bfloat16", translate={"bf16": _auto}, common=True, memory=True)
     fp16: bool = _precision(False, "compute in float16", translate={"fp16": _auto}, memory=True)
-    tf32: bool | None = _precision(None, "let matrix products of float32 use TF32 (Ampere GPUs and newer)")
+    tf32: bool | None = _precision(None, "use TF32 for float32 matrix products (Ampere GPUs and newer)")
     gradient_checkpointing: bool = _precision(
         False,
-        "recompute activations in the backward pass: less memory, a third slower",
+        "recompute activations in the backward pass: needs less memory, but is a third slower",
         also="gradient_checkpoint activation_checkpointing",
         translate={
             "gradient_checkpointing": by_value({"unsloth": "write true", "offload": "write true"}, ""),
@@ -159,31 +155,29 @@ class TransformersArguments:
     )
     gradient_checkpointing_kwargs: dict[str, Any] | str | None = _precision(
         None,
-        "further arguments of gradient checkpointing, as a mapping; by default {use_reentrant: false}",
+        "additional arguments of gradient checkpointing, as a mapping; by default {use_reentrant: false}",
         also="gradient_checkpoint_kwargs activation_checkpointing_kwargs",
     )
     deepspeed: dict[str, Any] | str | None = _precision(
         None,
-        "DeepSpeed configuration: a JSON file, or in a recipe the mapping itself",
+        "DeepSpeed configuration: a JSON file, or a mapping in a recipe",
         elsewhere="deepspeed_config deepspeed_config_file ds_config",
         resume=FREE,
         common=True,
         memory=True,
         path=True,
     )
-    logging_strategy: Literal["no", "steps", "epoch"] = _logging(
-        "steps", "when a row is written into metrics.jsonl", resume=FREE
-    )
+    logging_strategy: Literal["no", "steps", "epoch"] = _logging("steps", "when to log to metrics.jsonl", resume=FREE)
     logging_steps: float = _logging(
         1,
-        "steps between two rows of metrics.jsonl (below 1: share of all steps)",
+        "steps between two lines of metrics.jsonl (below 1: share of all steps)",
         elsewhere="log_steps log_every_n_steps",
         range=ABOVE_ZERO,
         resume=FREE,
     )
-    logging_first_step: bool = _logging(False, "write a row for the first step in any case", resume=FREE)
+    logging_first_step: bool = _logging(False, "always log the first step", resume=FREE)
     logging_nan_inf_filter: bool = _logging(
-        False, "replace losses that are not finite", refused="a NaN loss is always shown as what it is"
+        False, "replace non-finite losses", refused="a NaN loss is always logged as NaN"
     )
     include_num_input_tokens_seen: str | bool = _logging(
         "no", "count input tokens in the logs: no, all (True) or non_padding"
@@ -195,7 +189,7 @@ class TransformersArguments:
     disable_tqdm: bool | None = _logging(None, "show no progress bars", resume=FREE)
     report_to: list[str] | str | None = _logging(
         "none",
-        "where metrics go besides metrics.jsonl: wandb, tensorboard, all or none; by default wandb if it is configured",
+        "where to log in addition to metrics.jsonl: wandb, tensorboard, all or none; by default wandb if configured",
         elsewhere="report_to_integrations",
         resume=FREE,
     )
@@ -207,63 +201,63 @@ class TransformersArguments:
     )
     eval_steps: float | None = _evaluation(
         None,
-        "steps between two evaluations with --eval_strategy steps (below 1: share of all steps)",
+        "steps between evaluations with --eval_strategy steps (below 1: share of all steps)",
         range=ABOVE_ZERO,
     )
     eval_delay: float = _evaluation(0, "evaluate only after this many steps or epochs", range=NOT_NEGATIVE)
     per_device_eval_batch_size: int = _evaluation(
         8,
-        "rows per process in one evaluation pass",
+        "batch size per process in evaluation: dialogues, or packs",
         also="per_gpu_eval_batch_size",
         elsewhere="eval_batch_size eval_micro_batch_size",
         range=AT_LEAST_ONE,
     )
     eval_on_start: bool = _evaluation(False, "evaluate before the first step too", resume=FREE)
     do_eval: bool = _evaluation(False, "evaluate after training")
-    load_best_model_at_end: bool = _evaluation(False, "save the weights of the best evaluation, not the last ones")
-    metric_for_best_model: str | None = _evaluation(None, "what the best evaluation is; only loss is measured")
-    greater_is_better: bool | None = _evaluation(None, "whether a larger metric is better; False for the loss")
+    load_best_model_at_end: bool = _evaluation(False, "save the weights with the best evaluation, not the last ones")
+    metric_for_best_model: str | None = _evaluation(None, "metric of the best evaluation; only loss is available")
+    greater_is_better: bool | None = _evaluation(None, "whether a larger metric is better; False for loss")
     save_strategy: Literal["no", "steps", "epoch", "best"] = _run(
         "no", "when to save checkpoints during training", resume=FREE, common=True
     )
     save_steps: float = _run(
         500,
-        "steps between two checkpoints with --save_strategy steps (below 1: share of all steps)",
+        "steps between checkpoints with --save_strategy steps (below 1: share of all steps)",
         range=ABOVE_ZERO,
         resume=FREE,
     )
     save_total_limit: int | None = _run(
-        None, "keep only this many checkpoints, the newest", range=AT_LEAST_ONE, resume=FREE
+        None, "number of checkpoints to keep; older ones are deleted", range=AT_LEAST_ONE, resume=FREE
     )
     save_only_model: bool = _run(
-        False, "save checkpoints without the optimizer state; they cannot be resumed", resume=FREE
+        False, "save checkpoints without the optimizer state; a run cannot resume from them", resume=FREE
     )
     resume_from_checkpoint: str | None = _run(
         None,
-        "auto (the default: resume from the newest checkpoint in --output_dir), never, or the folder of a checkpoint",
+        "auto (the default: the newest checkpoint in --output_dir), never, or the folder of a checkpoint",
         resume=FREE,
         path=True,
     )
-    do_train: bool = _run(False, "accepted, and changes nothing: the training commands always train", resume=FREE)
-    dataloader_drop_last: bool = _loader(False, "leave out the last batch of an epoch if it is not full", resume=FIXED)
+    do_train: bool = _run(False, "accepted, but has no effect: the training commands always train", resume=FREE)
+    dataloader_drop_last: bool = _loader(False, "drop the last batch of an epoch if it is not full", resume=FIXED)
     dataloader_num_workers: int = _loader(
-        0, "processes that prepare batches", elsewhere="num_workers", range=NOT_NEGATIVE, resume=FREE
+        0, "number of processes that prepare batches", elsewhere="num_workers", range=NOT_NEGATIVE, resume=FREE
     )
-    dataloader_pin_memory: bool = _loader(True, "pin the memory of batches", resume=FREE)
-    dataloader_persistent_workers: bool = _loader(False, "keep the workers between epochs", resume=FREE)
+    dataloader_pin_memory: bool = _loader(True, "copy batches to pinned memory", resume=FREE)
+    dataloader_persistent_workers: bool = _loader(False, "keep the workers alive between epochs", resume=FREE)
     dataloader_prefetch_factor: int | None = _loader(
-        None, "batches that each worker prepares ahead", range=AT_LEAST_ONE, resume=FREE
+        None, "number of batches that each worker prepares in advance", range=AT_LEAST_ONE, resume=FREE
     )
     dataloader_multiprocessing_context: str | None = _loader(
-        None, "how the workers start", choices=("fork", "spawn", "forkserver"), resume=FREE
+        None, "start method of the workers", choices=("fork", "spawn", "forkserver"), resume=FREE
     )
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = _loader(
-        "random", "order of the rows", resume=FIXED
+        "random", "order of the dialogues", resume=FIXED
     )
     use_cpu: bool = _processes(False, "train on the CPU", also="no_cuda", memory=True)
     ddp_find_unused_parameters: bool | None = _processes(
         None,
-        "search for parameters without a gradient in every step; by default off",
+        "look for parameters without a gradient in every step; off by default",
         elsewhere="ddp_find_unused",
     )
     ddp_bucket_cap_mb: int | None = _processes(None, "size of the gradient buckets of DDP in MB", range=AT_LEAST_ONE)
@@ -271,21 +265,21 @@ class TransformersArguments:
     ddp_static_graph: bool | None = _processes(None, "tell DDP that every step uses the same parameters")
     ddp_backend: str | None = _processes(None, "communication library", choices=_BACKENDS, resume=FREE)
     ddp_timeout: int = _processes(
-        1800, "seconds after which a process that waits for the others gives up", range=AT_LEAST_ONE, resume=FREE
+        1800, "timeout in seconds of a process that waits for the others", range=AT_LEAST_ONE, resume=FREE
     )
 
 
 _refused = partial(setting, help="", group="Not available")
-_EVALUATION = "evaluation here computes the exact loss and nothing else, so there is nothing to set"
-_HUB = "nothing is uploaded from here; upload the finished --output_dir with `hf upload`"
+_EVALUATION = "evaluation computes only the exact loss; leave it out"
+_HUB = "nothing is ever uploaded; upload the finished --output_dir with `hf upload`"
 _NO = "not supported; leave it out"
-_OURS = "batches are made by this project's own reader, so it would do nothing"
+_OURS = "batches are made by this project's own data loader; leave it out"
 _FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
 
 
 @dataclass
 class RefusedArguments:
-    """Training arguments of transformers that would have no effect here: only their defaults are accepted."""
+    """Training arguments of transformers that are not supported: only their defaults are accepted."""
 
     fsdp: str | None = _refused(None, refused=_FSDP)
     fsdp_config: dict[str, Any] | str | None = _refused(None, refused=_FSDP)

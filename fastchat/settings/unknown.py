@@ -1,4 +1,4 @@
-"""Names that are no setting of a command: all in one message, each with its name here, or why there is none."""
+"""Unknown settings: one message for all of them, each with its name here, or the reason why it is not supported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST = 100  # characters of a value that a message repeats
 
 
 class Named(Protocol):
-    """What is needed of an option."""
+    """The attributes of an option that this module needs."""
 
     @property
     def name(self) -> str: ...
@@ -29,8 +29,8 @@ class Named(Protocol):
 
 @dataclass(frozen=True)
 class Problem:
-    """One name and what to do about it. `lead`: what joins them in a sentence; None where the name is a setting and the
-    advice a message of its own."""
+    """One name and the advice about it. `lead`: the text between them in a sentence; None if the name is a setting and
+    the advice is a complete message."""
 
     name: str
     advice: str
@@ -38,12 +38,12 @@ class Problem:
 
 
 class Unknown:
-    """What can be said about a name that is no setting."""
+    """Makes the advice for unknown names."""
 
     def __init__(
         self, options: Sequence[Named], no_setting: Mapping[str, str | Translate], hidden: Iterable[str]
     ) -> None:
-        """`hidden`: options that are never suggested, beside the refused ones."""
+        """`hidden`: options that are never suggested, in addition to the refused ones."""
         away = set(hidden)
         shown = [o for o in options if not o.refused and o.name not in away]
         self._names = {o.name for o in options}
@@ -56,7 +56,7 @@ class Unknown:
         return name in self._elsewhere or name in self._no_setting
 
     def problem(self, name: str, raw: Any, shown: str | None = None) -> Problem:
-        """What to say about one name with the value `raw`; `shown`: the flag as it was typed, of a command line."""
+        """The problem with one name with the value `raw`; `shown`: the flag as typed, on a command line."""
         dashes = "" if shown is None else "--"
         lead = ": "
         if raw is None and shown is None and self.knows(name):  # a key of a recipe without a value
@@ -78,7 +78,7 @@ class Unknown:
         return Problem(shown or name, self._as_flags(advice) if dashes else advice, lead)
 
     def _as_flags(self, advice: str) -> str:
-        """`q_lora: true` as `--q_lora true`, `data_path: [a, b]` as `--data_path a b`."""
+        """Write `q_lora: true` as `--q_lora true`, `data_path: [a, b]` as `--data_path a b`."""
 
         def flag(found: re.Match[str]) -> str:
             if found[1] not in self._names:
@@ -89,7 +89,7 @@ class Unknown:
 
 
 def refusal(problems: Sequence[Problem], source: str) -> SettingsError:
-    """The one message about all of them; `source`: the recipe, or "" for the command line.
+    """One message about all problems; `source`: the recipe, or "" for the command line.
 
     >>> print(refusal([Problem("lr", "learning_rate: 1e-4"), Problem("stage", "leave it out")], "r.yaml"))
     r.yaml: 2 settings cannot be used; what to write instead:

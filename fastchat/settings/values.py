@@ -1,4 +1,4 @@
-"""The settings of one run while they are still being decided: plain values, each with its origin."""
+"""The settings of one run while they are being resolved: plain values, each with its origin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastchat.settings.options import COMMAND, DEFAULT, DERIVED, RECIPE, Option
 
 
 class Values:
-    """Name -> value for every option, and where each value came from.
+    """Name -> value for every option, and the origin of each value.
 
     >>> values = Values([Option("lora_r", int, 8)], {}, {"lora_r": 16})
     >>> values["lora_r"], values.origin["lora_r"], values.given("lora_r")
@@ -43,13 +43,13 @@ class Values:
         return self.origin.get(name) in (COMMAND, RECIPE)
 
     def derive(self, name: str, value: Any, why: str = "") -> None:
-        """Replaces a value by one that follows from others or from the machine; `why` is said in one line."""
+        """Replace a value by one that follows from other settings or from the machine; `why` is printed."""
         if why:
             say(why)
         self._values[name], self.origin[name] = value, DERIVED
 
     def restate(self, name: str, value: Any) -> None:
-        """The same value in another form: where it came from stays."""
+        """Replace a value by another form of it; the origin is unchanged."""
         self._values[name] = value
 
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Templates that a test registers are gone after it."""
+"""Templates that a test registers are removed after it."""
 
 import pytest
 

@@ -26,7 +26,7 @@ def digest(text: str) -> str:
 
 
 def prompts_of(make, name: str) -> dict[str, str]:
-    """{"system/turns/open": prompt} for one template; `make(name)` gives a fresh conversation."""
+    """{"system/turns/open": prompt} for one template; `make(name)` returns a new conversation."""
     found = {}
     for system in SYSTEMS:
         for turns in NUM_TURNS:

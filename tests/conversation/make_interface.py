@@ -19,7 +19,7 @@ DIGITS = 8
 REFUSED = "-" * DIGITS
 SYSTEMS = (None, "", "You are X.")
 ODD = "  two\r\n\r\nparagraphs \n\n and <s>[INST] {round} {sep} "
-# Messages as (number of the role, message); a role that is a text is used as it is.
+# Messages as (number of the role, message); a role that is a string is used unchanged.
 SHAPES = {
     "nothing": [],
     "question": [(0, "q0")],
@@ -48,7 +48,7 @@ def digest(value: object) -> str:
 
 
 def filled(make, cleared: bool, system: str | None, shape: str):
-    """A conversation with the messages of a shape; `make()` gives a fresh one."""
+    """A conversation with the messages of a shape; `make()` returns a new one."""
     conversation = make()
     if cleared:
         conversation.messages = []
@@ -61,7 +61,7 @@ def filled(make, cleared: bool, system: str | None, shape: str):
 
 
 def prompt(make, cleared: bool, system: str | None, shape: str) -> str | None:
-    """None where it is refused, as upstream does images in most styles."""
+    """The prompt; None if it is refused, as upstream refuses images in most styles."""
     try:
         return filled(make, cleared, system, shape).get_prompt()
     except (ValueError, TypeError, AttributeError):
@@ -69,7 +69,7 @@ def prompt(make, cleared: bool, system: str | None, shape: str) -> str | None:
 
 
 def rest(make, cleared: bool, system: str | None) -> list:
-    """What all other methods give, for every shape."""
+    """The results of all other methods, for every shape."""
     found = []
     for shape in SHAPES:
         conversation = filled(make, cleared, system, shape)

@@ -1,4 +1,4 @@
-"""The families people train today: their prompts, the names that mean the tokenizer's own, and what is suggested."""
+"""Current model families: their prompts, the names that mean the tokenizer's own template, and suggestions."""
 
 import re
 
@@ -16,7 +16,7 @@ from fastchat.conversation import (
 from fastchat.conversation.builtin import builtin
 from fastchat.errors import SettingsError
 
-# What is neither upstream's nor pinned in test_templates.py.
+# Templates that are neither upstream's nor tested in test_templates.py.
 FAMILIES = {row.name for row in builtin().templates if isinstance(row, Template)} - {"chatml", "phi-3"}
 ROUNDS = (Turn("user", "u1"), Turn("assistant", "a1"), Turn("user", "u2"), Turn("assistant", "a2"))
 _LLAMA = (

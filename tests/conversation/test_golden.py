@@ -11,15 +11,15 @@ from fastchat.errors import SettingsError
 from tests.conversation.make_golden import GOLDEN, LATER, digest, prompts_of
 
 REMOTE = {"chatgpt", "pplxai", "bard", "gemini", "steerlm"}  # refused upstream too: remote APIs
-# name -> which prompts differ, and why. The same rows stand in fastchat/conversation/README.md.
+# name -> the prompts that differ, and why. The same rows are in fastchat/conversation/README.md.
 EXCEPTIONS = {
-    "deepseek-coder": lambda key: key.startswith("You are X."),  # upstream loses a record's own system message
+    "deepseek-coder": lambda key: key.startswith("You are X."),  # upstream loses a row's own system message
     "yuan": lambda key: key.startswith("You are X."),  # likewise
-    # Upstream loses a system message, and opens no user turn where there are no messages at all.
+    # Upstream loses a system message, and opens no user turn if there are no messages.
     "gemma": lambda key: key.startswith("You are X.") or "/0/" in key,
-    # Upstream's separators change places where the shown window begins with the assistant.
+    # Upstream's separators are swapped if the rendered window begins with the assistant.
     "cllm": lambda key: int(key.split("/")[1]) > 1 and (int(key.split("/")[1]) % 2 == 1) == key.endswith("closed"),
-    "yuan2": lambda key: True,  # upstream eats letters of the last message, and closes no answer with its stop
+    "yuan2": lambda key: True,  # upstream strips letters of the last message, and ends no answer with its stop
 }
 golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
 
@@ -39,9 +39,10 @@ def test_the_exceptions_are_rows_in_the_docs(repository):
     assert set(re.findall(r"^\| `([^`]+)` \| [a-z]", text, re.M)) == set(EXCEPTIONS)
 
 
-def test_differences_from_the_makers_formats_are_in_the_docs(repository):
+def test_differences_from_the_official_formats_are_in_the_docs(repository):
     text = (repository / "fastchat/conversation/README.md").read_text(encoding="utf-8")
-    rows = text[text.index("### Where upstream's template is not the makers'") :].split("\n\n")[2].splitlines()[2:]
+    section = text[text.index("### Where upstream's template is not the official format") :]
+    rows = section.split("\n\n")[2].splitlines()[2:]
     named = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])}
     assert "mistral" in named and named <= set(golden)
     instead = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[-1])}

@@ -1,4 +1,4 @@
-"""Upstream's interface gives what upstream's own code gives for dialogues of every shape; see make_interface.py."""
+"""Our `Conversation` gives the same results as upstream's, for dialogues of every shape; see make_interface.py."""
 
 import json
 from types import SimpleNamespace

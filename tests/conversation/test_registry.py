@@ -1,4 +1,4 @@
-"""Finding templates: by name, from a file, and by what fits a model."""
+"""Finding templates: by name, from a file, and those that fit a model."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Template files: both notations, one clear message for every mistake in them, and which template of one is meant."""
+"""Template files: both notations, one clear message for every mistake, and the choice of a template in a file."""
 
 import dataclasses
 
@@ -66,54 +66,54 @@ def test_bad_template_file_is_one_clear_message(tmp_path, name, content, message
         load_template_file(str(file))
 
 
-# (YAML, what the message must say behind the file's name)
+# (YAML, words of the message after the file's name)
 MISTAKES = [
     # a role's format
-    (f'name: k\nuser: {{before: "Q: ", aftr: x}}\n{ANSWER}', ["'k': user.aftr (\"x\") is no key", "nearest: after"]),
+    (f'name: k\nuser: {{before: "Q: ", aftr: x}}\n{ANSWER}', ["'k': user.aftr (\"x\") is not a key", "nearest: after"]),
     (f'name: k\nuser: {{before: "Q: "}}\n{ANSWER}', ["user.after is missing", '{"before": "Q: "}', "expected as in"]),
     (f'name: k\nuser: "Q: "\n{ANSWER}', ['user is "Q: "; expected keys with values, such as {before:']),
     (f"name: k\nuser:\n{ANSWER}", ["user is null; expected keys with values"]),
     (f"name: k\nuser: [a, b]\n{ANSWER}", ['user is ["a", "b"]; expected keys']),
-    (f'name: k\nuser: {{before: "Q: ", after: 3}}\n{ANSWER}', ["user.after is 3; expected a text, in quotes"]),
-    (f'name: k\nuser: {{before: "Q: ", after: }}\n{ANSWER}', ["user.after is null; expected a text, in quotes"]),
-    (f"name: k\nuser: {{before: no, after: x}}\n{ANSWER}", ["user.before is false; expected a text, in quotes"]),
-    (f"name: k\nuser: {{before: [Q], after: x}}\n{ANSWER}", ['user.before is ["Q"]; expected a text.']),
-    (f"name: k\nuser: {{before: Q, after: x, open: z}}\n{ANSWER}", ['user.open is "z"', "how 'Q' begins"]),
+    (f'name: k\nuser: {{before: "Q: ", after: 3}}\n{ANSWER}', ["user.after is 3; expected a string, in quotes"]),
+    (f'name: k\nuser: {{before: "Q: ", after: }}\n{ANSWER}', ["user.after is null; expected a string, in quotes"]),
+    (f"name: k\nuser: {{before: no, after: x}}\n{ANSWER}", ["user.before is false; expected a string, in quotes"]),
+    (f"name: k\nuser: {{before: [Q], after: x}}\n{ANSWER}", ['user.before is ["Q"]; expected a string.']),
+    (f"name: k\nuser: {{before: Q, after: x, open: z}}\n{ANSWER}", ['user.open is "z"', "a prefix of 'Q'"]),
     (f"{TABLE}tool: {{before: x}}\n", ["tool.after is missing"]),
     (f"{TABLE}first_user: 1\n", ["first_user is 1; expected keys"]),
     # the table
     (f"name: k\n{USER}", ["'k': assistant is missing (the keys are name, user)", "expected as in {name: mine"]),
-    (f"{TABLE}stopstrings: x\n", ['stopstrings ("x") is no key', "nearest: stop_strings"]),
-    (f"{TABLE}1: x\n", ['1 ("x") is no key', "known: name, user"]),
-    (f"{TABLE}roles: [Q, A]\n", ['roles (["Q", "A"]) is no key of a template with `user` and `assistant`']),
-    ("name: k\nsystem: '{system_message}'\nusr: {}\n", ["usr ({}) is no key", "nearest: user"]),
+    (f"{TABLE}stopstrings: x\n", ['stopstrings ("x") is not a key', "nearest: stop_strings"]),
+    (f"{TABLE}1: x\n", ['1 ("x") is not a key', "known: name, user"]),
+    (f"{TABLE}roles: [Q, A]\n", ['roles (["Q", "A"]) is not a key of a template with `user` and `assistant`']),
+    ("name: k\nsystem: '{system_message}'\nusr: {}\n", ["usr ({}) is not a key", "nearest: user"]),
     (f"{TABLE}system: Be brief.\n", ['system is "Be brief."', "{system_message}", "exactly once"]),
-    (f"{TABLE}system_message: 5\n", ["system_message is 5; expected a text"]),
-    (f"{TABLE}no_system: yes\n", ["no_system is true; expected a text"]),
+    (f"{TABLE}system_message: 5\n", ["system_message is 5; expected a string"]),
+    (f"{TABLE}no_system: yes\n", ["no_system is true; expected a string"]),
     (f"{TABLE}content: stripp\n", ['content is "stripp"; expected strip']),
     (f"{TABLE}content: 5\n", ["content is 5; expected one of as_is, strip, strip_all, rwkv"]),
     (f"{TABLE}window: -1\n", ["window is -1; expected a whole number of at least 0"]),
     (f"{TABLE}round_start: 1.5\n", ["round_start is 1.5; expected a whole number"]),
-    (f"{TABLE}stop_strings: [a, 2]\n", ["entry 2 of stop_strings is 2; expected a text, in quotes"]),
-    (f"{TABLE}stop_strings: ''\n", ['stop_strings is ""; expected a text that is not empty']),
-    (f"{TABLE}stop_strings: [[a]]\n", ['entry 1 of stop_strings is ["a"]; expected a text']),
-    (f"{TABLE}stop_strings:\n", ["stop_strings is null; expected a text or a list of texts"]),
-    (f"{TABLE}stop_strings: {{a: b}}\n", ['stop_strings is {"a": "b"}; expected a text or a list']),
+    (f"{TABLE}stop_strings: [a, 2]\n", ["entry 2 of stop_strings is 2; expected a string, in quotes"]),
+    (f"{TABLE}stop_strings: ''\n", ['stop_strings is ""; expected a non-empty string']),
+    (f"{TABLE}stop_strings: [[a]]\n", ['entry 1 of stop_strings is ["a"]; expected a string']),
+    (f"{TABLE}stop_strings:\n", ["stop_strings is null; expected a string or a list of strings"]),
+    (f"{TABLE}stop_strings: {{a: b}}\n", ['stop_strings is {"a": "b"}; expected a string or a list']),
     (f"{TABLE}stop_token_ids: two\n", ['stop_token_ids is "two"; expected a whole number']),
     (f"{TABLE}stop_token_ids: [2, true]\n", ["entry 2 of stop_token_ids is true; expected a whole number"]),
-    (f"{TABLE}examples: [hi]\n", ['entry 1 of examples is "hi"; expected a role and a text, as in [[user, Hi]']),
+    (f"{TABLE}examples: [hi]\n", ['entry 1 of examples is "hi"; expected a role and a message, as in [[user, Hi]']),
     (f"{TABLE}examples: hi\n", ['examples is "hi"; expected a list such as [[user, Hi]']),
     (f"{TABLE}examples: [[human, hi]]\n", ['entry 1 of examples is "human"; expected one of user, assistant, tool']),
-    (f"{TABLE}examples: [[user, 5]]\n", ["entry 1 of examples is 5; expected a text, in quotes"]),
-    (f"{TABLE}examples: [[user, hi, ho]]\n", ["entry 1 of examples", "expected a role and a text"]),
+    (f"{TABLE}examples: [[user, 5]]\n", ["entry 1 of examples is 5; expected a string, in quotes"]),
+    (f"{TABLE}examples: [[user, hi, ho]]\n", ["entry 1 of examples", "expected a role and a message"]),
     # upstream's form
-    ("name: k\nrole: [A, B]\n", ['\'k\': role (["A", "B"]) is no key', "nearest: roles"]),
-    ("name: k\nroles: Q\n", ['roles is "Q"; expected a list of two texts, such as [USER, ASSISTANT]']),
-    ("name: k\nroles: [Q]\n", ['roles is ["Q"]; expected a list of two texts']),
-    ("name: k\nroles: [Q, no]\n", ["entry 2 of roles is false; expected a text, in quotes"]),
-    (f"{STYLE}sep: 5\n", ["sep is 5; expected a text, in quotes"]),
-    (f"{STYLE}sep:\n", ["sep is null; expected a text, in quotes"]),
-    (f"{STYLE}sep2: [x]\n", ['sep2 is ["x"]; expected a text']),
+    ("name: k\nrole: [A, B]\n", ['\'k\': role (["A", "B"]) is not a key', "nearest: roles"]),
+    ("name: k\nroles: Q\n", ['roles is "Q"; expected a list of two strings, such as [USER, ASSISTANT]']),
+    ("name: k\nroles: [Q]\n", ['roles is ["Q"]; expected a list of two strings']),
+    ("name: k\nroles: [Q, no]\n", ["entry 2 of roles is false; expected a string, in quotes"]),
+    (f"{STYLE}sep: 5\n", ["sep is 5; expected a string, in quotes"]),
+    (f"{STYLE}sep:\n", ["sep is null; expected a string, in quotes"]),
+    (f"{STYLE}sep2: [x]\n", ['sep2 is ["x"]; expected a string']),
     (f"{STYLE}sep_style: [ADD_COLON_TWO]\n", ['sep_style is ["ADD_COLON_TWO"]; expected ADD_COLON_TWO']),
     (f"{STYLE}sep_style: CHATMLL\n", ['sep_style is "CHATMLL"; expected CHATML']),
     (f"{STYLE}sep_style: 4\n", ["sep_style is 4; expected one of ADD_COLON_SINGLE, "]),
@@ -122,21 +122,21 @@ MISTAKES = [
     (f"{STYLE}messages: [[Q, hi]]\n", ["offset is 0; expected 1"]),
     (f"{STYLE}messages: [[X, hi]]\noffset: 1\n", ['entry 1 of messages is "X"; expected one of Q, A']),
     (f"{STYLE}offset: some\n", ['offset is "some"; expected a whole number']),
-    (f"{STYLE}stop_str: [no]\n", ["entry 1 of stop_str is false; expected a text, in quotes"]),
+    (f"{STYLE}stop_str: [no]\n", ["entry 1 of stop_str is false; expected a string, in quotes"]),
     (f"{STYLE}stop_token_ids: x\n", ['stop_token_ids is "x"; expected a whole number']),
-    (f"{STYLE}system_template: 7\n", ["system_template is 7; expected a text"]),
-    (f"{STYLE}template: x\n", ['template ("x") is no key of a template with `roles` and `sep_style`']),
+    (f"{STYLE}system_template: 7\n", ["system_template is 7; expected a string"]),
+    (f"{STYLE}template: x\n", ['template ("x") is not a key of a template with `roles` and `sep_style`']),
     # the file
-    ("", ["it holds no template; expected one such as {name: mine"]),
-    ("[]", ["it holds no template; expected one such as"]),
+    ("", ["the file has no template; expected one such as {name: mine"]),
+    ("[]", ["the file has no template; expected one such as"]),
     ("5", ["template 1 is 5; expected one such as {name: mine"]),
     ("- just text\n", ['template 1 is "just text"; expected one such as']),
     ("- {name: a, roles: [Q, A]}\n- name: b\n  sep: 5\n", ["template 'b': sep is 5"]),
     ("roles: [Q, A]\n", ["name is missing (the keys are roles)"]),
-    (f"name: ''\n{USER}{ANSWER}", ['name is ""; expected a text that is not empty']),
-    (f"name: 5\n{USER}{ANSWER}", ["name is 5; expected a text, in quotes"]),
-    ("name: alpaca\nroles: [Q, A]\n", ["there is already a template 'alpaca'; choose another name"]),
-    ("- {name: a, roles: [Q, A]}\n- {name: a, roles: [Q, A]}\n", ["'a' is in it twice; choose another name"]),
+    (f"name: ''\n{USER}{ANSWER}", ['name is ""; expected a non-empty string']),
+    (f"name: 5\n{USER}{ANSWER}", ["name is 5; expected a string, in quotes"]),
+    ("name: alpaca\nroles: [Q, A]\n", ["template 'alpaca' already exists; choose another name"]),
+    ("- {name: a, roles: [Q, A]}\n- {name: a, roles: [Q, A]}\n", ["two templates are named 'a'; rename one"]),
 ]
 
 
@@ -198,7 +198,7 @@ def test_examples_of_both_notations_precede_every_dialogue(tmp_path):
     assert get_template("b").render(HELLO).text == "\nQ: Hi\nA: Yo</s>Q: u\nA: a</s>"
 
 
-# --- which template of a file is meant
+# --- the choice of a template in a file
 
 
 def test_the_only_template_of_a_file_is_used_and_that_is_said(tmp_path, capsys):
@@ -211,14 +211,14 @@ def test_the_only_template_of_a_file_is_used_and_that_is_said(tmp_path, capsys):
 def test_of_several_templates_one_has_to_be_named(tmp_path):
     file = tmp_path / "k.yaml"
     file.write_text("- {name: a, roles: [Q, A]}\n- {name: b, roles: [Q, A]}\n")
-    with pytest.raises(SettingsError, match=r"k.yaml holds 2 templates; say which: --conv_template a \| b"):
+    with pytest.raises(SettingsError, match=r"k.yaml has 2 templates; choose one: --conv_template a \| b"):
         use_template_file(str(file), None)
 
 
 def test_asking_for_a_template_that_is_not_in_the_file_is_said(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("- {name: a, roles: [Q, A]}\n- {name: b, roles: [Q, A]}\n")
     assert use_template_file(str(tmp_path / "a.yaml"), "alpaca") == "alpaca"
-    assert "a.yaml holds a, b; --conv_template asks for alpaca, which is not in it" in capsys.readouterr().err
+    assert "a.yaml has a, b; --conv_template alpaca is not in it" in capsys.readouterr().err
     (tmp_path / "b.yaml").write_text(TABLE)
     assert use_template_file(str(tmp_path / "b.yaml"), "k") == "k"
     assert use_template_file(None, None) is None and use_template_file("", "alpaca") == "alpaca"

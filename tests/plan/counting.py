@@ -79,7 +79,7 @@ def count(
 
 
 def _loss(logits: Any) -> Any:
-    """The plain loss of the training room: float32 logits of every position at once."""
+    """The plain loss of fastchat.train: float32 logits of all positions at once."""
     import torch
 
     flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()

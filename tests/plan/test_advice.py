@@ -1,4 +1,4 @@
-"""What is said where a run does not fit, or did not: settings that do, and that keep the global batch."""
+"""Advice for a run that does not fit or ran out of memory: settings that fit, with the same global batch."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_the_documented_batch_of_7b_on_a_24_gib_card() -> None:
 def test_advice_after_running_out_of_memory() -> None:
     p = plan()
     advice = advice_after_oom(p)
-    assert "planned for QLoRA r8" in advice and "what does, fastest first" in advice
+    assert "planned for QLoRA r8" in advice and "settings that fit, fastest first" in advice
     flags = re.search(r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+)", advice)
     assert flags and int(flags[1]) * int(flags[2]) == 32
     assert "--gradient_checkpointing True" in advice
 
 
 def test_advice_leaves_room_when_the_plan_was_too_low() -> None:
-    """A run that fits on paper and still ran out needs settings that are smaller by more than a hair."""
+    """A run that was planned to fit and still ran out of memory needs settings that are clearly smaller."""
     p = plan(gradient_checkpointing=True)
     assert p.fits
     tight = plan(gib=p.total / GIB + 0.01, gradient_checkpointing=True)
@@ -59,14 +59,14 @@ def test_advice_leaves_room_when_the_plan_was_too_low() -> None:
 
 
 def test_advice_when_nothing_fits_or_nothing_is_known() -> None:
-    assert "nothing smaller does either" in advice_after_oom(plan(gib=2))
+    assert "smaller settings do not fit either" in advice_after_oom(plan(gib=2))
     unknown = replace(plan().run, machine=Machine(1))
     advice = advice_after_oom(estimate(unknown))
     assert "--per_device_train_batch_size 8 --gradient_accumulation_steps 4" in advice
     assert "--gradient_checkpointing True" in advice
 
 
-# ---- a plan that does not fit ends with what does ----
+# ---- a plan that does not fit ends with settings that do ----
 
 
 def _asked(*words: str, as_object: bool = False) -> list[str]:
@@ -82,7 +82,7 @@ CARD = ("--gpus", "1", "--gpu_memory", "24GiB", "--cpu_memory", "128GiB")
 def test_it_ends_with_settings_that_fit(method: list[str], machine: tuple[str, ...]) -> None:
     words = ["--model_size", "7b", *machine, *method, "--model_max_length", "1024"]
     lines = _asked(*words)
-    at = lines.index("what fits, fastest first (the global batch stays):")
+    at = lines.index("settings that fit, fastest first (same global batch):")
     found = json.loads(_asked(*words, as_object=True)[0])
     listed = found["fitting_settings"].splitlines()
     assert [line.strip() for line in lines[at + 1 :]] == listed and found["fitting_otherwise"] is None
@@ -117,7 +117,7 @@ def test_nothing_is_added_to_a_plan_that_fits_or_that_nobody_can_judge() -> None
     assert not any("what fits" in line or "no settings fit" in line for line in (*fits, *unknown))
 
 
-# ---- loudly, before a run ----
+# ---- the warning before a run ----
 
 
 def test_no_warning_where_it_fits_or_nobody_knows() -> None:
@@ -130,14 +130,14 @@ def test_the_warning_names_the_largest_microbatch_and_keeps_the_global_batch() -
     tight = plan(gib=48)
     assert largest_microbatch(tight.run) == 5
     line = warning_line(tight)
-    assert line is not None and line.startswith("WARNING: this will not fit: 128 GiB per GPU, 48.0 GiB there.")
-    assert "does: --per_device_train_batch_size 5 (--per_device_train_batch_size 4 --gradient_acc" in line
+    assert line is not None and line.startswith("WARNING: the run will not fit: 128 GiB per GPU, 48.0 GiB available.")
+    assert "fits: --per_device_train_batch_size 5 (--per_device_train_batch_size 4 --gradient_acc" in line
     assert "--gradient_accumulation_steps 8 keeps the global batch)" in line
 
 
 def test_where_no_microbatch_fits_other_settings_are_named() -> None:
     line = warning_line(plan(gib=16, q_lora=False))
-    assert line is not None and "No microbatch does with these settings; what does, fastest first:" in line
+    assert line is not None and "No microbatch fits with these settings; settings that fit, fastest first:" in line
     flags = line.split("first: ")[1].split("; or ")
     for choice in flags:
         found: Any = dict(re.findall(r"--(\w+) (\S+)", choice))

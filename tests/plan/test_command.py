@@ -1,4 +1,4 @@
-"""`python -m fastchat.plan` as people run it."""
+"""`python -m fastchat.plan` as a user runs it."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_recommend_when_nothing_fits(capsys: pytest.CaptureFixture[str], tmp_pat
         capsys, "--recommend", "--gpus", "1", "--gpu_memory", "2GiB", "--cpu_memory", "8GiB", "--recipes", str(tmp_path)
     )
     assert text.count("nothing fits") >= 3
-    least = [line.partition("The least that is needed: ")[2] for line in text.splitlines() if "The least" in line]
+    least = [line.partition("The smallest configuration: ")[2] for line in text.splitlines() if "The smallest" in line]
     assert len(least) == 3 and all("checkpointing on" in line for line in least), least
     assert list(tmp_path.iterdir()) == []
 
@@ -209,7 +209,7 @@ def test_largest_grows_with_the_machine(capsys: pytest.CaptureFixture[str]) -> N
         (("--model_size", "8b"), r"--model_size 8b"),
         (("--model_size", "7b", "--model_name_or_path", "x"), "both given"),
         (("--model_name_or_path", "/nowhere"), "no such folder"),
-        (("--model_name_or_path", "some/hub-name"), "planning downloads nothing"),
+        (("--model_name_or_path", "some/hub-name"), "the planner downloads nothing"),
         (("--model_size", "7b", "--deepspeed", "none.json"), "cannot be read"),
         (("--model_size", "7b", "--lora_target_modules", "q_prj"), "did you mean q_proj"),
         (("--model_size", "7b", "--dtype", "int8"), "--dtype is 'int8'"),
@@ -217,10 +217,10 @@ def test_largest_grows_with_the_machine(capsys: pytest.CaptureFixture[str]) -> N
         (("--model_size", "7b", "--lora_weight_path", "/nowhere"), "adapter_config.json cannot be read"),
         (("--recommend",), "--gpus 8 --gpu_memory 24GiB"),
         (("--largest",), "--gpus 8 --gpu_memory 24GiB"),
-        (("--model_size", "7b", "--gpus", "7", "--hosts", "2"), "among --hosts 2; give --gpus 6 or 8"),
-        (("--model_size", "7b", "--gpus", "1", "--hosts", "2"), "among --hosts 2; give --gpus 2 or more"),
+        (("--model_size", "7b", "--gpus", "7", "--hosts", "2"), "divisible by --hosts 2; give --gpus 6 or 8"),
+        (("--model_size", "7b", "--gpus", "1", "--hosts", "2"), "divisible by --hosts 2; give --gpus 2 or more"),
         (("--model_size", "7b", "--bf16", "True", "--fp16", "True"), "--bf16 and --fp16 are both on; keep one"),
-        (("--largest", "--recommend"), "one at a time"),
+        (("--largest", "--recommend"), "cannot be combined"),
         (("--modelsize", "7b"), "did you mean --model_size"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The arithmetic against what the real code of transformers and peft does, executed on tensors without data."""
+"""The arithmetic against the real code of transformers and peft, executed on tensors without data."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ PEAKS = {
 
 @pytest.mark.parametrize(("family", "way"), pairs(["llama", "qwen3", "gemma", "phi3", "olmo2"], PEAKS))
 def test_peak_of_forward_loss_and_backward(family: str, way: str) -> None:
-    """Everything alive at once, with the plain loss: the real peak within 10 %."""
+    """All tensors that exist at the same time, with the plain loss: within 10 % of the real peak."""
     case = replace(PEAKS[way], targets=TARGETS.get(family), length=1024, batch=1)
     if family == "gemma" and not case.lora:
         pytest.skip("following every operation makes the sum of two tied gradients a new tensor, which it is not")
@@ -168,8 +168,8 @@ def test_real_sizes(size: str, case: Case) -> None:
         return
     assert activations_of(run).kept == pytest.approx(counts.saved, rel=0.02)
     if case.lora:
-        # One step: the inputs of the layers go while the gradients come, so only the larger of the two counts. The
-        # plan adds both, because with accumulation both are there.
+        # One step: the inputs of the layers are freed while gradients are made, so only the larger one counts. The
+        # plan adds both, because with accumulation both exist.
         acts = activations_of(run)
         inputs = acts.backward - layer_bytes(run)
         peak = layer_bytes(run) + acts.temporary + acts.dequantised + max(inputs, states_of(run).gradients)

@@ -81,7 +81,7 @@ def test_built_in_sizes(size: str) -> None:
 def test_text_model_inside_a_multimodal_config() -> None:
     text = config("gemma3_text").to_dict()
     text.pop("model_type")
-    text.pop("dtype")  # stands outside, as published files have it
+    text.pop("dtype")  # outside of text_config, as in published files
     outer = {"model_type": "gemma3", "dtype": "bfloat16", "text_config": text, "vision_config": {"hidden_size": 7}}
     architecture = architecture_from_config(outer, "test")
     assert architecture == replace(architecture_from_config(config("gemma3_text").to_dict(), "test"), dtype="bfloat16")

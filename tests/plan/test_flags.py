@@ -1,4 +1,4 @@
-"""The planner's command line takes what the training commands take."""
+"""The planner's command line accepts everything that the training commands accept."""
 
 from __future__ import annotations
 

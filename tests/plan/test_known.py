@@ -49,7 +49,7 @@ def test_every_recipe_is_planned_as_it_stands(recipe: str, capsys: pytest.Captur
     assert main([recipe, "--gpus", "8", "--gpu_memory", "80GiB"]) == 0
     text = capsys.readouterr().out
     name = load_yaml(RECIPES / f"{recipe}.yaml", "recipe")["model_name_or_path"]
-    assert f"note: the architecture of {name} as this program knows it; nothing was downloaded" in text
+    assert f"note: the built-in architecture of {name} was used; nothing was downloaded" in text
     assert "\nfits\n" in text
 
 
@@ -70,6 +70,6 @@ def test_files_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_other_names_are_still_refused() -> None:
-    with pytest.raises(SettingsError, match="planning downloads nothing"):
+    with pytest.raises(SettingsError, match="the planner downloads nothing"):
         read_architecture("google/gemma-1.1-3b-it")
     assert architecture_of_hub_name("./google/gemma-1.1-2b-it") is None

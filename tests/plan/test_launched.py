@@ -1,4 +1,4 @@
-"""Real runs with two processes: what each engine holds against the arithmetic of ZeRO, and a recommended recipe."""
+"""Real runs with two processes: the memory of each engine against the arithmetic of ZeRO, and a recommended recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a machine has is read from its own tools, without torch."""
+"""Detection of GPUs and memory from the tools of the machine, without torch."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_only_the_gpus_that_are_used_count(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_on_a_cpu_the_processes_share_the_host() -> None:
-    """Whether it fits is a question of the host's memory, and CUDA takes nothing."""
+    """On a CPU the host's memory is the limit, and CUDA needs nothing."""
     words = ["--model_size", "7b", "--use_cpu", "True", "--gpus", "2", "--cpu_memory", "64GiB", "--lora_dropout", "0"]
     one = estimate(run_of(read_flags(words), machine_asked(read_flags(words))))
     assert one.gpu_fits is None and one.host_total == 2 * (one.total + PROCESS)

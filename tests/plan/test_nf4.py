@@ -1,4 +1,4 @@
-"""The size of quantised matrices is what bitsandbytes really stores."""
+"""The size of quantized matrices against the storage of bitsandbytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer states at 7B against what the real optimizers make of such parameters."""
+"""Optimizer states at 7B against those of the real optimizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan refuses the values that training refuses, with training's own words, and needs no transformers for it."""
+"""A plan refuses the values that training refuses, with the same messages, and without transformers."""
 
 from __future__ import annotations
 
@@ -148,5 +148,5 @@ def test_a_mapping_is_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(words) == 0 and "ZeRO-3" in capsys.readouterr().out
     for content in ("deepspeed: {zero_optimization: {stage: 5}}", "lora_r: {a: 1}", "lora_r: [8, 16]"):
         recipe.write_text(f"{content}\n")
-        with pytest.raises(SettingsError, match=r"stage must be|holds a (mapping|list), but one value"):
+        with pytest.raises(SettingsError, match=r"stage must be|is a (mapping|list), but one value"):
             answer([str(recipe), "--model_size", "7b"], lora=True)

@@ -52,12 +52,12 @@ def test_on_the_processor_nothing_is_paged() -> None:
 
 def test_where_the_states_are_is_said() -> None:
     roomy, tight = ("\n".join(as_lines(plan(gib))) for gib in (141, 64))
-    assert "paged_adamw_32bit: paged, all of it here" in roomy
-    assert re.search(r"paged_adamw_32bit: [\d.]+ GiB paged, and [\d.]+ GiB on the host", tight)
+    assert "paged_adamw_32bit: paged, all on the GPU" in roomy
+    assert re.search(r"paged_adamw_32bit: [\d.]+ GiB paged, [\d.]+ GiB more on the host", tight)
 
 
 def test_advice_does_not_count_on_what_has_moved_already() -> None:
-    """Where memory ran out although the states gave way, something else has to become smaller."""
+    """If memory ran out although the states were paged out, something else has to become smaller."""
     tight = plan(64, per_device_train_batch_size=32)
     assert tight.fits and tight.host_optimizer
     found = re.search(r"first: --per_device_train_batch_size (\d+) --gradient_accum\w+ (\d+)", advice_after_oom(tight))

@@ -1,4 +1,4 @@
-"""The README's table of the documents' rows is what the planner says."""
+"""The README's table of documented runs matches the planner."""
 
 from __future__ import annotations
 

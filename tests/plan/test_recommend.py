@@ -1,4 +1,4 @@
-"""What --recommend finds and writes: full fine-tuning, several machines, templates, order, files of earlier calls."""
+"""--recommend: full fine-tuning, several hosts, templates, order, files of earlier calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ask(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[str, str]:
 
 
 def test_full_fine_tuning_is_recommended(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Recipes that train.py reads, that fit by the planner's own word, and one launch line each."""
+    """Recipes that train.py reads and that fit according to the planner, with one launch line each."""
     from fastchat.settings.readers import training_reader
 
     text, _ = ask(capsys, *FULL, *ROOMY, "--recipes", tmp_path)
@@ -69,20 +69,20 @@ def test_full_fine_tuning_is_recommended(capsys: pytest.CaptureFixture[str], tmp
 def test_a_plan_that_does_not_fit_points_to_what_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     small = ("--gpus", "4", "--gpu_memory", "24GiB", "--cpu_memory", "256GiB")
     text, _ = ask(capsys, "--model_size", "7b", "--full_finetuning", *small)
-    (words,) = re.findall(r"(--recommend --full_finetuning True) shows what does", text)
+    (words,) = re.findall(r"try (--recommend --full_finetuning True)", text)
     found, _ = ask(capsys, *words.split(), *small, "--recipes", tmp_path)
     assert "7b: full fine-tuning, ZeRO-" in found and "13b: nothing fits" in found
     nothing, _ = ask(
         capsys, *FULL, "--gpus", "1", "--gpu_memory", "8GiB", "--cpu_memory", "16GiB", "--recipes", tmp_path
     )
-    assert "without --full_finetuning this looks for LoRA and QLoRA" in nothing
+    assert "without --full_finetuning, LoRA and QLoRA are tried" in nothing
 
 
 def test_flags_that_count_for_nothing_are_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ("--lora_r", "4", "--gradient_checkpointing", "True", "--packing", "True")
     _, said = ask(capsys, *FULL, *ROOMY, *words, "--recipes", tmp_path)
-    assert "trains no adapter, so this counts for nothing: --lora_r" in said
-    assert "tries all of it itself, so this counts for nothing: --gradient_checkpointing" in said
+    assert "ignored, because --full_finetuning trains no adapter: --lora_r" in said
+    assert "ignored, because --recommend tries all values: --gradient_checkpointing" in said
     assert load_yaml(tmp_path / "7b_full.yaml", "recipe")["packing"] is True
 
 
@@ -141,8 +141,8 @@ def test_several_machines_are_launched_as_deepspeed_reads_it(
     machines = ("--hosts", "2", "--gpus", "16", "--gpu_memory", "24GiB")
     text, _ = ask(capsys, "--recommend", *machines, "--recipes", tmp_path)
     launched = [line for line in text.splitlines() if line.startswith("  deepspeed ")]
-    assert len(launched) == 3 and "the host's memory is not known" in text
-    (entry,) = set(re.findall(r"hostfile: a line `NAME (.*?)` for each of the 2 machines", text))
+    assert len(launched) == 3 and "the memory of the host is unknown" in text
+    (entry,) = set(re.findall(r"hostfile: a line `NAME (.*?)` for each of the 2 hosts", text))
     for line, size in zip(launched, ("7b", "13b", "70b"), strict=True):
         args = runner.parse_args(shlex.split(line)[1:])
         assert (args.hostfile, args.num_nodes, args.num_gpus, args.module) == ("hostfile", 2, 8, True)
@@ -158,7 +158,7 @@ def test_several_machines_are_launched_as_deepspeed_reads_it(
         micro, steps = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
         total = {"7b": 16 * 2, "13b": 8 * 1, "70b": 2 * 8}[size] * 16
         assert micro * steps * 16 == total
-        assert f"# Global batch: {micro} x {steps} x 16 GPUs = {total} rows per step." in header
+        assert f"# Global batch: {micro} x {steps} x 16 GPUs = {total} examples per step." in header
 
 
 def test_found_gpus_are_each_host_s() -> None:
@@ -214,7 +214,7 @@ OWN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|
 def test_templates_of_hub_names() -> None:
     assert template_line("meta-llama/Llama-2-70b-hf") == "conv_template: vicuna_v1.1"
     assert template_line("google/gemma-1.1-7b-it") == "conv_template: gemma"
-    assert template_line("Qwen/Qwen2.5-7B").startswith("# conv_template is left out: ")
+    assert template_line("Qwen/Qwen2.5-7B").startswith("# conv_template is left out, ")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_templates_of_hub_names() -> None:
     ],
 )
 def test_a_folder_s_template_is_the_one_training_names(kind: str, own: str | None, line: str, tmp_path: Path) -> None:
-    """Without a setting training takes the default, or stops and suggests what stands in the recipe."""
+    """Without a setting, training uses the default, or stops and suggests the template in the recipe."""
     from tests.builders import make_tokenizer
 
     folder = make_tokenizer(kind, tmp_path / "model", chat_template=own)
@@ -259,7 +259,7 @@ def test_tokenizer_files_of_an_unknown_form_give_no_template(file: str, content:
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 1}}, "added_tokens": null}')
     assert template_line(str(tmp_path)).startswith("conv_template: "), "added_tokens may be null"
     (tmp_path / file).write_bytes(content)
-    assert template_line(str(tmp_path)).startswith("# conv_template is left out: ")
+    assert template_line(str(tmp_path)).startswith("# conv_template is left out, ")
 
 
 def test_a_model_in_another_cache_is_found_for_its_recipe_too(
@@ -293,8 +293,8 @@ def test_what_no_longer_fits_is_removed(capsys: pytest.CaptureFixture[str], tmp_
     edited.write_text(edited.read_text() + "data_path: my.json\n")
     small = ("--gpus", "1", "--gpu_memory", "6GiB", "--cpu_memory", "16GiB")
     _, said = ask(capsys, "--recommend", *small, *where)
-    assert f"{tmp_path / '70b_lora.yaml'}: removed; an earlier --recommend wrote it" in said
-    assert f"{edited}: left, since it was changed" in said
+    assert f"{tmp_path / '70b_lora.yaml'}: removed; it is from an earlier --recommend" in said
+    assert f"{edited}: kept; it is from an earlier --recommend, but was changed since" in said
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"own_lora.yaml", "7b_lora.yaml", "13b_lora.yaml", "7b_full.yaml", "13b_full.yaml", "70b_full.yaml"}
     assert "data_path: my.json" in edited.read_text()
@@ -309,7 +309,7 @@ def test_nothing_of_the_user_s_is_replaced(capsys: pytest.CaptureFixture[str], t
     kept = {p: p.read_bytes() for p in path.parent.iterdir()}
     capsys.readouterr()
     assert main(words) == 2
-    assert f"{path} is not as --recommend wrote it" in capsys.readouterr().err
+    assert f"{path} was not written by --recommend or was changed since" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in path.parent.iterdir()} == kept
     assert main([*words[:-1], str(path)]) == 2
     assert "cannot be written" in capsys.readouterr().err
@@ -322,7 +322,7 @@ def test_nothing_of_the_user_s_is_replaced(capsys: pytest.CaptureFixture[str], t
 def test_a_recommended_recipe_trains(
     warm: Warm, tiny_model_dir: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The words of the very line that is printed, on the processor: full fine-tuning in two processes."""
+    """The printed launch line, run on the CPU: full fine-tuning in two processes."""
     from tests.builders import chat_rows, write_rows
 
     model, recipes = tiny_model_dir("llama", "metaspace_bos"), tmp_path / "the recipes"

@@ -1,4 +1,4 @@
-"""Recipes and flags of other programs: everything that is unknown in one message, with its name here."""
+"""Recipes and flags of other programs: one message for all unknown settings, with their names here."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_axolotl(tmp_path: Path) -> None:
     assert told["train_on_inputs"] == "train_on: assistant" and told["flash_attention"] == "flash_attn: true"
     assert "bf16 is 'auto': " in told["bf16"] and "write true" in told["bf16"]
     assert "is empty" in told["lora_target_modules"], "what is wrong in known settings is told with it"
-    assert "nothing is uploaded" in told["push_to_hub"] and told["learning_rat"] == "did you mean learning_rate?"
+    assert "nothing is ever uploaded" in told["push_to_hub"] and told["learning_rat"] == "did you mean learning_rate?"
     assert told.keys().isdisjoint({"val_set_size", "learning_rate"}) and len(told) == 20
 
 
@@ -168,7 +168,7 @@ def test_a_name_without_a_setting_has_a_reason(name: str) -> None:
 
 
 def test_what_an_advice_names_exists() -> None:
-    """Each translated value is accepted as it is told, or says in words what to do."""
+    """Each translated value is accepted as suggested, or the advice says in words what to do."""
     reader = training_reader(True)
     for option in training_options(True):
         for name, how in option.elsewhere.items():

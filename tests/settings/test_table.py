@@ -58,7 +58,7 @@ def ours() -> dict[str, Option]:
 def test_every_argument_of_transformers_is_offered_or_refused(
     theirs: dict[str, Option], ours: dict[str, Option]
 ) -> None:
-    """Where this fails after an update of transformers: add the field to transformers_arguments.py."""
+    """If this fails after an update of transformers, add the field to transformers_arguments.py."""
     also = {name for option in ours.values() for name in option.also}
     assert theirs.keys() - ours.keys() - also == set()
     assert ours.keys() - theirs.keys() == set()
@@ -101,7 +101,7 @@ def test_every_name_means_one_thing() -> None:
 
 
 def test_adding_a_plain_setting_touches_one_file() -> None:
-    """A field in a dataclass is all: reader, help, checks and reference have it."""
+    """A field in a dataclass is enough: reader, help, checks and reference have it."""
     from fastchat.settings.fields import AT_LEAST_ONE, setting
     from fastchat.settings.options import Reader, check_ranges
 

@@ -64,7 +64,7 @@ def test_templates(train: Train, tmp_path: Path) -> None:
     assert only.record["template"]["definition"]["stop_strings"] == ["am"]
     (tmp_path / "two.yaml").write_text("[{name: one, roles: [X, Y]}, {name: two, roles: [X, Y]}]\n", encoding="utf-8")
     refused = train("--conv_template_file", str(tmp_path / "two.yaml"), name="e")
-    assert refused.code == 2 and "say which: --conv_template one | two" in refused.err
+    assert refused.code == 2 and "choose one: --conv_template one | two" in refused.err
 
 
 @covers("lazy_preprocess", "padding_side")

@@ -168,11 +168,11 @@ def test_what_does_not_fit_is_said_loudly_and_tried(train: Train, monkeypatch: p
     flags = ("--gradient_accumulation_steps", "1", "--model_max_length", "512")
     monkeypatch.setattr(planning, "detect_cpu_memory", lambda: 2 * GIB + 24 * 2**20)
     outcome = ok(train(*flags))
-    warning = next(line for line in outcome.err.splitlines() if line.startswith("WARNING: this will not fit"))
-    found = re.search(r"does: --per_device_train_batch_size (\d)", warning)
+    warning = next(line for line in outcome.err.splitlines() if line.startswith("WARNING: the run will not fit"))
+    found = re.search(r"fits: --per_device_train_batch_size (\d)", warning)
     assert found and 1 <= int(found[1]) < 4 and "keeps the global batch" in warning
     monkeypatch.setattr(planning, "detect_cpu_memory", lambda: GIB)
-    assert "nothing smaller does either" in ok(train(*flags, name="again")).err
+    assert "smaller settings do not fit either" in ok(train(*flags, name="again")).err
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_a_file_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
         ("gema-2b-it", "did you mean gemma-2b-it"),
         ("mistral.yaml", "did you mean mistral-7b-v0.3"),
         ("somewhere/gemma-2b-it.yaml", "did you mean gemma-2b-it"),
-        ("xyz", "by name there are codegemma-7b-it"),
+        ("xyz", "built-in recipes: codegemma-7b-it"),
     ],
 )
 def test_an_unknown_name_suggests_near_ones(name: str, hint: str) -> None:

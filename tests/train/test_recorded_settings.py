@@ -102,7 +102,7 @@ def test_an_older_record_names_both_names(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("gradient_checkpointing: true\nactivation_checkpointing: null\n")
     assert training_reader(True).from_yaml(tmp_path / "r.yaml") == {"gradient_checkpointing": True}
     (tmp_path / "r.yaml").write_text("gradient_checkpointing: true\nactivation_checkpointing: false\n")
-    with pytest.raises(SettingsError, match="another name of gradient_checkpointing are both given"):
+    with pytest.raises(SettingsError, match="another name for gradient_checkpointing are both given"):
         training_reader(True).from_yaml(tmp_path / "r.yaml")
 
 
@@ -111,7 +111,7 @@ def test_an_older_record_names_both_names(tmp_path: Path) -> None:
     [
         ('{"seed": 1, "seed": 2}', "seed is given twice"),
         ('{"seed": 1', "is not valid JSON"),
-        ("[1]", "must hold `name: value` lines"),
+        ("[1]", "must consist of `name: value` lines"),
     ],
 )
 def test_bad_json(tmp_path: Path, text: str, message: str) -> None:
@@ -125,5 +125,5 @@ def test_bad_json(tmp_path: Path, text: str, message: str) -> None:
 )
 def test_what_training_json_cannot_record_is_refused_before_the_run(tmp_path: Path, value: str) -> None:
     (tmp_path / "r.yaml").write_text(f"lr_scheduler_kwargs: {value}\n")
-    with pytest.raises(SettingsError, match="lr_scheduler_kwargs holds what JSON cannot"):
+    with pytest.raises(SettingsError, match="lr_scheduler_kwargs cannot be written as JSON"):
         training_reader(True).from_yaml(tmp_path / "r.yaml")
