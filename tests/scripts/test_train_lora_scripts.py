@@ -172,7 +172,7 @@ MISSING = [
     ({"MODEL": "/no/such model"}, "MODEL=/no/such model does not exist"),
     ({"DATA": "gone.json"}, "DATA=gone.json does not exist"),
     ({"EVAL_DATA": "gone.json"}, "EVAL_DATA=gone.json does not exist"),
-    ({"MODEL": "."}, "holds no config.json"),
+    ({"MODEL": "."}, "has no config.json"),
     ({"NUM_GPUS": "two"}, "NUM_GPUS=two is not a number"),
     ({"DEVICE": "tpu"}, "DEVICE=tpu is neither gpu nor cpu"),
     ({"DEEPSPEED_CONFIG": "s9.json"}, "DEEPSPEED_CONFIG=s9.json does not exist"),
