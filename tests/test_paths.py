@@ -29,7 +29,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_file_is_called_one(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SettingsError, match="w/none.txt is a file, not a model directory"):
         is_local("w/none.txt")
-    assert verify.verify(Path("w/none.txt")) == (["w/none.txt is a file: give its folder"], False)
+    assert verify.verify(Path("w/none.txt")) == (["w/none.txt is a file: pass its folder"], False)
 
 
 @pytest.mark.parametrize(

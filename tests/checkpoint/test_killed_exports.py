@@ -84,7 +84,7 @@ def test_a_live_writer_keeps_its_folder(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_target_that_somebody_fills_meanwhile_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="was filled by somebody else"), new_folder(tmp_path / "target") as stage:
+    with pytest.raises(SettingsError, match="was filled by another program"), new_folder(tmp_path / "target") as stage:
         (stage / "mine").touch()
         (tmp_path / "target").mkdir()
         (tmp_path / "target" / "theirs").touch()

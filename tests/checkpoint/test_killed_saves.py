@@ -79,7 +79,7 @@ def test_a_rename_that_fails_leaves_the_old_one_in_place(tmp_path: Path, monkeyp
         real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(ResourceError, match="Input/output error.*what was there before is kept"):
+    with pytest.raises(ResourceError, match="Input/output error.*existing files are kept"):
         save(tmp_path, 1, content=9)
     assert valid_in(tmp_path) == [1] and _names(tmp_path) == {"checkpoint-1"}
 

@@ -58,7 +58,7 @@ def test_nan_is_never_written(tmp_path):
         ("[]", "not a training record"),
         ("{}", "not a training record"),
         ('{"format": 99}', "format 99"),
-        ('{"format": 1, "files": {"training.json": {}}}', "do not have the digest"),
+        ('{"format": 1, "files": {"training.json": {}}}', "do not match its digest"),
         ('{"format": 1, "metrics": {"loss": NaN}}', "cannot be read: it holds NaN"),
     ],
 )

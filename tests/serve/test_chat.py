@@ -190,7 +190,7 @@ def test_template_of_a_model_without_a_record(tiny_model_dir, tmp_path, capsys):
     assert "trained with vicuna_v1.1" in capsys.readouterr().err
     with pytest.raises(SettingsError, match="vicuna"):
         load_chat(base, device="cpu", conv_template="vicunna")
-    with pytest.raises(SettingsError, match="no adapter to put"):
+    with pytest.raises(SettingsError, match="not an adapter to put"):
         load_chat(base, base_model_path=base)
 
 
