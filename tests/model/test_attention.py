@@ -53,14 +53,14 @@ PACKED = [
     ("llama", {"flash_attn", "triton"}, torch.float32, {}, "flex_attention", "needs bf16 or fp16"),
     ("llama", set(), torch.bfloat16, {}, "sdpa", "triton, which is not installed"),
     ("gemma2", set(), torch.bfloat16, {}, "eager", "triton, which is not installed"),
-    ("llama", {"triton"}, torch.bfloat16, {"attention_dropout": 0.1}, "sdpa", "flex_attention has no dropout"),
+    ("llama", {"triton"}, torch.bfloat16, {"attention_dropout": 0.1}, "sdpa", "flex_attention does not support the"),
     (
         "llama",
         {"triton"},
         torch.bfloat16,
         {"head_dim": 8},
         "sdpa",
-        "needs heads of 16 and more",
+        "needs a head dimension of at least 16",
     ),
 ]
 

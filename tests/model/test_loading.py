@@ -55,9 +55,12 @@ def edit_weights(folder, edit):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"}, "missing and would stay random.*lm_head"),
-        (lambda t: {n: v for n, v in t.items() if "layers.1" not in n}, "missing and would stay random"),
-        (lambda t: {**t, "model.extra.weight": torch.ones(2)}, "belong to no layer.*model.extra"),
+        (
+            lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"},
+            "missing and would stay randomly initialised.*lm_head",
+        ),
+        (lambda t: {n: v for n, v in t.items() if "layers.1" not in n}, "missing and would stay randomly initialised"),
+        (lambda t: {**t, "model.extra.weight": torch.ones(2)}, "do not belong to any layer.*model.extra"),
         (lambda t: {**t, "model.norm.weight": torch.ones(3)}, "shape|size"),
     ],
 )

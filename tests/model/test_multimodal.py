@@ -45,7 +45,7 @@ def test_every_adapter_gets_a_gradient(multimodal, family: str, capsys: pytest.C
     assert len(trained) == 2 * 7 * 2, "two matrices on seven layers of both decoder layers that read text"
     assert not [name for name, p in trained.items() if p.grad is None or any(tower in name for tower in TOWERS)]
     err = capsys.readouterr().err
-    assert "LoRA sits on 14 layers of the language model. " in err and "get none: text does not pass" in err
+    assert "LoRA adapts 14 layers of the language model. " in err and "are not adapted: text does not pass" in err
 
 
 @pytest.mark.parametrize("family", FAMILIES)

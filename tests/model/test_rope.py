@@ -96,7 +96,7 @@ LLAMA31 = {
 def test_a_base_with_scaling_of_its_own(capsys):
     config = llama(131072, **LLAMA31)
     assert choose_rope(config, model_max_length=65536) is None
-    with pytest.raises(SettingsError, match="Pass --rope_scaling_type llama3 to stretch it further"):
+    with pytest.raises(SettingsError, match="Pass --rope_scaling_type llama3 to extend it further"):
         choose_rope(config, model_max_length=200000)
     for wrong in ({"type": "linear"}, {"factor": 2.0}, {"type": "yarn", "factor": 16.0}):
         with pytest.raises(SettingsError, match="cannot be combined"):

@@ -320,7 +320,7 @@ def test_vocabulary_and_merges_are_read_by_their_class(made: Any, tmp_path: Path
     spec = json.loads((made("qwen") / "tokenizer.json").read_text())
     (tmp_path / "vocab.json").write_text(json.dumps(spec["model"]["vocab"]))
     (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in spec["model"]["merges"]))
-    with pytest.raises(SettingsError, match="do not say how text is cut into words.*tokenizer_class"):
+    with pytest.raises(SettingsError, match="do not say how text is split into words.*tokenizer_class"):
         load_plain(str(tmp_path))
     _edit_or_make(tmp_path / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer"})
     assert load_plain(str(tmp_path)).encode("a 12345") == load_plain(str(made("qwen"))).encode("a 12345")

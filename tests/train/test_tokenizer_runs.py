@@ -109,7 +109,7 @@ def test_the_class_can_be_asked_for(train: Train, base: Callable[[str], Path]) -
     folder = base("qwen")
     flags = ["--model_name_or_path", str(folder), *NAMED]
     plain = ok(train(*flags))
-    assert "the class Qwen2Tokenizer that transformers takes for this folder gives others" in plain.err
+    assert "the class Qwen2Tokenizer that transformers picks for this folder gives others" in plain.err
     other = ok(train(*flags, "--use_tokenizer_class", "True", name="b"))
     assert "gives others" not in other.err
     assert _ids(other.folder) != _wanted(folder, plain.folder) == _ids(plain.folder)
