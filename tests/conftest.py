@@ -1,4 +1,4 @@
-"""What every test stands on: a quiet offline environment, small tokenizers and models, ../shared where it exists."""
+"""Shared by all tests: a quiet offline environment, small tokenizers and models, ../shared if it exists."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ import pytest  # noqa: E402
 
 from tests import builders, tiers  # noqa: E402
 
-# A change is judged by the same examples each time; at home hypothesis goes on looking for new ones.
-# A busy machine is no fault of the code.
+# CI uses the same examples each time; elsewhere hypothesis keeps looking for new ones.
+# A busy machine is not a fault of the code.
 _quiet: dict[str, Any] = {"suppress_health_check": [hypothesis.HealthCheck.too_slow], "deadline": None}
 _few = {"max_examples": tiers.DEFAULT_EXAMPLES, **_quiet}
 hypothesis.settings.register_profile("ci", derandomize=True, database=None, **_few)
@@ -113,7 +113,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.fixture(autouse=True)
 def _torch_is_left_as_it_was() -> Iterator[None]:
-    """A test that leaves autocast on or another default dtype behind spoils the numbers of all that follow it."""
+    """A test that leaves autocast on or changes the default dtype would spoil the numbers of all later tests."""
     yield
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -125,7 +125,7 @@ def _torch_is_left_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_worker_is_left() -> Iterator[None]:
-    """A loader's worker minds no signal: one that is left behind keeps the whole test run from ever ending."""
+    """A data loader's worker ignores signals: one that is left running would keep the test run from ending."""
     yield
     left = multiprocessing.active_children()
     if left:
@@ -180,8 +180,8 @@ def warm() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real tokenizers, models and data beside the checkout; tests that want it are skipped without it."""
+    """Real tokenizers, models and data next to the checkout; tests that need it are skipped without it."""
     path = REPOSITORY.parent / "shared"
     if not (path / "data").is_dir():
-        pytest.skip("../shared is not there")
+        pytest.skip("../shared does not exist")
     return path

@@ -11,7 +11,7 @@ _VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "
 _VISION |= {"image_size": 28, "patch_size": 14}
 _PICTURE = {"image_token_index": 800}
 
-# What a config has beside its text_config; for text_config itself, what is there more than in every model.
+# What a config has besides its text_config; for text_config itself, what it has in addition to other models.
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gemma3": ({}, {**_PICTURE, "vision_config": _VISION, "mm_tokens_per_image": 4}),
     "mistral3": (

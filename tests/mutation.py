@@ -40,7 +40,7 @@ class Mutation:
 
 
 def read_mutations(words: list[str]) -> list[Mutation]:
-    """Those whose name holds one of the words; all without any."""
+    """The mutations whose name contains one of the words; all if there are no words."""
     entries = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     found = [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
     assert len({mutation.name for mutation in found}) == len(found), "two mutations have the same name"
@@ -53,7 +53,7 @@ def read_package(root: Path) -> dict[Path, str]:
 
 
 def find_line(texts: dict[Path, str], mutation: Mutation) -> Path:
-    """The one file that holds the line. LookupError unless there is exactly one such place, SyntaxError where the
+    """The one file that has the line. LookupError unless there is exactly one such place, SyntaxError if the
     mutation leaves no valid module."""
     found = [path for path, text in texts.items() for _ in range(text.count(mutation.old))]
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""Mistyped folders of models: every command says at once what is there instead, and asks no hub."""
+"""Mistyped model folders: every command immediately suggests existing ones, without asking the hub."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_is_there_instead(path: str, said: str) -> None:
 
 
 def test_the_hub_is_asked_for_what_looks_like_a_folder_only_after_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """`o11` may be a name on the hub: no way to tell, and no way to insist on it, so it is said and not refused."""
+    """`o11` may be a name on the hub: there is no way to tell, so there is a suggestion and no refusal."""
     say_hub_is_asked.cache_clear()
     for name in ("o11", "o11", "gpt2", "org/name"):
         is_local(name)

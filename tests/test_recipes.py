@@ -1,4 +1,4 @@
-"""The recipes hold the documents' values, in flags that exist; the DeepSpeed configurations differ only where said."""
+"""The recipes have the documented values, in flags that exist; so do the DeepSpeed configurations."""
 
 from __future__ import annotations
 

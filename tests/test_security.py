@@ -1,4 +1,4 @@
-"""Folders that somebody hands us: nothing in them makes us open other files, run code, or unpickle."""
+"""Untrusted folders: nothing in them makes us open other files, run code, or unpickle."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ REACHES_UP = {
     ("model/apply_lora.py", "data"),
     ("model/prepare_model.py", "checkpoint"),
     ("data/encoding/open_tokenizer.py", "model"),  # the preview loads a tokenizer where the raw file is not enough
-    # Upstream's interface stands here: its load_model also opens adapters, and it lends what generates.
+    # Upstream's interface is here: its load_model also opens adapters, and it exports `generate_stream`.
     ("model/model_adapter.py", "checkpoint"),
     ("model/model_adapter.py", "serve"),
 }
@@ -183,7 +183,7 @@ def test_only_the_model_room_loads_pretrained_weights_or_tokenizers() -> None:
     assert found == []
 
 
-# What fastchat/files.py does for everybody, as (what a file uses, where it may stand besides, and why).
+# What fastchat/files.py does for all, as (what a file uses, where else it may be used, and why).
 _LEAF = {
     "fcntl": {},
     "hashlib.sha256": {},

@@ -123,9 +123,7 @@ def _untie_if_adapted(base: Any, layers: list[Any]) -> None:
         return
     own[0].weight = torch.nn.Parameter(own[0].weight.detach().clone(), requires_grad=False)
     base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
-    say(
-        "The adapter changes only one of the tied head and embedding: they are untied in the merged model."
-    )
+    say("The adapter changes only one of the tied head and embedding: they are untied in the merged model.")
 
 
 def _stop_ids(tuned: TrainedModel, tokenizer: Any) -> tuple[int, ...]:

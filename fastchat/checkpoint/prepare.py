@@ -241,9 +241,7 @@ def _write_weights(
             tensors = {name: file.get_tensor(name) for name in names}
         for name, old in ours.items():
             if alike[name]:
-                say(
-                    f"{name}: {len(alike[name])} spare rows were zero or identical: reinitialised near the mean."
-                )
+                say(f"{name}: {len(alike[name])} spare rows were zero or identical: reinitialised near the mean.")
             new = _with_new_rows(old, max(rows, len(old)) + len(alike[name]), used)
             new[alike[name]] = new[len(new) - len(alike[name]) :].clone()
             tensors[name] = new[:rows].contiguous()

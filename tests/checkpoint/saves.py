@@ -48,7 +48,7 @@ def valid_in(run: Path) -> list[int]:
 
 
 def dying_at(event: int, half: bool, work: Callable[[], Any]) -> int:
-    """Runs `work` in a forked child that ends without a word at file-system event number `event`.
+    """Runs `work` in a forked child that exits silently at file-system event number `event`.
 
     With `half` an event that writes or removes is done before the end, else not. Returns the child's exit code.
     """

@@ -34,7 +34,7 @@ def works(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> dict[str, Call
 
 
 def _loads(folder: Path) -> bool:
-    """Whether everything of a model is there, read as anybody would."""
+    """Whether the model is complete, loaded with transformers."""
     from fastchat.model.loading import load_base_model
     from fastchat.model.tokenizer import load_tokenizer
 

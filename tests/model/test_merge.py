@@ -18,7 +18,7 @@ from tests.model.adapters import logits, save_random_adapter
 
 
 def reload(path: Path):
-    """The merged model as somebody without this project loads it."""
+    """The merged model, loaded without this project."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(path).eval()

@@ -1,4 +1,4 @@
-"""`tokenizer.json` decides about ids, for every family: as read, read raw, saved, and loaded by anybody after that."""
+"""`tokenizer.json` determines the ids, for every family: when read, read raw, saved, and loaded by transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training scripts and memory: said before anything loads, and with AUTO=1 a batch that fits.
+"""The training scripts and memory: a warning before anything loads, and with AUTO=1 a batch that fits.
 
 A folder with the config.json of a 7B (13B, 70B) model is enough, since planning needs no weights; the GPUs are those
 that a false `nvidia-smi` lists.
@@ -170,7 +170,7 @@ def test_a_plan_that_is_not_wanted_trains(copied: Callable[..., Any], laptop: di
 
 @pytest.mark.parametrize("auto", ["0", "1"])
 def test_what_is_started(auto: str, here: Here, start: Callable[..., Any]) -> None:
-    """Said before the launcher starts; without AUTO the run goes on as it is."""
+    """Logged before the launcher starts; without AUTO the run continues unchanged."""
     variables = here(gib=12)
     run = start("--num_train_epochs", "1", AUTO=auto, **variables)
     assert run.returncode == 0, run.stderr

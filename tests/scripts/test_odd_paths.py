@@ -19,7 +19,7 @@ Tree = Callable[[str], tuple[Path, dict[str, str]]]
 
 @pytest.fixture
 def tree(repository: Path, tmp_path: Path) -> Tree:
-    """`tree(name)`: a checkout in a folder of that name whose .venv holds stubs, and the environment to run it in."""
+    """`tree(name)`: a checkout in a folder of that name whose .venv has stubs, and the environment to run it in."""
 
     def make(name: str) -> tuple[Path, dict[str, str]]:
         root = tmp_path / "trees" / name
