@@ -15,9 +15,9 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_MODE": "disabled",
-    "WANDB__SERVICE_WAIT": "300",  # seconds; a busy machine takes its time
+    "WANDB__SERVICE_WAIT": "300",  # seconds; a busy machine is slow
     "TOKENIZERS_PARALLELISM": "false",
-    "CUDA_VISIBLE_DEVICES": "",  # everywhere the same tests; what only a GPU shows is in playground/benchmark/gpu.py
+    "CUDA_VISIBLE_DEVICES": "",  # the same on every machine; GPU checks are in playground/benchmark/gpu.py
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
     "NO_PROXY": "127.0.0.1,localhost",  # servers that tests start
@@ -94,7 +94,7 @@ def _reads_shared(item: pytest.Item) -> bool:
 
 
 def _group(item: pytest.Item) -> str | None:
-    """The name of the tests that have to run in the same process as `item`, None where it does not matter."""
+    """The name of the tests that have to run in the same process as `item`, None if it does not matter."""
     if item.get_closest_marker("launch"):
         return "launch"
     known = getattr(item, "_fixtureinfo", None)
@@ -129,7 +129,7 @@ def _no_worker_is_left() -> Iterator[None]:
     yield
     left = multiprocessing.active_children()
     if left:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would make an error of a worker's death
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would turn a worker's death into an error
     for worker in left:
         worker.kill()
     assert not left, f"left behind: {left}"
@@ -170,7 +170,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Any]:
-    """The process that runs of several processes are forked from; its imports take ten seconds, once."""
+    """The process from which runs of several processes are forked; its imports take ten seconds, once."""
     from tests.train.warm import Warm
 
     process = Warm()

@@ -1,4 +1,4 @@
-"""Tiny random multimodal models: a language model with a tower that sees or hears, as transformers builds them."""
+"""Tiny random multimodal models: a language model with a vision or audio tower, as transformers builds them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             | {"out_hidden_size": 32, "fullatt_block_indexes": [1]},
         },
     ),
-    "mllama": (  # a decoder layer that attends to pictures only
+    "mllama": (  # a decoder layer that attends to images only
         {"num_hidden_layers": 3, "cross_attention_layers": [1], "pad_token_id": 0}
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
         {

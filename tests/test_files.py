@@ -1,4 +1,4 @@
-"""The leaf that all files go through: complete or absent, strict JSON, digests, locks that end with their process."""
+"""The module for all files: complete or absent, strict JSON, digests, locks that end with their process."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_digests(tmp_path: Path):
     path.write_bytes(b"x" * (1 << 20) + b"y")
     assert files.sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert files.sha256_of_blocks([b"x", b"", b"y"]) == hashlib.sha256(b"xy").hexdigest()
-    # Digests of checkpoints and results that exist depend on this form.
+    # Digests of existing checkpoints and results depend on this form.
     assert (
         files.sha256_of_json({"b": [1.5, None], "a": "é"})
         == hashlib.sha256(b'{"a": "\\u00e9", "b": [1.5, null]}').hexdigest()
@@ -151,7 +151,7 @@ def test_a_folder_is_locked_without_a_file_in_it(tmp_path: Path):
         assert os.listdir(tmp_path) == []
 
 
-# Whoever reads a file that a user hands us: which file of the folder it is, and the reading.
+# Readers of user files: which file in the folder it is, and how it is read.
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "--deepspeed, training": ("x.json", lambda folder: load_deepspeed(str(folder / "x.json"))),
     "--deepspeed, planning": ("x.json", lambda folder: read_zero(str(folder / "x.json"), 8)),

@@ -21,7 +21,7 @@ from tests.builders import TOKENIZER_KINDS
 SHARED = ("tokenizers/llama-2", "tokenizers/gemma", "tokenizers/llama-3", "tokenizers/qwen2.5", "models/stories260K")
 ALL_TOKENIZERS = (*TOKENIZER_KINDS, *SHARED)
 TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_style or conv.template)
-# Examples of a property that does not say how many it needs, by tier.
+# Number of examples, by tier, of a property that does not set its own.
 DEFAULT_EXAMPLES, THOROUGH_EXAMPLES = 40, 400
 # Keys in which tables differ without changing how their turns meet.
 _WORDS = {"name", "origin", "system_message", "stop_strings", "stop_token_ids"}
@@ -64,7 +64,7 @@ def pairs(ones: Iterable[Any], others: Iterable[Any]) -> list[Any]:
 
 def template_cases(tokenizers: Sequence[str], everywhere: Sequence[str] = ()) -> list[Any]:
     """(tokenizer, template) of every template with every tokenizer. The default run has each kind of template with the
-    tokenizers `everywhere`, and with one more, so that each of `tokenizers` takes its turn."""
+    tokenizers `everywhere` and with one more, so that each of `tokenizers` is used in turn."""
     turn = {name: tokenizers[i % len(tokenizers)] for i, name in enumerate(KINDS)}
     return [
         thorough(

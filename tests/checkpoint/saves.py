@@ -16,7 +16,7 @@ from fastchat.checkpoint.manifest import Manifest, find_problems
 from fastchat.checkpoint.staging import checkpoints_in
 
 DIED, COUNTED = 77, 0
-# Every call by which a save changes the disk or waits for it. `exchange` is the one system call not in `os`.
+# Every call with which a save changes the disk or waits for it. `exchange` is the only system call not in `os`.
 _OS_CALLS = ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "chmod", "write")
 
 
@@ -43,7 +43,7 @@ def save(run: Path, step: int, keep: int | None = None, content: int | None = No
 
 
 def valid_in(run: Path) -> list[int]:
-    """Steps of the checkpoints in which every byte is right."""
+    """Steps of the checkpoints in which every byte is correct."""
     return [step for step, path in checkpoints_in(run) if not find_problems(path)]
 
 
@@ -87,7 +87,7 @@ def all_deaths(
 
 
 def _count_events(last: int, half: bool) -> None:
-    """Makes the event number `last` of this process its end."""
+    """Ends this process at event number `last`."""
     seen = [0]
 
     def dying(call: Callable[..., Any]) -> Callable[..., Any]:

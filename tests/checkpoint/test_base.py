@@ -1,4 +1,4 @@
-"""An adapter on a base that is not its own: noticed by the recorded fingerprint, in a chat and before a merge."""
+"""An adapter on a base that is not its own: detected by the recorded fingerprint, in a chat and before a merge."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_an_adapter_without_a_fingerprint_is_used_as_before(adapter: Path) -> No
 
 
 def test_a_replaced_result_is_never_mixed_with_the_old_one(tmp_path: Path) -> None:
-    """Where the new files move in, what makes the old result loadable is gone already."""
+    """When the new files move in, the files that make the old result loadable have already been removed."""
     from fastchat.checkpoint.folders import staged
 
     (tmp_path / "adapter_config.json").write_text("old")

@@ -86,7 +86,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, harm, said: str, capsys: pytest.
     assert _verify(tmp_path) == 5 and said in capsys.readouterr().err
 
 
-# Written before `fastchat/files.py` did it.
+# Written before `fastchat/files.py` existed.
 EARLIER = """{
  "step": 3,
  "epoch": 0.5,
@@ -127,7 +127,7 @@ def test_a_manifest_that_is_none_is_damage(tmp_path: Path, content: bytes) -> No
 
 
 def test_a_manifest_of_before_is_valid_and_written_alike(tmp_path: Path) -> None:
-    """To the byte: checkpoints that exist are read by this version, and those of this version by earlier ones."""
+    """To the byte: this version reads existing checkpoints, and earlier versions read those of this version."""
     (tmp_path / "é.pt").write_bytes(b"state")
     (tmp_path / MANIFEST).write_text(EARLIER, encoding="utf-8")
     assert find_problems(tmp_path) == []
@@ -232,7 +232,7 @@ def test_an_error_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A real file system of 3 MB; skipped where mounting is not allowed."""
+    """A real file system of 3 MB; skipped if mounting is not allowed."""
     mount = tmp_path / "disk"
     mount.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)], check=False)

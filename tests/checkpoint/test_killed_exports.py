@@ -1,4 +1,4 @@
-"""A merge or a new vocabulary that is ended in the middle: the target is complete or absent, the next try cleans up."""
+"""A merge or a new vocabulary that is killed midway: the target is complete or absent, the next attempt cleans up."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _loads(folder: Path) -> bool:
 
 @pytest.mark.parametrize("name", ["merge", "prepare"])
 def test_dying_anywhere_leaves_the_target_complete_or_absent(works: Any, tmp_path: Path, name: str) -> None:
-    """At every file-system event, by turns before and after it."""
+    """At every file-system event, alternately before and after it."""
     home = tmp_path / "home"
     home.mkdir()
     target, seen = home / "target", set()

@@ -1,4 +1,4 @@
-"""The base comes in its own dtype, whole, from safetensors only; nf4 is what it says."""
+"""The base is loaded in its own dtype, completely, from safetensors only; nf4 is reported correctly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.model.adapters import logits, save_random_adapter
 
 @pytest.fixture
 def copy(tiny_model_dir, tmp_path):
-    """A model directory of one's own to break."""
+    """A copy of a model directory, to be broken."""
 
     def make(**more):
         return shutil.copytree(tiny_model_dir("llama", **more), tmp_path / "model")
@@ -161,7 +161,7 @@ def test_the_dequantised_base_is_what_nf4_computes_with(tiny_model_dir, dtype):
 
 
 def test_evaluating_does_not_cut_the_gradients_of_a_quantised_model(tiny_model_dir):
-    """On CPUs with AVX512-BF16 bitsandbytes repacks weights in the first evaluation, into a form without backward."""
+    """On CPUs with AVX512-BF16 bitsandbytes repacks weights in the first evaluation, to a layout without backward."""
     from fastchat.model.lora import add_lora
 
     model = add_lora(load_base_model(str(tiny_model_dir("llama", hidden=64)), quantization=True), dropout=0.0)

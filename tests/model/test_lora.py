@@ -1,4 +1,4 @@
-"""Adapters: where they sit, what trains, how they continue, and what is refused."""
+"""Adapters: which layers they adapt, what is trained, how they are continued, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A merged model gives the logits of adapter and base apart, and carries everything a user of it needs."""
+"""A merged model gives the logits of base and adapter unmerged, and includes everything that its users need."""
 
 from __future__ import annotations
 

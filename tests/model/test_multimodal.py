@@ -1,4 +1,4 @@
-"""Of a model that sees or hears too, what text passes through is adapted and trained, and nothing else."""
+"""In a multimodal model, the modules that text passes through are adapted and trained, and nothing else."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_target_in_a_tower_is_refused(multimodal) -> None:
 
 @pytest.mark.parametrize("bias", ["none", "all"])
 def test_an_adapter_of_pictures_too_is_continued_and_kept_whole(multimodal, tmp_path: Path, bias: str, capsys) -> None:
-    """Made by another program: on the tower as well. What text cannot train of it stays, in the result too."""
+    """Made by another program, on the tower as well. The part that text cannot train is kept, also in the result."""
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file
 

@@ -35,7 +35,7 @@ def reload(folder: Path):
 
 
 def near_the_mean(rows: torch.Tensor, used: torch.Tensor) -> bool:
-    """A twentieth of the spread of the used rows away from their mean, but not on it; on it where they have none."""
+    """Close to the mean of the used rows (a twentieth of their spread) but not equal to it, unless the spread is 0."""
     off, spread = (part.double() - used.double().mean(dim=0) for part in (rows, used))
     return bool(0.02 * spread.std() < off.std() < 0.1 * spread.std() or not spread.any())
 
@@ -283,7 +283,7 @@ def test_the_prepared_tokenizer_is_that_of_the_file_and_the_configurations_name_
 
 
 def test_spare_rows_that_are_all_alike_are_made_new(tmp_path, tiny_model_dir, capsys):
-    """A vocabulary padded with zeros: two tokens with equal rows could never become different."""
+    """A vocabulary padded with zeros: training could never tell two tokens with equal rows apart."""
     base = Path(shutil.copytree(tiny_model_dir("llama", vocab_size=900), tmp_path / "base"))
     used = len(load_tokenizer(str(base))[0])
     before = load_file(base / "model.safetensors")

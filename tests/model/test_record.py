@@ -1,4 +1,4 @@
-"""`training.json` is written whole, read back as it was, and a broken one is named."""
+"""`training.json` is written completely and reads back unchanged, and a broken one is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RoPE scaling: what is chosen, what is refused, and that the model really computes with it."""
+"""RoPE scaling: what is chosen, what is refused, and that the model computes with it."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_logits_change_and_survive_saving(tmp_path, tiny_model_dir, arch, type):
 
 
 def test_a_config_changed_after_the_model_is_built_does_nothing(tiny_model_dir):
-    """Why `load_base_model` takes the choice: the library gives no error for this."""
+    """Why the choice is made before loading: the library gives no error for this."""
     base = str(tiny_model_dir("llama", max_positions=64))
     model = load_base_model(base).eval()
     before = logits(model)

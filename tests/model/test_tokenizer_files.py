@@ -216,7 +216,7 @@ def test_what_files_leave_to_the_class_is_taken_over(made: Any, tmp_path: Path) 
 
 
 def test_keys_of_other_software_survive(made: Any, tmp_path: Path) -> None:
-    """Converters read add_bos_token; what is written is what the pipeline does."""
+    """Converters read add_bos_token; the written value is what the pipeline does."""
     folder = tmp_path / "m"
     shutil.copytree(made("mistral-v0.1"), folder)
     _edit(folder / "tokenizer_config.json", {"add_bos_token": False, "add_eos_token": False, "padding_side": "left"})

@@ -62,7 +62,7 @@ def test_the_documented_batch_fits_as_documented(here: Here, run_script: Run) ->
 
 
 def test_auto_keeps_the_global_batch(here: Here, run_script: Run) -> None:
-    """On 12 GiB the batch of 16 does not fit; the largest that divides 32 evenly takes its place."""
+    """On 12 GiB the batch of 16 does not fit; the largest that divides 32 evenly replaces it."""
     variables = here(gib=12)
     before = planned(run_script("train_lora_7b_base.sh", "--plan", "--json", **variables))
     assert before["fits"] is False and 1 < before["largest_microbatch"] < 16
@@ -114,7 +114,7 @@ def copied(repository: Path, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def start(copied: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
-    """Runs a script to its end; only the launcher is not real, it prints its words."""
+    """Runs a script to its end; only the launcher is a stub, which prints its arguments."""
 
     def run(*flags: str, **variables: str) -> Any:
         launcher = tmp_path / "the tools" / "deepspeed"

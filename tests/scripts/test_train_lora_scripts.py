@@ -78,7 +78,7 @@ def _files(size: Size, base_model: Path, folder: Path) -> dict[str, str]:
 
 @pytest.mark.launch
 def test_it_trains_with_the_documented_values(base_model: Path, run_script: Run, tmp_path: Path) -> None:
-    """As a person starts it, with the deepspeed launcher."""
+    """As a user starts it, with the deepspeed launcher."""
     size, folder = SIZES[0], tmp_path / "it's $(odd); -x"
     variables = _files(size, base_model, folder)
     variables["EVAL_DATA"] = os.path.relpath(variables["EVAL_DATA"], tmp_path)  # relative to the current folder
@@ -154,7 +154,7 @@ def _check_adapter(output: Path) -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=_script)
 def test_the_number_of_epochs_is_the_documented_one(size: Size, repository: Path) -> None:
-    # The runs above override it, because ten epochs of nothing prove nothing.
+    # The runs above override it: ten epochs would only take longer.
     text = (repository / "scripts" / size.script).read_text(encoding="utf-8")
     assert f'EPOCHS="${{EPOCHS:-{size.epochs}}}"' in text
 

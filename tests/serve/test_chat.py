@@ -1,4 +1,4 @@
-"""Chatting uses the prompt of training, stops where training stops, and gives every character exactly once."""
+"""Chatting uses the prompt of training, stops where training stops, and outputs every character exactly once."""
 
 from __future__ import annotations
 
