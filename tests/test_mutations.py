@@ -1,5 +1,5 @@
-"""Every entry of mutations.yaml matches the code and names existing tests. Running them with tests/mutation.py takes too
-long to detect changed lines."""
+"""Every entry of mutations.yaml matches the code and names existing tests. Running them with tests/mutation.py takes
+too long to detect changed lines."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def reload(folder: Path):
 
 
 def near_the_mean(rows: torch.Tensor, used: torch.Tensor) -> bool:
-    """Close to the mean of the used rows (a twentieth of their spread) but not equal to it, unless the spread is 0."""
+    """Close to the mean of the used rows (off by 2 to 10 % of their spread), but not equal unless the spread is 0."""
     off, spread = (part.double() - used.double().mean(dim=0) for part in (rows, used))
     return bool(0.02 * spread.std() < off.std() < 0.1 * spread.std() or not spread.any())
 
