@@ -131,7 +131,7 @@ def test_a_folder_with_a_sentencepiece_file_trains_saves_and_chats(
         **{"model_type": "bpe", "byte_fallback": True, "character_coverage": 0.99, "minloglevel": 2},
     )
     outcome = ok(train("--model_name_or_path", str(folder)))
-    assert "made from tokenizer.model, with BOS in front" in outcome.err
+    assert "converted from tokenizer.model, with BOS in front" in outcome.err
     processor: Any = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     ids = _ids(outcome.folder)
     assert ids[0] == processor.bos_id() and processor.decode(ids).endswith("12345 plus 6? ASSISTANT:")
