@@ -6,21 +6,21 @@ PYTHON := .venv/bin/python
 env: ## set up .venv, if it is missing or out of date
 	bash -c '. scripts/lib.sh && setup_env'
 
-style: env ## rewrite the code in the project's style
+style: env ## format the code and apply automatic fixes
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-check: env ## style and types, changing nothing
+check: env ## check style and types without changing anything
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pyright
 
-test: ## all tests
+test: ## the default tests
 	bash scripts/test.sh
 
-test-fast: ## the tests that need no launcher and little time
+test-fast: ## the quick tests, without launchers
 	bash scripts/test.sh --fast
 
-bench: env ## speed and memory beside the plain way, as ratios; what else there is stands in playground/benchmark/README.md
+bench: env ## speed and memory as ratios to the plain implementation; see playground/benchmark/README.md
 	$(PYTHON) playground/benchmark/packing.py
 	OMP_NUM_THREADS=1 $(PYTHON) playground/benchmark/head.py --repeat 1 --tokens 512 --hidden 64

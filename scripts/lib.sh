@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What the scripts share: the environment in .venv, what the machine has, and saying what is missing.
-# It is sourced, never run. Nothing here changes the folder you are in, so relative paths stay yours.
+# Shared by the scripts: the environment in .venv, the machine's resources, and error messages.
+# It is sourced, never run. Nothing here changes the current folder, so relative paths keep their meaning.
 
 ROOT="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 VENV="$ROOT/.venv"
-# The repository is importable from any folder, also for a file that is run by its path.
+# Makes the repository importable from any folder, also for a file that is run by its path.
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-# One thread per process: several processes that each start a thread per core only get in each other's way.
+# One thread per process: several processes with a thread per core each would only compete for the cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 
@@ -61,15 +61,15 @@ require_disk() {
     fail 6 "only $((free_kib / 1024 / 1024)) GiB free at $ROOT, and installing needs about $needed_gib GiB."
 }
 
-# The environment's key: it is brought up to date when the project's metadata or the kind of machine change, only then.
+# The environment's key: .venv is updated only when the project's metadata or the kind of machine change.
 environment_key() {
   local kind=cpu
   [ "$(num_gpus)" -eq 0 ] || kind=gpu
   printf '%s %s\n' "$kind" "$(sed '/^\[tool\.[^s]/,$d' "$ROOT/pyproject.toml" | cksum)"
 }
 
-# Without an NVIDIA GPU nothing of CUDA may be downloaded. These constraints cannot be met, so pip refuses a CUDA
-# build of torch when it reads the metadata, before it fetches any of it.
+# Without an NVIDIA GPU, no CUDA packages may be downloaded. These constraints cannot be satisfied, so pip refuses a CUDA
+# build of torch when it reads the metadata, before it downloads anything.
 no_cuda_constraints() {
   local name
   for name in triton cuda-toolkit cuda-bindings nvidia-{cublas,cudnn,nccl,cuda-runtime,cuda-nvrtc,cusparselt}-cu{11,12,13}; do
@@ -101,7 +101,7 @@ setup_env() {
   say "setting up $VENV for a ${key%% *} machine with $("$python" --version) (some minutes the first time) ..."
   [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
   rm -f "$VENV/.ready"
-  # Constraints are checked against metadata alone from pip 23.0 on.
+  # Since pip 23.0, constraints are checked against the metadata alone.
   "$VENV/bin/python" -c 'import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 23)' ||
     env -u PYTHONPATH "$VENV/bin/python" -m pip install -qq 'pip>=23.2' </dev/null
   if [ "${key%% *}" = cpu ]; then
@@ -110,12 +110,12 @@ setup_env() {
     install_torch_for_cpu
   fi
   (cd "$ROOT" && env -u PYTHONPATH "$VENV/bin/python" -m pip install -qq ${constraints[@]+"${constraints[@]}"} -e '.[dev]' </dev/null) ||
-    fail 6 "installing the project into $VENV failed; pip says why above. Run the same command again once it is mended."
+    fail 6 "installing the project into $VENV failed; pip says why above. Fix that, then run the same command again."
   printf '%s\n' "$key" >"$VENV/.ready"
   say "ready: $VENV"
 }
 
-# Put the environment first on PATH: .venv where it exists, else whatever is active.
+# Puts .venv first on PATH if it exists; otherwise uses whatever environment is active.
 use_env() {
   if [ -x "$VENV/bin/deepspeed" ]; then
     export PATH="$VENV/bin:$PATH"
@@ -124,8 +124,8 @@ use_env() {
     fail 6 "deepspeed is not installed here; 'bash $ROOT/scripts/quickstart.sh' sets up $VENV, or activate an environment of yours."
 }
 
-# Enough for a plan, which needs neither deepspeed nor torch: .venv where it exists, else $PYTHON if given, else any
-# Python that is new enough.
+# Enough for a plan, which needs neither deepspeed nor torch: .venv if it exists, otherwise $PYTHON if given, otherwise
+# any Python that is new enough.
 use_python() {
   local candidate
   if [ -x "$VENV/bin/python" ]; then

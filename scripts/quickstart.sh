@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# From nothing to a fine-tuned chat model that visibly learned something, with the commands that real runs use.
+# From scratch to a fine-tuned chat model that has visibly learned something, with the commands that real runs use.
 #
 #   bash scripts/quickstart.sh
 #
-# It downloads no model and no data. Everything it makes is in .cache/quickstart; delete that folder to start afresh.
-#   1. .venv is set up in this checkout, if missing
-#   2. a tiny Llama (a million parameters) is really pre-trained on plain sentences about 242 facts, by full fine-tuning
-#   3. LoRA on conversations that ask about 160 of the facts, with the deepspeed launcher: two processes on a CPU, or all GPUs
-#   4. base and tuned model answer the same questions about the other 82 facts
+# It downloads no model and no data. Everything it makes is in .cache/quickstart; delete that folder to start over.
+#   1. sets up .venv in this checkout, if missing
+#   2. pre-trains a tiny Llama (a million parameters) on plain sentences about 242 facts, by full fine-tuning
+#   3. trains LoRA on dialogues about 160 of the facts, with the deepspeed launcher: two processes on a CPU, or all GPUs
+#   4. lets the base and the tuned model answer the same questions about the other 82 facts
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 WORK="$ROOT/.cache/quickstart"
 HERE="$ROOT/playground/quickstart"
-# Less than the full pre-training is only good for checking that everything runs; see tests/scripts.
+# A shorter pre-training only shows that everything runs; see tests/scripts.
 BASE_EPOCHS="${BASE_EPOCHS:-6}"
 CHAT_EPOCHS="${CHAT_EPOCHS:-3}"
 export HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore WANDB_MODE="${WANDB_MODE:-disabled}"

@@ -2,11 +2,11 @@
 # Run the tests, setting up .venv first if it is missing.
 #
 #   bash scripts/test.sh                        the default tests: every mechanism, on one case of each kind
-#   bash scripts/test.sh --fast                 of these only what needs no launcher and little time
+#   bash scripts/test.sh --fast                 only the quick ones of these, without launchers
 #   bash scripts/test.sh --thorough             every case, and ten times the examples (an hour or more)
 #   bash scripts/test.sh tests/data -k mask     any pytest arguments
 #
-# Two processes share the work; -n 4 takes four, -n 0 none but one, as --pdb and -p no:xdist do.
+# Two workers share the tests; -n 4 starts four, -n 0 runs them in one process, as --pdb and -p no:xdist do.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
@@ -15,7 +15,7 @@ require_compiler
 setup_env
 export PATH="$VENV/bin:$PATH"
 
-# Tests that start several processes at once wait for one another; the order is that of tests/conftest.py.
+# Tests that launch several processes never run at the same time; tests/conftest.py sets the order.
 parallel=(-n 2 --dist loadgroup --no-loadscope-reorder)
 arguments=()
 previous=""

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# LoRA fine-tuning with the deepspeed launcher: what train_lora_7b_base.sh, _13b_base.sh and _70b_base.sh have in common.
-# Each of them sets the values that differ and comes here; run one of those.
+# LoRA fine-tuning with the deepspeed launcher: the common part of train_lora_7b_base.sh, _13b_base.sh and _70b_base.sh.
+# Each of them sets the values that differ and sources this file; run one of those.
 #
 #   MODEL=/models/Llama-2-7b-hf DATA=sharegpt_gpt4.json bash scripts/train_lora_7b_base.sh --num_train_epochs 1
 #
 # Every value below is an environment variable, and any flag of fastchat/train/train_lora.py may follow: the last one wins.
-# Relative paths are relative to the folder you are in.
+# Relative paths are relative to the current folder.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
@@ -27,7 +27,7 @@ flag_or() {
   printf '%s' "$value"
 }
 
-# Whether --plan stands among the flags: then nothing is trained, and only the model need be known.
+# Whether --plan is among the flags: then nothing is trained, and only the model has to be known.
 PLAN=""
 case "$(flag_or plan '' "$@" | tr '[:upper:]' '[:lower:]')" in
   false | f | no | n | off | 0) ;;
@@ -41,7 +41,7 @@ EVAL_DATA="$(flag_or eval_data_path "${EVAL_DATA:-}" "$@")"      # held-out conv
 VAL_SET_SIZE="$(flag_or val_set_size "${VAL_SET_SIZE:-0}" "$@")" # unless so many (or this share) of DATA are held out
 OUTPUT_DIR="$(flag_or output_dir "${OUTPUT_DIR:-$ROOT/output/$RUN_NAME}" "$@")"
 
-# With what. DEVICE=cpu runs NUM_GPUS (2) processes on the processor: slow, but the same code.
+# The hardware. DEVICE=cpu runs NUM_GPUS (default 2) processes on the CPU: slow, but the same code.
 DEVICE="${DEVICE:-gpu}"
 NUM_GPUS="${NUM_GPUS:-}"
 MASTER_PORT="${MASTER_PORT:-29500}"
@@ -50,18 +50,18 @@ DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG:-$ROOT/playground/deepspeed_config_lora_s$Z
 
 HUB_NAME='^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$'
 
-# What training takes as data: something that exists, a pattern, or a dataset of the hub (never named like a file).
+# What training accepts as data: an existing path, a pattern, or a dataset of the hub (never named like a file).
 is_data() {
   [ -e "$1" ] || [[ "$1" == *[*?[]* ]] || { [[ "$1" =~ $HUB_NAME ]] && ! [[ "$1" =~ \.(json|jsonl|gz|parquet)$ ]]; }
 }
 
-# One line that names everything that is missing, before anything slow begins.
+# One message that names everything that is missing, before anything slow starts.
 preflight() {
   missing=()
   if [ -z "$MODEL" ]; then
     missing+=("MODEL is not set (MODEL=/path/to/base-model or a hub name such as meta-llama/Llama-2-7b-hf)")
   elif [ -d "$MODEL" ]; then
-    [ -f "$MODEL/config.json" ] || missing+=("MODEL=$MODEL holds no config.json, so it is no model folder")
+    [ -f "$MODEL/config.json" ] || missing+=("MODEL=$MODEL has no config.json, so it is not a model folder")
   elif ! [[ "$MODEL" =~ $HUB_NAME ]]; then
     missing+=("MODEL=$MODEL does not exist")
   fi
@@ -73,7 +73,7 @@ preflight() {
   [ "${#missing[@]}" -eq 0 ] || fail 2 "cannot start: $(printf '%s; ' "${missing[@]}" | sed 's/; $//')"
 }
 
-# What a plan can do without: it may be made on a laptop or a login node, for GPUs that are elsewhere.
+# What training needs and a plan does not: a plan may be made on a laptop or a login node, for other GPUs.
 to_train() {
   local found
   if [ -z "$DATA" ]; then
@@ -107,7 +107,7 @@ choose_launcher() {
   fi
   processes="${NUM_GPUS:-$(num_gpus)}"
   if [ -n "$NUM_GPUS" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    # deepspeed ignores CUDA_VISIBLE_DEVICES next to --num_gpus, so the choice is spelled out.
+    # deepspeed ignores CUDA_VISIBLE_DEVICES when --num_gpus is given, so name the GPUs explicitly.
     launcher+=(--include "localhost:$(printf '%s' "$CUDA_VISIBLE_DEVICES" | cut -d, -f"1-$NUM_GPUS")")
     hidden=(-u CUDA_VISIBLE_DEVICES)
   elif [ -n "$NUM_GPUS" ]; then
@@ -115,7 +115,7 @@ choose_launcher() {
   fi
 }
 
-# Evaluate and save once per epoch; without held-out data only save.
+# Evaluate and save once per epoch; only save if there is no held-out data.
 choose_evaluation() {
   evaluation=()
   [ -z "$EVAL_DATA" ] || evaluation+=(--eval_data_path="$EVAL_DATA")
@@ -128,7 +128,7 @@ choose_evaluation() {
   evaluation+=(--per_device_eval_batch_size "${EVAL_BATCH_SIZE:-$BATCH_SIZE}")
 }
 
-# Every flag of the run; what the command line adds comes last and wins.
+# Every flag of the run; flags of the command line come last and win.
 choose_flags() {
   flags=(
     --model_name_or_path="$MODEL"
@@ -166,8 +166,8 @@ plan() {
   python -m fastchat.plan ${here[@]+"${here[@]}"} "${flags[@]}" "$@"
 }
 
-# Does the batch fit? By arithmetic, before anything is loaded. AUTO=1 takes the largest that does and keeps the global
-# batch; without it the run goes on as it is. A model that is not here yet cannot be planned.
+# Does the batch fit? Computed before anything is loaded. AUTO=1 takes the largest that does and keeps the global
+# batch; without it the run continues with its own. A model that has not been downloaded cannot be planned.
 check_memory() {
   local answer warning old_batch old_accumulation batch accumulation gpus
   answer="$(plan --json | python -c '
@@ -176,19 +176,19 @@ plan = json.load(sys.stdin)
 names = "per_device_train_batch_size gradient_accumulation_steps fitting_microbatch fitting_accumulation gpus"
 print(*(plan[name] for name in names.split()))
 print(plan["warning"] or "")')" || {
-    say "memory is not planned (the reason is above)."
+    say "the memory could not be planned (the reason is above)."
     return 0
   }
   { read -r old_batch old_accumulation batch accumulation gpus && IFS= read -r warning; } <<<"$answer" || warning=""
   [ -n "$warning" ] || return 0
   say "$warning"
   if [ "$AUTO" != 1 ]; then
-    say "Going on with a batch of $old_batch; AUTO=1 takes one that fits and keeps the global batch."
+    say "Continuing with a batch of $old_batch; AUTO=1 takes one that fits and keeps the global batch."
   elif [ "$batch" = 0 ]; then
     fail 6 "AUTO=1: no batch fits. 'python -m fastchat.plan --recommend' shows what does on this machine."
   else
     flags+=(--per_device_train_batch_size "$batch" --gradient_accumulation_steps "$accumulation")
-    say "AUTO=1: batch $batch x accumulation $accumulation in place of $old_batch x $old_accumulation; the global batch" \
+    say "AUTO=1: batch $batch x accumulation $accumulation instead of $old_batch x $old_accumulation; the global batch" \
       "stays $((batch * accumulation * gpus))."
   fi
 }

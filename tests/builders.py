@@ -1,4 +1,4 @@
-"""Small real tokenizers and models, made on the spot, so that no test needs a download or ../shared.
+"""Small real tokenizers and models, created on demand, so that no test needs a download or ../shared.
 
 Four kinds of tokenizer stand for the families people fine-tune. Each is trained on `corpus.txt` (a fraction of a
 second) and written as the published ones are written, so that `AutoTokenizer` builds the same class and pipeline:
@@ -18,7 +18,7 @@ from typing import Any
 
 TOKENIZER_KINDS = ("metaspace_bos", "gemma", "byte_bos", "byte_nobos")
 CORPUS = Path(__file__).with_name("corpus.txt")
-# How the published byte-level tokenizers cut words; Qwen takes digits one at a time, Llama-3 up to three.
+# How the published byte-level tokenizers split words; Qwen splits digits one by one, Llama-3 in groups of up to three.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -157,8 +157,8 @@ def _train_bpe(pre_tokenizer: Any, num_merges: int, alphabet: list[str], normali
 
 
 def _frequent(text: str, num: int) -> list[str]:
-    """The most frequent characters; of equals the first in Unicode. (The trainer would take them by chance, and each
-    session would have other ids, and so another course of every training.)"""
+    """The most frequent characters; ties in Unicode order. (The trainer breaks ties randomly: each test session
+    would have other ids, and so other losses in every training.)"""
     counts = Counter(text)
     return sorted(counts, key=lambda letter: (-counts[letter], letter))[:num]
 

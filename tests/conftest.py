@@ -1,4 +1,4 @@
-"""What every test stands on: a quiet offline environment, small tokenizers and models, ../shared where it exists."""
+"""Shared by all tests: a quiet offline environment, small tokenizers and models, ../shared if it exists."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_MODE": "disabled",
-    "WANDB__SERVICE_WAIT": "300",  # seconds; a busy machine takes its time
+    "WANDB__SERVICE_WAIT": "300",  # seconds; a busy machine is slow
     "TOKENIZERS_PARALLELISM": "false",
-    "CUDA_VISIBLE_DEVICES": "",  # everywhere the same tests; what only a GPU shows is in playground/benchmark/gpu.py
+    "CUDA_VISIBLE_DEVICES": "",  # the same on every machine; GPU checks are in playground/benchmark/gpu.py
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
     "NO_PROXY": "127.0.0.1,localhost",  # servers that tests start
@@ -38,8 +38,8 @@ import pytest  # noqa: E402
 
 from tests import builders, tiers  # noqa: E402
 
-# A change is judged by the same examples each time; at home hypothesis goes on looking for new ones.
-# A busy machine is no fault of the code.
+# CI uses the same examples each time; elsewhere hypothesis keeps looking for new ones.
+# A busy machine is not a fault of the code.
 _quiet: dict[str, Any] = {"suppress_health_check": [hypothesis.HealthCheck.too_slow], "deadline": None}
 _few = {"max_examples": tiers.DEFAULT_EXAMPLES, **_quiet}
 hypothesis.settings.register_profile("ci", derandomize=True, database=None, **_few)
@@ -94,7 +94,7 @@ def _reads_shared(item: pytest.Item) -> bool:
 
 
 def _group(item: pytest.Item) -> str | None:
-    """The name of the tests that have to run in the same process as `item`, None where it does not matter."""
+    """The name of the tests that have to run in the same process as `item`, None if it does not matter."""
     if item.get_closest_marker("launch"):
         return "launch"
     known = getattr(item, "_fixtureinfo", None)
@@ -113,7 +113,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.fixture(autouse=True)
 def _torch_is_left_as_it_was() -> Iterator[None]:
-    """A test that leaves autocast on or another default dtype behind spoils the numbers of all that follow it."""
+    """A test that leaves autocast on or changes the default dtype would spoil the numbers of all later tests."""
     yield
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -125,11 +125,11 @@ def _torch_is_left_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_worker_is_left() -> Iterator[None]:
-    """A loader's worker minds no signal: one that is left behind keeps the whole test run from ever ending."""
+    """A data loader's worker ignores signals: one that is left running would keep the test run from ending."""
     yield
     left = multiprocessing.active_children()
     if left:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would make an error of a worker's death
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would turn a worker's death into an error
     for worker in left:
         worker.kill()
     assert not left, f"left behind: {left}"
@@ -170,7 +170,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Any]:
-    """The process that runs of several processes are forked from; its imports take ten seconds, once."""
+    """The process from which runs of several processes are forked; its imports take ten seconds, once."""
     from tests.train.warm import Warm
 
     process = Warm()
@@ -180,8 +180,8 @@ def warm() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real tokenizers, models and data beside the checkout; tests that want it are skipped without it."""
+    """Real tokenizers, models and data next to the checkout; tests that need it are skipped without it."""
     path = REPOSITORY.parent / "shared"
     if not (path / "data").is_dir():
-        pytest.skip("../shared is not there")
+        pytest.skip("../shared does not exist")
     return path

@@ -1,4 +1,4 @@
-"""What tests ask of the machine they run on, however busy it is."""
+"""Ports and waiting for tests, on machines that may be busy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def wait_for(happened: Callable[[], bool], seconds: float = 600) -> None:
-    """Returns once it happened; AssertionError where it does not in time."""
+    """Returns once it has happened; AssertionError if it does not happen in time."""
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it did not happen in time"

@@ -1,4 +1,4 @@
-"""Tiny random multimodal models: a language model with a tower that sees or hears, as transformers builds them."""
+"""Tiny random multimodal models: a language model with a vision or audio tower, as transformers builds them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "
 _VISION |= {"image_size": 28, "patch_size": 14}
 _PICTURE = {"image_token_index": 800}
 
-# What a config has beside its text_config; for text_config itself, what is there more than in every model.
+# What a config has besides its text_config; for text_config itself, what it has in addition to other models.
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gemma3": ({}, {**_PICTURE, "vision_config": _VISION, "mm_tokens_per_image": 4}),
     "mistral3": (
@@ -28,7 +28,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             | {"out_hidden_size": 32, "fullatt_block_indexes": [1]},
         },
     ),
-    "mllama": (  # a decoder layer that attends to pictures only
+    "mllama": (  # a decoder layer that attends to images only
         {"num_hidden_layers": 3, "cross_attention_layers": [1], "pad_token_id": 0}
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
         {

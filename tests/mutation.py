@@ -1,4 +1,4 @@
-"""Breaks lines that matter, one at a time, and asks the tests: does one of them fail?
+"""Breaks important lines, one at a time, and checks that a test fails.
 
     .venv/bin/python tests/mutation.py              all of mutations.yaml (the better part of an hour on two cores)
     .venv/bin/python tests/mutation.py BOS stop     those whose name holds one of the words
@@ -31,7 +31,7 @@ _FIRST = re.compile(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - |$)", re.M)
 
 @dataclass(frozen=True)
 class Mutation:
-    """`new` in the place of `old`; `tests` are file names, or expressions for pytest's -k."""
+    """`new` replaces `old`; `tests` are file names, or expressions for pytest's -k."""
 
     name: str
     old: str
@@ -40,7 +40,7 @@ class Mutation:
 
 
 def read_mutations(words: list[str]) -> list[Mutation]:
-    """Those whose name holds one of the words; all without any."""
+    """The mutations whose name contains one of the words; all if there are no words."""
     entries = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     found = [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
     assert len({mutation.name for mutation in found}) == len(found), "two mutations have the same name"
@@ -53,7 +53,7 @@ def read_package(root: Path) -> dict[Path, str]:
 
 
 def find_line(texts: dict[Path, str], mutation: Mutation) -> Path:
-    """The one file that holds the line. LookupError unless there is exactly one such place, SyntaxError where the
+    """The one file that has the line. LookupError unless there is exactly one such place, SyntaxError if the
     mutation leaves no valid module."""
     found = [path for path, text in texts.items() for _ in range(text.count(mutation.old))]
     if len(found) != 1:
@@ -64,7 +64,7 @@ def find_line(texts: dict[Path, str], mutation: Mutation) -> Path:
 
 
 def copy_tree(root: Path) -> None:
-    """What the tests need, without byte code and what tools keep."""
+    """Copies what the tests need, without byte code and caches of tools."""
     ignored = shutil.ignore_patterns("__pycache__", ".*cache*", "output")
     for name in COPIED:
         shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
@@ -123,7 +123,7 @@ def caught_by(root: Path, mutation: Mutation) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Prints one row per mutation as it is done."""
+    """Prints one line per mutation when it is done."""
     mutations = read_mutations(words)
     survived = 0
     with tempfile.TemporaryDirectory(prefix="fschat-mutation-") as folder:

@@ -151,7 +151,7 @@ def test_a_folder_is_locked_without_a_file_in_it(tmp_path: Path):
         assert os.listdir(tmp_path) == []
 
 
-# Whoever reads a file that a user hands us: which file of the folder it is, and the reading.
+# Readers of user files: which file in the folder it is, and how it is read.
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "--deepspeed, training": ("x.json", lambda folder: load_deepspeed(str(folder / "x.json"))),
     "--deepspeed, planning": ("x.json", lambda folder: read_zero(str(folder / "x.json"), 8)),

@@ -1,5 +1,5 @@
-"""Every entry of mutations.yaml fits the code and names tests that exist. tests/mutation.py, which runs them, takes too
-long to be what notices a changed line."""
+"""Every entry of mutations.yaml matches the code and names existing tests. Running them with tests/mutation.py takes
+too long to detect changed lines."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def test_a_line_that_is_not_there_exactly_once_is_an_error(text: str) -> None:
 
 
 def test_a_mutation_that_is_no_python_is_an_error() -> None:
-    """Any test would fail then, whatever it is for."""
+    """Then every test would fail, whatever it tests."""
     with pytest.raises(SyntaxError):
         mutation.find_line({Path("module.py"): "line = 1"}, mutation.Mutation("a name", "= 1", "= (", ()))

@@ -1,4 +1,4 @@
-"""The recipes have the documented values and existing flags; the DeepSpeed configurations differ only as documented."""
+"""The recipes have the documented values, in flags that exist; so do the DeepSpeed configurations."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def uses(tmp_path: Path, rows: Path) -> dict[str, Callable[[Path], Any]]:
-    """Everything that opens a model folder, by name; each raises what it has to say."""
+    """Everything that opens a model folder, by name; each raises its own error."""
 
     def training(folder: Path, *more: str) -> None:
         from fastchat.train import train_lora
@@ -165,7 +165,7 @@ class _Evil:
 
 @pytest.fixture
 def plant(tmp_path: Path) -> Callable[[Path], None]:
-    """`plant(path)`: a file there that runs code when it is unpickled, in the form of torch.save."""
+    """`plant(path)`: creates a file that runs code when it is unpickled, in the format of torch.save."""
 
     def go(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The shape of the code, kept by walking it: which room may import which, what loads torch, how long things may get."""
+"""The structure of the code: which package may import which, what imports torch, how long files may be."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "fastchat"
-# Each room may import itself, the rooms named here, and nothing else of the package.
-LEAVES = {"errors", "files", "paths", "security", "streams"}  # small modules that every room may use
+# Each package may import itself, the packages named here, and nothing else of fastchat.
+LEAVES = {"errors", "files", "paths", "security", "streams"}  # small modules that every package may use
 ARROWS = {
     **{leaf: {"errors", "files"} for leaf in LEAVES},
     "upstream_names": {"files"},
@@ -34,13 +34,13 @@ ARROWS = {
     | {"checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
     "serve": LEAVES | {"checkpoint", "model", "data", "plan", "conversation", "modules", "upstream_names", "utils"},
 }
-# The documents fix where these commands stand; they save with what `checkpoint` offers, `data` has the command line.
+# The documents fix the names of these commands; `checkpoint` does their saving, `data` has the command line.
 REACHES_UP = {
     ("model/apply_lora.py", "checkpoint"),
     ("model/apply_lora.py", "data"),
     ("model/prepare_model.py", "checkpoint"),
-    ("data/encoding/open_tokenizer.py", "model"),  # the preview loads a tokenizer where the raw file is not enough
-    # Upstream's interface stands here: its load_model also opens adapters, and it lends what generates.
+    ("data/encoding/open_tokenizer.py", "model"),  # the preview loads a tokenizer if the raw file is not enough
+    # Upstream's interface is here: its load_model also opens adapters, and it exports `generate_stream`.
     ("model/model_adapter.py", "checkpoint"),
     ("model/model_adapter.py", "serve"),
 }
@@ -163,7 +163,7 @@ def test_every_file_says_what_it_is() -> None:
     assert not silent, "no module docstring"
 
 
-# DeepSpeed's marks and calls, and the questions whether it runs: only the engine package knows them.
+# DeepSpeed's attributes and calls, and checks whether it is used: allowed in the engine package only.
 OF_THE_ENGINE = r"is_deepspeed_(zero3_)?enabled|GatheredParameters|\bds_(id|numel|status|tensor)\b|set_z3_leaf_module"
 OF_THE_ENGINE += r"|zero_optimization_stage|\bnn\.parallel\b|FullyShardedDataParallel|\bfully_shard\b"
 
@@ -193,7 +193,7 @@ def test_only_the_model_room_loads_pretrained_weights_or_tokenizers() -> None:
     assert found == []
 
 
-# What fastchat/files.py does for everybody, as (what a file uses, where it may stand besides, and why).
+# What fastchat/files.py does for all, as (what a file uses, where else it may be used, and why).
 _LEAF = {
     "fcntl": {},
     "hashlib.sha256": {},
@@ -213,7 +213,7 @@ _LEAF = {
 
 
 def _uses_of_the_leaf(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """What `fastchat.files` is there for, used without it: names as in _LEAF, and lines."""
+    """Uses of functions that `fastchat.files` should replace: names as in _LEAF, and lines."""
     yield from ((name, line) for name, line in _imported(tree) if name in _LEAF)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -223,7 +223,7 @@ def _uses_of_the_leaf(tree: ast.Module) -> Iterator[tuple[str, int]]:
         # str.replace has two arguments and dataclasses.replace has keywords; a path's has one argument alone.
         of_path = method not in ("rename", "replace") or len(node.args) == 1 and not node.keywords
         if f"{owner}.{method}" in _LEAF:
-            if not first.startswith("json.dumps("):  # a copy in memory, no file
+            if not first.startswith("json.dumps("):  # a copy in memory, not a file
                 yield f"{owner}.{method}", node.lineno
         elif owner != "files" and f".{method}" in _LEAF and of_path:
             yield f".{method}", node.lineno

@@ -1,4 +1,4 @@
-"""The wheel, installed elsewhere: it brings its recipes and tables, and previews, plans and trains."""
+"""The wheel, installed elsewhere: it includes its recipes and tables, and previews, plans and trains."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _pip(*words: str) -> None:
 
 @pytest.mark.slow
 def test_it_holds_every_file_of_the_package(wheel: Path, repository: Path) -> None:
-    """Documents aside: what the programs read is code, tables, recipes, configurations and the parts of a page."""
+    """All files except documents: code, tables, recipes, configurations and the parts of the page."""
     paths = [
         path for path in (repository / "fastchat").rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]

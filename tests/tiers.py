@@ -1,7 +1,7 @@
-"""What the default run of the tests takes of a large family of cases; `--thorough` takes all of it.
+"""The cases of a large family that the default test run includes; `--thorough` includes all of them.
 
-A table of a template differs from most others in its strings only. `KINDS` has one of each kind: the first whose turns
-begin, end and follow one another in this way. They are derived from the tables, so that a new kind is tested at once.
+Most template tables differ only in their strings. `KINDS` has one of each kind: the first whose turns begin, end and
+follow one another in this way. They are derived from the tables, so that a new kind is tested automatically.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import pytest
 from fastchat.conversation import conv_templates, get_template
 from tests.builders import TOKENIZER_KINDS
 
-# Real ones, of ../shared; tests that need them are skipped where it does not exist.
+# Real ones in ../shared; tests that need them are skipped if it does not exist.
 SHARED = ("tokenizers/llama-2", "tokenizers/gemma", "tokenizers/llama-3", "tokenizers/qwen2.5", "models/stories260K")
 ALL_TOKENIZERS = (*TOKENIZER_KINDS, *SHARED)
 TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_style or conv.template)
-# Examples of a property that does not say how many it needs, by tier.
+# Number of examples, by tier, of a property that does not set its own.
 DEFAULT_EXAMPLES, THOROUGH_EXAMPLES = 40, 400
-# What tells tables apart without changing how their turns meet.
+# Keys in which tables differ without changing how their turns meet.
 _WORDS = {"name", "origin", "system_message", "stop_strings", "stop_token_ids"}
 
 
@@ -50,13 +50,13 @@ KINDS = kinds()
 
 
 def thorough(*values: Any, in_default: bool) -> Any:
-    """A parameter set that the default run has only if `in_default`."""
+    """A parameter set that the default run includes only if `in_default`."""
     return pytest.param(*values, marks=() if in_default else pytest.mark.thorough)
 
 
 def pairs(ones: Iterable[Any], others: Iterable[Any]) -> list[Any]:
-    """Every (one, other). The default run has as many as it takes for each to occur: the first with the first, the
-    second with the second, and the shorter list again from its start."""
+    """Every (one, other). The default run has enough of them for each value to occur: the first with the first, the
+    second with the second, cycling through the shorter list."""
     ones, others = list(ones), list(others)
     together = [(ones[i % len(ones)], others[i % len(others)]) for i in range(max(len(ones), len(others)))]
     return [thorough(*pair, in_default=pair in together) for pair in itertools.product(ones, others)]
@@ -64,7 +64,7 @@ def pairs(ones: Iterable[Any], others: Iterable[Any]) -> list[Any]:
 
 def template_cases(tokenizers: Sequence[str], everywhere: Sequence[str] = ()) -> list[Any]:
     """(tokenizer, template) of every template with every tokenizer. The default run has each kind of template with the
-    tokenizers `everywhere`, and with one more, so that each of `tokenizers` takes its turn."""
+    tokenizers `everywhere` and with one more, so that each of `tokenizers` is used in turn."""
     turn = {name: tokenizers[i % len(tokenizers)] for i, name in enumerate(KINDS)}
     return [
         thorough(

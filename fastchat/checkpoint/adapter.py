@@ -16,8 +16,8 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def write_adapter(folder: Path, model: Any, trained: dict[str, torch.Tensor]) -> None:
     """Writes adapter_model.safetensors and adapter_config.json and verifies them. For global rank 0.
 
-    `model`: the PeftModel; `trained`: what `gather_trained` gave. NumericError for weights that are not finite,
-    CheckpointError where the file does not hold every trained tensor exactly.
+    `model`: the PeftModel; `trained`: as returned by `gather_trained`. NumericError for weights that are not finite,
+    CheckpointError if the file does not have every trained tensor exactly.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -25,7 +25,7 @@ def write_adapter(folder: Path, model: Any, trained: dict[str, torch.Tensor]) ->
     check_finite(trained)
     tensors = get_peft_model_state_dict(model, state_dict=dict(trained), save_embedding_layers=False)
     if len(tensors) != len(trained):
-        raise CheckpointError(f"{len(trained)} tensors are trained but the adapter would hold {len(tensors)}")
+        raise CheckpointError(f"{len(trained)} tensors are trained but the adapter would have {len(tensors)}")
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
     compare_files([folder / WEIGHTS], tensors)
     write_config(folder, model)

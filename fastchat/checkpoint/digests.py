@@ -1,6 +1,6 @@
 """Digests of a result: recorded in `training.json` when it is saved, checked before it is opened.
 
-A result without them (an older one, somebody else's) is used as it is. Needs only the standard library.
+A result without digests (an older one, or one of another program) is used unchecked. Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from fastchat.errors import EXIT_CHECKPOINT, CheckpointError
 from fastchat.files import read_object
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
-# What loading reads beside them and nobody edits. The rest (sampling settings, chat template) is recorded and verified,
-# but does not stop a chat: the template of a chat stands in the record.
+# What loading reads besides the weights and users do not edit. The rest (sampling settings, chat template) is recorded
+# and verified, but does not stop a chat: the template of a chat is in the record.
 _OPENED = ("adapter_config.json", "config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def describe_result(folder: Path) -> dict[str, dict[str, Any]]:
-    """{name: {"size", "sha256"}} of every file in `folder` but the record itself and texts for people (.md)."""
+    """{name: {"size", "sha256"}} of every file in `folder` except the record itself and documents (.md)."""
     return describe_files(folder, (n for n in files_in(folder) if n != RECORD_NAME and not n.endswith(".md")))
 
 
 def record_digests(folder: Path) -> None:
-    """Writes what `folder` holds now into the training record that was copied into it; nothing where it has none."""
+    """Writes the digests of the files in `folder` into the training record that was copied into it, if there is one."""
     path = folder / RECORD_NAME
     if path.is_file():
         write_values(folder, {**read_object(path), "files": describe_result(folder)})
 
 
 def mark_unusable(folder: Path, reason: str) -> None:
-    """Writes into the training record in `folder` that the result beside it must not be used."""
+    """Marks the result in `folder` as unusable in its training record."""
     write_values(folder, {**read_object(folder / RECORD_NAME), "unusable": reason})
 
 
 def why_unusable(folder: Path, record: TrainingRecord) -> str:
-    """What the record, or the status of its run, says against using the result in `folder`; "" where nothing."""
+    """Why the record, or the status of its run, forbids using the result in `folder`; "" if it does not."""
     if record.unusable:
         return f"{RECORD_NAME} says that it is not usable: {record.unusable}"
     status = read_status(folder)
@@ -53,8 +53,8 @@ def why_unusable(folder: Path, record: TrainingRecord) -> str:
 
 
 def result_problems(folder: Path, record: TrainingRecord) -> list[str]:
-    """What is wrong with a result, one line for each reason: what its record or its run says against it, recorded files
-    that are not as they were, weight files that are not recorded."""
+    """The problems of a result, one line each: its record or status marks it unusable, a recorded file has changed, a
+    weight file is not recorded."""
     reason = why_unusable(folder, record)
     against = [reason] if reason else []
     if not record.files:
@@ -65,10 +65,10 @@ def result_problems(folder: Path, record: TrainingRecord) -> list[str]:
 
 
 def check_result(path: str | Path) -> None:
-    """CheckpointError where the files that loading `path` reads are not what this project saved there.
+    """CheckpointError if the files that loading `path` reads are not those that this project saved there.
 
     `path`: a result, a checkpoint, or anything else, such as a hub name, which has no digests and passes. Links are
-    followed: the hub's cache is made of them.
+    followed, since the hub's cache consists of them.
     """
     folder = Path(path).expanduser()
     record = read_training_record(folder) if folder.is_dir() else None
@@ -81,11 +81,11 @@ def check_result(path: str | Path) -> None:
         way_out = "use another checkpoint"
     else:
         files = {n: e for n, e in record.files.items() if _opened(n)}
-        way_out = f'if you changed the file on purpose, take "files" out of {RECORD_NAME}'
+        way_out = f'if you changed the file on purpose, remove "files" from {RECORD_NAME}'
     if problems := file_problems(folder, files, links=True):
         raise CheckpointError(
-            f"{folder} is not what was saved there: {'; '.join(problems)}. Nothing was loaded. Copy it again from "
-            f"where it is intact, or {way_out}."
+            f"{folder} has changed since it was saved: {'; '.join(problems)}. Nothing was loaded. Copy it again from "
+            f"an intact copy, or {way_out}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from. Needs only the standard library."""
+"""Finding the checkpoint that a run resumes from. Needs only the standard library."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from fastchat.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint whose every byte was checked, and the newer ones that were skipped: (folder, what is wrong)."""
+    """A checkpoint of which every byte was checked, and the newer ones that were skipped: (folder, problems)."""
 
     path: Path
     manifest: Manifest
     skipped: list[tuple[Path, list[str]]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """One loud line per skipped checkpoint."""
+        """One warning per skipped checkpoint."""
         return [
-            f"WARNING: {path} is not usable and is skipped: {shorten(problems)}. Going on from {self.path.name}"
+            f"WARNING: {path} is not usable and is skipped: {shorten(problems)}. Resuming from {self.path.name}"
             for path, problems in self.skipped
         ]
 
 
 def check_checkpoint(path: Path) -> Found:
-    """The checkpoint at `path`. CheckpointError naming what is wrong with it."""
+    """The checkpoint at `path`. CheckpointError naming its problems if it is not valid."""
     if not path.is_dir():
         raise CheckpointError(f"--resume_from_checkpoint {path}: there is no such folder")
     problems = _problems(path)
@@ -38,9 +38,9 @@ def check_checkpoint(path: Path) -> Found:
 
 
 def newest_checkpoint(run: Path) -> Found | None:
-    """The newest valid checkpoint of a run folder; None where there is none at all.
+    """The newest valid checkpoint of a run folder; None if there are no checkpoints.
 
-    CheckpointError where there are some and not one is valid: a run never starts again from nothing because of that.
+    CheckpointError if there are some and none is valid: a run must not silently start over.
     """
     skipped: list[tuple[Path, list[str]]] = []
     for _, path in reversed(checkpoints_in(run)):
@@ -52,20 +52,20 @@ def newest_checkpoint(run: Path) -> Found | None:
         return None
     listed = "\n".join(f"  {path.name}: {shorten(problems)}" for path, problems in skipped)
     raise CheckpointError(
-        f"{run} holds no valid checkpoint to go on from:\n{listed}\n"
-        "Restore one from a copy, or name another --output_dir to start over; what is here stays"
+        f"{run} has no valid checkpoint to resume from:\n{listed}\n"
+        "Restore one from a copy, or name another --output_dir to start over; nothing was removed"
     )
 
 
 def shorten(problems: list[str], limit: int = 3) -> str:
-    """The first few problems in one line."""
+    """The first few problems as one line."""
     more = f" and {len(problems) - limit} more" if len(problems) > limit else ""
     return "; ".join(problems[:limit]) + more
 
 
 def _problems(path: Path) -> list[str]:
     if path.is_symlink() and not path.exists():
-        return [f"is a link to {os.readlink(path)}, which is not there"]
+        return [f"is a link to {os.readlink(path)}, which does not exist"]
     problems = find_problems(path)
     if not problems:
         step = read_manifest(path).step

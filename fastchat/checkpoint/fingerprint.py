@@ -1,4 +1,4 @@
-"""Fingerprints of models: enough to notice that an adapter or a checkpoint meets a base that is not its own."""
+"""Fingerprints of models: enough to notice that an adapter or a checkpoint is used with a base that is not its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BLOCK, _BLOCKS = 256 << 10, 64
 
 
 def model_fingerprint(folder: str | Path) -> str | None:
-    """Hex digest over the weight files of a model folder; None where it is no folder or has none.
+    """Hex digest over the weight files of a model folder; None if it is not a folder or has none.
 
     Of files above 64 MiB the size, both ends and 64 blocks in between are read: 0.1 s instead of minutes, and any
     further training changes all of them.

@@ -1,4 +1,4 @@
-"""Writing whole folders: all of their files are there, or none is."""
+"""Writing whole folders: either all of their files appear, or none."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fastchat.files import Lock, NoLocks, sync
 
 @contextmanager
 def staged(folder: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
-    """Yields an empty folder inside `folder`; what is written there moves into `folder` when the block ends well.
+    """Yields an empty folder inside `folder`; what is written there moves into `folder` if the block succeeds.
 
-    Every file is flushed to disk and gets the mode the umask asks for before the first one moves (safetensors writes
+    Every file is flushed to disk and gets the mode given by the umask before the first one moves (safetensors writes
     0600). Names in `last` move last, in that order: they are what makes the result loadable. After an error nothing
     has moved.
 
@@ -34,7 +34,7 @@ def staged(folder: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
         yield stage
         settle(stage)
         names = sorted(path.name for path in stage.iterdir())
-        for name in last:  # without these an earlier result does not load: it is never mixed with the new one
+        for name in last:  # without these an earlier result does not load, so it is never mixed with the new one
             (target / name).unlink(missing_ok=True)
         if last:
             sync(target)
@@ -46,7 +46,7 @@ def staged(folder: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def check_new_folder(path: str, flag: str) -> Path:
-    """The folder to create. Raises SettingsError when something is there already, so that nothing is written over."""
+    """The folder to create. Raises SettingsError if it already has contents, so that nothing is overwritten."""
     target = Path(path).expanduser()
     if target.is_file() or target.is_dir() and any(target.iterdir()):
         raise SettingsError(f"{flag} {path} exists and is not empty: choose a new folder.")
@@ -58,10 +58,10 @@ def check_new_folder(path: str, flag: str) -> Path:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes `target` when the block ends well, and vanishes when it does not.
+    """A folder next to `target` that becomes `target` if the block succeeds and is removed if it does not.
 
-    What an attempt that was killed has left there goes first; a live one keeps its own. Raises SettingsError where
-    something has come to stand in `target` meanwhile.
+    Remains of earlier attempts that were killed are removed first; folders of running ones stay. Raises SettingsError
+    if `target` has been filled meanwhile.
     """
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,16 +71,16 @@ def new_folder(target: Path) -> Iterator[Path]:
     stage.mkdir()
     lock = Lock(stage)
     try:
-        with suppress(NoLocks):  # then nobody takes this one for left over either
+        with suppress(NoLocks):  # so that no other process takes this one for a remnant
             lock.acquire()
         yield stage
         settle(stage)
         try:
-            os.replace(stage, target)  # works on a missing and on an empty folder, never on a filled one
+            os.replace(stage, target)  # works if the folder is missing or empty, fails if it has contents
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            raise SettingsError(f"{target} was filled by somebody else meanwhile: choose a new folder.") from None
+            raise SettingsError(f"{target} was filled by another program meanwhile: choose a new folder.") from None
         sync(target.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -92,10 +92,10 @@ def _remove_unless_held(stage: Path) -> None:
         try:
             if not lock.acquire(wait=False):
                 return
-        except OSError:  # gone meanwhile, not ours to open, or nothing says whether it is in use
+        except OSError:  # removed meanwhile, not readable, or there is no way to tell whether it is in use
             return
         shutil.rmtree(stage, ignore_errors=True)
-    say(f"removed {stage.name}, left by a command that was ended while it wrote")
+    say(f"removed {stage.name}, left by a command that was killed while writing")
 
 
 def settle(folder: Path) -> None:

@@ -20,8 +20,8 @@ def write_model(
 ) -> None:
     """Writes a model that `AutoModelForCausalLM.from_pretrained` loads, and verifies the weights. For global rank 0.
 
-    `tensors`: what `gather_all` gave. `tokenizer`, `stop_ids`: see `saved_configs`. NumericError for weights that are
-    not finite, CheckpointError where the files differ from them.
+    `tensors`: as returned by `gather_all`. `tokenizer`, `stop_ids`: see `saved_configs`. NumericError for weights that
+    are not finite, CheckpointError if the files differ from them.
     """
     check_finite(tensors)
     config, generation = model.config, model.generation_config
@@ -36,7 +36,7 @@ def write_model(
 
 
 def _as_saved(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the files should hold: tied weights once, under the names of published checkpoints."""
+    """The tensors that the files should have: tied weights once, under the names used in published checkpoints."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     kept = {name: tensor for name, tensor in tensors.items() if name not in tied}
     known = {tensor.data_ptr() for tensor in kept.values()}
@@ -49,12 +49,12 @@ def _as_saved(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def saved_configs(model: Any, tokenizer: Any, stop_ids: Collection[int]) -> tuple[Any, Any]:
-    """(config, generation config) as they are saved: both name the ids that `tokenizer` names.
+    """(config, generation config) to save: both have the special token ids of `tokenizer`.
 
-    `stop_ids` join the EOS, so that generation ends where an answer ends.
+    `stop_ids` are added to the EOS, so that generation ends where an answer ends.
     """
     config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
-    config.use_cache = True  # off only while training
+    config.use_cache = True  # was only off for training
     text = config.get_text_config()
     stops = dict.fromkeys([*_listed(generation.eos_token_id), *_listed(getattr(text, "eos_token_id", None)), *stop_ids])
     if tokenizer.eos_token_id is not None:

@@ -1,4 +1,4 @@
-"""The trained tensors, whole and on the CPU of global rank 0, whatever the engine keeps where."""
+"""Collecting the trained tensors, complete and on the CPU of global rank 0, under every engine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastchat.errors import CheckpointError, NumericError
 
 
 class WeightAccess:
-    """How to get at weights. Here: each process has all of them. An engine that partitions weights overrides it."""
+    """Access to weights. Here each process has all of them; an engine that partitions weights overrides this."""
 
     def whole(self, tensor: Any, *, write: bool = False) -> AbstractContextManager[Any]:
-        """A context in which a tensor holds all its values; every process enters it. With `write`, what global rank 0
-        writes into a partitioned one reaches every process."""
+        """A context in which a tensor has all its values; every process must enter it. With `write`, changes that
+        global rank 0 makes to a partitioned tensor reach every process."""
         return nullcontext()
 
     def at_rest(self) -> AbstractContextManager[None]:
-        """Within it no parameter is on its way between processes: what gathers many opens it."""
+        """A context in which no parameter is being transferred between processes; enter it to gather many."""
         return nullcontext()
 
 
@@ -30,14 +30,13 @@ IN_PLACE = WeightAccess()  # for a model that no engine holds
 
 
 def gather_trained(model: torch.nn.Module, weights: WeightAccess) -> dict[str, torch.Tensor]:
-    """The parameters of a PeftModel's adapter, by name. Every process must call it; all but global rank 0 get {}."""
+    """The parameters of a PeftModel's adapter, by name. Every process must call it; all except global rank 0 get {}."""
     return gather(adapter_parameters(model).items(), weights)
 
 
 def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """What `gather_trained` gathers, as it lies in the model: all that trains, and what of an adapter does not.
-
-    (An adapter for pictures too may be continued on text.)
+    """The parameters that `gather_trained` collects, as they are in the model: all trained ones, and those of the
+    adapter that are not trained (an adapter that also has layers for images may be continued on text).
     """
     from peft import get_peft_model_state_dict
 
@@ -47,7 +46,7 @@ def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def gather_all(model: torch.nn.Module, weights: WeightAccess) -> dict[str, torch.Tensor]:
-    """The whole model's state, by name. A weight under two names (tied embeddings) comes once per name."""
+    """The whole model's state, by name. A weight with two names (tied embeddings) is there under each of them."""
     return gather(model.state_dict(keep_vars=True).items(), weights)
 
 
@@ -66,7 +65,7 @@ def gather(named: Iterable[tuple[str, torch.Tensor]], weights: WeightAccess) -> 
 
 
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:
-    """NumericError naming the first tensor that holds NaN or infinity: such weights are never saved."""
+    """NumericError naming the first tensor with NaN or infinity: such weights are never saved."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NumericError(
@@ -75,11 +74,11 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def compare_files(files: Iterable[Path], expected: dict[str, torch.Tensor]) -> None:
-    """CheckpointError unless the safetensors files hold exactly `expected`: every name, shape, dtype and bit."""
+    """CheckpointError unless the safetensors files have exactly `expected`: every name, shape, dtype and bit."""
     left = dict(expected)
     for name, stored in stored_tensors(files):
         if name not in left:
-            raise CheckpointError(f"the saved file holds {name}, which was not trained here; nothing was put in place")
+            raise CheckpointError(f"the saved file has {name}, which was not trained here; the result was not saved")
         tensor = left.pop(name)
         if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
             raise CheckpointError(
@@ -94,12 +93,12 @@ def compare_files(files: Iterable[Path], expected: dict[str, torch.Tensor]) -> N
 
 
 def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of everything in some safetensors files, one at a time."""
+    """(name, tensor) of everything in some safetensors files, one at a time."""
     from safetensors import safe_open
 
     for path in files:
         with safe_open(str(path), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors handle is no dict
+            for name in file.keys():  # noqa: SIM118 - a safetensors handle is not a dict
                 yield name, file.get_tensor(name)
 
 

@@ -1,4 +1,4 @@
-"""Putting the weights of a checkpoint back into the model that trains, every tensor of them."""
+"""Loading every weight of a checkpoint back into the model that is being trained."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fastchat.errors import CheckpointError
 
 @torch.no_grad()
 def load_weights(model: Any, folder: Path, *, adapter: bool, weights: WeightAccess) -> None:
-    """Copies the saved weights into `model`, in place; every process calls it. `adapter`: only what is trained.
+    """Copies the saved weights into `model`, in place; every process must call it. `adapter`: only the adapter.
 
-    `weights`: the engine that trains `model`. CheckpointError where a tensor is missing, left over, or of another
+    `weights`: the engine that trains `model`. CheckpointError if a tensor is missing, unexpected, or has another
     shape or dtype.
     """
     wanted = _adapter_tensors(model) if adapter else _model_tensors(model)
     paths = [folder / "adapter_model.safetensors"] if adapter else sorted(folder.glob("*.safetensors"))
     if not paths or not paths[0].is_file():
-        raise CheckpointError(f"{folder} holds no weights")
+        raise CheckpointError(f"{folder} has no weights")
     left = dict(wanted)
     for name, stored in stored_tensors(paths):
         target = left.pop(name, None)

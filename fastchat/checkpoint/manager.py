@@ -27,12 +27,12 @@ def save_checkpoint(
     protected: Collection[Path] = (),
     expected_bytes: int = 0,
 ) -> Path:
-    """Makes `checkpoint-<manifest.step>` in the run folder; every process of the run calls it. Returns its path.
+    """Creates `checkpoint-<manifest.step>` in the run folder; every process must call it. Returns its path.
 
-    `write(stage)` runs in every process and writes what is to be saved into the staged folder; the files of `manifest`
-    are filled in here. `keep` checkpoints stay, with those in `protected`. `expected_bytes` is for messages.
-    Raises, in every process, what `write` raised in one; ResourceError where the disk is full or cannot be written.
-    Then the staged folder is gone and every earlier checkpoint is as it was.
+    `write(stage)` runs in every process and writes its part into the staged folder; the files of `manifest`
+    are filled in here. `keep` checkpoints stay, besides those in `protected`. `expected_bytes` is for messages.
+    If `write` raises in one process, that error is raised in all; ResourceError if the disk is full or not writable.
+    In both cases the staged folder is removed and every earlier checkpoint is unchanged.
     """
     stage = run / f"{SAVING}{checkpoint_path(run, manifest.step).name}"
 
@@ -44,7 +44,7 @@ def save_checkpoint(
         return inner
 
     def describe() -> dict[str, dict[str, object]]:
-        mine = names[rank() :: world_size()]  # the files are flushed and read back by all processes, a share each
+        mine = names[rank() :: world_size()]  # each process flushes and reads back its share of the files
         settle_files(stage, mine)
         return describe_files(stage, mine)
 
@@ -59,7 +59,7 @@ def save_checkpoint(
         everyone(guarded(lambda: write(stage)))
         names = (
             on_main_process(lambda: files_in(stage)) or []
-        )  # one list for all: a network's folder may look different to each
+        )  # one list for all: processes may see a network folder differently
         files = {name: entry for part in everyone(guarded(describe)) for name, entry in part.items()}
         files = dict(sorted(files.items()))
         on_main_process(guarded(finish))

@@ -1,4 +1,4 @@
-"""`MANIFEST.json`: what a checkpoint folder must hold, to the byte, and what run and moment it belongs to.
+"""`MANIFEST.json`: the exact contents of a checkpoint folder, and which run and step it belongs to.
 
 Needs only the standard library, so that `python -m fastchat.checkpoint.verify` starts at once.
 """
@@ -26,7 +26,7 @@ class Manifest:
         step: optimizer steps done; epoch: passes over the data, with a fraction.
         samples, tokens, supervised_tokens: seen in training so far, over all processes.
         world_size: processes that wrote it; engine: "plain", "ddp", "zero2" or "zero3".
-        fingerprints: what the run stands on: name -> digest or number ("data", "template", "tokenizer", ...).
+        fingerprints: of the run's inputs: name -> digest or number ("data", "template", "tokenizer", ...).
         settings: name -> value, as resolved.
         files: path inside the folder, with "/" -> {"size": bytes, "sha256": hex}.
     """
@@ -50,7 +50,7 @@ class Manifest:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Every file below `folder` except the manifest, as sorted paths with "/"; links are listed and not followed."""
+    """Every file below `folder` except the manifest, as sorted paths with "/"; links are listed but not followed."""
     found = []
     for base, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(base, name))]
@@ -64,9 +64,9 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, An
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes and flushes `MANIFEST.json`. It carries a digest of itself, so that a changed byte in it is noticed too.
+    """Writes and flushes `MANIFEST.json`. It includes a digest of itself, so that a changed byte in it is detected too.
 
-    Goes into a staged folder, which nobody reads before it is renamed.
+    It is written into a staged folder, which is not read before it is renamed.
     """
     values = asdict(manifest)
     values["settings"] = values_without_secrets(values["settings"])
@@ -75,10 +75,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint. CheckpointError where it is missing, damaged or from a newer version."""
+    """The manifest of a checkpoint. CheckpointError if it is missing, damaged or from a newer version."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {MANIFEST}: it is no complete checkpoint of this project")
+        raise CheckpointError(f"{folder} has no {MANIFEST}: it is not a complete checkpoint of this project")
     try:
         values = read_object(path)
         digest = values.pop("digest")
@@ -88,7 +88,7 @@ def read_manifest(folder: Path) -> Manifest:
     if version > FORMAT:
         raise CheckpointError(f"{path} has format {version}; this version reads up to {FORMAT}")
     if digest != sha256_of_json(values):
-        raise CheckpointError(f"{path} is damaged: it does not have the digest it was written with")
+        raise CheckpointError(f"{path} is damaged: its digest does not match")
     try:
         return Manifest(**values)
     except TypeError as error:
@@ -96,9 +96,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def find_problems(folder: Path, manifest: Manifest | None = None) -> list[str]:
-    """What is wrong with a checkpoint, one line per file; empty when every byte is what was written.
+    """The problems of a checkpoint, one line per file; empty if every byte is as it was written.
 
-    Also a file that the manifest does not list (a foreign shard) and a link in the place of a file are wrong.
+    A file that the manifest does not list (a foreign shard) and a link instead of a file are problems too.
     """
     if manifest is None:
         try:
@@ -111,7 +111,7 @@ def find_problems(folder: Path, manifest: Manifest | None = None) -> list[str]:
 
 
 def file_problems(folder: Path, files: dict[str, dict[str, Any]], *, links: bool = False) -> list[str]:
-    """What is wrong with `files`, as `describe_files` gave them, one line each. `links`: they may be links."""
+    """The problems of `files` (from `describe_files`), one line each. `links`: files may be links."""
     found = ((name, _problem(folder, name, expected, links)) for name, expected in sorted(files.items()))
     return [f"{name}: {problem}" for name, problem in found if problem]
 
@@ -132,4 +132,4 @@ def _problem(folder: Path, name: str, expected: dict[str, Any], links: bool) -> 
         found = sha256_of(path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return None if found == expected.get("sha256") else "has the right size but other content (sha256 differs)"
+    return None if found == expected.get("sha256") else "has the right size but different content (sha256 differs)"

@@ -1,7 +1,7 @@
 """Merging an adapter into its base: a full model that loads anywhere, with template, RoPE and stop tokens in place.
 
-An adapter corrects the weights that it was trained on. After q_lora those were the values that nf4 stands for, so it is
-merged into exactly those; merged into the checkpoint's own weights it would correct errors that are not there (measured
+An adapter corrects the weights that it was trained on. With q_lora those were the dequantised nf4 values, so it is
+merged into exactly those; merged into the original weights it would correct errors that are not there (measured
 on stories260K: logits off by 0.1 instead of 4e-7).
 """
 
@@ -34,7 +34,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge did: where it is, its dtype, and how far its logits are from those of adapter and base apart."""
+    """A finished merge: its folder, its dtype, and how far its logits are from those of base and adapter unmerged."""
 
     path: Path
     dtype: torch.dtype
@@ -57,9 +57,9 @@ def merge_adapter(
     """Write base plus adapter as one model into the new folder `target_path`, complete or not at all.
 
     `weights`: what to merge into, "full" or "dequantised"; by default what the adapter was trained on. The result has
-    the dtype of the base checkpoint. It is loaded again and must give the logits that base and adapter give apart.
-    Raises SettingsError for a non-empty target, a folder that is no adapter, or a base that does not fit it;
-    ResourceError where the disk is full or cannot be written.
+    the dtype of the base model's files. It is loaded again and must give the logits of base and adapter unmerged.
+    Raises SettingsError for a non-empty target, a folder that is not an adapter, or a base that does not fit it;
+    ResourceError if the disk is full or not writable.
     """
     target = check_new_folder(target_path, "--target-model-path")
     if not Path(lora_path).expanduser().is_dir():
@@ -87,7 +87,7 @@ def merge_adapter(
         try:
             reopened(folder, tokenizer)
         except SettingsError as problem:
-            raise CheckpointError(f"{problem}; nothing was put in place") from problem
+            raise CheckpointError(f"{problem}; the merged model was not saved") from problem
         del model, merged, tensors
         error = _compare(folder, probe, wanted, dtype, device)
     say(f"Merged into {target}: {dtype}, {weights} base; logits off by {error:.1e}, moved by the adapter {effect:.1e}.")
@@ -96,7 +96,7 @@ def merge_adapter(
 
 @torch.no_grad()
 def merge_weights(model: Any, dtype: torch.dtype) -> Any:
-    """Add each layer's low-rank product to its weight, in float32, rounding once to `dtype`; gives the plain model."""
+    """Add each layer's low-rank product to its weight, in float32, rounding once to `dtype`. Returns a plain model."""
     from peft.tuners.lora import LoraLayer
 
     base = model.get_base_model()
@@ -104,18 +104,18 @@ def merge_weights(model: Any, dtype: torch.dtype) -> Any:
     _untie_if_adapted(base, layers)
     for layer in layers:
         inner: Any = layer.get_base_layer()
-        weight = getattr(inner, getattr(layer, "parameter_name", "weight"))  # of experts other names
+        weight = getattr(inner, getattr(layer, "parameter_name", "weight"))  # experts use other names
         weight.data = weight.data.float()
         try:
             layer.merge(safe_merge=True)  # raises where a weight would not be finite
         except ValueError as problem:
-            raise CheckpointError(f"The adapter holds values that are not finite: {problem}") from None
+            raise CheckpointError(f"The adapter has values that are not finite: {problem}") from None
         weight.data = weight.data.to(dtype)
     return model.unload().to(dtype)
 
 
 def _untie_if_adapted(base: Any, layers: list[Any]) -> None:
-    """Give the head a weight of its own where only one of two tied layers carries an adapter."""
+    """Give the head a weight of its own if only one of two tied layers has an adapter."""
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     adapted = any(layer is head or layer is embedding for layer in layers)
     own = [layer.get_base_layer() if layer in layers else layer for layer in (head, embedding)]
@@ -123,7 +123,7 @@ def _untie_if_adapted(base: Any, layers: list[Any]) -> None:
         return
     own[0].weight = torch.nn.Parameter(own[0].weight.detach().clone(), requires_grad=False)
     base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
-    say("The adapter changes the head or the embedding, which this base shares: the merged model has one of each.")
+    say("The adapter changes only one of the tied head and embedding: they are untied in the merged model.")
 
 
 def _stop_ids(tuned: TrainedModel, tokenizer: Any) -> tuple[int, ...]:
@@ -137,7 +137,7 @@ def _stop_ids(tuned: TrainedModel, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _write_company(folder: Path, tuned: TrainedModel, tokenizer: Any) -> None:
-    """Tokenizer, chat template and training record, with the new digests, beside the weights."""
+    """Write tokenizer, chat template and training record, with the new digests, next to the weights."""
     write_tokenizer(tokenizer, folder)
     for name in ("chat_template.jinja", RECORD_NAME):
         source = Path(tuned.path).expanduser() / name
@@ -165,16 +165,16 @@ def _logits_and_effect(model: Any, probe: torch.Tensor) -> tuple[torch.Tensor, f
 
 @torch.no_grad()
 def _compare(folder: Path, probe: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype, device: str) -> float:
-    """Load the merged folder as anybody would; the largest logit difference. Raises CheckpointError if too large."""
+    """Load the merged folder with transformers; the largest logit difference. Raises CheckpointError if too large."""
     merged = load_base_model(str(folder), device=device, for_training=False).eval()
     if merged.dtype != dtype:
-        raise CheckpointError(f"the merged model loads as {merged.dtype} instead of {dtype}; nothing was put in place")
+        raise CheckpointError(f"the merged model loads as {merged.dtype} instead of {dtype}; it was not saved")
     got = merged(input_ids=probe.to(merged.device)).logits.float().cpu()
     error = (got - wanted).abs().max().item()
     allowed = TOLERANCE.get(dtype, 0.1) * max(1.0, wanted.abs().max().item())
     if not error <= allowed:
         raise CheckpointError(
-            f"the merged model's logits differ from base and adapter by {error:.2e} (allowed: {allowed:.2e}); nothing "
-            "was put in place"
+            f"the merged model's logits differ from base and adapter by {error:.2e} (allowed: {allowed:.2e}); it "
+            "was not saved"
         )
     return error

@@ -1,7 +1,7 @@
-"""Adding a pad token, or other special tokens, to a model: tokenizer, embeddings and configs; all else bit for bit.
+"""Adding a pad token, or other special tokens, to a model: changes tokenizer, embeddings and configs, nothing else.
 
-The weight files are rewritten tensor by tensor without building the model, so what is not resized cannot change: dtypes
-may be mixed, shards stay as they are. The result is then loaded as anybody would, and compared with the original.
+The weight files are rewritten tensor by tensor without building the model, so tensors that are not resized cannot
+change: dtypes may be mixed, shards are kept. The result is then loaded with transformers and compared.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from fastchat.model.tokenizer_files import name_class, write_json, write_tokeniz
 from fastchat.security import brings_code
 
 INDEX = "model.safetensors.index.json"
-# Weights in other forms, which would still hold the old vocabulary.
+# Weights in other formats, which would still have the old vocabulary.
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-_ROWS = 8192  # rows of an embedding that are added up at a time
-_NOISE = 0.05  # of the spread of the rows: more than bfloat16 rounds away, far less than tells tokens apart
+_ROWS = 8192  # rows of an embedding that are summed at a time
+_NOISE = 0.05  # relative to the spread of rows: survives rounding to bfloat16, far below the distance of tokens
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was done: the tokens' ids, which of them are new, and the rows of the embedding before and after."""
+    """The result: the tokens' ids, which of them are new, and the rows of the embedding before and after."""
 
     path: Path
     ids: dict[str, int]
@@ -56,17 +56,19 @@ def prepare_model(
 ) -> Prepared:
     """Write the model in `model_path` with these tokens into the new folder `output_path`, complete or not at all.
 
-    A token that exists keeps its id. Embedding and head get rows only where they have too few (many models have some
-    to spare); a new row is the mean of the rows that tokens use, and some noise of its own.
-    Raises SettingsError for a non-empty target, tokens that cannot be added, or a folder that is no base model;
-    CheckpointError where the model is not what was saved, or the result does not read back as it should; ResourceError
-    where the disk is full or cannot be written.
+    A token that exists keeps its id. Embedding and head get more rows only if they have too few (many models have
+    spare ones); a new row is the mean of the rows that tokens use, plus its own noise.
+    Raises SettingsError for a non-empty target, tokens that cannot be added, or a folder that is not a base model;
+    CheckpointError if the model has changed since it was saved, or the result does not read back correctly;
+    ResourceError if the disk is full or not writable.
     """
     special_tokens = list(dict.fromkeys(special_tokens))
     _check_request(pad_token, special_tokens)
     target = check_new_folder(output_path, "--output-path")
     check_result(model_path)
-    load_config(model_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)  # it is a base model at all
+    load_config(
+        model_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code
+    )  # raises if it is not a base model
     tokenizer = load_plain(model_path, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     source = _local(model_path, cache_dir)
     resized = _embedding_names(source, trust_remote_code)
@@ -86,7 +88,7 @@ def prepare_model(
         if not brings_code(read_json(folder / "tokenizer_config.json")):
             name_class(tokenizer, folder)
         used = 1 + max(tokenizer.get_vocab().values())
-        # Rows that no token had; a pad token's may be zero.
+        # Rows that had no token; a pad token's row may be zero.
         taken = [i for token, i in plan.ids.items() if token != pad_token and used <= i < before]
         _write_weights(source, folder, resized, after, min(used, before), taken)
         record_digests(folder)
@@ -97,7 +99,7 @@ def prepare_model(
     return Prepared(target, plan.ids, tuple(plan.added), before, after)
 
 
-# ---- what is asked for ----
+# ---- the request ----
 
 
 def _check_request(pad_token: str | None, special_tokens: Sequence[str]) -> None:
@@ -109,20 +111,20 @@ def _check_request(pad_token: str | None, special_tokens: Sequence[str]) -> None
 
 
 def _check_pad(tokenizer: Any, source: Path, pad_token: str, pad_id: int) -> None:
-    """Refuse a pad token that ends answers: whoever masks padding by id would never train the model to stop."""
+    """Refuse a pad token that ends answers: a program that masks padding by id would never train the model to stop."""
     ends = {tokenizer.eos_token_id}
     if (source / "generation_config.json").is_file():
         eos = read_json(source / "generation_config.json").get("eos_token_id")
         ends |= set(eos) if isinstance(eos, list) else {eos}
     if pad_id in ends:
         raise SettingsError(
-            f"--pad-token {pad_token!r} ends this model's answers (id {pad_id}), so it must not pad: take another "
+            f"--pad-token {pad_token!r} ends this model's answers (id {pad_id}), so it must not pad: use another "
             "one, such as '[PAD]'."
         )
 
 
 def _local(model_path: str, cache_dir: str | None) -> Path:
-    """The folder with the files, downloaded where `model_path` is a hub name."""
+    """The folder with the files, downloaded if `model_path` is a hub name."""
     if is_local(model_path):
         return Path(model_path).expanduser()
     from huggingface_hub import snapshot_download
@@ -142,7 +144,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _copy_sidecar_files(source: Path, folder: Path) -> None:
-    """Everything that is no weight; names what is left out because it would still hold the old vocabulary."""
+    """Copies all files except weights; reports files left out because they would still have the old vocabulary."""
     ours = {path.name for path in _weight_files(source)} | {INDEX}
     left_out = []
     for path in sorted(p for p in source.rglob("*") if p.is_file()):
@@ -155,11 +157,11 @@ def _copy_sidecar_files(source: Path, folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
     if left_out:
-        say(f"Left out, since they hold the weights in another form: {', '.join(left_out)}.")
+        say(f"Left out, because they have the weights in another format: {', '.join(left_out)}.")
 
 
 def _write_configs(folder: Path, rows: int, pad_id: int | None, known_pad_id: int | None) -> None:
-    """Sets rows and pad id in the model's configurations; the tokenizer's own pad id only where they have none."""
+    """Sets rows and pad id in the model's configurations; the tokenizer's own pad id only if they have none."""
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     for part in [config] + ([text] if isinstance(text, dict) else []):
@@ -186,13 +188,13 @@ def _set_pad(part: dict[str, Any], pad_id: int | None, known_pad_id: int | None)
 
 
 def _embedding_names(source: Path, trust_remote_code: bool) -> list[str]:
-    """The tensors in the files with one row per token: input embedding, and head (with its bias) where it has its own.
+    """The tensors in the files with one row per token: input embedding, and head (with its bias) if it is not tied.
 
-    Raises SettingsError where they cannot be told from the others, or the files are not the model's.
+    Raises SettingsError if they cannot be identified, or the files are not the model's.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    # On "meta" nothing is read but names and shapes.
+    # On "meta" only names and shapes are read.
     model = load_base_model(str(source), device="meta", trust_remote_code=trust_remote_code, for_training=False)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     wanted = {name: p for name, p in model.named_parameters(remove_duplicate=False) if _belongs(p, layers)}
@@ -225,8 +227,8 @@ def _rows(source: Path, resized: Sequence[str]) -> int:
 def _write_weights(
     source: Path, folder: Path, resized: Sequence[str], rows: int, used: int, taken: Sequence[int]
 ) -> None:
-    """Copies every weight file; those with a tensor to resize are written anew. `used`: rows that tokens use. `taken`:
-    spare rows that get a token now, which are made new where they are not told apart."""
+    """Copies every weight file; those with a tensor to resize are rewritten. `used`: rows that tokens use. `taken`:
+    spare rows that get a token now; they are reinitialised if they are zero or identical."""
     grown = 0
     for path in _weight_files(source):
         with safe_open(str(path), framework="pt") as file:
@@ -239,7 +241,7 @@ def _write_weights(
             tensors = {name: file.get_tensor(name) for name in names}
         for name, old in ours.items():
             if alike[name]:
-                say(f"{name}: {len(alike[name])} spare rows were zero or all alike: they are made new, near the mean.")
+                say(f"{name}: {len(alike[name])} spare rows were zero or identical: reinitialised near the mean.")
             new = _with_new_rows(old, max(rows, len(old)) + len(alike[name]), used)
             new[alike[name]] = new[len(new) - len(alike[name]) :].clone()
             tensors[name] = new[:rows].contiguous()
@@ -249,13 +251,13 @@ def _write_weights(
         index = read_json(source / INDEX)
         if "total_size" in index.get("metadata", {}):
             index["metadata"]["total_size"] += grown
-        index.get("metadata", {}).pop("total_parameters", None)  # optional, and another number for tied weights
+        index.get("metadata", {}).pop("total_parameters", None)  # optional, and different for tied weights
         write_json(folder / INDEX, index)
 
 
 def _alike(weight: torch.Tensor, taken: Sequence[int]) -> list[int]:
-    """Those of the rows `taken` that are zero or the same as another of them, for they could never become different;
-    nothing of a bias, whose rows are single numbers."""
+    """Those of the rows `taken` that are zero or equal to another of them, since training could never tell them apart;
+    none for a bias, whose rows are single numbers."""
     rows = [weight[i].flatten() for i in taken] if weight.ndim > 1 else []
     same = [sum(torch.equal(row, other) for other in rows) > 1 for row in rows]
     return [i for i, row, twice in zip(taken, rows, same, strict=False) if twice or not row.any()]
@@ -264,8 +266,8 @@ def _alike(weight: torch.Tensor, taken: Sequence[int]) -> list[int]:
 def _with_new_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:
     """`weight`, [old rows, ...], with rows added near the mean of the first `used` ones, rounded once to its dtype.
 
-    Each is the mean and its own small noise, which has the covariance of the used rows times `_NOISE` squared: equal
-    rows could never become different in training that leaves embeddings frozen. The same every time.
+    Each is the mean plus its own small noise, with the covariance of the used rows times `_NOISE` squared: equal
+    rows would stay equal in training with frozen embeddings. Deterministic.
     """
     generator = torch.Generator().manual_seed(0)
     parts = [part.double() for part in weight[:used].split(_ROWS)]
@@ -282,22 +284,22 @@ def _with_new_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:
 
 
 def _check_weights(source: Path, folder: Path, resized: Sequence[str], before: int, taken: Sequence[int]) -> None:
-    """CheckpointError unless the new files hold every old bit, and only new rows beside."""
+    """CheckpointError unless the new files have every old bit, and nothing else but new rows."""
     for old_path in _weight_files(source):
         with (
             safe_open(str(old_path), framework="pt") as old_file,
             safe_open(str(folder / old_path.name), framework="pt") as new_file,
         ):
             if sorted(old_file.keys()) != sorted(new_file.keys()):
-                raise CheckpointError(f"{old_path.name}: other tensors than before; nothing was put in place")
-            for name in old_file.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                raise CheckpointError(f"{old_path.name}: the tensors differ from the original's; nothing was saved")
+            for name in old_file.keys():  # noqa: SIM118 - a safetensors handle is not a dict
                 old, new = old_file.get_tensor(name), new_file.get_tensor(name)
                 kept = new[:before] if name in resized else new
                 if name in resized and (alike := _alike(old, taken)):
                     kept = kept.clone()
                     kept[alike] = old[alike]
                 if old.dtype != new.dtype or old.shape != kept.shape or not torch.equal(_bits(old), _bits(kept)):
-                    raise CheckpointError(f"{name} is not what it was; nothing was put in place, check the disk")
+                    raise CheckpointError(f"{name} differs from the original; nothing was saved; check the disk")
 
 
 def _check_model(folder: Path, rows: int, ids: list[int], trust_remote_code: bool) -> None:
@@ -313,9 +315,9 @@ def _check_model(folder: Path, rows: int, ids: list[int], trust_remote_code: boo
         model.config.get_text_config().vocab_size,
     )
     if set(found) != {rows}:
-        raise CheckpointError(f"the new model has {found} rows where {rows} were written; nothing was put in place")
+        raise CheckpointError(f"the new model has {found} rows instead of the {rows} written; nothing was saved")
     if not torch.isfinite(logits).all():
-        raise CheckpointError("the new model's logits are not finite; nothing was put in place")
+        raise CheckpointError("the new model's logits are not finite; nothing was saved")
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -324,12 +326,12 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def _report(target: Path, plan: Plan, before: int, after: int) -> None:
     for token in plan.known:
-        say(f"{token!r} is a special token already (id {plan.ids[token]}): nothing is added for it.")
+        say(f"{token!r} is already a special token (id {plan.ids[token]}): it is not added.")
     for token in plan.marked:
-        say(f"{token!r} is in the vocabulary already (id {plan.ids[token]}): it is marked as special.")
+        say(f"{token!r} is already in the vocabulary (id {plan.ids[token]}): it is marked as special.")
     added = ", ".join(f"{token!r} (id {plan.ids[token]})" for token in plan.added) or "no token"
     if after > before:
-        rows = f"embedding rows {before} -> {after}, new ones near the mean, each its own"
+        rows = f"embedding rows {before} -> {after}, each new one near the mean with its own noise"
     else:
         rows = f"the embedding's {before} rows are enough"
     say(f"Written to {target}: {added} added, {rows}; read back and compared.")

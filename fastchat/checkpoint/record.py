@@ -1,7 +1,7 @@
-"""`training.json`: what a run was, written beside its result and read by everything that uses the result.
+"""`training.json`: the record of a run, written next to its result and read by everything that uses the result.
 
-A chat or a merge takes from it, without being told: which template the model speaks, which RoPE scaling its positions
-have, whether the base was quantised, and which base it was.
+A chat or a merge reads from it the template, the RoPE scaling, whether the base was quantised, and which base it was,
+so that no flags are needed.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ FORMAT = 1
 
 @dataclass
 class TrainingRecord:
-    """The contents of `training.json`. Fields a run does not know stay at their empty value.
+    """The contents of `training.json`. Fields unknown to a run keep their empty value.
 
     Attributes:
         settings: name -> {"value": ..., "from": "default" | "yaml" | "command line" | "derived"}.
         template: {"name": ..., "definition": Template.to_dict(), "stop_token_ids": [...]}; None without a template.
         base_model: path or hub name of what was trained from.
-        rope_parameters: the config's whole `rope_parameters` where the run scaled RoPE, else None.
+        rope_parameters: the config's whole `rope_parameters` if the run scaled RoPE, else None.
         max_position_embeddings: the config's value that goes with it.
-        quantization: {"type": "nf4", "double_quant": ..., "compute_dtype": ...}; None where the base was not quantised.
-        dtype: of the base's weights, such as "bfloat16"; for a quantised base what it was quantised from.
-        attention, engine, world_size: what the run really used.
+        quantization: {"type": "nf4", "double_quant": ..., "compute_dtype": ...}; None if the base was not quantised.
+        dtype: of the base's weights, such as "bfloat16"; for a quantised base the dtype it was quantised from.
+        attention, engine, world_size: what the run actually used.
         data: {"train": {"paths", "fingerprint", "counts"}, "eval": ...}.
         versions: library -> version.
         trainable_parameters: how many numbers were trained.
-        fingerprints: what the run stood on, name -> digest or number ("base_model", "data", "template", ...).
+        fingerprints: of the run's inputs, name -> digest or number ("base_model", "data", "template", ...).
         metrics: final losses and speeds.
-        files: name -> {"size": bytes, "sha256": hex} of all else that the result is made of; empty in a checkpoint,
-            whose manifest has them, and in results of before they were recorded. In the file also the digest of the
-            record itself, without which a changed byte in it (of the RoPE factor, say) would go unseen.
-        unusable: why the result beside it must not be used; None where it was verified.
+        files: name -> {"size": bytes, "sha256": hex} of all other files of the result; empty in a checkpoint,
+            whose manifest has them, and in older results. The file also has a digest of the record itself, so that a
+            changed byte in it (in the RoPE factor, for example) is detected.
+        unusable: why the result must not be used; None if it was verified.
     """
 
     base_model: str | None = None
@@ -68,7 +68,7 @@ class TrainingRecord:
 
 
 def write_values(directory: str | Path, values: dict[str, Any]) -> Path:
-    """Write a record that is plain values, with fields that only others know, as `TrainingRecord.write` does."""
+    """Like `TrainingRecord.write`, for a record of plain values, which may have unknown fields."""
     path = Path(directory) / RECORD_NAME
     values = values_without_secrets(parse_json(json.dumps(values, ensure_ascii=False, allow_nan=False)))
     if values.get("files"):
@@ -78,7 +78,7 @@ def write_values(directory: str | Path, values: dict[str, Any]) -> Path:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What the `status.json` of the run in `folder` says; {} where there is none that can be read."""
+    """The contents of `status.json` of the run in `folder`; {} if there is none that can be read."""
     try:
         return read_object(folder / STATUS_NAME)
     except (OSError, JsonError):
@@ -86,10 +86,10 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def read_training_record(directory: str | Path) -> TrainingRecord | None:
-    """The record in `directory`, or None where there is none.
+    """The record in `directory`, or None if there is none.
 
-    Raises CheckpointError when the file is there but is no record, is not as it was written (where it holds its own
-    digest), or was written by a newer version.
+    Raises CheckpointError if the file exists but is not a record, has changed since it was written (if it has a digest
+    of itself), or was written by a newer version.
     """
     path = Path(directory).expanduser() / RECORD_NAME
     if not path.is_file():
@@ -97,19 +97,23 @@ def read_training_record(directory: str | Path) -> TrainingRecord | None:
     try:
         values = read_json(path)
     except (JsonError, OSError) as problem:
-        raise CheckpointError(f"{path} cannot be read: {problem}. Restore it from where it was saved.") from None
+        raise CheckpointError(f"{path} cannot be read: {problem}. Restore it from a copy.") from None
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
-        raise CheckpointError(f'{path} is not a training record (no "format"). Restore it, or move it away.')
+        raise CheckpointError(
+            f'{path} is not a training record (no "format"). Restore it from a copy, or move it away.'
+        )
     if values["format"] > FORMAT:
         raise CheckpointError(f"{path} has format {values['format']}, this version reads up to {FORMAT}. Update it.")
     files = values.get("files", {})
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
-        raise CheckpointError(f'{path} is not a training record ("files" is no list of digests). Restore it.')
+        raise CheckpointError(
+            f'{path} is not a training record ("files" is not a list of digests). Restore it from a copy.'
+        )
     if RECORD_NAME in files:
         if files[RECORD_NAME].get("sha256") != _own_digest(values):
             raise CheckpointError(
-                f"{path} is not what was saved: its values do not have the digest that stands in it. Copy it again "
-                'from where it is intact; if you changed it on purpose, take "files" out of it.'
+                f"{path} has changed since it was saved: its values do not match its digest. Copy it again from an "
+                'intact copy; if you changed it on purpose, remove "files" from it.'
             )
         del files[RECORD_NAME]
     known = TrainingRecord.__dataclass_fields__

@@ -1,6 +1,6 @@
-"""What beside the weights makes a run go on exactly: optimizer, schedule, random numbers; saved and loaded safely.
+"""The state, besides the weights, that an exact resume needs: optimizer, schedule, random state; saved and loaded.
 
-Nothing here unpickles code: tensors and plain values only, through torch's `weights_only`.
+Nothing here unpickles code: only tensors and plain values, with torch's `weights_only`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rank_file(rank: int) -> str:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every random generator of this process, as tensors and plain numbers."""
+    """The state of every random number generator of this process, as tensors and plain numbers."""
     version, words, gauss = random.getstate()
     numbers: Any = np.random.get_state(legacy=True)
     name, keys, position, has_gauss, cached = numbers
@@ -39,7 +39,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Puts the generators of this process back to where `random_state` saw them."""
+    """Restores the random number generators of this process to a state returned by `random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -50,24 +50,24 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def load_tensors(path: Path) -> Any:
-    """The content of a file of ours, on the CPU. CheckpointError: missing, or holding more than plain values."""
+    """The contents of a state file, on the CPU. CheckpointError if it is missing or has more than plain values."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: the run cannot go on exactly (--resume_weights_only does without)")
+        raise CheckpointError(f"{path} is missing: the run cannot resume exactly; try --resume_weights_only")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises half a dozen kinds
+    except Exception as error:  # noqa: BLE001 - torch raises many classes
         raise CheckpointError(f"{path} cannot be loaded safely: {str(error).strip().splitlines()[0]}") from None
 
 
 def settings_of_groups(optimizer: Any) -> list[dict[str, Any]]:
-    """What each parameter group was configured with: learning rate, betas, weight decay; no parameters."""
+    """The options of each parameter group: learning rate, betas, weight decay; without the parameters."""
     return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
 
 def apply_settings(optimizer: Any, scheduler: Any, wanted: list[dict[str, Any]]) -> None:
-    """After a state was loaded: puts the newly configured values back, at the schedule's place.
+    """After loading a state, restores the newly configured values, at the schedule's current position.
 
-    `wanted` was taken, before loading, from the new optimizer, whose groups the schedule had already begun.
+    `wanted` was taken before loading from the new optimizer, to whose groups the schedule had already been applied.
     """
     for group, new in zip(optimizer.param_groups, wanted, strict=True):
         group.update({k: v for k, v in new.items() if k != "lr"})

@@ -27,13 +27,13 @@ def save_result(
     record: TrainingRecord,
     digests: bool = True,
 ) -> None:
-    """Saves the adapter (`adapter`: only what is trained) or the whole model into `folder`. Every process calls it.
+    """Saves the adapter (`adapter`: only that) or the whole model into `folder`. Every process must call it.
 
-    `weights`: the engine that trains `model`, or `IN_PLACE`. Next to the tensors: `tokenizer` with its chat template,
-    and `record`. `stop_ids` are the ids that end an answer. `digests`: put those of the files into `record`; not
-    needed in a checkpoint, whose manifest has them.
-    CheckpointError where the files, read back, are not the gathered weights; NumericError where those are not finite.
-    Then the folder is as it was, and every process raises (PeerFailed where only the first one knows the error).
+    `weights`: the engine that trains `model`, or `IN_PLACE`. Next to the tensors it saves `tokenizer` with its chat
+    template, and `record`. `stop_ids` are the ids that end an answer. `digests`: add the digests of the files to
+    `record`; not needed in a checkpoint, whose manifest has them.
+    CheckpointError if the files, read back, differ from the gathered weights; NumericError if those are not finite.
+    In both cases the folder is unchanged and every process raises (PeerFailed if only rank 0 knows the error).
     """
     with weights.at_rest():
         tensors = gather_trained(model, weights) if adapter else gather_all(model, weights)
@@ -53,7 +53,7 @@ def save_result(
 
 
 def write_company(folder: Path, model: Any, *, adapter: bool, tokenizer: Any, stop_ids: Collection[int]) -> None:
-    """Writes what `save_result` writes beside the weights, but for the record. For global rank 0."""
+    """Writes the files of `save_result` except weights and record. For global rank 0."""
     if adapter:
         adapter_files.write_config(folder, model)
     else:

@@ -1,4 +1,4 @@
-"""Disk space: what a checkpoint will need, what there is, and what to say when it was not enough."""
+"""Disk space: how much a checkpoint needs, how much is free, and the messages when it is not enough."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from fastchat.errors import ResourceError, UserError, brief
 
-_MARGIN = 1 << 20  # tokenizer-sized files and the file system's own
+_MARGIN = 1 << 20  # the tokenizer's files and the file system's overhead
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last one: a limit on the size of files (ulimit -f)
 _GONE = ("no such file or directory", "parent directory")
-# What torch says when a write failed; the system's reason is lost.
+# torch's messages when a write failed; they do not include the system's reason.
 _TORCH_WRITING = ("iostream error", "file write failed", "failed writing", "unexpected pos")
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-# A disk or a network's file system that fails, or a machine that has run out of handles.
+# A failing disk or network file system, or a machine that has run out of file handles.
 FAILING = (
     *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
     *(errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.EREMOTEIO),
@@ -24,7 +24,7 @@ FAILING = (
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that this user may still write where `folder` is, or will be."""
+    """Bytes that this user may still write to the file system of `folder`, which need not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     found = os.statvfs(folder)
@@ -43,7 +43,7 @@ def check_space(folder: Path, checkpoint: int, copies: int, result: int) -> None
 
 
 def copies_at_once(saves: int, limit: int | None) -> int:
-    """How many checkpoints stand on the disk at the same time: the old ones go when the new one is there.
+    """How many checkpoints are on the disk at the same time: old ones are removed after the new one is complete.
 
     >>> copies_at_once(saves=10, limit=2), copies_at_once(saves=1, limit=2), copies_at_once(saves=4, limit=None)
     (3, 1, 4)
@@ -53,7 +53,7 @@ def copies_at_once(saves: int, limit: int | None) -> int:
 
 @contextmanager
 def disk_errors(folder: Path, needed: int, what: str = "checkpoint") -> Iterator[None]:
-    """Within it whatever a full or read-only disk raises becomes a ResourceError. `needed`: about how many bytes."""
+    """Turns errors of a full or read-only disk into ResourceError. `needed`: approximate number of bytes."""
     try:
         yield
     except UserError:
@@ -66,17 +66,17 @@ def disk_errors(folder: Path, needed: int, what: str = "checkpoint") -> Iterator
 
 
 def is_environment(error: BaseException) -> bool:
-    """Whether an error is of the disk or the machine, wherever it was met, and so none of the program."""
+    """Whether an error comes from the disk or the machine rather than from the program."""
     return isinstance(error, OSError) and error.errno in (*FULL, *READ_ONLY, *FAILING)
 
 
 def disk_error(error: BaseException, folder: Path, needed: int, what: str = "checkpoint") -> ResourceError | None:
-    """The message for a disk that is full or cannot be written; None where `error` is something else."""
+    """The message for a disk that is full or not writable; None if `error` is something else."""
     code, text = getattr(error, "errno", None), str(error).lower()
     if isinstance(error, FileNotFoundError) or any(word in text for word in _GONE):
         return ResourceError(
-            f"the {what} could not be written into {folder}: files or folders in there were deleted meanwhile "
-            f"({brief(error)}). What else is there is kept; start the same command again"
+            f"the {what} could not be written to {folder}: files or folders in it were deleted meanwhile "
+            f"({brief(error)}). The other files are kept; start the same command again"
         )
     if (
         code in READ_ONLY
@@ -86,26 +86,26 @@ def disk_error(error: BaseException, folder: Path, needed: int, what: str = "che
         or "permission denied" in text
     ):
         return ResourceError(
-            f"the {what} could not be written into {folder} ({error}); what was there before is kept. Make the "
+            f"the {what} could not be written to {folder} ({error}); existing files are kept. Make the "
             "folder writable, then start the same command again"
         )
     free = free_bytes(folder)
-    kept = "The half-written one was removed, what was there before is kept"
+    kept = "The incomplete one was removed, existing files are kept"
     if is_full(error):
         return ResourceError(
-            f"the disk is full: a {what} of about {needed:,} bytes did not fit into {folder}, {free:,} bytes are free. "
-            f"{kept}. Free some space, then start the same command again"
+            f"the disk is full: a {what} of about {needed:,} bytes did not fit into {folder}, {free:,} bytes are "
+            f"free. {kept}. Free some space, then start the same command again"
         )
     if any(word in text for word in _TORCH_WRITING):
         return ResourceError(
-            f"a {what} of about {needed:,} bytes could not be written into {folder}, {free:,} bytes are free: the disk "
-            f"is full, a quota or a limit on file sizes (ulimit -f) is reached, or the disk fails. {kept}"
+            f"a {what} of about {needed:,} bytes could not be written to {folder}, {free:,} bytes are free: the disk "
+            f"is full, a quota or a limit on file sizes (ulimit -f) is reached, or the disk is failing. {kept}"
         )
     return None
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether `error` is that of a full disk, a used-up quota or a limit on the size of files."""
+    """Whether `error` means a full disk, an exceeded quota or a limit on the size of files."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
     words = ("no space left", "os error 28", "os error 27", "disk quota")  # safetensors wraps the system's error

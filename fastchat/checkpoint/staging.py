@@ -1,11 +1,11 @@
-"""Putting a checkpoint in place: at every instant the run folder holds as many valid checkpoints as before, or more.
+"""Publishing a checkpoint: at every moment the run folder has at least as many valid checkpoints as before.
 
-    .saving-checkpoint-20      being written; a name that no search for `checkpoint-*` finds
-    checkpoint-20              complete: it appears in one rename, its manifest and every byte already on disk
-    .removing-checkpoint-10    on its way out, after the new one is there
+    .saving-checkpoint-20      being written; a search for `checkpoint-*` does not find this name
+    checkpoint-20              complete: it appears by one rename, with its manifest and every byte already on disk
+    .removing-checkpoint-10    being removed, after the new one is complete
 
-A step that is saved again is swapped with the old folder in one system call where the file system can do that (Linux).
-Elsewhere the old one is `.replaced-checkpoint-20` for a moment, and `recover` puts it back if the process dies there.
+A step that is saved again is swapped with the old folder in one system call if the file system supports it (Linux).
+Otherwise the old one is `.replaced-checkpoint-20` for a moment, and `recover` restores it if the process dies then.
 Needs only the standard library.
 """
 
@@ -33,7 +33,7 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EP
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step stands."""
+    """The path of the checkpoint of a step."""
     return run / f"{PREFIX}{step}"
 
 
@@ -48,10 +48,10 @@ def step_of(path: Path) -> int | None:
 
 
 def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of all that is called a checkpoint, oldest first; says nothing about what is in them.
+    """(step, folder) of everything with a checkpoint's name, oldest first; contents are not checked.
 
-    A link counts as what it points to, and one that points nowhere as a checkpoint that is not usable: what a user
-    keeps on another disk is neither overlooked nor taken for nothing.
+    A link counts as its target, and a broken link as a checkpoint that is not usable, so that a checkpoint on another
+    disk is not overlooked.
     """
     if not run.is_dir():
         return []
@@ -60,7 +60,7 @@ def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
 
 
 def new_stage(run: Path, step: int) -> Path:
-    """An empty folder to write the checkpoint of `step` into; what an earlier attempt left there is gone."""
+    """An empty folder to write the checkpoint of `step` into; remains of an earlier attempt are removed."""
     stage = run / f"{SAVING}{PREFIX}{step}"
     if stage.exists():
         shutil.rmtree(stage)
@@ -91,10 +91,10 @@ def put_in_place(stage: Path, run: Path, step: int) -> Path:
 
 
 def rotate(run: Path, keep: int | None, *, current: int, protected: Collection[Path] = ()) -> list[Path]:
-    """Removes checkpoints until `keep` are left (None: all stay); returns what went.
+    """Removes checkpoints until `keep` are left (None: all stay); returns the removed ones.
 
     `current`, the step that has just been saved, and `protected` (the best one) always stay. Checkpoints of later
-    steps go first: this run went back behind them, because they were damaged.
+    steps are removed first: they were damaged, and this run resumed from an earlier step.
     """
     if keep is None:
         return []
@@ -110,7 +110,7 @@ def rotate(run: Path, keep: int | None, *, current: int, protected: Collection[P
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint so that no half of it is ever seen under its name."""
+    """Removes a checkpoint so that an incomplete one is never seen under its name."""
     away = path.with_name(f"{REMOVING}{path.name}")
     remove(away)
     os.rename(path, away)
@@ -120,7 +120,7 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a folder, or only the link where one stands in its place; nothing where there is none."""
+    """Removes a folder, or only the link if it is one; does nothing if there is none."""
     if path.is_symlink():
         path.unlink()
     elif path.exists():
@@ -128,7 +128,7 @@ def remove(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a checkpoint that the run goes back behind, so that nobody resumes from it; nothing is deleted."""
+    """Renames a checkpoint of a later step than the run resumes from, so that no run uses it; nothing is deleted."""
     for number in range(1, 1000):
         away = path.with_name(f"set-aside-{number}-{path.name}")
         if not away.exists():
@@ -139,9 +139,9 @@ def set_aside(path: Path) -> Path:
 
 
 def recover(run: Path) -> list[str]:
-    """Cleans up after a process that died while saving; returns one line per thing done. Only with the run's lock.
+    """Cleans up after a process that died while saving; returns one line per change. Requires the run's lock.
 
-    Half-written stages and half-removed checkpoints go. A checkpoint that was about to be replaced comes back.
+    Incomplete stages and partly removed checkpoints are removed. A checkpoint that was being replaced is restored.
     """
     done = []
     if not run.is_dir():
@@ -151,15 +151,15 @@ def recover(run: Path) -> list[str]:
         if not target.exists() and not find_problems(path):
             os.rename(path, target)
             sync(run)
-            done.append(f"{target.name} was being replaced when a run ended: the earlier one is back")
+            done.append(f"{target.name} was being replaced when a run ended: the earlier one is restored")
     for path in _leftovers(run, (SAVING, REMOVING, REPLACED)):
         remove(path)
-        done.append(f"removed {path.name}, left by a run that ended while it was saving")
+        done.append(f"removed {path.name}, left by a run that was killed while saving")
     return done
 
 
 def settle_files(folder: Path, names: Collection[str], on_file: Callable[[str], None] | None = None) -> None:
-    """Gives files the mode that the umask asks for (safetensors writes 0600) and flushes them to disk."""
+    """Gives files the mode given by the umask (safetensors writes 0600) and flushes them to disk."""
     mode = 0o666 & ~_umask()
     for name in names:
         path = folder / name
@@ -170,13 +170,13 @@ def settle_files(folder: Path, names: Collection[str], on_file: Callable[[str], 
 
 
 def flush_folders(folder: Path) -> None:
-    """Flushes the name lists of a folder and all folders in it."""
+    """Flushes the directory entries of a folder and all folders in it."""
     for base, _, _ in os.walk(folder, topdown=False):
         sync(Path(base))
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swaps two folders in one step. False where the system cannot; then nothing has changed."""
+    """Swaps two folders atomically. False if the system cannot; then nothing has changed."""
     if not sys.platform.startswith("linux"):
         return False
     try:

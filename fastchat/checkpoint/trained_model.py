@@ -1,4 +1,4 @@
-"""Opening what a run has saved: the adapter on the base it was trained on, with that run's RoPE, nf4 and template."""
+"""Opening the result of a run: the adapter on the base it was trained on, with that run's RoPE, nf4 and template."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class TrainedModel:
     Attributes:
         path: the folder.
         base: path or hub name of the weights to load; `path` itself for a full model.
-        is_adapter: whether `path` holds an adapter that goes on `base`.
-        record: its `training.json`, None where it has none.
+        is_adapter: whether `path` is an adapter for `base`.
+        record: its `training.json`, None if it has none.
     """
 
     path: str
@@ -59,22 +59,22 @@ class TrainedModel:
         return template["name"] if template else None
 
     def other_base(self) -> str:
-        """What to say where `base` does not hold the weights that the adapter was trained on; "" where it does.
+        """The message if `base` does not have the weights that the adapter was trained on; "" if it does.
 
-        Known only for adapters that recorded a fingerprint, on a base in a folder.
+        Known only for adapters with a recorded fingerprint, on a base in a folder.
         """
         recorded = self.record.fingerprints.get("base_model") if self.is_adapter and self.record else None
         found = model_fingerprint(self.base) if recorded else None
         if found is None or len(str(recorded)) != len(found) or found == recorded:  # a hub commit is shorter
             return ""
         return (
-            f"{self.base} does not hold the weights that the adapter {self.path} was trained on (fingerprint "
+            f"{self.base} does not have the weights that the adapter {self.path} was trained on (fingerprint "
             f"{found[:12]} instead of {str(recorded)[:12]})"
         )
 
     @property
     def _template(self) -> dict[str, Any] | None:
-        """The recorded definition of the run's template, with every field that a definition has today."""
+        """The recorded definition of the run's template, with every field of the current format."""
         template = self.record.template if self.record else None
         definition = template["definition"] if template else None
         return (
@@ -84,13 +84,13 @@ class TrainedModel:
         )
 
     def say_other_template(self, template: Template | TokenizerTemplate) -> None:
-        """One line where `template` is not the run's: another name, or other strings under the same one."""
+        """The message if `template` is not the run's: another name, or the same name with other strings."""
         if self._template not in (None, template.to_dict()):
-            other = self.template_name if self.template_name != template.name else "other strings under that name"
+            other = self.template_name if self.template_name != template.name else "other strings of the same name"
             say(f"Template: {template.name}, although {self.path} was trained with {other}.")
 
     def say_other_base_format(self, q_lora: bool) -> None:
-        """One line where an adapter is continued on an nf4 base and was not trained on one, or the other way round."""
+        """The message if an adapter is continued on an nf4 base but was not trained on one, or vice versa."""
         if self.record is None or q_lora == self.quantised:
             return
         here, there = ("nf4", "its full weights") if q_lora else ("the full weights", "nf4")
@@ -101,7 +101,7 @@ class TrainedModel:
         return f"{self.path}/training.json: "
 
     def bind(self, encoder: TextEncoder) -> ChatEncoder | None:
-        """`encoder` tied to the template of the run as the record holds it; None where no template is recorded."""
+        """`encoder` with the recorded template of the run; None if no template is recorded."""
         definition = self._template
         if not definition:
             return None
@@ -111,11 +111,11 @@ class TrainedModel:
 
 
 def find_trained(path: str, base_model_path: str | None = None) -> TrainedModel:
-    """What is in `path` (a folder or, for a full model, a hub name), and which base it needs.
+    """The model in `path` (a folder or, for a full model, a hub name), and which base it needs.
 
     The base is `base_model_path`, else the one that the adapter names, else the one in its training record. Raises
-    SettingsError where an adapter's base is not known or not there, CheckpointError where the files of one of the two
-    are not those whose digests were recorded.
+    SettingsError if an adapter's base is unknown or does not exist, CheckpointError if files of one of the two do not
+    match their recorded digests.
     """
     folder = Path(path).expanduser()
     is_local(path)
@@ -125,7 +125,7 @@ def find_trained(path: str, base_model_path: str | None = None) -> TrainedModel:
             check_adapter_directory(path)
         if base_model_path is not None:
             raise SettingsError(
-                f"--base-model-path {base_model_path}: {path} has no {ADAPTER_CONFIG}, so there is no adapter to put "
+                f"--base-model-path {base_model_path}: {path} has no {ADAPTER_CONFIG}, so it is not an adapter to put "
                 "on that base. Leave the flag out to use the model itself."
             )
         record = read_training_record(path) if folder.is_dir() else None
@@ -138,7 +138,7 @@ def find_trained(path: str, base_model_path: str | None = None) -> TrainedModel:
         raise SettingsError(f"{path} does not say which base model it was trained on: pass --base-model-path.")
     if base_model_path is None and base.startswith(("/", "~", ".")) and not Path(base).expanduser().is_dir():
         raise SettingsError(
-            f"The base model of the adapter {path} was {base}, and that folder is not there: pass --base-model-path."
+            f"The base model of the adapter {path} was {base}, and that folder does not exist: pass --base-model-path."
         )
     check_result(base)
     return TrainedModel(path, base, is_adapter=True, record=record)
@@ -147,8 +147,8 @@ def find_trained(path: str, base_model_path: str | None = None) -> TrainedModel:
 def load_trained(tuned: TrainedModel, *, weights: str | None = None, **options: Any) -> Any:
     """The model of `tuned`, ready to generate: base with adapter (not merged), or the full model.
 
-    `weights`: how a base is held, "nf4" (as q_lora trained on it), "dequantised" (the same values as full tensors) or
-    "full" (the checkpoint's own); by default as it was in training. `options` are those of `load_base_model`.
+    `weights`: the form of the base's weights: "nf4" (as q_lora trains on), "dequantised" (the same values as full
+    tensors) or "full" (the original ones); by default as in training. `options` are those of `load_base_model`.
     """
     if not tuned.is_adapter:
         return load_base_model(tuned.base, for_training=False, **options).eval()
@@ -168,12 +168,12 @@ def load_trained(tuned: TrainedModel, *, weights: str | None = None, **options: 
 
 
 def quantised_from(tuned: TrainedModel) -> Any:
-    """The dtype that the nf4 codes were made from; the checkpoint's own where the record does not say."""
+    """The dtype that the nf4 codes were made from; that of the base model's files if the record has none."""
     return torch_dtype(tuned.record.dtype) if tuned.record and tuned.record.dtype else "auto"
 
 
 def torch_dtype(name: str) -> Any:
-    """The torch dtype called `name`. Raises CheckpointError for a name torch does not have."""
+    """The torch dtype named `name`. Raises CheckpointError for a name that torch does not have."""
     import torch
 
     dtype = vars(torch).get(name.removeprefix("torch."))
@@ -183,7 +183,7 @@ def torch_dtype(name: str) -> Any:
 
 
 def load_trained_tokenizer(tuned: TrainedModel, **options: Any) -> Any:
-    """The tokenizer saved beside the adapter, else the base's; pad token chosen as in training."""
+    """The tokenizer saved next to the adapter, else the base's; pad token chosen as in training."""
     own = tuned.is_adapter and any((Path(tuned.path).expanduser() / name).is_file() for name in TOKENIZER_FILES)
     if tuned.is_adapter and not own:
         say(f"{tuned.path} has no tokenizer of its own: using that of {tuned.base}.")

@@ -1,9 +1,9 @@
-"""Says whether checkpoints and results are what was written, byte by byte:
+"""Checks byte by byte whether checkpoints and results are as they were written:
 
     python -m fastchat.checkpoint.verify OUTPUT_DIR              every checkpoint in it, and its result
     python -m fastchat.checkpoint.verify OUTPUT_DIR/checkpoint-20
 
-Prints what is wrong and exits with 5 where anything is, else with 0. Loads no torch.
+Prints the problems and exits with 5 if there are any, else with 0. Does not import torch.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from fastchat.streams import kept_output
 
 
 def verify(folder: Path) -> tuple[list[str], bool]:
-    """(lines to print, whether all is well) for one checkpoint, or for all of a run folder and its result.
+    """(lines to print, whether all is valid) for one checkpoint, or for all of a run folder and its result.
 
-    A folder in which nothing can be checked is not well.
+    A folder in which nothing can be checked is not valid.
     """
     if folder.is_file():
-        return [f"{folder} is a file: give its folder"], False
+        return [f"{folder} is a file: pass its folder"], False
     if not folder.is_dir():
         return [f"{folder}: there is no such folder.{folders_instead(folder)}"], False
     single = (folder / MANIFEST).exists() or step_of(folder) is not None
@@ -46,7 +46,7 @@ def verify(folder: Path) -> tuple[list[str], bool]:
 
 
 def _verify_result(folder: Path, alone: bool) -> tuple[list[str], bool]:
-    """The same for what a run, a merge or `prepare_model` left; `alone`: there is nothing else to verify."""
+    """The same for the result of a run, a merge or `prepare_model`; `alone`: there is nothing else to verify."""
     try:
         record = read_training_record(folder)
         if record is None:

@@ -1,7 +1,7 @@
-"""Adding tokens to a tokenizer's files, touching nothing else in them.
+"""Adding tokens to a tokenizer's files without changing anything else in them.
 
-The files are edited as JSON rather than loaded and saved again: a save by the library of today rewrites parts that a
-library of yesterday, or a serving engine, reads differently.
+The files are edited as JSON rather than loaded and saved again: a save by the current library rewrites parts that an
+older version, or a serving engine, reads differently.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _AS_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normaliz
 
 @dataclass
 class Plan:
-    """What a set of wanted tokens means for one vocabulary.
+    """What adding a set of tokens means for one vocabulary.
 
     Attributes:
-        ids: token -> id, of every wanted token, in the order they were asked for.
+        ids: token -> id of every requested token, in the order of the request.
         added: the tokens that get a new id.
         marked: the tokens that had an id as ordinary text and become special.
         known: the tokens that were special already.
@@ -39,7 +39,7 @@ class Plan:
 
 
 def plan_tokens(folder: Path, tokens: Sequence[str]) -> Plan:
-    """Which id each token has or gets in `folder`/tokenizer.json, by the library's own rules."""
+    """The id that each token has or gets in `folder`/tokenizer.json, by the library's own rules."""
     from tokenizers import AddedToken, Tokenizer
 
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -57,7 +57,7 @@ def plan_tokens(folder: Path, tokens: Sequence[str]) -> Plan:
 
 
 def write_tokens(folder: Path, plan: Plan, pad_token: str | None, special_tokens: Sequence[str]) -> None:
-    """Puts the planned tokens into the tokenizer files in `folder`, and names `pad_token` as the one that pads."""
+    """Writes the planned tokens into the tokenizer files in `folder`, with `pad_token` as the pad token."""
     new = {token: plan.ids[token] for token in (*plan.added, *plan.marked)}
     tokenizer = read_json(folder / "tokenizer.json")
     entries = tokenizer.setdefault("added_tokens", [])
@@ -87,23 +87,23 @@ def check_tokens(before: Any, folder: Path, plan: Plan, pad_token: str | None, *
     for token, token_id in plan.ids.items():
         found = after.encode(f"a{token}b", add_special_tokens=False)
         if after.convert_tokens_to_ids(token) != token_id or found.count(token_id) != 1:
-            raise CheckpointError(f"{token!r} reads back as {found} instead of id {token_id}; nothing was put in place")
+            raise CheckpointError(f"{token!r} reads back as {found} instead of id {token_id}; nothing was saved")
     if pad_token is not None and after.pad_token_id != plan.ids[pad_token]:
         raise CheckpointError(f"the saved tokenizer pads with {after.pad_token!r}, not {pad_token!r}")
     old, new = before.get_vocab(), after.get_vocab()
     changed = [token for token in old.keys() | new.keys() if old.get(token) != new.get(token)]
     if sorted(changed) != sorted(plan.added):
-        raise CheckpointError(f"other tokens changed too, such as {changed[:3]}; nothing was put in place")
+        raise CheckpointError(f"other tokens changed too, such as {changed[:3]}; nothing was saved")
     for text in (*PROBES, "".join(before.get_added_vocab())):
         if before.encode(text) != after.encode(text):
             raise SettingsError(
                 f"with {' '.join((*plan.added, *plan.marked))} in the vocabulary, {text[:50]!r} is tokenised "
-                "differently: choose tokens that are no part of ordinary text, such as '[PAD]'."
+                "differently: choose tokens that do not occur in ordinary text, such as '[PAD]'."
             )
 
 
 def _name(config: dict[str, Any], pad_token: str | None, special_tokens: Sequence[str]) -> None:
-    """Enters the tokens under their names, in the form that the file already uses."""
+    """Adds the tokens under their names, in the form that the file already uses."""
     if pad_token is not None:
         old = config.get("pad_token")
         config["pad_token"] = {**_AS_SPECIAL, **old, "content": pad_token} if isinstance(old, dict) else pad_token

@@ -1,1 +1,1 @@
-"""Room: the readers of MT-bench files that evaluation programs import; judging itself is not here."""
+"""Readers of MT-bench files that evaluation programs import; judging itself is not included."""

@@ -1,4 +1,4 @@
-"""Questions, answers and prompts of MT-bench, read from their JSON lines."""
+"""Questions, answers and prompts of MT-bench, read from JSON Lines files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Putting a file of answers in order; generating them is left to the programs that import this."""
+"""Sorting a file of answers; generating them is left to the programs that import this."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastchat.upstream_names import refuse, what_instead
 
 
 def reorg_answer_file(answer_file: str) -> None:
-    """Sort the answers by question id, in place; of several answers to a question the last one stays."""
+    """Sort the answers by question id, in place; of several answers to a question the last one is kept."""
     path = Path(answer_file)
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     answers = {parse_json(line, constants=True)["question_id"]: line for line in lines}

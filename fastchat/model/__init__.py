@@ -1,4 +1,4 @@
-"""Tokenizer, RoPE, attention, base weights, multimodal models and LoRA: the only room that calls `from_pretrained`.
+"""Tokenizer, RoPE, attention, base weights, multimodal models and LoRA: the only package that calls `from_pretrained`.
 
 `load_model`, `get_conversation_template` and `add_model_args` are upstream's (model_adapter.py).
 """

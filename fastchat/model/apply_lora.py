@@ -2,8 +2,8 @@
 
     python -m fastchat.model.apply_lora --lora-path ADAPTER --target-model-path OUT [--base-model-path BASE]
 
-Template, RoPE scaling and quantisation come from the adapter's training record. This is only the command, under the
-name that upstream gave it; the work is done in `fastchat.checkpoint.merge`.
+Template, RoPE scaling and quantisation come from the adapter's training record. This is only the command, with
+upstream's name; `fastchat.checkpoint.merge` does the work.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--base-weights",
         choices=("full", "dequantised"),
-        help="merge into the checkpoint's own weights, or into what nf4 made of them (default: as trained)",
+        help="merge into the base's original weights, or into the dequantised nf4 ones (default: as trained)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu, where the whole model must fit)")
-    parser.add_argument("--cache-dir", help="where hub downloads are kept")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the base brings")
+    parser.add_argument("--cache-dir", help="where hub downloads are cached")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the base model's own Python code")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Choosing the attention kernel, and saying which one is really used."""
+"""Choosing the attention kernel, and reporting which one is used."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ FLASH = "flash_attention_2"
 FLEX = "flex_attention"
 SDPA = "sdpa"
 EAGER = "eager"
-_FLEX_HEAD_DIM = 16  # its kernel (torch 2.11) is compiled for no smaller ones
+_FLEX_HEAD_DIM = 16  # its kernel (torch 2.11) does not compile for smaller ones
 
 
 def choose_attention(
     flash_attn: bool, *, config: Any = None, dtype: Any = None, device: Any = None, packing: bool = False
 ) -> tuple[str, str]:
-    """The `attn_implementation` to load with, and the one line that says why.
+    """The `attn_implementation` to load with, and a message that says why.
 
     `flash_attn`: the user asked for FlashAttention. `config`: the model's config, to know what its class supports.
-    `dtype`, `device`: what the forward pass will run in and on (None: the GPU if there is one; half precision).
-    `packing`: several dialogues share a row. Then kernels that skip what a dialogue may not see come first,
-    FlashAttention or torch's flex attention; others compute the whole square, as right but slower.
+    `dtype`, `device`: of the forward pass (None: half precision; the GPU if there is one).
+    `packing`: several dialogues share a pack. Then kernels that skip the masked blocks are preferred, FlashAttention
+    or torch's flex attention; others compute all of the T x T scores, which is correct but slower.
 
     >>> choose_attention(False)[0]
     'sdpa'
@@ -36,7 +36,7 @@ def choose_attention(
     if packing:
         no_flex = _why_no_flex(model_class, config, device)
         if no_flex is None:
-            return FLEX, f"Attention: {FLEX}, torch's own kernel that skips what other dialogues hold ({lack})."
+            return FLEX, f"Attention: {FLEX}, torch's own kernel that skips the other dialogues of a pack ({lack})."
         lack = f"{lack}; {no_flex}" if _on_gpu(device) else lack
     asked = f" ({lack})" if wanted else ""
     if model_class is not None and not model_class._supports_sdpa:
@@ -45,19 +45,19 @@ def choose_attention(
 
 
 def wants_one_row(attention: str) -> bool:
-    """Whether packs go to this kernel one after the other in a single row, without padding.
+    """Whether packs are concatenated for this kernel into a single row, without padding.
 
-    flash_attention_2 tells dialogues apart in batches of one row only, and would mix them in larger ones without a
-    word (`_is_packed_sequence` in transformers); flex_attention skips the blocks between them. The others compute the
-    whole T x T square of a row, so they get one row per pack.
+    flash_attention_2 separates dialogues only in batches of one row, and would silently mix them in larger ones
+    (`_is_packed_sequence` in transformers); flex_attention skips the blocks between them. The others compute all T x T
+    scores of a row, so they get one row per pack.
     """
     return attention in (FLASH, FLEX)
 
 
 def one_flex_kernel() -> None:
-    """Makes flex attention take the same kernel for rows of every length, in all models loaded from now on.
+    """Makes flex attention use the same kernel for rows of every length, in all models loaded from now on.
 
-    For rows of fewer than 128 tokens torch chooses another one, made for generating, and cannot build that where the
+    For rows of fewer than 128 tokens torch chooses another one, meant for generation, and cannot compile it if the
     query heads that share a key have more than 128 tokens together: NoValidChoicesError (torch 2.11 on an H100).
     """
     from transformers import AttentionInterface
@@ -68,12 +68,12 @@ def one_flex_kernel() -> None:
 
 
 def used_attention(model: Any) -> str:
-    """The implementation the loaded `model` really runs, read from its text config."""
+    """The implementation that the loaded `model` uses, from its text config."""
     return model.config.get_text_config()._attn_implementation
 
 
 def check_attention(model: Any, asked: str) -> str:
-    """Return the implementation in use; raise SettingsError when it is not the one `asked` for."""
+    """Return the implementation in use; raise SettingsError if it is not `asked`."""
     used = used_attention(model)
     if used != asked:
         raise SettingsError(f"{type(model).__name__} runs {used} attention although {asked} was chosen for it.")
@@ -81,7 +81,7 @@ def check_attention(model: Any, asked: str) -> str:
 
 
 def _why_no_flash(model_class: Any, dtype: Any, device: Any) -> str | None:
-    """What FlashAttention 2 lacks here, or None when it can be used."""
+    """Why FlashAttention 2 cannot be used here, or None if it can."""
     import torch
 
     if not _on_gpu(device):
@@ -96,7 +96,7 @@ def _why_no_flash(model_class: Any, dtype: Any, device: Any) -> str | None:
 
 
 def _why_no_flex(model_class: Any, config: Any, device: Any) -> str | None:
-    """What torch's flex attention lacks here, or None when it can be used. On a CPU it has no backward pass."""
+    """Why torch's flex attention cannot be used here, or None if it can. On a CPU it has no backward pass."""
     if not _on_gpu(device):
         return f"{FLEX} needs a GPU"
     if importlib.util.find_spec("triton") is None:
@@ -105,10 +105,10 @@ def _why_no_flex(model_class: Any, config: Any, device: Any) -> str | None:
         return f"the model's class does not support {FLEX}"
     text = config.get_text_config()
     if getattr(text, "attention_dropout", 0.0):
-        return f"{FLEX} has no dropout, which the model's attention asks for"
+        return f"{FLEX} does not support the dropout of the model's attention"
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if head_dim < _FLEX_HEAD_DIM:
-        return f"{FLEX} needs heads of {_FLEX_HEAD_DIM} and more, and the model's are of {head_dim}"
+        return f"{FLEX} needs a head dimension of at least {_FLEX_HEAD_DIM}, and the model's is {head_dim}"
     return None
 
 
@@ -119,7 +119,7 @@ def _on_gpu(device: Any) -> bool:
 
 
 def _model_class(config: Any) -> Any:
-    """The class that `config` builds, or None when it is unknown (remote code)."""
+    """The class that `config` builds, or None if it is unknown (remote code)."""
     if config is None:
         return None
     from fastchat.model.multimodal import auto_class

@@ -18,12 +18,12 @@ from fastchat.model.multimodal import auto_class
 from fastchat.model.rope import RopeChoice, apply_rope
 from fastchat.model.source import check_model_directory, is_local, loading
 
-# On a CPU with AVX512-BF16 it advises to install a package that fetches code from the hub; nothing here needs that.
+# On a CPU with AVX512-BF16 it suggests a package that downloads code from the hub; it is not needed here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_config(model_dir: str, *, cache_dir: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The config of a folder or hub name. Raises SettingsError where there is no causal-LM base model to load."""
+    """The config of a folder or hub name. Raises SettingsError if there is no causal-LM base model to load."""
     from transformers import AutoConfig
 
     if is_local(model_dir):
@@ -54,17 +54,15 @@ def load_base_model(
     partitioned: Callable[[torch.dtype], AbstractContextManager[None]] | None = None,
     for_training: bool = True,
 ) -> Any:
-    """The causal LM in `model_dir`, frozen or not as transformers gives it, with every weight read from the files.
+    """The causal LM in `model_dir`, with every weight read from the files; a multimodal one with all of its towers.
 
-    A multimodal one comes with all of its towers.
-
-    `dtype`: of the weights; "auto" is the checkpoint's own. `attn_implementation`: from `choose_attention`; None takes
-    what it gives without FlashAttention. `quantization`: linear layers as nf4 with double
-    quantisation, computing in `compute_dtype` (default: the weights' dtype). `device`: where to put it; None leaves
-    that to the trainer. `partitioned`: opened, with the weights' dtype, where an engine divides the weights among the
+    `dtype`: of the weights; "auto" is that of the files. `attn_implementation`: from `choose_attention`; None chooses
+    without FlashAttention. `quantization`: linear layers as nf4 with double quantisation, computing in
+    `compute_dtype` (default: the weights' dtype). `device`: where to put the model; None leaves that to the trainer.
+    `partitioned`: a context, called with the weights' dtype, in which an engine partitions the weights among the
     processes while they are loaded; then `device` is ignored.
-    Raises SettingsError for a folder that is no base model, and where a weight is missing, left over or of another
-    shape, because a layer that keeps its random start is a silent disaster.
+    Raises SettingsError for a folder that is not a base model, and if a weight is missing, unexpected or has another
+    shape, because a layer left at its random initialisation would go unnoticed.
     """
     config = load_config(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if rope is not None:
@@ -106,7 +104,7 @@ def nf4_config(compute_dtype: torch.dtype) -> Any:
     """4-bit NormalFloat with double quantisation.
 
     The codes are stored as uint8: DeepSpeed casts every floating-point parameter to its own precision, which would
-    destroy codes stored in a float type, and ZeRO-3 partitions and gathers uint8 like anything else.
+    destroy codes stored in a float type, while ZeRO-3 partitions and gathers uint8 like any other dtype.
     """
     from transformers import BitsAndBytesConfig
 
@@ -120,7 +118,7 @@ def nf4_config(compute_dtype: torch.dtype) -> Any:
 
 
 def describe_quantization(model: nn.Module) -> dict[str, Any]:
-    """What is really quantised in `model`: numbers of layers, type, double quantisation, compute dtype.
+    """The quantisation found in `model`: numbers of layers, type, double quantisation, compute dtype.
 
     >>> describe_quantization(nf4_model)                    # doctest: +SKIP
     {'type': 'nf4', 'double_quant': True, 'linear4bit': 35, 'linear': 1, 'storage': 'uint8', 'compute_dtype': 'float32'}
@@ -147,10 +145,10 @@ def describe_quantization(model: nn.Module) -> dict[str, Any]:
 
 
 def dequantised_base(model_dir: str, **options: Any) -> Any:
-    """The nf4 base as full tensors: exactly the weights that a quantised forward pass multiplies with.
+    """The nf4 base as full tensors: exactly the weights that a quantised forward pass uses.
 
     `options` are those of `load_base_model`; `dtype` must be the one the base was quantised from (training.json has
-    it), since rounding to bf16 first gives other codes.
+    it), since rounding to bf16 first would give other codes.
     """
     model = load_base_model(model_dir, quantization=True, **options)
     dequantise(model)
@@ -159,7 +157,7 @@ def dequantised_base(model_dir: str, **options: Any) -> Any:
 
 @torch.no_grad()
 def dequantise(model: nn.Module) -> None:
-    """Replace every nf4 layer of `model` by a plain linear layer with the values it stands for, in place."""
+    """Replace every nf4 layer of `model`, in place, by a plain linear layer with its dequantised values."""
     from bitsandbytes.functional import dequantize_4bit
 
     for name, layer in linear4bit_layers(model).items():
@@ -173,15 +171,15 @@ def dequantise(model: nn.Module) -> None:
 
 
 def linear4bit_layers(model: nn.Module) -> dict[str, Any]:
-    """The nf4 layers of `model` by name; empty where nothing is quantised."""
+    """The nf4 layers of `model` by name; empty if nothing is quantised."""
     quantized = {n: m for n, m in model.named_modules() if type(m).__name__ == "Linear4bit"}
     return {n: m for n, m in quantized.items() if type(m).__module__.startswith("bitsandbytes")}
 
 
 def count_parameters(model: nn.Module, numel: Callable[[torch.Tensor], int] = torch.Tensor.numel) -> tuple[int, int]:
-    """(trainable, all) parameters of `model`; nf4 ones count as the weights they encode.
+    """(trainable, total) numbers of parameters of `model`; nf4 ones count as the weights they encode.
 
-    `numel`: numbers in a whole parameter, which an engine may have partitioned.
+    `numel`: the size of a whole parameter, which an engine may have partitioned.
     """
     trainable = total = 0
     for parameter in model.parameters():
@@ -194,7 +192,7 @@ def count_parameters(model: nn.Module, numel: Callable[[torch.Tensor], int] = to
 
 
 def weights_dtype(dtype: str | torch.dtype, config: Any) -> torch.dtype:
-    """The dtype that weights asked for as `dtype` will have; "auto" is what the checkpoint's `config` records."""
+    """The torch dtype for the setting `dtype`; "auto" is the one in the model's `config`."""
     if isinstance(dtype, torch.dtype):
         return dtype
     return config.get_text_config().dtype or config.dtype or torch.float32
@@ -203,39 +201,39 @@ def weights_dtype(dtype: str | torch.dtype, config: Any) -> torch.dtype:
 def _check_report(model_dir: str, report: dict[str, Any]) -> None:
     """Raise SettingsError unless every weight of the model came from the files and every file entry was used."""
     for key, what in (
-        ("missing_keys", "are missing and would stay random"),
+        ("missing_keys", "are missing and would stay randomly initialised"),
         ("mismatched_keys", "have another shape than config.json says"),
-        ("unexpected_keys", "belong to no layer of this architecture"),
+        ("unexpected_keys", "do not belong to any layer of this architecture"),
         ("error_msgs", "cannot be read"),
     ):
         names = sorted(str(name) for name in report.get(key) or ())
         if names:
             raise SettingsError(
                 f"{model_dir}: {len(names)} weights {what} (such as {', '.join(names[:3])}). The weights and "
-                "config.json do not belong together: download the folder again, or use the architecture it is for."
+                "config.json do not match: download the folder again, or use the architecture it is for."
             )
 
 
 def _keep_nf4_layout(model: nn.Module) -> None:
-    """Forbid bitsandbytes to repack weights when a CPU with AVX512-BF16 evaluates.
+    """Prevent bitsandbytes from repacking weights during evaluation on a CPU with AVX512-BF16.
 
-    The repacked layout has no backward pass (the first evaluation would cut the gradients of the rest of the run
-    without an error), needs sizes that small models lack, and is not what ZeRO-3 partitioned.
+    The repacked layout has no backward pass (after the first evaluation the gradients would silently be wrong), needs
+    sizes that small models do not have, and is not the layout that ZeRO-3 partitioned.
     """
     for layer in linear4bit_layers(model).values():
         layer.support_avx512bf16_for_cpu = False
 
 
 def _let_go_of_the_files(model: nn.Module) -> None:
-    """Copies what was not quantised on a CPU: as views into the mapped files they would keep all of the unquantised
-    weights in the process's memory, several times what is left of them."""
+    """Copies the weights that were not quantised on a CPU: as views into the mapped files they would keep all of the
+    unquantised weights in memory, several times the size of the quantised ones."""
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and type(parameter).__name__ != "Params4bit":
             parameter.data = parameter.data.clone()
 
 
 def _forget_quantization(model: Any) -> None:
-    """Make the library treat a dequantised model as the ordinary model it now is."""
+    """Make the library treat a dequantised model as an ordinary one."""
     from transformers import PreTrainedModel
 
     for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
@@ -244,11 +242,11 @@ def _forget_quantization(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.config._is_quantized = False
-    say("The nf4 base was turned back into full tensors.")
+    say("The nf4 base was dequantised into full tensors.")
 
 
 def read_configs(folder: Path, *, adapter: bool) -> None:
-    """Reads the configurations of a result as its users will; raises what the libraries raise."""
+    """Loads the configurations of a result as users will; raises what the libraries raise."""
     from peft import PeftConfig
     from transformers import AutoConfig, GenerationConfig
 

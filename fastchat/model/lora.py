@@ -1,11 +1,11 @@
-"""Putting a LoRA adapter on a frozen base: a new one, or an existing one to be trained further.
+"""Adding a LoRA adapter to a frozen base: a new one, or an existing one to continue training.
 
 Adapter weights are float32 whatever the base's dtype: at a learning rate of 3e-4 most Adam steps are smaller than the
 spacing of bf16 numbers and would be lost. Autocast still multiplies in half precision, and DeepSpeed's bf16 mode makes
-half-precision working copies of its own, with float32 masters in the optimizer.
+half-precision working copies of its own, with float32 master weights in the optimizer.
 
 The frozen base is left as it was loaded. peft's `prepare_model_for_kbit_training` would copy every tensor that is not
-nf4 into float32: for Llama-3-8B 2.1 GiB more per GPU for embeddings and head, and nothing gained, since these are
+nf4 into float32: for Llama-3-8B 2.1 GiB more per GPU for embeddings and head without any benefit, since these are
 never updated and the norms compute in float32 anyway.
 """
 
@@ -43,14 +43,14 @@ def add_lora(
     weight_path: str | None = None,
     numel: Callable[[Tensor], int] = Tensor.numel,
 ) -> Any:
-    """Freeze `model`, put a trainable LoRA adapter on it, and return the PeftModel.
+    """Freeze `model`, add a trainable LoRA adapter to it, and return the PeftModel.
 
-    `target_modules`: names as `parse_target_modules` takes them; None means those of the usual seven that exist.
+    `target_modules`: names as accepted by `parse_target_modules`; None means those of the usual seven that exist.
     `weight_path`: an adapter directory to continue; rank, alpha, targets and bias are then the adapter's.
-    `numel`: numbers in a whole parameter, which an engine may have partitioned.
-    Works on a quantised `model` as on a full one. Of a multimodal one, whose weights must be in reach under ZeRO-3, it
-    adapts and trains only what text passes through. Raises SettingsError for a value out of range, a target that
-    matches nothing (the message lists what exists), or when nothing would be trained.
+    `numel`: the size of a whole parameter, which an engine may have partitioned.
+    `model` may be quantised. In a multimodal one, whose weights must be gathered under ZeRO-3, only the modules that
+    text passes through are adapted and trained. Raises SettingsError for a value out of range, a target that
+    matches nothing (the message lists what exists), or if nothing would be trained.
     """
     _check_values(r, alpha, dropout, bias)
     model.requires_grad_(False)
@@ -64,7 +64,7 @@ def add_lora(
     say_idle(freeze_idle(peft_model, numel))
     trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
     if bias != "none" and not any(name.endswith(".bias") for name in trained):
-        say(f"--lora_bias {bias}: the layers in question have no bias, so it changes nothing.")
+        say(f"--lora_bias {bias}: the adapted layers have no bias, so it has no effect.")
     if gradient_checkpointing:
         enable_gradient_checkpointing(peft_model)
     trainable, total = count_parameters(peft_model, numel)
@@ -75,7 +75,7 @@ def add_lora(
 
 
 def parse_target_modules(values: Sequence[str] | str | None) -> list[str] | None:
-    """Module names from how people write them: spaces, commas, stray quotes; None stays None.
+    """Module names from a list that may contain spaces, commas and stray quotes; None stays None.
 
     >>> parse_target_modules(["q_proj,", "'k_proj','v_proj'"])
     ['q_proj', 'k_proj', 'v_proj']
@@ -121,10 +121,10 @@ def choose_targets(
 
 
 def _without_experts(model: nn.Module, names: list[str], *, refuse: bool) -> list[str]:
-    """`names` without those that peft does not take for layers in this architecture, but for what the experts of a
-    mixture once called their weights. Says so, or with `refuse` raises SettingsError.
+    """`names` without those that peft takes for the old names of expert weights in this architecture instead of for
+    layers. Says so, or with `refuse` raises SettingsError.
 
-    The weights of all experts are one parameter today, and peft would adapt that instead of the layers of the name.
+    The weights of all experts are one fused parameter today, and peft would adapt that instead of the named layers.
     """
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -139,38 +139,38 @@ def _without_experts(model: nn.Module, names: list[str], *, refuse: bool) -> lis
 
     taken = [name for name in names if not is_layer(name)]
     if taken:
-        line = f"peft takes {', '.join(taken)} in {type(model).__name__} for names of its experts' fused weights"
+        line = f"in {type(model).__name__}, peft applies {', '.join(taken)} to the fused weights of the experts"
         if refuse:
-            raise SettingsError(f"--lora_target_modules: {line}, and not for layers: leave them out.")
-        say(f"LoRA: {line}, so the layers of these names get no adapter.")
+            raise SettingsError(f"--lora_target_modules: {line}, not to layers: leave them out.")
+        say(f"LoRA: {line}, so the layers with these names get no adapter.")
     return [name for name in names if name not in taken]
 
 
 def adaptable_modules(model: nn.Module) -> list[str]:
-    """Full names of all layers that LoRA can sit on: linear (also nf4), GPT-2's Conv1D, embeddings."""
+    """Full names of all layers that LoRA can adapt: linear (also nf4), GPT-2's Conv1D, embeddings."""
     from transformers.pytorch_utils import Conv1D
 
     return [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, Conv1D))]
 
 
 def _idle_parts(model: nn.Module, targets: list[str], text: Collection[str]) -> list[str]:
-    """The parts of `model` that have layers of the targets' names, but that text does not pass through; says so."""
+    """The parts of `model` with layers named like the targets that text does not pass through; says so."""
     everything = adaptable_modules(model)
     meant = [name for name in everything if any(_matches(target, [name]) for target in targets)]
     idle = [name for name in meant if name not in text]
     parts = idle_parts(idle, [name for name in everything if name in text])
     if idle:
         say(
-            f"LoRA sits on {len(meant) - len(idle)} layers of the language model. {len(idle)} layers of the same "
-            f"names, in {', '.join(parts)}, get none: text does not pass through them."
+            f"LoRA adapts {len(meant) - len(idle)} layers of the language model. {len(idle)} layers with the same "
+            f"names, in {', '.join(parts)}, are not adapted: text does not pass through them."
         )
     return parts
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass, in the non-reentrant way.
+    """Recompute activations in the backward pass, with the non-reentrant implementation.
 
-    The re-entrant way needs an input that requires a gradient, which a frozen embedding does not give, and skips the
+    The reentrant one needs an input that requires a gradient, which a frozen embedding does not give, and skips the
     forward hooks that ZeRO-3 gathers weights with. The hook on the embedding is kept for code that forces it anyway.
     """
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -184,21 +184,21 @@ def check_adapter_directory(path: str) -> dict[str, Any]:
         raise SettingsError(f"No such adapter directory: {path!r}.{folders_instead(path)}")
     check_references(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
-        kind = "a full model" if (folder / "config.json").is_file() else "no adapter"
-        raise SettingsError(f"{path} is {kind}: it has no {ADAPTER_CONFIG}. Give the folder a LoRA run has saved.")
+        kind = "a full model" if (folder / "config.json").is_file() else "not an adapter"
+        raise SettingsError(f"{path} is {kind}: it has no {ADAPTER_CONFIG}. Give the folder that a LoRA run has saved.")
     config = read_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
-        raise SettingsError(f"{path} holds an adapter of type {config.get('peft_type')!r}; only LORA is supported.")
+        raise SettingsError(f"{path} is an adapter of type {config.get('peft_type')!r}; only LORA is supported.")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise SettingsError(f"{path} has no {ADAPTER_WEIGHTS} (pickled adapters are not opened: they can run code).")
     return config
 
 
 def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: float | None = None) -> Any:
-    """The adapter in `path` on `model`, every one of its tensors accounted for.
+    """The adapter in `path` on `model`, with every one of its tensors loaded.
 
-    Raises SettingsError for a folder that is no adapter or does not fit the base, CheckpointError when tensors are
-    missing or left over.
+    Raises SettingsError for a folder that is not an adapter or does not fit the base, CheckpointError if tensors are
+    missing or unexpected.
     """
     from peft import LoraConfig, PeftModel
 
@@ -233,7 +233,7 @@ def _new_adapter(
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:
-    """The adapter in `path`, trainable; says which of the `asked` values give way to its own."""
+    """The adapter in `path`, trainable; says which of the `asked` values are replaced by its own."""
     own = check_adapter_directory(path)
     _check_rope(model, path)
     peft_model = load_adapter(model, path, trainable=True, dropout=dropout)
@@ -241,13 +241,13 @@ def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, A
     say(
         f"Continuing the adapter {path}: r {own['r']}, alpha {own['lora_alpha']}, targets "
         f"{', '.join(sorted(own['target_modules']))}"
-        + (f" (its own values win: {', '.join(differ)})." if differ else ".")
+        + (f" (its own values are used: {', '.join(differ)})." if differ else ".")
     )
     return peft_model
 
 
 def _check_rope(model: Any, path: str) -> None:
-    """Raise SettingsError when the adapter was trained with another RoPE scaling than `model` has."""
+    """Raise SettingsError if the adapter was trained with another RoPE scaling than `model` has."""
     record = Path(path).expanduser() / "training.json"
     recorded = read_json(record).get("rope_parameters") if record.is_file() else None
     here = getattr(model.config.get_text_config(), "rope_parameters", None)
@@ -259,7 +259,7 @@ def _check_rope(model: Any, path: str) -> None:
 
 
 def _check_loaded(peft_model: Any, path: str) -> None:
-    """Raise CheckpointError unless the tensors in the file are exactly those that the adapter has."""
+    """Raise CheckpointError unless the tensors in the file are exactly those of the adapter."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -273,7 +273,7 @@ def _check_loaded(peft_model: Any, path: str) -> None:
         )
     if foreign := sorted(name for name in stored - wanted if "lora_" in name):
         raise CheckpointError(
-            f"{path}/{ADAPTER_WEIGHTS} has {len(foreign)} tensors with no place in this base model, such as "
+            f"{path}/{ADAPTER_WEIGHTS} has {len(foreign)} tensors that do not fit this base model, such as "
             f"{foreign[0]}: it was trained on another one."
         )
 

@@ -1,6 +1,6 @@
 """Upstream's interface to models: which template belongs to a model path, and loading by path.
 
-The choice is upstream's own, as a table (adapters.json); loading is this project's. No heavy imports at the top.
+Templates are chosen as upstream does, with a table (adapters.json); loading is this project's. No heavy imports.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ELSEWHERE = "is not available here; load the model with transformers' AutoModel
 
 
 class BaseModelAdapter:
-    """What a family of models needs: subclass it, `register_model_adapter` the class, and its `match` decides."""
+    """Adapter for a family of models: subclass it and pass the class to `register_model_adapter`."""
 
     use_fast_tokenizer = True
 
@@ -85,7 +85,7 @@ class _TableAdapter(BaseModelAdapter):
 
 
 class PeftModelAdapter(BaseModelAdapter):
-    """The folder of a LoRA adapter, or of whatever else this project trained."""
+    """The folder of a LoRA adapter, or of any other result of this project."""
 
     def match(self, model_path: str) -> bool:
         folder = Path(model_path).expanduser()
@@ -122,7 +122,7 @@ model_adapters: list[BaseModelAdapter] = []
 
 
 def register_model_adapter(cls: type[BaseModelAdapter]) -> None:
-    """Make a class of adapters known; those registered earlier are asked first."""
+    """Register an adapter class; classes registered earlier are tried first."""
     model_adapters.append(cls())
 
 
@@ -145,8 +145,8 @@ def get_model_adapter(model_path: str) -> BaseModelAdapter:
 def get_conversation_template(model_path: str) -> Conversation:
     """A fresh conversation with the template that upstream takes for a model path (or a name such as "vicuna").
 
-    Where upstream has none, the table of today's families decides; where that has none either, it is upstream's
-    `one_shot`, and one line says so.
+    If upstream has none, the table of current model families is used; if that has none either, upstream's `one_shot`
+    is used, with a message.
     """
     return get_model_adapter(model_path).get_default_conv_template(model_path)
 
@@ -168,7 +168,7 @@ def load_model(
 ) -> tuple[Any, Any]:
     """(model on `device`, tokenizer) of a folder or hub name; also of an adapter's folder.
 
-    `dtype`: default float32 on the CPU, float16 elsewhere, as upstream. Code that a model brings does not run, and
+    `dtype`: default float32 on the CPU, float16 elsewhere, as upstream. The model's own code is not run, and
     weights come from safetensors. Raises NotImplementedError for several GPUs and for quantised formats, ValueError
     (SettingsError) for a model that cannot be loaded.
     """
@@ -206,7 +206,7 @@ def get_generate_stream_function(model: Any, model_path: str) -> Any:
     return generate_stream
 
 
-# Flag -> what argparse is told; upstream's names, defaults and choices.
+# Flag -> arguments for argparse; upstream's names, defaults and choices.
 _MODEL_ARGS: dict[str, dict[str, Any]] = {
     "--model-path": {"type": str, "default": "lmsys/vicuna-7b-v1.5", "help": "folder of the model, or a hub name"},
     "--revision": {"type": str, "default": "main", "help": "branch, tag or commit on the hub"},
@@ -247,7 +247,7 @@ def remove_parent_directory_name(model_path: str) -> str:
 
 @cache
 def _template_by_name(model_path: str) -> str:
-    """The template of a model that upstream has no adapter for; said once per path where none is known."""
+    """The template of a model that upstream has no adapter for; warns once per path if none is known."""
     lower = Path(model_path).name.lower()
     named = next((name for words, name in builtin().by_name if all(word in lower for word in words)), None)
     if named in conv_templates:

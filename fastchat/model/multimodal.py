@@ -1,8 +1,8 @@
-"""Models that see or hear as well (Gemma 3, Qwen2.5-VL, Llama 3.2 Vision, Qwen2-Audio): what of them text trains.
+"""Multimodal models (Gemma 3, Qwen2.5-VL, Llama 3.2 Vision, Qwen2-Audio): which of their modules text can train.
 
-Which parts those are is not known by name. A few tokens are sent through the model, and what they do not pass through
-(vision and audio towers, projectors, layers that attend to pictures only) is left alone: nothing there would get a
-gradient, and data parallelism waits for a gradient of everything that trains.
+The modules are not known by name. A few tokens are sent through the model, and modules that they do not pass through
+(vision and audio towers, projectors, layers that attend to images only) are left alone: they would not get a
+gradient, and data parallelism waits for the gradient of every trainable parameter.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _TOKENS = 4
 
 
 def auto_class(config: Any) -> Any:
-    """The class of transformers that loads what `config` describes: with all of its towers where it has some.
+    """The transformers class that loads the model of `config`, including its vision or audio towers.
 
-    The one for causal language models knows only some of those, and of others only the language model inside.
+    The class for causal language models supports only some of those, and of others only the language model.
     """
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
@@ -35,7 +35,7 @@ def auto_class(config: Any) -> Any:
 
 
 def is_multimodal(config: Any) -> bool:
-    """Whether a config has configs of other parts than the language model in it."""
+    """Whether a config also has configs of parts other than the language model."""
     from transformers import PreTrainedConfig
 
     text = config.get_text_config()
@@ -43,9 +43,9 @@ def is_multimodal(config: Any) -> bool:
 
 
 def modules_of_text(model: nn.Module) -> set[str]:
-    """Names of the modules that text passes through; of all modules where `model` is not multimodal.
+    """Names of the modules that text passes through; of all modules if `model` is not multimodal.
 
-    Under ZeRO-3 its weights have to be in reach. Every process calls it, and it leaves the model as it was.
+    Under ZeRO-3 its weights have to be gathered. Every process must call it; the model is not changed.
     """
     names = {name for name, _ in model.named_modules()}
     if not is_multimodal(model.config):
@@ -66,10 +66,10 @@ def modules_of_text(model: nn.Module) -> set[str]:
 
 
 def freeze_idle(model: nn.Module, numel: Callable[[torch.Tensor], int] = torch.Tensor.numel) -> dict[str, int]:
-    """Freezes the parameters of a multimodal `model` that text gives no gradient; their numbers by part of the model.
+    """Freezes the parameters of a multimodal `model` that get no gradient from text; their number by part of the model.
 
-    `numel`: numbers in a whole parameter, which an engine may have partitioned. As `modules_of_text`;
-    {} where all that trains takes part.
+    `numel`: the size of a whole parameter, which an engine may have partitioned. Conditions as for `modules_of_text`.
+    {} if nothing had to be frozen.
     """
     if not is_multimodal(model.config):
         return {}
@@ -87,14 +87,14 @@ def freeze_idle(model: nn.Module, numel: Callable[[torch.Tensor], int] = torch.T
 
 
 def say_idle(parts: dict[str, int]) -> None:
-    """One line where something was frozen."""
+    """Reports the frozen parameters, if any."""
     if parts:
         listed = ", ".join(f"{name} ({number:,})" for name, number in sorted(parts.items()))
         say(f"Frozen, because text does not pass through it: {sum(parts.values()):,} parameters of {listed}.")
 
 
 def idle_parts(names: Iterable[str], busy: Collection[str]) -> list[str]:
-    """The largest parts of the model that hold modules `names` and none of the modules `busy`.
+    """The largest parts of the model that contain modules `names` and none of the modules `busy`.
 
     >>> idle_parts(["model.vision.0.q", "model.vision.1.q"], {"model.text.0.q"})
     ['model.vision']
@@ -103,7 +103,7 @@ def idle_parts(names: Iterable[str], busy: Collection[str]) -> list[str]:
 
 
 def exclusion(parts: Iterable[str]) -> str | None:
-    """The `exclude_modules` of a peft config that leaves these parts alone, and all that is in them."""
+    """The `exclude_modules` of a peft config that excludes these parts and everything in them."""
     names = "|".join(map(re.escape, parts))
     return rf"({names})(\..*)?" if names else None
 
@@ -118,7 +118,7 @@ def _largest_part(name: str, busy: Collection[str]) -> str:
 
 
 def _forward(model: Any) -> torch.Tensor:
-    """Logits of a few tokens, none of which stands for a picture or a sound, without dropout."""
+    """Logits of a few tokens, none of which is an image or audio placeholder, without dropout."""
     meant = {v for k, v in model.config.to_dict().items() if "token" in k and isinstance(v, int)}
     size = model.config.get_text_config().vocab_size
     ids = [i for i in range(min(size, len(meant) + _TOKENS)) if i not in meant][:_TOKENS]
@@ -132,7 +132,7 @@ def _forward(model: Any) -> torch.Tensor:
 
 
 def _leaves(result: torch.Tensor) -> set[int]:
-    """The ids of the parameters that a tensor was computed from, as far as they train."""
+    """The ids of the trainable parameters that a tensor was computed from."""
     found, seen, todo = set(), set(), [result.grad_fn]
     while todo:
         step: Any = todo.pop()

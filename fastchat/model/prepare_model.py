@@ -2,8 +2,8 @@
 
     python -m fastchat.model.prepare_model --model-path M --pad-token '[PAD]' --output-path OUT
 
-Training does not need it: a run chooses a safe pad token by itself and says which. It is for models that other
-programs, which mask padding by its id, will train or serve. This is the command; `checkpoint/prepare.py` does the work.
+Training does not need it: a run chooses a safe pad token by itself and logs which. Use it for models that will be
+trained or served by programs that mask padding by its id. `checkpoint/prepare.py` does the work.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model-path", required=True, metavar="M", help="folder (or hub name) of the model")
     add("--output-path", required=True, metavar="OUT", help="new folder for the result")
-    add("--pad-token", metavar="TOKEN", help="the token that pads, such as '[PAD]'; added where it does not exist")
+    add("--pad-token", metavar="TOKEN", help="the pad token, such as '[PAD]'; added if it does not exist")
     add("--special-tokens", nargs="+", default=[], metavar="TOKEN", help="other tokens to add, never cut into pieces")
-    add("--cache_dir", "--cache-dir", help="where hub downloads are kept")
-    add("--trust-remote-code", action="store_true", help="run Python code that the model brings")
+    add("--cache_dir", "--cache-dir", help="where hub downloads are cached")
+    add("--trust-remote-code", action="store_true", help="run the model's own Python code")
     return parser
 
 

@@ -1,8 +1,8 @@
 """Longer contexts by scaling RoPE: which scaling, written into the config before the model is built.
 
-A RoPE table is computed once, when the model is constructed; a config changed afterwards does nothing. So the choice is
-made from the config alone, and `apply_rope` puts it there before any weight is read. The same dictionary goes into
-`training.json`, and from there into chats and merged models.
+A RoPE table is computed once, when the model is constructed; changing the config afterwards has no effect. So the
+scaling is chosen from the config alone, and `apply_rope` writes it there before any weight is read. The same dictionary
+is recorded in `training.json`, from which chats and merges read it.
 
 What `max_position_embeddings` means depends on the type, and other programs rely on it: for "linear" and "dynamic" it
 stays the length the base was trained with (transformers computes the dynamic base from it; serving engines multiply it
@@ -38,16 +38,16 @@ class RopeChoice:
 
     @property
     def factor(self) -> float:
-        """How many times longer than the base's trained context."""
+        """The factor by which the base's trained context is extended."""
         return _scaled_entry(self.rope_parameters)["factor"]
 
 
 def choose_rope(
     config: Any, *, type: str | None = None, factor: float | None = None, model_max_length: int
 ) -> RopeChoice | None:
-    """Which RoPE scaling `model_max_length` tokens need, or None when the config stays as it is; says so in one line.
+    """The RoPE scaling that `model_max_length` tokens need, or None if the config stays unchanged; logs the choice.
 
-    `type`: linear, dynamic, yarn or llama3; without it linear is used where the length or `factor` calls for it.
+    `type`: linear, dynamic, yarn or llama3; by default linear if the length or `factor` requires scaling.
     `factor`: new length / trained length; by default `float(ceil(model_max_length / max_position_embeddings))`.
     Raises SettingsError for an unknown type, a factor below 1, a model without RoPE, or a base whose own scaling
     cannot be combined with the one asked for.
@@ -67,13 +67,13 @@ def choose_rope(
     else:
         choice = _second_scaling(text, entry, type, factor, model_max_length)
     if choice is not None:
-        apply_rope(copy.deepcopy(config), choice)  # some architectures refuse some types: better now than after loading
+        apply_rope(copy.deepcopy(config), choice)  # some architectures refuse some types: find out before loading
         say(choice.line)
     return choice
 
 
 def apply_rope(config: Any, choice: RopeChoice) -> None:
-    """Write `choice` into `config`, which a model is then built from. Raises SettingsError where it is refused."""
+    """Write `choice` into `config`, which a model is then built from. Raises SettingsError if it is refused."""
     text = config.get_text_config()
     text.rope_parameters = copy.deepcopy(choice.rope_parameters)
     text.max_position_embeddings = choice.max_position_embeddings
@@ -94,7 +94,7 @@ def rope_type(config: Any) -> str | None:
 
 
 def context_length(config: Any) -> int | None:
-    """How many tokens the model that `config` builds was made for; None where nothing limits it."""
+    """The context length in tokens of the model that `config` builds; None if it has no limit."""
     text = config.get_text_config()
     length = max_positions(config)
     if length and rope_type(config) in KEEPS_ORIGINAL_LENGTH:
@@ -103,10 +103,10 @@ def context_length(config: Any) -> int | None:
 
 
 def max_positions(config: Any) -> int | None:
-    """The number of positions that `config` names; None for an architecture that has none (ALiBi, state spaces)."""
+    """The number of positions in `config`; None for an architecture without (ALiBi, state space models)."""
     text = config.get_text_config()
     found = getattr(text, "max_position_embeddings", None)
-    return found or getattr(text, "max_seq_len", None)  # MPT's table of ALiBi biases is that long
+    return found or getattr(text, "max_seq_len", None)  # the length of MPT's table of ALiBi biases
 
 
 def _check_request(type: str | None, factor: float | None) -> None:
@@ -120,10 +120,10 @@ def _check_request(type: str | None, factor: float | None) -> None:
 
 
 def _check_without_rope(text: Any, type: str | None, factor: float | None, length: int) -> None:
-    """Refuse what only RoPE can do, for a model with learned or ALiBi positions."""
+    """Refuse RoPE scaling for a model with learned or ALiBi positions."""
     positions = max_positions(text)
     rope = positions is None and getattr(text, "rope_parameters", None)
-    lacks = "names no context length that could be scaled" if rope else "has no RoPE to scale"
+    lacks = "has no context length that could be scaled" if rope else "has no RoPE to scale"
     if type is not None or factor is not None:
         raise SettingsError(
             f"--rope_scaling_type/--rope_scaling_factor: {text.model_type} {lacks}. Leave them out"
@@ -162,7 +162,7 @@ def _first_scaling(text: Any, entry: dict, type: str | None, factor: float | Non
 
 
 def _second_scaling(text: Any, entry: dict, type: str | None, factor: float | None, length: int) -> RopeChoice | None:
-    """Scaling for a base that was already trained with one: the same kind can be stretched, another one cannot."""
+    """Scaling for a base that was already trained with one: the same type can be extended, no other can be added."""
     kind, old = entry["rope_type"], float(entry.get("factor") or 1.0)
     stretched = text.max_position_embeddings
     original = stretched if kind in KEEPS_ORIGINAL_LENGTH else entry.get("original_max_position_embeddings", stretched)
@@ -176,12 +176,12 @@ def _second_scaling(text: Any, entry: dict, type: str | None, factor: float | No
         )
     if length <= reach and factor is None:
         if type is not None or length > stretched:
-            say(f"{has}; that covers {length} tokens and stays as it is.")
+            say(f"{has}; that covers {length} tokens and is kept.")
         return None
     if type is None:
         raise SettingsError(
             f"--model_max_length {length}: {has[0].lower()}{has[1:]}. "
-            + (f"Pass --rope_scaling_type {kind} to stretch it further, or " if kind in ROPE_TYPES else "")
+            + (f"Pass --rope_scaling_type {kind} to extend it further, or " if kind in ROPE_TYPES else "")
             + f"lower --model_max_length to {reach}."
         )
     new = old * math.ceil(length / reach) if factor is None else float(factor)
@@ -192,7 +192,7 @@ def _second_scaling(text: Any, entry: dict, type: str | None, factor: float | No
 
 
 def _choice(text: Any, entry: dict, new: dict, stretch: float, line: str) -> RopeChoice:
-    """`entry` with `new` on top, put back into all of the config's rope_parameters."""
+    """The config's whole rope_parameters, with `new` merged into `entry`."""
     parameters = copy.deepcopy(text.rope_parameters)
     _scaled_entry(parameters).update(new)
     length = text.max_position_embeddings
@@ -204,7 +204,7 @@ def _choice(text: Any, entry: dict, new: dict, stretch: float, line: str) -> Rop
 def _scaled_entry(parameters: dict) -> dict:
     """The dictionary that scaling changes: the only one, or that of the full-attention layers.
 
-    Layers with a sliding window never look further than the window, so their RoPE stays (as Gemma 3 itself does it).
+    Layers with a sliding window never attend beyond the window, so their RoPE is kept (as in Gemma 3 itself).
     """
     if not any(isinstance(value, dict) for value in parameters.values()):
         return parameters

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder on this machine or a name on the hub, and what is said when it is neither."""
+"""Where a model comes from: a local folder or a hub name, and the error messages if it is neither."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def is_local(source: str) -> bool:
-    """True when `source` is a folder here; False when it can only be a hub name such as `org/name`.
+    """True if `source` is a local folder; False if it can only be a hub name such as `org/name`.
 
-    Raises SettingsError when it can only be a path (see `meant_here`) and no such folder exists, because asking the hub
-    for it would take long where there is none, and give a confusing answer.
+    Raises SettingsError if it can only be a path (see `meant_here`) and no such folder exists, because asking the hub
+    for it could take long without a network and give a confusing answer.
     """
     path = Path(source).expanduser()
     if source and path.is_dir():
@@ -32,7 +32,7 @@ def is_local(source: str) -> bool:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in `path`. Raises SettingsError naming the file when it is not one."""
+    """The JSON object in `path`. Raises SettingsError naming the file if it is not one."""
     try:
         return read_object(path, constants=True)
     except (JsonError, OSError) as problem:
@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict:
 
 
 def check_model_directory(source: str) -> None:
-    """Raise SettingsError unless the local folder `source` holds a config and complete safetensors weights."""
+    """Raise SettingsError unless the local folder `source` has a config and complete safetensors weights."""
     folder = Path(source).expanduser()
     check_references(folder)
     if (folder / "adapter_config.json").is_file():
@@ -68,8 +68,8 @@ def _check_weight_files(folder: Path, source: str) -> None:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_ENDINGS)
         if pickles:
             raise SettingsError(
-                f"{source} holds its weights only as pickle ({pickles[0]}), which can run code when it is opened. "
-                "Convert it to safetensors where you trust it: AutoModelForCausalLM.from_pretrained(...)"
+                f"{source} has its weights only as pickle ({pickles[0]}), which can run code when it is opened. "
+                "If you trust it, convert it to safetensors: AutoModelForCausalLM.from_pretrained(...)"
                 ".save_pretrained(NEW_FOLDER)."
             )
         raise SettingsError(f"{source} has no model.safetensors: there are no weights in this directory.")
@@ -92,15 +92,15 @@ def _explain(source: str, what: str, problem: Exception, trust_remote_code: bool
     text = " ".join(str(problem).split())
     start = f"The {what} of {source!r} cannot be loaded"
     if not trust_remote_code and "trust_remote_code" in text:
-        return f"{start}: it brings Python code of its own. Read that code, then pass --trust_remote_code True."
+        return f"{start}: it has Python code of its own. Read that code, then pass --trust_remote_code True."
     chain = [type(e).__name__ for e in _causes(problem)]
     if "GatedRepoError" in chain or "gated repo" in text:
         return f"{start}: it is gated. Accept its licence on the hub, then run `hf auth login` (or set HF_TOKEN)."
     if not Path(source).expanduser().is_dir():
         return (
-            f"{start}: there is no such folder here, and the hub does not give it (offline, private or misspelled). "
-            f"Download it where there is a network (`hf download {source} --local-dir DIR`) and pass that folder, or "
-            f"pass --cache_dir of a copy. ({brief(text)})"
+            f"{start}: there is no such folder here, and the hub does not provide it (offline, private or misspelled). "
+            f"Download it on a machine with a network (`hf download {source} --local-dir DIR`) and pass that folder, "
+            f"or pass a hub cache that has it with --cache_dir. ({brief(text)})"
         )
     return f"{start}: {brief(text, 400)}"
 

@@ -1,8 +1,8 @@
 """Loading a tokenizer, and choosing the token that pads a batch.
 
 Padding is masked by length everywhere in this project, so the pad id is only ever looked up in the embedding table.
-It still matters which one it is: other programs read the saved tokenizer and mask *by id*, and for them a pad token
-that is also the end of a turn means a model that never learns to stop.
+The choice still matters: other programs read the saved tokenizer and mask *by id*, and with a pad token
+that is also the end of a turn, a model trained by them never learns to stop.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOKENIZER_FILES = (
     *("tekken.json", "tiktoken.model"),
 )
 
-# Tried in this order against the added tokens; each kind is never written in ordinary training text.
+# Tried in this order against the added tokens; none of these kinds occurs in ordinary training text.
 UNUSED_PATTERNS = (
     (re.compile(r"^[<\[]\|?pad\|?[>\]]$", re.I), "it is the vocabulary's padding token"),
     (re.compile(r"^<\|?[\w ]*_?pad(_id)?\|?>$", re.I), "it is a padding token that no template uses"),
@@ -42,7 +42,7 @@ UNUSED_PATTERNS = (
 
 @dataclass(frozen=True)
 class PadChoice:
-    """Which token fills the end of a batch's shorter rows, and why; `token` is None when only an id is borrowed."""
+    """The token that fills up the shorter rows of a batch, and why; `token` is None if only an id is borrowed."""
 
     id: int
     token: str | None
@@ -50,7 +50,7 @@ class PadChoice:
 
     @property
     def line(self) -> str:
-        """The one line a run prints about it."""
+        """The message that a run prints about it."""
         return f"Padding with {self.token or 'a borrowed token'} (id {self.id}): {self.reason}."
 
 
@@ -68,7 +68,7 @@ def load_tokenizer(
 
     `stop_ids`: ids that end a turn in the template, as far as known; `choose_pad` may be called again with more.
     `embedding_rows`: see `choose_pad`.
-    Raises SettingsError for a missing folder, a folder without a tokenizer, or one that has no fast version.
+    Raises SettingsError for a missing folder, a folder without a tokenizer, or one without a fast version.
     """
     tokenizer = load_plain(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code, use_class=use_class)
     tokenizer.padding_side = padding_side
@@ -80,8 +80,8 @@ def load_plain(
 ) -> Any:
     """The tokenizer as its files describe it, with no pad token chosen for it. Raises as `load_tokenizer` does.
 
-    `tokenizer.json` decides about ids where there is one; with `use_class` the class in transformers does, and with
-    `trust_remote_code` the code that the folder brings.
+    `tokenizer.json` determines the ids if there is one; with `use_class` the class in transformers does, and with
+    `trust_remote_code` the folder's own code.
     """
     if is_local(model_dir):
         _check_tokenizer_directory(model_dir)
@@ -91,7 +91,7 @@ def load_plain(
         if use_class or code:
             tokenizer = from_class(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
             if use_class or trust_remote_code:
-                return tokenizer  # else its class is one of transformers' own, and no code is needed
+                return tokenizer  # otherwise its class is one of transformers' own, and no code is needed
         if find_file(model_dir, FILE, cache_dir):
             return from_file(model_dir, cache_dir=cache_dir)
         if model := find_file(model_dir, SENTENCEPIECE, cache_dir):
@@ -102,17 +102,17 @@ def load_plain(
 def choose_pad(tokenizer: Any, *, stop_ids: Collection[int] = (), embedding_rows: int | None = None) -> PadChoice:
     """Choose the pad token, set it on `tokenizer`, and return it. Nothing is added to the vocabulary.
 
-    Never chosen: the EOS, any of `stop_ids`, and any id without a row among `embedding_rows` (by default those that a
-    config.json beside the tokenizer names). In order: the
-    tokenizer's own pad token, a padding/reserved/unused added token, `<unk>`, the BOS, and last any other id (then
-    the tokenizer's own pad token is left unset, since no token of it deserves the name).
+    Never chosen: the EOS, any of `stop_ids`, and any id without a row among `embedding_rows` (default: the vocab size
+    in a config.json next to the tokenizer). In order of preference: the tokenizer's own pad token, a
+    padding/reserved/unused added token, `<unk>`, the BOS, and last any other id (then the tokenizer's pad token is left
+    unset, since none is suitable).
 
     >>> choose_pad(gemma_tokenizer).token            # doctest: +SKIP
     '<pad>'
     """
     rows = embedding_rows or _rows_from_config(tokenizer.name_or_path) or len(tokenizer)
     barred = {int(i) for i in stop_ids} | {tokenizer.eos_token_id}
-    # What the files say, not what an earlier call has set.
+    # The value in the files, not one that an earlier call has set.
     own = str(tokenizer.init_kwargs.get("pad_token") or "")
     own_id = tokenizer.convert_tokens_to_ids(own) if own else None
     if own_id is None:
@@ -134,16 +134,16 @@ def choose_pad(tokenizer: Any, *, stop_ids: Collection[int] = (), embedding_rows
 
 
 def _candidates(tokenizer: Any) -> Iterator[tuple[str, int, str]]:
-    """(token, id, reason) of everything that may pad, best first."""
+    """(token, id, reason) of every possible pad token, best first."""
     added = sorted((token_id, token.content) for token_id, token in tokenizer.added_tokens_decoder.items())
     for pattern, reason in UNUSED_PATTERNS:
         for token_id, token in added:
             if pattern.match(token):
                 yield token, token_id, reason
     if tokenizer.unk_token is not None:
-        yield tokenizer.unk_token, tokenizer.unk_token_id, "it ends no turn"
+        yield tokenizer.unk_token, tokenizer.unk_token_id, "it does not end a turn"
     if tokenizer.bos_token is not None:
-        yield tokenizer.bos_token, tokenizer.bos_token_id, "it ends no turn and is never trained"
+        yield tokenizer.bos_token, tokenizer.bos_token_id, "it does not end a turn and is never trained"
 
 
 def _check_tokenizer_directory(model_dir: str) -> None:

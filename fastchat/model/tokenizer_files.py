@@ -1,8 +1,8 @@
-"""A tokenizer's files: `tokenizer.json` decides about ids, and what is written is read alike by every loader.
+"""A tokenizer's files: `tokenizer.json` determines the ids, and every loader reads the saved files in the same way.
 
-Classes of transformers rebuild the pipeline (normaliser, pre-tokenizer, decoder) from code of their own, whatever the
-file says, and lose keys when they are saved. So every tokenizer here is a plain `PreTrainedTokenizerFast`, which takes
-the file as it stands; what a class adds beside ids (names of special tokens, inputs of the model) is taken over.
+Some transformers classes build the pipeline (normaliser, pre-tokenizer, decoder) from their own code, whatever the
+file says, and lose keys when they are saved. So every tokenizer here is a plain `PreTrainedTokenizerFast`, which uses
+the file unchanged; what a class adds besides ids (names of special tokens, model inputs) is copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastchat.security import NO_CODE
 FILE, CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 PLAIN = "PreTrainedTokenizerFast"
 _BEGIN_AND_END = ("add_bos_token", "add_eos_token")
-# Not to be taken over: the class, and what transformers keeps in another form.
+# Not copied: the class, and values that transformers keeps in another form.
 _ELSEWHERE = ("tokenizer_class", "auto_map", "added_tokens_decoder", "additional_special_tokens", "chat_template")
 # Texts on which two tokenizers are compared: words, digits, spaces, line ends, other scripts, code, bytes.
 PROBES = (
@@ -34,7 +34,7 @@ _COMPARED = 64  # added tokens that are tried between words
 
 
 def find_file(source: str, name: str, cache_dir: str | None = None) -> Path | None:
-    """The file `name` of a folder or a hub repository; None where it has none."""
+    """The file `name` of a folder or a hub repository; None if it has none."""
     if Path(source).expanduser().is_dir():
         path = Path(source).expanduser() / name
         return path if path.is_file() else None
@@ -45,7 +45,7 @@ def find_file(source: str, name: str, cache_dir: str | None = None) -> Path | No
 
 
 def config_of(source: str, name: str = CONFIG, cache_dir: str | None = None) -> dict[str, Any]:
-    """The JSON object in a file of a folder or a hub repository; {} where it has none."""
+    """The JSON object in a file of a folder or a hub repository; {} if it has none."""
     path = find_file(source, name, cache_dir)
     return read_json(path) if path else {}
 
@@ -54,7 +54,7 @@ def config_of(source: str, name: str = CONFIG, cache_dir: str | None = None) -> 
 
 
 def from_file(source: str, *, cache_dir: str | None = None) -> Any:
-    """The tokenizer whose pipeline is `tokenizer.json`. Says so where transformers repairs the pipeline on purpose."""
+    """The tokenizer whose pipeline is `tokenizer.json`. Says so if transformers deliberately repairs the pipeline."""
     from transformers import PreTrainedTokenizerFast
 
     try:
@@ -72,15 +72,15 @@ def from_file(source: str, *, cache_dir: str | None = None) -> Any:
     if pipeline(tokenizer.backend_tokenizer) != pipeline(_without_vocabulary(read_json(path))):
         say(
             f"tokenizer: transformers repairs the pre-tokenizer of {path} (fix_mistral_regex); the repaired one is "
-            "trained with and saved"
+            "used for training and saved"
         )
     return tokenizer
 
 
 def from_sentencepiece(source: str, model: Path, *, cache_dir: str | None = None) -> Any:
-    """The tokenizer of a folder with `tokenizer.model` alone, made from it and compared with SentencePiece itself.
+    """The tokenizer of a folder with only `tokenizer.model`, converted and compared with SentencePiece itself.
 
-    SettingsError where the file is in another format, or the two give other ids.
+    SettingsError if the file is in another format, or the two give different ids.
     """
     from sentencepiece import SentencePieceProcessor
     from transformers import PreTrainedTokenizerFast
@@ -89,27 +89,27 @@ def from_sentencepiece(source: str, model: Path, *, cache_dir: str | None = None
         processor: Any = SentencePieceProcessor(model_file=str(model))
     except RuntimeError:
         raise SettingsError(
-            f"{model} is not a SentencePiece model. If it is tiktoken's format, it does not say how text is cut into "
+            f"{model} is not a SentencePiece model. If it is tiktoken's format, it does not say how text is split into "
             f"words: copy the {FILE} of the model's original download into the folder."
         ) from None
     config = config_of(source, cache_dir=cache_dir)
     asked = {} if "add_bos_token" in config else {"add_bos_token": processor.bos_id() >= 0}
     tokenizer = as_plain(PreTrainedTokenizerFast.from_pretrained(source, cache_dir=cache_dir, **asked), source)
     _take_over(tokenizer, _class_of(source, config, cache_dir))
-    for text in PROBES if config.get("legacy", True) else PROBES[:1]:  # the other way treats spaces in its own way
+    for text in PROBES if config.get("legacy", True) else PROBES[:1]:  # the other mode handles spaces differently
         theirs, ours = processor.encode(text), tokenizer.encode(text, add_special_tokens=False)
         if theirs != ours:
             raise SettingsError(
-                f"{model}: the tokenizer made from it gives other ids for {text!r} than SentencePiece does. Copy the "
+                f"{model}: the converted tokenizer gives other ids for {text!r} than SentencePiece. Copy the "
                 f"{FILE} of the model's original download into the folder."
             )
     bos = "" if tokenizer.encode("a")[:1] == [tokenizer.bos_token_id] else "no "
-    say(f"tokenizer: made from {model.name}, with {bos}BOS in front; {FILE} is written with what is saved")
+    say(f"tokenizer: converted from {model.name}, with {bos}BOS in front; {FILE} is saved with the result")
     return tokenizer
 
 
 def from_class(source: str, *, cache_dir: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer whose pipeline is the one that its class in transformers builds."""
+    """The tokenizer with the pipeline that its transformers class builds."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
@@ -118,13 +118,13 @@ def from_class(source: str, *, cache_dir: str | None = None, trust_remote_code: 
         if "instantiate the backend tokenizer" not in str(problem):
             raise
         raise SettingsError(
-            f"{source} has no {FILE}, and its files do not say how text is cut into words. Copy the {FILE} of the "
+            f"{source} has no {FILE}, and its files do not say how text is split into words. Copy the {FILE} of the "
             f"model's original download into it, or name the class that reads its files as tokenizer_class in {CONFIG}."
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise SettingsError(
             f"{source} gives the tokenizer class {type(tokenizer).__name__}, which has no fast version (no "
-            f"{FILE}). Masks are made from the fast tokenizer's ids: convert it first, or use another base."
+            f"{FILE}). The mask needs a fast tokenizer: convert it first, or use another base."
         )
     ids = tokenizer.encode("Hello 12", add_special_tokens=False)
     if all(
@@ -156,7 +156,7 @@ def as_plain(tokenizer: Any, source: str) -> Any:
 
 
 def _class_of(source: str, config: dict[str, Any], cache_dir: str | None) -> Any:
-    """The class in transformers that the files name, or that goes with their model type; None where it is unknown."""
+    """The transformers class that the files name, or the one for their model type; None if it is unknown."""
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
     model = config_of(source, "config.json", cache_dir)
@@ -166,9 +166,9 @@ def _class_of(source: str, config: dict[str, Any], cache_dir: str | None) -> Any
 
 
 def _take_over(tokenizer: Any, cls: Any) -> None:
-    """Sets what the files leave to their class: names of special tokens, inputs of the model, the side that is padded.
+    """Sets what the files leave to their class: names of special tokens, model inputs, the padding side.
 
-    A token that is none of the special ones in `tokenizer.json` is left out: nothing is added to the vocabulary.
+    A token that is not a special one in `tokenizer.json` is left out: nothing is added to the vocabulary.
     """
     own = tokenizer.init_kwargs
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -188,7 +188,7 @@ def _take_over(tokenizer: Any, cls: Any) -> None:
 
 
 def pipeline(backend: Any) -> list[Any]:
-    """Normaliser and pre-tokenizer of a backend as JSON, without what changes offsets only."""
+    """Normaliser and pre-tokenizer of a backend as JSON, without options that only change offsets."""
     steps = (backend.normalizer, backend.pre_tokenizer)
     return [None if step is None else _comparable(files.parse_json(step.__getstate__())) for step in steps]
 
@@ -200,7 +200,7 @@ def _comparable(step: Any) -> Any:
 
 
 def _without_vocabulary(spec: dict[str, Any]) -> Any:
-    """The backend of a `tokenizer.json` with its pipeline alone; cheap, whatever the size of the file."""
+    """The backend of a `tokenizer.json` with only its pipeline; cheap, whatever the size of the file."""
     from tokenizers import Tokenizer
 
     model = {"type": "BPE", "vocab": {}, "merges": []}
@@ -209,7 +209,7 @@ def _without_vocabulary(spec: dict[str, Any]) -> Any:
 
 
 def probe_texts(tokenizer: Any) -> Iterator[str]:
-    """Texts that show whether two tokenizers are the same, among them added tokens with words in front and behind."""
+    """Texts that show whether two tokenizers are the same, among them added tokens with words before and after."""
     yield from PROBES
     added = sorted(tokenizer.added_tokens_encoder, key=tokenizer.added_tokens_encoder.__getitem__)
     for token in [*added[: _COMPARED // 2], *added[_COMPARED // 2 :][-_COMPARED // 2 :]]:
@@ -217,12 +217,12 @@ def probe_texts(tokenizer: Any) -> Iterator[str]:
 
 
 def differing_text(tokenizer: Any, other: Any) -> str | None:
-    """A text that the two tokenizers encode differently; None where none of the probes shows a difference."""
+    """A text that the two tokenizers encode differently; None if none of the probes shows a difference."""
     return next((text for text in probe_texts(tokenizer) if tokenizer.encode(text) != other.encode(text)), None)
 
 
 def other_class_line(source: str, tokenizer: Any, *, cache_dir: str | None = None) -> str:
-    """What to say where AutoTokenizer gives other ids for `source` than `tokenizer`, which is that of its file."""
+    """The message if AutoTokenizer gives other ids for `source` than `tokenizer`, the one of its `tokenizer.json`."""
     from transformers import AutoTokenizer
 
     try:
@@ -233,8 +233,8 @@ def other_class_line(source: str, tokenizer: Any, *, cache_dir: str | None = Non
     if text is None:
         return ""
     return (
-        f"tokenizer: {FILE} decides about ids; the class {type(other).__name__} that transformers takes for this "
-        f"folder gives others, as for {brief(text, 60)!r} (--use_tokenizer_class True trains with those)"
+        f"tokenizer: using the ids of {FILE}; the class {type(other).__name__} that transformers picks for this "
+        f"folder gives others, for example for {brief(text, 60)!r} (--use_tokenizer_class True trains with those)"
     )
 
 
@@ -251,7 +251,7 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     config.pop("auto_map", None)
     config["tokenizer_class"] = PLAIN
     own = tokenizer.init_kwargs
-    if "padding_side" in own:  # the side that training pads is the run's own affair
+    if "padding_side" in own:  # the padding side of training is not the model's
         config["padding_side"] = own["padding_side"]
     ids = tokenizer.encode("a")
     ends = dict(
@@ -263,7 +263,7 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def name_class(tokenizer: Any, folder: Path) -> None:
-    """Makes `AutoTokenizer.from_pretrained(folder)` take `tokenizer.json` as it stands, where its class would not."""
+    """Makes `AutoTokenizer.from_pretrained(folder)` use `tokenizer.json` unchanged, if its class would not."""
     from transformers import AutoTokenizer
 
     if not (folder / "config.json").is_file() and read_json(folder / CONFIG).get("tokenizer_class") == PLAIN:
@@ -277,22 +277,22 @@ def name_class(tokenizer: Any, folder: Path) -> None:
 
 
 def reopened(folder: Path | str, tokenizer: Any) -> Any:
-    """The saved tokenizer as anybody loads it. SettingsError where it is not the same as `tokenizer`."""
+    """The saved tokenizer, loaded with AutoTokenizer. SettingsError if it is not the same as `tokenizer`."""
     from transformers import AutoTokenizer
 
     try:
         saved = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as problem:  # noqa: BLE001 - whatever it is, nobody can load what is saved
+    except Exception as problem:  # noqa: BLE001 - whatever it is, the saved files cannot be loaded
         raise SettingsError(f"the saved tokenizer cannot be loaded: {brief(problem)}") from problem
     if saved.get_vocab() != tokenizer.get_vocab():
-        raise SettingsError("the saved tokenizer has another vocabulary than the one that is trained with")
+        raise SettingsError("the saved tokenizer has another vocabulary than the one used for training")
     for name in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
         if getattr(saved, name) != getattr(tokenizer, name):
             raise SettingsError(
                 f"the saved tokenizer has {name} {getattr(saved, name)!r}, not {getattr(tokenizer, name)!r}"
             )
     if saved.chat_template != tokenizer.chat_template:
-        raise SettingsError("the saved tokenizer has another chat template than the one that is trained with")
+        raise SettingsError("the saved tokenizer has another chat template than the one used for training")
     text = differing_text(tokenizer, saved)
     if text is not None:
         ids = f"{saved.encode(text)[:12]} instead of {tokenizer.encode(text)[:12]}"

@@ -1,4 +1,4 @@
-"""Room: upstream's settings for quantised models, which programs construct even where they are off.
+"""Upstream's settings for quantised models, which programs construct even if they do not use them.
 
-`fastchat.model.load_model` takes them and refuses those that ask for something: transformers loads such models.
+`fastchat.model.load_model` accepts them and refuses those that request anything: use transformers for such models.
 """

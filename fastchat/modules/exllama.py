@@ -9,7 +9,7 @@ from fastchat.upstream_names import refuse
 
 @dataclass
 class ExllamaConfig:
-    """Programs pass one only to ask for that engine."""
+    """Programs pass one only to request that engine."""
 
     max_seq_len: int
     gpu_split: str | None = None

@@ -9,7 +9,7 @@ from fastchat.upstream_names import refuse
 
 @dataclass
 class GptqConfig:
-    """`wbits` of 16 asks for nothing."""
+    """`wbits` of 16 requests nothing."""
 
     ckpt: str | None = None
     wbits: int = 16

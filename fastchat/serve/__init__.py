@@ -1,1 +1,1 @@
-"""Talking to a tuned model: in the terminal, and from code through `load_chat`."""
+"""Chatting with a fine-tuned model: in the terminal, or from code with `load_chat`."""

@@ -1,7 +1,7 @@
-"""A model to talk to, with the prompt it was trained on.
+"""Chat with a model, with the prompt format it was trained on.
 
-The prompt's ids come from the encoder that training used, so what a person types can no more become a control token
-here than a record could there. Template, RoPE and nf4 come from the adapter's `training.json`.
+The prompt's ids come from the encoder used in training, so user input can never become a control token.
+Template, RoPE and nf4 come from the adapter's `training.json`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError
 from fastchat.model.rope import context_length, rope_type
 
-GREEDY_BELOW = 1e-5  # a temperature under this means: always the most likely token
-LEAD_TOKENS = 8  # decoded along with an answer, so that its first token gets the space it has in the text
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # what the bytes of half a character decode to
+GREEDY_BELOW = 1e-5  # below this temperature, decoding is greedy
+LEAD_TOKENS = 8  # decoded in front of an answer, so that its first token keeps its leading space
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -32,10 +32,10 @@ class Chat:
 
     Attributes:
         model: the causal LM, in evaluation mode.
-        chat_encoder: tokenizer and template, tied together.
+        chat_encoder: tokenizer and template together.
         system: the system message; None for the template's own.
-        temperature, max_new_tokens: how answers are generated unless `reply` is told otherwise.
-        context: how many tokens prompt and answer may have together; None where the model has no limit.
+        temperature, max_new_tokens: defaults for `reply`.
+        context: maximum number of tokens of prompt and answer together; None if the model has no limit.
     """
 
     model: Any
@@ -57,7 +57,7 @@ class Chat:
         """The answer to a conversation that ends with a user's or a tool's turn.
 
         `messages`: dicts with "role" (system first, user, assistant, tool) and "content", or a Dialogue. `on_text` is
-        called with each piece of the answer as it comes. Raises SettingsError when the conversation does not fit into
+        called with each new piece of the answer. Raises SettingsError if the conversation does not fit into
         the model's context.
 
         >>> chat.reply([{"role": "user", "content": "What is 2 plus 2?"}], greedy=True)        # doctest: +SKIP
@@ -91,11 +91,11 @@ class Chat:
             max_new_tokens=room,
             eos_token_id=list(self.chat_encoder.stop_ids) or None,
             pad_token_id=self.pad_id,
-            # Dynamic RoPE turns the keys of early tokens by other angles as the text grows; cached ones would be stale.
+            # Dynamic RoPE changes the angles of earlier keys as the text grows; cached keys would be stale.
             use_cache=rope_type(self.model.config) != "dynamic",
             **sampling,
         )
-        # Streamer and stopping criterion are called in turn for every token: the first collects, the second looks.
+        # For every token the streamer is called first and collects it, then the stopping criterion checks it.
         self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -114,7 +114,7 @@ class Answer:
         self.stop_strings = chat_encoder.stop_strings
         template = chat_encoder.template
         self.opening = ""
-        if isinstance(template, Template):  # vicuna's space after "ASSISTANT:" is generated, but not said
+        if isinstance(template, Template):  # vicuna's space after "ASSISTANT:" is generated but not shown
             self.opening = template.assistant.before[len(template.assistant.open) :]
         self.closing = self._before_stop()  # llama-2's space before </s>: the same
         self.lead = list(prompt[-LEAD_TOKENS:])
@@ -126,7 +126,7 @@ class Answer:
         self.saw_prompt = False
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the next ids, as `generate` hands them to a streamer; its first call brings the prompt."""
+        """Take the next ids, as `generate` passes them to a streamer; its first call passes the prompt."""
         if not self.saw_prompt:
             self.saw_prompt = True
             return
@@ -142,7 +142,7 @@ class Answer:
         """Called by `generate` after the last token."""
 
     def finish(self) -> str:
-        """The whole answer; hands over what was still held back."""
+        """The whole answer; passes on text that was still held back."""
         self._give(len(self.text))
         return self.text
 
@@ -159,7 +159,7 @@ class Answer:
         return decoded[len(self.lead_text) :].removeprefix(self.opening)
 
     def _safe_end(self) -> int:
-        """How much of the text cannot change any more: no half character, no beginning of a stop string."""
+        """Length of the text that is final: without an incomplete character or the beginning of a stop string."""
         if self.opening and self.opening.startswith(self.text):
             return 0
         end = len(self.text.rstrip(BROKEN))
@@ -167,7 +167,7 @@ class Answer:
         while settled and BYTE_TOKEN.fullmatch(
             self.chat_encoder.encoder.whole.id_to_token(self.ids[settled - 1]) or ""
         ):
-            settled -= 1  # a run of byte tokens is decoded as a whole, so the next byte may change all of it
+            settled -= 1  # byte tokens in a row are decoded together, so the next byte may change all of them
         if settled < len(self.ids):
             end = min(end, len(self._decode(self.ids[:settled])))
         if self.stopped:
@@ -180,7 +180,7 @@ class Answer:
         return end
 
     def _before_stop(self) -> str:
-        """The plain text with which the template's stop begins, before the token or string that is noticed."""
+        """The plain text at the start of the template's stop, before the token or string that ends generation."""
         stop = self.chat_encoder.template.stop
         noticed = [*self.stop_strings, *(content for content, control in self.chat_encoder.controls.items() if control)]
         places = [stop.index(end) for end in noticed if end and end in stop]
@@ -204,11 +204,11 @@ def load_chat(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
 ) -> Chat:
-    """Load an adapter (with the base, RoPE, nf4 and template of its run) or a full model, ready to talk to.
+    """Load an adapter (with the base, RoPE, nf4 and template of its run) or a full model, ready to chat.
 
-    `conv_template` is needed only where nothing records one; given against the record it wins, and that is said.
-    `device`: "cpu" or "cuda"; None takes the GPU where there is one. Raises SettingsError for a folder that cannot be
-    used, or where no template is known.
+    `conv_template` is only needed if no template is recorded; it overrides a recorded one, with a warning.
+    `device`: "cpu" or "cuda"; None uses the GPU if there is one. Raises SettingsError for a folder that cannot be
+    used, or if no template is known.
     """
     tuned = find_trained(model_path, base_model_path)
     options: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
@@ -221,7 +221,7 @@ def load_chat(
 
 
 def to_dialogue(messages: Sequence[dict[str, str]], system: str | None = None) -> Dialogue:
-    """Messages as a Dialogue whose next turn is the assistant's. Raises SettingsError for one that is not."""
+    """Messages as a Dialogue whose next turn is the assistant's. Raises SettingsError if they are not."""
     turns = []
     for place, message in enumerate(messages):
         role, text = message["role"], message["content"]
@@ -237,7 +237,7 @@ def to_dialogue(messages: Sequence[dict[str, str]], system: str | None = None) -
 
 
 def _bind(tuned: TrainedModel, name: str | None, encoder: TextEncoder) -> ChatEncoder:
-    """The template to speak: the one named, else the run's, else what fits the tokenizer."""
+    """The template to use: the given one, else the run's, else one that fits the tokenizer."""
     recorded = tuned.bind(encoder) if name is None else None
     if recorded:
         return recorded
@@ -247,7 +247,7 @@ def _bind(tuned: TrainedModel, name: str | None, encoder: TextEncoder) -> ChatEn
 
 
 def _forget_generation_defaults(model: Any) -> None:
-    """Drop the base's own sampling settings and stop ids, so that only ours count."""
+    """Drop the base's own sampling settings and stop ids, so that only ours apply."""
     from transformers import GenerationConfig
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -255,5 +255,5 @@ def _forget_generation_defaults(model: Any) -> None:
 
 
 def _verdict(input_ids: torch.Tensor, stopped: bool) -> torch.Tensor:
-    """What a stopping criterion returns: [B] booleans."""
+    """The return value of a stopping criterion: [B] booleans."""
     return torch.full((input_ids.shape[0],), stopped, dtype=torch.bool, device=input_ids.device)

@@ -1,4 +1,4 @@
-"""Upstream's three ways to talk to `chat_loop`: a terminal, the same, and another program."""
+"""Upstream's three classes of input and output for `chat_loop`: two for a terminal, one for another program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _END = " __END_OF_A_MESSAGE_47582648__\n"  # upstream's mark at the end of a pro
 
 
 class SimpleChatIO(ChatIO):
-    """Lines of the terminal. `multiline`: a message goes on until the end of input (Ctrl-D)."""
+    """Lines of the terminal. `multiline`: a message ends at the end of input (Ctrl-D)."""
 
     def __init__(self, multiline: bool = False):
         self._multiline = multiline
@@ -43,7 +43,7 @@ class SimpleChatIO(ChatIO):
 
 
 class RichChatIO(SimpleChatIO):
-    """Upstream's coloured terminal; here the plain one, and `mouse` changes nothing."""
+    """Upstream's coloured terminal; here the plain one, and `mouse` has no effect."""
 
     def __init__(self, multiline: bool = False, mouse: bool = False):
         super().__init__(multiline)

@@ -2,8 +2,8 @@
 
     python -m fastchat.serve.cli --model-path ADAPTER_OR_MODEL
 
-What the adapter was trained with (template, base, RoPE, quantisation) is read from its folder. `!!reset` starts a new
-conversation, `!!exit` or the end of input leaves. Lines piped in are answered one after the other.
+Template, base, RoPE and quantisation are read from the adapter's folder. `!!reset` starts a new conversation, `!!exit`
+or the end of input quits. Piped lines are answered one after the other.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def build_parser() -> Parser:
     parser.add_argument("--conv-template", help="template (default: the one it was trained with)")
     parser.add_argument("--conv-template-file", help="a .py or .yaml file that registers templates")
     parser.add_argument("--conv-system-msg", help="system message (default: the template's own)")
-    parser.add_argument("--temperature", type=_not_negative, default=0.7, help="0 always takes the most likely token")
+    parser.add_argument("--temperature", type=_not_negative, default=0.7, help="0 always picks the most likely token")
     parser.add_argument("--max-new-tokens", type=_at_least_one, default=512)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
-    parser.add_argument("--message", help="answer this one message and leave")
-    parser.add_argument("--cache-dir", help="where hub downloads are kept")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the model brings")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
+    parser.add_argument("--message", help="answer this one message and exit")
+    parser.add_argument("--cache-dir", help="where hub downloads are cached")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own Python code")
     return parser
 
 
 def _at_least_one(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
 
 
@@ -51,7 +51,7 @@ def _not_negative(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number of 0 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
     return number
 
 
@@ -69,7 +69,7 @@ def _chat(args: argparse.Namespace) -> None:
 
 
 def talk(chat: Chat) -> None:
-    """Read lines until the end of input and print the answers; the conversation goes on until `!!reset`."""
+    """Read lines until the end of input and print the answers; `!!reset` starts a new conversation."""
     messages: list[dict[str, str]] = []
     while (line := _next_line()) is not None:
         if line == "!!exit":
@@ -111,7 +111,7 @@ def _answer(chat: Chat, messages: list[dict[str, str]]) -> str:
 
 
 def _next_line() -> str | None:
-    """The next line without its end, None at the end of input; a prompt only where a person sits."""
+    """The next line without its line end, None at the end of input; prompts only in a terminal."""
     if sys.stdin.isatty():
         try:
             return _readable(input("> "))
@@ -131,11 +131,11 @@ def __getattr__(name: str) -> Any:
 
 
 def _readable(text: str) -> str:
-    """Python keeps bytes that are not UTF-8 as lone surrogates, which no tokenizer takes: they become a ?, and that is
-    said."""
+    """Python keeps bytes that are not UTF-8 as lone surrogates, which no tokenizer accepts: they become a ?, with a
+    message."""
     clean = text.encode("utf-8", "replace").decode("utf-8")
     if clean != text:
-        print("(what is not UTF-8 in it was replaced by ?)", file=sys.stderr)
+        print("(bytes that are not UTF-8 were replaced by ?)", file=sys.stderr)
     return clean
 
 

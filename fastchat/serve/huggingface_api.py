@@ -1,4 +1,4 @@
-"""Upstream's command for one message: the chat of `fastchat.serve.cli` with its `--message`."""
+"""Upstream's command for a single message: `fastchat.serve.cli` with `--message`."""
 
 from __future__ import annotations
 

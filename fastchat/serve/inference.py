@@ -1,7 +1,7 @@
 """Upstream's interface to generation: `generate_stream`, `chat_loop` and the `ChatIO` that a chat talks through.
 
-The tokens come from transformers' `generate`; prompts and stops are upstream's texts. `fastchat.serve.chat` is this
-project's own chat, which also uses what a run recorded.
+The tokens come from transformers' `generate`; prompts and stops are upstream's strings. `fastchat.serve.chat` is this
+project's own chat, which also uses the training record.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ __all__ = [
     "load_model",
     "prepare_logits_processor",
 ]
-_GREEDY_TEMPERATURE, _GREEDY_TOP_P = 1e-5, 1e-8  # below these upstream takes the most likely token
+_GREEDY_TEMPERATURE, _GREEDY_TOP_P = 1e-5, 1e-8  # below these upstream decodes greedily
 
 
 def prepare_logits_processor(temperature: float, repetition_penalty: float, top_p: float, top_k: int) -> Any:
-    """transformers' processors for these settings; what changes nothing is left out."""
+    """transformers' processors for these settings; those without effect are left out."""
     from transformers.generation import logits_process as library
 
     processors = library.LogitsProcessorList()
@@ -69,8 +69,8 @@ def generate_stream(
     """The answer as it grows: {"text", "logprobs" (None), "usage", "finish_reason"}, the last with its finish reason.
 
     `params`: "prompt", and temperature, repetition_penalty, top_p, top_k, max_new_tokens, echo, stop (one or several
-    texts), stop_token_ids, with upstream's defaults. A prompt that does not fit loses its beginning. `judge_sent_end`
-    changes nothing: an answer ends where the model ends it. Raises NotImplementedError for "logprobs".
+    strings), stop_token_ids, with upstream's defaults. A prompt that is too long loses its beginning. `judge_sent_end`
+    has no effect: an answer ends where the model ends it. Raises NotImplementedError for "logprobs".
     """
     if params.get("logprobs") is not None:
         raise NotImplementedError("logprobs are not available here: call the model and take log_softmax of its logits")
@@ -78,7 +78,7 @@ def generate_stream(
         raise NotImplementedError("only causal language models are supported; generate with transformers instead")
     max_new_tokens = int(params.get("max_new_tokens", 256))
     ids = tokenizer(params["prompt"]).input_ids
-    if ids[:2] == [tokenizer.bos_token_id] * 2:  # the prompt writes it, and the tokenizer adds it
+    if ids[:2] == [tokenizer.bos_token_id] * 2:  # the prompt contains it, and the tokenizer adds it too
         ids = ids[1:]
     prompt = ids[-max(context_len - max_new_tokens - 1, 1) :]
     stops = {*(params.get("stop_token_ids") or ()), tokenizer.eos_token_id} - {None}
@@ -111,7 +111,7 @@ def _piece(text: str, params: dict, num_prompt: int, num_answer: int, finish_rea
 def _tokens(
     model: Any, tokenizer: Any, prompt: list[int], params: dict, max_new_tokens: int, stops: set[int]
 ) -> Iterator[int]:
-    """The generated ids, one by one, from a thread in which `generate` runs; it ends when nobody wants more."""
+    """The generated ids, one by one, from a thread that runs `generate`; it ends when the iterator is closed."""
     from transformers import GenerationConfig
 
     settings = [float(params.get(name, 1.0)) for name in ("temperature", "repetition_penalty", "top_p")]
@@ -138,7 +138,7 @@ def _tokens(
                 ],
                 streamer=streamer,
             )
-        except BaseException as error:  # raised again where the tokens are wanted
+        except BaseException as error:  # raised again in the consumer's thread
             streamer.found.put(error)
         streamer.end()
 
@@ -155,7 +155,7 @@ def _tokens(
 
 
 class _Queue:
-    """What `generate` hands its tokens to; its first call brings the prompt."""
+    """The streamer for `generate`; its first call passes the prompt."""
 
     def __init__(self) -> None:
         self.found: queue.Queue[int | BaseException | None] = queue.Queue()
@@ -181,7 +181,7 @@ class ChatIO(abc.ABC):
 
     @abc.abstractmethod
     def prompt_for_output(self, role: str) -> None:
-        """Show that `role` speaks next."""
+        """Show that `role` is next."""
 
     @abc.abstractmethod
     def stream_output(self, output_stream: Iterable[dict[str, Any]]) -> str:

@@ -16,7 +16,7 @@ from fastchat.checkpoint.manifest import Manifest, find_problems
 from fastchat.checkpoint.staging import checkpoints_in
 
 DIED, COUNTED = 77, 0
-# Every call by which a save changes the disk or waits for it. `exchange` is the one system call not in `os`.
+# Every call with which a save changes the disk or waits for it. `exchange` is the only system call not in `os`.
 _OS_CALLS = ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "chmod", "write")
 
 
@@ -43,12 +43,12 @@ def save(run: Path, step: int, keep: int | None = None, content: int | None = No
 
 
 def valid_in(run: Path) -> list[int]:
-    """Steps of the checkpoints in which every byte is right."""
+    """Steps of the checkpoints in which every byte is correct."""
     return [step for step, path in checkpoints_in(run) if not find_problems(path)]
 
 
 def dying_at(event: int, half: bool, work: Callable[[], Any]) -> int:
-    """Runs `work` in a forked child that ends without a word at file-system event number `event`.
+    """Runs `work` in a forked child that exits silently at file-system event number `event`.
 
     With `half` an event that writes or removes is done before the end, else not. Returns the child's exit code.
     """
@@ -87,7 +87,7 @@ def all_deaths(
 
 
 def _count_events(last: int, half: bool) -> None:
-    """Makes the event number `last` of this process its end."""
+    """Ends this process at event number `last`."""
     seen = [0]
 
     def dying(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""An adapter on a base that is not its own: noticed by the recorded fingerprint, in a chat and before a merge."""
+"""An adapter on a base that is not its own: detected by the recorded fingerprint, in a chat and before a merge."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_another_base_is_noticed(adapter: Path, tmp_path: Path, capsys: pytest.C
     next(iter(weights.values())).view(-1)[0] += 1
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
     load_trained(find_trained(str(adapter), str(moved)))
-    assert "does not hold the weights that the adapter" in capsys.readouterr().err
-    with pytest.raises(CheckpointError, match="does not hold the weights"):
+    assert "does not have the weights that the adapter" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="does not have the weights"):
         merge_adapter(str(adapter), str(tmp_path / "merged"), base_model_path=str(moved))
     assert not (tmp_path / "merged").exists()
     assert merge_adapter(str(adapter), str(tmp_path / "merged")).path.is_dir()
@@ -71,7 +71,7 @@ def test_an_adapter_is_not_continued_on_another_base(adapter: Path, tmp_path: Pa
     weights = load_file(tmp_path / "base" / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] += 1
     save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="--lora_weight_path: .* does not hold the weights that the adapter"):
+    with pytest.raises(CheckpointError, match="--lora_weight_path: .* does not have the weights that the adapter"):
         train_lora.run(
             [*words, "--model_name_or_path", str(tmp_path / "base"), "--output_dir", str(tmp_path / "out")], RunStatus()
         )
@@ -86,7 +86,7 @@ def test_an_adapter_without_a_fingerprint_is_used_as_before(adapter: Path) -> No
 
 
 def test_a_replaced_result_is_never_mixed_with_the_old_one(tmp_path: Path) -> None:
-    """Where the new files move in, what makes the old result loadable is gone already."""
+    """When the new files move in, the files that make the old result loadable have already been removed."""
     from fastchat.checkpoint.folders import staged
 
     (tmp_path / "adapter_config.json").write_text("old")

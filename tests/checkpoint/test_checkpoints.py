@@ -86,7 +86,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, harm, said: str, capsys: pytest.
     assert _verify(tmp_path) == 5 and said in capsys.readouterr().err
 
 
-# Written before `fastchat/files.py` did it.
+# Written before `fastchat/files.py` existed.
 EARLIER = """{
  "step": 3,
  "epoch": 0.5,
@@ -122,12 +122,12 @@ EARLIER = """{
 def test_a_manifest_that_is_none_is_damage(tmp_path: Path, content: bytes) -> None:
     path = save(tmp_path, 1)
     (path / MANIFEST).write_bytes(content)
-    with pytest.raises(CheckpointError, match="MANIFEST.json is damaged: it "):
+    with pytest.raises(CheckpointError, match="MANIFEST.json is damaged: it"):
         read_manifest(path)
 
 
 def test_a_manifest_of_before_is_valid_and_written_alike(tmp_path: Path) -> None:
-    """To the byte: checkpoints that exist are read by this version, and those of this version by earlier ones."""
+    """To the byte: this version reads existing checkpoints, and earlier versions read those of this version."""
     (tmp_path / "é.pt").write_bytes(b"state")
     (tmp_path / MANIFEST).write_text(EARLIER, encoding="utf-8")
     assert find_problems(tmp_path) == []
@@ -174,7 +174,7 @@ def test_the_newest_valid_one_is_taken_and_the_others_are_named(tmp_path: Path) 
     found = newest_checkpoint(tmp_path)
     assert found and found.path.name == "checkpoint-10"
     assert [path.name for path, _ in found.skipped] == ["checkpoint-40", "checkpoint-30"]
-    assert "optimizer.pt: has the right size but other content" in found.lines()[1]
+    assert "optimizer.pt: has the right size but different content" in found.lines()[1]
     with pytest.raises(CheckpointError, match="optimizer.pt"):
         check_checkpoint(tmp_path / "checkpoint-30")
 
@@ -232,7 +232,7 @@ def test_an_error_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A real file system of 3 MB; skipped where mounting is not allowed."""
+    """A real file system of 3 MB; skipped if mounting is not allowed."""
     mount = tmp_path / "disk"
     mount.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)], check=False)
@@ -295,5 +295,5 @@ def test_a_value_changed_in_a_manifest_is_found(tmp_path: Path) -> None:
     write_manifest(tmp_path, Manifest(step=20, tokens=1000))
     path = tmp_path / MANIFEST
     path.write_text(path.read_text().replace('"tokens": 1000', '"tokens": 1001'))
-    with pytest.raises(CheckpointError, match="does not have the digest it was written with"):
+    with pytest.raises(CheckpointError, match="its digest does not match"):
         read_manifest(tmp_path)

@@ -1,4 +1,4 @@
-"""A merge or a new vocabulary that is ended in the middle: the target is complete or absent, the next try cleans up."""
+"""A merge or a new vocabulary that is killed midway: the target is complete or absent, the next attempt cleans up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def works(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> dict[str, Call
 
 
 def _loads(folder: Path) -> bool:
-    """Whether everything of a model is there, read as anybody would."""
+    """Whether the model is complete, loaded with transformers."""
     from fastchat.model.loading import load_base_model
     from fastchat.model.tokenizer import load_tokenizer
 
@@ -44,7 +44,7 @@ def _loads(folder: Path) -> bool:
 
 @pytest.mark.parametrize("name", ["merge", "prepare"])
 def test_dying_anywhere_leaves_the_target_complete_or_absent(works: Any, tmp_path: Path, name: str) -> None:
-    """At every file-system event, by turns before and after it."""
+    """At every file-system event, alternately before and after it."""
     home = tmp_path / "home"
     home.mkdir()
     target, seen = home / "target", set()
@@ -84,7 +84,7 @@ def test_a_live_writer_keeps_its_folder(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_target_that_somebody_fills_meanwhile_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="was filled by somebody else"), new_folder(tmp_path / "target") as stage:
+    with pytest.raises(SettingsError, match="was filled by another program"), new_folder(tmp_path / "target") as stage:
         (stage / "mine").touch()
         (tmp_path / "target").mkdir()
         (tmp_path / "target" / "theirs").touch()

@@ -23,7 +23,7 @@ def _names(run: Path) -> set[str]:
 def check_all_deaths(
     folder: Path, prepare: Callable[[Path], None], work: Callable[[Path], object], before: list[int], after: list[int]
 ) -> int:
-    """Dies everywhere in `work`: what is called a checkpoint is one, and no fewer are valid than `before`'s."""
+    """Dies at every event of `work`: each `checkpoint-*` is complete, and no fewer are valid than in `before`."""
     events, seen = 0, set()
     for event, run in all_deaths(prepare, work, folder):
         steps = [step for step, _ in staging.checkpoints_in(run)]
@@ -57,7 +57,7 @@ def test_rotation_of_several(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_a_step_saved_again(tmp_path: Path, can_exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the file system can swap folders, one of the two is in place at every instant; elsewhere recovery helps."""
+    """If the file system can swap folders, one of the two is in place at every moment; otherwise recovery does it."""
     if can_exchange:
         check_all_deaths(tmp_path, lambda run: _saved(run, 1), lambda run: save(run, 1, content=9), [1], [1])
         return
@@ -68,7 +68,7 @@ def test_a_step_saved_again(tmp_path: Path, can_exchange: bool, monkeypatch: pyt
 
 
 def test_a_rename_that_fails_leaves_the_old_one_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Network file systems refuse at any moment: the second of two renames, where folders cannot be swapped."""
+    """Network file systems may fail at any moment: also at the second of two renames, if folders cannot be swapped."""
     save(tmp_path, 1)
     monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     real = os.rename
@@ -79,7 +79,7 @@ def test_a_rename_that_fails_leaves_the_old_one_in_place(tmp_path: Path, monkeyp
         real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(ResourceError, match="Input/output error.*what was there before is kept"):
+    with pytest.raises(ResourceError, match="Input/output error.*existing files are kept"):
         save(tmp_path, 1, content=9)
     assert valid_in(tmp_path) == [1] and _names(tmp_path) == {"checkpoint-1"}
 

@@ -76,7 +76,7 @@ TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.
     ("stored", "message"),
     [
         ({"a": TENSORS["a"]}, "1 trained tensors are missing from the saved file, such as b"),
-        ({**TENSORS, "c": torch.ones(1)}, "holds c"),
+        ({**TENSORS, "c": torch.ones(1)}, "has c"),
         ({**TENSORS, "a": TENSORS["a"].reshape(3, 2)}, r"a: saved torch.float32 \(3, 2\)"),
         ({**TENSORS, "b": TENSORS["b"].float()}, "b: saved torch.float32"),
         ({**TENSORS, "a": TENSORS["a"] + torch.eye(2, 3) * 1e-6}, "a read back from disk differs"),

@@ -53,14 +53,14 @@ PACKED = [
     ("llama", {"flash_attn", "triton"}, torch.float32, {}, "flex_attention", "needs bf16 or fp16"),
     ("llama", set(), torch.bfloat16, {}, "sdpa", "triton, which is not installed"),
     ("gemma2", set(), torch.bfloat16, {}, "eager", "triton, which is not installed"),
-    ("llama", {"triton"}, torch.bfloat16, {"attention_dropout": 0.1}, "sdpa", "flex_attention has no dropout"),
+    ("llama", {"triton"}, torch.bfloat16, {"attention_dropout": 0.1}, "sdpa", "flex_attention does not support the"),
     (
         "llama",
         {"triton"},
         torch.bfloat16,
         {"head_dim": 8},
         "sdpa",
-        "needs heads of 16 and more",
+        "needs a head dimension of at least 16",
     ),
 ]
 
@@ -85,7 +85,7 @@ def test_packing_on_a_cpu_takes_what_is_right_there():
 
 
 def can_compile() -> bool:
-    """Whether torch can write code for this processor: it knows none of those without vectors."""
+    """Whether torch can compile for this processor: it supports only those with vector instructions."""
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     return bool(pick_vec_isa())
@@ -121,7 +121,7 @@ def test_flex_attention_keeps_packed_dialogues_apart(tiny_model_dir):
 
 @pytest.mark.slow
 def test_flex_attention_takes_one_kernel_for_rows_of_every_length(tiny_model_dir, monkeypatch):
-    """torch cannot build the other one, for fewer than 128 tokens, where several heads share a key."""
+    """torch cannot compile the kernel for fewer than 128 tokens if several heads share a key."""
     if not can_compile():
         pytest.skip("torch compiles nothing for this processor")
     from torch.nn.attention.flex_attention import flex_attention as unfused

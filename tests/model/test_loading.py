@@ -1,4 +1,4 @@
-"""The base comes in its own dtype, whole, from safetensors only; nf4 is what it says."""
+"""The base is loaded in its own dtype, completely, from safetensors only; nf4 is reported correctly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.model.adapters import logits, save_random_adapter
 
 @pytest.fixture
 def copy(tiny_model_dir, tmp_path):
-    """A model directory of one's own to break."""
+    """A copy of a model directory, to be broken."""
 
     def make(**more):
         return shutil.copytree(tiny_model_dir("llama", **more), tmp_path / "model")
@@ -55,9 +55,12 @@ def edit_weights(folder, edit):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"}, "missing and would stay random.*lm_head"),
-        (lambda t: {n: v for n, v in t.items() if "layers.1" not in n}, "missing and would stay random"),
-        (lambda t: {**t, "model.extra.weight": torch.ones(2)}, "belong to no layer.*model.extra"),
+        (
+            lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"},
+            "missing and would stay randomly initialised.*lm_head",
+        ),
+        (lambda t: {n: v for n, v in t.items() if "layers.1" not in n}, "missing and would stay randomly initialised"),
+        (lambda t: {**t, "model.extra.weight": torch.ones(2)}, "do not belong to any layer.*model.extra"),
         (lambda t: {**t, "model.norm.weight": torch.ones(3)}, "shape|size"),
     ],
 )
@@ -158,7 +161,7 @@ def test_the_dequantised_base_is_what_nf4_computes_with(tiny_model_dir, dtype):
 
 
 def test_evaluating_does_not_cut_the_gradients_of_a_quantised_model(tiny_model_dir):
-    """On CPUs with AVX512-BF16 bitsandbytes repacks weights in the first evaluation, into a form without backward."""
+    """On CPUs with AVX512-BF16 bitsandbytes repacks weights in the first evaluation, to a layout without backward."""
     from fastchat.model.lora import add_lora
 
     model = add_lora(load_base_model(str(tiny_model_dir("llama", hidden=64)), quantization=True), dropout=0.0)

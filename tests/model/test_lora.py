@@ -1,4 +1,4 @@
-"""Adapters: where they sit, what trains, how they continue, and what is refused."""
+"""Adapters: which layers they adapt, what is trained, how they are continued, and what is refused."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_bias(tiny_model_dir, bias, biases):
 
 def test_bias_where_there_is_none_is_said(tiny_model_dir, capsys):
     add_lora(load_base_model(str(tiny_model_dir("llama"))), bias="lora_only")
-    assert "--lora_bias lora_only: the layers in question have no bias" in capsys.readouterr().err
+    assert "--lora_bias lora_only: the adapted layers have no bias" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -167,7 +167,7 @@ def test_adapters_that_cannot_be_continued(tmp_path, tiny_model_dir):
     folder, _ = save_random_adapter(tmp_path / "a", tiny_model_dir("llama"))
     for path, message in (
         (tmp_path / "nowhere", "No such adapter directory"),
-        (tmp_path, "is no adapter"),
+        (tmp_path, "is not an adapter"),
         (base, "is a full model"),
     ):
         with pytest.raises(SettingsError, match=message):
@@ -202,8 +202,8 @@ def test_names_that_peft_takes_for_experts_are_left_out(tmp_path, tiny_model_dir
     folder = str(tiny_model_dir("deepseek_v3", **experts, **heads))
     assert targets(add_lora(load_base_model(folder))) == {"o_proj"}
     err = capsys.readouterr().err
-    assert "takes gate_proj, up_proj, down_proj in DeepseekV3ForCausalLM for names of its experts' fused" in err
-    with pytest.raises(SettingsError, match="takes up_proj .* leave them out"):
+    assert "in DeepseekV3ForCausalLM, peft applies gate_proj, up_proj, down_proj to the fused weights" in err
+    with pytest.raises(SettingsError, match="peft applies up_proj .* leave them out"):
         add_lora(load_base_model(folder), target_modules="o_proj,up_proj")
 
 

@@ -1,4 +1,4 @@
-"""A merged model gives the logits of adapter and base apart, and carries everything a user of it needs."""
+"""A merged model gives the logits of base and adapter unmerged, and includes everything that its users need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.model.adapters import logits, save_random_adapter
 
 
 def reload(path: Path):
-    """The merged model as somebody without this project loads it."""
+    """The merged model, loaded without this project."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(path).eval()

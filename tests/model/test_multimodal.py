@@ -1,4 +1,4 @@
-"""Of a model that sees or hears too, what text passes through is adapted and trained, and nothing else."""
+"""In a multimodal model, the modules that text passes through are adapted and trained, and nothing else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_adapter_gets_a_gradient(multimodal, family: str, capsys: pytest.C
     assert len(trained) == 2 * 7 * 2, "two matrices on seven layers of both decoder layers that read text"
     assert not [name for name, p in trained.items() if p.grad is None or any(tower in name for tower in TOWERS)]
     err = capsys.readouterr().err
-    assert "LoRA sits on 14 layers of the language model. " in err and "get none: text does not pass" in err
+    assert "LoRA adapts 14 layers of the language model. " in err and "are not adapted: text does not pass" in err
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,7 +73,7 @@ def test_a_target_in_a_tower_is_refused(multimodal) -> None:
 
 @pytest.mark.parametrize("bias", ["none", "all"])
 def test_an_adapter_of_pictures_too_is_continued_and_kept_whole(multimodal, tmp_path: Path, bias: str, capsys) -> None:
-    """Made by another program: on the tower as well. What text cannot train of it stays, in the result too."""
+    """Made by another program, on the tower as well. The part that text cannot train is kept, also in the result."""
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file
 

@@ -35,7 +35,7 @@ def reload(folder: Path):
 
 
 def near_the_mean(rows: torch.Tensor, used: torch.Tensor) -> bool:
-    """A twentieth of the spread of the used rows away from their mean, but not on it; on it where they have none."""
+    """Close to the mean of the used rows (off by 2 to 10 % of their spread), but not equal unless the spread is 0."""
     off, spread = (part.double() - used.double().mean(dim=0) for part in (rows, used))
     return bool(0.02 * spread.std() < off.std() < 0.1 * spread.std() or not spread.any())
 
@@ -193,11 +193,11 @@ def test_a_token_that_exists_is_said_to(tmp_path, tiny_model_dir, capsys):
     base = tiny_model_dir("llama", "metaspace_bos")
     made = prepare_model(str(base), str(tmp_path / "a"), pad_token="<unk>")
     assert made.added == () and made.ids == {"<unk>": 0}
-    assert "'<unk>' is a special token already (id 0): nothing is added" in capsys.readouterr().err
+    assert "'<unk>' is already a special token (id 0): it is not added" in capsys.readouterr().err
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
     assert reload(tmp_path / "a")[1].pad_token_id == 0
     made = prepare_model(str(tiny_model_dir("llama", "gemma")), str(tmp_path / "b"), special_tokens=["<start_of_turn>"])
-    assert made.added == () and "is in the vocabulary already" in capsys.readouterr().err
+    assert made.added == () and "is already in the vocabulary" in capsys.readouterr().err
     model, tokenizer = reload(tmp_path / "b")
     assert tokenizer.pad_token == "<pad>" and "<start_of_turn>" in tokenizer.all_special_tokens
 
@@ -238,7 +238,7 @@ def test_a_result_that_reads_back_wrong_is_not_put_in_place(tmp_path, tiny_model
         save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"] * -1}, path, **more)
 
     monkeypatch.setattr(prepare, "save_file", flipped)
-    with pytest.raises(CheckpointError, match="model.norm.weight is not what it was"):
+    with pytest.raises(CheckpointError, match="model.norm.weight differs from the original"):
         prepare_model(str(tiny_model_dir("llama")), str(tmp_path / "out"), pad_token="[NEW]")
     assert not list(tmp_path.iterdir())
 
@@ -283,7 +283,7 @@ def test_the_prepared_tokenizer_is_that_of_the_file_and_the_configurations_name_
 
 
 def test_spare_rows_that_are_all_alike_are_made_new(tmp_path, tiny_model_dir, capsys):
-    """A vocabulary padded with zeros: two tokens with equal rows could never become different."""
+    """A vocabulary padded with zeros: training could never tell two tokens with equal rows apart."""
     base = Path(shutil.copytree(tiny_model_dir("llama", vocab_size=900), tmp_path / "base"))
     used = len(load_tokenizer(str(base))[0])
     before = load_file(base / "model.safetensors")
@@ -301,4 +301,4 @@ def test_spare_rows_that_are_all_alike_are_made_new(tmp_path, tiny_model_dir, ca
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         first, second = after[name][ids].bfloat16()
         assert first.any() and not torch.equal(first, second)
-    assert capsys.readouterr().err.count("2 spare rows were zero or all alike") == 2
+    assert capsys.readouterr().err.count("2 spare rows were zero or identical") == 2

@@ -1,4 +1,4 @@
-"""`training.json` is written whole, read back as it was, and a broken one is named."""
+"""`training.json` is written completely and reads back unchanged, and a broken one is reported."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_nan_is_never_written(tmp_path):
         ("[]", "not a training record"),
         ("{}", "not a training record"),
         ('{"format": 99}', "format 99"),
-        ('{"format": 1, "files": {"training.json": {}}}', "do not have the digest"),
+        ('{"format": 1, "files": {"training.json": {}}}', "do not match its digest"),
         ('{"format": 1, "metrics": {"loss": NaN}}', "cannot be read: it holds NaN"),
     ],
 )

@@ -1,4 +1,4 @@
-"""RoPE scaling: what is chosen, what is refused, and that the model really computes with it."""
+"""RoPE scaling: what is chosen, what is refused, and that the model computes with it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ LLAMA31 = {
 def test_a_base_with_scaling_of_its_own(capsys):
     config = llama(131072, **LLAMA31)
     assert choose_rope(config, model_max_length=65536) is None
-    with pytest.raises(SettingsError, match="Pass --rope_scaling_type llama3 to stretch it further"):
+    with pytest.raises(SettingsError, match="Pass --rope_scaling_type llama3 to extend it further"):
         choose_rope(config, model_max_length=200000)
     for wrong in ({"type": "linear"}, {"factor": 2.0}, {"type": "yarn", "factor": 16.0}):
         with pytest.raises(SettingsError, match="cannot be combined"):
@@ -155,7 +155,7 @@ def test_logits_change_and_survive_saving(tmp_path, tiny_model_dir, arch, type):
 
 
 def test_a_config_changed_after_the_model_is_built_does_nothing(tiny_model_dir):
-    """Why `load_base_model` takes the choice: the library gives no error for this."""
+    """Why the choice is made before loading: the library gives no error for this."""
     base = str(tiny_model_dir("llama", max_positions=64))
     model = load_base_model(base).eval()
     before = logits(model)

@@ -1,4 +1,4 @@
-"""Which token pads, and what is said when there is no usable tokenizer."""
+"""The choice of the pad token, and the errors when there is no usable tokenizer."""
 
 from __future__ import annotations
 

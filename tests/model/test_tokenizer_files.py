@@ -1,4 +1,4 @@
-"""`tokenizer.json` decides about ids, for every family: as read, read raw, saved, and loaded by anybody after that."""
+"""`tokenizer.json` determines the ids, for every family: when read, read raw, saved, and loaded by transformers."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_what_files_leave_to_the_class_is_taken_over(made: Any, tmp_path: Path) 
 
 
 def test_keys_of_other_software_survive(made: Any, tmp_path: Path) -> None:
-    """Converters read add_bos_token; what is written is what the pipeline does."""
+    """Converters read add_bos_token; the written value is what the pipeline does."""
     folder = tmp_path / "m"
     shutil.copytree(made("mistral-v0.1"), folder)
     _edit(folder / "tokenizer_config.json", {"add_bos_token": False, "add_eos_token": False, "padding_side": "left"})
@@ -320,7 +320,7 @@ def test_vocabulary_and_merges_are_read_by_their_class(made: Any, tmp_path: Path
     spec = json.loads((made("qwen") / "tokenizer.json").read_text())
     (tmp_path / "vocab.json").write_text(json.dumps(spec["model"]["vocab"]))
     (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in spec["model"]["merges"]))
-    with pytest.raises(SettingsError, match="do not say how text is cut into words.*tokenizer_class"):
+    with pytest.raises(SettingsError, match="do not say how text is split into words.*tokenizer_class"):
         load_plain(str(tmp_path))
     _edit_or_make(tmp_path / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer"})
     assert load_plain(str(tmp_path)).encode("a 12345") == load_plain(str(made("qwen"))).encode("a 12345")

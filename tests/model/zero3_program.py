@@ -88,7 +88,7 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> None:
-    """One process; `words` begin with two models, in float32 and in bfloat16. Rank 0 prints what it found."""
+    """One process; `words` begin with two models, in float32 and in bfloat16. Rank 0 prints the results."""
     from fastchat.processes import start_processes
 
     start_processes(use_cpu=True, deepspeed=True, backend="gloo", timeout_s=600)

@@ -1,4 +1,4 @@
-"""Setting up the environment: no CUDA packages without a GPU, nothing done twice, clear refusals; and test.sh."""
+"""Setting up the environment: no CUDA packages without a GPU, nothing done twice, clear errors; and test.sh."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_cpu_machine_installs_torch_under_the_constraints_and_says_what_to_do_
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     log = tmp_path / "log"
-    # A Python that has no torch, and whose pip refuses.
+    # A Python without torch, whose pip fails.
     _program(venv / "bin", "python", f'#!/bin/sh\necho "$@" >>"{log}"\nexit 1\n')
     run = _bash(repository, f'VENV="{venv}"; TORCH_INDEX_URL=builds install_torch_for_cpu')
     assert run.returncode == 6
@@ -128,7 +128,7 @@ PARALLEL = "-n|2|--dist|loadgroup|--no-loadscope-reorder|"
     ids=["fast", "workers", "debugger", "no plugin", "other plugin"],
 )
 def test_the_test_script_passes_arguments_on(repository: Path, tmp_path: Path, given: list[str], passed: str) -> None:
-    # A copy of the scripts in an odd place, with an environment that only shows its arguments.
+    # A copy of the scripts in an odd folder, with an environment that only prints its arguments.
     checkout = tmp_path / "a b"
     (checkout / "scripts").mkdir(parents=True)
     for name in ("lib.sh", "test.sh"):

@@ -1,4 +1,4 @@
-"""The training scripts and memory: said before anything loads, and with AUTO=1 a batch that fits.
+"""The training scripts and memory: a warning before anything loads, and with AUTO=1 a batch that fits.
 
 A folder with the config.json of a 7B (13B, 70B) model is enough, since planning needs no weights; the GPUs are those
 that a false `nvidia-smi` lists.
@@ -62,7 +62,7 @@ def test_the_documented_batch_fits_as_documented(here: Here, run_script: Run) ->
 
 
 def test_auto_keeps_the_global_batch(here: Here, run_script: Run) -> None:
-    """On 12 GiB the batch of 16 does not fit; the largest that divides 32 evenly takes its place."""
+    """On 12 GiB the batch of 16 does not fit; the largest that divides 32 evenly replaces it."""
     variables = here(gib=12)
     before = planned(run_script("train_lora_7b_base.sh", "--plan", "--json", **variables))
     assert before["fits"] is False and 1 < before["largest_microbatch"] < 16
@@ -71,7 +71,7 @@ def test_auto_keeps_the_global_batch(here: Here, run_script: Run) -> None:
     batch, accumulation = after["per_device_train_batch_size"], after["gradient_accumulation_steps"]
     assert after["fits"] is True and batch <= before["largest_microbatch"] and batch * accumulation == 32
     assert f"--per_device_train_batch_size {before['largest_microbatch']} (" in run.stderr
-    assert f"batch {batch} x accumulation {accumulation} in place of 16 x 2" in run.stderr
+    assert f"batch {batch} x accumulation {accumulation} instead of 16 x 2" in run.stderr
     assert "stays 256" in run.stderr
 
 
@@ -81,7 +81,7 @@ def test_flags_at_the_end_count_too(here: Here, run_script: Run) -> None:
     found = planned(run)
     assert found["gpus"] == 2 and found["model_max_length"] == 2048 and found["fits"] is True
     assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == 128
-    assert "in place of 64 x 2; the global batch stays 256" in run.stderr
+    assert "instead of 64 x 2; the global batch stays 256" in run.stderr
 
 
 def test_nothing_fits(here: Here, run_script: Run) -> None:
@@ -114,7 +114,7 @@ def copied(repository: Path, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def start(copied: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
-    """Runs a script to its end; only the launcher is not real, it prints its words."""
+    """Runs a script to its end; only the launcher is a stub, which prints its arguments."""
 
     def run(*flags: str, **variables: str) -> Any:
         launcher = tmp_path / "the tools" / "deepspeed"
@@ -170,7 +170,7 @@ def test_a_plan_that_is_not_wanted_trains(copied: Callable[..., Any], laptop: di
 
 @pytest.mark.parametrize("auto", ["0", "1"])
 def test_what_is_started(auto: str, here: Here, start: Callable[..., Any]) -> None:
-    """Said before the launcher starts; without AUTO the run goes on as it is."""
+    """Logged before the launcher starts; without AUTO the run continues unchanged."""
     variables = here(gib=12)
     run = start("--num_train_epochs", "1", AUTO=auto, **variables)
     assert run.returncode == 0, run.stderr
@@ -188,7 +188,7 @@ def test_an_unknown_model_is_said_and_goes_on(here: Here, start: Callable[..., A
     variables = here()
     (Path(variables["MODEL"]) / "config.json").write_text('{"model_type": "mixtral", "num_local_experts": 8}')
     run = start(AUTO="1", **variables)
-    assert "mixture of experts" in run.stderr and "memory is not planned" in run.stderr
+    assert "mixture of experts" in run.stderr and "the memory could not be planned" in run.stderr
     assert run.returncode == 0 and "--per_device_train_batch_size" in run.stdout
 
 

@@ -1,4 +1,4 @@
-"""Paths with everything that a careless script takes apart: they arrive as they are, and nothing in them is run."""
+"""Paths with everything that a careless script would split: they arrive unchanged, and nothing in them is run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Printed by the stub in the place of a program: each argument, and a NUL after it.
+# Printed by the stub of a program: each argument, followed by a NUL.
 STUB = '#!/bin/sh\nprintf "%s\\0" "$(basename "$0")" "$@" >>"$ARGUMENTS"\n'
 ODD = "a 'b' \"c\" $(touch executed) `touch executed` ; touch executed & | > x * ? {a,b} ~ \\ %s !"
 NAMES = [ODD, "-rf", "--output_dir", "new\nline", " outer spaces ", "-n $IFS"]
@@ -19,7 +19,7 @@ Tree = Callable[[str], tuple[Path, dict[str, str]]]
 
 @pytest.fixture
 def tree(repository: Path, tmp_path: Path) -> Tree:
-    """`tree(name)`: a checkout in a folder of that name whose .venv holds stubs, and the environment to run it in."""
+    """`tree(name)`: a checkout in a folder of that name whose .venv has stubs, and the environment to run it in."""
 
     def make(name: str) -> tuple[Path, dict[str, str]]:
         root = tmp_path / "trees" / name

@@ -1,4 +1,4 @@
-"""The quickstart: its data is what it says, its verdict can be negative, and the whole of it works and shows it."""
+"""The quickstart: its data is as described, its verdict can be negative, and the whole script works and shows it."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def test_the_verdict_is_good_only_where_the_tuned_model_is_clearly_better(
 
 @pytest.mark.launch
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")  # minutes: not in line with the other launches, and it minds no neighbour
+@pytest.mark.xdist_group(
+    "quickstart"
+)  # takes minutes: not in the group of the other launches, and it may run next to other tests
 def test_the_quickstart_works_and_shows_it(repository: Path, run_script: Run) -> None:
     if not (repository / ".venv" / ".ready").is_file():
         pytest.skip("without .venv the quickstart would install one: run the tests with scripts/test.sh")

@@ -1,4 +1,4 @@
-"""The three training scripts, trained with on the CPU with a tiny model, and what they say when something lacks.
+"""The three training scripts, run on the CPU with a tiny model, and their messages when something is missing.
 
 One is run as it is, launcher included; of the others the words that they give to the launcher are run. Overridden are
 only model, data, size and device; everything else must be the documented value, and what was really used (ZeRO stage,
@@ -68,7 +68,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _files(size: Size, base_model: Path, folder: Path) -> dict[str, str]:
-    """What a script has to be told. Data for two optimizer steps in two processes; names that need quotes."""
+    """The variables that a script needs. Data for two optimizer steps in two processes; names that need quotes."""
     folder.mkdir()
     data = write_rows(folder / "train.json", chat_rows(2 * 2 * size.batch * size.accumulation))
     held_out = write_rows(folder / "eval.json", chat_rows(4))
@@ -78,10 +78,10 @@ def _files(size: Size, base_model: Path, folder: Path) -> dict[str, str]:
 
 @pytest.mark.launch
 def test_it_trains_with_the_documented_values(base_model: Path, run_script: Run, tmp_path: Path) -> None:
-    """As a person starts it, with the deepspeed launcher."""
+    """As a user starts it, with the deepspeed launcher."""
     size, folder = SIZES[0], tmp_path / "it's $(odd); -x"
     variables = _files(size, base_model, folder)
-    variables["EVAL_DATA"] = os.path.relpath(variables["EVAL_DATA"], tmp_path)  # relative to where the user stands
+    variables["EVAL_DATA"] = os.path.relpath(variables["EVAL_DATA"], tmp_path)  # relative to the current folder
     run = run_script(size.script, "--num_train_epochs", "1", **variables)
     assert run.returncode == 0, run.stdout + run.stderr
     _check_run(size, folder / "out", run.stderr)
@@ -135,7 +135,7 @@ def _check_really_used(size: Size, record: dict[str, Any], log: str) -> None:
         assert quantization["linear4bit"] == 14  # all seven layers of both blocks
     else:
         assert quantization is None
-    # What a CPU lacks is said: --flash_attn True and --tf32 True were asked for.
+    # Fallbacks on a CPU are logged: --flash_attn True and --tf32 True were given.
     assert "flash_attention_2" in log
     assert "tf32" in log
 
@@ -154,7 +154,7 @@ def _check_adapter(output: Path) -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=_script)
 def test_the_number_of_epochs_is_the_documented_one(size: Size, repository: Path) -> None:
-    # The runs above override it, because ten epochs of nothing prove nothing.
+    # The runs above override it: ten epochs would only take longer.
     text = (repository / "scripts" / size.script).read_text(encoding="utf-8")
     assert f'EPOCHS="${{EPOCHS:-{size.epochs}}}"' in text
 
@@ -172,7 +172,7 @@ MISSING = [
     ({"MODEL": "/no/such model"}, "MODEL=/no/such model does not exist"),
     ({"DATA": "gone.json"}, "DATA=gone.json does not exist"),
     ({"EVAL_DATA": "gone.json"}, "EVAL_DATA=gone.json does not exist"),
-    ({"MODEL": "."}, "holds no config.json"),
+    ({"MODEL": "."}, "has no config.json"),
     ({"NUM_GPUS": "two"}, "NUM_GPUS=two is not a number"),
     ({"DEVICE": "tpu"}, "DEVICE=tpu is neither gpu nor cpu"),
     ({"DEEPSPEED_CONFIG": "s9.json"}, "DEEPSPEED_CONFIG=s9.json does not exist"),

@@ -1,4 +1,4 @@
-"""Chatting uses the prompt of training, stops where training stops, and gives every character exactly once."""
+"""Chatting uses the prompt of training, stops where training stops, and outputs every character exactly once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASK = [{"role": "user", "content": "What is 2 plus 2?"}]
 
 
 class Parrot:
-    """Stands for a model: "generates" fixed ids through the same streamer and criteria, and keeps what it was asked."""
+    """Replaces a model: "generates" fixed ids through the same streamer and criteria, and records its arguments."""
 
     def __init__(self, ids):
         self.ids, self.device, self.asked = ids, torch.device("cpu"), []
@@ -190,7 +190,7 @@ def test_template_of_a_model_without_a_record(tiny_model_dir, tmp_path, capsys):
     assert "trained with vicuna_v1.1" in capsys.readouterr().err
     with pytest.raises(SettingsError, match="vicuna"):
         load_chat(base, device="cpu", conv_template="vicunna")
-    with pytest.raises(SettingsError, match="no adapter to put"):
+    with pytest.raises(SettingsError, match="not an adapter to put"):
         load_chat(base, base_model_path=base)
 
 
@@ -246,7 +246,7 @@ def test_bytes_that_are_no_text_are_replaced_and_said(tmp_path, tiny_model_dir, 
     arguments = ["--model-path", str(folder), "--device", "cpu", "--temperature", "0", "--max-new-tokens", "5"]
     assert run_cli(monkeypatch, arguments, "caf\udce9\nHello\n") == 0
     out, err = capsys.readouterr()
-    assert out.count("\n") >= 2 and err.count("what is not UTF-8 in it was replaced by ?") == 1
+    assert out.count("\n") >= 2 and err.count("bytes that are not UTF-8 were replaced by ?") == 1
     assert run_cli(monkeypatch, [*arguments, "--message", "\udcff"]) == 0
 
 

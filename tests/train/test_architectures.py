@@ -86,5 +86,5 @@ def test_positions_of_configs_with_other_names() -> None:
         choose_rope(mpt, model_max_length=257)
     griffin = AutoConfig.for_model("recurrent_gemma")
     assert context_length(griffin) is None and choose_rope(griffin, model_max_length=100_000) is None
-    with pytest.raises(SettingsError, match="names no context length"):
+    with pytest.raises(SettingsError, match="has no context length"):
         choose_rope(griffin, factor=2.0, model_max_length=128)

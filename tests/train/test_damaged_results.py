@@ -94,7 +94,7 @@ def test_a_linked_checkpoint_is_used_and_a_dangling_link_is_named(train: Train, 
     (first.folder / "checkpoint-1").symlink_to(elsewhere)
     shutil.move(elsewhere, tmp_path / "hidden")
     lost = train(*FLAGS)
-    assert lost.code == 5 and f"checkpoint-1: is a link to {elsewhere}, which is not there" in lost.err
+    assert lost.code == 5 and f"checkpoint-1: is a link to {elsewhere}, which does not exist" in lost.err
     assert "--overwrite_output_dir" not in lost.err
     never = train(*FLAGS, "--resume_from_checkpoint", "never")
     assert never.code == 2 and "checkpoint-1" in never.err and "--overwrite_output_dir" not in never.err

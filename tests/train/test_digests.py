@@ -23,8 +23,8 @@ from tests.train.conftest import Outcome
 pytestmark = pytest.mark.slow
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-RECORD, CHANGED = "training.json", "its values do not have the digest that stands in it"
-FLIPPED, MISSING = "has the right size but other content", "is missing"
+RECORD, CHANGED = "training.json", "its values do not match its digest"
+FLIPPED, MISSING = "has the right size but different content", "is missing"
 TEMPLATE = ("--conv_template", "vicuna_v1.1")  # else a result, which has a template, wants to be asked about it
 Use = Callable[[Path], tuple[int, str]]
 
@@ -116,7 +116,7 @@ def test_a_changed_value_in_the_record_is_noticed(train: Callable[..., Outcome],
     assert not good and CHANGED in lines[0]
     for use in ("serve", "merge", "continue"):
         code, err = uses[use](folder)
-        assert code == 5 and CHANGED in err and 'take "files" out of it' in err, use
+        assert code == 5 and CHANGED in err and 'remove "files" from it' in err, use
     values = json.loads(text)
     path.write_text(json.dumps(values), encoding="utf-8")
     assert verify(folder)[1], "the layout is no value"
@@ -191,7 +191,7 @@ def test_without_digests_it_is_used_as_before(train: Callable[..., Outcome], tmp
     find_trained(str(folder))
     assert verify(folder) == ([f"{folder}: not verified, its training.json has no digests"], False)
     record.write_text(json.dumps({**values, "files": ["adapter_model.safetensors"]}))
-    with pytest.raises(CheckpointError, match='"files" is no list of digests'):
+    with pytest.raises(CheckpointError, match='"files" is not a list of digests'):
         find_trained(str(folder))
     assert not verify(folder)[1]
     record.unlink()

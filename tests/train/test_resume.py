@@ -344,9 +344,9 @@ def test_a_folder_of_another_program_is_no_checkpoint(train: Train, tmp_path: Pa
         torch.save({"x": _Evil(tmp_path / "executed")}, foreign / name)
     (foreign / "trainer_state.json").write_text('{"global_step": 3}')
     outcome = train("--resume_from_checkpoint", foreign)
-    assert outcome.code == 5 and "has no MANIFEST.json: it is no complete checkpoint of this project" in outcome.err
+    assert outcome.code == 5 and "has no MANIFEST.json: it is not a complete checkpoint of this project" in outcome.err
     outcome = train("--output_dir", foreign.parent)
-    assert outcome.code == 5 and "holds no valid checkpoint to go on from" in outcome.err
+    assert outcome.code == 5 and "has no valid checkpoint to resume from" in outcome.err
     assert not (tmp_path / "executed").exists()
 
 

@@ -109,7 +109,7 @@ def test_the_class_can_be_asked_for(train: Train, base: Callable[[str], Path]) -
     folder = base("qwen")
     flags = ["--model_name_or_path", str(folder), *NAMED]
     plain = ok(train(*flags))
-    assert "the class Qwen2Tokenizer that transformers takes for this folder gives others" in plain.err
+    assert "the class Qwen2Tokenizer that transformers picks for this folder gives others" in plain.err
     other = ok(train(*flags, "--use_tokenizer_class", "True", name="b"))
     assert "gives others" not in other.err
     assert _ids(other.folder) != _wanted(folder, plain.folder) == _ids(plain.folder)
@@ -131,7 +131,7 @@ def test_a_folder_with_a_sentencepiece_file_trains_saves_and_chats(
         **{"model_type": "bpe", "byte_fallback": True, "character_coverage": 0.99, "minloglevel": 2},
     )
     outcome = ok(train("--model_name_or_path", str(folder)))
-    assert "made from tokenizer.model, with BOS in front" in outcome.err
+    assert "converted from tokenizer.model, with BOS in front" in outcome.err
     processor: Any = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     ids = _ids(outcome.folder)
     assert ids[0] == processor.bos_id() and processor.decode(ids).endswith("12345 plus 6? ASSISTANT:")
