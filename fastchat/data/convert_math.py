@@ -175,7 +175,13 @@ def _parser() -> Parser:
     )
     add("--max-rows", type=int, metavar="N", help="read only the first N rows")
     add("--timeout", type=float, default=5.0, metavar="S", help="time limit for each program, in seconds (%(default)s)")
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="programs to run in parallel (%(default)s)")
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="programs to run in parallel (%(default)s)",
+    )
     return parser
 
 

@@ -31,8 +31,12 @@ _BATCH = 256
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = tool_parser("get_stats", "Count the tokens of a conversation file.", out=None)
-    parser.add_argument("--model-name-or-path", required=True, metavar="DIR", help="the model's directory, for its tokenizer")
-    parser.add_argument("--trust-remote-code", action="store_true", help="allow tokenizer code that comes with the model")
+    parser.add_argument(
+        "--model-name-or-path", required=True, metavar="DIR", help="the model's directory, for its tokenizer"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="allow tokenizer code that comes with the model"
+    )
     return run(get_stats, parser, argv)
 
 

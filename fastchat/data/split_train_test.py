@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = tool_parser("split_train_test", "Split a file into a training and a test part.", out=None)
     add_slice(parser)
-    parser.add_argument("--ratio", type=float, default=0.9, help="fraction of the rows in the training part (%(default)s)")
+    parser.add_argument(
+        "--ratio", type=float, default=0.9, help="fraction of the rows in the training part (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the split (%(default)s)")
     return run(split, parser, argv)
 
@@ -56,7 +58,7 @@ def split(args: argparse.Namespace) -> None:
         parts = divide(range(len(waiting.starts)), args.ratio, args.seed)
         if not all(parts):
             raise SettingsError(
-                f"--ratio {args.ratio}: one part of the {sum(map(len, parts))} rows would be empty; choose another ratio."
+                f"--ratio {args.ratio}: one part of {sum(map(len, parts))} rows would be empty; choose another ratio."
             )
         for name, part in zip(names, parts, strict=True):
             file = stack.enter_context(RowFile(name, "output"))

@@ -130,7 +130,7 @@ def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0
 
 
 def _plan(descending: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """Best-fit-decreasing, then filling the gaps it leaves: the pack of each length, int64 [E], and the number of packs.
+    """Best-fit-decreasing, then filling the gaps it leaves: the pack of each length, int64 [E], and how many there are.
 
     If dialogues are about equally long, no short ones are left for the gaps (1.1 % of the capacity on gsm8k_multiturn).
     So one pack in four offers its dialogues for exchange: a pack with a gap of 7 exchanges one of 200 tokens for one of
@@ -151,7 +151,7 @@ def _plan(descending: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
 
 
 def _exchange(descending: np.ndarray, pack_of: np.ndarray, capacity: int) -> np.ndarray:
-    """Swap dialogues of packs with a gap for longer ones from every fourth pack: pack_of, -1 for those to plan again."""
+    """Swap dialogues of packs with a gap for longer ones from every fourth pack: pack_of, -1 to plan it again."""
     offered = pack_of % _OFFERED == 0
     lengths, exchanged = descending.tolist(), np.where(offered, -1, pack_of).tolist()
     gaps = (capacity - np.bincount(pack_of, weights=descending)).astype(np.int64).tolist()
@@ -312,7 +312,7 @@ def check_packable(config: Any, capacity: int, rope_parameters: Mapping[str, Any
         if kind in ("dynamic", "longrope"):
             raise SettingsError(
                 f'--packing cannot be combined with RoPE scaling "{kind}": its angles depend on the longest dialogue '
-                f"in the row, so packed dialogues would be computed differently. Use --packing False{way_out}."
+                f"in the pack, so packed dialogues would be computed differently. Use --packing False{way_out}."
             )
     carried = sorted(set(getattr(text, "layer_types", None) or ()) - set(_MASKED_LAYERS))
     if carried:
@@ -321,7 +321,9 @@ def check_packable(config: Any, capacity: int, rope_parameters: Mapping[str, Any
             "so from one dialogue to the next. Do not use --packing."
         )
     if getattr(text, "alibi", False) or own in ("bloom", "mpt"):
-        raise SettingsError(f"--packing: {own} encodes positions with ALiBi, not with position_ids. Do not use --packing.")
+        raise SettingsError(
+            f"--packing: {own} encodes positions with ALiBi, not with position_ids. Do not use --packing."
+        )
 
 
 def _without_first(labels: Any) -> np.ndarray:

@@ -61,11 +61,11 @@ class PackingReport:
 
 
 def check_no_leak(model: Any, *, vocab_size: int, flat: bool = False, length: int = 32) -> float:
-    """Raise SettingsError if a dialogue sees the one packed before it. Costs three forward passes of `2 * length` tokens.
+    """Raise SettingsError if a dialogue sees the one packed before it. Takes three forward passes of `2 * length`.
 
     The first dialogue never sees the second one, so any change of its logits when the second one changes is due to
     rounding: none, except in models that then sum in another order (mixtures of experts).
-    Returns the change of the second dialogue's logits when the first one changes, relative to the first one's own change.
+    Returns the change of the second dialogue's logits when the first one changes, relative to that of the first one's.
     """
     import torch
 

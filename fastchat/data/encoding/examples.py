@@ -1,8 +1,8 @@
 """Dialogues -> examples: ids, labels, and what was cut.
 
 A dialogue that is longer than the maximum length is cut after the last assistant turn that fits, so that a complete
-dialogue remains. If not even the first answer fits, it is cut inside that answer: the first tokens are supervised and no
-stop token is, because the model must not learn to stop there.
+dialogue remains. If not even the first answer fits, it is cut inside that answer: its first tokens are supervised and
+no stop token is, because the model must not learn to stop there.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class TextEncoder:
         return (cls(raw), "") if raw else (None, reason)
 
     def choose(self, name: str | None, model_name: str = "") -> Template | TokenizerTemplate:
-        """The template with this name; "tokenizer" is the tokenizer's own. Raises SettingsError, see choose_template."""
+        """The template called `name`; "tokenizer" is the tokenizer's own. Raises SettingsError, see choose_template."""
         own = self.raw.chat_template
         if name != OWN_TEMPLATE:
             return choose_template(

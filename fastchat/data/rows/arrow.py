@@ -63,7 +63,7 @@ def saved_files(folder: str, split: str, flag: str = "--data_split") -> list[str
         split: of a DatasetDict, which of its splits; a Dataset has none. `flag` chooses it.
 
     Raises:
-        DataError: there is no such split, a file is missing or outside the folder, or rows were selected but not written.
+        DataError: there is no such split, a file is missing or outside the folder, or rows were selected, not written.
     """
     if os.path.isfile(os.path.join(folder, _SPLITS)):
         splits = _read(folder, _SPLITS).get("splits")

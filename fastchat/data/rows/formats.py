@@ -98,7 +98,7 @@ _COLUMNS = frozenset((*TURN_LISTS, *_ALPACA_ROW, *_ROW_KEYS))
 
 @dataclass(frozen=True)
 class Parsed:
-    """One row, parsed: a dialogue to train on, or the reason why there is none; and how often each treatment was applied.
+    """One row, parsed: a dialogue to train on, or the reason why there is none; and the number of each treatment.
 
     `unread`: ("row" or "turn", key) -> how many have this key, which is not read.
     """

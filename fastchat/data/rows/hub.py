@@ -52,8 +52,8 @@ def download(flag: str, name: str, split: str, revision: str | None, cache_dir: 
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
         if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
             raise DataError(
-                f"{where}: no such file or folder here, and no dataset of this name on the hub. If it is private, log in: "
-                "run `hf auth login` or set HF_TOKEN."
+                f"{where}: no such file or folder here, and no dataset of this name on the hub. If it is private, run "
+                "`hf auth login` or set HF_TOKEN."
             ) from None
         return _from_cache(where, name, split, revision, more, error)
     return os.path.basename(folder), [os.path.join(folder, file) for file in wanted]

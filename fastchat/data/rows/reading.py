@@ -44,8 +44,8 @@ _NEXT_TOKEN = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[\[\]{},]')
 class Row:
     """One row as it is in the file: `value` is the JSON object, or None if `problem` says what is wrong.
 
-    `line` counts from 1; for a table (parquet, Arrow) it is the row number. `unread`: the columns of the table that were
-    not read.
+    `line` counts from 1; for a table (parquet, Arrow) it is the row number. `unread`: the columns of the table that
+    were not read.
     """
 
     source: str
@@ -166,7 +166,9 @@ def _whole_line(stream: IO[bytes] | gzip.GzipFile, begun: bytes, number: int, pa
 def _check_gap(num_bytes: int, number: int, path: str) -> None:
     """Raise DataError if no row begins within MAX_ROW_BYTES from line `number` on."""
     if num_bytes > MAX_ROW_BYTES:
-        raise DataError(f"{path}:{number}: no row within {MAX_ROW_BYTES >> 20} MiB; this is not a file of conversations.")
+        raise DataError(
+            f"{path}:{number}: no row within {MAX_ROW_BYTES >> 20} MiB; this is not a file of conversations."
+        )
 
 
 def _numbered(stream: IO[bytes] | gzip.GzipFile, number: int, begun: bytes) -> Iterator[tuple[int, bytes | BadRow]]:
@@ -200,8 +202,8 @@ def _refuse_tables(first_line: bytes, path: str) -> None:
     if kind and not first_line.lstrip().startswith((b"[", b"{")):
         start = first_line[:60].decode("utf-8", "replace").strip()
         raise DataError(
-            f"{path}: is {kind}, not JSON; it begins with {start!r}. It must be a JSON array of objects, one object per "
-            "line (.json or .jsonl, either with .gz), parquet or Arrow."
+            f"{path}: is {kind}, not JSON; it begins with {start!r}. It must be a JSON array of objects, one object "
+            "per line (.json or .jsonl, either with .gz), parquet or Arrow."
         )
 
 

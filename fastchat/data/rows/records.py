@@ -49,7 +49,7 @@ class Records:
     """
 
     def __init__(self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False):
-        """`reasoning`: whether the template shows separate reasoning texts; if not, rows that have them are malformed."""
+        """`reasoning`: whether the template shows separate reasoning texts; if not, rows with them are malformed."""
         assert not isinstance(paths, str), paths
         self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
         self.reasoning = reasoning

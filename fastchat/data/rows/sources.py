@@ -49,7 +49,7 @@ def check_source(flag: str, name: str, split: str = "train") -> None:
 def find_sources(
     flag: str, names: Sequence[str], *, split: str = "train", revision: str | None = None, cache_dir: str | None = None
 ) -> list[Source]:
-    """The files of every source; hub datasets are downloaded. Logs the files of a folder that are not data, and repeats.
+    """The files of every source; hub datasets are downloaded. Logs repeated files and those in a folder that are no data.
 
     Args:
         flag: for messages, `--data_path`.
@@ -91,8 +91,7 @@ def _local(flag: str, name: str, split: str, tell: bool = False) -> list[str]:
         return [path]
     if "://" in name:
         raise DataError(
-            f"{flag} {name} is a URL; download the file and pass its path. (A dataset of the hub is "
-            "named OWNER/NAME.)"
+            f"{flag} {name} is a URL; download the file and pass its path. (A dataset of the hub is named OWNER/NAME.)"
         )
     if not _WILD.search(name):
         reason = str(unreadable(path, FileNotFoundError())).removeprefix(f"{path}: ")
