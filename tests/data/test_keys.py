@@ -69,10 +69,12 @@ def test_other_weights_are_refused(value: float, reason: str) -> None:
 
 def test_contradictory_keys_are_refused() -> None:
     assert bad(row({"train": True, "weight": 0})) == (
-        "contradictory keys: turn 2 is to be learned by train, and not by weight"
+        "contradictory keys: turn 2 is trained on according to train, but not according to weight"
     )
-    assert bad(row({"masked": 1, "loss": True})).startswith("contradictory keys: turn 2 is to be learned by loss, and")
-    assert bad(row({"train": True}, train=False)).startswith("contradictory keys: the row says that it is not learned")
+    assert bad(row({"masked": 1, "loss": True})).startswith(
+        "contradictory keys: turn 2 is trained on according to loss, but"
+    )
+    assert bad(row({"train": True}, train=False)).startswith("contradictory keys: the row is marked as not trained on")
     assert trained(row({"train": False, "masked": 1, "weight": 0.0})) == [False, True]
     assert trained(row({"weight": 0}, train=True)) == [False, True]
 

@@ -191,7 +191,7 @@ def test_tokens_that_another_process_cuts_off(warm: Warm, base_flags: list[str],
     for workers in ("0", "1"):
         words = [*flags, "--dataloader_num_workers", workers]
         outcome = warm.run(words, tmp_path / workers, processes=1, TROUBLE="cut:0:1", FSCHAT_CACHE=cache)
-        assert outcome.code == 6 and "were cut off by another process" in outcome.err, outcome.err
+        assert outcome.code == 6 and "were truncated by another process" in outcome.err, outcome.err
         assert outcome.status["exit_code"] == 6 and "Traceback" not in outcome.err
         again = warm.run(words, tmp_path / workers, processes=1, FSCHAT_CACHE=cache)
         assert again.code == 0 and "tokenising again" in again.err and "going on from" in again.err, again.err

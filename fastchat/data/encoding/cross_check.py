@@ -101,7 +101,7 @@ class LabelCrossCheck:
         return any(c in text for text, said in texts for c in (self._never_answered if said else self._controls))
 
     def _check_one(self, sample: _Sample, checked: Checked) -> None:
-        """The answers must be exactly the supervised runs of tokens; under "all", excluded ones the unsupervised runs."""
+        """The answers must be exactly the supervised runs; under "all", excluded answers the unsupervised runs."""
         for i, (token, label) in enumerate(zip(sample.ids, sample.labels, strict=True)):
             if label not in (IGNORED, token):
                 raise sample.disagreement(i, "a label is not its token's own id")
@@ -180,8 +180,8 @@ class LabelCrossCheck:
             raise sample.disagreement(begin, reason)
 
     def _says(self, sample: _Sample, span: tuple[int, int], rest: str) -> bool:
-        """Whether the tokens of a span decode to `rest`: exactly or, if a token spans a boundary, with no more tokens than
-        needed; if that token also has text of a message (after a prompt that ends with one), without its part.
+        """Whether the tokens of a span decode to `rest`: exactly or, if a token spans a boundary, with no token more
+        than needed; if that token also has text of a message (after a prompt that ends with one), without its part.
         """
         (begin, end), ids = span, sample.ids
         found, whole = self._text(ids[begin:end]), _bare(rest)
@@ -225,8 +225,8 @@ class _Sample:
         name: Any = self.chat_encoder.encoder.whole.id_to_token
         shown = " ".join(f"[{name(self.ids[i])}]" if self.labels[i] != IGNORED else name(self.ids[i]) for i in window)
         return DataError(
-            f"{self.dialogue.where}: two ways of deriving the supervised tokens disagree at token {at}: {reason}. Around "
-            f"it, supervised tokens in brackets: {shown}. Nothing was trained; please report this with the row."
+            f"{self.dialogue.where}: two ways of deriving the supervised tokens disagree at token {at}: {reason}. "
+            f"Around it, supervised tokens in brackets: {shown}. Nothing was trained; please report this with the row."
         )
 
 

@@ -86,8 +86,8 @@ class TokenizerTemplate:
 
     @cached_property
     def ending(self) -> str:
-        """The text after the stop of the last answer, stripped of white space. Some templates open the next answer even if
-        they are not asked to."""
+        """The text after the stop of the last answer, stripped of white space. Some templates open the next answer
+        even if they are not asked to."""
         segments = self.render(self.probes[0]).segments if self.probes else ()
         learned = [k for k, segment in enumerate(segments) if segment.supervised]
         return "".join(s.text for s in segments[learned[-1] + 1 :]).strip() if learned else ""

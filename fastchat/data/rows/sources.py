@@ -49,7 +49,7 @@ def check_source(flag: str, name: str, split: str = "train") -> None:
 def find_sources(
     flag: str, names: Sequence[str], *, split: str = "train", revision: str | None = None, cache_dir: str | None = None
 ) -> list[Source]:
-    """The files of every source; hub datasets are downloaded. Logs repeated files and those in a folder that are no data.
+    """The files of every source; hub datasets are downloaded. Logs repeated files and other files in a folder.
 
     Args:
         flag: for messages, `--data_path`.

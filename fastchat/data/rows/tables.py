@@ -45,7 +45,7 @@ def columns_to_read(schema: Any, whole: bool) -> tuple[list[str], tuple[str, ...
 
 
 def rows_of(batches: Iterable[Any], unread: tuple[str, ...], json_only: bool = False) -> Iterator[NumberedRow]:
-    """The rows of some record batches, numbered from 1. `json_only`: values that JSON cannot represent are a problem."""
+    """The rows of some record batches, numbered from 1. `json_only`: values JSON cannot represent are a problem."""
     number = 0
     for batch in batches:
         for row in _values(batch):
