@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None:
     err = ok(train()).err
     for line in (
-        r"proven on this tokenizer with template vicuna_v1.1, on 9 dialogues: prompts are prefixes, stops are supervised, "
-        r"one BOS, no text becomes control, labels agree",
+        r"proven on this tokenizer with template vicuna_v1.1, on 9 dialogues: prompts are prefixes, "
+        r"stops are supervised, one BOS, no text becomes a control token, labels agree",
         r"train labels derived a second time: \d+ answers in 20 rows agree",
         r"--- .*train.json:1 \(id 'sum-0'\): \d+ tokens, \d+ supervised in 1 turns",
         r"<s> A chat between .* USER: What is 0 plus 0\? ASSISTANT:\[\[ The answer is 0\.</s>\]\]",
