@@ -196,7 +196,7 @@ def test_a_dataset_with_several_configurations_lists_them(hub: Hub) -> None:
     write(hub.folder, "a.jsonl", "b.jsonl")
     configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in "ab")
     (hub.folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    with pytest.raises(DataError, match=r"me/ds: .*available configs: \['a', 'b'\].*name the files"):
+    with pytest.raises(DataError, match=r"me/ds: .*available configs: \['a', 'b'\].*pass their paths"):
         find("me/ds")
 
 
@@ -209,10 +209,10 @@ def test_files_that_are_no_conversations_are_named(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("me/gated", "gives this dataset only to those who accepted its terms. .*/datasets/me/gated, then log in"),
+        ("me/gated", "this dataset is gated: .*/datasets/me/gated, then log in"),
         (
             "me/missing",
-            "no such file or folder here, and no dataset of this name on the hub. If it is private: `hf auth",
+            "no such file or folder here, and no dataset of this name on the hub. If it is private, run `hf auth",
         ),
         ("me/broken", r"no such file or folder here; the hub does not respond \(.*503.*dataset is not in the cache"),
     ],
@@ -246,7 +246,7 @@ def test_offline_what_is_in_the_cache_is_used(
     asked = len(hub.asked)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert find("me/ds") == online and len(hub.asked) == asked
-    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set, and the cache does not hold .*`hf download me/other"):
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set, and the dataset is not in the cache.*`hf download me/other"):
         find("me/other")
     with pytest.raises(DataError, match="me/ds: .*has no split 'test'|HF_HUB_OFFLINE is set"):
         find("me/ds", split="test")

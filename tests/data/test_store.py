@@ -109,7 +109,7 @@ def test_overlong_drop_and_error(chat_encoder: ChatEncoder) -> None:
         ([], 100, "Likely cause: the data."),
         (records_of("empty_dialogue"), 100, "dialogues have no turns"),
         (records_of("no_assistant_turn"), 100, "no user turn is answered"),
-        (records_of(pair("q", "a", train=False)), 100, 'says "train": false'),
+        (records_of(pair("q", "a", train=False)), 100, 'has "train": false'),
         (records_of(pair("q", "a")), 3, r"--model_max_length \(3\) tokens; raise it"),
         (records_of("bad_row: wrong type", "bad_row: broken JSON"), 100, "rows cannot be read"),
     ],
