@@ -145,7 +145,7 @@ def test_reasoning_is_kept_apart(key: str) -> None:
         dialogue = parse_row(row({key: nothing})).dialogue
         assert dialogue is not None and not any(turn.reasoning for turn in dialogue.turns)
     assert bad(row({key: 3})) == f"wrong type: '{key}' of turn 2 is a number, not a string"
-    assert bad(row(ask={key: "Hm."})).startswith("reasoning outside an answer: turn 1 is the user's")
+    assert bad(row(ask={key: "Hm."})).startswith("reasoning outside an answer: turn 1 has role user")
     alpaca = parse_row({"instruction": "q", "output": "a", key: "Hm."}).dialogue
     assert alpaca is not None and alpaca.turns[-1].reasoning == "Hm."
 
