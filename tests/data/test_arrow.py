@@ -133,7 +133,7 @@ def test_a_saved_data_set_with_splits(tmp_path: Path, capsys: pytest.CaptureFixt
     ("change", "reason"),
     [
         ({"_data_files": [{"filename": "../../etc/passwd"}]}, "which is not in its folder"),
-        ({"_data_files": [{"filename": "gone.arrow"}]}, "gone.arrow: no such file, though state.json names it"),
+        ({"_data_files": [{"filename": "gone.arrow"}]}, "gone.arrow: no such file, although state.json lists it"),
         ({"_data_files": []}, "the saved dataset has no rows"),
         ({"_data_files": None}, "it lists no data files"),
         ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "flatten_indices"),
