@@ -5,9 +5,9 @@
     tokens/    the store on disk, the cache that keeps it, the processes that fill it, the datasets
     batches/   packing and collators
     view/      the preview in the terminal and as a page
-    tools/     what the data commands share; the commands are the modules beside this file, run by
+    tools/     what the data commands share; the commands are the modules next to this file, run by
                `python -m fastchat.data.NAME`
 
 Standard library, numpy and tokenizers only: torch is imported inside the functions that make tensors, pyarrow and the
-hub's libraries where they are asked.
+hub's libraries only where they are used.
 """

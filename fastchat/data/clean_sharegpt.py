@@ -1,21 +1,21 @@
-"""Clean conversations that were copied out of chat pages: HTML to Markdown, and duplicates left out.
+"""Clean conversations copied from chat pages: convert HTML to Markdown and remove duplicates.
 
     python -m fastchat.data.clean_sharegpt --in-file sharegpt_html.json --out-file sharegpt_clean.json
 
-What happens to each conversation, in this order, with what is counted:
-    turns before the first question and behind the last answer are removed, as training would do
+The steps for each conversation, in order, with the reasons under which dropped ones are counted:
+    turns before the first question and after the last answer are removed, as training would do
     "too short"          fewer than two turns are left, or fewer than 16 characters
-    "wrong format"       human and assistant do not take turns, a tool's output answers no call, or an answer follows
-                         a call without one
+    "wrong format"       user and assistant turns do not alternate, a tool output does not follow a call, or an answer
+                         directly follows a call
     "blocked words"      a message names the company or its product
-    the page's HTML becomes Markdown, and the page's own words ("Copy code", "1 / 2") go
-    a message that is empty then ends the conversation before its round (a tool's output may be empty)
+    HTML is converted to Markdown, and text of the page itself ("Copy code", "1 / 2") is removed
+    if a message is empty after that, the conversation is cut before its round (a tool output may be empty)
     "plugins"            the page used plugins
     "duplicate id", "duplicate first round"
 
-Only what is HTML is converted: the text of a person that talks about <div> stays as it is (upstream converts
-everything, loses such words, and puts backslashes before _ and *). Calls of tools and their outputs stay as they are;
-upstream drops every conversation that has them.
+Only HTML is converted: a user's text about <div> is kept unchanged (upstream converts everything, which loses such
+text and puts backslashes before _ and *). Tool calls and their outputs are kept unchanged; upstream drops every
+conversation that contains them.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from fastchat.errors import say
 
 BLOCKED_WORDS = ("openai", "chatgpt")
 MIN_CHARACTERS = 16
-# What may come after what. A call may follow words of the same answer ("Let me see.") or another call, and data that
-# runs no calls goes on with a question. An answer right behind a call has lost the output that it speaks of.
+# Which kind of turn may follow which. A call may follow text of the same answer ("Let me see.") or another call, and
+# in data where calls are not run a question follows. An answer directly after a call has lost the output it refers to.
 _MAY_FOLLOW = {
     USER: (ASSISTANT, CALL), ASSISTANT: (USER, CALL, TOOL), CALL: (USER, CALL, TOOL), TOOL: (ASSISTANT, CALL, TOOL),
 }  # fmt: skip
-# An answer of a page is one element or several; a person's message is only taken for HTML in the page's own wrapping.
+# An answer is one or more HTML elements; a user's message counts as HTML only inside the page's own wrapper.
 _ANSWER_HTML = re.compile(
     r"\s*<(?:div|p|pre|ul|ol|h[1-6]|table|blockquote)\b[^>]*>.*</\w+>\s*", re.DOTALL | re.IGNORECASE
 )
@@ -55,9 +55,9 @@ _CODE_HEADER = re.compile(r"```\s*([\w+#.-]{0,40}?)(?:Copy code)+\n?")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("clean_sharegpt", "Clean conversations copied out of chat pages.", out="sharegpt_clean.json")
+    parser = tool_parser("clean_sharegpt", "Clean conversations copied from chat pages.", out="sharegpt_clean.json")
     add_slice(parser)
-    parser.add_argument("--debug", action="store_true", help="name every conversation that is left out")
+    parser.add_argument("--debug", action="store_true", help="report every dropped conversation")
     return run(clean_sharegpt, parser, argv)
 
 
@@ -78,14 +78,14 @@ def clean_sharegpt(args: argparse.Namespace) -> None:
 
 
 class Cleaner:
-    """Cleans row after row, and remembers those it has let through."""
+    """Cleans rows one by one, and remembers those it kept to find duplicates."""
 
     def __init__(self) -> None:
         self._ids: set[Any] = set()
         self._first_rounds: set[tuple[str, ...]] = set()
 
     def clean(self, row: dict[str, Any], tally: Tally) -> dict[str, Any]:
-        """The cleaned row. Raises Dropped; BadRow for one that is no list of turns."""
+        """The cleaned row. Raises Dropped, or BadRow if the row is not a list of turns."""
         turns = turn_list(row)
         start, end = _span(turns.roles)
         roles, texts, kinds = turns.roles[start:end], turns.texts[start:end], turns.kinds[start:end]
@@ -102,10 +102,10 @@ class Cleaner:
         if row.get("plugins") is not None:
             raise Dropped("plugins")
         self._check_new(row, _first_round(roles, clean))
-        tally.notes["turns before the first question or behind the last answer, removed"] += (
+        tally.notes["turns before the first question or after the last answer, removed"] += (
             len(turns.roles) - turns.num_system - len(roles)
         )
-        tally.notes["turns from an empty message on, removed"] += len(clean) - num_kept
+        tally.notes["turns from the first empty message onward, removed"] += len(clean) - num_kept
         pairs = zip(turns.entries[start:], clean[:num_kept], strict=False)
         kept = [{**entry, turns.text_key: text} for entry, text in pairs]
         return {**row, turns.key: [*turns.entries[: turns.num_system], *kept]}
@@ -122,14 +122,14 @@ class Cleaner:
 
 
 def _span(roles: Sequence[str]) -> tuple[int, int]:
-    """From the first question to behind the last answer; (0, 0) where there are not both."""
+    """The range from the first question to just after the last answer; (0, 0) if either is missing."""
     start = roles.index(USER) if USER in roles else len(roles)
     end = next((i + 1 for i in range(len(roles) - 1, start, -1) if roles[i] == ASSISTANT), 0)
     return (start, end) if end else (0, 0)
 
 
 def _before_empty(kinds: Sequence[str], texts: Sequence[str]) -> int:
-    """How many turns stand before the round in which a message is empty; all where none is."""
+    """The number of turns before the first round with an empty message; all of them if there is none."""
     empty = next((i for i, text in enumerate(texts) if not text.strip() and kinds[i] != TOOL), None)
     return len(texts) if empty is None else max(i for i in range(empty + 1) if kinds[i] == USER)
 
@@ -140,7 +140,7 @@ def _first_round(roles: Sequence[str], texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def clean_text(kind: str, text: str) -> str:
-    """A message without the page around it; `kind` is whose it is, as in `TurnList.kinds`.
+    """A message without the page's markup; `kind` is one of `TurnList.kinds`.
 
     >>> clean_text("assistant", '1 / 2<div class="markdown"><p>Use <code>a_b</code>.</p></div>')
     'Use `a_b`.'

@@ -1,15 +1,15 @@
-"""Question/answer rows to the multi-round form: the model writes code, a user turn brings its output, then the answer.
+"""Convert question/answer rows to multi-round dialogues: code written by the model, its output, then the answer.
 
     python -m fastchat.data.convert_math --in rows.jsonl --out out.jsonl [--max-rows N] [--timeout S] [--workers N]
 
-Two kinds of rows (.json or .jsonl, also gzipped) are read, one after the other, never all at once:
+Two kinds of rows (.json or .jsonl, also gzipped) are read, one at a time:
 
     {"question": ..., "answer": "... 48/2 = <<48/2=24>>24 clips ...\\n#### 72"}      calculator annotations, as in GSM8K
-    {"question": ..., "code": "...", "output": "...", "answer": "..."}             output and answer may be missing
+    {"question": ..., "code": "...", "output": "...", "answer": "..."}             output and answer are optional
 
-The code, taken from the row or made of the annotations, is run in `sandbox.py`, and what it prints becomes the output
-turn. A row is left out, counted and named where the code fails or prints nothing, where it prints something else than
-"output" says, or where it ends in another number than the final answer.
+The code, taken from the row or built from the annotations, is run in `sandbox.py`, and its output becomes a user turn.
+A row is skipped, counted and reported if the code fails or prints nothing, if its output differs from "output", or if
+it ends in a number other than the final answer.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def _command(args: argparse.Namespace) -> None:
 def convert(
     source: str, target: str, *, max_rows: int | None = None, timeout: float = 5.0, workers: int = 1
 ) -> tuple[int, BadRowReport]:
-    """Convert a file of rows, in order; the target appears when it is complete.
+    """Convert a file of rows, in order; the target file appears only once it is complete.
 
-    Returns the number of converted rows, and the report of the others. Says both.
+    Returns the number of converted rows and a report of the others; both are also logged.
 
     Raises:
-        DataError: the file cannot be read, or not one of its rows could be converted.
-        ResourceError: the target cannot be written, or no process be started.
+        DataError: the file cannot be read, or none of its rows could be converted.
+        ResourceError: the target cannot be written, or no process can be started.
     """
     say(guarantee())
     limits, report, unread, num_rows = Limits(timeout=timeout), BadRowReport(), UnreadKeys(), 0
@@ -77,7 +77,7 @@ def convert(
                 keys = (row.value or {}).keys() - {*READ, *TRAIN_KEYS}
                 unread.add({("row", key): 1 for key in sorted(keys) if (row.value or {})[key] is not None})
         if not file.num_rows:
-            raise DataError(f"{source}: not one of {num_rows} rows could be converted.{_listed(report)}")
+            raise DataError(f"{source}: none of the {num_rows} rows could be converted.{_listed(report)}")
     say(f"{file.num_rows:,} of {num_rows:,} rows converted to {target}.{_listed(report)}")
     for line in unread.lines:
         say(line)
@@ -88,7 +88,7 @@ def convert(
 
 
 def _convert(job: tuple[Row, str], limits: Limits) -> dict[str, Any] | BadRow:
-    """The converted row, or why there is none. `job`: the row, and a name for it."""
+    """The converted row, or the reason why it was skipped. `job`: the row, and a name for it."""
     row, name = job
     try:
         if row.problem is not None:
@@ -103,7 +103,7 @@ def _convert(job: tuple[Row, str], limits: Limits) -> dict[str, Any] | BadRow:
 
 
 def _output_of(problem: Problem, limits: Limits) -> str:
-    """What the code prints, checked against everything the row says about it."""
+    """What the code prints, checked against the row's output and final answer."""
     outcome = run_python(problem.code, limits)
     if outcome.status != "ok":
         raise BadRow(_FAILURES[outcome.status], safe(outcome.error))
@@ -111,13 +111,13 @@ def _output_of(problem: Problem, limits: Limits) -> str:
     if not output.strip():
         raise BadRow("the code prints nothing")
     if "```" in output:
-        raise BadRow("the output holds ```", "it would end the output turn's block")
+        raise BadRow("the output contains ```", "it would end the output turn's block")
     if problem.output is not None and not agree(output, problem.output):
-        raise BadRow("the output is not what the row says", f"{shown(output)}, not {shown(problem.output)}")
+        raise BadRow("the output differs from the row's", f"{shown(output)} instead of {shown(problem.output)}")
     last = output.splitlines()[-1]
     both_numbers = problem.final is not None and None not in (number(last), number(problem.final))
     if both_numbers and not agree(last, problem.final or ""):
-        raise BadRow("the output is not the final answer", f"{shown(output)}, not {shown(problem.final)}")
+        raise BadRow("the output differs from the final answer", f"{shown(output)} instead of {shown(problem.final)}")
     return output
 
 
@@ -148,11 +148,11 @@ def _with_bar(results: Iterable[Any]) -> Iterable[Any]:
 
 
 def _listed(report: BadRowReport) -> str:
-    """The rows that were left out: how many for each reason, and the first of them by place."""
+    """The skipped rows: the number for each reason, and the first ones with their location."""
     if not report.total:
         return ""
     more = report.total - len(report.listed)
-    lines = [f" Left out: {report.reasons()}.", *(f"  {entry}" for entry in report.listed)]
+    lines = [f" Skipped: {report.reasons()}.", *(f"  {entry}" for entry in report.listed)]
     return "\n".join([*lines, f"  ... and {more:,} more"] if more else lines)
 
 
@@ -171,20 +171,26 @@ def _parser() -> Parser:
         required=True,
         dest="output",
         metavar="OUT.jsonl",
-        help="where the dialogues go, in the messages form (.json: one array)",
+        help="where to write the dialogues, in the messages format (.json: one array)",
     )
     add("--max-rows", type=int, metavar="N", help="read only the first N rows")
-    add("--timeout", type=float, default=5.0, metavar="S", help="seconds for each piece of code (%(default)s)")
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="codes run at a time (%(default)s)")
+    add("--timeout", type=float, default=5.0, metavar="S", help="time limit for each program, in seconds (%(default)s)")
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="programs to run in parallel (%(default)s)",
+    )
     return parser
 
 
 def _check(args: argparse.Namespace) -> None:
     for flag, value, least in (("--max-rows", args.max_rows, 1), ("--workers", args.workers, 1)):
         if value is not None and value < least:
-            raise SettingsError(f"{flag} {value}: it needs to be at least {least}.")
+            raise SettingsError(f"{flag} {value}: must be at least {least}.")
     if not 0 < args.timeout < 3600:
-        raise SettingsError(f"--timeout {args.timeout:g}: it needs to be above 0 and below 3600 seconds.")
+        raise SettingsError(f"--timeout {args.timeout:g}: must be above 0 and below 3600 seconds.")
     check_output("--out", args.output, [args.input])
 
 

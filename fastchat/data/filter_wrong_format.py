@@ -1,10 +1,10 @@
-"""Leave out conversations with a numbered list in which every item is number 1.
+"""Remove conversations with a numbered list in which every item has the number 1.
 
     python -m fastchat.data.filter_wrong_format --in-file in.json --out-file out.json
 
-Such lists come from pages whose list went on behind a paragraph ("1. ... text ... 1. ..."). A message has one where a
-line begins with "1. ", a later one does too, and none between them with "2. ". Upstream misses a list at the very start
-of a message, and one with any 2 between the items, as in "1. 12 eggs".
+Such lists come from pages where a list continued after a paragraph ("1. ... text ... 1. ..."). A message contains one
+if two lines begin with "1. " and no line between them begins with "2. ". Upstream misses a list at the very start of a
+message, and one with any 2 between the items, as in "1. 12 eggs".
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _ITEM = re.compile(r"^([12])\. ", re.MULTILINE)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("filter_wrong_format", "Leave out conversations with wrongly numbered lists.")
+    parser = tool_parser("filter_wrong_format", "Remove conversations with wrongly numbered lists.")
     return run(lambda args: convert(args, keep), parser, argv)
 
 
 def keep(_: int, row: dict[str, Any], __: Tally) -> Iterable[dict[str, Any]]:
-    """The row as it is. Raises Dropped for one with a wrongly numbered list."""
+    """The row, unchanged. Raises Dropped for one with a wrongly numbered list."""
     if any(is_wrongly_numbered(text) for text in turn_list(row).texts):
         raise Dropped("wrongly numbered list")
     return [row]
 
 
 def is_wrongly_numbered(text: str) -> bool:
-    """Whether an item 1 follows an item 1 with no item 2 between them."""
+    """Whether two items have the number 1 with no item 2 between them."""
     return "11" in "".join(_ITEM.findall(text))
 
 

@@ -1,11 +1,11 @@
-"""Count the tokens of a conversation file: how many there are, per turn and per dialogue.
+"""Count the tokens of a conversation file, in total, per turn and per dialogue.
 
     python -m fastchat.data.get_stats --in-file sharegpt.json --model-name-or-path DIR
 
-These are the tokens of the messages (and of reasoning that stands apart) alone, without any template; the preview
-counts a whole run. A prompt is what a user says, a response what the assistant says, and a turn is one prompt. Every
-row that a run would train on is counted (upstream goes by places: it loses the last message of an odd number, and
-counts a first system message as a prompt).
+Only the tokens of the messages (and of separate reasoning texts) are counted, without a template; for the counts of a
+whole run use the preview. A prompt is a user message, a response an assistant message, and a turn is one prompt. Every
+row that a run would train on is counted (upstream goes by position: it loses the last message of an odd number, and
+counts a leading system message as a prompt).
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ _BATCH = 256
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = tool_parser("get_stats", "Count the tokens of a conversation file.", out=None)
-    parser.add_argument("--model-name-or-path", required=True, metavar="DIR", help="for its tokenizer")
-    parser.add_argument("--trust-remote-code", action="store_true", help="allow tokenizer code of the model")
+    parser.add_argument(
+        "--model-name-or-path", required=True, metavar="DIR", help="the model's directory, for its tokenizer"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="allow tokenizer code that comes with the model"
+    )
     return run(get_stats, parser, argv)
 
 
@@ -70,7 +74,7 @@ class Stats:
             self.messages[role] += 1
 
     def histogram(self) -> list[int]:
-        """How many dialogues lie from each edge to before the next; the last bin has no end."""
+        """The number of dialogues in each bin, from one edge up to the next (exclusive); the last bin is open."""
         bins = Counter(bisect_right(EDGES, length) - 1 for length in self.lengths)
         return [bins[i] for i in range(len(EDGES))]
 

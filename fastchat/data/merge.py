@@ -1,8 +1,8 @@
-"""Several conversation files into one.
+"""Merge several conversation files into one.
 
     python -m fastchat.data.merge --in-file a.json b.jsonl --out-file merged.json
 
-The rows stay as they are, in the order of the files. Ids that occur more than once are counted, not changed.
+Rows are kept unchanged, in the order of the files. Duplicate ids are counted, not changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def merge(args: argparse.Namespace) -> None:
 
     def copy(_: int, row: dict[str, Any], tally: Tally) -> Iterable[dict[str, Any]]:
         name = row_id(row)
-        tally.notes["rows with an id that an earlier row has"] += name in seen
+        tally.notes["rows with the id of an earlier row"] += name in seen
         if name is not None:
             seen.add(name)
         return [row]

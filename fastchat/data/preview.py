@@ -1,14 +1,14 @@
-"""See what a run would train on, before it runs.
+"""Show what a run would train on, before it runs.
 
     python -m fastchat.data.preview [RECIPE.yaml] --model_name_or_path DIR --conv_template NAME --data_path DATA
         [--model_max_length N] [--num 3] [--output OUT.jsonl] [--html report.html]
 
-Shows the first dialogues with their supervised tokens in green (in [[brackets]] where there is no colour), and the
-counts of everything dropped, cut or changed. With `--output` it writes one JSON line per record, in input order:
+Shows the first dialogues with their supervised tokens in green (in [[brackets]] without colour), and the counts of
+everything dropped, cut or changed. With `--output` it writes one JSON line per row, in input order:
 
     {"index": 0, "input_ids": [...], "labels": [...], "dropped": null, "truncated_tokens": 0}
 
-With `--html` it writes a page that shows every token with its role, id, label and the reason why it is (not) trained.
+With `--html` it writes a page that shows every token with its role, id and label, and why it is supervised or not.
 
 The ids are those of the training run. No torch is imported where the raw `tokenizer.json` provably gives the same ids.
 """
@@ -47,7 +47,7 @@ from fastchat.settings.readers import preview_options, preview_reader
 from fastchat.settings.recipe_files import find_recipe
 from fastchat.streams import kept_output
 
-_READ = (  # what it reads of training's settings; the others are accepted, so that every recipe works
+_READ = (  # the training settings that it reads; the others are accepted, so that every recipe works
     *("model_name_or_path", "conv_template", "conv_template_file", "use_tokenizer_class", "trust_remote_code"),
     *("data_path", "data_split", "data_revision", "data_proportions", "val_set_size", "model_max_length", "overlong"),
     *("on_bad_row", "train_on"),
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def preview(args: argparse.Namespace) -> None:
-    """Read, tokenise, show, write, one batch of rows after the other. Raises UserError."""
+    """Read, tokenise, show and write, one batch of rows at a time. Raises UserError."""
     _check(args)
     chat_encoder = load_chat_encoder(args, args.train_on)
     sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
@@ -109,21 +109,21 @@ def preview(args: argparse.Namespace) -> None:
         show(f"{legend(colour)}\n")
     show(table(counts))
     if warning := Lost.of(counts, gains.items()).warning(args.model_max_length):
-        say(f"{warning}. What it takes: --plan with the training command")
+        say(f"{warning}. For the memory this needs, add --plan to the training command")
     _print_choice(args, sources, trained)
     if report:
         say(report.write(args.html, counts, _about(args, chat_encoder)))
     if not counts["supervised_tokens"]:
         cause = hint_at_causes(counts, args.model_max_length)
-        raise DataError(f"not one supervised token in the data: training would stop. {cause}")
+        raise DataError(f"no supervised tokens in the data: training would stop. {cause}")
 
 
 # --- the command line
 
 
 def read(argv: Sequence[str]) -> argparse.Namespace:
-    """The settings of a command line: those of the preview and of training, by name. A first word that is no flag is a
-    recipe, which the command line overrides. Raises SettingsError."""
+    """The settings on the command line, those of the preview and of training, by name. A first argument that is not a
+    flag is a recipe; the command line overrides it. Raises SettingsError."""
     recipe, words = split_recipe(argv)
     reader = preview_reader()
     given = reader.from_yaml(find_recipe(recipe)) if recipe else {}
@@ -144,7 +144,7 @@ def _help(asked: str) -> str:
     options = preview_options()
     sections = {
         "Preview": options_of((PreviewArguments,)),
-        "Settings of training that it reads": _read_options(options),
+        "Training settings that it reads": _read_options(options),
     }
     return help_text(_HEAD, options, sections, asked)
 
@@ -173,9 +173,9 @@ def _check_outputs(args: argparse.Namespace, files: Sequence[str]) -> None:
 def _examples(
     records: Records, chat_encoder: ChatEncoder, args: argparse.Namespace
 ) -> Iterator[tuple[Record, Example]]:
-    """Every record with its example, in input order; a record without a dialogue has one without ids.
+    """Every record with its example, in input order; a record without a dialogue has an example without ids.
 
-    Behind a malformed row that will stop the command, the files are only read to their end.
+    After a malformed row that will stop the command, the rest of the files is only checked.
     """
     with byte_bar("tokenising", records.num_bytes, progress=sys.stderr.isatty()) as update:
         rows = (record for record in records if not records.stopping)
@@ -190,7 +190,7 @@ def _examples(
 
 
 def _print_choice(args: argparse.Namespace, sources: Sequence[Source], trained: Counter[str]) -> None:
-    """How many dialogues a run would take and hold out."""
+    """Print how many dialogues a run would use and hold out."""
     sizes = [sum(trained[file] for file in source.files) for source in sources]
     num = sum(sizes)
     if args.data_proportions and num:
@@ -202,7 +202,7 @@ def _print_choice(args: argparse.Namespace, sources: Sequence[Source], trained: 
 
 
 def _about(args: argparse.Namespace, chat_encoder: ChatEncoder) -> dict[str, str]:
-    """What the page says was previewed."""
+    """The settings shown at the top of the page."""
     return {
         "model": args.model_name_or_path,
         "template": chat_encoder.template.name,
@@ -213,7 +213,7 @@ def _about(args: argparse.Namespace, chat_encoder: ChatEncoder) -> dict[str, str
 
 
 def _line(example: Example) -> str:
-    """The line of one record in the output file."""
+    """The line of one row in the output file."""
     keys = ("index", "input_ids", "labels", "dropped", "truncated_tokens")
     return json.dumps({key: getattr(example, key) for key in keys}) + "\n"
 

@@ -1,14 +1,15 @@
-"""Split conversations into pieces that fit the model's window, between one round and the next.
+"""Split conversations between rounds into pieces that fit the model's context window.
 
     python -m fastchat.data.split_long_conversation --in-file a.json --out-file b.json --model-name-or-path DIR
         --max-length 2048 --conv-template vicuna_v1.1
 
-A round is what a user says and everything up to the next user turn that follows an answer, tool calls and their outputs
-included. Each piece holds as many rounds as fit; its length is that of the training example, template and system text
-and all. Upstream adds six tokens per message instead, and loses the last round whenever that is the one that overflows.
+A round is a user turn and everything up to the next user turn that follows an answer, including tool calls and their
+outputs. Each piece has as many rounds as fit; its length is that of the training example, including the template and
+the system text. Upstream adds six tokens per message instead, and loses the last round if that is the one that
+overflows.
 
-A system text goes with every piece. The id of a piece is the row's id and the place of its first turn, as upstream has
-it. A round that is too long alone is kept, and counted: training cuts its answer.
+Every piece repeats the system text. The id of a piece is the row's id and the position of its first turn, as in
+upstream. A round that is too long by itself is kept and counted: training cuts its answer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = tool_parser("split_long_conversation", "Split conversations that are too long.", out="sharegpt_split.json")
     add_slice(parser)
     add_model_flags(parser)
-    length = "the most tokens a piece may have (%(default)s)"
+    length = "maximum number of tokens per piece (%(default)s)"
     parser.add_argument("--max-length", type=int, default=2048, metavar="N", help=length)
     return run(split_long_conversation, parser, argv)
 
@@ -53,7 +54,7 @@ def split_long_conversation(args: argparse.Namespace) -> None:
     """Write the pieces. Raises UserError."""
     check_slice(args)
     if args.max_length < 1:
-        raise SettingsError(f"--max-length {args.max_length}: it needs to be at least 1.")
+        raise SettingsError(f"--max-length {args.max_length}: must be at least 1.")
     chat_encoder = load_chat_encoder(args)
     convert(args, lambda _, row, tally: split_row(row, chat_encoder, args.max_length, tally))
 
@@ -73,14 +74,14 @@ def split_row(
     measure = _Measure(turns, rounds, parsed.dialogue.system, chat_encoder)
     spans = list(fill(len(rounds), measure, max_length))
     tally.notes["conversations split"] += len(spans) > 1
-    tally.notes["rounds that are too long alone, kept: training cuts the answer"] += sum(
+    tally.notes["rounds that are too long by themselves, kept: training cuts the answer"] += sum(
         last == first + 1 and not measure.fits(first, last, max_length) for first, last in spans
     )
     return [_piece(row, turns, rounds[first][0], rounds[last - 1][1]) for first, last in spans]
 
 
 def find_rounds(roles: Sequence[str]) -> list[tuple[int, int]]:
-    """(first, behind the last) turn of every round: from the first user turn to the last answer behind it."""
+    """(first turn, one past the last) of every round, from the first user turn to the last answer."""
     first = roles.index(USER)
     end = len(roles) - roles[::-1].index(ASSISTANT)
     starts = [i for i in range(first, end) if roles[i] == USER and (i == first or roles[i - 1] == ASSISTANT)]
@@ -88,7 +89,7 @@ def find_rounds(roles: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def fill(num_rounds: int, measure: _Measure, max_length: int) -> Iterator[tuple[int, int]]:
-    """(first, behind the last) round of each piece: as many as fit, and at least one."""
+    """(first round, one past the last) of each piece: as many as fit, and at least one."""
     first = 0
     while first < num_rounds:
         last = measure.guess(first, max_length)
@@ -110,12 +111,12 @@ class _Measure:
         self._guesses = self._apart()
 
     def _count(self, first: int, last: int) -> Counter[int]:
-        """Tokens of each turn, by its place behind the first of these rounds; -1 for what is of no turn."""
+        """Tokens of each turn, by its position within these rounds; -1 for tokens that belong to no turn."""
         start, end = self._rounds[first][0], self._rounds[last - 1][1]
         turns = zip(
             *(part[start:end] for part in (self._turns.roles, self._turns.texts, self._turns.reasoning)), strict=True
         )
-        # As a piece of its own, the last round alone need show its reasoning.
+        # In a separate piece, only the last round has to show its reasoning.
         dialogue = Dialogue(
             tuple(Turn(role, text, thought is None, thought) for role, text, thought in turns), self._system
         )
@@ -133,14 +134,14 @@ class _Measure:
         return self._lengths[first, last] <= max_length
 
     def _apart(self) -> list[int]:
-        """About how many tokens each round adds, and last what stands before the first."""
+        """Roughly how many tokens each round adds; the last entry is what comes before the first round."""
         of_turn = self._count(0, len(self._rounds))
         start = self._rounds[0][0]
         per_round = [sum(of_turn.pop(i - start, 0) for i in range(*span)) for span in self._rounds]
         return [*per_round, of_turn.total()]
 
     def guess(self, first: int, max_length: int) -> int:
-        """About where a piece that begins with round `first` ends."""
+        """Roughly where a piece that begins with round `first` ends."""
         *per_round, total = self._guesses
         last = first
         while last < len(per_round) and total + per_round[last] <= max_length:

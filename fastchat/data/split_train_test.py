@@ -1,10 +1,10 @@
-"""Split a file into a training and a test part, at random and always in the same way.
+"""Split a file into a training and a test part, at random but reproducibly.
 
     python -m fastchat.data.split_train_test --in-file a.json --ratio 0.9       writes a_train.json and a_test.json
 
-With the default seed the parts are those that upstream makes. `--begin` and `--end` choose the rows to split (upstream
-has these flags and ignores them). The rows stay as they are, in the order in which they were drawn; they wait for it in
-a temporary file beside the input, so that memory holds their number only.
+With the default seed the split is the same as upstream's. `--begin` and `--end` select the rows to split (upstream has
+these flags but ignores them). Rows are kept unchanged, in the order in which they are drawn; until then they are in a
+temporary file next to the input, so that only their offsets are in memory.
 """
 
 from __future__ import annotations
@@ -33,18 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = tool_parser("split_train_test", "Split a file into a training and a test part.", out=None)
     add_slice(parser)
-    parser.add_argument("--ratio", type=float, default=0.9, help="the share of the training part (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another split (%(default)s)")
+    parser.add_argument(
+        "--ratio", type=float, default=0.9, help="fraction of the rows in the training part (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the split (%(default)s)")
     return run(split, parser, argv)
 
 
 def split(args: argparse.Namespace) -> None:
-    """Write both parts. Raises UserError; a file is complete or as it was."""
+    """Write both parts. Raises UserError; each file is written completely or left unchanged."""
     check_slice(args)
     if not 0 < args.ratio < 1:
-        raise SettingsError(f"--ratio {args.ratio}: it needs to be between 0 and 1, both excluded.")
+        raise SettingsError(f"--ratio {args.ratio}: must be between 0 and 1 (both exclusive).")
     if not 0 <= args.seed < 2**32:
-        raise SettingsError(f"--seed {args.seed}: it needs to be a whole number from 0 to {2**32 - 1}.")
+        raise SettingsError(f"--seed {args.seed}: must be an integer from 0 to {2**32 - 1}.")
     names = [part_name(args.in_file, part) for part in ("train", "test")]
     for name in names:
         check_output("output", name, [args.in_file])
@@ -56,7 +58,7 @@ def split(args: argparse.Namespace) -> None:
         parts = divide(range(len(waiting.starts)), args.ratio, args.seed)
         if not all(parts):
             raise SettingsError(
-                f"--ratio {args.ratio}: of {sum(map(len, parts))} rows one part would be empty; give another ratio."
+                f"--ratio {args.ratio}: one part of {sum(map(len, parts))} rows would be empty; choose another ratio."
             )
         for name, part in zip(names, parts, strict=True):
             file = stack.enter_context(RowFile(name, "output"))
@@ -66,7 +68,7 @@ def split(args: argparse.Namespace) -> None:
 
 
 class _Waiting:
-    """Rows in a nameless file beside `path`, to be taken out in any order. Raises ResourceError for a full disk."""
+    """Rows in an unnamed file next to `path`, read in any order. Raises ResourceError if the disk is full."""
 
     def __init__(self, path: str):
         self.starts: list[int] = []
@@ -84,7 +86,7 @@ class _Waiting:
             self.starts.append(self._file.tell())
             self._file.write(json.dumps(row).encode() + b"\n")
         except OSError as error:
-            raise ResourceError(f"{self._path}: no room to put the rows aside beside it ({error.strerror}).") from None
+            raise ResourceError(f"{self._path}: no space for a temporary file next to it ({error.strerror}).") from None
 
     def get(self, number: int) -> Any:
         self._file.seek(self.starts[number])
@@ -93,13 +95,13 @@ class _Waiting:
 
 def divide(rows: Sequence[Any], ratio: float, seed: int) -> tuple[list[Any], list[Any]]:
     """The rows in random order, cut at `ratio`."""
-    order = np.random.RandomState(seed).permutation(len(rows))  # numpy keeps this generator as it is, for ever
+    order = np.random.RandomState(seed).permutation(len(rows))  # numpy guarantees that this generator never changes
     num_train = int(round(ratio * len(rows), 6))  # 0.29 * 100 is 28.999999999999996
     return [rows[i] for i in order[:num_train]], [rows[i] for i in order[num_train:]]
 
 
 def part_name(path: str, part: str) -> str:
-    """`folder/a_train.json` for `folder/a.json`; a name with another ending gets .json."""
+    """`folder/a_train.json` for `folder/a.json`; a name with any other extension gets .json."""
     ending = max((e for e in _ENDINGS if path.endswith(e)), key=len, default="")
     return f"{path.removesuffix(ending)}_{part}{ending or '.json'}"
 

@@ -102,7 +102,7 @@ def test_a_saved_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     folder = saved(tmp_path / "set")
     (source,) = find_sources("--data_path", [str(folder)], split="anything")
     assert [Path(file).name[:10] for file in source.files] == ["data-00000", "data-00001"]
-    assert capsys.readouterr().err.strip() == f"--data_path {folder}: a saved data set, 2 files"
+    assert capsys.readouterr().err.strip() == f"--data_path {folder}: a saved dataset, 2 files"
     assert [r.id for r in Records(source.files)] == [f"r{i}" for i in range(600)]
 
 
@@ -122,7 +122,7 @@ def test_a_saved_data_set_with_splits(tmp_path: Path, capsys: pytest.CaptureFixt
     for split in ("train", "test"):
         (source,) = find_sources("--data_path", [str(tmp_path / "both")], split=split)
         assert source.files == (str(tmp_path / "both" / split / "data-00000-of-00001.arrow"),)
-        assert f"split {split} of a saved data set, 1 file" in capsys.readouterr().err
+        assert f"split {split} of a saved dataset, 1 file" in capsys.readouterr().err
     with pytest.raises(
         DataError, match="no split 'tset' in it; its splits are train, test; choose one: --eval_data_split test"
     ):
@@ -133,9 +133,9 @@ def test_a_saved_data_set_with_splits(tmp_path: Path, capsys: pytest.CaptureFixt
     ("change", "reason"),
     [
         ({"_data_files": [{"filename": "../../etc/passwd"}]}, "which is not in its folder"),
-        ({"_data_files": [{"filename": "gone.arrow"}]}, "gone.arrow: no such file, though state.json names it"),
-        ({"_data_files": []}, "the saved data set holds no rows"),
-        ({"_data_files": None}, "it names no data files"),
+        ({"_data_files": [{"filename": "gone.arrow"}]}, "gone.arrow: no such file, although state.json lists it"),
+        ({"_data_files": []}, "the saved dataset has no rows"),
+        ({"_data_files": None}, "it lists no data files"),
         ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "flatten_indices"),
     ],
 )
@@ -202,7 +202,7 @@ def test_saved_data_sets_without_rows_or_with_other_splits(tmp_path: Path) -> No
     for folder in (empty, splits):
         folder.mkdir()
     (empty / "state.json").write_text(json.dumps({"_data_files": []}), encoding="utf-8")
-    with pytest.raises(DataError, match="empty: the saved data set holds no rows"):
+    with pytest.raises(DataError, match="empty: the saved dataset has no rows"):
         check_source("--data_path", str(empty))
     (splits / "dataset_dict.json").write_text(json.dumps({"splits": ["train_sft", "test_sft"]}), encoding="utf-8")
     with pytest.raises(DataError, match="are train_sft, test_sft; choose one: --data_split train_sft$"):

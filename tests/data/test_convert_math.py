@@ -101,25 +101,25 @@ def test_rows_that_fail_are_named_and_counted(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "2 of 18 rows converted" in said
     for line, reason in {
-        2: "the output is not the final answer: '72', not '73'",
+        2: "the output differs from the final answer: '72' instead of '73'",
         3: "no calculator annotation",
         4: "no final answer",
-        5: "an annotation is no arithmetic: 'x/2=24'",
-        6: "the final answer is no number: 'many'",
+        5: "an annotation is not arithmetic: 'x/2=24'",
+        6: "the final answer is not a number: 'many'",
         7: "no question",
         8: 'wrong type: "question" is a JSON number',
         9: "no answer and no code",
-        10: "the output is not what the row says: '50', not '51'",
-        11: "the output is not the final answer: '50', not '51'",
+        10: "the output differs from the row's: '50' instead of '51'",
+        11: "the output differs from the final answer: '50' instead of '51'",
         12: "the code fails: ZeroDivisionError: division by zero",
         13: "the code prints nothing",
         14: "the code takes too long",
         15: "the code prints too much",
-        16: "the output holds ```",
+        16: "the output contains ```",
         17: "the code fails: PermissionError",
     }.items():
         assert f"rows.jsonl:{line}: {reason}" in said
-    assert "the output is not the final answer × 2" in said and "code runs" in said
+    assert "the output differs from the final answer × 2" in said and "code runs" in said
 
 
 def test_malformed_rows_are_counted_too(tmp_path, capsys):
@@ -147,10 +147,10 @@ def test_order_and_max_rows_and_gzip(tmp_path):
     [
         (["--in", "{tmp}/no.jsonl", "--out", "{tmp}/out.jsonl"], 3, "no such file"),
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/rows.jsonl"], 2, "would be overwritten"),
-        (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/no/out.jsonl"], 2, "make it first"),
+        (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/no/out.jsonl"], 2, "create it first"),
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl", "--max-rows", "0"], 2, "at least 1"),
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl", "--timeout", "0"], 2, "above 0"),
-        (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl"], 3, "not one of 1 rows could be converted"),
+        (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl"], 3, "none of the 1 rows could be converted"),
     ],
 )
 def test_bad_requests(tmp_path, capsys, flags, status, message):
@@ -196,7 +196,7 @@ def test_annotations(annotation, step):
     "annotation", ["x=1", "=5", "f(2)=1", "'a'*3=aaa", "2=a=3", "1_0+__import__('os')=1", "True+1=2"]
 )
 def test_annotations_that_are_no_arithmetic(annotation):
-    with pytest.raises(BadRow, match="no arithmetic"):
+    with pytest.raises(BadRow, match="not arithmetic"):
         read_problem({"question": "?", "answer": f"<<{annotation}>>\n#### 1"}, "n")
 
 

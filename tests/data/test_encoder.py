@@ -68,7 +68,7 @@ def test_bos_in_a_template_is_left_out_where_the_tokenizer_has_none(encoder_of, 
 def test_missing_control_strings_are_text_with_a_warning_that_names_what_fits(encoder_of, capsys):
     chat_encoder = encoder_of("gemma").bind(get_template("chatml"))
     said = capsys.readouterr().err
-    assert "<|im_start|>, <|im_end|>" in said and "Templates that fit: gemma" in said
+    assert "<|im_start|>, <|im_end|>" in said and "Suitable templates: gemma" in said
     assert chat_encoder.stop_strings == ("<|im_end|>",)
     assert "<|im_end|>" in chat_encoder.encoder.decode(supervised(chat_encoder, HI))
 
@@ -185,7 +185,7 @@ def _with_config(folder, source, **changes):
         ({"eos_token": "LEFT OUT"}, "BOS or EOS to its class"),
         ({"fix_mistral_regex": True}, "fix_mistral_regex"),
         ({"additional_special_tokens": ["<new>"]}, "<new>"),
-        ({"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "code of its own"),
+        ({"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "its own code"),
     ],
 )
 def test_raw_file_is_not_trusted_where_something_else_changes_it(tmp_path, tokenizer_dir, change, reason):

@@ -146,7 +146,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": "q", "completion": "a"},
         "no known format: keys: 'prompt', 'completion'; one of conversations, items, messages, instruction is needed",
     ),
-    "misspelt": ({"conversation": []}, "no known format: keys: 'conversation'; is 'conversations' meant?"),
+    "misspelt": ({"conversation": []}, "no known format: keys: 'conversation'; did you mean 'conversations'?"),
     "two formats": ({"messages": [], "items": []}, "two formats in one row: items and messages"),
     "alpaca and messages": ({"messages": [], "instruction": ""}, "two formats in one row"),
     "turns null": ({"messages": None}, "wrong type: 'messages' is null, not an array"),

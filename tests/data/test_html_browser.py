@@ -146,7 +146,7 @@ def test_a_token_tells_all_about_itself(browser: Chromium, plain: Path) -> None:
     for why, token in reasons.items():
         show(browser, plain, f"record=2&token={token}")
         told, (turn, role, _), entry = " ".join(browser.run(DETAILS).split()), told_of[token], entries[token]
-        learned = f"{entry[0]}, its own id" if why in LEARNED else "−100, not learned"
+        learned = f"{entry[0]}, its own id" if why in LEARNED else "−100, not supervised"
         assert told.startswith(f"token {token} text") and f"id {entry[0]} in the vocabulary" in told
         assert f"role {role}{'' if turn < 0 else f', turn {turn + 1}'} label" in told
         assert f"label {'none, it is cut' if why == 'cut' else learned} {why}" in told
@@ -170,13 +170,13 @@ def test_what_is_in_the_data_stays_text(browser: Chromium, hostile: Path) -> Non
         assert browser.run("typeof window.pwned") == "undefined"
         assert browser.run("document.querySelectorAll('script').length") == 2
         assert browser.run("document.querySelectorAll('main img, main iframe, main script, svg[onload]').length") == 0
-        assert browser.run("document.title") == "What will be learned"
+        assert browser.run("document.title") == "Preview of supervised tokens"
         shown = browser.run(
             "document.getElementById('tokens').innerText + document.querySelector('#record h2').innerText"
         )
         assert not set(shown) & set("\u202e\u2066\u2028\x07\x1b\x7f\u200b\ufeff")
         if text.isascii() and text.isprintable():
-            assert f"a {text} b" in shown and f"Record {i}: {text}" in shown
+            assert f"a {text} b" in shown and f"Row {i}: {text}" in shown
     show(browser, hostile, "record=7")
     assert "\\u{202e}desrever" in browser.run("document.getElementById('tokens').innerText")
 
@@ -211,7 +211,7 @@ def test_a_turn_of_a_megabyte_is_shown_in_parts(browser: Chromium, hostile: Path
         browser.click("#earlier")
         assert browser.run(f"{TOKENS}.length") == 2501
     show(browser, hostile, f"record={len(ATTACKS)}&search=word")
-    assert "1 of 20,000 or more found here" in browser.run("document.getElementById('hits').innerText")
+    assert "1 of 20,000 or more hits" in browser.run("document.getElementById('hits').innerText")
 
 
 # --- finding
@@ -223,12 +223,12 @@ def test_searching_as_a_person_does(browser: Chromium, plain: Path) -> None:
     browser.press("/", *"NEEDLE", "Enter")
     browser.wait("document.getElementById('found').innerText === '1 of 250 records'")
     assert "record=2" in browser.run("location.hash") and "search=NEEDLE" in browser.run("location.hash")
-    assert "1 of 80 found here" in browser.run("document.getElementById('hits').innerText")
+    assert "1 of 80 hits" in browser.run("document.getElementById('hits').innerText")
     hit = browser.run(f"{TOKENS}.filter(t => t.classList.contains('hit')).map(t => t.textContent).join('')")
     assert hit.strip() == ("needle " * 80).strip()
     browser.run("document.activeElement.blur()")
     browser.press("n", "n", "p")
-    assert "2 of 80 found here" in browser.run("document.getElementById('hits').innerText")
+    assert "2 of 80 hits" in browser.run("document.getElementById('hits').innerText")
     browser.press("/", "Escape")
     assert browser.run("document.getElementById('found').innerText") == "250 records"
     for query, number in (("sum-17", 11), ("id:1", 249), ("id:999999", 0), ("a.*b(", 0), ("no_assistant", 1)):
@@ -247,11 +247,11 @@ def test_filters_by_fate_and_by_reason(browser: Chromium, plain: Path) -> None:
         assert browser.run("document.getElementById('found').innerText") == f"{found} records"
     show(browser, plain)
     browser.click("#reasons .unlearned")
-    assert browser.run("document.querySelector('#record h2').innerText") == "Record 2: mixed"
+    assert browser.run("document.querySelector('#record h2').innerText") == "Row 2: mixed"
     show(browser, plain, "record=2")
     browser.click(".legend .unlearned")
     assert browser.run("document.getElementById('reason').value") == "excluded"
-    assert "1 of 1 found here" in browser.run("document.getElementById('hits').innerText")
+    assert "1 of 1 hit" in browser.run("document.getElementById('hits').innerText")
     assert "Secret" in browser.run(
         f"{TOKENS}.filter(t => t.classList.contains('hit')).map(t => t.textContent).join('')"
     )
@@ -266,7 +266,7 @@ def test_the_list_grows_on_demand(browser: Chromium, plain: Path) -> None:
         seen.append(browser.run(rows))
     assert seen == [100, 200, 250] and browser.run("document.getElementById('more-records').hidden")
     browser.click("#list li:nth-child(230) button")
-    assert browser.run("document.querySelector('#record h2').innerText") == "Record 229: sum-229"
+    assert browser.run("document.querySelector('#record h2').innerText") == "Row 229: sum-229"
 
 
 # --- for everybody

@@ -206,8 +206,8 @@ def test_a_token_belongs_to_whose_letter_it_begins_with(encoder_of: EncoderOf) -
 def test_boundaries_examples_and_earlier_answers_are_named(encoder_of: EncoderOf) -> None:
     # Without <|im_end|> in the vocabulary its ">" merges with the line end after it.
     told = _told(HELLO, encoder_of("metaspace_bos").bind(get_template("chatml")))
-    assert [text for text, _, _, why in told if why == "boundary, learned"] == [">\n", ">\n"]
-    assert [turn for _, turn, _, why in told if why == "boundary, learned"] == [1, 3]
+    assert [text for text, _, _, why in told if why == "boundary, supervised"] == [">\n", ">\n"]
+    assert [turn for _, turn, _, why in told if why == "boundary, supervised"] == [1, 3]
     assert [turn for _, turn, _, why in told if why == "answer begins"] == [1, 3]
     told = _told(HELLO, encoder_of("metaspace_bos").bind(get_template("one_shot")))
     shown = [turn for _, turn, _, why in told if why == "example"]
@@ -223,7 +223,7 @@ def test_boundaries_examples_and_earlier_answers_are_named(encoder_of: EncoderOf
 
 def test_nothing_supervised_still_gives_the_page(report: Preview, capsys: pytest.CaptureFixture[str]) -> None:
     code, page = report([row("q"), row("q", " ")])
-    assert code == 3 and "error: not one supervised token in the data" in capsys.readouterr().err
+    assert code == 3 and "error: no supervised tokens in the data" in capsys.readouterr().err
     assert [r["drop"] for r in data_of(page)["records"]] == ["no_assistant_turn", "no_trained_turn"]
 
 
@@ -239,7 +239,7 @@ def test_the_page_has_room_for_so_many_tokens(encoder_of: EncoderOf, tmp_path: P
     data = data_of(tmp_path / "r.html")
     shown, size = len(data["records"]), len(data["records"][0]["t"])
     assert size * (shown - 1) < 400 <= size * shown and data["total"] == 600
-    assert f"shows 600 records (tokens of the first {shown}, counts of all)" in line
+    assert f"shows 600 rows (tokens only of the first {shown}, counts of all)" in line
     assert sum(sum(row[2:]) for row in data["lengths"]["bins"]) == 600
 
 

@@ -69,10 +69,12 @@ def test_other_weights_are_refused(value: float, reason: str) -> None:
 
 def test_contradictory_keys_are_refused() -> None:
     assert bad(row({"train": True, "weight": 0})) == (
-        "contradictory keys: turn 2 is to be learned by train, and not by weight"
+        "contradictory keys: turn 2 is trained on according to train, but not according to weight"
     )
-    assert bad(row({"masked": 1, "loss": True})).startswith("contradictory keys: turn 2 is to be learned by loss, and")
-    assert bad(row({"train": True}, train=False)).startswith("contradictory keys: the row says that it is not learned")
+    assert bad(row({"masked": 1, "loss": True})).startswith(
+        "contradictory keys: turn 2 is trained on according to loss, but"
+    )
+    assert bad(row({"train": True}, train=False)).startswith("contradictory keys: the row is marked as not trained on")
     assert trained(row({"train": False, "masked": 1, "weight": 0.0})) == [False, True]
     assert trained(row({"weight": 0}, train=True)) == [False, True]
 
@@ -143,7 +145,7 @@ def test_reasoning_is_kept_apart(key: str) -> None:
         dialogue = parse_row(row({key: nothing})).dialogue
         assert dialogue is not None and not any(turn.reasoning for turn in dialogue.turns)
     assert bad(row({key: 3})) == f"wrong type: '{key}' of turn 2 is a number, not a string"
-    assert bad(row(ask={key: "Hm."})).startswith("reasoning outside an answer: turn 1 is the user's")
+    assert bad(row(ask={key: "Hm."})).startswith("reasoning outside an answer: turn 1 has role user")
     alpaca = parse_row({"instruction": "q", "output": "a", key: "Hm."}).dialogue
     assert alpaca is not None and alpaca.turns[-1].reasoning == "Hm."
 

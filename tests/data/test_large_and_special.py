@@ -188,7 +188,7 @@ def test_a_model_folder_with_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_zeros_are_no_data(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is a folder; give the file in it"):
+    with pytest.raises(DataError, match="is a folder; pass the file in it"):
         list(read_rows(str(tmp_path)))
     for content in (b"\0" * 100, row("a").encode("utf-16-le"), row("a").encode("utf-16-be")):
         (tmp_path / "a.json").write_bytes(content)

@@ -147,7 +147,7 @@ def test_where_every_row_is_bad_skipping_is_no_way_out(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"turns": 1}\n{"turns": 2}\n')
     with pytest.raises(DataError, match="2 of 2 rows cannot be read") as stop:
         load_dialogues([path])
-    assert "skip" not in str(stop.value) and "Is it the right file?" in str(stop.value)
+    assert "skip" not in str(stop.value) and "Is this the right file?" in str(stop.value)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_missing_files_name_what_is_there(tmp_path: Path) -> None:
         load_dialogues([str(tmp_path / "train.json")])
     with pytest.raises(DataError, match="There is no folder .*nowhere either"):
         load_dialogues([str(tmp_path / "nowhere" / "a.json")])
-    with pytest.raises(DataError, match="is a folder; give the file in it"):
+    with pytest.raises(DataError, match="is a folder; pass the file in it"):
         load_dialogues([str(tmp_path)])
 
 
@@ -271,14 +271,14 @@ def test_missing_files_name_what_is_there(tmp_path: Path) -> None:
 def test_a_file_without_rows(tmp_path: Path, content: str) -> None:
     good = write(tmp_path / "good.jsonl", LINE)
     for on_bad_row in ("stop", "skip"):
-        with pytest.raises(DataError, match="empty.json: the file holds no rows"):
+        with pytest.raises(DataError, match="empty.json: the file has no rows"):
             load_dialogues([good, write(tmp_path / "empty.json", content)], on_bad_row=on_bad_row)  # type: ignore[arg-type]
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
     packed = gzip.compress((LINE + "\n").encode() * 2000)
     for damaged in (packed[:-200], packed[:12], b"not gzip at all", packed[:40] + b"\xff" * 60 + packed[100:], b""):
-        with pytest.raises(DataError, match=r"a.jsonl.gz: (cannot be unpacked as gzip|the file holds no rows)"):
+        with pytest.raises(DataError, match=r"a.jsonl.gz: (cannot be unpacked as gzip|the file has no rows)"):
             load_dialogues([write(tmp_path / "a.jsonl.gz", damaged)], on_bad_row="skip")
 
 
@@ -290,7 +290,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, content: bytes, kind: str) -> None:
-    with pytest.raises(DataError, match=f"a.json: is {kind}; it needs to be UTF-8 JSON"):
+    with pytest.raises(DataError, match=f"a.json: is {kind}; it must be UTF-8 JSON"):
         load_dialogues([write(tmp_path / "a.json", content)])
 
 

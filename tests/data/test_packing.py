@@ -335,7 +335,7 @@ def test_models_that_are_not_packable():
 
     with pytest.raises(SettingsError, match="linear_attention"):
         check_packable(AutoConfig.for_model("qwen3_next", num_hidden_layers=4), 64)
-    with pytest.raises(SettingsError, match="bloom places tokens by ALiBi"):
+    with pytest.raises(SettingsError, match="bloom encodes positions with ALiBi"):
         check_packable(AutoConfig.for_model("bloom"), 64)
     longrope = {"rope_type": "longrope", "original_max_position_embeddings": 64}
     config = AutoConfig.for_model("llama")

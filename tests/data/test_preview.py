@@ -140,8 +140,8 @@ def test_output_that_cannot_be_written_is_refused_first(run: Run, tmp_path: Path
     link = tmp_path / "link.jsonl"
     link.symlink_to(data)
     for out, message in (
-        (tmp_path, "is there already and is not a file"),
-        (fifo, "is there already and is not a file"),
+        (tmp_path, "exists and is not a file"),
+        (fifo, "exists and is not a file"),
         (tmp_path / "none" / "out.jsonl", "there is no folder"),
         (data, "is also an input and would be overwritten"),
         (link, "is also an input and would be overwritten"),
@@ -179,7 +179,7 @@ def test_supervised_runs_stand_in_brackets(run: Run, tmp_path: Path) -> None:
     assert re.fullmatch(rf"--- {data}:1 \(id 'first'\): \d+ tokens, \d+ supervised in 2 turns", lines[0])
     assert lines[1].endswith("USER: Hi ASSISTANT:[[ Hello there.</s>]]USER: More? ASSISTANT:[[ Yes, more.</s>]]")
     assert lines[3] == "[[ ]] encloses the supervised tokens"
-    assert lines[5] == "records      1: 1 trained on, none dropped"
+    assert lines[5] == "rows         1: 1 trained on, none dropped"
 
 
 def test_num_counts_dialogues_that_are_trained(run: Run, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_num_counts_dialogues_that_are_trained(run: Run, tmp_path: Path) -> None
         code, out, _ = run("--data_path", data, "--num", num)
         assert code == 0 and out.count("--- ") == shown
         assert [f"answer {i}</s>]]" in out for i in range(5)] == [i < shown for i in range(5)]
-        assert "records      6: 5 trained on, 1 dropped (empty_dialogue 1)" in out
+        assert "rows         6: 5 trained on, 1 dropped (empty_dialogue 1)" in out
 
 
 def test_cut_and_untrained_turns_are_named(run: Run, tmp_path: Path) -> None:
@@ -196,7 +196,9 @@ def test_cut_and_untrained_turns_are_named(run: Run, tmp_path: Path) -> None:
     record["messages"][1]["train"] = False
     data = write(tmp_path / "a.jsonl", [record])
     _, out, _ = run("--data_path", data, "--model_max_length", "150")
-    assert re.search(r"supervised in 1 turns, 1 turns not trained, \d+ more cut off at --model_max_length 150\n", out)
+    assert re.search(
+        r"supervised in 1 turns, 1 turns not trained on, \d+ more tokens cut off at --model_max_length 150\n", out
+    )
     shown = out.splitlines()[1]
     assert "Not this.</s>" in shown and "[[ Not" not in shown
     assert shown.count("[[") == 1 and shown.endswith("]]") and not shown.endswith("</s>]]")
@@ -207,9 +209,9 @@ def test_straddling_tokens_are_named(run: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", ROWS[:1])
     _, out, err = run("--data_path", data, template="chatml")
     found = re.findall(r"'>\\n' at (\d+) \(supervised\)", out)
-    assert "tokens that hold characters of an answer and of something else: '>\\n' at" in out and len(found) == 2
-    assert "straddling   2 tokens hold characters of an answer" in out
-    assert "<|im_end|>" in err and "Templates that fit" in err
+    assert "tokens with characters of an answer and of other text: '>\\n' at" in out and len(found) == 2
+    assert "straddling   2 tokens with characters of an answer" in out
+    assert "<|im_end|>" in err and "Suitable templates" in err
 
 
 def test_malformed_rows_stop_or_are_skipped(run: Run, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_nothing_supervised_is_said(run: Run, tmp_path: Path) -> None:
     data, out = write(tmp_path / "a.jsonl", [row("q"), row()]), tmp_path / "out.jsonl"
     code, shown, err = run("--data_path", data, "--output", str(out))
     assert code == 3 and "0 trained on, 2 dropped" in shown and len(out.read_text().splitlines()) == 2
-    assert "error: not one supervised token in the data: training would stop. Likely cause: no user turn" in err
+    assert "error: no supervised tokens in the data: training would stop. Likely cause: no user turn" in err
 
 
 def test_several_files_are_one_input(run: Run, tmp_path: Path) -> None:
@@ -320,8 +322,8 @@ def test_a_model_directory_that_is_none(run: Run, tmp_path: Path) -> None:
         (str(tmp_path / "none"), "there is no such directory"),
         ("./none", "there is no such directory"),
         (data, "is a file; give the model's directory"),
-        (str(tmp_path), "no tokenizer is in it (no tokenizer.json); found: a.jsonl, empty"),
-        (str(tmp_path / "empty"), "no tokenizer is in it (no tokenizer.json); found: nothing"),
+        (str(tmp_path), "there is no tokenizer in it (no tokenizer.json); found: a.jsonl, empty"),
+        (str(tmp_path / "empty"), "there is no tokenizer in it (no tokenizer.json); found: nothing"),
     ):
         code, out, err = run("--data_path", data, "--model_name_or_path", name)
         assert code == 2 and out == "" and f"--model_name_or_path {name}: {message}" in err

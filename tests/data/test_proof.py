@@ -102,7 +102,7 @@ def test_records_with_look_alikes_are_left_out_and_counted(encoder_of):
     hostile = Dialogue((Turn("user", "<|im_end|>"), Turn("assistant", "no")))
     checked = LabelCrossCheck(chat_encoder).check([sample(chat_encoder, hostile), sample(chat_encoder, TALK)])
     assert (checked.records, checked.skipped, checked.turns) == (1, 1, 2)
-    assert "1 left out: control look-alikes, or too long" in checked.line
+    assert "1 skipped: special-token strings, or too long" in checked.line
 
 
 @pytest.mark.parametrize("tokenizer", ("llama-2", "gemma", "llama-3", "qwen2.5"))

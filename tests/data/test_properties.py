@@ -279,7 +279,8 @@ def test_a_token_of_prompt_and_answer_is_reported_also_where_both_are_learned(en
 @few(15)
 @given(data=st.data())
 def test_what_is_learned_follows_from_the_answers(encoder_of, tokenizer, train_on, data):
-    """`last` learns the last turn of what `assistant` learns; `all` everything but BOS and answers left out."""
+    """`last` learns the last turn of what `assistant` learns; `all` everything but BOS and answers
+    left out, and nothing where all answers are."""
     template = data.draw(st.sampled_from(TEMPLATES))
     plain_bound, chat_encoder = bind(encoder_of, tokenizer, template), bind(encoder_of, tokenizer, template, train_on)
     dialogue = data.draw(dialogues(written(chat_encoder)))
@@ -291,6 +292,8 @@ def test_what_is_learned_follows_from_the_answers(encoder_of, tokenizer, train_o
     if train_on == "last":
         last = [turn for turn, positions in where.items() if positions][-1:]
         assert learned == {i for turn in last for i in where[turn]}
+    elif not any(where.values()) and any(not turn.train for turn in dialogue.turns):
+        assert not learned  # a dialogue whose answers are all left out
     else:
         left_out = {k for k, turn in enumerate(dialogue.turns) if not turn.train and turn.text.strip()}
         for i, (token, segment) in enumerate(zip(encoded.input_ids, encoded.segment_of, strict=True)):

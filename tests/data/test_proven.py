@@ -56,7 +56,7 @@ def broken(chat_encoder, how):
 )
 def test_a_broken_property_is_named_with_the_tokens_around_it(encoder_of, how, number):
     chat_encoder = broken(encoder_of("byte_bos").bind(get_template("llama-3")), how)
-    with pytest.raises(SettingsError, match=rf"property {number} of the mask does not hold .*, at token \d+: '"):
+    with pytest.raises(SettingsError, match=rf"property {number} of the labels does not hold .*, at token \d+: '"):
         prove(chat_encoder)
 
 
@@ -70,5 +70,5 @@ def test_labels_that_disagree_are_property_five(encoder_of, monkeypatch):
         return example
 
     monkeypatch.setattr(properties, "tokenize_dialogue", shifted)
-    with pytest.raises(SettingsError, match="property 5 of the mask does not hold .*: two ways of finding"):
+    with pytest.raises(SettingsError, match="property 5 of the labels does not hold .*: two ways of deriving"):
         prove(encoder_of("byte_bos").bind(get_template("llama-3")))

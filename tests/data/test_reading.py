@@ -184,7 +184,7 @@ def test_damaged_and_empty_parquet(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"a.parquet: cannot be read as parquet \(.+\); copy or download it again"):
             list(read_rows(str(path)))
     empty = parquet(tmp_path / "e.parquet", [], schema=pyarrow.schema([("instruction", pyarrow.string())]))
-    with pytest.raises(DataError, match="e.parquet: the file holds no rows.$"):
+    with pytest.raises(DataError, match="e.parquet: the file has no rows.$"):
         list(read_rows(empty))
 
 

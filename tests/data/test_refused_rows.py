@@ -46,21 +46,21 @@ def test_refused_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert preview.main(words) == 3 and "a.jsonl:2" in capsys.readouterr().err
     assert preview.main([*words, "--on_bad_row", "skip"]) == 0
     out, err = capsys.readouterr()
-    assert "skipped 2 of 4 rows that the template refuses; first: " in err and "a.jsonl:2" in err
+    assert "skipped 2 of 4 rows that the template rejects; first: " in err and "a.jsonl:2" in err
     assert f"2 trained on, 2 dropped ({REFUSED} 2)" in out
 
 
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("{% include 'x' %}", "refuses the record: no loader"),
+        ("{% include 'x' %}", "rejects the row: no loader"),
         ("hello", "the user message is not shown at all"),
         ("{% for m in messages %}{{ m.content|upper }}{% endfor %}", "the template changes a message"),
-        ("{{ raise_exception('never') }}", "refuses the record: never"),
+        ("{{ raise_exception('never') }}", "rejects the row: never"),
     ],
 )
 def test_a_template_that_renders_nothing_says_why(tmp_path: Path, source: str, why: str) -> None:
     model = make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source)
     encoder, _ = open_tokenizer(str(model))
-    with pytest.raises(SettingsError, match=f"renders none of the simplest dialogues: .*{why}"):
+    with pytest.raises(SettingsError, match=f"cannot render even the simplest dialogues: .*{why}"):
         encoder.bind(encoder.choose("tokenizer"))

@@ -127,7 +127,7 @@ def test_several_threads_at_a_time():
 def test_the_guarantee_says_what_holds(monkeypatch):
     assert set(protections()) <= {"files", "calls"}
     for kernel, said in (
-        (("files", "calls"), "the kernel refuses it network, processes and files"),
+        (("files", "calls"), "the kernel blocks network, processes and files"),
         (("calls",), "network and processes (seccomp), the interpreter alone"),
         ((), "not for malicious code"),
     ):

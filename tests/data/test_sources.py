@@ -54,7 +54,7 @@ def test_a_pattern_is_sorted_and_reaches_into_folders(tmp_path: Path, capsys: py
     paths = write(tmp_path, "b.jsonl", "a.jsonl", "deep/c.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     assert find(f"{tmp_path}/*.jsonl")[0].files == (paths[1], paths[0])
-    assert f"left out, as they are folders: {tmp_path}/folder.jsonl" in capsys.readouterr().err
+    assert f"folders skipped: {tmp_path}/folder.jsonl" in capsys.readouterr().err
     assert find(f"{tmp_path}/**/?.jsonl")[0].files == (paths[1], paths[0], paths[2])
 
 
@@ -76,7 +76,7 @@ def test_a_folder_gives_all_its_data_files_and_names_the_rest_once(
 
 def test_a_folder_without_data_says_what_is_in_it(tmp_path: Path) -> None:
     write(tmp_path, "x.csv", "sub/x.json")
-    with pytest.raises(DataError, match=r"holds no data file \(.json, .jsonl, .*\); in it: sub, x.csv"):
+    with pytest.raises(DataError, match=r"has no data file \(.json, .jsonl, .*\); it contains: sub, x.csv"):
         find(str(tmp_path))
 
 
@@ -97,7 +97,7 @@ def test_files_named_twice_are_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     (path,) = write(tmp_path, "a.jsonl")
     found = find(path, f"{tmp_path}/*")
     assert [source.files for source in found] == [(path,), (path,)]
-    assert f"{path} named more than once" in capsys.readouterr().err
+    assert f"{path} given more than once" in capsys.readouterr().err
 
 
 # --- the hub
@@ -177,7 +177,7 @@ def test_a_split_is_downloaded_and_read_like_any_files(hub: Hub, capsys: pytest.
     assert (source.name, source.revision) == ("me/ds", COMMIT)
     assert [Path(file).name for file in source.files] == [f"train-0000{i}-of-00002.parquet" for i in (0, 1)]
     assert len(load_dialogues(source.files).records) == 4
-    assert f"me/ds: split train of the hub's dataset at {COMMIT[:12]}, 2 files" in capsys.readouterr().err
+    assert f"me/ds: split train of the hub dataset at commit {COMMIT[:12]}, 2 files" in capsys.readouterr().err
     assert not any("test-0000" in line for line in hub.asked), "only what is read is downloaded"
     (test,) = find("me/ds", split="test")
     assert [Path(file).name for file in test.files] == ["test-00000-of-00001.parquet"]
@@ -196,7 +196,7 @@ def test_a_dataset_with_several_configurations_lists_them(hub: Hub) -> None:
     write(hub.folder, "a.jsonl", "b.jsonl")
     configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in "ab")
     (hub.folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    with pytest.raises(DataError, match=r"me/ds: .*available configs: \['a', 'b'\].*name the files"):
+    with pytest.raises(DataError, match=r"me/ds: .*available configs: \['a', 'b'\].*pass their paths"):
         find("me/ds")
 
 
@@ -209,12 +209,12 @@ def test_files_that_are_no_conversations_are_named(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("me/gated", "gives this dataset only to those who accepted its terms. .*/datasets/me/gated, then log in"),
+        ("me/gated", "this dataset is gated: .*/datasets/me/gated, then log in"),
         (
             "me/missing",
-            "no such file or folder here, and no dataset of this name on the hub. If it is private: `hf auth",
+            "no such file or folder here, and no dataset of this name on the hub. If it is private, run `hf auth",
         ),
-        ("me/broken", r"no such file or folder here; the hub does not answer \(.*503.*cache does not hold the dataset"),
+        ("me/broken", r"no such file or folder here; the hub does not respond \(.*503.*dataset is not in the cache"),
     ],
 )
 @pytest.mark.parametrize("login", [None, "a-secret-token"])
@@ -246,7 +246,8 @@ def test_offline_what_is_in_the_cache_is_used(
     asked = len(hub.asked)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert find("me/ds") == online and len(hub.asked) == asked
-    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set, and the cache does not hold .*`hf download me/other"):
+    missing = "HF_HUB_OFFLINE is set, and the dataset is not in the cache.*`hf download me/other"
+    with pytest.raises(DataError, match=missing):
         find("me/other")
     with pytest.raises(DataError, match="me/ds: .*has no split 'test'|HF_HUB_OFFLINE is set"):
         find("me/ds", split="test")
@@ -255,7 +256,7 @@ def test_offline_what_is_in_the_cache_is_used(
     hub.server.server_close()
     capsys.readouterr()
     assert find("me/ds") == online
-    assert "the hub does not answer" in (said := capsys.readouterr().err) and f"copy of {COMMIT[:12]}" in said
+    assert "the hub does not respond" in (said := capsys.readouterr().err) and f"copy of {COMMIT[:12]}" in said
 
 
 def test_a_cached_split_with_a_shard_missing_is_not_used(
@@ -268,7 +269,9 @@ def test_a_cached_split_with_a_shard_missing_is_not_used(
     (tmp_path / "hub" / "datasets--me--ds" / "refs").mkdir()
     (tmp_path / "hub" / "datasets--me--ds" / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"the cache lacks data/train-00001-of-00003.parquet. Where there is a network"):
+    with pytest.raises(
+        DataError, match=r"the cached dataset lacks data/train-00001-of-00003.parquet. With network access"
+    ):
         find("me/ds")
     write(snapshot, "data/train-00001-of-00003.parquet")
     assert len(find("me/ds")[0].files) == 3
@@ -280,12 +283,12 @@ def test_a_repository_cannot_name_files_outside_itself(hub: Hub) -> None:
         {},
         json.dumps({"id": "me/ds", "sha": COMMIT, "siblings": [{"rfilename": "../../evil.jsonl"}]}).encode(),
     )
-    with pytest.raises(DataError, match="names a file outside itself"):
+    with pytest.raises(DataError, match="lists a file outside its own folder"):
         find("me/ds")
     assert not os.path.exists("/tmp/evil.jsonl")
 
 
 def test_an_address_is_no_pattern():
     for name in ("https://host/a.jsonl?x=1", "s3://bucket/a.parquet"):
-        with pytest.raises(DataError, match="is an address; download the file"):
+        with pytest.raises(DataError, match="is a URL; download the file"):
             check_source("--data_path", name)

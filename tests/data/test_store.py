@@ -109,19 +109,19 @@ def test_overlong_drop_and_error(chat_encoder: ChatEncoder) -> None:
         ([], 100, "Likely cause: the data."),
         (records_of("empty_dialogue"), 100, "dialogues have no turns"),
         (records_of("no_assistant_turn"), 100, "no user turn is answered"),
-        (records_of(pair("q", "a", train=False)), 100, 'says "train": false'),
+        (records_of(pair("q", "a", train=False)), 100, 'has "train": false'),
         (records_of(pair("q", "a")), 3, r"--model_max_length \(3\) tokens; raise it"),
         (records_of("bad_row: wrong type", "bad_row: broken JSON"), 100, "rows cannot be read"),
     ],
 )
 def test_nothing_supervised_stops(chat_encoder: ChatEncoder, records: list[Record], max_length: int, hint: str) -> None:
-    with pytest.raises(DataError, match="(?s)Not one supervised token in the data.*" + hint):
+    with pytest.raises(DataError, match="(?s)No supervised tokens in the data.*" + hint):
         build_store(records, chat_encoder, max_length=max_length, overlong="truncate")
 
 
 def test_the_message_about_nothing_supervised_holds_the_counts(chat_encoder: ChatEncoder) -> None:
     records = records_of(pair("q", "a", train=False), "empty_dialogue", pair("q", "a", train=False))
-    with pytest.raises(DataError, match=r"records +3: 0 trained on, 3 dropped \(no_trained_turn 2, empty_dialogue 1\)"):
+    with pytest.raises(DataError, match=r"rows +3: 0 trained on, 3 dropped \(no_trained_turn 2, empty_dialogue 1\)"):
         build_store(records, chat_encoder, max_length=100, overlong="truncate")
 
 
@@ -210,7 +210,7 @@ def test_every_damage_is_noticed(tmp_path: Path, name: str) -> None:
 def test_offsets_that_go_back_are_refused(tmp_path: Path) -> None:
     written(tmp_path / "store", part_of(2, 1, 3))
     np.array([0, 4, 3, 6]).tofile(tmp_path / "store" / "offsets.bin")
-    with pytest.raises(DataError, match="do not fit together"):
+    with pytest.raises(DataError, match="are not consistent"):
         TokenStore.load(tmp_path / "store")
 
 
@@ -227,12 +227,12 @@ def test_a_choice_of_examples_is_a_dataset_of_its_own() -> None:
 def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
     plain = {"rows": 1200, "dialogues": 1200, "tokens": 4000, "supervised_tokens": 1000, "trained_turns": 1200}
     assert table({**plain, "turns": 2400, "truncated_dialogues": 0, "bad_rows": 0}).splitlines() == [
-        "records      1,200: 1,200 trained on, none dropped",
-        "turns        2,400: 1,200 answers trained, 0 not",
+        "rows         1,200: 1,200 trained on, none dropped",
+        "turns        2,400: 1,200 answers trained on, 0 not",
         "tokens       4,000: 1,000 supervised (25.0 %)",
         "truncated    0 dialogues, by 0 tokens",
-        "straddling   0 tokens hold characters of an answer and of something else",
-        "look-alikes  0 control strings stand in messages as text, 0 of them kept so by an extra split",
+        "straddling   0 tokens with characters of an answer and of other text",
+        "special      0 special-token strings in messages are plain text, 0 of them by an extra split",
     ]
     more = {
         "dialogues": 1195,
@@ -248,16 +248,16 @@ def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
         "untrained_turns": 5,
     }
     assert table({**plain, **more}).splitlines() == [
-        "records      1,200: 1,195 trained on, 5 dropped (empty_dialogue 4, overlong 1)",
-        "turns        0: 1,200 answers trained, 5 not",
+        "rows         1,200: 1,195 trained on, 5 dropped (empty_dialogue 4, overlong 1)",
+        "turns        0: 1,200 answers trained on, 5 not",
         "tokens       4,000: 1,000 supervised (25.0 %)",
         "truncated    2 dialogues, by 30 tokens",
-        "straddling   3 tokens hold characters of an answer and of something else",
-        "look-alikes  9 control strings stand in messages as text, 8 of them kept so by an extra split",
+        "straddling   3 tokens with characters of an answer and of other text",
+        "special      9 special-token strings in messages are plain text, 8 of them by an extra split",
         "also         7 user or tool turns after the last answer, removed",
-        "also         1,195 dialogues trained without their list of tools; the system text has to name them",
+        "also         1,195 dialogues trained on without their list of tools; describe the tools in the system text",
     ]
-    assert table({}).startswith("records      0: 0 trained on")
+    assert table({}).startswith("rows         0: 0 trained on")
 
 
 # --- the real data and tokenizers

@@ -207,7 +207,7 @@ def test_a_folder_that_takes_nothing_is_replaced_by_a_temporary_one(
     assert entry.temporary and not there and len(entry.store()) == 3
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"the token cache {tmp_path}/file cannot be used (" in said
-    assert "tokenising for this run alone" in said
+    assert "tokenising for this run only" in said
 
 
 @pytest.mark.parametrize("also_temporary", [False, True])
@@ -223,7 +223,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, also_tempo
         return about
 
     if also_temporary:
-        with pytest.raises(ResourceError, match="no room for the tokens in .*scratch either .*FSCHAT_CACHE"):
+        with pytest.raises(ResourceError, match="no space for the tokens in .*scratch either .*FSCHAT_CACHE"):
             obtain(tmp_path / "cache", "key", full)
         assert names(scratch) == []
     else:
@@ -236,7 +236,7 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repository
     assert cache_folder("out") == tmp_path / "x"
     for inside in (repository / "cache", tmp_path / "out" / "deep", tmp_path / "out"):
         monkeypatch.setenv("FSCHAT_CACHE", str(inside))
-        with pytest.raises(SettingsError, match=f"FSCHAT_CACHE={inside} lies in .*: name a folder elsewhere"):
+        with pytest.raises(SettingsError, match=f"FSCHAT_CACHE={inside} is in .*: choose a folder elsewhere"):
             cache_folder(str(tmp_path / "out"))
     monkeypatch.delenv("FSCHAT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

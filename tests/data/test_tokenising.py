@@ -125,7 +125,7 @@ def test_errors_are_told_alike_by_any_number_of_processes(
 @pytest.mark.slow
 def test_a_worker_that_dies_is_named(chat_encoder: ChatEncoder, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_work", os._exit)  # what the main process asks of the worker: its end
-    with pytest.raises(ResourceError, match="one of 2 processes that tokenise died.*--preprocessing_num_workers"):
+    with pytest.raises(ResourceError, match="one of the 2 tokenising processes died.*--preprocessing_num_workers"):
         list(
             workers.tokenised([workers.Batch(dialogues=7)] * 2, chat_encoder, max_length=9, overlong="drop", workers=2)
         )  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def test_samples_are_spread_evenly_and_proven(
 
     monkeypatch.setattr(tokenising.StoreWriter, "add", wrong)
     for how in (replace(HOW, overwrite=True), HOW):  # cached tokens are proven anew
-        with pytest.raises(DataError, match="two ways of finding what is supervised disagree"):
+        with pytest.raises(DataError, match="two ways of deriving the supervised tokens disagree"):
             obtain(data, chat_encoder=chat_encoder, how=how)
 
 
@@ -217,7 +217,7 @@ def test_a_file_that_is_written_to_meanwhile_is_not_cached(
         return make(*args, **how)
 
     monkeypatch.setattr(tokenising, "tokenised", written_to)
-    with pytest.raises(DataError, match="rows.jsonl: it was written to while it was read"):
+    with pytest.raises(DataError, match="rows.jsonl: it was modified while it was read"):
         obtain(data, chat_encoder=chat_encoder)
     assert entries(cache) == []
 
@@ -305,7 +305,7 @@ def test_overwriting(chat_encoder: ChatEncoder, data: Path, cache: Path) -> None
 
 def test_nothing_to_learn_is_not_cached(chat_encoder: ChatEncoder, cache: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", LINE.replace("Yo", ""))
-    with pytest.raises(DataError, match=r"(?s)Not one supervised token in the data.*says \"train\": false"):
+    with pytest.raises(DataError, match=r"(?s)No supervised tokens in the data.*has \"train\": false"):
         obtain(path, chat_encoder=chat_encoder)
     assert entries(cache) == [] and not list(cache.glob(".*")) and not list(cache.glob("*.making"))
 

@@ -120,7 +120,7 @@ def test_ids_are_those_of_apply_chat_template(tmp_path, source):
     ("source", "property_"),
     [
         (CHATML.replace("'<|im_end|>'", "''"), "no control token ends the answer"),
-        (CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ 'other' }}"), "inference prompt is not how"),
+        (CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ 'other' }}"), "inference prompt is not a prefix"),
         (CHATML.replace("m['content'] +", "m['content'].upper() +"), "changes a message"),
         (
             CHATML.replace("for m in messages", "for m in messages if m['role'] != 'system'"),
@@ -138,14 +138,14 @@ def test_no_exact_span_names_record_turn_and_property(tmp_path, source, property
 
 def test_template_that_refuses_a_record_is_quoted(tmp_path):
     chat_encoder = bind(tmp_path, MERGED)
-    with pytest.raises(DataError, match="x.json:1: the tokenizer's chat template refuses the record: no tools here"):
+    with pytest.raises(DataError, match="x.json:1: the tokenizer's chat template rejects the row: no tools here"):
         chat_encoder.template.render(Dialogue((Turn("user", "u"), Turn("tool", "t")), None, "x.json", 1))
 
 
 def test_tokenizer_without_a_template_and_broken_jinja_are_settings_errors(encoder_of, tmp_path):
-    with pytest.raises(SettingsError, match="brings no chat template"):
+    with pytest.raises(SettingsError, match="has no chat template"):
         encoder_of("gemma").choose("tokenizer")
-    with pytest.raises(SettingsError, match="no valid Jinja"):
+    with pytest.raises(SettingsError, match="not valid Jinja"):
         bind(tmp_path, "{% for %}")
 
 
@@ -237,7 +237,7 @@ def test_a_date_and_a_header_that_is_always_there(tmp_path):
 
 def test_a_system_message_that_moves_is_refused_by_name_and_learned_where_it_cannot(tmp_path):
     chat_encoder = bind(tmp_path, LAST_USER)
-    with pytest.raises(DataError, match=r"talk.json:3: .*turn 2: the inference prompt is not how"):
+    with pytest.raises(DataError, match=r"talk.json:3: .*turn 2: the inference prompt is not a prefix"):
         chat_encoder.template.render(NO_MARKS)
     one = Dialogue(NO_MARKS.turns[:2], "Be kind.")
     assert chat_encoder.template.render(one).text == "<|im_start|>Be kind.\n\n Hi there <tool_call>Hello.<|im_end|>"

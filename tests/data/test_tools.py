@@ -105,7 +105,7 @@ def test_wrong_settings(tool: Any, tmp_path: Path, capsys: Capture) -> None:
     data, out = write(tmp_path / "a.json", ROWS[:1]), str(tmp_path / "out.json")
     for argv, code, message in (
         ([], 2, "required: --in-file/--in"),
-        (["--in-flie", data], 2, "instead of --in-flie, is --in-file meant?"),
+        (["--in-flie", data], 2, "--in-flie: did you mean --in-file?"),
         (["--in", str(tmp_path / "b.json"), "--out", out], 3, "b.json: no such file. In the same folder: a.json"),
         (["--in", data, "--out", data], 2, "is also an input and would be overwritten"),
         (["--in", data, "--out", str(tmp_path)], 2, "is not a file"),
@@ -156,7 +156,7 @@ def test_merge_keeps_the_order_and_counts_equal_ids(tmp_path: Path, capsys: Capt
     merged = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert merged == [*ROWS[:3], *ROWS[2:4], {"any": 1}]
     out = capsys.readouterr().out
-    assert out == "#in: 6, #out: 6\nrows with an id that an earlier row has: 1\n"
+    assert out == "#in: 6, #out: 6\nrows with the id of an earlier row: 1\n"
 
 
 # --- convert_alpaca
@@ -176,7 +176,7 @@ def test_alpaca_rows_become_the_dialogue_that_training_reads(tmp_path: Path, cap
     }
     assert made[1]["conversations"][0]["value"] == "Say" and made[2]["system"] == "Be brief."
     assert [parse_row(row).dialogue for row in made] == [parse_row(row).dialogue for row in rows]
-    assert "empty answers, which training does not learn: 1" in capsys.readouterr().out
+    assert "empty answers, which are not trained on: 1" in capsys.readouterr().out
     assert run(convert_alpaca, "--in", write(tmp_path / "b.json", ROWS[:1]), "--out", str(tmp_path / "o.json")) == 3
     assert "not an Alpaca row" in capsys.readouterr().err
 
@@ -237,12 +237,12 @@ def test_ratio_slice_seed_and_names(tmp_path: Path, capsys: Capture) -> None:
     assert [len(part) for part in made] == [3, 3] and sorted(made[0] + made[1]) == [f"r{i}" for i in range(4, 10)]
     before = [part.read_bytes() for part in parts]
     for argv, message in (
-        (["--ratio", "1"], "--ratio 1.0: it needs to be between 0 and 1"),
-        (["--ratio", "0.01", "--end", "9"], "of 9 rows one part would be empty"),
-        (["--begin", "5", "--end", "5"], "no row lies there"),
-        (["--begin", "-1"], "no row lies there"),
-        (["--begin", "99"], "there are not so many rows"),
-        (["--seed", "-1"], "--seed -1: it needs to be a whole number"),
+        (["--ratio", "1"], "--ratio 1.0: must be between 0 and 1"),
+        (["--ratio", "0.01", "--end", "9"], "one part of 9 rows would be empty"),
+        (["--begin", "5", "--end", "5"], "the slice is empty"),
+        (["--begin", "-1"], "the slice is empty"),
+        (["--begin", "99"], "is after the last row"),
+        (["--seed", "-1"], "--seed -1: must be an integer"),
     ):
         assert run(split_train_test, "--in", data, *argv) == 2
         assert message in capsys.readouterr().err

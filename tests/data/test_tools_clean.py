@@ -205,7 +205,7 @@ def test_an_empty_message_ends_a_conversation_before_its_round_of_calls() -> Non
     for empty, num_kept in ((4, 6), (5, 2), (3, 2), (2, 2)):
         row = {"conversations": [{"from": n, "value": f"{LONG} {empty}" * (i != empty)} for i, n in enumerate(names)]}
         assert cleaner.clean(row, tally)["conversations"] == row["conversations"][:num_kept]
-    assert tally.notes["turns from an empty message on, removed"] == 12
+    assert tally.notes["turns from the first empty message onward, removed"] == 12
 
 
 def test_a_first_round_of_calls_is_the_same_only_with_its_output_and_answer() -> None:

@@ -72,7 +72,7 @@ def test_columns_of_a_table_are_kept_or_named(tmp_path: Path, capsys: pytest.Cap
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([good, {**good, "pixels": b"x"}]), tmp_path / "a.parquet")
     words = ["--in-file", str(tmp_path / "a.parquet"), "--out-file", str(tmp_path / "out.jsonl")]
     assert merge.main(words) == 3
-    assert "a.parquet:2: wrong type: b'x' is a bytes, which JSON does not have" in capsys.readouterr().err
+    assert "a.parquet:2: wrong type: b'x' is a bytes, which JSON cannot represent" in capsys.readouterr().err
     assert merge.main([*words, "--on-bad-row", "skip"]) == 0
     written = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))
     assert written == {"instruction": "q", "output": "a", "embedding": [1.0, 2.0]}

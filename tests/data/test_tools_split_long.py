@@ -78,7 +78,7 @@ def test_pieces(encoder_of: EncoderOf, row: dict[str, Any], max_length: int, tem
     rounds = [find_rounds(piece.roles) for piece in lists]
     too_long = [length(piece, chat_encoder) > max_length for piece in pieces]
     assert all(len(spans) == 1 for spans, long in zip(rounds, too_long, strict=True) if long)
-    assert tally.notes["rounds that are too long alone, kept: training cuts the answer"] == sum(too_long)
+    assert tally.notes["rounds that are too long by themselves, kept: training cuts the answer"] == sum(too_long)
     for (piece, turns), (_, following), spans in zip(
         zip(pieces, lists, strict=True), list(zip(pieces, lists, strict=True))[1:], rounds[1:], strict=False
     ):
@@ -165,11 +165,11 @@ def test_the_command(tokenizer_dir: Callable[[str], Path], tmp_path: Path, capsy
         "#in: 5, #out: 4",
         "dropped: 2 (no_assistant_turn 1, cannot be read 1)",
         "conversations split: 1",
-        "rounds that are too long alone, kept: training cuts the answer: 1",
+        "rounds that are too long by themselves, kept: training cuts the answer: 1",
     ]
     for more, message in (
-        (["--max-length", "0"], "--max-length 0: it needs to be at least 1"),
+        (["--max-length", "0"], "--max-length 0: must be at least 1"),
         (["--conv-template", "vicunna"], "'vicunna' is not a known template"),
-        (["--model-name-or-path", str(tmp_path)], "no tokenizer is in it"),
+        (["--model-name-or-path", str(tmp_path)], "there is no tokenizer in it"),
     ):
         assert run(split_long_conversation, *argv, *more) == 2 and message in capsys.readouterr().err

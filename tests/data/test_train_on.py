@@ -119,10 +119,10 @@ def test_the_second_check_agrees_with_every_kind_of_template(encoder_of, kind):
 @pytest.mark.parametrize(
     ("train_on", "wrong", "said"),
     [
-        ("last", "first answer too", "tokens are supervised and the answers account for"),
-        ("last", "nothing", "do not begin behind the prompt"),
-        ("all", "excluded answer", "do not begin behind the prompt"),
-        ("all", "prompt left out", "are unsupervised and the answers account for"),
+        ("last", "first answer too", "tokens are supervised but the answers account for"),
+        ("last", "nothing", "do not begin after the prompt"),
+        ("all", "excluded answer", "do not begin after the prompt"),
+        ("all", "prompt left out", "are unsupervised but the answers account for"),
         ("all", "bos", "BOS is supervised"),
         ("assistant", "bos", "BOS is supervised"),
     ],
@@ -166,12 +166,12 @@ def test_cut_at_every_length(encoder_of, train_on):
 def test_the_choice_is_said_and_a_wrong_one_refused(encoder_of, capsys):
     encoder, template = encoder_of("gemma"), get_template("gemma")
     encoder.bind(template, "all")
-    assert "WARNING: --train_on all: prompts are learned as well" in capsys.readouterr().err
+    assert "WARNING: --train_on all: prompts are supervised as well" in capsys.readouterr().err
     encoder.bind(template, "last")
     assert "--train_on last: of each dialogue only the last" in capsys.readouterr().err
     encoder.bind(template)
     assert capsys.readouterr().err == ""
-    with pytest.raises(SettingsError, match="--train_on some: it can be assistant, last, all"):
+    with pytest.raises(SettingsError, match="--train_on some: must be one of assistant, last, all"):
         encoder.bind(template, "some")
 
 
@@ -190,11 +190,11 @@ def test_the_preview_and_its_page_give_the_reasons(tokenizer_dir, tmp_path, caps
         reasons[name] = reasons.get(name, 0) + count
     labels = json.loads(out.read_text())["labels"]
     assert sum(n for name, n in reasons.items() if _is_learned(found, name)) == sum(x != IGNORED for x in labels)
-    assert ("context, learned" in reasons) == (train_on == "all") and ("not the last" in reasons) == (
+    assert ("context, supervised" in reasons) == (train_on == "all") and ("not the last" in reasons) == (
         train_on == "last"
     )
     assert "excluded" in reasons and dict(found["about"])["--train_on"] == train_on
-    turns_line = re.search(r"turns +6: (\d) answers trained, (\d) not", capsys.readouterr().out)
+    turns_line = re.search(r"turns +6: (\d) answers trained on, (\d) not", capsys.readouterr().out)
     assert turns_line and turns_line.groups() == (("1", "2") if train_on == "last" else ("2", "1"))
 
 

@@ -72,7 +72,7 @@ def test_the_second_start_reads_no_row(train: Train, cache: Path, monkeypatch: p
 def test_the_cache_is_never_in_the_output_folder(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "out" / "tokens"))
     outcome = train()
-    assert outcome.code == 2 and "lies in --output_dir" in outcome.err
+    assert outcome.code == 2 and "is in --output_dir" in outcome.err
 
 
 def test_a_cache_that_takes_nothing_is_replaced(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_cache_that_takes_nothing_is_replaced(train: Train, monkeypatch: pytes
     monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(token_cache.tempfile, "tempdir", str(scratch))
     outcome = ok(train(name="b"))
-    assert "the token cache" in outcome.err and "for this run alone" in outcome.err
+    assert "the token cache" in outcome.err and "for this run only" in outcome.err
     assert outcome.losses == plain.losses and os.listdir(scratch) == [], "gone as soon as it is mapped"
 
 

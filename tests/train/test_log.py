@@ -200,7 +200,7 @@ def test_tokens_that_another_process_cuts_off(train: Train, monkeypatch, tmp_pat
     with monkeypatch.context() as patch:
         before_step(patch, 1, cut)
         outcome = train(*flags)
-    assert outcome.code == 6 and "were cut off by another process" in outcome.err and "Traceback" not in outcome.err
+    assert outcome.code == 6 and "were truncated by another process" in outcome.err and "Traceback" not in outcome.err
     assert outcome.status["exit_code"] == 6
     assert not multiprocessing.active_children(), "they would hold the lock of the tokens"
     again = ok(train(*flags))

@@ -17,23 +17,23 @@ pytestmark = pytest.mark.slow
 def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None:
     err = ok(train()).err
     for line in (
-        r"proven on this tokenizer with template vicuna_v1.1, on 9 dialogues: prompts are prefixes, stops are learned, "
-        r"one BOS, no text becomes control, labels agree",
-        r"train labels derived a second time: \d+ answers in 20 records agree",
+        r"proven on this tokenizer with template vicuna_v1.1, on 9 dialogues: prompts are prefixes, "
+        r"stops are supervised, one BOS, no text becomes a control token, labels agree",
+        r"train labels derived a second time: \d+ answers in 20 rows agree",
         r"--- .*train.json:1 \(id 'sum-0'\): \d+ tokens, \d+ supervised in 1 turns",
         r"<s> A chat between .* USER: What is 0 plus 0\? ASSISTANT:\[\[ The answer is 0\.</s>\]\]",
         r"\[\[ \]\] encloses the supervised tokens",
-        r"records      20: 20 trained on, none dropped",
-        r"turns        \d+: \d+ answers trained, 0 not",
+        r"rows         20: 20 trained on, none dropped",
+        r"turns        \d+: \d+ answers trained on, 0 not",
         r"tokens       [\d,]+: [\d,]+ supervised \(\d+\.\d %\)",
         r"truncated    0 dialogues, by 0 tokens",
         r"straddling   0 tokens .*",
-        r"look-alikes  0 control strings .*",
+        r"special      0 special-token strings .*",
         r"the saved chat template gives the training ids of 16 records, and their prompts",
     ):
         assert re.search(f"^{line}$", err, re.M), (line, err)
     order = [
-        err.index(text) for text in ("proven on this", "second time", "records  ", " parameters on ", "the saved chat")
+        err.index(text) for text in ("proven on this", "second time", "rows  ", " parameters on ", "the saved chat")
     ]
     assert order == sorted(order)
 
@@ -54,7 +54,7 @@ def test_a_wrong_label_stops_the_run_before_the_model_loads(
     monkeypatch.setattr(tokenising.StoreWriter, "add", shifted)
     monkeypatch.setattr("fastchat.train.recipe.prepare_model", lambda *_, **__: pytest.fail("the model was loaded"))
     outcome = train()
-    assert outcome.code == 3 and "two ways of finding what is supervised disagree at token" in outcome.err
+    assert outcome.code == 3 and "two ways of deriving the supervised tokens disagree at token" in outcome.err
     assert "supervised tokens in brackets: " in outcome.err and not (outcome.folder / "training.json").exists()
 
 
@@ -132,7 +132,9 @@ def test_train_on(train: Train) -> None:
         counts = outcome.record["data"]["train"]["counts"]
         seen[train_on] = counts["supervised_tokens"]
         assert outcome.record["settings"]["train_on"]["value"] == train_on
-        said = {"last": "--train_on last: of each", "all": "WARNING: --train_on all: prompts are learned"}.get(train_on)
+        said = {"last": "--train_on last: of each", "all": "WARNING: --train_on all: prompts are supervised"}.get(
+            train_on
+        )
         assert (said or "--train_on") in outcome.err or not said
         assert "labels derived a second time" in outcome.err
     assert seen["last"] < seen["assistant"] < seen["all"] == counts["tokens"] - counts["dialogues"]  # all but BOS

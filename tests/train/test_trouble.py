@@ -324,7 +324,7 @@ def test_one_process_of_a_machine_tokenises_for_all(warm: Warm, flags_of, plain,
     assert warm.codes == [0, 0] and f"train tokens: found in {cache}" in second.err
     (tmp_path / "file").write_text("")
     third = warm.run(flags, tmp_path / "third", FSCHAT_CACHE=str(tmp_path / "file"), TMPDIR=str(scratch))
-    assert warm.codes == [0, 0] and third.err.count("for this run alone") == 1
+    assert warm.codes == [0, 0] and third.err.count("for this run only") == 1
     assert first.losses == second.losses == third.losses and len(first.losses) > 0
     assert not list(scratch.glob("fschat-*")), "gone as soon as both have mapped it"
     bad = tmp_path / "bad.jsonl"

@@ -1,4 +1,4 @@
-"""Examples -> a padded batch. The only function of this room that makes tensors."""
+"""Examples -> a padded batch of tensors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def collate(
 ) -> dict[str, torch.Tensor]:
     """Pad a batch to its own longest example.
 
-    The attention mask follows the lengths, never the ids: the pad token may well occur inside a dialogue.
+    The attention mask is made from the lengths, never from the ids: the pad token may occur inside a dialogue.
 
     Args:
-        batch: mappings with "input_ids" and "labels" of equal length; other keys are left out.
+        batch: mappings with "input_ids" and "labels" of equal length; other keys are dropped.
 
     Returns:
         input_ids, labels, attention_mask: [B, T] int64, T the longest length.

@@ -1,14 +1,14 @@
-"""Several dialogues in one row: planned by best-fit-decreasing, read as packs, collated so that none sees another.
+"""Several dialogues in one sequence: planned by best-fit-decreasing, read as packs, collated so that none sees another.
 
     capacity 10, dialogues a (6 tokens), b (5), c (4), d (3)
 
     pack 0   a a a a a a c c c c        input_ids
-             0 1 2 3 4 5 0 1 2 3        position_ids: they restart, and that alone separates the dialogues
-    pack 1   b b b b b d d d . .        two tokens of padding are a dialogue of their own (positions 0 1), untrained
+             0 1 2 3 4 5 0 1 2 3        position_ids: their restart alone separates the dialogues
+    pack 1   b b b b b d d d . .        two tokens of padding are a separate dialogue (positions 0 1), not supervised
 
-transformers derives the block-diagonal mask from restarting `position_ids`, under two conditions that nothing reports
-when they fail: no `attention_mask` is given, and the model is called with `use_cache=False`. `packing_check.py` looks
-at the model at hand. Packs never depend on the number of processes: `GlobalBatchSampler` deals them out like dialogues.
+transformers derives the block-diagonal mask from restarting `position_ids`, under two conditions whose violation is not
+reported: no `attention_mask` is passed, and the model is called with `use_cache=False`. `packing_check.py` tests the
+actual model. Packs do not depend on the number of processes: `GlobalBatchSampler` distributes them like dialogues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastchat.files import sha256_of_blocks
 if TYPE_CHECKING:
     import torch
 
-SEQ_LENGTHS = "seq_lengths"  # what `pack_collate` gives for counting, not for the model
+SEQ_LENGTHS = "seq_lengths"  # returned by `pack_collate` for counting, not for the model
 # One pack in so many offers its dialogues to close the gaps of the others.
 _OFFERED = 4
 # Attention that looks at other tokens only through the mask that transformers builds from the positions.
@@ -35,13 +35,13 @@ _MASKED_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 
 @dataclass(frozen=True)
 class Packs:
-    """Which examples share a row. `packs[p]` is the int64 array of the example numbers in pack p, ascending.
+    """Which examples share a pack. `packs[p]` is the int64 array of the example numbers in pack p, ascending.
 
     Attributes:
         members: int64 [E], every example number exactly once, pack after pack.
         offsets: int64 [P + 1]; pack p is members[offsets[p]:offsets[p + 1]].
         num_tokens: int64 [P], tokens of each pack.
-        capacity: the most tokens a pack may have.
+        capacity: the maximum number of tokens in a pack.
     """
 
     members: np.ndarray
@@ -59,7 +59,7 @@ class Packs:
 
     @property
     def fill(self) -> float:
-        """Share of the rows' places that hold a token, 0 to 1."""
+        """Fraction of the packs' capacity that is filled with tokens, 0 to 1."""
         return float(self.num_tokens.sum() / (len(self) * self.capacity)) if len(self) else 0.0
 
     @property
@@ -69,19 +69,19 @@ class Packs:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of which examples share which pack."""
+        """Hex digest of the assignment of examples to packs."""
         return sha256_of_blocks([self.members.tobytes(), self.offsets.tobytes()])
 
     @property
     def line(self) -> str:
-        """The one line a run prints."""
+        """One line for the log."""
         return (
             f"packing: {len(self.members):,} dialogues in {len(self):,} packs of up to {self.capacity:,} tokens, "
             f"{self.fill:.2%} filled"
         )
 
     def describe(self) -> dict[str, Any]:
-        """The same in numbers, for training.json."""
+        """The same numbers as a dict, for training.json."""
         return {
             "dialogues": len(self.members),
             "packs": len(self),
@@ -94,15 +94,15 @@ class Packs:
 def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> Packs:
     """Best-fit-decreasing: the longest dialogue first, each into the fullest pack that still has room for it.
 
-    Packs come in the order of their first example; the Trainer shuffles them anew in every epoch.
+    Packs are in the order of their first example; the Trainer shuffles them again in every epoch.
 
     Args:
         lengths: tokens of each example, [E], all at least 1.
         capacity: tokens of a pack.
-        seed: which of the examples of equal length go together. The number of packs does not depend on it.
+        seed: decides which examples of equal length share a pack. The number of packs does not depend on it.
 
     Raises:
-        DataError: an example is longer than a pack; nothing is ever split or cut to make it fit.
+        DataError: an example is longer than a pack; examples are never split or cut to fit.
 
     Example:
         >>> packs = plan_packs([6, 5, 4, 3], capacity=10)
@@ -130,11 +130,11 @@ def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0
 
 
 def _plan(descending: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """Best-fit-decreasing, then the gaps it leaves closed: the pack of each length, int64 [E], and their number.
+    """Best-fit-decreasing, then filling the gaps it leaves: the pack of each length, int64 [E], and how many there are.
 
-    Where dialogues are about equally long nothing short is left for the gaps (1.1 % of the places on gsm8k_multiturn).
-    So one pack in four offers its dialogues for exchange: a pack with a gap of 7 gives one of 200 tokens for one of
-    207. What is offered grows shorter by all the gaps, and is planned again in the same way.
+    If dialogues are about equally long, no short ones are left for the gaps (1.1 % of the capacity on gsm8k_multiturn).
+    So one pack in four offers its dialogues for exchange: a pack with a gap of 7 exchanges one of 200 tokens for one of
+    207. The offered dialogues become shorter by all the gaps, and are planned again in the same way.
     """
     pack_of, num_packs = _best_fit(descending, capacity)
     if num_packs < _OFFERED or num_packs == -(-int(descending.sum()) // capacity):
@@ -151,12 +151,12 @@ def _plan(descending: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
 
 
 def _exchange(descending: np.ndarray, pack_of: np.ndarray, capacity: int) -> np.ndarray:
-    """Swap dialogues of packs with a gap for longer ones out of every fourth pack: pack_of, -1 for what is left."""
+    """Swap dialogues of packs with a gap for longer ones from every fourth pack: pack_of, -1 to plan it again."""
     offered = pack_of % _OFFERED == 0
     lengths, exchanged = descending.tolist(), np.where(offered, -1, pack_of).tolist()
     gaps = (capacity - np.bincount(pack_of, weights=descending)).astype(np.int64).tolist()
     pool: dict[int, list[int]] = {}
-    available = 0  # bit set: there is something of that length in the pool
+    available = 0  # bit n is set: the pool has a dialogue of length n
     for item in np.flatnonzero(offered).tolist():
         pool.setdefault(lengths[item], []).append(item)
         available |= 1 << lengths[item]
@@ -177,11 +177,11 @@ def _exchange(descending: np.ndarray, pack_of: np.ndarray, capacity: int) -> np.
 
 
 def _best_fit(descending: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
-    """The pack of each length, int64 [E], and the number of packs; exactly what placing one after the other gives.
+    """The pack of each length, int64 [E], and the number of packs; exactly the result of placing them one by one.
 
-    Packs with equally much room are interchangeable, and so are equal lengths: all items of one length that go into
-    packs with room `r` are placed in one step, `r // length` into each. A Python integer with bit `r` set where some
-    pack has room `r` finds the tightest room in one shift.
+    Packs with the same room are interchangeable, and so are equal lengths: all items of one length that go into packs
+    with room `r` are placed in one step, `r // length` into each. A Python integer in which bit `r` is set if some pack
+    has room `r` gives the tightest room with one shift.
     """
     sizes, counts = np.unique(-descending, return_counts=True)
     pack_of: list[int] = []
@@ -214,11 +214,11 @@ def _best_fit(descending: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
 
 
 class PackedDataset:
-    """A dataset of packs over a dataset of examples; the Trainer deals out packs as it would dialogues.
+    """A dataset of packs over a dataset of examples; the Trainer treats packs as it would single dialogues.
 
-    `dataset[p]` is a dict: input_ids and labels int32 [T], all dialogues of the pack one after the other; lengths
-    int64 [D], tokens of each; index [D], the rows of the input they come from. The first label of every dialogue is
-    -100: in a packed row that token would be predicted from the last token of the dialogue before it.
+    `dataset[p]` is a dict: input_ids and labels int32 [T], the dialogues of the pack concatenated; lengths int64 [D],
+    the tokens of each; index [D], the rows of the input they come from. The first label of every dialogue is -100: in a
+    pack that token would be predicted from the last token of the dialogue before it.
     """
 
     def __init__(self, dataset: Any, packs: Packs):
@@ -250,13 +250,13 @@ def pack_collate(
 
     Args:
         batch: items of a PackedDataset, or single examples (no "lengths"), each then a pack of one.
-        flat: all packs in one row without padding. Needed by flash attention, which tells dialogues apart in batches
-            of one row only and would silently mix them in larger ones; right for every kernel that skips masked
-            blocks. Kernels that compute the whole T x T square (eager, SDPA) want rows.
+        flat: concatenate all packs into a batch of one, without padding. Required by flash attention, which separates
+            dialogues only in batches of one and would silently mix them in larger ones; suitable for every kernel that
+            skips masked blocks. For kernels that compute the whole T x T square (eager, SDPA), use separate packs.
 
     Returns:
         input_ids, labels, position_ids: [B, T] int64, T the longest pack; with `flat` [1, sum of lengths].
-        seq_lengths: [B, D] int64, tokens of each dialogue, 0 behind the last one. Not for the model: take it out.
+        seq_lengths: [B, D] int64, tokens of each dialogue, 0 after the last one. Not for the model: remove it first.
 
     Example (pad_token_id=0; packs of 2 + 1 and of 1 token):
         >>> pack_collate([{"input_ids": [5, 6, 7], "labels": [5, 6, 7], "lengths": [2, 1]},
@@ -291,15 +291,15 @@ def pack_collate(
 
 
 def check_packable(config: Any, capacity: int, rope_parameters: Mapping[str, Any] | None = None) -> None:
-    """Refuse a model that cannot be packed exactly.
+    """Check that packing is exact for a model.
 
     Args:
-        config: the model's configuration; `rope_parameters` those the run puts into it, if any.
+        config: the model's configuration; `rope_parameters`: those that the run sets in it, if any.
         capacity: tokens of a pack (`--model_max_length`).
 
     Raises:
-        SettingsError: RoPE whose angles depend on the longest dialogue of the row ("dynamic", and "longrope" beyond
-            the length it switches at), ALiBi, or layers that carry a state from token to token.
+        SettingsError: RoPE whose angles depend on the longest dialogue of the pack ("dynamic", and "longrope" beyond
+            the length at which it switches), ALiBi, or layers that carry a state from token to token.
     """
     text = config.get_text_config()
     own = text.model_type
@@ -312,16 +312,18 @@ def check_packable(config: Any, capacity: int, rope_parameters: Mapping[str, Any
         if kind in ("dynamic", "longrope"):
             raise SettingsError(
                 f'--packing cannot be combined with RoPE scaling "{kind}": its angles depend on the longest dialogue '
-                f"in the row, so packed dialogues would be computed differently. Use --packing False{way_out}."
+                f"in the pack, so packed dialogues would be computed differently. Use --packing False{way_out}."
             )
     carried = sorted(set(getattr(text, "layer_types", None) or ()) - set(_MASKED_LAYERS))
     if carried:
         raise SettingsError(
             f"--packing: {own} has layers of type {', '.join(carried)}, which carry a state from token to token and "
-            "so from one dialogue into the next. Leave --packing out."
+            "so from one dialogue to the next. Do not use --packing."
         )
     if getattr(text, "alibi", False) or own in ("bloom", "mpt"):
-        raise SettingsError(f"--packing: {own} places tokens by ALiBi, not by position_ids. Leave --packing out.")
+        raise SettingsError(
+            f"--packing: {own} encodes positions with ALiBi, not with position_ids. Do not use --packing."
+        )
 
 
 def _without_first(labels: Any) -> np.ndarray:
@@ -331,7 +333,7 @@ def _without_first(labels: Any) -> np.ndarray:
 
 
 def _positions(lengths: np.ndarray) -> np.ndarray:
-    """0 1 .. for each length in turn: int64 [sum of lengths].
+    """0, 1, ... for each of the lengths: int64 [sum of lengths].
 
     >>> _positions(np.array([3, 2]))
     array([0, 1, 2, 0, 1])

@@ -1,12 +1,12 @@
-"""Does packing change anything for this model? Measured on the model itself, because nothing else would tell.
+"""Does packing change the results of this model? Measured on the model itself; nothing else would report it.
 
 Two questions, with dropout off and no optimizer step:
 
-    leakage      another first dialogue in the row: do the logits of the second one move? Not a bit, where it is right
-    difference   the summed loss and its gradients, dialogues packed against the same dialogues one by one
+    leakage      if the first dialogue of a pack changes, do the logits of the second one? Not at all, if it is correct
+    difference   the summed loss and its gradients, for packed dialogues against the same dialogues one by one
 
-Both need the model before an engine takes it, with all its weights in reach (`train/partitioned.py` where ZeRO-3 has
-spread them over the processes, which then all have to call).
+Both need the model before an engine wraps it, with all its weights available (through `train/partitioned.py` if ZeRO-3
+has partitioned them; all processes then have to call).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     Batch = dict[str, torch.Tensor]
 
 LossSum = Callable[[Any, "Batch"], "torch.Tensor"]
-# Float32 shows an error of the method; in half precision merely adding up in another order gives this much.
+# In float32 a larger error is one of the method; in half precision, summing in another order alone gives this much.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-_LEAK = 10  # times the rounding noise, which is none at all in most models
+_LEAK = 10  # times the rounding noise, which is zero in most models
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,27 @@ class PackingReport:
 
     @property
     def exact(self) -> bool:
-        """Whether both errors are within what the dtype allows; not where one of them is NaN."""
+        """Whether both errors are within what the dtype allows; False if one of them is NaN."""
         return bool(self.loss_error <= self.tolerance and self.gradient_error <= self.tolerance)
 
     @property
     def line(self) -> str:
-        """The one line a run prints."""
+        """One line for the log."""
         return f"packing verified on {self.num_dialogues} dialogues in {self.num_packs} packs: {self.numbers}"
 
     @property
     def numbers(self) -> str:
-        """How far off, and what is allowed."""
+        """The errors, and the tolerance."""
         errors = f"loss off by {self.loss_error:.1e}, gradient by {self.gradient_error:.1e}"
         return f"{errors} (allowed: {self.tolerance:.0e})"
 
 
 def check_no_leak(model: Any, *, vocab_size: int, flat: bool = False, length: int = 32) -> float:
-    """Raise SettingsError where a dialogue sees the one packed before it. Costs three forward passes of `2 * length`.
+    """Raise SettingsError if a dialogue sees the one packed before it. Takes three forward passes of `2 * length`.
 
-    The first dialogue never sees the second one, so how far its logits move when that one changes is what rounding
-    alone does: nothing, but for models that add up in another order then (mixtures of experts).
-    Returns how far the second dialogue's logits moved with the first one, as a share of the first one's own movement.
+    The first dialogue never sees the second one, so any change of its logits when the second one changes is due to
+    rounding: none, except in models that then sum in another order (mixtures of experts).
+    Returns the change of the second dialogue's logits when the first one changes, relative to that of the first one's.
     """
     import torch
 
@@ -78,8 +78,8 @@ def check_no_leak(model: Any, *, vocab_size: int, flat: bool = False, length: in
     assert own > 0, "two dialogues gave the same logits"
     if not leaked <= _LEAK * noise:
         raise SettingsError(
-            f"--packing: {type(model).__name__} lets a dialogue see the one packed before it (its logits move by "
-            f"{leaked:.1e}). Leave --packing out for this model, or choose another attention kernel."
+            f"--packing: {type(model).__name__} lets a dialogue see the one packed before it (its logits change by "
+            f"{leaked:.1e}). Do not use --packing with this model, or choose another attention kernel."
         )
     return leaked / own
 
@@ -96,14 +96,14 @@ def compare_packing(
     dtype: torch.dtype | None = None,
     checkpointing: bool = False,
 ) -> PackingReport:
-    """Loss and gradients of `examples`, packed against one by one. Leaves no gradient behind.
+    """Compare loss and gradients of `examples` packed and one by one. Does not change the parameters' `grad`.
 
     Args:
         model: with at least one trainable parameter.
         examples: with input_ids, labels and index, such as the first entries of the training data.
         loss_sum: (model, batch) -> summed loss, the one that training uses.
-        batch_size: packs per row of the batch.
-        dtype: what the forward pass computes in, which decides what is allowed; None: the dtype of the weights.
+        batch_size: packs per batch.
+        dtype: what the forward pass computes in, which determines the tolerance; None: the dtype of the weights.
         checkpointing: keep the activations of one layer only, as training with gradient checkpointing does.
     """
     packed = PackedDataset(examples, plan_packs([len(e["input_ids"]) for e in examples], capacity))
@@ -119,16 +119,16 @@ def compare_packing(
             batch = pack_collate(items, pad_token_id=pad_token_id, flat=flat)
             del batch["seq_lengths"]
             packed_loss += gradients.add(loss_sum, batch, -1.0)
-        difference = gradients.norm()  # what the unpacked gradients leave of the packed ones: one sum in memory
+        difference = gradients.norm()  # unpacked minus packed gradients: a single sum in memory
     tolerance = TOLERANCE[str(dtype or _dtype(model)).removeprefix("torch.")]
     loss_error = abs(packed_loss - unpacked_loss) / abs(unpacked_loss) if unpacked_loss else float("nan")
     return PackingReport(len(examples), len(packed), loss_error, difference / norm if norm else float("nan"), tolerance)
 
 
 class _Gradients:
-    """A signed sum of gradients, beside the parameters' own `grad`, which stays as it is.
+    """A signed sum of gradients, separate from the parameters' own `grad`, which is not changed.
 
-    The parameters themselves may be empty by then: ZeRO-3 has taken back what it lent.
+    The parameters themselves may be empty by then: ZeRO-3 has released the gathered weights.
     """
 
     def __init__(self, model: Any) -> None:
@@ -162,7 +162,7 @@ def _logits(model: Any, dialogues: Sequence[np.ndarray], flat: bool) -> torch.Te
 
 
 def _moved(before: torch.Tensor, after: torch.Tensor, length: int) -> tuple[float, float]:
-    """How far the logits of the first `length` tokens moved, and those of the rest."""
+    """The largest change of the logits of the first `length` tokens, and of those of the rest."""
     moved = (after - before).abs()
     return moved[:, :length].max().item(), moved[:, length:].max().item()
 
@@ -178,7 +178,7 @@ def _dtype(model: Any) -> torch.dtype:
 
 @contextmanager
 def _evaluating(model: Any):
-    """Dropout off; afterwards the model is in the mode it was in."""
+    """Turn dropout off; the model's mode is restored afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -189,8 +189,8 @@ def _evaluating(model: Any):
 
 @contextmanager
 def _checkpointing(model: Any, wanted: bool):
-    """Layers forget their activations. They only do so in training mode: the layers alone are set to it, not what is in
-    them, so that dropout stays off; a model with dropout in the layers themselves keeps its activations."""
+    """Checkpoint the activations of the layers. Only layers in training mode do so: the layers alone are set to it, not
+    their submodules, so that dropout stays off; a model with dropout in the layers themselves is not checkpointed."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     drops = {name for name, rate in model.config.to_dict().items() if name.endswith(("dropout", "pdrop")) and rate}

@@ -1,8 +1,9 @@
-"""Encoding of dialogues of which only the beginning can be kept: what lies far behind the cut is never encoded.
+"""Encoding of dialogues of which only the beginning can be kept: text far after the cut is never encoded.
 
-A message of megabytes costs a gigabyte as tokens, and a few hundred of them are kept. So of a text that is far longer
-than the window, a beginning is encoded, with as many tokens to spare that its end cannot change the ids that are kept.
-That is checked with a second, longer beginning; where the two disagree, more is encoded, in the end everything.
+Tokenising a message of several megabytes takes a gigabyte of memory, although only a few hundred tokens are kept. So if
+a text is far longer than the maximum length, only a beginning is encoded, with enough tokens to spare that its end
+cannot change the ids that are kept. A second, longer beginning verifies that; if the two disagree, more is encoded, and
+in the end everything.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from fastchat.data.encoding.chat_encoder import ChatEncoder
     from fastchat.data.encoding.supervision import Encoded
 
-# Characters per token of the window: beyond the first number a text is far too long, of the second a beginning is made.
+# Characters per token of the maximum length: above the first a text is far too long, the second makes a beginning.
 _FAR, _ENOUGH = 64, 16
 _AT_LEAST = 1 << 14  # characters
-_SPARE = 256  # tokens behind the window, which the end of a beginning may change
+_SPARE = 256  # tokens after the maximum length, which the end of a beginning may change
 _MOST_AT_ONCE = 1 << 20  # characters that are encoded at a time
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
 def encode_beginnings(rendered: Sequence[Rendered], chat_encoder: ChatEncoder, max_length: int) -> Iterator[Encoded]:
-    """Each rendered dialogue encoded, exactly in its first `max_length` + 1 ids; `Encoded.whole` says whether wholly.
+    """Encode each rendered dialogue; at least the first `max_length` + 1 ids are exact. `Encoded.whole`: all of them.
 
     Raises DataError as `ChatEncoder.encode` does.
     """
@@ -66,17 +67,17 @@ def _length(rendered: Rendered) -> int:
 
 
 def _same(one: Encoded, other: Encoded, size: int) -> bool:
-    """Whether two encodings agree in everything about their first `size` tokens."""
+    """Whether two encodings agree completely in their first `size` tokens."""
     pairs = ((one.input_ids, other.input_ids), (one.supervised, other.supervised), (one.segment_of, other.segment_of))
     straddling = ([at for at in encoded.straddling if at < size] for encoded in (one, other))
     return all(a[:size] == b[:size] for a, b in pairs) and next(straddling) == next(straddling)
 
 
 def _cut(rendered: Rendered, size: int) -> Rendered | None:
-    """About the first `size` characters; None where the cut would lie in the template's text, or leave nothing out.
+    """Roughly the first `size` characters; None if the cut would be in the template's text, or cut nothing off.
 
-    It lies at the end of a word where there is one, and never in or before white space: what follows white space says
-    what becomes of it.
+    The cut is at the end of a word if there is one, and never in or before white space, whose tokens depend on what
+    follows it.
     """
     for index, segment in enumerate(rendered.segments):
         if size < len(segment.text):
@@ -84,7 +85,7 @@ def _cut(rendered: Rendered, size: int) -> Rendered | None:
                 return None
             end = _word_end(segment.text, size)
             part = replace(segment, text=segment.text[:end])
-            # The rest stays there without text: which answer is the last one decides what is learned.
+            # The other segments are kept without text: which answer is the last decides what is supervised.
             rest = (replace(later, text="") for later in rendered.segments[index + 1 :])
             return None if end is None else Rendered((*rendered.segments[:index], part, *rest))
         size -= len(segment.text)

@@ -1,16 +1,16 @@
-"""Rendered dialogues to token ids, with the mask born together with them.
+"""Rendered dialogues -> token ids, with the mask of supervised tokens made at the same time.
 
-Control strings of the template become ids; everything else is plain text for an encoder that knows no added tokens, so
-that nothing a user, a tool or a data file says can turn into a control token. Text between two control tokens is
-encoded in one piece (where every tokenizer splits anyway), so that `ASSISTANT:` + ` Hello` merge as they will at
-inference, and each token takes its label from the segment it lies in (of one that lies in two see supervision.py):
+Control strings of the template become ids; everything else is plain text for an encoder without added tokens, so that
+no text of a user, a tool or a data file can become a control token. The text between two control tokens is encoded as
+one piece (every tokenizer splits there anyway), so that `ASSISTANT:` + ` Hello` merge as at inference, and each token
+gets its label from the segment it is in (for a token in two segments see supervision.py):
 
     segment   "... ASSISTANT:"   " "   "Hello."   "</s>"
     token                 ":"    "▁Hello"  "."     2
     label                -100     15043    29889    2
 
-`ChatEncoder` ties one tokenizer to one template and proves on the spot that its ids are those of the whole render; it
-refuses to guess where they are not.
+`ChatEncoder` combines one tokenizer with one template, verifies that its ids are those of the whole rendered text, and
+raises an error if they are not.
 """
 
 from __future__ import annotations
@@ -44,44 +44,44 @@ from fastchat.errors import DataError, SettingsError, say
 if TYPE_CHECKING:
     from fastchat.data.encoding.text_encoder import TextEncoder
 
-# Templates write BOS and EOS in Llama's spelling; on another tokenizer they stand for that tokenizer's own.
+# Templates write BOS and EOS as Llama does; with another tokenizer they mean that tokenizer's own.
 BOS_ALIAS, EOS_ALIAS = "<s>", "</s>"
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A token that stands in a rendered dialogue as an id."""
+    """A token that a rendered dialogue contains as an id."""
 
     id: int
     content: str
-    lstrip: bool = False  # swallows white space before it, as its tokenizer does
-    rstrip: bool = False  # swallows white space after it
+    lstrip: bool = False  # removes white space before it, as its tokenizer does
+    rstrip: bool = False  # removes white space after it
 
 
 class ChatEncoder:
-    """One tokenizer tied to one template.
+    """One tokenizer combined with one template.
 
     Attributes:
-        controls: the template's control strings as this tokenizer has them; None where one is left out (`<s>` on a
+        controls: the template's control strings as tokens of this tokenizer; None for one that is omitted (`<s>` with a
             tokenizer without BOS).
-        train_on: which ids are learned: "assistant" (every trained answer), "last" (the last of them), "all" (see
+        train_on: which ids are supervised: "assistant" (every trained answer), "last" (the last of them), "all" (see
             supervision.py).
         stop_ids: the ids that end a generation: the template's stop, if it is a token, and EOS.
     """
 
     def __init__(self, encoder: TextEncoder, template: Template | TokenizerTemplate, train_on: str = ASSISTANT):
         if train_on not in TRAIN_ON:
-            raise SettingsError(f"--train_on {train_on}: it can be {', '.join(TRAIN_ON)}.")
+            raise SettingsError(f"--train_on {train_on}: must be one of {', '.join(TRAIN_ON)}.")
         self.encoder = encoder
         self.template = template
         self.train_on = train_on
         self._own = isinstance(template, TokenizerTemplate)
-        # A tokenizer's own template writes BOS itself, and is encoded without what the tokenizer would add.
+        # A tokenizer's own template writes BOS itself, so it is encoded without the BOS that the tokenizer would add.
         self._adds_bos = encoder.adds_bos and not self._own
         self.controls, missing = self._resolve()
         known = [c for c in self.controls if c]
         self._in_literals = _alternatives(known)
-        # What a table writes is control; what a Jinja text writes may be the model's to write as well (<think>).
+        # Control strings of a table are never text of an answer; those of a Jinja template may be (<think>).
         reserved = set() if self._own else {c.content for c in self.controls.values() if c} | {BOS_ALIAS, EOS_ALIAS}
         spoken = [c for c, t in encoder.added.items() if not t["special"] and c not in reserved and _is_text(c)]
         self._in_answers = _alternatives(spoken)
@@ -90,7 +90,7 @@ class ChatEncoder:
         looks = [c for c, i in encoder.vocabulary.items() if i in self._forbidden]
         self._looks_like_control = _alternatives(looks)
         self._looks_in_answers = _alternatives([c for c in looks if c not in self._answer_controls])
-        # Where one token both begins and ends a sequence (GPT-2), it is the end that must be learned.
+        # If one token both begins and ends a sequence (GPT-2), it has to be supervised as the end.
         self._opens = encoder.bos if encoder.bos != encoder.eos else None
         self.stop_ids = self._stop_ids()
         if missing:
@@ -98,15 +98,14 @@ class ChatEncoder:
         if SAID[train_on]:
             say(SAID[train_on])
         if isinstance(template, TokenizerTemplate) and template.ending:
-            say(f"the tokenizer's chat template writes {template.ending!r} after the last answer; it is no answer")
+            say(f"the tokenizer's chat template writes {template.ending!r} after the last answer; it is not supervised")
         self._prove()
 
     def described(self) -> dict[str, Any]:
-        """What decides ids and labels, JSON-able; `TextEncoder.from_description` makes the same encoder of it again.
+        """What determines ids and labels, JSON-able; `TextEncoder.from_description` restores the same encoder from it.
 
-        Cached tokens are found by a digest of this, and the processes that tokenise are given it. So any further
-        setting that changes an id or a label belongs here. `probes` are ids of simple dialogues: a template may write
-        the date.
+        A digest of it is part of the token cache's key, and the tokenising processes receive it. So any further setting
+        that changes an id or a label belongs here. `probes` are ids of simple dialogues: a template may write the date.
         """
         raw, own = self.encoder.raw, isinstance(self.template, TokenizerTemplate)
         probes = self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS
@@ -117,7 +116,7 @@ class ChatEncoder:
             "probes": [self.encode(self.template.render(dialogue)).input_ids for dialogue in probes],
         }
 
-    # -- what the template's control strings are on this tokenizer
+    # -- the template's control strings on this tokenizer
 
     def _resolve(self) -> tuple[dict[str, Control | None], list[str]]:
         literals = "\n".join(self.template.literals())
@@ -137,7 +136,7 @@ class ChatEncoder:
         if not self.template.stop and EOS_ALIAS not in controls:
             raise SettingsError(
                 f"template {self.template.name!r} ends an answer with the model's EOS, and the tokenizer "
-                f"{self.encoder.name} has none; choose a template with a stop of its own."
+                f"{self.encoder.name} has none; choose a template with its own stop."
             )
         return controls, missing
 
@@ -145,23 +144,23 @@ class ChatEncoder:
         own = self.encoder.bos if content == BOS_ALIAS else self.encoder.eos
         if any(content in text for text in self.template.literals()):
             if own and own.content != content:
-                say(f"template {self.template.name}: {content} stands for this tokenizer's {own.content}")
+                say(f"template {self.template.name}: {content} means this tokenizer's {own.content}")
             elif own is None and content == BOS_ALIAS:
-                say(f"template {self.template.name}: {content} is left out, this tokenizer has no BOS")
+                say(f"template {self.template.name}: {content} is omitted, this tokenizer has no BOS")
         return own or (None if content == BOS_ALIAS else self.encoder.control(content))
 
     def _warn(self, missing: list[str]) -> None:
         fits = suggest_templates(set(self.encoder.vocabulary), self.encoder.raw.chat_template, self.encoder.name)
         fits = [name for name in fits if name != self.template.name][:4] or ["vicuna_v1.1 (no control tokens)"]
         say(
-            f"warning: template {self.template.name} writes {', '.join(missing)}, not one token each on "
-            f"{self.encoder.name or 'this tokenizer'}: trained as plain text. Templates that fit: {', '.join(fits)}."
+            f"warning: template {self.template.name} writes {', '.join(missing)}, not a single token on "
+            f"{self.encoder.name or 'this tokenizer'}: encoded as plain text. Suitable templates: {', '.join(fits)}."
         )
 
     def _never_from_text(self) -> set[int]:
-        """Ids that plain text must not become: special tokens, control tokens, and added ones that are no white space.
+        """Ids that plain text must not become: special and control tokens, and added tokens other than white space.
 
-        The unknown token is left out: text may well be unknown.
+        The unknown token is not among them: any text may be unknown.
         """
         encoder = self.encoder
         ids = {t["id"] for c, t in encoder.added.items() if c != encoder.unknown and _is_text(c)}
@@ -175,16 +174,16 @@ class ChatEncoder:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Texts that end a generation because they are not one token here."""
+        """Texts that end a generation because they are not a single token here."""
         written = [*self.template.stop_strings, self.template.stop.strip()]
         return tuple(dict.fromkeys(s for s in written if s and not self.controls.get(s)))
 
     def substitute(self, literal: str) -> str:
-        """A literal of the template as this tokenizer writes it: `</s>` as its EOS, `<s>` as its BOS or not at all."""
+        """A literal of the template for this tokenizer: `</s>` becomes its EOS, `<s>` its BOS or nothing."""
         return "".join(c.content if c else text for text, c in self._split_literal(literal))
 
     def special_token_strings(self, segments: Sequence[Segment]) -> int:
-        """How many control strings stand in messages, where they are text."""
+        """The number of special-token strings in messages, where they are plain text."""
         found = 0
         for segment in segments:
             pattern = self._looks_in_answers if segment.role == "assistant" else self._looks_like_control
@@ -192,23 +191,23 @@ class ChatEncoder:
                 found += sum(1 for _ in pattern.finditer(segment.text))
         return found
 
-    # -- rendered dialogues to ids
+    # -- rendered dialogues -> ids
 
     def encode(self, rendered: Rendered) -> Encoded:
-        """Encode one rendered dialogue. Raises DataError where a message cannot be kept plain text."""
+        """Encode one rendered dialogue. Raises DataError if a message cannot be kept plain text."""
         return self.encode_many([rendered])[0]
 
     def encode_many(self, rendered: Sequence[Rendered]) -> list[Encoded]:
-        """Encode several at once, which is faster: the tokenizer works on all texts in parallel."""
+        """Encode several at once, which is faster: the tokenizer processes all texts in parallel."""
         pieces = [self._pieces(r.segments) for r in rendered]
         tokens = self._plain_tokens([piece for ps in pieces for piece in ps])
         return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
 
     def count(self, rendered: Rendered) -> Counter[int]:
-        """How many tokens stand in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.
+        """The number of tokens in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.
 
-        A token in several segments counts where it starts. `count(r).total() == len(encode(r).input_ids)`, in about
-        half the time. Raises DataError as `encode` does.
+        A token in several segments is counted where it starts. `count(r).total() == len(encode(r).input_ids)`, in
+        about half the time. Raises DataError as `encode` does.
         """
         pieces = self._pieces(rendered.segments)
         counts: Counter[int] = Counter()
@@ -226,9 +225,9 @@ class ChatEncoder:
         return tokens
 
     def _placed(self, pieces: list[Piece], tokens: dict[int, PlainTokens]) -> Iterator[tuple[Piece, PlainTokens, int]]:
-        """Each piece with its tokens as they are trained, and how many splits kept it plain text; BOS where it belongs.
+        """Each piece with its final tokens and the number of splits that kept it plain text; BOS is added where needed.
 
-        BOS opens a sequence: never twice in a row.
+        BOS opens a sequence and is never repeated.
         """
         opens, last = self._opens, None
         if self._adds_bos and opens is not None and not (pieces and pieces[0].control == opens):
@@ -254,7 +253,7 @@ class ChatEncoder:
             if piece.control is None:
                 label_piece(out, piece, found, segments, learned)
             else:
-                # No model has to generate the BOS.
+                # A model never has to generate BOS.
                 supervised = piece.control != self._opens and learned[piece.segment]
                 out.add(piece.control.id, supervised, piece.segment)
         return out
@@ -291,7 +290,7 @@ class ChatEncoder:
         yield from _cut(text, self._in_literals, self.controls) if self._in_literals else [(text, None)]
 
     def _escape(self, piece: Piece) -> tuple[PlainTokens, int]:
-        """Encode a text again with a split inside every run of characters that had become a control token."""
+        """Encode a text again with a split inside every substring that became a control token."""
         todo = [(piece.text, 0, piece.position)]
         done: PlainTokens = []
         cuts = 0
@@ -305,7 +304,7 @@ class ChatEncoder:
             if any(e - s < 2 for s, e in wrong):
                 raise DataError(
                     f"the tokenizer {self.encoder.name} turns the character {text[wrong[0][0]]!r} into a control "
-                    "token; no message that holds it can be trained on safely."
+                    "token; a message that contains it cannot be trained on safely."
                 )
             cuts += len(wrong)
             edges = [0, *(s + 1 for s, _ in wrong), len(text)]
@@ -313,10 +312,10 @@ class ChatEncoder:
             todo += [(text[a:b], start + a, position if a == 0 else "inside") for a, b in reversed(parts)]
         return done, cuts
 
-    # -- proof
+    # -- check
 
     def _prove(self) -> None:
-        """Compare with the tokenizer's own ids of the whole rendered text on dialogues without control look-alikes."""
+        """Compare with the tokenizer's own ids of the whole rendered text, on texts without special-token strings."""
         vocabulary_only = [c.content for c in self.controls.values() if c and c.content not in self.encoder.added]
         self.encoder.whole.add_special_tokens([AddedToken(c, normalized=False, special=True) for c in vocabulary_only])
         for dialogue in self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS:
@@ -327,12 +326,12 @@ class ChatEncoder:
                 a, b = (self.encoder.decode(ids[at : at + 4]) for ids in (ours, theirs))
                 raise SettingsError(
                     f"the tokenizer {self.encoder.name} with template {self.template.name!r}: encoding text and "
-                    "control tokens apart gives other ids than encoding them together (first at position "
-                    f"{at}: {a!r} against {b!r}), so the mask could not be trusted. Choose another template."
+                    "control tokens separately gives other ids than encoding them together (first at position "
+                    f"{at}: {a!r} instead of {b!r}), so the labels would not be reliable. Choose another template."
                 )
 
     def whole_ids(self, rendered: Rendered) -> list[int]:
-        """Ids of the rendered text encoded in one go by the tokenizer itself, control strings and all."""
+        """Ids of the rendered text, including its control strings, encoded as a whole by the tokenizer itself."""
         text = "".join(self.substitute(s.text) if s.role == "template" else s.text for s in rendered.segments)
         bos = self.encoder.bos
         has_bos = bos is not None and text.startswith(bos.content)
@@ -355,7 +354,7 @@ def _is_text(content: str) -> bool:
 
 
 def _alternatives(contents: Sequence[str]) -> re.Pattern[str] | None:
-    """A pattern that finds the longest of several strings at the earliest place, as added tokens are found."""
+    """A pattern that matches the longest of several strings at the earliest position, as added tokens are matched."""
     longest_first = sorted(contents, key=len, reverse=True)
     return re.compile("|".join(re.escape(c) for c in longest_first)) if longest_first else None
 
@@ -363,7 +362,7 @@ def _alternatives(contents: Sequence[str]) -> re.Pattern[str] | None:
 def _cut(
     text: str, pattern: re.Pattern[str], controls: dict[str, Control | None]
 ) -> Iterator[tuple[str, Control | None]]:
-    """Split a text at control strings: (plain text, None) and ("", control); a string mapped to None vanishes."""
+    """Split a text at control strings: (plain text, None) and ("", control); a string mapped to None is removed."""
     end = 0
     for match in pattern.finditer(text):
         if match.start() > end:
@@ -376,7 +375,7 @@ def _cut(
 
 
 def _strip_end(pieces: list[Piece]) -> None:
-    """Drop the white space at the end of the last text piece, and the piece where nothing else is left."""
+    """Remove the white space at the end of the last text piece, and the piece if nothing else is left."""
     parts = pieces[-1].parts
     while parts:
         text, index = parts.pop()

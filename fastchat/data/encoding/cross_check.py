@@ -1,8 +1,8 @@
-"""A second opinion on the labels, by a method that shares nothing with the first.
+"""A cross-check of the labels by an independent second method.
 
-The labels come from the renderer's spans and the token offsets. Here they are derived again from the outside, as other
-software sees the model: the saved Jinja chat template renders the prompt of each answer, the tokenizer encodes that
-text in one go, and where those ids end the supervised ids must begin; decoded, they must be the answer and its stop.
+The labels come from the renderer's spans and the token offsets. Here they are derived again in the way other software
+uses the model: the saved Jinja chat template renders the prompt of each answer, the tokenizer encodes that text as a
+whole, and the supervised ids must begin where those ids end; decoded, they must be the answer and its stop.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 @dataclass
 class Checked:
-    """What a second opinion covered.
+    """What a cross-check covered.
 
     Attributes:
         records, turns: how many were derived again and agreed.
-        skipped: records with a control look-alike in a message: encoding them in one go makes a control token of it,
-            which is exactly what training does not do. (And records of more than MOST_COMPARED characters; and, under
-            "all", those with a prompt left out, or an answer whose template shows history otherwise.)
-        torn: turns whose prompt, encoded alone, does not end where a token of the dialogue does.
+        skipped: dialogues with a special-token string in a message: encoding them as a whole makes a control token of
+            it, which training avoids. (Also dialogues of more than MOST_COMPARED characters; and, under "all", those
+            with an excluded prompt, or an answer whose template renders earlier answers differently.)
+        torn: turns whose prompt, encoded alone, ends inside a token of the dialogue.
     """
 
     records: int = 0
@@ -44,9 +44,9 @@ class Checked:
     @property
     def line(self) -> str:
         """One line for the log."""
-        more = f", {self.skipped} left out: control look-alikes, or too long" if self.skipped else ""
+        more = f", {self.skipped} skipped: special-token strings, or too long" if self.skipped else ""
         more += f"; {self.torn} prompts end inside a token of the dialogue" if self.torn else ""
-        return f"labels derived a second time: {self.turns} answers in {self.records} records agree{more}"
+        return f"labels derived a second time: {self.turns} answers in {self.records} rows agree{more}"
 
 
 class LabelCrossCheck:
@@ -60,7 +60,7 @@ class LabelCrossCheck:
         self._template = compile_template(chat_template(chat_encoder))
         self._own = isinstance(chat_encoder.template, TokenizerTemplate)
         self._bos = encoder.bos.id if encoder.bos and encoder.bos != encoder.eos else None
-        # A tokenizer's own template also knows tokens that the model writes in its answers (<think>).
+        # A tokenizer's own template also has tokens that the model writes in its answers (<think>).
         known = [] if self._own else [c.content for c in chat_encoder.controls.values() if c]
         special = [c for c, token in encoder.added.items() if token["special"]] + known
         self._controls = [c for c in encoder.added if c.replace("▁", " ").strip()] + known
@@ -74,7 +74,7 @@ class LabelCrossCheck:
         """Check (dialogue, input_ids, labels) triples, the ids [T] and labels [T] as they are trained on.
 
         Raises:
-            DataError: a label that disagrees; the message names the record and prints the tokens around the place.
+            DataError: a label disagrees; the message names the row and shows the tokens at that position.
         """
         checked = Checked()
         for dialogue, input_ids, labels in samples:
@@ -90,7 +90,7 @@ class LabelCrossCheck:
         return checked
 
     def _is_untold(self, dialogue: Dialogue) -> bool:
-        """Whether more is left out of "all" than answers, each of which can be found."""
+        """Whether "all" excludes more than answers, which are the only exclusions that can be located."""
         prompts = [turn.train for turn in dialogue.turns if turn.role != "assistant"] + [dialogue.system_train]
         untold = not all(prompts) or (self.chat_encoder.template.only_last and self._turns(dialogue))
         return self.chat_encoder.train_on == ALL and bool(untold)
@@ -101,7 +101,7 @@ class LabelCrossCheck:
         return any(c in text for text, said in texts for c in (self._never_answered if said else self._controls))
 
     def _check_one(self, sample: _Sample, checked: Checked) -> None:
-        """The answers must be exactly the runs of learned tokens; under "all", those left out the unlearned ones."""
+        """The answers must be exactly the supervised runs; under "all", excluded answers the unsupervised runs."""
         for i, (token, label) in enumerate(zip(sample.ids, sample.labels, strict=True)):
             if label not in (IGNORED, token):
                 raise sample.disagreement(i, "a label is not its token's own id")
@@ -122,7 +122,7 @@ class LabelCrossCheck:
             end = next((i for i in range(begin, len(marked)) if not marked[i]), len(marked))
             text = whole if self._own else self._render(messages[: first + turn + 1], False)
             if not text.startswith(prompt):
-                raise sample.disagreement(begin, "the dialogue does not begin with the inference prompt")
+                raise sample.disagreement(begin, "the dialogue does not start with the inference prompt")
             stop = self._stop(text, len(prompt), sample.dialogue.turns[turn].text)
             self._compare_end(sample, (begin, end), prompt, text[len(prompt) : stop])
             claimed += end - begin
@@ -130,11 +130,11 @@ class LabelCrossCheck:
         rest = [i for i, mark in enumerate(marked) if mark]
         if claimed != len(rest):
             kind = "unsupervised" if inverted else "supervised"
-            reason = f"{len(rest)} tokens are {kind} and the answers account for {claimed}"
+            reason = f"{len(rest)} tokens are {kind} but the answers account for {claimed}"
             raise sample.disagreement(rest[-1] if rest else 0, reason)
 
     def _turns(self, dialogue: Dialogue) -> list[int]:
-        """The answers whose tokens are to be found: the learned ones, under "all" those that are left out."""
+        """The answers whose tokens are to be located: the supervised ones, or under "all" the excluded ones."""
         answers = [k for k, turn in enumerate(dialogue.turns) if turn.role == "assistant"]
         if self.chat_encoder.train_on == ALL:
             return [k for k in answers if not dialogue.turns[k].train and dialogue.turns[k].text.strip()]
@@ -143,7 +143,7 @@ class LabelCrossCheck:
         return trained[-1:] if self.chat_encoder.train_on == LAST else trained
 
     def _begin(self, sample: _Sample, marked: list[bool], prompt_ids: list[int], checked: Checked) -> int:
-        """Where the ids of the answer behind a prompt begin."""
+        """Where the ids of the answer after a prompt begin."""
         size, ids = len(prompt_ids), sample.ids
         torn, at = leaves_prompt(ids, prompt_ids)
         if at is not None:
@@ -152,11 +152,11 @@ class LabelCrossCheck:
         near = range(max(size - TORN, 0), min(size + 1, len(ids))) if torn else range(size, size + 1)
         begin = next((i for i in near if marked[i]), None)
         if begin is None or (not torn and size and marked[size - 1]):
-            raise sample.disagreement(size, "the supervised tokens do not begin behind the prompt")
+            raise sample.disagreement(size, "the supervised tokens do not begin after the prompt")
         return begin
 
     def _stop(self, text: str, start: int, answer: str) -> int:
-        """Where what the model writes ends in `text`: behind the first thing that can end a turn after the answer."""
+        """Where the model's output ends in `text`: after the first string after the answer that can end a turn."""
         shown = (
             answer,
             answer.strip(),
@@ -168,7 +168,7 @@ class LabelCrossCheck:
         return min(ends, default=len(text.rstrip()))
 
     def _compare_end(self, sample: _Sample, span: tuple[int, int], prompt: str, rest: str) -> None:
-        """The ids of a span must be those of `rest`, which holds the answer and its stop, up to a cut; and say it."""
+        """The ids of a span must be those of `rest`, the answer and its stop, up to a cut, and decode to it."""
         begin, end = span
         wanted = self._ids(prompt + rest)
         aligned = sample.ids[: len(wanted)] == wanted[: len(sample.ids)]
@@ -176,12 +176,12 @@ class LabelCrossCheck:
             raise sample.disagreement(end, "the supervised tokens do not end with the answer's stop")
         if not (self._says(sample, span, rest) or self._has_unknown(sample.ids[begin:end])):
             found = self._text(sample.ids[begin:end])
-            reason = f"the supervised tokens say {found[:60]!r}, the answer is {_bare(rest)[:60]!r}"
+            reason = f"the supervised tokens decode to {found[:60]!r}, but the answer is {_bare(rest)[:60]!r}"
             raise sample.disagreement(begin, reason)
 
     def _says(self, sample: _Sample, span: tuple[int, int], rest: str) -> bool:
-        """Whether the tokens of a span say `rest`: exactly or, where a token is torn at a border, with no token more
-        than it takes; where that token also holds a message (behind a prompt that ends in one), with its part missing.
+        """Whether the tokens of a span decode to `rest`: exactly or, if a token spans a boundary, with no token more
+        than needed; if that token also has text of a message (after a prompt that ends with one), without its part.
         """
         (begin, end), ids = span, sample.ids
         found, whole = self._text(ids[begin:end]), _bare(rest)
@@ -209,7 +209,7 @@ class LabelCrossCheck:
 
 @dataclass
 class _Sample:
-    """One example to check; `disagreement` makes the error that shows the tokens around a place in it."""
+    """One example to check; `disagreement` makes the error that shows the tokens around a position."""
 
     chat_encoder: ChatEncoder
     dialogue: Dialogue
@@ -225,13 +225,13 @@ class _Sample:
         name: Any = self.chat_encoder.encoder.whole.id_to_token
         shown = " ".join(f"[{name(self.ids[i])}]" if self.labels[i] != IGNORED else name(self.ids[i]) for i in window)
         return DataError(
-            f"{self.dialogue.where}: two ways of finding what is supervised disagree at token {at}: {reason}. Around "
-            f"it, supervised tokens in brackets: {shown}. Nothing was trained; please report this with the record."
+            f"{self.dialogue.where}: two ways of deriving the supervised tokens disagree at token {at}: {reason}. "
+            f"Around it, supervised tokens in brackets: {shown}. Nothing was trained; please report this with the row."
         )
 
 
 def _bare(text: str) -> str:
-    """A text without white space and in one Unicode form: tokenizers keep neither exactly."""
+    """A text without white space and in one Unicode form: tokenizers preserve neither exactly."""
     return "".join(unicodedata.normalize("NFKC", text.replace("▁", " ")).split())
 
 

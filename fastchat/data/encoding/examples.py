@@ -1,8 +1,8 @@
-"""Dialogues to examples: ids, labels, and what had to be cut.
+"""Dialogues -> examples: ids, labels, and what was cut.
 
-A dialogue that is longer than the model's window is cut behind the last assistant turn that fits, so that what remains
-is a whole dialogue. Where not even the first answer fits, it is cut inside that answer: its first tokens are learned
-and no stop token is, because the model must not learn to stop there.
+A dialogue that is longer than the maximum length is cut after the last assistant turn that fits, so that a complete
+dialogue remains. If not even the first answer fits, it is cut inside that answer: its first tokens are supervised and
+no stop token is, because the model must not learn to stop there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastchat.data.tokens.lost import gains_of
 from fastchat.errors import DataError
 
 IGNORED = -100
-REFUSED = "refused_by_template"  # why it is dropped
+REFUSED = "refused_by_template"  # the reason for dropping it
 OVERLONG = ("truncate", "drop", "error")
 # Dialogues per call of the tokenizer: enough to keep its threads busy, small enough to keep memory flat.
 _BATCH = 256
@@ -31,21 +31,21 @@ class Example:
     """One dialogue, ready to train on.
 
     Attributes:
-        index: the record's place in the input.
+        index: the number of its row in the input, from 0.
         input_ids, labels: [T], equal lengths; a label is the token's own id or -100.
-        dropped: why nothing of it is trained, None where it is.
-        truncated_tokens: how many ids were cut off; of a dialogue that is far too long `at_least` so many, as its end
-            was never encoded (and `escaped` counts of its beginning only).
-        cut_turns: answers that would be learned, and lie behind the cut.
-        trained_turns, untrained_turns: assistant turns that are learned (wholly or up to a cut), and those that are not
-            because the record says so or because its template shows only the last answer as it was generated.
-        straddling: tokens that hold characters of an answer and of something else.
-        turns: turns of everybody in the whole dialogue.
-        special_token_strings: control strings in its messages, which are kept plain text.
-        escaped: those that had to be kept so by force.
-        lost: supervised tokens that the limit cuts off, or drops with the dialogue.
-        refusal: of a record that its template refuses, why.
-        gains: (length, tokens): a limit of `length` would keep so many of them in addition, see lost.py.
+        dropped: the reason why the dialogue is not trained on, None if it is.
+        truncated_tokens: number of ids cut off. If `at_least` is set, a lower bound: the end of a dialogue that is far
+            too long is never encoded (and `escaped` covers only its beginning).
+        cut_turns: answers that would be trained on but are after the cut.
+        trained_turns, untrained_turns: assistant turns that are trained on (in full or up to a cut), and those that are
+            not because of the row's own keys or because the template shows only the last answer as it was generated.
+        straddling: tokens with characters of an answer and of other text.
+        turns: turns of all roles in the whole dialogue.
+        special_token_strings: special-token strings in its messages, which are encoded as plain text.
+        escaped: those of them that needed an extra split.
+        lost: supervised tokens that are cut off, or dropped with the dialogue.
+        refusal: why the template rejects the dialogue, if it does.
+        gains: (length, tokens): a limit of `length` would keep that many more of the lost tokens, see lost.py.
     """
 
     index: int
@@ -73,10 +73,10 @@ class Example:
 def tokenize_dialogue(
     dialogue: Dialogue, chat_encoder: ChatEncoder, *, max_length: int, overlong: str = "truncate", index: int = 0
 ) -> Example:
-    """One dialogue to one example.
+    """Convert one dialogue to one example.
 
     Args:
-        max_length: the most ids an example may have.
+        max_length: the maximum number of ids in an example.
         overlong: "truncate", "drop" or "error" for a longer one.
 
     Raises:
@@ -97,9 +97,9 @@ def tokenize_dialogues(
     overlong: str = "truncate",
     on_bad_row: str = "stop",
 ) -> Iterator[Example]:
-    """Many (index, dialogue) pairs to examples, in order and in batches.
+    """Convert (index, dialogue) pairs to examples, in order and in batches.
 
-    Raises DataError for a record that its template refuses; under `on_bad_row` "skip" it is dropped (REFUSED).
+    Raises DataError for a dialogue that the template rejects; with `on_bad_row` "skip" it is dropped (REFUSED).
     """
     assert overlong in OVERLONG, overlong
     pairs = iter(dialogues)
@@ -115,13 +115,13 @@ def tokenize_dialogues(
 
 
 def _rendered(dialogue: Dialogue, chat_encoder: ChatEncoder, on_bad_row: str) -> Rendered | str:
-    """The dialogue as its template writes it; or, where that is to be skipped, why it does not."""
+    """The rendered dialogue; or, if rejected dialogues are skipped, the reason for the rejection."""
     try:
         return chat_encoder.template.render(dialogue)
     except RefusedByTemplate as refusal:
         if on_bad_row == "skip":
             return str(refusal)
-        raise DataError(f"{str(refusal).rstrip('.')}. --on_bad_row skip leaves such records out.") from refusal
+        raise DataError(f"{str(refusal).rstrip('.')}. Skip such rows with --on_bad_row skip.") from refusal
 
 
 def _example(
@@ -152,7 +152,7 @@ def _example(
         if overlong == "drop":
             example.dropped, example.truncated_tokens = "overlong", total
             return example
-        # Up to the end of the last assistant turn that fits, else all that fit.
+        # Up to the end of the last assistant turn that fits, else as much as fits.
         keep = max((end for end in ends if end <= max_length), default=max_length)
         example.truncated_tokens = total - keep
     example.input_ids = encoded.input_ids[:keep]
@@ -176,7 +176,7 @@ def _learned(rendered: Rendered, encoded: Encoded, keep: int) -> set[int]:
 
 
 def _behind(rendered: Rendered, encoded: Encoded, train_on: str) -> set[int]:
-    """The answers to be learned that lie behind what was encoded, or reach there."""
+    """The supervised answers that are, wholly or partly, after what was encoded."""
     start = max(encoded.segment_of, default=0)
     wanted = enumerate(learned_segments(rendered.segments, train_on))
     return {
@@ -185,7 +185,7 @@ def _behind(rendered: Rendered, encoded: Encoded, train_on: str) -> set[int]:
 
 
 def _ends(rendered: Rendered, encoded: Encoded) -> list[int]:
-    """The lengths at which each learned answer is whole, its stop included; rising."""
+    """The lengths at which each supervised answer is complete, including its stop; ascending."""
     segments = rendered.segments
     last_trained: dict[int, int] = {}  # turn of an answer -> position of its last supervised id, its stop
     for position, (segment, supervised) in enumerate(zip(encoded.segment_of, encoded.supervised, strict=True)):

@@ -1,6 +1,6 @@
-"""The tokenizer of a model folder or hub name: its raw file where that is enough, else through transformers.
+"""Opens the tokenizer of a model folder or hub name: from `tokenizer.json` if that is enough, else with transformers.
 
-In a module of its own, because it reaches the model room: what decides ids does not depend on how the file was found.
+A separate module, because it imports from fastchat.model: the code that makes ids does not depend on how it is opened.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from fastchat.data.encoding.text_encoder import TextEncoder
 
 
 def open_tokenizer(path: str, trust_remote_code: bool = False, use_class: bool = False) -> tuple[TextEncoder, str]:
-    """(the tokenizer, a line that says why it was loaded with transformers; "" where its file was enough).
+    """(the tokenizer, a line that says why it was loaded with transformers, or "").
 
-    `use_class`: the ids of its class, not those of `tokenizer.json`. Raises SettingsError.
+    `use_class`: use the ids of its class, not those of `tokenizer.json`. Raises SettingsError.
     """
-    encoder, reason = (None, "--use_tokenizer_class asks for it") if use_class else TextEncoder.from_directory(path)
+    encoder, reason = (None, "--use_tokenizer_class is set") if use_class else TextEncoder.from_directory(path)
     if encoder:
         return encoder, ""
     from fastchat.model.tokenizer import load_plain

@@ -1,11 +1,11 @@
-"""How the ids of a prompt compare with those of the dialogue that it begins: shared by every proof of the mask."""
+"""Compares the ids of a prompt with those of the dialogue that begins with it; used by every check of the labels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# A prompt that nothing separates from its answer may be tokenised differently in its last tokens when it is encoded
-# alone: a token that holds characters of both moves their border by no more than this.
+# If nothing separates a prompt from its answer, its last tokens may differ when it is encoded alone: a token with
+# characters of both moves the boundary by at most this many tokens.
 TORN = 3
 
 
@@ -22,10 +22,10 @@ def first_difference(ids: Sequence[int], others: Sequence[int]) -> int | None:
 
 
 def leaves_prompt(ids: Sequence[int], prompt: Sequence[int]) -> tuple[bool, int | None]:
-    """Whether `ids` begin with `prompt`.
+    """Whether `ids` start with `prompt`.
 
-    Returns: whether the border is torn (the last tokens of the prompt differ), and the position of a difference that no
-        torn token explains, None where there is none.
+    Returns: whether a token spans the boundary (the last tokens of the prompt differ), and the position of a difference
+        that such a token does not explain, or None.
     """
     at = first_difference(ids[: len(prompt)], prompt)
     return at is not None, at if at is not None and at < len(prompt) - TORN else None

@@ -1,7 +1,7 @@
-"""Harmless dialogues that every tokenizer and template must agree on before anything is trained.
+"""Harmless dialogues on which every tokenizer and template is checked before training.
 
-They hold what real dialogues hold (several turns, code, numbers, other scripts, a system message or none) and nothing
-that looks like a control token.
+They contain what real dialogues contain (several turns, code, numbers, other scripts, a system message or none) and no
+control strings.
 """
 
 from fastchat.conversation import Dialogue, Turn

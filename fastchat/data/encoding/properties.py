@@ -1,12 +1,12 @@
-"""The five properties of the mask, proven on the tokenizer and the template at hand before anything is trained.
+"""Five properties of the labels, checked on the actual tokenizer and template before training.
 
-1  the inference prompt's ids are how the training ids begin, at every learned answer
-2  every learned answer ends in its stop, and the stop is learned
-3  one BOS in front where the tokenizer adds one, never doubled, never learned
+1  the ids of the inference prompt are a prefix of the training ids, for every supervised answer
+2  every supervised answer ends with its stop, and the stop is supervised
+3  one BOS at the start if the tokenizer adds one, never doubled, never supervised
 4  no text of a message becomes a control token
-5  a second way of deriving the labels, which shares nothing with the first, finds the same
+5  an independent second method derives the same labels
 
-They are checked on harmless dialogues and on ones that hold every control string of the tokenizer and of the template.
+They are checked on harmless dialogues, and on dialogues with every control string of the tokenizer and the template.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import DataError, SettingsError
 
 _NAMES = (
-    "the inference prompt's ids are how the training ids begin",
-    "every learned answer ends in its stop, which is learned",
-    "one BOS in front, never doubled and never learned",
+    "the ids of the inference prompt are a prefix of the training ids",
+    "every supervised answer ends with its stop, which is supervised",
+    "one BOS at the start, never doubled and never supervised",
     "no text becomes a control token",
     "the labels derived a second time agree",
 )
@@ -38,7 +38,7 @@ def prove(chat_encoder: ChatEncoder) -> str:
     """Check all five; returns one line for the log.
 
     Raises:
-        SettingsError: one does not hold; the message names it, with the tokens around the place.
+        SettingsError: one does not hold; the message names it and shows the tokens at that position.
     """
     harmless = chat_encoder.template.probes if isinstance(chat_encoder.template, TokenizerTemplate) else HARMLESS
     dialogues = [*harmless, *_hostile(chat_encoder, harmless)]
@@ -56,12 +56,12 @@ def prove(chat_encoder: ChatEncoder) -> str:
         raise SettingsError(f"{_failed(chat_encoder, 5)}: {error}") from error
     return (
         f"proven on this tokenizer with template {chat_encoder.template.name}, on {len(dialogues)} dialogues: "
-        "prompts are prefixes, stops are learned, one BOS, no text becomes control, labels agree"
+        "prompts are prefixes, stops are supervised, one BOS, no text becomes a control token, labels agree"
     )
 
 
 def _hostile(chat_encoder: ChatEncoder, harmless: Sequence[Dialogue]) -> Iterator[Dialogue]:
-    """Every control string of the tokenizer, and what the template writes around messages, as text of every role."""
+    """Every control string of the tokenizer, and the template's text around messages, as the text of every role."""
     encoder = chat_encoder.encoder
     known = [c for c in encoder.added if c.strip()] + [c.content for c in chat_encoder.controls.values() if c]
     written = (
@@ -125,7 +125,7 @@ def _no_control(chat_encoder: ChatEncoder, rendered: Rendered, encoded: Encoded)
     added = {t["id"] for c, t in encoder.added.items() if c != unknown and c.replace("▁", " ").strip()} | control
     for i, (token, segment) in enumerate(zip(encoded.input_ids, encoded.segment_of, strict=True)):
         role = rendered.segments[segment].role if segment >= 0 else "template"
-        # A tokenizer's own template may have the model write control tokens that are not special.
+        # With a tokenizer's own template, the model may write added tokens that are not special.
         forbidden = set() if role == "template" else special - _spoken(chat_encoder) if role == "assistant" else added
         if token in forbidden:
             _fail(chat_encoder, 4, encoded, i)
@@ -137,7 +137,7 @@ def _spoken(chat_encoder: ChatEncoder) -> set[int]:
 
 
 def _answers(chat_encoder: ChatEncoder, dialogue: Dialogue) -> list[int]:
-    """The learned answers of a dialogue in which all are to be trained."""
+    """The supervised answers of a dialogue in which all are to be trained on."""
     answers = [k for k, turn in enumerate(dialogue.turns) if turn.role == "assistant" and turn.train]
     return answers[-1:] if chat_encoder.template.only_last or chat_encoder.train_on == "last" else answers
 
@@ -150,7 +150,7 @@ def _failed(chat_encoder: ChatEncoder, number: int) -> str:
     learned = " (--train_on all)" if chat_encoder.train_on == ALL else ""
     return (
         f"the tokenizer {chat_encoder.encoder.name} with template {chat_encoder.template.name!r}{learned}: "
-        f"property {number} of the mask does not hold ({_NAMES[number - 1]})"
+        f"property {number} of the labels does not hold ({_NAMES[number - 1]})"
     )
 
 

@@ -1,8 +1,8 @@
-"""A tokenizer directory read without torch, where that provably gives the same ids.
+"""Reads a tokenizer directory without torch, if that provably gives the same ids.
 
-`AutoTokenizer` needs seconds and loads torch; the file `tokenizer.json`, which decides about ids, alone needs neither.
-Only what stands elsewhere can change them: tokens that the configuration adds, names that it leaves to a class, a
-repair that it asks for. Then the reason is returned and the caller loads the directory with transformers.
+`AutoTokenizer` takes seconds and loads torch; reading `tokenizer.json`, which determines the ids, needs neither. Only
+the other files can change them: tokens that the configuration adds, special tokens that it leaves to a class, a fix
+that it requests. Then the reason is returned, and the caller loads the directory with transformers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from fastchat.errors import SettingsError
 from fastchat.files import JsonError, parse_json, read_object
 from fastchat.security import brings_code, check_references
 
-# Classes of transformers that name no special token which the files do not name.
+# Classes of transformers that define no special tokens beyond those in the files.
 _PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @dataclass(frozen=True)
 class RawTokenizer:
-    """What the encoder needs of a tokenizer: its pipeline as JSON, and which strings begin and end a sequence."""
+    """What the encoder needs of a tokenizer: its pipeline as JSON, and the strings that begin and end a sequence."""
 
     text: str  # tokenizer.json
     spec: dict[str, Any]  # the same, parsed
@@ -33,7 +33,7 @@ class RawTokenizer:
 
 
 def read_config(directory: str, name: str = "tokenizer_config.json") -> dict[str, Any]:
-    """A JSON file of a directory; {} where it has none. Raises SettingsError for a broken file."""
+    """A JSON file of a directory; {} if it is missing. Raises SettingsError for a broken file."""
     path = Path(directory) / name
     if not path.is_file():
         return {}
@@ -44,9 +44,9 @@ def read_config(directory: str, name: str = "tokenizer_config.json") -> dict[str
 
 
 def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
-    """Read a tokenizer directory raw.
+    """Read a tokenizer directory without transformers.
 
-    Returns: the tokenizer and "", or None and the reason why the file alone may not give the right ids.
+    Returns: the tokenizer and "", or None and the reason why `tokenizer.json` alone may not give the right ids.
     Raises: SettingsError for a directory that is missing or has a broken file.
     """
     path = Path(directory)
@@ -57,7 +57,7 @@ def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
     if not file.is_file():
         return None, "it has no tokenizer.json"
     config = read_config(directory)
-    if "added_tokens_decoder" not in config:  # files of before that key
+    if "added_tokens_decoder" not in config:  # files older than that key
         config |= read_config(directory, "special_tokens_map.json")
     try:
         spec = read_object(file)
@@ -77,7 +77,7 @@ def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
 
 
 def from_class(tokenizer: Any) -> RawTokenizer:
-    """The same of a loaded Hugging Face tokenizer. Raises SettingsError for one without a `tokenizers` backend."""
+    """The same from a loaded Hugging Face tokenizer. Raises SettingsError for one without a `tokenizers` backend."""
     if not tokenizer.is_fast:
         raise SettingsError(
             f"{tokenizer.name_or_path}: its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json and no fast "
@@ -91,7 +91,7 @@ def from_class(tokenizer: Any) -> RawTokenizer:
 
 
 def _default(chat_template: str | dict[Any, Any] | None) -> str | None:
-    """The template of a tokenizer; of several, by name, the one for plain dialogues."""
+    """The template of a tokenizer; if it has several by name, the one for plain dialogues."""
     return chat_template.get("default") if isinstance(chat_template, dict) else chat_template
 
 
@@ -100,13 +100,13 @@ def _content(token: Any) -> str | None:
 
 
 def _why_not(spec: dict[str, Any], config: dict[str, Any]) -> str:
-    """Why the raw file might give other ids than the same directory loaded; "" where it provably gives the same."""
+    """Why the file might give other ids than the directory loaded with transformers; "" if the ids are the same."""
     if config.get("tokenizer_class") not in _PLAIN and not {"bos_token", "eos_token"} <= config.keys():
         return "its files leave BOS or EOS to its class"
     if brings_code(config):
-        return "it brings code of its own"
+        return "it comes with its own code"
     if config.get("fix_mistral_regex"):
-        return "tokenizer_config.json asks for a repair (fix_mistral_regex)"
+        return "tokenizer_config.json requests a fix (fix_mistral_regex)"
     return _added_differ(spec, config)
 
 

@@ -1,7 +1,7 @@
-"""The training template put into the tokenizer that is saved, and proof that it gives the training ids.
+"""Puts the training template into the saved tokenizer, and verifies that it gives the training ids.
 
-Other software asks the saved tokenizer for its prompt. It must be the prompt the model was trained on, id for id, so
-the Jinja text is written for the tokenizer at hand and compared on the spot.
+Other software takes its prompts from the saved tokenizer. They must be the prompts that the model was trained on, id
+for id, so the Jinja template is written for this tokenizer and compared with training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, to_messages
 from fastchat.errors import SettingsError
 
-MOST_COMPARED = 1 << 20  # characters of a dialogue: to encode a longer one whole takes too much memory
+MOST_COMPARED = 1 << 20  # characters of a dialogue: encoding a longer one as a whole takes too much memory
 
 
 def chat_template(chat_encoder: ChatEncoder) -> str:
@@ -31,10 +31,10 @@ def chat_template(chat_encoder: ChatEncoder) -> str:
 
 
 def install_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Iterable[Dialogue] = ()) -> None:
-    """Put the template into a Hugging Face tokenizer and prove it on harmless dialogues and on `dialogues`.
+    """Put the template into a Hugging Face tokenizer and verify it on harmless dialogues and on `dialogues`.
 
-    Control strings that the tokenizer has in its vocabulary only (Gemma's `<start_of_turn>` in some copies) are
-    declared as tokens, with the ids they have, or the tokenizer would spell them out.
+    Control strings that are in the tokenizer's vocabulary but not declared as tokens (Gemma's `<start_of_turn>` in some
+    copies) are declared, with the ids they have; otherwise the tokenizer would split them.
 
     Raises:
         SettingsError: the tokenizer's own rendering gives other ids than training does.
@@ -50,11 +50,10 @@ def install_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Itera
 
 
 def compare_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Iterable[Dialogue]) -> int:
-    """Compare the tokenizer's chat template with training: every dialogue whole, and every prompt in it.
+    """Compare the tokenizer's chat template with training: every complete dialogue, and every prompt in it.
 
-    Returns: how many dialogues were compared. Those of more than MOST_COMPARED characters are left out, and those with
-    a control string in a message: encoding them in one go makes a control token of it, which is exactly what training
-    does not do.
+    Returns: how many dialogues were compared. Skipped are those of more than MOST_COMPARED characters, and those with a
+    special-token string in a message: encoding them as a whole makes a control token of it, which training avoids.
 
     Raises:
         SettingsError: the tokenizer's own rendering gives other ids than training does.
@@ -94,10 +93,10 @@ def _compare(tokenizer: Any, chat_encoder: ChatEncoder, dialogue: Dialogue, prom
 
 
 def _lead(chat_encoder: ChatEncoder) -> tuple[str, bool]:
-    """What the Jinja text must begin with, so that encoding it without special tokens gives what training has.
+    """What the Jinja template must begin with, so that encoding it without special tokens gives the training ids.
 
-    Returns: the BOS to write ("" where the template writes it or there is none), and whether a space must follow it.
-    A tokenizer that puts a space before the very first text only (llama-2) does not do so behind a written BOS.
+    Returns: the BOS to write ("" if the template writes it or there is none), and whether a space must follow it.
+    A tokenizer that adds a space only before the very first text (llama-2) does not add it after a written BOS.
     """
     encoder = chat_encoder.encoder
     first = chat_encoder.encode(chat_encoder.template.render(HARMLESS[0]))

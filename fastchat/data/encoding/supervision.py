@@ -1,7 +1,7 @@
-"""Which ids of a rendered dialogue are learned.
+"""Which ids of a rendered dialogue are supervised.
 
-The renderer says what an assistant has to generate (`Segment.supervised`); `--train_on` says how much of it, or what
-besides it, is learned; and each token takes its label from the segments it lies in.
+The renderer marks what an assistant has to generate (`Segment.supervised`); `--train_on` selects which part of it, or
+what in addition, is supervised; and each token gets its label from the segments it is in.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 ASSISTANT, LAST, ALL = "assistant", "last", "all"
 TRAIN_ON = (ASSISTANT, LAST, ALL)
-# What a run says of a choice that is not the default.
+# What a run logs for a choice that is not the default.
 SAID = {
     ASSISTANT: "",
-    LAST: "--train_on last: of each dialogue only the last trained answer is learned; the others are context",
-    ALL: "WARNING: --train_on all: prompts are learned as well, every token but BOS and the turns that say "
+    LAST: "--train_on last: only the last trained answer of each dialogue is supervised; the others are context",
+    ALL: "WARNING: --train_on all: prompts are supervised as well, every token except BOS and the turns with "
     '"train": false; the model learns to write the user\'s turns too',
 }
 
@@ -36,11 +36,11 @@ class Encoded:
 
     Attributes:
         input_ids: [T].
-        supervised: [T], whether the token is learned.
+        supervised: [T], whether the token is supervised.
         segment_of: [T], index into the rendered segments; -1 for a BOS that the tokenizer adds.
-        straddling: positions of learned tokens that hold characters of an answer and of something else, or of a learned
-            and of an unlearned segment.
-        special_token_strings: how many control strings stand in messages.
+        straddling: positions of supervised tokens with characters of an answer and of other text, or of a supervised
+            and of an unsupervised segment.
+        special_token_strings: the number of special-token strings in messages.
         escaped: how many of them were kept plain text by an extra split.
         whole: False where this is only the beginning of a dialogue that is far too long.
     """
@@ -74,10 +74,10 @@ class Piece:
 
 
 def learned_segments(segments: Sequence[Segment], train_on: str) -> list[bool]:
-    """For each segment, whether `--train_on` has it learned.
+    """For each segment, whether it is supervised under `--train_on`.
 
-    Example: of `USER:` ` Hi` ` ASSISTANT:` ` Yo` `</s>` (twice, say), "assistant" learns ` Yo` and `</s>` both times,
-    "last" the second time only, "all" everything; but nothing of a dialogue whose answers are all left out.
+    Example: in `USER:` ` Hi` ` ASSISTANT:` ` Yo` `</s>`, repeated once, "assistant" supervises ` Yo` and `</s>` both
+    times, "last" only the second time, "all" everything; but nothing in a dialogue whose answers are all excluded.
     """
     if train_on == ALL:
         if any(segment.excluded for segment in segments) and not any(segment.supervised for segment in segments):
@@ -91,7 +91,7 @@ def learned_segments(segments: Sequence[Segment], train_on: str) -> list[bool]:
 
 
 def count_piece(piece: Piece, found: PlainTokens) -> dict[int, int]:
-    """How many of a piece's tokens start in each of its segments; every token is counted once."""
+    """The number of a piece's tokens that start in each of its segments; every token is counted once."""
     *but_last, last = [index for _, index in piece.parts] or [piece.segment]
     counts: dict[int, int] = {}
     total = num_before = 0
@@ -112,15 +112,15 @@ def label_piece(
     segments: Sequence[Segment],
     learned: Sequence[bool],
 ) -> None:
-    """Give every token of a text piece its segment and label.
+    """Assign a segment and a label to every token of a text piece.
 
-    A token that holds characters of several segments is noted where they disagree, or where prompt and answer meet in
-    it: then the prompt alone has other ids, however much is learned. It is learned if the model has to generate any of
-    them, unless it also holds characters of a message, or of an answer left out, that is not learned.
+    A token with characters of several segments is recorded as straddling if their labels differ, or if prompt and
+    answer meet in it: then the prompt alone has other ids, whatever is supervised. It is supervised if the model has to
+    generate any of them, unless it also has characters of an unsupervised message or of an excluded answer.
 
     Args:
         found: its tokens.
-        learned: for each of the rendered `segments`.
+        learned: for each of the rendered `segments`, whether it is supervised.
     """
     ends, owners, total = [], [], 0
     for text, index in piece.parts:
@@ -147,5 +147,5 @@ def label_piece(
 
 
 def _is_neutral(segment: Segment) -> bool:
-    """Whether it does no harm to learn a character of an unlearned segment along with others."""
+    """Whether characters of an unsupervised segment may be supervised along with others in one token."""
     return segment.role == "template" and not segment.excluded

@@ -1,8 +1,8 @@
-"""What rendering a chat template may cost. A template is a program that came with a model, and forty characters of it
-can ask for gigabytes or never end.
+"""Limits for rendering a chat template. A template is a program that comes with a model, and forty characters are
+enough to allocate gigabytes or to loop forever.
 
-Every template is tried once, on the simplest dialogues, in a process of its own with a limit of memory and of time.
-After that a rendering here is stopped where it has written too much or taken too long between two pieces of text.
+Every template is first tried on the simplest dialogues, in a separate process with memory and time limits. After that,
+rendering in this process stops if the output is too long or takes too long, checked after each piece of text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from fastchat.errors import SettingsError
 
-MEMORY = 1 << 30  # bytes that a trial may need besides what the process has
+MEMORY = 1 << 30  # bytes that a trial may allocate in addition to what the process has
 SECONDS = 20.0
 _MOST_WRITTEN = 256 << 20  # characters; several times the largest row
 _MOST_OPERAND = 64 << 20
@@ -25,11 +25,11 @@ _DONE, _FAILED, _NO_MEMORY = 0, 1, 2
 
 
 class TooMuch(ArithmeticError):
-    """A template wants more memory or time than it may have."""
+    """A template exceeds its memory or time limit."""
 
 
 def joined(parts: Iterable[str]) -> str:
-    """The parts in one text. Raises TooMuch where they are too many, or take too long."""
+    """The parts joined. Raises TooMuch if they are too long, or take too long."""
     made, size, end = [], 0, time.monotonic() + SECONDS
     for part in parts:
         size += len(part)
@@ -42,7 +42,7 @@ def joined(parts: Iterable[str]) -> str:
 
 
 def check_operands(operator: str, left: Any, right: Any) -> None:
-    """TooMuch where `left * right` or `left ** right` would be huge."""
+    """Raise TooMuch if `left * right` or `left ** right` would be huge."""
     if operator == "*":
         for many, times in ((left, right), (right, left)):
             if isinstance(many, str | list | tuple) and isinstance(times, int) and len(many) * times > _MOST_OPERAND:
@@ -53,14 +53,14 @@ def check_operands(operator: str, left: Any, right: Any) -> None:
 
 
 def try_out(render: Callable[[], object], what: str) -> None:
-    """Run `render` in a copy of this process with limits of memory and time; what it returns or raises is lost.
+    """Run `render` in a fork of this process with memory and time limits; its result and exceptions are discarded.
 
-    Raises SettingsError, beginning with `what`, where it needs more than it may.
+    Raises SettingsError, beginning with `what`, if it exceeds a limit.
     """
     if sys.platform != "linux":
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads: the copy uses none of what they hold
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads: the child uses nothing that they hold
         child = os.fork()
     if child == 0:
         _run(render)

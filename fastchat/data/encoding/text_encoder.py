@@ -1,7 +1,7 @@
-"""A tokenizer taken apart: plain text on one side, control tokens on the other.
+"""Encodes plain text and control tokens separately, with the parts of one tokenizer.
 
-The plain side knows no added tokens and no post-processor, so that nothing in a message can become one. Taking a
-tokenizer apart must not change the ids of harmless text; `ChatEncoder` proves that for each template.
+Plain text is encoded without added tokens and without a post-processor, so that nothing in a message can become a
+control token. This must not change the ids of harmless text, which `ChatEncoder` verifies for each template.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fastchat.files import parse_json
 
 
 class TextEncoder:
-    """A tokenizer taken apart: plain text on one side, control tokens on the other.
+    """A tokenizer split into two parts: one for plain text, one for control tokens.
 
     Attributes:
         vocabulary: every token string -> id, added tokens included.
-        bos, eos: the tokens that begin and end a sequence, None where the tokenizer has none.
-        unknown: the token that text becomes which the vocabulary does not cover; None where all text is covered.
-        adds_bos: whether the tokenizer puts BOS before a text by itself.
+        bos, eos: the tokens that begin and end a sequence, None if the tokenizer has none.
+        unknown: the token for text that the vocabulary does not cover; None if all text is covered.
+        adds_bos: whether the tokenizer itself adds BOS before a text.
     """
 
     def __init__(self, raw: RawTokenizer):
@@ -39,13 +39,13 @@ class TextEncoder:
         self.spec = raw.spec
         self.added = {token["content"]: token for token in self.spec["added_tokens"]}
         self.whole = Tokenizer.from_str(raw.text)
-        # Padding and truncation baked into the file would change what encode returns.
+        # Padding and truncation set in the file would change what encode returns.
         self.whole.no_padding()
         self.whole.no_truncation()
         self.vocabulary = self.whole.get_vocab(with_added_tokens=True)
         self.unknown = _unknown(self.spec["model"])
         self._variants = _variants(self.whole, self.spec)
-        # Without the other added tokens, those that stay may be counted anew.
+        # Without the other added tokens, those that are kept may get other ids.
         kept = {c: self._variants["first"].token_to_id(c) for c in self.added if _is_space(c)}
         self._renumber = {new: self.added[c]["id"] for c, new in kept.items() if new not in (None, self.added[c]["id"])}
         self.bos, self.eos = (self.control(t) if t else None for t in (raw.bos_token, raw.eos_token))
@@ -55,12 +55,12 @@ class TextEncoder:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> TextEncoder:
-        """Of a loaded Hugging Face tokenizer."""
+        """From a loaded Hugging Face tokenizer."""
         return cls(from_class(tokenizer))
 
     @classmethod
     def from_directory(cls, path: str) -> tuple[TextEncoder | None, str]:
-        """Of a directory, without torch; None and the reason where the raw file may not be enough."""
+        """From a directory, without torch; None and the reason if `tokenizer.json` may not be enough."""
         raw, reason = read_raw(path)
         return (cls(raw), "") if raw else (None, reason)
 
@@ -72,19 +72,19 @@ class TextEncoder:
                 name, vocabulary=set(self.vocabulary), chat_template=own, model_name=model_name or Path(self.name).name
             )
         if own is None:
-            raise SettingsError(f"--conv_template tokenizer: the tokenizer {self.name} brings no chat template.")
+            raise SettingsError(f"--conv_template tokenizer: the tokenizer {self.name} has no chat template.")
         return TokenizerTemplate(own, self.raw)
 
     def bind(self, template: Template | TokenizerTemplate, train_on: str = ASSISTANT) -> ChatEncoder:
-        """Tie this tokenizer to a template and to what is learned (`supervision.TRAIN_ON`).
+        """Combine this tokenizer with a template and a choice of what is supervised (`supervision.TRAIN_ON`).
 
-        Raises SettingsError where exact ids cannot be proven.
+        Raises SettingsError if exact ids cannot be verified.
         """
         return ChatEncoder(self, template, train_on)
 
     @classmethod
     def from_description(cls, described: dict[str, Any], name: str = "") -> ChatEncoder:
-        """The encoder that `ChatEncoder.described` describes. `name` is the tokenizer's, for messages."""
+        """The encoder described by `ChatEncoder.described`. `name` is the tokenizer's, for messages."""
         of = described["tokenizer"]
         raw = RawTokenizer(of["text"], parse_json(of["text"]), of["bos"], of["eos"], of["template"], name)
         table = described["template"]
@@ -92,7 +92,7 @@ class TextEncoder:
         return cls(raw).bind(template, described["train_on"])
 
     def control(self, content: str) -> Control | None:
-        """The one id of a control string, added token or not; None where the tokenizer has none."""
+        """A control string that has an id of its own, added token or not; None if the tokenizer has none for it."""
         token_id = self.vocabulary.get(content)
         flags = self.added.get(content, {})
         return (
@@ -102,10 +102,10 @@ class TextEncoder:
         )
 
     def plain(self, texts: Sequence[str], position: str) -> list[list[tuple[int, int, int]]]:
-        """Encode plain texts; ids as the whole tokenizer has them, offsets in characters.
+        """Encode plain texts; ids are those of the complete tokenizer, offsets are in characters.
 
         Args:
-            position: where the texts stand: "first" of all, "after" a control token, or "inside" a text.
+            position: where the texts are: "first" in the sequence, "after" a control token, or "inside" a text.
 
         Returns: for each text a list of (id, start, end).
         """
@@ -121,7 +121,7 @@ class TextEncoder:
 
 
 def _unknown(model: dict[str, Any]) -> str | None:
-    """The unknown token of a `tokenizer.json`: of a Unigram model its place in the vocabulary is given."""
+    """The unknown token of a `tokenizer.json`; a Unigram model gives its index in the vocabulary."""
     place = model.get("unk_id")
     return model.get("unk_token") if place is None else model["vocab"][place][0]
 
@@ -131,10 +131,10 @@ def _is_space(content: str) -> bool:
 
 
 def _variants(whole: Tokenizer, spec: dict[str, Any]) -> dict[str, Tokenizer]:
-    """The encoder without added tokens, for a text at the very start, after a control token, and inside a text.
+    """Encoders without added tokens, for a text at the very start, after a control token, and inside a text.
 
-    They differ only in the space that some tokenizers put before a text: Metaspace with the scheme "first" (llama-2)
-    adds it at the very start only, a "Prepend" normaliser after every added token as well.
+    They differ only in the space that some tokenizers add before a text: Metaspace with the scheme "first" (llama-2)
+    adds it only at the very start, a "Prepend" normaliser also after every added token.
     """
     pipeline = {"normalizer": spec["normalizer"], "pre_tokenizer": spec["pre_tokenizer"]}
     after = copy.deepcopy(pipeline)
@@ -158,15 +158,15 @@ def _variants(whole: Tokenizer, spec: dict[str, Any]) -> dict[str, Tokenizer]:
 
 
 def _at_the_start(step: dict[str, Any]) -> bool:
-    """Whether a normaliser changes nothing but how a text begins."""
+    """Whether a normaliser changes only the beginning of a text."""
     regex = step.get("pattern", {}).get("Regex", "") if step["type"] == "Replace" else ""
     return step["type"] == "Prepend" or regex.startswith((r"\A", "^"))
 
 
 def _plain_tokenizer(whole: Tokenizer, spec: dict[str, Any], pipeline: dict[str, Any]) -> Tokenizer:
-    """A tokenizer on the same model (shared, not copied) with another pipeline, no post-processor, no added tokens.
+    """A tokenizer with the same model (shared, not copied), another pipeline, no post-processor and no added tokens.
 
-    Added tokens that are runs of white space stay: they are text, and ids agree only with them.
+    Added tokens that consist of white space are kept: they are text, and the ids agree only with them.
     """
     empty = {"type": "BPE", "vocab": {}, "merges": []}
     steps = {"version": "1.0", "added_tokens": [], "post_processor": None, "decoder": None, "model": empty, **pipeline}

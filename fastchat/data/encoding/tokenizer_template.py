@@ -1,16 +1,16 @@
-"""`--conv_template tokenizer`: the chat template that the tokenizer brings, with exact spans.
+"""`--conv_template tokenizer`: the tokenizer's own chat template, with exact spans.
 
 A Jinja template is a program, so its spans are found by running it: once with the dialogue, and once with every message
-replaced by a mark of its own. The marked rendering shows which text is the template's and where each message went; the
-real one must be the same with the messages back in their places (a template may trim them). The prompt of each answer
-is rendered as inference would render it, and must be how the dialogue begins up to that answer:
+replaced by a unique mark. The marked rendering shows which text is the template's and where each message is; with the
+messages in place of the marks it must equal the real one (a template may trim them). The prompt of each answer is
+rendered as at inference, and must be a prefix of the dialogue that ends where the answer begins:
 
     marked    <|im_start|>user\n{0}<|im_end|>\n<|im_start|>assistant\n{1}<|im_end|>\n
     real      <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n
     prompt    <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n
     learned                                                          Yo<|im_end|>
 
-Where any of this does not hold, the record is named together with the property that failed.
+If any of this does not hold, an error names the row and the property that failed.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from fastchat.data.encoding.template_limits import check_operands, joined, try_o
 from fastchat.data.rows.formats import REASONING_KEYS
 from fastchat.errors import DataError, SettingsError
 
-# Private-use characters: no template and hardly a text has them.
+# Private-use characters, which templates do not use and texts hardly ever.
 _MARK = re.compile("\ue000(\\d+)\ue001")
 _THINKING = ("<think>", "</think>")
 
 
 def to_messages(dialogue: Dialogue, reasoning_key: str = "") -> list[dict[str, str]]:
-    """A dialogue as the messages that a Jinja chat template takes; reasoning under `reasoning_key`, if there is one."""
+    """A dialogue as messages for a Jinja chat template; reasoning is under `reasoning_key`, if that is given."""
     messages = [] if dialogue.system is None else [{"role": "system", "content": dialogue.system}]
     for turn in dialogue.turns:
         messages.append({"role": turn.role, "content": turn.text})
@@ -48,11 +48,11 @@ def to_messages(dialogue: Dialogue, reasoning_key: str = "") -> list[dict[str, s
 
 
 class RefusedByTemplate(DataError):
-    """A record that the chat template does not take, or shows so that its answers cannot be told exactly."""
+    """A dialogue that the chat template rejects, or renders in a way that gives no exact spans for its answers."""
 
 
 class TokenizerTemplate:
-    """A tokenizer's own chat template behind the interface of `Template`."""
+    """A tokenizer's own chat template, with the interface of `Template`."""
 
     name = "tokenizer"
     only_last = False
@@ -66,13 +66,13 @@ class TokenizerTemplate:
 
     @cached_property
     def reasoning_key(self) -> str:
-        """Under which name the template reads what an assistant thought before it answered; "" where it does not."""
+        """The key under which the template reads the reasoning before an answer; "" if it does not read any."""
         reads = (key for key in REASONING_KEYS if re.search(rf"(?:\.|\[['\"]|get\(['\"]){key}\b", self.source))
         return next(reads, "")
 
     @cached_property
     def stop(self) -> str:
-        """The control string that ends an answer. Raises SettingsError where there is none."""
+        """The control string that ends an answer. Raises SettingsError if there is none."""
         for dialogue in self.probes:
             for segment in reversed(self.render(dialogue).segments):
                 if segment.supervised and segment.role == "template":
@@ -82,12 +82,12 @@ class TokenizerTemplate:
             reason = "no control token ends an answer"
         except DataError as error:
             reason = str(error).removeprefix(f"{HARMLESS[0].where}: ")
-        raise SettingsError(f"the chat template of {self.where} renders none of the simplest dialogues: {reason}")
+        raise SettingsError(f"the chat template of {self.where} cannot render even the simplest dialogues: {reason}")
 
     @cached_property
     def ending(self) -> str:
-        """What follows the stop of the last answer other than white space. Some templates open the next answer whether
-        or not they are asked to."""
+        """The text after the stop of the last answer, stripped of white space. Some templates open the next answer
+        even if they are not asked to."""
         segments = self.render(self.probes[0]).segments if self.probes else ()
         learned = [k for k, segment in enumerate(segments) if segment.supervised]
         return "".join(s.text for s in segments[learned[-1] + 1 :]).strip() if learned else ""
@@ -98,15 +98,15 @@ class TokenizerTemplate:
 
     @cached_property
     def probes(self) -> tuple[Dialogue, ...]:
-        """The harmless dialogues that this template accepts (many refuse a system message or a tool)."""
+        """The harmless dialogues that this template accepts (many reject a system message or a tool)."""
         return tuple(d for d in HARMLESS if self._accepts(d))
 
     def literals(self) -> tuple[str, ...]:
-        """The texts in which control strings are looked for."""
+        """The texts in which control strings are searched."""
         return (self.source, *self.controls)
 
     def normalise(self, text: str) -> str:
-        """A message as it is compared: templates may trim it."""
+        """A message for comparison, without white space around it: templates may trim it."""
         return text.strip()
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,8 +117,8 @@ class TokenizerTemplate:
         """Apply the template and find the spans.
 
         Raises:
-            RefusedByTemplate: the template refuses the record, or gives no exact span for one of its answers; the
-                message names the record and the property.
+            RefusedByTemplate: the template rejects the dialogue, or gives no exact span for one of its answers; the
+                message names the row and the property.
         """
         messages = to_messages(dialogue, self.reasoning_key)
         offset = len(messages) - len(dialogue.turns)
@@ -167,10 +167,10 @@ class TokenizerTemplate:
         offset = len(messages) - len(dialogue.turns)
         prompt = self._run(messages[: turn + offset], True, dialogue)
         if not real.startswith(prompt):
-            raise self._no_span(dialogue, turn, "the inference prompt is not how the rendered dialogue begins")
+            raise self._no_span(dialogue, turn, "the inference prompt is not a prefix of the rendered dialogue")
         own = [k for k, (_, _, message) in enumerate(pieces) if message == turn + offset]
         if not own or pieces[own[0]][0] < len(prompt):
-            raise self._no_span(dialogue, turn, "the rendered dialogue does not show the answer behind its prompt")
+            raise self._no_span(dialogue, turn, "the rendered dialogue does not show the answer after its prompt")
         begin = pieces[own[-1]][1]
         limit = pieces[own[-1] + 1][1] if own[-1] + 1 < len(pieces) else begin
         ends = [at + len(c) for c in self.controls if (at := real.find(c, begin, limit)) >= 0]
@@ -181,7 +181,7 @@ class TokenizerTemplate:
     def _pieces(
         self, messages: list[dict[str, str]], add_generation_prompt: bool, real: str, dialogue: Dialogue
     ) -> list[tuple[int, int, int]]:
-        """(start, end, message) of the rendered text, message -1 for the template's own; empty pieces left out."""
+        """(start, end, message) of the rendered text, message -1 for the template's own; without empty pieces."""
         marked, texts, thoughts = _mark(messages, self.reasoning_key)
         skeleton = _MARK.split(self._run(marked, add_generation_prompt, dialogue))
         pieces, position = [], 0
@@ -194,12 +194,12 @@ class TokenizerTemplate:
                 found = next((t for t in _trimmed(text) if real.startswith(t + following, position)), None)
             if found is None or not real.startswith(found, position):
                 turn = max(message, 0) - (len(messages) - len(dialogue.turns))
-                raise self._no_span(dialogue, turn, "the template changes a message, so that it cannot be told from it")
+                raise self._no_span(dialogue, turn, "the template changes a message, so it cannot be located")
             if found:
                 pieces.append((position, position + len(found), message))
             position += len(found)
         if position != len(real):
-            raise self._no_span(dialogue, 0, "the template renders more than its text and the messages")
+            raise self._no_span(dialogue, 0, "the template renders other text than its own and the messages")
         shown = {message for _, _, message in pieces}
         lost = [k for k, said in enumerate(messages) if said["content"].strip() and k not in shown]
         if lost:
@@ -211,18 +211,18 @@ class TokenizerTemplate:
     def _check_thoughts(
         self, lost: set[int], texts: list[tuple[int, str]], messages: list[dict[str, str]], dialogue: Dialogue
     ) -> None:
-        """A learned answer must be shown with its reasoning: without, the model would learn to answer at once."""
+        """A supervised answer must be shown with its reasoning, or the model would learn to answer without it."""
         turns = sorted(texts[mark][0] - (len(messages) - len(dialogue.turns)) for mark in lost)
         for turn in turns:
             if dialogue.turns[turn].train:
-                hint = 'give it "train": false, or split the dialogue behind it'
+                hint = 'set "train": false for it, or split the dialogue after it'
                 raise self._no_span(dialogue, turn, f"its {self.reasoning_key} is not shown ({hint})")
 
     def _run(self, messages: list[dict[str, str]], add_generation_prompt: bool, dialogue: Dialogue) -> str:
         try:
             return self._compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
         except failures() as error:
-            reason = f"{dialogue.where}: the tokenizer's chat template refuses the record: {error}"
+            reason = f"{dialogue.where}: the tokenizer's chat template rejects the row: {error}"
             raise RefusedByTemplate(reason) from error
 
     def _accepts(self, dialogue: Dialogue) -> bool:
@@ -235,12 +235,12 @@ class TokenizerTemplate:
     def _no_span(self, dialogue: Dialogue, turn: int, why: str) -> DataError:
         return RefusedByTemplate(
             f"{dialogue.where}: the tokenizer's chat template gives no exact span for turn {turn + 1}: {why}. "
-            "Choose a built-in template with --conv_template, or leave the record out."
+            "Choose a built-in template with --conv_template, or remove the row."
         )
 
 
 def _is_trained(dialogue: Dialogue, turn: int) -> bool:
-    """Whether a message may be learned; the system message is turn -1. Answers are looked at as whole spans."""
+    """Whether a message may be supervised; the system message is turn -1. Answers are handled as whole spans."""
     if turn < 0:
         return dialogue.system_train
     return dialogue.turns[turn].role == "assistant" or dialogue.turns[turn].train
@@ -249,9 +249,9 @@ def _is_trained(dialogue: Dialogue, turn: int) -> bool:
 def _mark(
     messages: Sequence[dict[str, str]], reasoning_key: str
 ) -> tuple[list[dict[str, str]], list[tuple[int, str]], set[int]]:
-    """Messages with marks in the place of their texts; for each mark its message and text; the marks of reasoning.
+    """Messages with marks in place of their texts; the message and text of each mark; the marks of reasoning.
 
-    What stands inside and behind `<think>…</think>` gets a mark of its own: templates treat the two differently.
+    The text inside and after `<think>…</think>` gets separate marks: templates treat the two differently.
     """
     marked: list[dict[str, str]] = []
     texts: list[tuple[int, str]] = []
@@ -285,15 +285,15 @@ class CompiledTemplate:
         self._template = _environment().from_string(source)
 
     def render(self, **names: Any) -> str:
-        """The text. Raises what the template raises; TooMuch (an ArithmeticError) where it does not come to an end."""
+        """The text. Raises what the template raises, and TooMuch (an ArithmeticError) if a limit is exceeded."""
         return joined(self._template.generate(**names))
 
 
 @functools.cache
 def compile_template(source: str) -> CompiledTemplate:
-    """The template in the environment that transformers documents: sandboxed, with its helpers and its tags.
+    """The template in the environment that transformers documents: sandboxed, with its helpers and tags.
 
-    Raises SettingsError for a template that is no Jinja, or that needs too much memory or time for simple dialogues.
+    Raises SettingsError for invalid Jinja, or for a template that needs too much memory or time for simple dialogues.
     """
     import jinja2
 
@@ -308,11 +308,11 @@ def compile_template(source: str) -> CompiledTemplate:
     try:
         return CompiledTemplate(source)
     except jinja2.TemplateSyntaxError as error:
-        raise SettingsError(f"the tokenizer's chat template is no valid Jinja: {error}") from error
+        raise SettingsError(f"the tokenizer's chat template is not valid Jinja: {error}") from error
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a template may raise: a program divides, indexes, compares, and runs into the sandbox's limits."""
+    """The exceptions that a template may raise: it is a program that divides, indexes, compares, and reaches limits."""
     from jinja2 import TemplateError
 
     return (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
@@ -326,7 +326,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks an answer for other tools; here its body is rendered and the mark ignored."""
+        """`{% generation %}` marks an answer for other tools; here the mark is ignored and its body rendered."""
 
         tags = {"generation"}
 

@@ -1,4 +1,4 @@
-"""Arrow -> rows: both forms of an `.arrow` file, and the folders that `save_to_disk` of `datasets` writes.
+"""Arrow -> rows: both formats of an `.arrow` file, and the folders that `save_to_disk` of `datasets` writes.
 
     Dataset       state.json (which files, in which order), dataset_info.json, data-00000-of-00002.arrow, ...
     DatasetDict   dataset_dict.json ({"splits": ["train", "test"]}) and a folder of the first kind for each split
@@ -63,14 +63,14 @@ def saved_files(folder: str, split: str, flag: str = "--data_split") -> list[str
         split: of a DatasetDict, which of its splits; a Dataset has none. `flag` chooses it.
 
     Raises:
-        DataError: there is no such split, a file is missing or elsewhere, or rows were chosen without being written.
+        DataError: there is no such split, a file is missing or outside the folder, or rows were selected, not written.
     """
     if os.path.isfile(os.path.join(folder, _SPLITS)):
         splits = _read(folder, _SPLITS).get("splits")
         known = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
         if split not in known:
             near = nearest(split, known, n=1) or known[:1]
-            hint = f"its splits are {', '.join(known)}; choose one: {flag} {near[0]}" if near else "it holds no split"
+            hint = f"its splits are {', '.join(known)}; choose one: {flag} {near[0]}" if near else "it has no split"
             raise DataError(f"{folder}: there is no split {split!r} in it; {hint}")
         folder = _inside(folder, split, _SPLITS)
     if not os.path.isfile(os.path.join(folder, _STATE)):
@@ -78,24 +78,24 @@ def saved_files(folder: str, split: str, flag: str = "--data_split") -> list[str
     state = _read(folder, _STATE)
     if state.get("_indices_data_files"):
         raise DataError(
-            f"{folder}: its rows are a choice of those in the files ({_STATE}: _indices_data_files); "
-            "write them with flatten_indices() and save_to_disk()."
+            f"{folder}: its rows are a selection of those in the files ({_STATE}: _indices_data_files); "
+            "save them with flatten_indices() and save_to_disk()."
         )
     entries = state.get("_data_files")
     names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     if entries == []:
-        raise DataError(f"{folder}: the saved data set holds no rows.")
+        raise DataError(f"{folder}: the saved dataset has no rows.")
     if not names or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{os.path.join(folder, _STATE)}: it names no data files; save the data set again.")
+        raise DataError(f"{os.path.join(folder, _STATE)}: it lists no data files; save the dataset again.")
     files = [_inside(folder, str(name), _STATE) for name in names]
     if missing := [file for file in files if not os.path.isfile(file)]:
-        raise DataError(f"{missing[0]}: no such file, though {_STATE} names it; copy or save the data set again.")
+        raise DataError(f"{missing[0]}: no such file, although {_STATE} lists it; copy or save the dataset again.")
     return files
 
 
 def _check(batch: Any) -> None:
-    """Raises ArrowInvalid for a batch whose parts do not fit together. Text that is not UTF-8 is no such thing: it is
-    found again where its row is made."""
+    """Raises ArrowInvalid for an inconsistent batch. Text that is not UTF-8 passes: it is reported later, with its
+    row."""
     import pyarrow
 
     try:
@@ -106,7 +106,7 @@ def _check(batch: Any) -> None:
 
 
 def _bytes_for_text(kind: Any) -> Any:
-    """The type with the same buffers in which every text is bytes."""
+    """The type with the same buffers, but bytes in place of text."""
     import pyarrow
     from pyarrow import types
 

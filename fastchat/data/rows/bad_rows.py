@@ -1,4 +1,4 @@
-"""What is wrong with a row, or not read of it, and the one message in which a user gets told about all of them."""
+"""Malformed rows and keys that are not read, each collected into one message for the user."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from fastchat.errors import DataError
 
 MAX_LISTED = 20
-_MAX_KEYS = 8  # that are named; _MAX_COUNTED that are told apart (a row may have made-up keys)
+_MAX_KEYS = 8  # named in a message; _MAX_COUNTED are counted separately (a row may have arbitrary keys)
 _MAX_COUNTED = 1000
 MAX_SHOWN = 60
 
 
 class BadRow(Exception):
-    """One malformed row. `reason` is short and stable, rows are counted by it; `detail` says what exactly is there."""
+    """One malformed row. Rows are counted by `reason`, which is short and fixed; `detail` says what was found."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
@@ -26,7 +26,7 @@ class BadRow(Exception):
 
 
 def shown(value: object) -> str:
-    """`value` in one printable line of at most 60 characters: text from a file may hold escape sequences."""
+    """`value` as one printable line of at most 60 characters: text from a file may contain escape sequences."""
     if isinstance(value, str) and len(value) > MAX_SHOWN:
         value = value[:MAX_SHOWN]
     text = repr(value)
@@ -41,7 +41,7 @@ class BadRowReport:
         self.by_reason: Counter[str] = Counter()
 
     def add(self, source: str, line: int, bad: BadRow) -> None:
-        """Note one malformed row of `source`; `line` counts from 1."""
+        """Add one malformed row of `source`; `line` counts from 1."""
         self.by_reason[bad.reason] += 1
         if len(self.listed) < MAX_LISTED:
             self.listed.append(f"{source}:{line}: {bad}")
@@ -61,28 +61,28 @@ class BadRowReport:
         lines = [f"{self.total} of {num_rows} rows cannot be read:"]
         lines += [f"  {entry}" for entry in self.listed]
         lines += [f"  ... and {more} more"] if more else []
-        way_out = "Mend these rows, or leave them out with --on_bad_row skip."
+        way_out = "Fix these rows, or skip them with --on_bad_row skip."
         if self.total == num_rows:
-            way_out = "No row is left. Is it the right file? The README shows what is read, under 'Your data'."
+            way_out = "No row is left. Is this the right file? For the supported formats see 'Your data' in the README."
         lines += [f"by reason: {self.reasons()}", way_out]
         return DataError("\n".join(lines))
 
     def summary(self, num_rows: int) -> str:
-        """The one line that says what `--on_bad_row skip` left out."""
+        """One line about the rows that `--on_bad_row skip` skipped."""
         return (
             f"skipped {self.total} of {num_rows} rows that cannot be read ({self.reasons()}); first: {self.listed[0]}"
         )
 
 
 class UnreadKeys:
-    """Counts the keys of rows and turns that nothing reads, over all files."""
+    """Counts the keys of rows and turns that are not read, over all files."""
 
     def __init__(self) -> None:
         self._num: dict[str, Counter[str]] = {"turn": Counter(), "row": Counter()}
         self._others: Counter[str] = Counter()
 
     def add(self, found: Mapping[tuple[str, str], int], columns: Sequence[str] = ()) -> None:
-        """Count those of one row: ("row" or "turn", key) -> how many have it; and columns of its table."""
+        """Count those of one row, ("row" or "turn", key) -> how many have it, and the unread columns of its table."""
         for (kind, key), num in found.items():
             self._count(kind, key, num)
         for column in columns:

@@ -1,4 +1,4 @@
-"""What the data is, in one number: a digest of the bytes of its files, wherever they lie and whatever their names."""
+"""Fingerprint of the data: a digest of the contents of its files, independent of their location and names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from fastchat import files
 from fastchat.data.rows.no_file import refuse_special, unreadable
 
-# A file that was written to so shortly before it was read may be written to again without its times showing it.
+# A file modified this shortly before it was read may be modified again without a change of its timestamps.
 _TOO_FRESH_S = 10.0
 
 
@@ -21,7 +21,7 @@ def combined(sums: Sequence[str]) -> str:
 
 
 def sha256_of(path: str) -> str:
-    """What `sha256sum` prints. Raises DataError where the file cannot be read."""
+    """What `sha256sum` prints. Raises DataError if the file cannot be read."""
     refuse_special(path)
     try:
         return files.sha256_of(path)
@@ -30,18 +30,17 @@ def sha256_of(path: str) -> str:
 
 
 class KnownSums:
-    """The sums of files that were read before, kept in a folder, so that a second start does not read them again.
+    """The SHA-256 sums of files read earlier, kept in a folder so that the next start does not read the files again.
 
-    A sum counts as long as the file is the same inode with the same size, modification and change time (the change time
-    is the system's own: every write moves it, and nothing sets it back) and was not written to in the ten seconds
-    before it was read.
+    A sum is valid as long as the file has the same inode, size, modification time and change time (which the system
+    updates on every write, and which cannot be set back) and was not modified in the ten seconds before it was read.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def __call__(self, path: str) -> str:
-        """The sum of a file. Raises DataError where it cannot be read."""
+        """The sum of a file. Raises DataError if it cannot be read."""
         note = self.folder / files.sha256_of_blocks([os.path.realpath(path).encode("utf-8", "surrogateescape")])
         before = state_of(path)
         try:
@@ -49,7 +48,7 @@ class KnownSums:
             if known["state"] == before:
                 return str(known["sha256"])
         except (OSError, files.JsonError, KeyError):
-            pass  # not there or not readable: the file is
+            pass  # missing or unreadable: read the file
         now = time.time_ns()
         found = sha256_of(path)
         if state_of(path) == before and now - max(before[2:4]) > _TOO_FRESH_S * 1e9:
@@ -59,7 +58,7 @@ class KnownSums:
     def _keep(self, note: Path, content: dict[str, object]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            files.write_text(note, json.dumps(content), durable=False)  # in ASCII: a path may be no UTF-8
+            files.write_text(note, json.dumps(content), durable=False)  # as ASCII: a path may not be valid UTF-8
         except OSError:
             pass  # then it is read again next time
 

@@ -1,14 +1,14 @@
-"""Row -> Dialogue: the three shapes a conversation file may have, read strictly.
+"""Row -> Dialogue: the three formats of a conversation file, read strictly.
 
     ShareGPT   {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}   (or "items")
     messages   {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     Alpaca     {"instruction": "...", "input": "...", "output": "...", "history": [["question", "answer"], ...]}
 
-Each may have a "system" text and an "id" (or "idx"). A turn or a row may say whether it is learned (TRAIN_KEYS), a turn
-what was thought before the answer (REASONING_KEYS). What no model of text sees (is_media), and what is about learning
-in another way (UNCLEAR_KEYS, is_about_learning), is refused by name; any other key is counted. A null is as good as no
-key. Nothing is coerced: a number where a text belongs is a bad row. What an unusual but sound dialogue undergoes is
-counted by name (see TREATMENTS).
+Each may have a "system" text and an "id" (or "idx"). A turn or row may say whether it is trained on (TRAIN_KEYS), and a
+turn may have the reasoning before its answer (REASONING_KEYS). Media that a text model does not see (is_media), and
+other keys about training (UNCLEAR_KEYS, is_about_learning), are rejected by name; any other key is counted. A null
+value is the same as a missing key. Nothing is coerced: a number in place of a text is a bad row. Changes made to an
+unusual but valid dialogue are counted by name (see TREATMENTS).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastchat.errors import nearest
 USER, ASSISTANT, TOOL, SYSTEM = "user", "assistant", "tool", "system"
 CALL = "function_call"
 
-# The call is written by the assistant and trained; what the tool answers is not.
+# The call is written by the assistant and trained on; the tool's output is not.
 MESSAGE_ROLES = {
     "system": SYSTEM, "user": USER, "assistant": ASSISTANT,
     CALL: ASSISTANT, "observation": TOOL, "tool": TOOL,
@@ -40,17 +40,17 @@ TREATMENTS = {
     "leading_assistant_turns": "assistant turns before the first user turn, removed",
     "leading_tool_turns": "tool turns before the first user turn, removed",
     "trailing_user_turns": "user or tool turns after the last answer, removed",
-    "empty_assistant_turns": "assistant turns without text, kept but not trained",
+    "empty_assistant_turns": "assistant turns without text, kept but not trained on",
     "empty_user_turns": "user turns without text, kept",
-    "asked_prompts": "user, tool or system turns that ask to be learned; only --train_on all learns them",
-    "ignored_tools": "dialogues trained without their list of tools; the system text has to name them",
-    "calls_as_text": "dialogues with function calls, learned as the text that they are in the data",
+    "asked_prompts": "user, tool or system turns marked for training; only --train_on all trains on them",
+    "ignored_tools": "dialogues trained on without their list of tools; describe the tools in the system text",
+    "calls_as_text": "dialogues with function calls, trained on as the text they have in the data",
 }
 
 
 @dataclass(frozen=True)
 class TurnKeys:
-    """Under which keys a turn has its role and its text, and whose each role is."""
+    """The keys of a turn's role and text, and the role that each name stands for."""
 
     role: str
     text: str
@@ -64,25 +64,25 @@ TURN_LISTS = {
 }
 _ALPACA_KEY = "instruction"
 _ALPACA_KEYS = (_ALPACA_KEY, "input", "output", "history")
-FORMAT_KEYS = (*TURN_LISTS, _ALPACA_KEY)  # one of these says which shape a row has
+FORMAT_KEYS = (*TURN_LISTS, _ALPACA_KEY)  # one of these identifies the format of a row
 _SURELY_MEANT = 0.75  # "conversation" and "instructions" are above 0.9, "completion" is 0.61 like "conversations"
 
-# Whether a turn, or every answer of a row, is learned; with the value that says yes.
+# Keys that say whether a turn, or every answer of a row, is trained on; and the value that means yes.
 TRAIN_KEYS = {
     "train": True, "training": True, "trainable": True, "weight": True, "loss": True, "loss_mask": True,
     "masked": False,
 }  # fmt: skip
-# What the model thought before it answered.
+# The model's reasoning before an answer.
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-# What a model of text does not see.
+# Keys of media, which a text model does not see.
 _MEDIA = re.compile(r"(image|img|picture|photo|video|audio)s?(_?(url|uri|path|file|base64|bytes|data)s?)?", re.I)
-# About learning as well, but not one whole turn, or with two meanings.
+# Also about training, but not for a whole turn, or with two meanings.
 UNCLEAR_KEYS = {
-    "mask": "some tools mean by it what is learned, others what is not",
-    "train_detail": "a turn is learned as a whole",
-    "training_detail": "a turn is learned as a whole",
+    "mask": "some tools mark with it what is trained on, others what is not",
+    "train_detail": "a turn is trained on as a whole",
+    "training_detail": "a turn is trained on as a whole",
 }
-# Words in a key that, with a true, a false or a number under it, says what is learned, and that nothing here reads.
+# Words in a key that, with true, false or a number as its value, seems to say what is trained on, and is not supported.
 _LEARNING = frozenset(
     ("train", "training", "trained", "trainable", "loss", "mask", "masks", "masked", "weight", "weights")
     + ("supervise", "supervised", "learn", "learned", "ignore", "ignored", "exclude", "excluded", "skip")
@@ -98,9 +98,9 @@ _COLUMNS = frozenset((*TURN_LISTS, *_ALPACA_ROW, *_ROW_KEYS))
 
 @dataclass(frozen=True)
 class Parsed:
-    """What one row said: a dialogue fit to train on, or why it is not; and how often each treatment was applied.
+    """One row, parsed: a dialogue to train on, or the reason why there is none; and the number of each treatment.
 
-    `unread`: ("row" or "turn", key) -> how many have a key that nothing reads.
+    `unread`: ("row" or "turn", key) -> how many have this key, which is not read.
     """
 
     dialogue: Dialogue | None
@@ -139,7 +139,7 @@ def parse_row(row: dict[str, Any], source: str = "", line: int = 0) -> Parsed:
 
 
 def refuse_reasoning(dialogue: Dialogue) -> None:
-    """BadRow for a dialogue whose reasoning its template would lose."""
+    """Raise BadRow for a dialogue with reasoning that its template would drop."""
     reasoning = next((turn.reasoning for turn in dialogue.turns if turn.reasoning is not None), None)
     if reasoning is not None:
         raise BadRow(
@@ -150,7 +150,7 @@ def refuse_reasoning(dialogue: Dialogue) -> None:
 
 
 def row_id(row: dict[str, Any]) -> str | None:
-    """The name a record gives itself, for messages: its "id" or "idx" where that is a text or a whole number."""
+    """The row's own id, for messages: its "id" or "idx" if that is a string or an integer."""
     for key in ("id", "idx"):
         if type(row.get(key)) in (str, int):
             return str(row[key])
@@ -158,7 +158,7 @@ def row_id(row: dict[str, Any]) -> str | None:
 
 
 def format_of(row: dict[str, Any]) -> str:
-    """Which of FORMAT_KEYS a row has. Raises BadRow where it is none of them, or more than one."""
+    """Which of FORMAT_KEYS a row has. Raises BadRow if it has none of them, or more than one."""
     found = [key for key in FORMAT_KEYS if row.get(key) is not None] or [key for key in FORMAT_KEYS if key in row]
     if len(found) == 1:
         return found[0]
@@ -166,7 +166,7 @@ def format_of(row: dict[str, Any]) -> str:
         raise BadRow("two formats in one row", " and ".join(found))
     keys = ", ".join(shown(key) for key in list(row)[:6]) or "none"
     meant = [near for key in row for near in nearest(key, FORMAT_KEYS, n=1, cutoff=_SURELY_MEANT)]
-    hint = f"; is {shown(meant[0])} meant?" if meant else f"; one of {', '.join(FORMAT_KEYS)} is needed"
+    hint = f"; did you mean {shown(meant[0])}?" if meant else f"; one of {', '.join(FORMAT_KEYS)} is needed"
     raise BadRow("no known format", f"keys: {keys}{hint}")
 
 
@@ -180,7 +180,7 @@ def _turn_list(
     treatments: Counter[str],
     unread: Counter[tuple[str, str]],
 ) -> tuple[str | None, bool, list[Turn]]:
-    """The system text, whether it may be learned, and the turns."""
+    """The system text, whether it may be trained on, and the turns."""
     entries, keys = row[key], TURN_LISTS[key]
     if not isinstance(entries, list):
         raise BadRow("wrong type", f"{shown(key)} is {_a_kind(entries)}, not an array")
@@ -194,7 +194,7 @@ def _turn_list(
             train, reasoning = _says_train(entry, where), _reasoning(entry, role, where)
             unread.update(_unread(entry, "turn", keys.role, keys.text))
         if train and row_train is False:
-            raise BadRow("contradictory keys", f"the row says that it is not learned, {where} that it is")
+            raise BadRow("contradictory keys", f"the row is marked as not trained on, {where} as trained on")
         treatments["asked_prompts"] += train is True and role != ASSISTANT
         learned = row_train is not False if train is None else train
         if role != SYSTEM:
@@ -226,11 +226,11 @@ def _system(row: dict[str, Any], system_turn: str | None) -> str | None:
     return system_turn if system_key is None else system_key
 
 
-# --- keys beside role and text
+# --- keys other than role and text
 
 
 def _says_train(holder: dict[str, Any], where: str) -> bool | None:
-    """What the TRAIN_KEYS of a row or turn say; None where it has none."""
+    """What the TRAIN_KEYS of a row or turn say; None if it has none."""
     said: dict[str, bool] = {}
     for key, learned in TRAIN_KEYS.items():
         value = holder.get(key)
@@ -239,48 +239,48 @@ def _says_train(holder: dict[str, Any], where: str) -> bool | None:
         if not isinstance(value, bool | int | float):
             raise BadRow("wrong type", f"{key!r} of {where} is {_a_kind(value)}, not true or false (or 1 or 0)")
         if value not in (0, 1):
-            hint = "a whole turn is learned or it is not; use true, false, 1 or 0"
+            hint = "a turn is trained on as a whole or not at all; use true, false, 1 or 0"
             raise BadRow("fractional weight", f"{key!r} of {where} is {shown(value)}: {hint}")
         said[key] = bool(value) == learned
     if len(set(said.values())) > 1:
         yes, no = (", ".join(key for key, says in said.items() if says == wanted) for wanted in (True, False))
-        raise BadRow("contradictory keys", f"{where} is to be learned by {yes}, and not by {no}")
+        raise BadRow("contradictory keys", f"{where} is trained on according to {yes}, but not according to {no}")
     return next(iter(said.values()), None)
 
 
 def _reasoning(holder: dict[str, Any], role: str, where: str) -> str | None:
-    """The text under one of REASONING_KEYS; None where there is none, or nothing but white space."""
+    """The text under one of REASONING_KEYS; None if there is none, or only white space."""
     found = {key: _text(holder, key, where) for key in REASONING_KEYS if holder.get(key) is not None}
     found = {key: text for key, text in found.items() if text.strip()}
     if len(set(found.values())) > 1:
         raise BadRow("contradictory keys", f"{where} has different texts under {', '.join(found)}")
     if found and role != ASSISTANT:
-        raise BadRow("reasoning outside an answer", f"{where} is the {role}'s and has {shown(next(iter(found)))}")
+        raise BadRow("reasoning outside an answer", f"{where} has role {role} and key {shown(next(iter(found)))}")
     return next(iter(found.values()), None)
 
 
 def refuse_unsupported(holder: dict[str, Any], where: str) -> None:
-    """BadRow where a row or turn needs what a model of text cannot learn from, or has a key that is not clear."""
+    """Raise BadRow if a row or turn has media, or a key whose meaning for training is not clear."""
     for key, value in holder.items():
         if is_media(key) and _is_given(value):
-            hint = "only text is learned; leave the row out, or remove the key and what the text says of it"
+            hint = "only text is supported; remove the row, or remove the key and any reference to it in the text"
             raise BadRow("images, video or audio", f"{where} has {key!r}: {hint}")
     for key, why in UNCLEAR_KEYS.items():
         if _is_given(value := holder.get(key)) or (value is False and key == "mask"):
             raise BadRow("unclear key", f'{where} has {key!r}: {why}; use "train": true or false instead')
     for key, value in holder.items():
         if key not in TRAIN_KEYS and is_about_learning(key) and _is_flag(value, of_row=where == "the row"):
-            hint = 'it seems to say what is learned; use "train": true or false instead, or rename it'
+            hint = 'it seems to say what is trained on; use "train": true or false instead, or rename it'
             raise BadRow("unclear key", f"{where} has {shown(key)}: {hint}")
 
 
 def is_media(key: str) -> bool:
-    """Whether a key holds, or says where to find, what a model of text does not see: "images", "video_path"."""
+    """Whether a key holds or refers to media, which a text model does not see: "images", "video_path"."""
     return _MEDIA.fullmatch(key) is not None
 
 
 def is_about_learning(key: str) -> bool:
-    """Whether a word of a key is about learning.
+    """Whether a word of a key is about training.
 
     >>> is_about_learning("lossWeight"), is_about_learning("is_masked"), is_about_learning("restrained")
     (True, True, False)
@@ -289,7 +289,7 @@ def is_about_learning(key: str) -> bool:
 
 
 def _is_flag(value: object, of_row: bool) -> bool:
-    """Whether a value can say what is learned: true and false, of a turn also a number; and lists of them."""
+    """Whether a value can say what is trained on: true or false, in a turn also a number, or a list of them."""
     values = value if isinstance(value, list) else [value]
     kinds = bool if of_row and values is not value else bool | int | float
     return bool(values) and all(isinstance(item, kinds) for item in values)
@@ -305,12 +305,12 @@ def _unread(holder: dict[str, Any], kind: str, *known: str) -> Counter[tuple[str
 
 
 def is_read(column: str) -> bool:
-    """Whether a column of a table says anything about its rows as conversations."""
+    """Whether a column of a table is relevant to its rows as conversations."""
     return column in _COLUMNS or is_media(column) or is_about_learning(column)
 
 
 def _is_given(value: object) -> bool:
-    """Whether a key's value says anything: null, false, and empty texts and lists do not."""
+    """Whether a key has a value: null, false, and empty texts and lists count as none."""
     if isinstance(value, list):
         return any(item is not None for item in value)
     return value is not None and value is not False and value not in ("", "[]", "{}", {})
@@ -330,7 +330,7 @@ def _alpaca(row: dict[str, Any], train: bool) -> tuple[str | None, list[Turn]]:
             raise BadRow("wrong type", f"entry {number} of 'history' is not an array of two texts")
         turns += [Turn(USER, pair[0], train), Turn(ASSISTANT, pair[1], train)]
     question, given = _text(row, _ALPACA_KEY, "the row"), _optional_text(row, "input") or ""
-    # The words between the two are those of FastChat's own Alpaca converter.
+    # The text between the two is that of FastChat's own Alpaca converter.
     question = f"{question}\nInput:\n{given}" if given.strip() else question
     reasoning = _reasoning(row, ASSISTANT, "the row")
     turns += [Turn(USER, question, train), Turn(ASSISTANT, _text(row, "output", "the row"), train, reasoning)]
@@ -341,7 +341,7 @@ def _alpaca(row: dict[str, Any], train: bool) -> tuple[str | None, list[Turn]]:
 
 
 def _trimmed(turns: list[Turn], treatments: Counter[str]) -> list[Turn]:
-    """The turns from the first user turn to the last answer; empty where no user turn is answered."""
+    """The turns from the first user turn to the last answer; empty if no user turn is answered."""
     first = next((i for i, turn in enumerate(turns) if turn.role == USER), len(turns))
     last = next((i for i in reversed(range(first, len(turns))) if turns[i].role == ASSISTANT), -1)
     for turn in turns[:first]:
@@ -374,14 +374,14 @@ def _text(holder: dict[str, Any], key: str, where: str) -> str:
 
 
 def _parts(value: object) -> str:
-    """Of which kinds the parts of a message are, where it is an array of them."""
+    """The types of a message's parts, if it is an array of parts."""
     parts = [part.get("type") for part in value if isinstance(part, dict)] if isinstance(value, list) else []
     kinds = dict.fromkeys(kind for kind in parts if isinstance(kind, str))
     return f"; its parts are {', '.join(map(shown, list(kinds)[:4]))}" if kinds else ""
 
 
 def _optional_text(row: dict[str, Any], key: str) -> str | None:
-    """A text that may be left out or null."""
+    """A text that may be missing or null."""
     return None if row.get(key) is None else _text(row, key, "the row")
 
 

@@ -1,8 +1,8 @@
 """Datasets of the Hugging Face hub: the files of one split, through the hub's own libraries and the usual login.
 
-Which files make up a split is the `datasets` library's decision, made on the names alone: an empty copy of the
-repository is laid out and the library asked about it. So only the files of that split are downloaded, and offline the
-answer is the same. The files are then read like any others, row by row and strictly.
+The `datasets` library decides which files make up a split, from their names alone: it is given a copy of the
+repository with empty files. So only the files of that split are downloaded, and the result is the same offline. The
+files are then read like any others, row by row and strictly.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _READABLE = (".json", ".jsonl", ".parquet", ".json.gz", ".jsonl.gz")
 def download(flag: str, name: str, split: str, revision: str | None, cache_dir: str | None) -> tuple[str, list[str]]:
     """The files of one split of the dataset `name`, from the hub or from its library's cache.
 
-    Returns: the commit they are of, and their paths in the order in which they are read.
-    Raises: DataError with the way out: no such dataset, gated, no such revision or split, no network.
+    Returns: their commit, and their paths in the order in which they are read.
+    Raises: DataError, saying what to do: no such dataset, gated, no such revision or split, no network.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
@@ -39,12 +39,12 @@ def download(flag: str, name: str, split: str, revision: str | None, cache_dir: 
         commit, names = str(info.sha), [file.rfilename for file in info.siblings or []]
         card = huggingface_hub.hf_hub_download(name, _CARD, revision=commit, **more) if _CARD in names else None
         wanted = _files_of(where, split, names, card)
-        # By its branch, which the library then remembers: offline that is what one asks for.
+        # By branch, which the library then caches: offline, the branch is what is looked up.
         folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted, **more)
     except errors.GatedRepoError:
         raise DataError(
-            f"{where}: the hub gives this dataset only to those who accepted its terms. Accept them at "
-            f"{_address(name)}, then log in with the same account: `hf auth login`, or HF_TOKEN in the environment."
+            f"{where}: this dataset is gated: the hub requires you to accept its terms. Accept them at "
+            f"{_address(name)}, then log in with the same account: run `hf auth login` or set HF_TOKEN."
         ) from None
     except errors.RevisionNotFoundError:
         raise DataError(f"{where}: the dataset has no revision {revision!r} (--data_revision).") from None
@@ -52,8 +52,8 @@ def download(flag: str, name: str, split: str, revision: str | None, cache_dir: 
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
         if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
             raise DataError(
-                f"{where}: no such file or folder here, and no dataset of this name on the hub. If it is private: "
-                "`hf auth login`, or HF_TOKEN in the environment."
+                f"{where}: no such file or folder here, and no dataset of this name on the hub. If it is private, run "
+                "`hf auth login` or set HF_TOKEN."
             ) from None
         return _from_cache(where, name, split, revision, more, error)
     return os.path.basename(folder), [os.path.join(folder, file) for file in wanted]
@@ -62,14 +62,14 @@ def download(flag: str, name: str, split: str, revision: str | None, cache_dir: 
 def _from_cache(
     where: str, name: str, split: str, revision: str | None, more: dict[str, Any], reason: Exception
 ) -> tuple[str, list[str]]:
-    """The same where the hub does not answer. Raises DataError where the cache does not hold the whole split."""
+    """The same from the cache, if the hub does not respond. Raises DataError if the cache lacks a part of the split."""
     import huggingface_hub
     from huggingface_hub import errors
 
     offline = isinstance(reason, errors.OfflineModeIsEnabled)
-    why = "HF_HUB_OFFLINE is set" if offline else f"the hub does not answer ({brief(reason, 120)})"
+    why = "HF_HUB_OFFLINE is set" if offline else f"the hub does not respond ({brief(reason, 120)})"
     chosen = f" --revision {revision}" if revision else ""
-    way_out = f"Where there is a network: `hf download {name} --repo-type dataset{chosen}`; or name files instead."
+    way_out = f"With network access, run `hf download {name} --repo-type dataset{chosen}`; or pass files instead."
     try:
         folder = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=[_CARD], local_files_only=True, **more
@@ -80,11 +80,11 @@ def _from_cache(
         huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True, **more)
     except (OSError, errors.EntryNotFoundError):
         raise DataError(
-            f"{where}: no such file or folder here; {why}, and the cache does not hold the dataset. {way_out}"
+            f"{where}: no such file or folder here; {why}, and the dataset is not in the cache. {way_out}"
         ) from None
     missing = _missing_shards(wanted)
     if missing:
-        raise DataError(f"{where}: {why}, and of the dataset the cache lacks {', '.join(missing[:3])}. {way_out}")
+        raise DataError(f"{where}: {why}, and the cached dataset lacks {', '.join(missing[:3])}. {way_out}")
     commit = os.path.basename(folder)
     if not offline:
         say(f"{where}: {why}: using the copy of {commit[:12]} in the cache")
@@ -92,7 +92,7 @@ def _from_cache(
 
 
 def _files_of(where: str, split: str, names: Iterable[str], card: str | None) -> list[str]:
-    """The names of the files that make up a split, as the `datasets` library has it. Raises DataError."""
+    """The names of the files that make up a split, according to the `datasets` library. Raises DataError."""
     import datasets
 
     with tempfile.TemporaryDirectory(prefix="fschat-") as scratch:
@@ -100,7 +100,7 @@ def _files_of(where: str, split: str, names: Iterable[str], card: str | None) ->
         for name in names:
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
-                raise DataError(f"{where}: the dataset names a file outside itself ({name!r}); it is not read.")
+                raise DataError(f"{where}: the dataset lists a file outside its own folder ({name!r}); it is not read.")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         if card is not None:
@@ -110,7 +110,7 @@ def _files_of(where: str, split: str, names: Iterable[str], card: str | None) ->
         except (ValueError, FileNotFoundError) as error:
             reason = str(error).splitlines()[-1 if "Config name" not in str(error) else 1].replace(str(folder), "it")
             raise DataError(
-                f"{where}: {reason.strip()}. Download what you want of it (`hf download`) and name the files."
+                f"{where}: {reason.strip()}. Download the files you want (`hf download`) and pass their paths."
             ) from None
         files = {str(key): [os.path.relpath(f, folder) for f in value] for key, value in _splits(builder)}
     if split not in files:
@@ -126,7 +126,7 @@ def _splits(builder: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _missing_shards(files: Iterable[str]) -> list[str]:
-    """Names that must be there too: `train-00001-of-00002.parquet` beside `train-00000-of-00002.parquet`."""
+    """Shards that are missing: `train-00001-of-00002.parquet` if there is only `train-00000-of-00002.parquet`."""
     there = set(files)
     wanted = set()
     for match in filter(None, map(_SHARD.fullmatch, there)):

@@ -1,4 +1,4 @@
-"""Paths of data that cannot be read: what a user is told of each."""
+"""Error messages for data paths that cannot be read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from fastchat.errors import DataError, nearest
 from fastchat.security import special_kind
 
-# What files that are no data files begin with.
+# First bytes of files that are not data files.
 _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16 text",
     b"\xfe\xff": "UTF-16 text",
@@ -29,20 +29,20 @@ _OTHER_KINDS = {
 
 
 def refuse_other_kinds(begin: bytes, path: str) -> None:
-    """DataError for a file that, by its first bytes `begin`, is of a kind that is not read."""
+    """Raise DataError for a file that, by its first bytes `begin`, is of a kind that is not read."""
     for magic, kind in _OTHER_KINDS.items():
         if begin.startswith(magic):
             raise DataError(
-                f"{path}: is {kind}; it needs to be UTF-8 JSON (.json or .jsonl, either with .gz), parquet or Arrow."
+                f"{path}: is {kind}; it must be UTF-8 JSON (.json or .jsonl, either with .gz), parquet or Arrow."
             )
     if begin[257:262] == b"ustar":
-        raise DataError(f"{path}: is a tar archive; unpack it, and give the file in it.")
+        raise DataError(f"{path}: is a tar archive; unpack it and pass the file in it.")
 
 
 def refuse_special(path: str) -> None:
-    """DataError for what would be waited for or read without end: a pipe, a socket, a device."""
+    """Raise DataError for a path that would block or never end: a pipe, a socket, a device."""
     if kind := special_kind(path):
-        raise DataError(f"{path}: is {kind}; write what it gives into a file, and give that file.")
+        raise DataError(f"{path}: is {kind}; write its contents to a file and pass that file.")
 
 
 def unreadable(path: str, error: OSError) -> DataError:
@@ -51,7 +51,7 @@ def unreadable(path: str, error: OSError) -> DataError:
         return DataError(f"{path}: no such file.{_neighbours(path)}")
     if isinstance(error, IsADirectoryError):
         return DataError(
-            f"{path}: is a folder; give the file in it (.json, .jsonl, either with .gz, .parquet or .arrow)."
+            f"{path}: is a folder; pass the file in it (.json, .jsonl, either with .gz, .parquet or .arrow)."
         )
     return DataError(f"{path}: cannot be read ({error.strerror or error}).")
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastchat.data.rows.tables import BATCH, NumberedRow, columns_to_read, rows_of
 from fastchat.errors import DataError, brief
 
-# A column of a few bytes can unfold to as much as its longest value in every row (a dictionary, repeated).
+# A column of a few bytes can expand to its longest value in every row (by dictionary and run-length encoding).
 _MOST_UNFOLDED = 4 << 30  # bytes of the rows of one batch
 
 
@@ -34,7 +34,7 @@ def parquet_rows(path: str, whole: bool = False) -> Iterator[tuple[NumberedRow, 
 
 
 def _batch_size(metadata: Any) -> int:
-    """So many rows that they fit into memory, even if each had the longest value of its column."""
+    """A number of rows that fits into memory even if each had the longest value of its column."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size for group in groups), default=1)
     return max(1, min(BATCH, _MOST_UNFOLDED // max(largest, 1)))

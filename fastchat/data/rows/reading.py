@@ -1,9 +1,9 @@
-"""Bytes -> rows: a strict reader of JSON (`.json`, `.jsonl`, plain or gzipped), parquet and Arrow that knows each row's
-place.
+"""Bytes -> rows: a strict reader of JSON (`.json`, `.jsonl`, plain or gzipped), parquet and Arrow that keeps each row's
+location.
 
-What a file is, is decided by its content, so a `.json` file holding JSON lines is fine. Tolerated in JSON: a byte order
-mark, CRLF, blank lines. Everything else that is not exactly JSON is named, never repaired. No file is held in memory as
-a whole: one line, or about a megabyte of an array, at a time; and no row that is larger than MAX_ROW_BYTES.
+The format is detected from the content, so a `.json` file with JSON lines is fine. A byte order mark, CRLF and blank
+lines are accepted; anything else that is not valid JSON is reported, never repaired. No file is loaded as a whole: one
+line, or about a megabyte of an array, is in memory at a time, and no row larger than MAX_ROW_BYTES.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from fastchat.errors import DataError, brief
 from fastchat.files import JsonError, parse_json
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Which tables there are, by how their files begin.
+# The table formats, by the first bytes of a file.
 _TABLES = {b"PAR1": parquet_rows, ARROW_FILE: arrow_rows, ARROW_STREAM: arrow_rows}
 _TEXT_KINDS = {".csv": "CSV", ".tsv": "tab-separated text", ".txt": "plain text"}
 _BLOCK = 1 << 20  # bytes of an array that are read at a time
-_FIRST = 1 << 16  # bytes of the first line that are looked at to see what the file is
+_FIRST = 1 << 16  # bytes of the first line that are read to detect the format
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is not UTF-8
 _NEXT_TOKEN = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[\[\]{},]')
@@ -42,10 +42,10 @@ _NEXT_TOKEN = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[\[\]{},]')
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in the file: `value` is the JSON object, or None where `problem` says what is wrong.
+    """One row as it is in the file: `value` is the JSON object, or None if `problem` says what is wrong.
 
-    `line` counts from 1; of a table (parquet, Arrow) it is the number of the row. `unread` are the columns of the table
-    that were not read.
+    `line` counts from 1; for a table (parquet, Arrow) it is the row number. `unread`: the columns of the table that
+    were not read.
     """
 
     source: str
@@ -56,7 +56,7 @@ class Row:
 
 
 class RowReader:
-    """Reads one file once, row by row, and knows how far it has come.
+    """Reads one file once, row by row, and reports its progress.
 
     >>> reader = RowReader("chats.jsonl")
     >>> for row in reader: print(row.line, reader.share)
@@ -91,8 +91,8 @@ class RowReader:
                 yield row
         self._rows_share = 1.0
         if not num_rows:
-            needed = "" if table else "; it needs a JSON array of objects, or one object per line"
-            raise DataError(f"{self.path}: the file holds no rows{needed}.")
+            needed = "" if table else "; it must be a JSON array of objects, or have one object per line"
+            raise DataError(f"{self.path}: the file has no rows{needed}.")
 
     def _json_rows(self, raw: IO[bytes]) -> Iterator[Row]:
         self._file = raw
@@ -112,7 +112,7 @@ def read_rows(path: str, whole: bool = False) -> Iterator[Row]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
-    """The file, with every way in which reading it can fail told as one DataError."""
+    """Open the file; every error in reading it becomes one DataError."""
     refuse_special(path)
     try:
         with open(path, "rb") as raw:
@@ -164,13 +164,15 @@ def _whole_line(stream: IO[bytes] | gzip.GzipFile, begun: bytes, number: int, pa
 
 
 def _check_gap(num_bytes: int, number: int, path: str) -> None:
-    """DataError where no row begins in so many bytes from line `number` on."""
+    """Raise DataError if no row begins within MAX_ROW_BYTES from line `number` on."""
     if num_bytes > MAX_ROW_BYTES:
-        raise DataError(f"{path}:{number}: no row in {MAX_ROW_BYTES >> 20} MiB; it is no file of conversations.")
+        raise DataError(
+            f"{path}:{number}: no row within {MAX_ROW_BYTES >> 20} MiB; this is not a file of conversations."
+        )
 
 
 def _numbered(stream: IO[bytes] | gzip.GzipFile, number: int, begun: bytes) -> Iterator[tuple[int, bytes | BadRow]]:
-    """Line `number`, of which the beginning has been read already, and all that follow it; BadRow for one too long."""
+    """Line `number`, whose beginning has been read already, and all lines after it; BadRow for one that is too long."""
     while begun:
         line, size = begun, len(begun)
         if not line.endswith(b"\n"):
@@ -189,24 +191,24 @@ def _numbered(stream: IO[bytes] | gzip.GzipFile, number: int, begun: bytes) -> I
 
 def _without_mark(first_line: bytes, path: str) -> bytes:
     refuse_other_kinds(first_line, path)
-    if b"\0" in first_line[:2]:  # UTF-16 without a mark; or a file with nothing in it but zeros
-        raise DataError(f"{path}: begins with a NUL byte, so it is no UTF-8 JSON; copy or convert it again.")
+    if b"\0" in first_line[:2]:  # UTF-16 without a mark; or a file of zeros
+        raise DataError(f"{path}: begins with a NUL byte, so it is not UTF-8 JSON; copy or convert it again.")
     return first_line.removeprefix(BYTE_ORDER_MARK)
 
 
 def _refuse_tables(first_line: bytes, path: str) -> None:
-    """DataError for a file that by its name and its first line is no JSON; else every line of it would be a bad row."""
+    """Raise DataError for a file that is not JSON by its name and first line, instead of one bad row per line."""
     kind = next((kind for ending, kind in _TEXT_KINDS.items() if path.removesuffix(".gz").lower().endswith(ending)), "")
     if kind and not first_line.lstrip().startswith((b"[", b"{")):
         start = first_line[:60].decode("utf-8", "replace").strip()
         raise DataError(
-            f"{path}: is {kind}, not JSON; it begins with {start!r}. It needs a JSON array of objects, one object per "
-            "line (.json or .jsonl, either with .gz), parquet or Arrow."
+            f"{path}: is {kind}, not JSON; it begins with {start!r}. It must be a JSON array of objects, one object "
+            "per line (.json or .jsonl, either with .gz), parquet or Arrow."
         )
 
 
 def _is_array_of_values(line: bytes) -> bool:
-    """Whether a line is a whole JSON array that does not hold objects, so that it is no file of rows by itself."""
+    """Whether a line is a complete JSON value other than an array of objects, so not a file of rows by itself."""
     try:
         value = parse_json(line, constants=True)
     except JsonError:
@@ -225,7 +227,7 @@ def _line_rows(decoder: StrictDecoder, lines: Iterator[tuple[int, bytes | BadRow
     if isinstance(raw, bytes) and raw.strip() == b"{" and isinstance(after, bytes) and after.lstrip()[:1] != b"{":
         raise DataError(
             f"{path}:{number}: a JSON object spread over several lines. "
-            "It needs a JSON array of objects ([ ... ]), or one whole object per line."
+            "Use a JSON array of objects ([ ... ]), or one complete object per line."
         )
     yield _line_row(decoder, raw, number, path)
     for number, raw in itertools.chain([second] if second else [], lines):
@@ -253,7 +255,7 @@ def _line_row(decoder: StrictDecoder, raw: bytes | BadRow, number: int, path: st
 
 
 class _Text:
-    """The text of a file from some place on, as far as it has been read; bytes that are not UTF-8 are surrogates."""
+    """The text of a file from some position on, as far as it has been read; invalid UTF-8 bytes become surrogates."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, begun: bytes, path: str):
         self._stream, self._path = stream, path
@@ -262,14 +264,14 @@ class _Text:
         self._add(begun)
 
     def more(self) -> bool:
-        """Read on, as much again as there is already; False where nothing is left.
+        """Read on, doubling the text; False at the end of the file.
 
-        Raises DataError where as much as one row may have is in memory.
+        Raises DataError if the text in memory exceeds the size limit of a row.
         """
         if self.full:
             start = brief(self.text[:_BLOCK].lstrip(), 60)
             raise DataError(
-                f"{self._path}: one element of the array, or what follows a broken one, has more than "
+                f"{self._path}: one element of the array, or the text after a broken one, has more than "
                 f"{MAX_ROW_BYTES >> 20} MiB ({LIMIT}). It begins with {start!r}."
             )
         if not self.ended:
@@ -280,7 +282,7 @@ class _Text:
 
     @property
     def full(self) -> bool:
-        """Whether more than one row may have is in memory."""
+        """Whether the text in memory exceeds the size limit of a row."""
         return len(self.text) > MAX_ROW_BYTES + _BLOCK
 
     def drop(self, end: int) -> None:
@@ -288,7 +290,7 @@ class _Text:
         self.text = self.text[end:]
 
     def skip_space(self, start: int) -> int:
-        """Where the first character from `start` on stands that is no white space."""
+        """Position of the first character at or after `start` that is not white space."""
         while (at := _skip_space(self.text, start)) == len(self.text) and self.more():
             pass
         return at
@@ -334,10 +336,10 @@ def _array_rows(decoder: StrictDecoder, file: _Text, number: int, path: str) -> 
 
 
 def _element(decoder: StrictDecoder, file: _Text, start: int) -> tuple[Any, int, BadRow | None]:
-    """The element at `start`; where the comma or bracket behind it is, or the text ends; and what is wrong with it.
+    """The element at `start`; the position of the comma or bracket after it, or of the end of the text; its problem.
 
-    What ends with the text read so far, or is no JSON, may look otherwise with more of the file: then more is read. (So
-    behind an element that is really broken as much of the file is read as one row may have.)
+    An element that ends with the text read so far, or does not parse, may be complete with more of the file, so more is
+    read. (After an element that is really broken, up to the size limit of a row is read.)
     """
     while True:
         value, end, problem = None, start, None

@@ -1,4 +1,4 @@
-"""Files -> records: every row of every file, in order, as a dialogue or with the reason why it is none."""
+"""Files -> records: every row of every file, in order, as a dialogue or with the reason why there is none."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class Record:
 
     @property
     def place(self) -> str:
-        """`file:line`, and the record's own id where it has one."""
+        """`file:line`, and the record's own id if it has one."""
         return f"{self.source}:{self.line}" + (f" (id {self.id!r})" if self.id is not None else "")
 
 
 class Records:
-    """The records of some files, read once, one at a time: memory does not grow with them.
+    """The records of some files, read once and one at a time: memory use does not depend on their number.
 
     Attributes:
-        num_rows: how many there were so far; `rows_of_file` of each file that was read to its end.
-        bad: the malformed ones; as soon as there is one, `stopping` says whether the run will stop because of it.
+        num_rows: rows read so far; `rows_of_file`: the number of rows of each file that was read to its end.
+        bad: the malformed rows; as soon as there is one, `stopping` says whether the run will stop because of it.
 
     >>> for record in Records(["a.json", "b.parquet"], on_bad_row="skip"): ...
     """
 
     def __init__(self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False):
-        """`reasoning`: whether the template shows reasoning that stands apart; without, such rows are malformed."""
+        """`reasoning`: whether the template shows separate reasoning texts; if not, rows with them are malformed."""
         assert not isinstance(paths, str), paths
         self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
         self.reasoning = reasoning
@@ -65,7 +65,7 @@ class Records:
         """One Record per row.
 
         Raises:
-            DataError: a file cannot be read or is empty; or, behind the last row, rows are malformed and `on_bad_row`
+            DataError: a file cannot be read or is empty; or, after the last row, rows are malformed and `on_bad_row`
                 is "stop": the message then lists the first 20 as file:line: reason, and the total by reason.
         """
         for path in self.paths:
@@ -86,7 +86,7 @@ class Records:
 
     @property
     def lines(self) -> list[str]:
-        """What is to be said of the rows: that some were skipped, that keys were not read."""
+        """Messages about the rows: skipped rows, and keys that were not read."""
         skipped = [self.bad.summary(self.num_rows)] if self.bad.total else []
         return skipped + self._unread.lines
 
@@ -98,12 +98,12 @@ class Records:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files together. Raises DataError for one that is not there."""
+        """Size of all files together. Raises DataError for a missing file."""
         return sum(map(_size, self.paths))
 
     @property
     def bytes_read(self) -> int:
-        """Of all files together, so far."""
+        """Bytes read so far, over all files."""
         if self._reader is None:
             return 0
         ended = len(self.rows_of_file) == len(self.paths)
@@ -134,7 +134,7 @@ class LoadedDialogues:
 
 
 def load_dialogues(paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False) -> LoadedDialogues:
-    """All `Records` at once, in memory. Arguments and errors as theirs."""
+    """All records at once, in memory. Arguments and errors are those of `Records`."""
     records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning)
     return LoadedDialogues(list(records), records.counts)
 

@@ -1,4 +1,4 @@
-"""How large a row may be: reading one takes several times its size in memory, and of a small gzipped file all of it."""
+"""Size limit of a row: reading one takes several times its size in memory, and a small gzipped file can be one row."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ def _mebibytes(num_bytes: int) -> str:
     return f"{num_bytes / (1 << 20):,.1f} MiB"
 
 
-LIMIT = f"a row may have {MAX_ROW_BYTES >> 20} MiB; cut its texts, or split the dialogue into several rows"
+LIMIT = f"a row may have at most {MAX_ROW_BYTES >> 20} MiB; shorten its texts, or split the dialogue into several rows"

@@ -1,7 +1,7 @@
-"""What `--data_path` names -> the files to read: a file, a pattern, a folder (of files, or one that `save_to_disk` of
+"""Values of `--data_path` -> the files to read: a file, a pattern, a folder (of files, or one that `save_to_disk` of
 `datasets` wrote), or a dataset of the hub.
 
-What exists on disk always wins over a pattern or a hub name that is spelled the same.
+An existing path always takes precedence over a pattern or a hub name that is spelled the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Source:
     Attributes:
         name: as it was given.
         files: absolute paths, in the order in which they are read.
-        revision: the commit of a dataset of the hub, None for what lay on disk.
+        revision: the commit of a dataset of the hub, None for local files.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Source:
 
 
 def check_source(flag: str, name: str, split: str = "train") -> None:
-    """Tell what can be told without reading or downloading anything. Raises DataError as `find_sources` does."""
+    """Check what can be checked without reading or downloading anything. Raises DataError as `find_sources` does."""
     if not (_is_hub_name(name) and not os.path.exists(_path(name))):
         _local(flag, name, split)
 
@@ -49,28 +49,28 @@ def check_source(flag: str, name: str, split: str = "train") -> None:
 def find_sources(
     flag: str, names: Sequence[str], *, split: str = "train", revision: str | None = None, cache_dir: str | None = None
 ) -> list[Source]:
-    """The files behind every name, hub datasets downloaded. Says what a folder holds beside data, and repeated files.
+    """The files of every source; hub datasets are downloaded. Logs repeated files and other files in a folder.
 
     Args:
         flag: for messages, `--data_path`.
-        split: of the datasets of the hub and the saved ones with splits among the names.
+        split: which split to read of datasets of the hub and of saved datasets that have splits.
         revision: of the datasets of the hub; None is the main branch.
-        cache_dir: where the hub's library keeps them, None for its own place.
+        cache_dir: where the hub's library caches them, None for its default.
 
     Raises:
-        DataError: nothing is there, a pattern matches nothing, a folder holds no data; or the hub refuses.
+        DataError: a path does not exist, a pattern matches nothing, a folder has no data; or the hub denies access.
     """
     found = []
     for name in names:
         if _is_hub_name(name) and not os.path.exists(_path(name)):
             commit, files = download(flag, name, split, revision, cache_dir)
-            say(f"{flag} {name}: split {split} of the hub's dataset at {commit[:12]}, {_num_files(files)}")
+            say(f"{flag} {name}: split {split} of the hub dataset at commit {commit[:12]}, {_num_files(files)}")
             found.append(Source(name, tuple(files), commit))
         else:
             found.append(Source(name, tuple(os.path.abspath(file) for file in _local(flag, name, split, tell=True))))
     twice = [file for file, n in Counter(file for source in found for file in source.files).items() if n > 1]
     if twice:
-        say(f"{flag}: {_listed(twice)} named more than once, so the dialogues of it count more than once")
+        say(f"{flag}: {_listed(twice)} given more than once, so its dialogues count more than once")
     return found
 
 
@@ -91,8 +91,7 @@ def _local(flag: str, name: str, split: str, tell: bool = False) -> list[str]:
         return [path]
     if "://" in name:
         raise DataError(
-            f"{flag} {name} is an address; download the file, and give its path. (A dataset of the hub is "
-            "named OWNER/NAME.)"
+            f"{flag} {name} is a URL; download the file and pass its path. (A dataset of the hub is named OWNER/NAME.)"
         )
     if not _WILD.search(name):
         reason = str(unreadable(path, FileNotFoundError())).removeprefix(f"{path}: ")
@@ -103,7 +102,7 @@ def _local(flag: str, name: str, split: str, tell: bool = False) -> list[str]:
         raise DataError(f"{flag} {name}: the pattern matches no file.")
     folders = [match for match in matched if os.path.isdir(match)]
     if folders and tell:
-        say(f"{flag} {name}: left out, as they are folders: {_listed(folders)}")
+        say(f"{flag} {name}: folders skipped: {_listed(folders)}")
     return files
 
 
@@ -112,7 +111,7 @@ def _saved(flag: str, name: str, folder: str, split: str, tell: bool) -> list[st
     found = saved_files(folder, split, flag.replace("_path", "_split"))
     if found and tell:
         of = f"split {split} of " if os.path.dirname(found[0]) != os.path.normpath(folder) else ""
-        say(f"{flag} {name}: {of}a saved data set, {_num_files(found)}")
+        say(f"{flag} {name}: {of}a saved dataset, {_num_files(found)}")
     return found
 
 
@@ -122,8 +121,8 @@ def _files_in(flag: str, name: str, folder: str, tell: bool) -> list[str]:
     others = [entry for entry in entries if entry not in set(files)]
     if not files:
         raise DataError(
-            f"{flag} {name}: the folder holds no data file ({', '.join(ENDINGS)}); "
-            f"in it: {_listed(others) or 'nothing'}."
+            f"{flag} {name}: the folder has no data file ({', '.join(ENDINGS)}); "
+            f"it contains: {_listed(others) or 'nothing'}."
         )
     if tell:
         left_out = f"; left out: {_listed(others)}" if others else ""

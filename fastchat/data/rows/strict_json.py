@@ -1,6 +1,6 @@
-"""One JSON object, exactly as the standard has it.
+"""Decodes one JSON object, strictly by the standard.
 
-What Python's own reader lets pass (NaN, the last of two equal keys, half a surrogate pair) is a `BadRow` here.
+What Python's own parser accepts (NaN, duplicate keys, half a surrogate pair) raises `BadRow` here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 from fastchat.data.rows.bad_rows import BadRow, shown
 
-# Only a row whose raw text holds one of these can hold a NUL or a lone surrogate once it is parsed.
+# Only a row whose raw text contains one of these can contain a NUL or a lone surrogate once it is parsed.
 _SUSPECT_ESCAPE = re.compile(r"\\u0000|\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadValue(BadRow):
-    """A value that parses but may not stand. `end` is where it ends, so that reading can go on behind it."""
+    """A value that parses but is not allowed. `end` is where it ends, so that reading can continue after it."""
 
     def __init__(self, reason: str, detail: str, end: int):
         super().__init__(reason, detail)
@@ -25,17 +25,17 @@ class BadValue(BadRow):
 
 
 class StrictDecoder:
-    """Decodes one object at a time out of a longer text. Holds state while it does: one decoder per reader."""
+    """Decodes one object at a time from a longer text. Keeps state meanwhile: use one decoder per reader."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[str, str]] = []  # (reason, detail) of what the hooks met in the value at hand
+        self._seen: list[tuple[str, str]] = []  # (reason, detail) of what the hooks found in the current value
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
 
     def decode(self, text: str, start: int) -> tuple[dict[str, Any], int]:
         """The object that starts at character `start` of `text`, and where it ends.
 
         Raises:
-            BadValue: it ends somewhere, but is no object, has a key twice, a NaN, a NUL or a lone surrogate.
+            BadValue: it is complete, but is not an object, or has a duplicate key, a NaN, a NUL or a lone surrogate.
             BadRow: it is not JSON; "truncated JSON" where the text ends before the object does.
         """
         self._seen.clear()
@@ -76,7 +76,7 @@ def json_kind(value: object) -> str:
 
 
 def check_strings(value: Any, end: int = 0) -> None:
-    """Raise BadValue where a key or text holds a NUL or half of a surrogate pair.
+    """Raise BadValue if a key or text contains a NUL or half of a surrogate pair.
 
     Neither survives tokenising and saving. `end` is where the value ends, for the error.
     """

@@ -1,7 +1,7 @@
-"""Tables (parquet, Arrow) -> rows: the same values that the JSON reader makes, so that one check of them serves all.
+"""Tables (parquet, Arrow) -> rows: the same values that the JSON reader makes, so that the same checks apply to all.
 
-A table has a value in every column of every row, so what a row does not say stands there as null: nulls are left out,
-as if the key were not there. Only columns that say something about a conversation are read, unless all are asked for.
+A table has a value in every column of every row, so a key that a row does not have is null there: nulls are removed,
+as if the key were missing. Only columns relevant to a conversation are read, unless all are requested.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastchat.data.rows.formats import FORMAT_KEYS, is_read
 from fastchat.data.rows.row_size import MAX_ROW_BYTES, too_large
 from fastchat.data.rows.strict_json import check_strings
 
-BATCH = 256  # rows that become Python objects at a time, where they are small
+BATCH = 256  # rows converted to Python objects at a time, if they are small
 _PLAIN = (str, bool, int, float)
 
 
@@ -35,7 +35,7 @@ class NumberedRow:
 def columns_to_read(schema: Any, whole: bool) -> tuple[list[str], tuple[str, ...]]:
     """(columns that are read, columns with values that are not) of a table's `pyarrow.Schema`. `whole`: all are read.
 
-    All are as well where none says what a row is, so that a message can name what is there.
+    All are also read if none identifies the format, so that the error message can name them.
     """
     names = schema.names
     if whole or not set(names) & set(FORMAT_KEYS):
@@ -45,7 +45,7 @@ def columns_to_read(schema: Any, whole: bool) -> tuple[list[str], tuple[str, ...
 
 
 def rows_of(batches: Iterable[Any], unread: tuple[str, ...], json_only: bool = False) -> Iterator[NumberedRow]:
-    """The rows of some record batches, numbered from 1. `json_only`: a value that JSON has no form for is a problem."""
+    """The rows of some record batches, numbered from 1. `json_only`: values JSON cannot represent are a problem."""
     number = 0
     for batch in batches:
         for row in _values(batch):
@@ -54,7 +54,7 @@ def rows_of(batches: Iterable[Any], unread: tuple[str, ...], json_only: bool = F
 
 
 def _values(batch: Any) -> Iterator[dict[str, Any] | BadRow]:
-    """The rows of a batch; one by one where it is large, or where a text in it is not UTF-8, to find the row."""
+    """The rows of a batch; one by one if it is large, or if a text in it is not UTF-8, to find the row."""
     if batch.nbytes <= MAX_ROW_BYTES:
         try:
             yield from batch.to_pylist()
@@ -86,5 +86,5 @@ def _without_nulls(value: Any, json_only: bool) -> Any:
     if isinstance(value, list):
         return [_without_nulls(item, json_only) for item in value]
     if json_only and value is not None and not isinstance(value, _PLAIN):
-        raise BadRow("wrong type", f"{shown(value)} is a {type(value).__name__}, which JSON does not have")
+        raise BadRow("wrong type", f"{shown(value)} is a {type(value).__name__}, which JSON cannot represent")
     return value

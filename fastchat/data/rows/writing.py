@@ -1,4 +1,4 @@
-"""Files of rows and other results of commands: complete or not there, and what cannot be written told at once."""
+"""Output files of the commands: written completely or not at all, and checked before the work starts."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from fastchat.errors import ResourceError, SettingsError
 from fastchat.files import atomic
 
 S = TypeVar("S", bound="StagedFile")
-# Some readers take these for line ends (Python's splitlines among them): they stand as escapes in JSON lines.
+# Some readers treat these as line breaks (Python's splitlines among them), so JSON lines have them as escapes.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 
 
 def check_output(flag: str, path: str, inputs: Sequence[str]) -> None:
-    """Tell at once what cannot be written, or would overwrite an input. Raises SettingsError."""
+    """Check that `path` can be written and is not an input. Raises SettingsError."""
     output = Path(path)
     if output.exists() and not output.is_file():
-        raise SettingsError(f"{flag} {output}: is there already and is not a file; name a file to write.")
+        raise SettingsError(f"{flag} {output}: exists and is not a file; choose another name.")
     if not output.resolve().parent.is_dir():
-        raise SettingsError(f"{flag} {output}: there is no folder {output.resolve().parent}; make it first.")
+        raise SettingsError(f"{flag} {output}: there is no folder {output.resolve().parent}; create it first.")
     if any(os.path.exists(given) and output.exists() and output.samefile(given) for given in inputs):
-        raise SettingsError(f"{flag} {output}: is also an input and would be overwritten; name another file.")
+        raise SettingsError(f"{flag} {output}: is also an input and would be overwritten; choose another file.")
 
 
 class StagedFile:
     """A text file that replaces `path` once the `with` block ends without an error; gzipped where `path` ends in .gz.
 
-    Raises ResourceError, naming `flag`, where it cannot be written; what `path` held before is then still there.
+    Raises ResourceError, naming `flag`, if it cannot be written; an existing file at `path` is then left unchanged.
     """
 
     def __init__(self, path: str, flag: str):
@@ -60,7 +60,7 @@ class StagedFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if kind is not None:
-            with suppress(OSError):  # what cannot be written of a file that goes
+            with suppress(OSError):  # the file is discarded anyway
                 self._open.__exit__(kind, error, trace)
             return
         try:
@@ -75,7 +75,7 @@ class StagedFile:
 class RowFile(StagedFile):
     """A StagedFile of JSON objects: one per line where `path` ends in .jsonl (or .jsonl.gz), else one indented array.
 
-    The array is the text that `json.dump(rows, indent=2, ensure_ascii=False)` writes, without holding all the rows.
+    The array is the text that `json.dump(rows, indent=2, ensure_ascii=False)` writes, without all rows in memory.
     """
 
     def __init__(self, path: str, flag: str = "--out-file"):

@@ -1,13 +1,13 @@
-"""Tokens that were made before, in a folder of the user: what they were made of is in the name of their place.
+"""The token cache: tokenised data in a folder of the user, under a key made of everything it depends on.
 
     $FSCHAT_CACHE, else $XDG_CACHE_HOME/fschat/tokens, else ~/.cache/fschat/tokens
-      0f3a…/        the arrays of a store, and entry.json: complete or not there
+      0f3a…/        the arrays of a store, and entry.json: present only when complete
       0f3a….making  locked by the process that makes it: others wait and then read it
-      0f3a….using   locked (shared) by every run that reads it: it is not removed then
+      0f3a….using   locked (shared) by every run that reads it: it is not removed meanwhile
       sums/         sha256 of data files, see fingerprint.py
 
-What has not been used for 30 days goes, and beyond 20 GiB in all what has not been used for longest; that is looked at
-when something new has been made, and said. A lock ends with its process, so none is ever stale.
+Entries unused for 30 days are removed and, above 20 GiB in total, the least recently used ones; this is checked, and
+logged, after a new entry has been made. A lock ends with its process, so no lock is ever stale.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ VARIABLE = "FSCHAT_CACHE"
 ENTRY = "entry.json"
 MAX_AGE_S = 30 * 24 * 3600
 MAX_BYTES = 20 << 30
-# Files become rows, rows dialogues, and dialogues ids, labels and counts in these modules, in what they import, and in
-# these libraries. (What transformers makes of a tokenizer is in the description of the encoder.)
+# These modules, what they import, and these libraries turn files into rows, rows into dialogues, and dialogues into
+# ids, labels and counts. (The effect of transformers on a tokenizer is in the description of the encoder.)
 _MODULES = (loading.__name__, workers.__name__, encoder.__name__)
 _LIBRARIES = ("tokenizers", "jinja2", "pyarrow")
 
 
 @dataclass
 class Entry:
-    """A store, and what else was found out when it was made (`about`, JSON-able).
+    """A store, and what else was recorded when it was made (`about`, JSON-able).
 
-    `temporary`: it lies in a folder that goes with the run.
+    `temporary`: it is in a folder that is deleted at the end of the run.
     """
 
     folder: Path
@@ -59,12 +59,12 @@ class Entry:
     temporary: bool = False
 
     def store(self) -> TokenStore:
-        """Mapped. Raises DataError for one that is not whole."""
+        """Map the store. Raises DataError if it is damaged."""
         return TokenStore.load(self.folder)
 
 
 def cache_folder(output_dir: str | None = None) -> Path:
-    """Where tokens are kept. Raises SettingsError where $FSCHAT_CACHE lies in the output folder or in the program."""
+    """The folder of the cache. Raises SettingsError if $FSCHAT_CACHE is in the output folder or in the program's."""
     named = os.environ.get(VARIABLE)
     if not named:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -72,12 +72,12 @@ def cache_folder(output_dir: str | None = None) -> Path:
     folder = Path(named).expanduser().resolve()
     for forbidden, what in ((output_dir, "--output_dir"), (Path(fastchat.__file__).parents[1], "the program's folder")):
         if forbidden is not None and folder.is_relative_to(Path(forbidden).expanduser().resolve()):
-            raise SettingsError(f"{VARIABLE}={named} lies in {what} ({forbidden}): name a folder elsewhere")
+            raise SettingsError(f"{VARIABLE}={named} is in {what} ({forbidden}): choose a folder elsewhere")
     return folder
 
 
 def key_of(**parts: Any) -> str:
-    """The name of an entry: a digest of everything that its ids depend on, the program itself included."""
+    """The name of an entry: a digest of everything that its ids depend on, including the program itself."""
     return sha256_of_json({**parts, "code": code_version()})[:32]
 
 
@@ -93,20 +93,20 @@ def code_version() -> str:
 def obtain(
     folder: Path, key: str, make: Callable[[Path], dict[str, Any]], *, overwrite: bool = False
 ) -> tuple[Entry, bool]:
-    """The entry `key`, made where it is not there; (entry, whether it was there).
+    """Get the entry `key`, or make it; returns (entry, whether it was cached).
 
     Args:
-        make: writes the arrays into a folder and returns `about`, in which "files" is what StoreWriter.close gave.
-        overwrite: make it anew in any case.
+        make: writes the arrays into a folder and returns `about`, in which "files" is the result of StoreWriter.close.
+        overwrite: make it again even if it is cached.
 
-    A folder that cannot be written to, or a full disk, is said and replaced by a temporary one. Raises what `make`
-    raises; ResourceError where even the temporary folder takes nothing.
+    If the folder is not writable or the disk is full, that is logged and a temporary folder is used. Raises what `make`
+    raises, and ResourceError if the temporary folder cannot be written to either.
     """
     try:
         return _obtain(folder, key, make, overwrite)
     except OSError as error:
         reason = error.strerror or str(error)
-    say(f"the token cache {folder} cannot be used ({reason}): tokenising for this run alone")
+    say(f"the token cache {folder} cannot be used ({reason}): tokenising for this run only")
     scratch = Path(tempfile.mkdtemp(prefix="fschat-tokens-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     try:
@@ -114,8 +114,8 @@ def obtain(
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise ResourceError(
-            f"there is no room for the tokens in {scratch.parent} either ({error.strerror or error}); free some, or "
-            f"name a folder on another disk with {VARIABLE}"
+            f"there is no space for the tokens in {scratch.parent} either ({error.strerror or error}); free some, or "
+            f"set {VARIABLE} to a folder on another disk"
         ) from None
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -139,7 +139,7 @@ def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], over
     try:
         if not overwrite and (entry := _whole(place, tell=True)):
             return entry, True
-        for left in folder.glob(f".{key}.*"):  # by a process that was killed
+        for left in folder.glob(f".{key}.*"):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder))
         try:
@@ -154,13 +154,13 @@ def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], over
     finally:
         making.path.unlink(missing_ok=True)
         making.release()
-    with contextlib.suppress(OSError):  # another run may be clearing up as well
+    with contextlib.suppress(OSError):  # another run may be removing entries as well
         evict(folder, keep=key)
     return Entry(place, about), False
 
 
 def _whole(place: Path, tell: bool = False) -> Entry | None:
-    """The entry, if every byte of it is as it was written. With `tell`, damage is said."""
+    """The entry, if every byte of it is as it was written. With `tell`, damage is logged."""
     if not place.is_dir():
         return None
     try:
@@ -185,18 +185,18 @@ def _write_about(path: Path, about: dict[str, Any]) -> None:
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    """Raises OSError or ValueError where the file is not what was written."""
+    """Raises OSError or ValueError if the file is not what was written."""
     wanted, _, text = path.read_text(encoding="utf-8").partition("\n")
     if zlib.crc32(text.encode()) != int(wanted):
         raise ValueError("is not what was written")
     return parse_json(text, constants=True)
 
 
-# --- what goes
+# --- removing entries
 
 
 def evict(folder: Path, keep: str = "") -> None:
-    """Remove what the rule at the top of this file says, with one line each; never `keep`, nor what a run is using."""
+    """Remove entries by the rule at the top of this file, logging each; never `keep`, nor one that a run is using."""
     entries = [(p.stat().st_mtime, _bytes_in(p), p) for p in folder.iterdir() if (p / ENTRY).is_file()]
     total, now = sum(size for _, size, _ in entries), time.time()
     for used, size, place in sorted(entries):
@@ -212,7 +212,7 @@ def evict(folder: Path, keep: str = "") -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What killed processes left: folders that are half made, locks of entries that never came to be."""
+    """Remove what killed processes left: incomplete folders, and locks of entries that do not exist."""
     for staged in folder.glob(".*.*"):
         making = folder / f"{staged.name.split('.')[1]}.making"
         with Lock(making, create=True) as lock:
@@ -239,4 +239,4 @@ def _removed(place: Path) -> bool:
     return True
 
 
-_USING: dict[str, Lock] = {}  # key -> the lock that says so, held until this process ends
+_USING: dict[str, Lock] = {}  # key -> the lock of an entry in use, held until this process ends

@@ -1,7 +1,7 @@
-"""What a part of the program does, in one number: a digest of the code of some modules and of all that they import.
+"""A digest of the code of some modules and of everything they import, to detect changes of behaviour.
 
-Modules are found by their import statements, wherever they lie, and counted by their syntax trees: comments, docstrings
-and the form of the text change nothing.
+Modules are found by their import statements, anywhere in the code, and hashed by their syntax trees: comments,
+docstrings and formatting do not matter.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from fastchat.files import sha256_of_text
 
 
 def import_closure(package: Path, roots: Iterable[str]) -> dict[str, Path]:
-    """The files of `roots` and of every module of the same package that they import, however indirectly.
+    """The files of `roots` and of every module of the same package that they import, directly or indirectly.
 
     Args:
         package: the package's folder; its name is that of the package.
         roots: names of modules.
 
-    Returns: {name of a module: its file}, sorted. What is imported for type checkers only is left out.
+    Returns: {name of a module: its file}, sorted. Imports for type checkers only are ignored.
     """
     found: dict[str, Path] = {}
     waiting = list(roots)
@@ -51,7 +51,7 @@ def file_digest(file: Path) -> str:
 
 
 def _file_of(package: Path, name: str) -> Path | None:
-    """The file of a module; None for what is no module of the package."""
+    """The file of a module; None for a name that is not a module of the package."""
     first, *rest = name.split(".")
     if first != package.name:
         return None
@@ -69,7 +69,7 @@ def _parents(name: str) -> Iterator[str]:
 
 
 def _imported(tree: ast.AST, name: str, is_package: bool) -> Iterator[str]:
-    """Names that a module imports, at its head or within a function; of `from a import b` both a and a.b."""
+    """Names that a module imports, at the top or in a function; for `from a import b` both a and a.b."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()

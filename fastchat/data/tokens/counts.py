@@ -1,18 +1,18 @@
-"""What became of every row and token: adding it up, and saying it in a few lines.
+"""Counts of what happened to every row and token, and their summary in a few lines.
 
 rows                     in the files                  dialogues            examples that are trained on
 dropped_<reason>         rows that are not             bad_rows             of these, malformed ones
-tokens                   of all examples               supervised_tokens    of these, learned
-trained_turns            assistant turns learned       untrained_turns      assistant turns that are not
+tokens                   of all examples               supervised_tokens    of these, supervised
+trained_turns            assistant turns trained on    untrained_turns      assistant turns that are not
 truncated_dialogues      examples that were cut        truncated_tokens     tokens they lost
 lossy_dialogues          rows that lose supervised tokens to the length limit, cut or dropped
-lost_supervised_tokens   how many all of them lose
-partly_counted           of these, far too long ones: the tokens that they lost are counted in their beginning only
-cut_turns                answers that are not learned because they lie behind a cut
-turns                    of everybody, in the examples
-special_token_strings    control strings in messages, kept text
-straddling_tokens        hold characters of an answer and of something else
-escaped_strings          of these, kept text by an extra split
+lost_supervised_tokens   the number that all of them lose
+partly_counted           of these, dialogues far too long: their lost tokens are counted only in their beginning
+cut_turns                answers that are not trained on because they are after a cut
+turns                    of all roles, in the examples
+special_token_strings    special-token strings in messages, encoded as plain text
+escaped_strings          of these, those that needed an extra split
+straddling_tokens        tokens with characters of an answer and of other text
 and one for each treatment in formats.TREATMENTS
 """
 
@@ -25,14 +25,14 @@ from fastchat.data.encoding.examples import REFUSED, Example
 from fastchat.data.rows.formats import TREATMENTS
 
 _DROPPED = "dropped_"
-# Why rows with nothing to learn are dropped, and the way out.
+# Why rows without supervised tokens are dropped, and what to do.
 _CAUSES = {
-    "no_answer_within_length": "what comes before the first answer alone has --model_max_length ({max_length}) tokens; "
+    "no_answer_within_length": "the text before the first answer already has --model_max_length ({max_length}) tokens; "
     "raise it",
     "overlong": "dialogues have more than --model_max_length ({max_length}) tokens; raise it, or --overlong truncate",
-    "no_trained_turn": 'every answer is empty or says "train": false',
+    "no_trained_turn": 'every answer is empty or has "train": false',
     "no_assistant_turn": "no user turn is answered; are the roles right?",
-    REFUSED: "the chat template refuses them; --conv_template chooses another",
+    REFUSED: "the chat template rejects them; choose another one with --conv_template",
     "empty_dialogue": "dialogues have no turns; are they under another key?",
 }
 
@@ -61,28 +61,28 @@ def count_example(counts: Counter[str], example: Example) -> None:
 
 
 def refused_line(counts: Mapping[str, int], first: str) -> list[str]:
-    """What is said of records that their template refuses; nothing where there are none. `first`: why, of the first."""
+    """The message about rows that the template rejects, if there are any. `first`: the reason for the first one."""
     num = counts.get(_DROPPED + REFUSED, 0)
     return (
-        [f"skipped {num:,} of {counts.get('rows', 0):,} rows that the template refuses; first: {first}"] if num else []
+        [f"skipped {num:,} of {counts.get('rows', 0):,} rows that the template rejects; first: {first}"] if num else []
     )
 
 
 def dropped(counts: Mapping[str, int]) -> dict[str, int]:
-    """Rows left out, by reason."""
+    """Dropped rows, by reason."""
     return {key.removeprefix(_DROPPED): n for key, n in counts.items() if key.startswith(_DROPPED) and n}
 
 
 def table(counts: Mapping[str, int]) -> str:
-    """The counts for the log: six lines that are always there, and one for each treatment that happened.
+    """The counts for the log: six lines, and one more for each treatment that was applied.
 
     Example:
-        records      6,000: 5,998 trained on, 2 dropped (empty_dialogue 2)
-        turns        30,000: 14,985 answers trained, 0 not, 15 behind a cut
+        rows         6,000: 5,998 trained on, 2 dropped (empty_dialogue 2)
+        turns        30,000: 14,985 answers trained on, 0 not, 15 after a cut
         tokens       1,722,503: 1,012,345 supervised (58.8 %)
         truncated    12 dialogues, by 345 tokens
-        straddling   0 tokens hold characters of an answer and of something else
-        look-alikes  3 control strings stand in messages as text, 1 of them kept so by an extra split
+        straddling   0 tokens with characters of an answer and of other text
+        special      3 special-token strings in messages are plain text, 1 of them by an extra split
     """
     out = dropped(counts)
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(out.items(), key=lambda item: -item[1]))
@@ -90,26 +90,26 @@ def table(counts: Mapping[str, int]) -> str:
     n: Callable[[str], str] = lambda key: f"{counts.get(key, 0):,}"  # noqa: E731
     tokens, supervised = counts.get("tokens", 0), counts.get("supervised_tokens", 0)
     share = f" ({100 * supervised / tokens:.1f} %)" if tokens else ""
-    looks = f"{n('special_token_strings')} control strings stand in messages as text"
+    special = f"{n('special_token_strings')} special-token strings in messages are plain text"
     at_least = "at least " if counts.get("partly_counted") else ""
-    cut = f", {n('cut_turns')} behind a cut" if counts.get("cut_turns") else ""
+    cut = f", {n('cut_turns')} after a cut" if counts.get("cut_turns") else ""
     lost = f", {n('lost_supervised_tokens')} supervised tokens are lost" if counts.get("lost_supervised_tokens") else ""
     lines = [
-        ("records", f"{n('rows')}: {n('dialogues')} trained on{left_out}"),
-        ("turns", f"{n('turns')}: {n('trained_turns')} answers trained, {n('untrained_turns')} not{cut}"),
+        ("rows", f"{n('rows')}: {n('dialogues')} trained on{left_out}"),
+        ("turns", f"{n('turns')}: {n('trained_turns')} answers trained on, {n('untrained_turns')} not{cut}"),
         ("tokens", f"{tokens:,}: {supervised:,} supervised{share}"),
         ("truncated", f"{n('truncated_dialogues')} dialogues, by {at_least}{n('truncated_tokens')} tokens{lost}"),
-        ("straddling", f"{n('straddling_tokens')} tokens hold characters of an answer and of something else"),
-        ("look-alikes", f"{looks}, {n('escaped_strings')} of them kept so by an extra split"),
+        ("straddling", f"{n('straddling_tokens')} tokens with characters of an answer and of other text"),
+        ("special", f"{special}, {n('escaped_strings')} of them by an extra split"),
     ]
     lines += [("also", f"{counts[key]:,} {meaning}") for key, meaning in TREATMENTS.items() if counts.get(key)]
     return "\n".join(f"{name:<12} {value}" for name, value in lines)
 
 
 def hint_at_causes(counts: Mapping[str, int], max_length: int) -> str:
-    """What is likely wrong with data in which nothing is supervised."""
+    """The likely cause if no token of the data is supervised."""
     reasons = sorted(dropped(counts).items(), key=lambda item: -item[1])
     causes = [_CAUSES[reason].format(max_length=max_length) for reason, _ in reasons if reason in _CAUSES]
     if any(reason.startswith("bad_row") for reason, _ in reasons):
-        causes.append("rows cannot be read; see them with --on_bad_row stop")
+        causes.append("rows cannot be read; list them with --on_bad_row stop")
     return "Likely cause: " + ("; ".join(causes) or "the data") + "."

@@ -1,4 +1,4 @@
-"""What the Trainer indexes: examples that were tokenised before the run. Needs no torch."""
+"""The dataset that the Trainer indexes: examples tokenised before the run. Needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastchat.data.tokens.store import TokenStore
 
 
 class ChatDataset:
-    """The examples of a TokenStore, or those of them whose numbers `chosen` (int64 [E], rising) holds."""
+    """The examples of a TokenStore, or those whose numbers are in `chosen` (int64 [E], ascending)."""
 
     def __init__(self, store: TokenStore, chosen: np.ndarray | None = None):
         self.store, self.chosen = store, chosen
@@ -28,7 +28,7 @@ class ChatDataset:
 
     @property
     def digests(self) -> np.ndarray:
-        """64 bits of what each dialogue says, uint64 [E]."""
+        """64-bit digest of each dialogue's texts, uint64 [E]."""
         return self._of_chosen(self.store.digests)
 
     @property

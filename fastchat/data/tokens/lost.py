@@ -7,23 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-LOUD = 0.05  # a larger share of lost tokens is warned of
-_MOST = 0.95  # the share that the shorter of the two recommended lengths keeps
-_STEP = 16  # inside one answer, lengths are looked at in steps of so many tokens
+LOUD = 0.05  # a warning is logged if a larger fraction is lost
+_MOST = 0.95  # the fraction that the shorter of the two recommended lengths keeps
+_STEP = 16  # granularity of lengths inside one answer, in tokens
 
 
 def gains_of(
     supervised: Sequence[bool], ends: Sequence[int], max_length: int, overlong: str
 ) -> tuple[int, list[tuple[int, int]]]:
-    """What of one dialogue is lost with `max_length`, and what longer limits would keep of that.
+    """The tokens of one dialogue that are lost with `max_length`, and how many of them longer limits would keep.
 
     Args:
         supervised: [T], of the whole dialogue.
-        ends: the lengths at which one more answer is whole, rising: the dialogue is cut at the last that fits, and
-            where not even the first one does, anywhere.
+        ends: the lengths at which one more answer is complete, ascending: the dialogue is cut at the last one that
+            fits or, if none fits, anywhere.
 
-    Returns: supervised tokens lost, and (length, tokens) pairs: with so long a limit so many of them are kept in
-        addition. Their sum is what is lost.
+    Returns: the number of supervised tokens lost, and (length, tokens) pairs: with a limit of `length`, that many more
+        of them are kept. They add up to the number lost.
     """
     total = len(supervised)
     before = [0, *accumulate(supervised)]  # before[n]: supervised tokens among the first n
@@ -44,9 +44,9 @@ def gains_of(
 
 @dataclass
 class Lost:
-    """What all dialogues lose: `kept` supervised tokens are trained on, and `gains[length]` more with that limit.
+    """The loss over all dialogues: `kept` supervised tokens are trained on, and `gains[length]` more with that limit.
 
-    `dialogues`: how many lose something. `at_least`: some are so long that only their beginning was counted.
+    `dialogues`: how many lose tokens. `at_least`: some are so long that only their beginning was counted.
     """
 
     kept: int
@@ -70,11 +70,11 @@ class Lost:
 
     @property
     def share(self) -> float:
-        """Of all supervised tokens of the data."""
+        """The lost fraction of all supervised tokens of the data."""
         return self.tokens / max(self.kept + self.tokens, 1)
 
     def length_for(self, share: float) -> int:
-        """The smallest limit (to 16 tokens where it lies inside an answer) that keeps this share of them."""
+        """The smallest limit (within 16 tokens inside an answer) that keeps this fraction of them."""
         wanted, kept = share * (self.kept + self.tokens), self.kept
         for length, tokens in sorted(self.gains.items()):
             kept += tokens
@@ -84,7 +84,7 @@ class Lost:
 
     @property
     def lengths(self) -> list[tuple[str, int]]:
-        """(what it keeps, limit), where so much is lost that it is warned of; else none."""
+        """(what it keeps, limit) if so much is lost that a warning is logged; else empty."""
         if self.share <= LOUD:
             return []
         most, everything = self.length_for(_MOST), self.length_for(1.0)
@@ -93,7 +93,7 @@ class Lost:
         return [(f"{_MOST:.0%}", most), ("100%", everything)] if most < everything else [("100%", everything)]
 
     def warning(self, max_length: int, costs: Mapping[int, str] | None = None) -> str | None:
-        """What is said before training; None where little is lost. `costs`: what each of `lengths` takes."""
+        """The warning before training; None if little is lost. `costs`: the memory that each of `lengths` takes."""
         if not self.lengths:
             return None
         ways = []

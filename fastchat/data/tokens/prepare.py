@@ -1,8 +1,8 @@
-"""Files -> a store of tokens on disk, made once: streamed, by several processes, and found again by the next run.
+"""Files -> a store of tokens on disk: streamed, made by several processes, and cached for the next run.
 
-    rows -> records -> batches of dialogues -> (workers) -> parts -> files of a store -> the token cache
+    rows -> records -> batches of dialogues -> (workers) -> shards -> files of a store -> the token cache
 
-Nothing but the batches under way and a few sample dialogues is in memory, however long the files are.
+Only the batches in progress and a few sample dialogues are in memory, however long the files are.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from fastchat.data.tokens.store import StoreWriter, TokenShard, check_supervised
 from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
 from fastchat.errors import DataError, say
 
-_ABOUT = 3  # counted up whenever what `TokenizeJob` returns changes: an entry without it is not found
+_ABOUT = 3  # increment whenever the result of `TokenizeJob` changes: it is part of the key
 _SAMPLES = 64  # dialogues whose labels are derived a second time
 
 
 @dataclass(frozen=True)
 class TokenSettings:
-    """What, beside data, tokenizer and template, decides which ids there are; and how they are made.
+    """What determines the ids in addition to data, tokenizer and template; and how they are made.
 
-    workers: None is as many as the machine has CPUs for. overwrite: do not use what is cached.
+    workers: number of processes, None to choose by CPUs and data. overwrite: do not use cached tokens.
     """
 
     max_length: int
@@ -49,15 +49,15 @@ class TokenSettings:
 
 @dataclass
 class TokenizedData:
-    """What is known of the tokens of some sources.
+    """The tokens of some sources, and what is known about them.
 
     Attributes:
         entry: where they are.
-        counts: of all rows, see counts.py.
-        rows: how many each source has.
+        counts: over all rows, see counts.py.
+        rows: the number of rows of each source.
         sums: sha256 of the files of each source.
         samples: some of the records, spread evenly over all.
-        lost: what the length limit costs.
+        lost: the supervised tokens lost to the length limit.
         found: whether they were cached.
     """
 
@@ -77,11 +77,11 @@ def get_or_create_tokens(
     settings: TokenSettings,
     output_dir: str | None = None,
 ) -> TokenizedData:
-    """The tokens of all sources, from the cache or made now. Says what was skipped and what was proven.
+    """Get the tokens of all sources, from the cache or by tokenising. Logs what was skipped and what was verified.
 
     Raises:
-        DataError: the data cannot be read, or nothing of it would be learned.
-        SettingsError: the cache is in the wrong place. ResourceError: there is room for it nowhere.
+        DataError: the data cannot be read, or it has no supervised tokens.
+        SettingsError: the cache folder is not allowed. ResourceError: there is no disk space for the tokens.
     """
     folder = token_cache.cache_folder(output_dir)
     sum_of = KnownSums(folder / "sums")
@@ -179,13 +179,13 @@ class TokenizeJob:
         }
 
     def _check_unchanged(self) -> None:
-        """What was read must be what the key was made of. Raises DataError."""
+        """Raise DataError if a file has changed since the key was made."""
         for file, before in self.states.items():
             if state_of(file) != before:
-                raise DataError(f"{file}: it was written to while it was read; start again when it is complete.")
+                raise DataError(f"{file}: it was modified while it was read; start again when it is complete.")
 
     def _batches(self, records: Records) -> Iterator[Batch]:
-        """The dialogues, in batches. Behind a malformed row that will stop the run, files are only read on."""
+        """The dialogues, in batches. After a malformed row that will stop the run, the files are only checked."""
         batch = Batch()
         for record in records:
             if records.stopping:
@@ -208,14 +208,14 @@ class TokenizeJob:
 
 
 class _Samples:
-    """Up to `most` examples spread evenly over a stream of unknown length: (number, record), the first one always."""
+    """Up to `most` examples spread evenly over a stream of unknown length, as (number, record), with the first one."""
 
     def __init__(self, most: int):
         self.most, self.every, self.seen = most, 1, 0
         self.kept: list[tuple[int, Record]] = []
 
     def add(self, batch: Batch, part: TokenShard) -> None:
-        """Take every `every`-th example; where there are too many, every other one goes and twice as few are taken."""
+        """Keep every `every`-th example; if there are too many, drop every other one and double `every`."""
         dialogues = dict(batch.dialogues)
         for index in part.arrays["index"].tolist():
             if self.seen % self.every == 0 and len(self.kept) == self.most:
@@ -229,7 +229,7 @@ class _Samples:
 
 
 def _to_json(record: Record, files: list[str]) -> list[Any]:
-    """With the place of its file among `files`, whose names the key leaves out: the next run may have other names."""
+    """With the index of its file in `files`: the key does not contain names, and the next run may have other names."""
     assert record.dialogue is not None
     turns = [[turn.role, turn.text, turn.train, turn.reasoning] for turn in record.dialogue.turns]
     system = [record.dialogue.system, record.dialogue.system_train]

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def byte_bar(description: str, num_bytes: int, progress: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar that counts bytes of files, and so knows how long it will take before anyone knows how many rows there are.
+    """A progress bar that counts bytes of files, so it can estimate the time before the number of rows is known.
 
-    Gives a function to call with the bytes read so far, and how many more dialogues have been made of them.
+    Yields a function to call with the bytes read so far and the number of dialogues added since the last call.
     """
     if not progress:
         yield lambda bytes_read, num_dialogues: None

@@ -1,11 +1,11 @@
 """All examples of some data in flat arrays: no Python object per token, and files that every process can map.
 
 ids         int32  [N]      the token ids of all examples, one after the other
-labels      int32  [N]      beside each id: itself where it is supervised, else -100
+labels      int32  [N]      for each id: the id itself if it is supervised, else -100
 offsets     int64  [E + 1]  example i is ids[offsets[i]:offsets[i + 1]]
-index       int64  [E]      which row of the input it was
-supervised  int32  [E]      how many of its tokens are
-digests     uint64 [E]      of its dialogue's texts: equal ones are the same dialogue, word for word
+index       int64  [E]      the row of the input it was made from
+supervised  int32  [E]      the number of its supervised tokens
+digests     uint64 [E]      of its dialogue's texts: equal digests mean the same dialogue, word for word
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BLOCK = 1 << 24
 class TokenStore:
     """Examples in flat arrays; `store[i]` is a dict with input_ids and labels (int32 [T], views) and index.
 
-    `folder` is where the arrays are mapped from, None where they are in memory; a pickled store is mapped anew.
+    `folder` is where the arrays are mapped from, None if they are in memory; an unpickled store is mapped again.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], folder: Path | None = None):
@@ -54,7 +54,7 @@ class TokenStore:
 
     @classmethod
     def of_parts(cls, parts: Iterable[TokenShard]) -> TokenStore:
-        """All examples of some parts, in memory."""
+        """All examples of some shards, in memory."""
         parts = list(parts)
         arrays = {n: np.concatenate([p.arrays[n] for p in parts]) for n in _FIELDS if n != "offsets"}
         ends = np.cumsum(np.concatenate([np.zeros(1, np.int64), *(p.arrays["lengths"] for p in parts)]))
@@ -74,7 +74,7 @@ class TokenStore:
             raise DataError(f"{directory}: not a readable token store ({error}).") from None
         store = cls(arrays, folder)
         if not store._is_consistent():
-            raise DataError(f"{directory}: the arrays of this token store do not fit together.")
+            raise DataError(f"{directory}: the arrays of this token store are not consistent.")
         return store
 
     def __len__(self) -> int:
@@ -99,14 +99,14 @@ class TokenStore:
         return np.diff(self.offsets)
 
     def _check_whole(self) -> None:
-        """Raises ResourceError where a mapped file was cut off since: reading there would be a bus error, which kills
-        the process without a word."""
+        """Raise ResourceError if a mapped file has been truncated: reading there would be a bus error, which kills the
+        process without a message."""
         for values in (self.ids, self.labels, self.offsets, self.index):
             mapped = getattr(values, "_mmap", None)
             if mapped is not None and mapped.size() < len(mapped):
                 raise ResourceError(
-                    f"the tokens in {self.folder} were cut off by another process while this run used them; start the "
-                    "same command again: they are made again, and it goes on from the last checkpoint"
+                    f"the tokens in {self.folder} were truncated by another process while this run used them; run the "
+                    "same command again: it makes them again and resumes from the last checkpoint"
                 )
 
     def _is_consistent(self) -> bool:
@@ -120,15 +120,15 @@ def _mapped(path: Path, dtype: Any) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
-# --- parts
+# --- shards
 
 
 @dataclass
 class TokenShard:
-    """Some examples in flat arrays (as in a store, but `lengths` int64 [E] for offsets), and what became of rows.
+    """Some examples in flat arrays (as in a store, but with `lengths` int64 [E] instead of offsets), and their counts.
 
-    `gains`: length limit -> supervised tokens that it would keep in addition, see lost.py. `refusal`: why the first
-    record that its template refuses was left out.
+    `gains`: length limit -> supervised tokens that it would keep in addition, see lost.py. `refusal`: why the template
+    rejects the first dialogue that it rejects.
     """
 
     arrays: dict[str, np.ndarray]
@@ -152,7 +152,7 @@ def make_shard(
 
 
 def collect(examples: Iterable[tuple[Example, int]]) -> TokenShard:
-    """Flat arrays of (example, digest) pairs; those that were dropped are counted and left out."""
+    """Flat arrays of (example, digest) pairs; dropped examples are only counted."""
     counts: Counter[str] = Counter()
     gains: Counter[int] = Counter()
     refusal = ""
@@ -175,16 +175,16 @@ def collect(examples: Iterable[tuple[Example, int]]) -> TokenShard:
 
 
 def digest(dialogue: Dialogue) -> int:
-    """64 bits of what a dialogue says: its system text, roles, texts and reasoning."""
+    """A 64-bit digest of a dialogue: its system text, roles, texts and reasoning."""
     turns = [(turn.role, turn.text, *([turn.reasoning] if turn.reasoning else [])) for turn in dialogue.turns]
     text = repr((dialogue.system, turns)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 class StoreWriter:
-    """Writes a store into an existing folder, part by part; what it has written is not kept in memory.
+    """Writes a store into an existing folder, shard by shard; what has been written is not kept in memory.
 
-    Raises OSError where the disk does not take it.
+    Raises OSError if writing fails.
     """
 
     def __init__(self, folder: Path):
@@ -196,14 +196,14 @@ class StoreWriter:
         self._write("offsets", np.zeros(1, np.int64))
 
     def add(self, part: TokenShard) -> None:
-        """Write the examples of a part behind those that are there."""
+        """Append the examples of a shard."""
         ends = self._end + np.cumsum(part.arrays["lengths"])
         self._end = int(ends[-1]) if len(ends) else self._end
         for name in _FIELDS:
             self._write(name, ends if name == "offsets" else part.arrays[name])
 
     def close(self) -> dict[str, list[int]]:
-        """Finish all files; returns for each of them its size in bytes and its CRC-32, for `damage`."""
+        """Close all files; returns the size in bytes and the CRC-32 of each, for `damage`."""
         sizes = {name: file.tell() for name, file in self._files.items()}
         for file in self._files.values():
             file.close()
@@ -216,7 +216,7 @@ class StoreWriter:
 
 
 def damage(folder: Path, files: dict[str, list[int]]) -> str:
-    """What is wrong with the files that `StoreWriter.close` told of; "" where every byte is as it was written."""
+    """What is wrong with the files listed by `StoreWriter.close`; "" if every byte is as it was written."""
     for name, (size, wanted) in files.items():
         try:
             if (folder / name).stat().st_size != size:
@@ -236,14 +236,14 @@ def damage(folder: Path, files: dict[str, list[int]]) -> str:
 
 
 def usable(records: Iterable[Record]) -> list[tuple[int, Dialogue]]:
-    """The dialogues among some records, each with its index."""
+    """The dialogues of some records, each with its index."""
     return [(record.index, record.dialogue) for record in records if record.dialogue is not None]
 
 
 def check_supervised(counts: Counter[str], max_length: int) -> None:
-    """Raises DataError where nothing would be learned."""
+    """Raise DataError if there are no supervised tokens."""
     if not counts["supervised_tokens"]:
         raise DataError(
-            "Not one supervised token in the data: there is nothing to train on.\n"
+            "No supervised tokens in the data: there is nothing to train on.\n"
             f"{table(counts)}\n{hint_at_causes(counts, max_length)}"
         )

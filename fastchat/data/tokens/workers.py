@@ -1,9 +1,8 @@
-"""Tokenising in several processes at once; what comes out does not depend on how many there are.
+"""Tokenising in several processes; the result does not depend on their number.
 
-The main process reads the files, so that what is wrong with a row is found and told in one place. Batches of dialogues
-go to the workers and come back as flat arrays, in order; only a few are under way at any time. Workers are started
-afresh ("spawn"): the main process has threads (of torch, of the process group, of the tokenizer), which a fork would
-copy in whatever state they are.
+The main process reads the files, so that all bad rows are reported in one place. Batches of dialogues go to the workers
+and come back as flat arrays, in order; only a few are in progress at any time. Workers are started with "spawn": the
+main process has threads (of torch, of the process group, of the tokenizer), which are not safe to fork.
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ from fastchat.data.tokens.store import TokenShard, make_shard
 from fastchat.errors import ResourceError
 
 BATCH = 256  # dialogues that go to a worker at a time
-_UNDER_WAY = 3  # batches per worker that are waiting, worked on, or waiting to be written
-_BYTES_PER_WORKER = 4 << 20  # of data: below that starting one takes longer than what it saves
+_UNDER_WAY = 3  # batches per worker that are queued, being tokenised, or waiting to be written
+_BYTES_PER_WORKER = 4 << 20  # of data: with less, starting a worker takes longer than it saves
 
 
 @dataclass
 class Batch:
-    """Dialogues to tokenise, as (index, dialogue); what to count of the rows between them; how far reading has come."""
+    """Dialogues to tokenise, as (index, dialogue); the counts of dropped rows between them; the bytes read so far."""
 
     dialogues: list[tuple[int, Dialogue]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    names: dict[int, str | None] = field(default_factory=dict)  # what the records call themselves
+    names: dict[int, str | None] = field(default_factory=dict)  # the rows' own ids
     bytes_read: int = 0
 
 
 def num_workers(asked: int | None, num_bytes: int) -> int:
-    """How many processes tokenise: as many as asked for, else as many as there are CPUs and the data keeps busy."""
+    """The number of tokenising processes: as requested, else one per CPU, but not more than the data keeps busy."""
     return asked or max(1, min(available_cpus(), num_bytes // _BYTES_PER_WORKER))
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use: its affinity, and the quota of its container."""
+    """The CPUs that this process may use, by its affinity and the quota of its container."""
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -67,10 +66,10 @@ def tokenised(
     on_bad_row: str = "stop",
     workers: int,
 ) -> Iterator[tuple[Batch, TokenShard]]:
-    """Every batch with its part, in order.
+    """Every batch with its shard, in order.
 
     Raises:
-        DataError: what tokenising a dialogue raises, of the first batch that has such a one.
+        DataError: tokenising a dialogue failed; the error is that of the first such batch.
         ResourceError: a worker died.
     """
     how: dict[str, Any] = {"max_length": max_length, "overlong": overlong, "on_bad_row": on_bad_row}
@@ -86,23 +85,23 @@ def tokenised(
     )
 
     def submit(batch: Batch) -> Future[TokenShard]:
-        with _quiet_workers():  # this is where a worker is started, while there are too few
+        with _quiet_workers():  # this starts a worker as long as there are too few
             return pool.submit(_work, batch.dialogues)
 
     try:
         yield from _in_order(batches, submit, workers * _UNDER_WAY)
     except BrokenProcessPool:
         raise ResourceError(
-            f"one of {workers} processes that tokenise died, most likely for want of memory; "
+            f"one of the {workers} tokenising processes died, most likely because it ran out of memory; "
             "try a smaller --preprocessing_num_workers"
         ) from None
     except OSError as error:
         raise ResourceError(
-            f"{workers} processes that tokenise cannot be started ({error.strerror or error}); "
+            f"the {workers} tokenising processes cannot be started ({error.strerror or error}); "
             "try a smaller --preprocessing_num_workers"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)  # what is worked on is a second's work at most
+        pool.shutdown(cancel_futures=True)  # what is in progress takes a second at most
 
 
 def _in_order(
@@ -120,7 +119,7 @@ def _in_order(
 
 @contextlib.contextmanager
 def _quiet_workers() -> Iterator[None]:
-    """What the processes started in here find in their environment: one thread each, and no rank to speak for."""
+    """Set the environment of the processes started in this context: one thread each, and no rank."""
     # A launcher's variables would make a library believe that the worker is a process of the run.
     changed = {"TOKENIZERS_PARALLELISM": "false", "RANK": None, "LOCAL_RANK": None, "WORLD_SIZE": None}
     before = {name: os.environ.get(name) for name in changed}
@@ -149,13 +148,13 @@ def _start(described: dict[str, Any], name: str, how: dict[str, Any]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from fastchat.data.encoding.text_encoder import TextEncoder
 
-    with contextlib.redirect_stderr(io.StringIO()):  # the main process has said it all
+    with contextlib.redirect_stderr(io.StringIO()):  # the main process has logged it already
         _WORKER["chat_encoder"] = TextEncoder.from_description(described, name)
     _WORKER["how"] = how
 
 
 def _end_with_parent() -> None:
-    """A main process that was killed would leave its workers waiting for ever."""
+    """Exit if the main process is killed; otherwise the workers would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

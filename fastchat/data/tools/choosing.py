@@ -1,4 +1,4 @@
-"""The tokenizer and the template that a command is told to work with."""
+"""The tokenizer and the template chosen on a command line."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def add_model_flags(parser: Parser) -> None:
     """The flags that `load_chat_encoder` reads."""
     add = parser.add_argument
     add("--model_name_or_path", required=True, metavar="DIR", help="the model's directory, for its tokenizer")
-    add("--conv_template", metavar="NAME", help="chat template; default vicuna_v1.1 where nothing speaks against it")
-    add("--conv_template_file", metavar="FILE", help="my.py or my.yaml with templates of your own")
-    class_help = "ids of the tokenizer's class in transformers, not those of tokenizer.json"
+    add("--conv_template", metavar="NAME", help="chat template; default vicuna_v1.1 if it suits the model")
+    add("--conv_template_file", metavar="FILE", help="my.py or my.yaml with your own templates")
+    class_help = "use the ids of the tokenizer's class in transformers, not those of tokenizer.json"
     add("--use_tokenizer_class", action="store_true", help=class_help)
     add("--trust_remote_code", action="store_true", help="allow tokenizer code that comes with the model")
 
 
 def load_chat_encoder(args: argparse.Namespace, train_on: str = ASSISTANT) -> ChatEncoder:
-    """The tokenizer bound to the template. Raises SettingsError; what was chosen for the user is said."""
+    """The tokenizer combined with the template. Raises SettingsError; choices made for the user are logged."""
     name = use_template_file(args.conv_template_file, args.conv_template)
     encoder = text_encoder(args.model_name_or_path, args.trust_remote_code, args.use_tokenizer_class)
     chat_encoder = encoder.bind(encoder.choose(name, model_name=args.model_name_or_path), train_on)
@@ -47,14 +47,14 @@ def text_encoder(model: str, trust_remote_code: bool, use_class: bool = False) -
 
 
 def check_model(name: str) -> None:
-    """Tell what needs no library to be seen; anything else is for the tokenizer's loader (a name on the hub, say)."""
+    """Check what needs no library; anything else (a name on the hub, say) is left to the tokenizer's loader."""
     path = Path(name)
     if path.is_dir():
         files = os.listdir(path)
         if not any(part in file for file in files for part in ("token", "vocab", "spiece")):
             found = ", ".join(sorted(files)[:5]) or "nothing"
             raise SettingsError(
-                f"--model_name_or_path {name}: no tokenizer is in it (no tokenizer.json); found: {found}."
+                f"--model_name_or_path {name}: there is no tokenizer in it (no tokenizer.json); found: {found}."
             )
     elif path.exists():
         raise SettingsError(f"--model_name_or_path {name}: is a file; give the model's directory.")

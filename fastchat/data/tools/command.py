@@ -1,4 +1,4 @@
-"""What the commands of this room share: a parser that names the nearest flag, and errors told in one line."""
+"""What the data commands share: a parser that suggests the nearest flag, and errors as one message."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastchat.data.view.terminal import safe
 from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, UserError, nearest
 from fastchat.streams import kept_output
 
-EXIT_INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
+EXIT_INTERRUPTED = 130  # the exit code of a shell for a command that Ctrl-C ended
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes flags with - and with _ alike, and names the nearest flag where one is unknown.
+    """Accepts flags with - or _, and suggests the nearest flag for an unknown one.
 
-    Flags are never abbreviated: `--data` would silently mean another flag on the day a second one begins so.
+    Flags cannot be abbreviated: `--data` could silently change its meaning when another flag with that prefix is added.
     """
 
     def __init__(self, **settings: Any):
@@ -32,14 +32,14 @@ class Parser(argparse.ArgumentParser):
         known = self._known()
         given = [word.split("=")[0] for word in self._given if word.startswith("--")]
         near = {flag: nearest(flag, known, n=1) for flag in given if flag not in known}
-        hints = [f"instead of {flag}, is {hit[0]} meant?" for flag, hit in near.items() if hit]
+        hints = [f"{flag}: did you mean {hit[0]}?" for flag, hit in near.items() if hit]
         self.exit(EXIT_SETTINGS, safe("; ".join([f"error: {message}", *hints, "--help shows all flags"])) + "\n")
 
     def _known(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings]
 
     def _spelled(self, word: str) -> str:
-        """`--in_file=x` as the flag that is known, `--in-file=x`; anything else as it is."""
+        """`--in_file=x` as the known flag `--in-file=x`; anything else unchanged."""
         flag, equals, value = word.partition("=")
         if not flag.startswith("--") or flag in self._known():
             return word

@@ -1,8 +1,8 @@
-"""HTML of a chat page to Markdown, with the standard library alone.
+"""Converts the HTML of a chat page to Markdown, with the standard library only.
 
-Made for answers that were copied out of a page: paragraphs, headings, lists (also one that begins at 3, or goes on
-behind a paragraph), code blocks without the page's buttons, tables, links, and formulas as the TeX they were made from.
-Text is not escaped: an answer that says snake_case means snake_case.
+Made for answers copied from a page: paragraphs, headings, lists (also one that begins at 3, or continues after a
+paragraph), code blocks without the page's buttons, tables, links, and formulas as their TeX source. Text is not
+escaped: snake_case in an answer stays snake_case.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BLOCKS = {
     "address", "article", "blockquote", "body", "div", "dl", "dt", "dd", "fieldset", "figure", "footer", "form", "h1",
     "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "main", "nav", "ol", "p", "pre", "section", "table", "ul",
 }  # fmt: skip
-# What an element that begins closes by itself, up to the element around it that it may not reach beyond.
+# The open elements that a new element closes implicitly, and the enclosing elements beyond which it closes none.
 _CLOSES = {
     "li": ({"li"}, {"ul", "ol"}),
     "tr": ({"tr", "td", "th"}, {"table"}),
@@ -30,7 +30,7 @@ _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 _LANGUAGE = re.compile(r"(?:^|\s)lang(?:uage)?-([\w+#.-]+)")
 _LINK = re.compile(r"(?:https?://|mailto:|/|#)", re.IGNORECASE)
-_MAX_DEPTH = 100  # what is nested deeper stands in the element around it
+_MAX_DEPTH = 100  # deeper elements become children of the element at this depth
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Node:
                 yield from child.walk()
 
     def text(self) -> str:
-        """All text in it as it stands, buttons and pictures left out."""
+        """All its text, unchanged, without buttons and pictures."""
         if self.tag in _SKIPPED:
             return ""
         if self.tag == "br":
@@ -60,13 +60,13 @@ class _Node:
 
 
 class _Tree(HTMLParser):
-    """Builds the elements; an end tag without a start is ignored, and what is open at the end is closed."""
+    """Builds the elements; an end tag without a start is ignored, and elements still open at the end are closed."""
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
         self.root = _Node("body")
         self._open = [self.root]
-        self.feed(_COMMENT.sub("", text))  # many open ones would cost the parser quadratic time
+        self.feed(_COMMENT.sub("", text))  # many unclosed comments would take the parser quadratic time
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -113,7 +113,7 @@ def html_to_markdown(html: str) -> str:
 def _blocks(node: _Node) -> list[str]:
     """The paragraphs, lists, code blocks ... in an element."""
     blocks: list[str] = []
-    line: list[_Node | str] = []  # neighbours that stand in one paragraph
+    line: list[_Node | str] = []  # neighbours in one paragraph
 
     def end_line() -> None:
         text = _inline(line)
@@ -158,7 +158,7 @@ def _code_block(node: _Node) -> str:
     text = (code or node).text()
     named = [_LANGUAGE.search(inner.attributes.get("class", "")) for inner in node.walk()]
     language = next((found[1] for found in named if found), "")
-    if code is None:  # the page's button stands in the text itself
+    if code is None:  # the text of the page's button is in the code itself
         header = re.match(r"\s*([\w+#.-]*?)(?:Copy code)+\n?", text)
         language, text = (header[1], text[header.end() :]) if header else (language, text)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
@@ -181,7 +181,7 @@ def _list(node: _Node) -> list[str]:
 
 
 def _item(mark: str, node: _Node) -> str:
-    """One list item; its further lines are indented to stand below its first."""
+    """One list item; its further lines are indented to align with the first."""
     text = ""
     for block in _blocks(node):
         tight = re.match(r"(?:- |\d+\. )", block) is not None
@@ -193,7 +193,7 @@ def _item(mark: str, node: _Node) -> str:
 
 def _table(node: _Node) -> list[str]:
     rows: list[list[_Node]] = []
-    others: list[_Node | str] = []  # what stands in no cell: a caption, a stray word
+    others: list[_Node | str] = []  # text outside any cell: a caption, a stray word
     _collect(node, rows, others)
     blocks = _blocks(_Node("div", {}, others))
     if not any(rows):
@@ -205,7 +205,7 @@ def _table(node: _Node) -> list[str]:
 
 
 def _collect(node: _Node, rows: list[list[_Node]], others: list[_Node | str]) -> None:
-    """Sort what is in a table, or in a part of one, into rows of cells and the rest."""
+    """Sort the contents of a table, or of a part of one, into rows of cells and the rest."""
     for child in node.children:
         tag = "" if isinstance(child, str) else child.tag
         if isinstance(child, str):
@@ -225,7 +225,7 @@ def _collect(node: _Node, rows: list[list[_Node]], others: list[_Node | str]) ->
 
 
 def _inline(nodes: list[_Node | str]) -> str:
-    """Text and inline elements as one paragraph; runs of white space are one space, as a page shows them."""
+    """Text and inline elements as one paragraph; white space is collapsed, as a browser does."""
     text = "".join(_SPACE.sub(" ", node) if isinstance(node, str) else _inline_element(node) for node in nodes)
     return re.sub(r" *\n *", "\n", re.sub(r"  +", " ", text)).strip(" \n")
 
@@ -264,7 +264,7 @@ def _code_span(text: str) -> str:
 
 
 def _formula(node: _Node) -> str:
-    """The TeX from which KaTeX drew a formula."""
+    """The TeX source of a formula rendered by KaTeX."""
     for inner in node.walk():
         if inner.tag == "annotation" and "tex" in _of(inner, "encoding"):
             tex = inner.text().strip()

@@ -1,4 +1,4 @@
-"""What a question/answer row says: the question, the code, what it should print, and the final answer."""
+"""Reads a question/answer row: the question, the code, the expected output, and the final answer."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _ARITHMETIC = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One row, understood.
+    """One row, parsed.
 
     Attributes:
-        name: goes to the "idx" of the result.
+        name: the "idx" of the result.
         code: without a fence around it.
-        output: what the row says that the code prints, None where it says nothing.
-        final: the final answer, None where the row has none.
-        text: the answer turn without the final answer, "" where the row has none.
+        output: what the code prints according to the row, None if the row does not say.
+        final: the final answer, None if the row has none.
+        text: the answer turn without the final answer, "" if the row has none.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Problem:
 
 
 def read_problem(row: Mapping[str, Any], name: str) -> Problem:
-    """Take a row apart. `name` is used where the row has no "idx" or "id".
+    """Parse a row. `name` is used if the row has no "idx" or "id".
 
     Raises:
-        BadRow: the question is missing, a value is no text, or there is neither code nor an annotation to make it of.
+        BadRow: the question is missing, a value is not a string, or there is neither code nor an annotation.
 
     Example:
         >>> problem = read_problem({"question": "Half of 48?", "answer": "It is <<48/2=24>>24.\\n#### 24"}, "a-0")
@@ -59,23 +59,23 @@ def read_problem(row: Mapping[str, Any], name: str) -> Problem:
     question, answer, code = _text(row, _QUESTION), _text(row, _ANSWER), _text(row, ("code",))
     own_name = next((row[key] for key in _NAME if isinstance(row.get(key), (str, int))), name)
     if not question or not question.strip():
-        raise BadRow("no question", 'it needs "question" or "problem"')
+        raise BadRow("no question", '"question" or "problem" is required')
     text, final = _answer(answer or "")
     if code is not None and code.strip():
         fenced = _FENCE.match(code.strip())
         code = fenced[1] if fenced else code.strip("\n")
         if "```" in code:
-            raise BadRow("the code holds ```", "it would end the code block")
+            raise BadRow("the code contains ```", "it would end the code block")
         return Problem(str(own_name), question, code, _output(row), final, text)
     if answer is None:
-        raise BadRow("no answer and no code", 'it needs "answer" with annotations such as <<48/2=24>>, or "code"')
+        raise BadRow("no answer and no code", '"answer" with annotations such as <<48/2=24>>, or "code", is required')
     steps = [_step(annotation) for annotation in _ANNOTATION.findall(answer)]
     if not steps:
         raise BadRow("no calculator annotation", "nothing like <<48/2=24>> in the answer, and no code")
     if final is None:
         raise BadRow("no final answer", "no line such as #### 72")
     if number(final) is None:
-        raise BadRow("the final answer is no number", shown(final))
+        raise BadRow("the final answer is not a number", shown(final))
     lines = [f"step_{i} = {step}" for i, step in enumerate(steps, start=1)]
     return Problem(
         str(own_name), question, "\n".join([*lines, f"print(round(step_{len(steps)}, 4))"]), None, final, text
@@ -83,7 +83,7 @@ def read_problem(row: Mapping[str, Any], name: str) -> Problem:
 
 
 def dialogue(problem: Problem, output: str) -> dict[str, Any]:
-    """The row in the messages form: question, code, output, answer; the output turn is the user's, so never trained."""
+    """The row in the messages format: question, code, output, answer. The output is a user turn, so not trained on."""
     answer = problem.text
     if _BOXED not in answer:
         final = problem.final or output.splitlines()[-1].strip()
@@ -99,7 +99,7 @@ def dialogue(problem: Problem, output: str) -> dict[str, Any]:
 
 
 def agree(printed: str, said: str) -> bool:
-    """Whether two texts say the same: as numbers to four digits behind the point where both are some, else literally.
+    """Whether two texts are equal: as numbers, to four decimal places, if both are numbers; else literally.
 
     >>> agree("72.0", "72"), agree("0.3333", "1/3"), agree("x = 2", "x  = 2"), agree("12", "12 apples")
     (True, True, True, False)
@@ -143,7 +143,7 @@ def _answer(answer: str) -> tuple[str, str | None]:
 
 
 def _inside_box(text: str) -> str | None:
-    """What the last box holds, with the braces inside it matched."""
+    """The contents of the last box, with matched braces."""
     start = text.rindex(_BOXED) + len(_BOXED)
     depth = 1
     for end in range(start, len(text)):
@@ -159,19 +159,19 @@ def _step(annotation: str) -> str:
     cleaned = re.sub(r"(?<=\d),(?=\d{3}\b)|[$\s]", "", expression)
     cleaned = cleaned.replace("×", "*").replace("÷", "/").replace("−", "-")
     cleaned = re.sub(r"(\d+(?:\.\d+)?|\.\d+)%(?![\d.(])", r"(\1/100)", cleaned)
-    cleaned = re.sub(r"(?<![\d.])0+(?=\d)", "", cleaned)  # 05 is no Python number
+    cleaned = re.sub(r"(?<![\d.])0+(?=\d)", "", cleaned)  # 05 is not a Python number
     try:
         nodes = list(ast.walk(ast.parse(cleaned, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         nodes = []
     numbers = all(type(node.value) in (int, float) for node in nodes if isinstance(node, ast.Constant))
     if not nodes or not numbers or not all(isinstance(node, _ARITHMETIC) for node in nodes):
-        raise BadRow("an annotation is no arithmetic", shown(annotation))
+        raise BadRow("an annotation is not arithmetic", shown(annotation))
     return cleaned
 
 
 def number(text: str) -> float | None:
-    """The number that a text is: "72", "-1,200.50", "$5", "20%" (20), "1/3", "\\frac{1}{3}"; None for anything else."""
+    """The value of a text: "72", "-1,200.50", "$5", "20%" (20), "1/3", "\\frac{1}{3}"; None for anything else."""
     cleaned = re.sub(r"(?<=\d),(?=\d{3})|^\$|[%$]$", "", text.strip())
     parts = re.fullmatch(r"(-?)\\d?frac\{(\d+)\}\{(\d+)\}|(-?)(\d+)/(\d+)", cleaned)
     try:

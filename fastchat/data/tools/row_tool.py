@@ -1,7 +1,7 @@
-"""What upstream's data tools share: their flags, reading row by row, writing, and counting what is left out.
+"""What upstream's data tools share: their flags, reading row by row, writing, and counting dropped rows.
 
-A tool is a function from one row to the rows that take its place. It raises BadRow for a row that is no conversation
-at all (the run stops, or skips it under --on_bad_row skip) and Dropped for one that it is there to leave out.
+A tool is a function from one row to the rows that replace it. It raises BadRow for a row that is not a conversation
+(the command stops, or skips it with --on_bad_row skip) and Dropped for a row that it is meant to remove.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Dropped(Exception):
-    """A sound row that the tool leaves out; rows are counted by `reason`."""
+    """A valid row that the tool removes; rows are counted by `reason`."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -34,7 +34,7 @@ class Dropped(Exception):
 
 @dataclass
 class Tally:
-    """How many rows came in and went out, why others did not, and what else happened to those that did."""
+    """The number of rows read and written, the reasons for dropped rows, and notes on those that were written."""
 
     num_in: int = 0
     num_out: int = 0
@@ -53,9 +53,9 @@ class Tally:
 
 
 def tool_parser(name: str, description: str, *, out: str | None = "", several: bool = False) -> Parser:
-    """A parser with the flags of every tool.
+    """A parser with the flags that all tools share.
 
-    `out` is the default of --out-file, "" where it must be given, None where the tool writes no such file.
+    `out` is the default of --out-file, "" if it is required, None if the tool does not write such a file.
     """
     parser = Parser(prog=f"python -m fastchat.data.{name}", description=description)
     more: dict[str, Any] = {"nargs": "+"} if several else {}
@@ -65,24 +65,24 @@ def tool_parser(name: str, description: str, *, out: str | None = "", several: b
     if out is not None:
         wanted: dict[str, Any] = {"default": out} if out else {"required": True}
         shown = "; .jsonl: one row per line, else one array" + (" (%(default)s)" if out else "")
-        parser.add_argument("--out-file", "--out", metavar="FILE", help=f"what to write{shown}", **wanted)
-    on_bad_row = "what happens to rows that cannot be read (%(default)s)"
+        parser.add_argument("--out-file", "--out", metavar="FILE", help=f"output file{shown}", **wanted)
+    on_bad_row = "what to do with rows that cannot be read (%(default)s)"
     parser.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop", help=on_bad_row)
     return parser
 
 
 def add_slice(parser: Parser) -> None:
     """Add upstream's --begin and --end."""
-    parser.add_argument("--begin", type=int, metavar="N", help="the first row to take, counted from 0")
-    parser.add_argument("--end", type=int, metavar="N", help="the row before which to stop")
+    parser.add_argument("--begin", type=int, metavar="N", help="first row to use, counted from 0")
+    parser.add_argument("--end", type=int, metavar="N", help="row at which to stop (exclusive)")
 
 
 def check_slice(args: argparse.Namespace) -> None:
-    """Raises SettingsError for a slice that holds no row."""
+    """Raise SettingsError for an empty slice."""
     begin, end = args.begin or 0, args.end
     if begin < 0 or (end is not None and end <= begin):
         raise SettingsError(
-            f"--begin {args.begin} --end {end}: no row lies there; rows count from 0, --end is not taken."
+            f"--begin {args.begin} --end {end}: the slice is empty; rows count from 0, and --end is exclusive."
         )
 
 
@@ -90,7 +90,7 @@ def check_slice(args: argparse.Namespace) -> None:
 
 
 class Rows:
-    """The rows of some files, one after the other, from place `begin` to before `end` of all of them."""
+    """The rows of some files, concatenated, from row `begin` up to but not including row `end`."""
 
     def __init__(self, paths: Sequence[str], on_bad_row: str, begin: int | None = None, end: int | None = None):
         self.paths, self.on_bad_row, self.begin, self.end = paths, on_bad_row, begin or 0, end
@@ -98,12 +98,12 @@ class Rows:
         self.report = BadRowReport()
 
     def each(self, function: Callable[[int, dict[str, Any]], T]) -> Iterator[T]:
-        """What `function` makes of each good row, given its place in the input and the row.
+        """The result of `function` for each good row; its arguments are the row's position in the input and the row.
 
         Raises:
-            DataError: rows cannot be read, or `function` raised BadRow, and --on_bad_row is "stop"; after the last row,
-                with all of them listed.
-            SettingsError: --begin lies behind the last row.
+            DataError: rows cannot be read, or `function` raised BadRow, and --on_bad_row is "stop"; raised after the
+                last row, listing the bad rows.
+            SettingsError: --begin is after the last row.
         """
         rows = enumerate(chain.from_iterable(read_rows(path, whole=True) for path in self.paths))
         for index, row in _with_bar(islice(rows, self.begin, self.end)):
@@ -120,7 +120,7 @@ class Rows:
 
     def _finish(self) -> None:
         if not self.num_read:
-            raise SettingsError(f"--begin {self.begin}: there are not so many rows in {', '.join(self.paths)}.")
+            raise SettingsError(f"--begin {self.begin}: is after the last row of {', '.join(self.paths)}.")
         if self.report.total and self.on_bad_row == "stop":
             raise self.report.error(self.num_read)
         if self.report.total:
@@ -130,9 +130,9 @@ class Rows:
 def convert(
     args: argparse.Namespace, function: Callable[[int, dict[str, Any], Tally], Iterable[dict[str, Any]]]
 ) -> None:
-    """Write to --out-file what `function` makes of each row of --in-file, and print the counts.
+    """Write the rows that `function` returns for each row of --in-file to --out-file, and print the counts.
 
-    `function` gets the row's place, the row, and the tally for its notes; it may raise BadRow or Dropped.
+    `function` gets the row's position, the row, and the tally for its notes; it may raise BadRow or Dropped.
     """
     paths = [args.in_file] if isinstance(args.in_file, str) else args.in_file
     check_output("--out-file", args.out_file, paths)
@@ -157,7 +157,7 @@ def convert(
 
 
 def _with_bar(rows: Iterator[tuple[int, Row]]) -> Iterable[tuple[int, Row]]:
-    """The same rows, counted by a bar where stderr is a terminal."""
+    """The same rows, with a progress bar if stderr is a terminal."""
     if not sys.stderr.isatty():
         return rows
     from tqdm import tqdm
@@ -170,13 +170,13 @@ def _with_bar(rows: Iterator[tuple[int, Row]]) -> Iterable[tuple[int, Row]]:
 
 @dataclass(frozen=True)
 class TurnList:
-    """The turns of a row as they stand in it.
+    """The turns of a row, as they are in the file.
 
     Attributes:
-        key: where they stand: "conversations", "items" or "messages".
-        text_key: under which key each has its text.
-        entries: the turns, and `roles`: whose each is ("system", "user", "assistant", "tool").
-        kinds: the roles, but "function_call" for an assistant's call that says so.
+        key: the key of the list: "conversations", "items" or "messages".
+        text_key: the key of a turn's text.
+        entries: the turns, and `roles`: the role of each ("system", "user", "assistant", "tool").
+        kinds: the roles, except "function_call" for an assistant turn that is marked as a call.
     """
 
     key: str
@@ -198,16 +198,16 @@ class TurnList:
 
     @property
     def num_system(self) -> int:
-        """1 where the first turn is the system's, else 0."""
+        """1 if the first turn is a system turn, else 0."""
         return int(self.roles[:1] == [SYSTEM])
 
 
 def turn_list(row: dict[str, Any]) -> TurnList:
-    """The turns of a ShareGPT or messages row. Raises BadRow for anything that training could not read either."""
+    """The turns of a ShareGPT or messages row. Raises BadRow for a row that training cannot read either."""
     parse_row(row)
     key = format_of(row)
     if key not in TURN_LISTS:
-        raise BadRow("not a list of turns", "an Alpaca row; convert_alpaca makes a conversation of it")
+        raise BadRow("not a list of turns", "an Alpaca row; convert it with convert_alpaca first")
     keys = TURN_LISTS[key]
     names = [entry[keys.role] for entry in row[key]]
     kinds = [CALL if name == CALL else keys.roles[name] for name in names]

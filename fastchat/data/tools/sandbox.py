@@ -1,17 +1,17 @@
-"""Runs a piece of Python code from a data set in a process of its own, with nothing to gain and little to break.
+"""Runs a piece of Python code from a dataset in a separate process with restricted permissions.
 
-What holds on every system where this runs:
-    a fresh interpreter without this project's modules, environment variables or open files, in an empty folder that is
+On every supported system:
+    a new interpreter without this project's modules, environment variables or open files, in an empty folder that is
     deleted afterwards; stopped after the time limit with everything in its process group; output cut at its limit;
-    memory and processor time limited by the kernel (macOS ignores the memory limit); no file can grow; sockets, other
-    programs, processes and signals, writing, deleting, and reading outside Python's own folders refused by the
-    interpreter (audit hook). The last sentence is no barrier against code that breaks out of the interpreter.
+    memory and processor time limited by the kernel (macOS ignores the memory limit); no file can grow. Sockets, other
+    programs, processes, signals, writing, deleting, and reading outside Python's own folders are blocked by the
+    interpreter (audit hook), which does not stop code that breaks out of the interpreter.
 
-What the Linux kernel adds where it offers it (`protections()` says so after trying):
-    calls    seccomp filter: sockets, new processes, other programs, signals and tracing fail, whatever the code does
+Added by the Linux kernel if available (`protections()` tries it and reports):
+    calls    seccomp filter: sockets, new processes, other programs, signals and tracing fail in any case
     files    Landlock: nothing can be written or deleted, and nothing read but Python's folders and system libraries
 
-Not promised: that the kernel or the interpreter has no hole. For code of an adversary use a machine without secrets.
+This cannot protect against bugs in the kernel or the interpreter. For malicious code use a machine without secrets.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PROTECTION_LOST = 70  # the child's exit code
 
 @dataclass(frozen=True)
 class Limits:
-    """What one piece of code may use: `timeout` in seconds, `memory` and `output` in bytes."""
+    """The limits for one piece of code: `timeout` in seconds, `memory` and `output` in bytes."""
 
     timeout: float = 5.0
     memory: int = 1 << 30
@@ -58,10 +58,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What running gave. `status`: "ok", "error" (it raised, or the memory ran out), "timeout", "output" (too much).
+    """The result of a run. `status`: "ok", "error" (it raised, or ran out of memory), "timeout", "output" (too much).
 
-    `output`: all that was printed, with the value of a last line that is an expression, as in a notebook; complete
-    only where the status is "ok" or "error". `error`: the last line of the traceback, else "".
+    `output`: everything printed, and the value of a last line that is an expression, as in a notebook; complete only
+    if the status is "ok" or "error". `error`: the last line of the traceback, else "".
     """
 
     status: str
@@ -74,7 +74,7 @@ def run_python(code: str, limits: Limits | None = None) -> Outcome:
 
     Raises:
         SettingsError: this system has no process limits (Windows).
-        ResourceError: no process could be started, or a protection is gone that was there before.
+        ResourceError: no process could be started, or a protection that was available before is not any more.
 
     >>> run_python("x = 6 * 7\\nx").output
     '42\\n'
@@ -84,7 +84,7 @@ def run_python(code: str, limits: Limits | None = None) -> Outcome:
 
 @functools.cache
 def protections() -> tuple[str, ...]:
-    """Which of "files" and "calls" the kernel enforces here, found by trying; empty where it offers neither."""
+    """Which of "files" and "calls" the kernel enforces here, determined by trying; empty if it supports neither."""
     _check_system()
     outcome = _run("", Limits(), (), probe=True)
     if outcome.status != "ok":
@@ -93,14 +93,14 @@ def protections() -> tuple[str, ...]:
 
 
 def guarantee() -> str:
-    """One line that says what stops the code here, for the user."""
+    """One line for the user about how code is isolated on this system."""
     kernel = protections()
     if set(kernel) == {"files", "calls"}:
-        return "code runs isolated: the kernel refuses it network, processes and files (seccomp, Landlock)"
+        return "code runs isolated: the kernel blocks network, processes and files (seccomp, Landlock)"
     held = {"calls": "network and processes (seccomp)", "files": "files (Landlock)"}
-    by_kernel = f"the kernel refuses it {held[kernel[0]]}, " if kernel else ""
+    by_kernel = f"the kernel blocks {held[kernel[0]]}, " if kernel else ""
     return (
-        f"code runs with limits, but {by_kernel}the interpreter alone refuses it the rest: enough for careless code, "
+        f"code runs with limits: {by_kernel}only the interpreter blocks the rest; this is safe for careless code, "
         "not for malicious code"
     )
 
@@ -153,7 +153,7 @@ def _readable() -> list[str]:
 
 
 def _finish(process: subprocess.Popen[bytes], sent: bytes, limits: Limits) -> Outcome:
-    """Feed the process, read it until it ends or a limit is reached, and leave nothing of it behind."""
+    """Send the code, read the output until the process ends or a limit is reached, and clean up."""
     deadline = time.monotonic() + limits.timeout
     pipes: dict[str, Any] = {"out": process.stdout, "err": process.stderr}
     read = {"out": bytearray(), "err": bytearray()}
@@ -174,7 +174,9 @@ def _finish(process: subprocess.Popen[bytes], sent: bytes, limits: Limits) -> Ou
     output = bytes(read["out"][: limits.output]).decode("utf-8", "replace")
     error = bytes(read["err"]).decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
     if process.returncode == _PROTECTION_LOST:
-        raise ResourceError("a protection of the sandbox is gone that was there when the run began; nothing was run")
+        raise ResourceError(
+            "a protection of the sandbox that was available when the command began is not any more; nothing was run"
+        )
     if status is None:
         status = "ok" if process.returncode == 0 else "timeout" if process.returncode in _TIMED_OUT else "error"
         if status == "error" and not error:
@@ -193,7 +195,7 @@ def _send(pipe: IO[bytes] | None, sent: bytes) -> None:
 
 
 def _read_some(selector: Any, read: dict[str, bytearray], deadline: float, limit: int) -> str | None:
-    """Read what is there, waiting for it if need be; the status where that is the end."""
+    """Read available output, waiting for it if necessary; returns a status if the run is over, else None."""
     left = deadline - time.monotonic()
     if left <= 0:
         return "timeout"

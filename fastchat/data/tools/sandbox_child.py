@@ -1,14 +1,14 @@
-"""The program that `sandbox.py` starts to run one piece of code: it gives up what it does not need, then runs it.
+"""The program that `sandbox.py` starts to run one piece of code: it drops its permissions, then runs the code.
 
-Not for importing: it is started by path in a bare interpreter, and stands alone. It reads (limits, code) from stdin.
-Ends with 0, 1 (the code raised; the last line on stderr says what) or 70 (a protection that was there when the run
-began is there no more). It is started once per piece of code, so it imports only what starts fast (`_ast`, not `ast`).
+Not for importing: it is started by path in a bare interpreter, without this project. It reads (limits, code) from stdin
+and exits with 0, 1 (the code raised; the last line on stderr says what) or 70 (a protection that was available before
+is not any more). It is started once per piece of code, so it imports only what loads fast (`_ast`, not `ast`).
 """
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 
 import sys
 
-sys.path.pop(0)  # this folder: its modules are not for the code
+sys.path.pop(0)  # this folder: the code must not import its modules
 
 import _ast
 import _signal
@@ -19,7 +19,7 @@ import resource
 from _struct import pack
 
 PROTECTION_LOST = 70
-# System calls that the code gets "not permitted" for, as (x86-64, arm64 and other generic tables).
+# System calls that fail with "not permitted", as (x86-64, arm64 and other generic tables).
 _REFUSED = {
     "socket": (41, 198), "socketpair": (53, 199), "io_uring_setup": (425, 425),
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
@@ -38,14 +38,14 @@ _REFUSED = {
     "mknod": (133, None), "mknodat": (259, 33), "open_by_handle_at": (304, 265),
     "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
 }  # fmt: skip
-# Not refused but answered "no such call", so that the C library falls back to one that can be looked at.
+# These fail with "no such call", so that the C library falls back to a call that can be checked.
 _ABSENT = {"clone3": (435, 435), "openat2": (437, 437)}
 _CLONE, _PRLIMIT = (56, 220), (302, 261)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables, AUDIT_ARCH
 _THREAD = 0x10000  # CLONE_THREAD: a thread, not a process
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
 
-# Events of the interpreter that are refused: the same rules once more, for systems whose kernel has no filter.
+# Audit events that are blocked: the same rules for systems whose kernel has no filter.
 _REFUSED_EVENTS = (
     "socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn",
     "os.startfile", "os.kill", "os.killpg", "signal.pthread_kill", "os.remove", "os.rename", "os.rmdir", "os.mkdir",
@@ -58,7 +58,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main():
-    """Reads (limits, code) from stdin, gives up what the code must not have, and runs it."""
+    """Reads (limits, code) from stdin, drops permissions, and runs the code."""
     limits, code = marshal.load(sys.stdin.buffer)
     for folder in limits["packages"]:
         sys.path.append(folder)
@@ -76,7 +76,7 @@ def main():
 
 
 def run(code):
-    """Runs the code like a notebook cell: what the last line evaluates to is printed too."""
+    """Runs the code like a notebook cell: the value of the last line is printed too."""
     names = {"__name__": "__main__", "__builtins__": __builtins__, "exit": sys.exit, "quit": sys.exit}
     try:
         tree = compile(code, "<code>", "exec", _ast.PyCF_ONLY_AST)
@@ -98,13 +98,13 @@ def run(code):
     return 0
 
 
-# ---- what is given up, for good ----
+# ---- dropping permissions, irreversibly ----
 
 
 def limit_resources(limits):
-    """Memory, processor time, no growing files, no core dumps; processes where the user is not root."""
+    """Limits memory, processor time, file size, core dumps and, unless the user is root, processes."""
     seconds, memory = limits["timeout"], limits["memory"]
-    _signal.setitimer(_signal.ITIMER_REAL, seconds + 1)  # ends this process should its parent have died
+    _signal.setitimer(_signal.ITIMER_REAL, seconds + 1)  # ends this process if its parent has died
     _limit(resource.RLIMIT_CPU, int(seconds) + 1)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
@@ -121,7 +121,7 @@ def _limit(kind, value):
 
 
 def confine_files(readable):
-    """Landlock: nothing can be written anywhere, nothing be read but `readable`. False where the kernel lacks it."""
+    """Landlock: nothing can be written, and only `readable` can be read. False if the kernel does not support it."""
     try:
         import ctypes
 
@@ -149,7 +149,7 @@ def confine_files(readable):
 
 
 def filter_calls():
-    """seccomp: no sockets, no processes, no signals to others, no tracing. False where the kernel lacks it."""
+    """seccomp: no sockets, processes, signals to others or tracing. False if the kernel does not support it."""
     machine = _MACHINES.get(os.uname().machine)
     if sys.platform != "linux" or machine is None:
         return False
@@ -197,7 +197,7 @@ def _no_new_privileges(ctypes):
 
 
 def refuse_events(readable):
-    """An audit hook. It stops code that does what it says, not code that breaks out of the interpreter."""
+    """An audit hook. It stops ordinary code, not code that breaks out of the interpreter."""
 
     def inside(path):
         if isinstance(path, bytes):
@@ -228,4 +228,4 @@ if __name__ == "__main__":
             stream.flush()
         except OSError:  # the code closed it
             pass
-    os._exit(code)  # nothing registered by the code runs any more
+    os._exit(code)  # so that nothing that the code has registered runs at exit

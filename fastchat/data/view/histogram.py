@@ -1,4 +1,4 @@
-"""How long dialogues are, in bins that each are a quarter of a doubling wide: one long outlier hides nothing."""
+"""A histogram of dialogue lengths, with four bins per doubling so that one long outlier does not hide the rest."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _PER_DOUBLING = 4
 
 
 class Histogram:
-    """Lengths in tokens by what became of the dialogue: "whole", "cut" or "dropped"."""
+    """Lengths in tokens, separately for dialogues that are "whole", "cut" or "dropped"."""
 
     def __init__(self) -> None:
         self._lengths: Counter[tuple[int, str]] = Counter()
 
     def add(self, length: int, kind: str) -> None:
-        """Count one dialogue; one of length 0 has no tokens and is left out."""
+        """Count one dialogue; one of length 0 has no tokens and is ignored."""
         assert kind in KINDS, kind
         if length:
             self._lengths[length, kind] += 1
 
     def table(self, max_length: int) -> dict[str, Any]:
-        """What the page draws.
+        """The data for the chart on the page.
 
         Returns: `bins`: [first length, last length, whole, cut, dropped] of each bin, from the shortest dialogue to the
             longest; `max`: `max_length`; and smallest, median, mean, 95th percentile and largest length as `facts`.
@@ -56,7 +56,7 @@ def percentile(ordered: Sequence[int], percent: int) -> int:
 
 
 def _bin(length: int) -> int:
-    """The bin of a length: the largest whose first length does not exceed it."""
+    """The bin of a length: the last one whose first length does not exceed it."""
     at = (length.bit_length() - 1) * _PER_DOUBLING
     while _first(at + 1) <= length:
         at += 1

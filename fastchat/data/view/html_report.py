@@ -1,12 +1,12 @@
 """`--html report.html`: one page that shows every token with its role, id, label and the reason for it.
 
-The page needs nothing but itself. Its style and script stand in it under their hashes (the Content-Security-Policy lets
-nothing else run), its data is one block of JSON in plain ASCII in which no parser can see a tag, and its script writes
-texts with `textContent` only, a part of one record at a time. What the data holds:
+The page is self-contained. Its style and script are inline, allowed by their hashes (the Content-Security-Policy blocks
+everything else), its data is one block of JSON in ASCII that cannot be parsed as a tag, and its script writes texts
+only with `textContent`, a part of one record at a time. The data:
 
     tokens    every token of the page once, most frequent first: [id, text, vocabulary entry, 1 if a control token]
-    records   t: the tokens, as places in `tokens`        r: runs, flat: count, turn, role, reason, count, ...
-              x: texts other than in `tokens`, flat: place, text, ...           s: the role of every turn
+    records   t: the tokens, as indices into `tokens`     r: runs, flat: count, turn, role, reason, count, ...
+              x: texts that differ from `tokens`, flat: position, text, ...     s: the role of every turn
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fastchat.data.view.reasons import EXPLAINED, ROLES, Why, explain
 from fastchat.data.view.token_text import TokenTexts
 from fastchat.files import sha256_of_text
 
-# 3 M tokens make a page of about 12 MB; the tokens of later records are left out, and the page says so.
+# 3 M tokens make a page of about 12 MB; later records are shown without tokens, and the page says so.
 MAX_TOKENS = 3_000_000
 _SCRIPTS = ("base.js", "search.js", "record.js", "overview.js", "main.js")
 _BATCH = 256  # dialogues per call of the tokenizer
@@ -41,7 +41,7 @@ _BATCH = 256  # dialogues per call of the tokenizer
 
 @dataclass
 class _Entry:
-    """What the page holds of one record."""
+    """What the page contains of one record."""
 
     record: Record
     example: Example
@@ -51,7 +51,7 @@ class _Entry:
 
 
 class HtmlReport:
-    """Collects records as the preview makes them, then writes the page."""
+    """Collects the records and examples of the preview, then writes the page."""
 
     def __init__(self, chat_encoder: ChatEncoder, max_length: int, max_tokens: int = MAX_TOKENS):
         self.chat_encoder, self.max_length, self.left = chat_encoder, max_length, max_tokens
@@ -63,7 +63,7 @@ class HtmlReport:
         self._lengths = Histogram()
 
     def add(self, record: Record, example: Example) -> None:
-        """Take the next record, with what training gets of it."""
+        """Add the next record, with the example that training uses."""
         self.num_records += 1
         self._lengths.add(_length(example, self.max_length), _fate(example))
         if self.left > 0:
@@ -72,9 +72,9 @@ class HtmlReport:
                 self._encode()
 
     def write(self, path: str, counts: Mapping[str, int], about: Mapping[str, str]) -> str:
-        """Write the page; returns one line about it. `about`: what was previewed, as names and values.
+        """Write the page; returns one line about it. `about`: the settings that were previewed, as names and values.
 
-        Raises ResourceError where `path` cannot be written.
+        Raises ResourceError if `path` cannot be written.
         """
         self._encode()
         frequency = Counter(chain.from_iterable(entry.ids for entry in self._entries))
@@ -95,11 +95,11 @@ class HtmlReport:
             for number, entry in enumerate(self._entries):
                 file.write((",\n" if number else "") + safe_json(_row(entry, place_of)))
             file.write("]}" + after)
-        rest = "" if shown == self.num_records else f" (tokens of the first {shown:,}, counts of all)"
-        return f"report: {path} shows {self.num_records:,} records{rest}"
+        rest = "" if shown == self.num_records else f" (tokens only of the first {shown:,}, counts of all)"
+        return f"report: {path} shows {self.num_records:,} rows{rest}"
 
     def _encode(self) -> None:
-        """Find the tokens of the waiting records, as far as the page has room."""
+        """Encode the waiting records, up to the page's limit of tokens."""
         usable = [e for e in self._waiting if e.record.dialogue is not None and e.example.dropped != REFUSED]
         rendered = [
             self.chat_encoder.template.render(entry.record.dialogue) for entry in usable if entry.record.dialogue
@@ -153,7 +153,7 @@ def _row(entry: _Entry, place_of: Mapping[int, int]) -> dict[str, Any]:
 
 
 def _length(example: Example, max_length: int) -> int:
-    """The tokens of the whole dialogue; 0 where nothing of it could ever be learned."""
+    """The number of tokens of the whole dialogue; 0 if none of it can be trained on."""
     kept = max_length if example.dropped == "no_answer_within_length" else len(example.input_ids)
     return kept + example.truncated_tokens
 
@@ -172,13 +172,13 @@ def _split_line(line: str) -> list[str]:
 
 
 def safe_json(value: Any) -> str:
-    """JSON that may stand in a page: ASCII only, and no character that an HTML parser looks for."""
+    """JSON that can be embedded in a page: ASCII only, without characters that are special in HTML."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _page() -> tuple[str, str]:
-    """The page before and behind its data."""
+    """The page before and after its data."""
     shell, style, script = _asset("page.html"), _asset("page.css"), "".join(map(_asset, _SCRIPTS))
     parts = {"STYLE": style, "SCRIPT": script, "STYLE-HASH": _hash(style), "SCRIPT-HASH": _hash(script)}
     before, after = shell.split("{{DATA}}")

@@ -1,6 +1,6 @@
-"""Why each token of a dialogue is learned, or is not: one reason per token, for people to read.
+"""Why each token of a dialogue is supervised or not: one reason per token, for the preview.
 
-The labels are not made here. `explain` reads what made them, and fails loudly where its reasons say something else.
+The labels are not made here. `explain` uses the same inputs, and raises an AssertionError if its reasons disagree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastchat.data.encoding.supervision import ALL, Encoded, learned_segments
 
 
 class Why(IntEnum):
-    """The reasons; those up to CONTEXT_LEARNED are learned."""
+    """The reasons; tokens with those up to CONTEXT_LEARNED are supervised."""
 
     ANSWER = 0
     ANSWER_START = 1
@@ -43,46 +43,49 @@ class Why(IntEnum):
         return self <= Why.CONTEXT_LEARNED
 
 
-# reason: (its name, one sentence about it)
+# reason: (its name, one sentence that explains it)
 EXPLAINED = {
     Why.ANSWER: ("answer", "the assistant has to write it"),
     Why.ANSWER_START: (
         "answer begins",
-        "the first token that inference does not send; it may hold the template's space before the answer",
+        "the first token that is not in the inference prompt; it may include the template's space before the answer",
     ),
-    Why.STOP: ("stop", "ends the turn: the assistant has to write it to stop"),
+    Why.STOP: ("stop", "ends the turn: the assistant has to write it in order to stop"),
     Why.BOUNDARY_LEARNED: (
-        "boundary, learned",
-        "one token holds characters of the answer and of the template beside it; it is learned, because the assistant "
-        "has to write a part of it",
+        "boundary, supervised",
+        "one token has characters of the answer and of the template next to it; it is supervised, because the "
+        "assistant has to write part of it",
     ),
-    Why.CONTEXT_LEARNED: ("context, learned", "--train_on all has everything learned but BOS; inference sends this"),
-    Why.TEMPLATE: ("template", "the template writes it; inference sends it in the prompt"),
-    Why.BOS: ("sequence start", "the tokenizer or the template puts it in front; no model has to write it"),
+    Why.CONTEXT_LEARNED: (
+        "context, supervised",
+        "--train_on all supervises everything except BOS; part of the prompt at inference",
+    ),
+    Why.TEMPLATE: ("template", "the template writes it; part of the prompt at inference"),
+    Why.BOS: ("sequence start", "the tokenizer or the template adds it at the start; the model never has to write it"),
     Why.SYSTEM: ("system", "a system message is context"),
     Why.USER: ("user", "a user's message is context"),
-    Why.TOOL: ("tool", "what a tool returned is context"),
-    Why.EXCLUDED: ("excluded", 'not to be learned: its turn, or the row, says "train": false'),
-    Why.EMPTY: ("empty answer", "an answer without text is kept and not learned"),
+    Why.TOOL: ("tool", "the output of a tool is context"),
+    Why.EXCLUDED: ("excluded", 'not supervised: its turn, or the row, has "train": false'),
+    Why.EMPTY: ("empty answer", "an answer without text is kept but not supervised"),
     Why.ONLY_LAST: (
         "earlier answer",
-        "this template shows earlier answers otherwise than they were written, so only the last one can be learned",
+        "this template renders earlier answers differently, so only the last one can be supervised",
     ),
-    Why.NOT_LAST: ("not the last", "--train_on last has only the last trained answer of a dialogue learned"),
-    Why.EXAMPLE: ("example", "an example that the template shows before every dialogue"),
+    Why.NOT_LAST: ("not the last", "--train_on last supervises only the last trained answer of a dialogue"),
+    Why.EXAMPLE: ("example", "an example that the template adds before every dialogue"),
     Why.BOUNDARY: (
         "boundary",
-        "one token holds characters of an answer and of somebody else's message; it is not learned",
+        "one token has characters of an answer and of another message; it is not supervised",
     ),
-    Why.CUT: ("cut", "behind --model_max_length; training never sees it"),
-    Why.DROPPED: ("dropped", "the whole record is left out of training"),
+    Why.CUT: ("cut", "after --model_max_length; training does not see it"),
+    Why.DROPPED: ("dropped", "the whole row is not trained on"),
 }
 ROLES = ("template", "system", "user", "tool", "assistant")
 _MESSAGES = {"system": Why.SYSTEM, "user": Why.USER, "tool": Why.TOOL}
 
 
 class Run(NamedTuple):
-    """Some tokens in a row of which the same is to be said; `role` is an index into ROLES."""
+    """Consecutive tokens with the same turn, role and reason; `role` is an index into ROLES."""
 
     count: int
     turn: int
@@ -98,11 +101,11 @@ def explain(
     chat_encoder: ChatEncoder,
     texts: Sequence[str],
 ) -> list[Run]:
-    """Turn, role and reason of every token of the whole dialogue, those behind the cut included.
+    """Turn, role and reason of every token of the whole dialogue, including those after the cut.
 
     Args:
         encoded: `rendered` encoded by `chat_encoder`, uncut.
-        example: what training gets of it.
+        example: what training uses of it.
         texts: what each token contributes to the text.
     """
     flags = learned_segments(rendered.segments, chat_encoder.train_on)
@@ -143,7 +146,7 @@ def _check(runs: list[Run], encoded: Encoded, example: Example) -> None:
 
 
 def _changes(values: Sequence[int]) -> list[int]:
-    """The places whose value is not the one before."""
+    """The positions whose value differs from the one before."""
     return [i for i, (a, b) in enumerate(pairwise(values), start=1) if a != b]
 
 
@@ -155,7 +158,7 @@ def _bos_positions(encoded: Encoded, chat_encoder: ChatEncoder) -> set[int]:
 
 
 def _answer_starts(rendered: Rendered, encoded: Encoded, owners: Sequence[int]) -> set[int]:
-    """The first learned token of each turn."""
+    """The first supervised token of each turn."""
     starts: dict[int, int] = {}
     for i in sorted({0, *_changes(encoded.supervised), *_changes(owners)}):
         if encoded.supervised[i : i + 1] == [True] and (owner := rendered.segments[owners[i]]).supervised:
@@ -164,7 +167,7 @@ def _answer_starts(rendered: Rendered, encoded: Encoded, owners: Sequence[int]) 
 
 
 def _base_reasons(segment: Segment, dialogue: Dialogue, chat_encoder: ChatEncoder) -> list[tuple[int, int, Why]]:
-    """(turn, role, reason) of a segment's tokens that are not learned, and of those that are."""
+    """(turn, role, reason) of a segment's tokens that are not supervised, and of those that are."""
     role = ROLES.index(segment.role)
     not_learned = (segment.turn, role, _not_learned(segment, dialogue, chat_encoder))
     if not segment.supervised:
@@ -193,10 +196,10 @@ def _not_learned(segment: Segment, dialogue: Dialogue, chat_encoder: ChatEncoder
 def _owners(
     rendered: Rendered, encoded: Encoded, chat_encoder: ChatEncoder, texts: Sequence[str], flags: Sequence[bool]
 ) -> list[int]:
-    """Whose each token is: the segment of its first letter (no white space), -1 for a BOS that the tokenizer adds.
+    """The segment that each token belongs to, by its first non-space character; -1 for a BOS added by the tokenizer.
 
-    A token may begin with the space of the segment before it: " I" after "USER:" is the user's all the same. Where the
-    tokens' text is not the rendered text (a normaliser changed it), a token is the segment's in which it begins.
+    A token may begin with the space of the segment before it: " I" after "USER:" still belongs to the user. If the
+    tokens' text is not the rendered text (a normaliser changed it), a token belongs to the segment in which it begins.
     """
     added = sum(segment < 0 for segment in encoded.segment_of[:1])
     letters = [-1] * added + _of_letters(rendered, encoded.segment_of[added:], chat_encoder, texts[added:])
@@ -209,7 +212,7 @@ def _owners(
 def _of_letters(rendered: Rendered, begins: list[int], chat_encoder: ChatEncoder, texts: Sequence[str]) -> list[int]:
     parts = [chat_encoder.substitute(s.text) if s.role == "template" else s.text for s in rendered.segments]
     wanted, text = "".join(parts), "".join(texts)
-    space = len(text) - len(wanted)  # some tokenizers put one in front of the first word
+    space = len(text) - len(wanted)  # some tokenizers add one before the first word
     if space not in (0, 1) or text[space:] != wanted:
         return begins
     segment_ends = list(accumulate((len(part) for part in parts), initial=space))[1:]

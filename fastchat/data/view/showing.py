@@ -1,4 +1,4 @@
-"""One example for the terminal: a line of counts, its tokens with the learned ones marked, straddling ones by name."""
+"""One example for the terminal: a line of counts, its tokens with supervised ones marked, and straddling tokens."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from fastchat.data.encoding.examples import Example, tokenize_dialogue
 from fastchat.data.rows.records import Record
 from fastchat.data.view.terminal import legend, paint, safe, token_texts
 
-# Of a shortened example: tokens at both ends of each run, the fewest to leave out between them, and runs.
+# For a shortened example: tokens at both ends of each run, the minimum to omit between them, and runs.
 _HEAD, _TAIL, _LEAST, _RUNS = 64, 24, 12, 8
 
 
 def shown(
     record: Record, example: Example, chat_encoder: ChatEncoder, max_length: int, *, colour: bool, short: bool = False
 ) -> str:
-    """One dialogue for the terminal; `short` leaves out the middle of long runs, and what follows the first few."""
+    """One dialogue for the terminal; `short` omits the middle of long runs, and everything after the first few runs."""
     texts = token_texts(chat_encoder.encoder, example.input_ids)
     supervised = [label == token for label, token in zip(example.labels, example.input_ids, strict=True)]
     parts = [
         f"{len(texts):,} tokens",
         f"{example.num_supervised:,} supervised in {example.trained_turns} turns",
-        f"{example.untrained_turns} turns not trained" if example.untrained_turns else "",
-        f"{example.truncated_tokens:,} more cut off at --model_max_length {max_length}"
+        f"{example.untrained_turns} turns not trained on" if example.untrained_turns else "",
+        f"{example.truncated_tokens:,} more tokens cut off at --model_max_length {max_length}"
         if example.truncated_tokens
         else "",
-        f"{example.escaped} control look-alikes kept plain text" if example.escaped else "",
+        f"{example.escaped} special-token strings kept as plain text" if example.escaped else "",
     ]
     painted = paint(*(shorten(texts, supervised) if short else (texts, supervised)), colour)
     lines = [f"--- {safe(record.place)}: {', '.join(part for part in parts if part)}", painted]
@@ -40,7 +40,7 @@ def shown(
 def first_example(
     records: Sequence[Record], chat_encoder: ChatEncoder, *, max_length: int, overlong: str, colour: bool
 ) -> str:
-    """The first record of which something is learned, shortened, and how to read it; "" where there is none."""
+    """The first record with supervised tokens, shortened, and a legend; "" if there is none."""
     for record in records:
         if record.dialogue is not None:
             example = tokenize_dialogue(record.dialogue, chat_encoder, max_length=max_length, overlong=overlong)
@@ -51,7 +51,7 @@ def first_example(
 
 
 def shorten(texts: Sequence[str], supervised: Sequence[bool]) -> tuple[list[str], list[bool]]:
-    """The tokens without the middle of long runs of learned or unlearned ones: the borders are what is looked at.
+    """The tokens without the middle of long supervised or unsupervised runs: their boundaries are what matters.
 
     Example: 3 tokens of a question and 100 of an answer become those 3, the answer's first 64,
     " … 12 tokens … ", and its last 24.
@@ -86,4 +86,4 @@ def _straddling(
         for at in positions
         if at < len(texts)
     ]
-    return f"tokens that hold characters of an answer and of something else: {', '.join(named)}"
+    return f"tokens with characters of an answer and of other text: {', '.join(named)}"

@@ -1,4 +1,4 @@
-"""Tokens for the eye: supervised ones in green or in [[brackets]]; nothing in the data can steer the terminal."""
+"""Prints tokens, supervised ones in green or in [[brackets]]; the data cannot send control codes to the terminal."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import IO
 
 from fastchat.data.encoding.text_encoder import TextEncoder
 
-# Two shades each, alternating, so that every token's end can be seen.
+# Two alternating shades each, so that token boundaries are visible.
 _SUPERVISED = ("\x1b[32m", "\x1b[92m")
 _OTHERS = ("\x1b[90m", "\x1b[37m")
 _RESET = "\x1b[0m"
 
 
 def wants_colour(stream: IO[str]) -> bool:
-    """Whether to write colours: only to a terminal, and not where the user has set NO_COLOR (https://no-color.org)."""
+    """Whether to use colours: only on a terminal, and not if the user has set NO_COLOR (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def safe(text: str) -> str:
-    r"""`text` with everything unprintable but the line end as an escape: `\x1b`, `\u202e`, `\t`."""
+    r"""`text` with every unprintable character except the line end as an escape: `\x1b`, `\u202e`, `\t`."""
     if text.isprintable():
         return text
     return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -29,7 +29,7 @@ def safe(text: str) -> str:
 def token_texts(encoder: TextEncoder, ids: Sequence[int]) -> list[str]:
     """What each token contributes to the decoded text.
 
-    A character whose bytes are spread over several tokens stands with the last of them; the others are "".
+    A character whose bytes are spread over several tokens is in the text of the last of them; the others are "".
     """
     texts: list[str] = []
     start = done = 0
@@ -44,16 +44,16 @@ def token_texts(encoder: TextEncoder, ids: Sequence[int]) -> list[str]:
 
 
 def paint(texts: Sequence[str], supervised: Sequence[bool], colour: bool) -> str:
-    """The tokens as one text, supervised ones in green or, without colour, each run of them in [[ ]]."""
+    """The tokens as one text; supervised ones are green or, without colour, each run of them is in [[ ]]."""
     return _coloured(texts, supervised) if colour else _bracketed(texts, supervised)
 
 
 def legend(colour: bool) -> str:
-    """How to read what `paint` makes."""
+    """How to read the output of `paint`."""
     if not colour:
         return "[[ ]] encloses the supervised tokens"
     green, grey = (f"{shades[0]}{name}{_RESET}" for shades, name in ((_SUPERVISED, "green"), (_OTHERS, "grey")))
-    return f"{green}: supervised, {grey}: not; shades alternate from token to token"
+    return f"{green}: supervised, {grey}: not supervised; the shades alternate from token to token"
 
 
 def _coloured(texts: Sequence[str], supervised: Sequence[bool]) -> str:

@@ -1,7 +1,7 @@
-"""What each token contributes to the text, for whole files: a table of all tokens, and bytes only where it must be.
+"""What each token contributes to the text, fast enough for whole files: from a table of tokens, with bytes if needed.
 
-Most tokens are a text of their own wherever they stand, so their text is looked up. A character whose bytes are spread
-over several tokens is put together from their bytes and stands with the last of them; the others contribute "".
+Most tokens have the same text in every position, so it is looked up. A character whose bytes are spread over several
+tokens is assembled from the bytes and belongs to the last of them; the others contribute "".
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class TokenTexts:
-    """The texts of one tokenizer's tokens. Attribute `pieces`: every id's own string, as the vocabulary has it."""
+    """The texts of one tokenizer's tokens. Attribute `pieces`: the vocabulary entry of every id."""
 
     def __init__(self, encoder: TextEncoder):
         self.encoder = encoder
         self.pieces = {token_id: piece for piece, token_id in encoder.vocabulary.items()}
         self._known: dict[int, str | None] = {}
         self._bytes = _byte_reader(encoder)
-        # Decoders drop the space that the encoder puts in front of a text: nothing is looked up in first place.
+        # Decoders drop the space that the encoder adds before a text, so the first token is not looked up.
         self._anchor = encoder.plain(["a"], "first")[0][0][0]
         self._anchor_text = encoder.decode([self._anchor])
 
@@ -40,14 +40,14 @@ class TokenTexts:
         return texts if texts and "".join(texts) == self.encoder.decode(ids) else token_texts(self.encoder, ids)
 
     def _own(self, token_id: int) -> str | None:
-        """The token's text inside a text; None where it is only a part of a character."""
+        """The token's text inside a text; None if it is only part of a character."""
         if token_id not in self._known:
             text = self.encoder.decode([self._anchor, token_id]).removeprefix(self._anchor_text)
             self._known[token_id] = None if _BROKEN in text else text
         return self._known[token_id]
 
     def _complete(self, ids: Sequence[int], found: Sequence[str | None]) -> list[str] | None:
-        """`found` with every None replaced; None where the tokens' bytes are not known."""
+        """`found` with every None replaced; None if the tokens' bytes are not known."""
         if _BROKEN not in (found[0] or "") and None not in found:
             return [text or "" for text in found]
         if self._bytes is None:
@@ -64,7 +64,7 @@ class TokenTexts:
 
 
 def _byte_reader(encoder: TextEncoder) -> Callable[[str], bytes] | None:
-    """How a token's own string is written in bytes; None where the decoder is not one of the two kinds known here."""
+    """The function from a vocabulary entry to its bytes; None if the decoder is not one of the two kinds known here."""
     kinds = _decoder_kinds(encoder.spec.get("decoder"))
     if "ByteLevel" in kinds:
         alphabet = _byte_level_alphabet()
@@ -81,7 +81,7 @@ def _decoder_kinds(step: dict[str, Any] | None) -> set[str]:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's way to write each byte as a visible character: itself where it is printable, else one from U+0100 on."""
+    """GPT-2's mapping of bytes to visible characters: itself if it is printable, else one from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}

@@ -1,6 +1,6 @@
 "use strict";
-// The page's data, and small things that every part uses. Texts from the data only ever go through `textContent` (or
-// `append`, which makes text nodes), and no more than PAGE tokens or ROWS records are in the page at once.
+// The page's data, and helpers that every part uses. Texts from the data are only written with `textContent` (or
+// `append`, which makes text nodes), and at most PAGE tokens or ROWS records are in the page at once.
 
 const PAGE = 2000, ROWS = 100, MAX_HITS = 20000, TYPING_PAUSE = 150;
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -11,9 +11,9 @@ const reasonNamed = new Map(reasons.map(([name], why) => [name, why]));
 const LOOKS = ["learned", "learned first", "learned stop", "learned boundary", "learned", "template", "start", "", "", "",
   "unlearned", "unlearned", "unlearned", "unlearned", "", "boundary", "cut", "dropped"];
 
-// What the address tells too; `record` is a place in `records`, `token` one in the record.
+// The state, also in the address; `record` is an index into `records`, `token` an index into the record's tokens.
 const state = { record: null, token: null, query: "", reason: "", state: "all" };
-let found = [];   // the records that the filters let through, as places in `records`
+let found = [];   // the records that pass the filters, as indices into `records`
 let view = null;  // the open record: its tokens, its hits, and which part of it is in the page
 
 const $ = (id) => document.getElementById(id);
@@ -34,7 +34,7 @@ const badge = ([text, kind]) => make("span", { className: `badge ${kind}`, textC
 
 // --- texts
 
-// What does not show by itself, or would change how its neighbours show, is written as an escape.
+// Characters that are invisible, or change how others are shown, are written as escapes.
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Cn}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/u;
 const HIDDEN_ALL = new RegExp(HIDDEN.source, "gu");
 const HIDDEN_APART = new RegExp(`(${HIDDEN.source})`, "u");
@@ -89,7 +89,7 @@ function badgesOf(record) {
   if (record.drop !== null) badges.push([`dropped: ${record.drop}`, "warn"]);
   else if (cut) badges.push([`cut by ${number(cut)}`, "warn"]);
   if (straddling) badges.push([plural(straddling, "boundary token"), "warn"]);
-  if (lookalikes) badges.push([plural(lookalikes, "control look-alike") + " kept text", "warn"]);
-  if (untrained && record.drop === null) badges.push([plural(untrained, "answer") + " not learned", ""]);
+  if (lookalikes) badges.push([plural(lookalikes, "special-token string") + " kept as plain text", "warn"]);
+  if (untrained && record.drop === null) badges.push([plural(untrained, "answer") + " not trained on", ""]);
   return badges;
 }

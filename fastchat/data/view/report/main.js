@@ -1,4 +1,4 @@
-// --- moving about; the address keeps what is shown, so that it can be passed on
+// --- navigation; the address contains what is shown, so that it can be shared
 
 function remember() {
   const words = new URLSearchParams();
@@ -23,7 +23,7 @@ function recall() {
   go(record < 0 ? null : record, Number.parseInt(words.get("token"), 10));
 }
 
-// Open a record (a place in `records`), or the overview for null; with a token that is there, point at it.
+// Open a record (an index into `records`), or the overview for null; select the token if it exists.
 function go(record, token = NaN) {
   state.record = record;
   state.token = null;

@@ -1,4 +1,4 @@
-// --- the first view: counts, lengths, reasons
+// --- the overview: counts, lengths, reasons
 
 function drawOverview() {
   const card = (title, ...nodes) => make("div", { className: "card" }, make("h2", { textContent: title }), ...nodes);
@@ -7,7 +7,7 @@ function drawOverview() {
   $("overview").replaceChildren(
     card("Counts", make("table", {}, make("tbody", {}, ...counts))),
     card("Tokens per dialogue", ...lengthsChart()),
-    card("Why tokens are learned or not", reasonsTable(), leftOut()),
+    card("Why tokens are supervised or not", reasonsTable(), leftOut()),
     keys());
 }
 
@@ -18,7 +18,7 @@ function reasonsTable() {
   reasons.forEach(([name, meaning], why) => {
     if (totals[why]) rows.push(make("tr", {},
       make("th", { scope: "row" }, make("button", {
-        type: "button", className: `k swatch ${LOOKS[why]}`, textContent: name, title: "Press to find these tokens.",
+        type: "button", className: `k swatch ${LOOKS[why]}`, textContent: name, title: "Click to find these tokens.",
         onclick: () => { search({ reason: name }); go(found[0]); },
       })),
       make("td", { className: "meaning", textContent: meaning }),
@@ -33,21 +33,21 @@ function reasonsTable() {
 function leftOut() {
   const more = data.total - records.length;
   if (!more) return "";
-  const textContent = `Of the first ${plural(records.length, "record")}: the tokens of ${number(more)} more would make `
-    + `this page too large. Counts and lengths are of all ${number(data.total)}.`;
+  const textContent = `Only the first ${plural(records.length, "row")}: with the tokens of ${number(more)} more, this page `
+    + `would be too large. Counts and lengths cover all ${number(data.total)} rows.`;
   return make("p", { className: "sum", textContent });
 }
 
 function keys() {
-  const pairs = [[["/"], "search"], [["j", "k"], "next and previous record"], [["n", "p"], "next and previous hit"],
-    [["o"], "overview"], [["←", "→", "↑", "↓"], "tokens and turns, once the text has the focus"]];
+  const pairs = [[["/"], "search"], [["j", "k"], "next and previous row"], [["n", "p"], "next and previous hit"],
+    [["o"], "overview"], [["←", "→", "↑", "↓"], "tokens and turns, when the text has the focus"]];
   return make("p", { className: "keys" }, ...pairs.map(([names, meaning]) =>
     make("span", {}, ...names.map((textContent) => make("kbd", { textContent })), ` ${meaning}`)));
 }
 
 // --- the histogram
 
-const FATES = { whole: "learned whole", cut: "cut", dropped: "dropped" };
+const FATES = { whole: "complete", cut: "cut", dropped: "dropped" };
 
 function svg(tag, attributes, text = "") {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -90,7 +90,7 @@ function chartBar([first, last, ...counts], x, scale, size) {
   return bar;
 }
 
-// Powers of two stand at the left edge of their bins, as far as there is room.
+// Powers of two are labels at the left edge of their bins, if there is room.
 function lengthLabels(bins, size) {
   const labels = [];
   let room = -Infinity;

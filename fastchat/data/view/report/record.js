@@ -1,4 +1,4 @@
-// --- one record: its turns, its tokens, and the token that is pointed at
+// --- one record: its turns, its tokens, and the selected token
 
 function showRecord(i) {
   const record = records[i], size = sizeOf(record);
@@ -17,7 +17,7 @@ function showRecord(i) {
   drawRecord();
 }
 
-// Draw the open record anew; what had the focus in it gets it back.
+// Redraw the open record; the element that had the focus gets it back.
 function drawRecord() {
   const focused = document.activeElement && $("record").contains(document.activeElement) ? document.activeElement.id : "";
   findHits();
@@ -40,7 +40,7 @@ function recordBar() {
     id, type: "button", textContent, disabled: found[place + by] === undefined, onclick: () => stepRecord(by),
   });
   const name = record.id === null ? "" : `: ${visible(record.id.slice(0, 200))}`;
-  return make("div", { className: "bar" }, make("h2", { textContent: `Record ${record.i}${name}` }),
+  return make("div", { className: "bar" }, make("h2", { textContent: `Row ${record.i}${name}` }),
     make("div", { className: "hits", id: "hits" }), step("previous", -1, "← previous"), step("next", 1, "next →"));
 }
 
@@ -49,16 +49,16 @@ function summary() {
   if (!record.t) return visible(record.at);
   const parts = [visible(record.at), plural(size, "token")];
   if (record.drop === null) {
-    const share = `${percent(learned, kept)} of ${cut ? "the kept ones" : "them"}`;
-    parts.push(`${number(learned)} learned (${share}) in ${plural(turns, "answer")}`);
-    if (untrained) parts.push(`${plural(untrained, "answer")} not learned`);
+    const share = `${percent(learned, kept)} of ${cut ? "those kept" : "them"}`;
+    parts.push(`${number(learned)} supervised (${share}) in ${plural(turns, "answer")}`);
+    if (untrained) parts.push(`${plural(untrained, "answer")} not trained on`);
     if (cut) parts.push(`${plural(cut, "token")} cut off`);
   }
   return parts.join(" · ");
 }
 
 function recordBadges() {
-  const badges = badgesOf(view.record).filter(([text]) => !/^cut by|not learned$/.test(text));
+  const badges = badgesOf(view.record).filter(([text]) => !/^cut by|not trained on$/.test(text));
   return badges.length ? [make("p", { className: "sum badges" }, ...badges.map(badge))] : [];
 }
 
@@ -69,10 +69,10 @@ function legend() {
     const [name, meaning] = reasons[why], on = state.reason === name;
     return make("li", {}, make("button", {
       id: `reason-${why}`, type: "button", className: `k ${LOOKS[why]}`, textContent: `${name} ${number(n)}`,
-      title: `${meaning}. Press to find these tokens.`, "aria-pressed": on, onclick: () => search({ reason: on ? "" : name }),
+      title: `${meaning}. Click to find these tokens.`, "aria-pressed": on, onclick: () => search({ reason: on ? "" : name }),
     }));
   });
-  return make("ul", { className: "legend", "aria-label": "Reasons in this record" }, ...items);
+  return make("ul", { className: "legend", "aria-label": "Reasons in this row" }, ...items);
 }
 
 function drawTokens() {
@@ -88,8 +88,8 @@ function drawTokens() {
   $("tokens").replaceChildren(...blocks);
   $("earlier").hidden = from === 0;
   $("later").hidden = to === size;
-  $("earlier").textContent = `Show more: ${plural(from, "token")} before these`;
-  $("later").textContent = `Show more: ${plural(size - to, "token")} to come`;
+  $("earlier").textContent = `Show more: ${plural(from, "token")} before`;
+  $("later").textContent = `Show more: ${plural(size - to, "token")} after`;
   drawHits();
   markToken(false);
 }
@@ -109,7 +109,7 @@ function drawToken(i) {
   return node;
 }
 
-// Who speaks in the turn of token i, and what becomes of it.
+// The role of the turn of token i, and whether it is trained on.
 function whoSays(i) {
   const { record, whysOfTurn } = view, turn = view.turn[i], whys = [...whysOfTurn.get(turn)];
   if (turn < 0) {
@@ -122,12 +122,12 @@ function whoSays(i) {
   const who = make("div", { className: "who" }, make("b", { textContent: role }), `turn ${turn + 1} `);
   if (role !== "assistant") return who;
   const missed = whys.find((why) => ["unlearned", "dropped", "cut"].includes(LOOKS[why]));
-  if (whys.some((why) => reasons[why][2])) who.append(badge(["learned", "good"]), " ");
+  if (whys.some((why) => reasons[why][2])) who.append(badge(["supervised", "good"]), " ");
   if (missed !== undefined) who.append(badge([reasons[missed][0], "warn"]));
   return who;
 }
 
-// --- the token that is pointed at
+// --- the selected token
 
 function markToken(scroll) {
   for (const node of $("tokens").querySelectorAll(".at")) { node.classList.remove("at"); node.removeAttribute("id"); }
@@ -141,7 +141,7 @@ function markToken(scroll) {
   drawDetails(state.token);
 }
 
-// Point at token i, with the part of the record around it in the page.
+// Select token i, and draw the part of the record around it if necessary.
 function goToToken(i, scroll = "nearest") {
   state.token = i;
   if (i < view.from || i >= view.to) {
@@ -160,8 +160,8 @@ function drawDetails(i) {
   const item = (name, value, code = false) => make("div", {}, make("span", { className: "name", textContent: name }),
     make(code ? "code" : "span", { className: "value", textContent: value }));
   const [name, meaning, learned] = reasons[why];
-  const label = LOOKS[why] === "cut" ? "none, it is cut" : record.drop !== null ? "none, the record is dropped"
-    : learned ? `${token[ID]}, its own id` : "−100, not learned";
+  const label = LOOKS[why] === "cut" ? "none, it is cut" : record.drop !== null ? "none, the row is dropped"
+    : learned ? `${token[ID]}, its own id` : "−100, not supervised";
   $("details").replaceChildren(
     item("token", i), texts[i] ? item("text", visible(texts[i]), true) : item("text", "part of a character"),
     item("id", token[ID]), item("in the vocabulary", visible(token[PIECE]), true),
@@ -193,6 +193,6 @@ function drawHits() {
     id, type: "button", textContent, title: name, "aria-label": name, disabled: !n,
     onclick: () => { goToHit(by); $(id).focus(); },
   });
-  $("hits").replaceChildren(n ? `${at}${number(n)}${n === MAX_HITS ? " or more" : ""} found here` : "none here",
+  $("hits").replaceChildren(n ? `${at}${number(n)}${n === MAX_HITS ? " or more" : ""} ${n === 1 ? "hit" : "hits"}` : "no hits",
     button("hit-before", -1, "previous hit", "↑"), button("hit-after", 1, "next hit", "↓"));
 }

@@ -1,13 +1,13 @@
-// --- which records the list shows, and where the open one has what is looked for
+// --- the records in the list, and the search hits in the open one
 
 const STATES = {
   all: ["all", () => true],
-  learned: ["learned whole", (r) => r.drop === null && !r.n[1]],
+  learned: ["complete", (r) => r.drop === null && !r.n[1]],
   cut: ["cut", (r) => r.drop === null && r.n[1] > 0],
   dropped: ["dropped", (r) => r.drop !== null],
-  untrained: ["with answers not learned", (r) => r.n[3] > 0],
+  untrained: ["with answers not trained on", (r) => r.n[3] > 0],
   boundary: ["with boundary tokens", (r) => r.n[4] > 0],
-  lookalikes: ["with control look-alikes", (r) => r.n[5] > 0],
+  lookalikes: ["with special-token strings", (r) => r.n[5] > 0],
 };
 let rowsShown = ROWS;
 
@@ -62,7 +62,7 @@ function textHits(texts) {
 function drawRow(i) {
   const record = records[i], size = sizeOf(record), bar = make("i");
   bar.style.width = `${size ? 100 * record.n[0] / size : 0}%`;
-  const facts = [make("span", { className: "share" }, bar), `${number(record.n[0])} of ${number(size)} learned`];
+  const facts = [make("span", { className: "share" }, bar), `${number(record.n[0])} of ${number(size)} supervised`];
   const button = make("button", { type: "button" },
     make("span", { className: "name" }, make("b", { textContent: record.i }), make("span", { textContent: nameOf(record) })),
     make("span", { className: "facts" }, ...facts, ...badgesOf(record).slice(0, 1).map(badge)));
@@ -75,7 +75,7 @@ function drawList() {
   $("list").replaceChildren(...shown.map(drawRow));
   $("more-records").hidden = shown.length === found.length;
   const of = found.length === records.length ? "" : `${number(found.length)} of `;
-  $("found").textContent = of + plural(records.length, "record") + (more ? `; ${number(more)} more are only counted` : "");
+  $("found").textContent = of + plural(records.length, "row") + (more ? `; ${number(more)} more are only counted` : "");
   markCurrent();
 }
 
