@@ -246,8 +246,9 @@ def test_offline_what_is_in_the_cache_is_used(
     asked = len(hub.asked)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert find("me/ds") == online and len(hub.asked) == asked
-    missing = "HF_HUB_OFFLINE is set, and the dataset is not in the cache.*`hf download me/other"
-    with pytest.raises(DataError, match=missing):
+    with pytest.raises(
+        DataError, match="HF_HUB_OFFLINE is set, and the dataset is not in the cache.*`hf download me/other"
+    ):
         find("me/other")
     with pytest.raises(DataError, match="me/ds: .*has no split 'test'|HF_HUB_OFFLINE is set"):
         find("me/ds", split="test")

@@ -157,7 +157,7 @@ def test_the_command(tokenizer_dir: Callable[[str], Path], tmp_path: Path, capsy
     out, model = tmp_path / "o.jsonl", str(tokenizer_dir("metaspace_bos"))
     argv = ["--in", data, "--out", str(out), "--model-name-or-path", model, "--max-length", "400", "--end", "5"]
     assert run(split_long_conversation, *argv) == 3
-    assert "not a list of turns: an Alpaca row; convert_alpaca makes a conversation of it" in capsys.readouterr().err
+    assert "not a list of turns: an Alpaca row; convert it with convert_alpaca first" in capsys.readouterr().err
     assert run(split_long_conversation, *argv, "--on-bad-row", "skip", "--conv-template", "vicuna_v1.1") == 0
     made = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row.get("id") for row in made] == ["long_0", "long_2", "short_0", None]
