@@ -59,7 +59,7 @@ def test_the_log_of_several_processes(warm: Warm, base_flags: list[str], tmp_pat
     outcome = warm.run([*base_flags, "--ddp_timeout", "60"], tmp_path / "out", TROUBLE="bug:1:1")
     assert outcome.code != 0
     log = (outcome.folder / "log.txt").read_text()
-    assert log.count("trained on") == 1 and "[rank 1] error: RuntimeError: planted" in log
+    assert log.count("train data,") == 1 and "[rank 1] error: RuntimeError: planted" in log
 
 
 def test_streams_that_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
