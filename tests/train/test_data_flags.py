@@ -221,7 +221,7 @@ CONTRADICTIONS = [
     (["--val_set_size", "0.1", "--eval_data_path", "DATA"], "keep one"),
     (["--val_set_size", "-1"], "--val_set_size is -1"),
     (["--val_set_size", "1.5"], "a whole number of dialogues, or a share"),
-    (["--val_set_size", "20"], "of 20 dialogues none would be left"),
+    (["--val_set_size", "20"], "none of the 20 dialogues would be left"),
     (["--data_proportions", "0.5", "0.5"], "2 numbers for 1 values of --data_path"),
     (["--data_proportions", "half"], "--data_proportions is half; numbers are expected"),
     (["--eval_strategy", "epoch"], "needs --eval_data_path or --val_set_size"),

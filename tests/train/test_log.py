@@ -218,7 +218,7 @@ def test_a_store_notices(tmp_path: Path) -> None:
     store = TokenStore.load(tmp_path)
     assert len(store[1]["input_ids"]) == 4
     os.truncate(tmp_path / "ids.bin", 8)
-    with pytest.raises(ResourceError, match="were cut off"):
+    with pytest.raises(ResourceError, match="were truncated"):
         store[1]
 
 
