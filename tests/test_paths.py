@@ -1,4 +1,4 @@
-"""Mistyped model folders: every command immediately suggests existing ones, without asking the hub."""
+"""Mistyped model folders: every command suggests existing folders at once, without asking the hub."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def test_what_is_there_instead(path: str, said: str) -> None:
 
 
 def test_the_hub_is_asked_for_what_looks_like_a_folder_only_after_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """`o11` may be a name on the hub: there is no way to tell, so there is a suggestion and no refusal."""
+    """`o11` may be a hub name, so there is a message but no refusal."""
     say_hub_is_asked.cache_clear()
     for name in ("o11", "o11", "gpt2", "org/name"):
         is_local(name)
-    line = "o11: there is no such folder here (there is o1), so the hub is asked for it\n"
+    line = "o11: no such folder (there is o1), so it is looked up on the hub\n"
     assert capsys.readouterr().err == line
 
 
@@ -99,7 +99,7 @@ def test_a_mistyped_checkpoint_is_told_with_those_that_are_there(
     go: tuple[Callable[[str], int], int] = COMMANDS[command]
     assert go[0]("o1/checkpoint-15") == go[1]
     err = capsys.readouterr().err
-    of_the_hub = "For a model of the hub with this name, start in another folder." in err
+    of_the_hub = "To use the hub model of this name, start in another folder." in err
     assert of_the_hub is (command in ("chat", "preview"))
     assert "o1/checkpoint-15" in err and "nearest: checkpoint-10, checkpoint-20." in err and err.count("\n") == 1
 

@@ -55,7 +55,7 @@ def test_turn_ending_s_tag_is_the_models_eos_and_that_is_said_once(encoder_of, t
     chat_encoder = encoder_of(tokenizer).bind(get_template("vicuna_v1.1"))
     said = capsys.readouterr().err
     assert labelled(chat_encoder, HI)[-1] == (eos, True)
-    assert said.count("stands for") == (eos != "</s>")
+    assert said.count("means this tokenizer's") == (eos != "</s>")
     assert chat_encoder.stop_ids == (chat_encoder.encoder.eos.id,)
 
 
@@ -132,7 +132,7 @@ def test_template_that_needs_eos_on_a_tokenizer_without_one_is_refused(tmp_path,
     config["eos_token"] = None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     encoder, _ = TextEncoder.from_directory(str(tmp_path))
-    with pytest.raises(SettingsError, match="has none; choose a template with a stop"):
+    with pytest.raises(SettingsError, match="has none; choose a template with its own stop"):
         encoder.bind(get_template("raw"))
 
 

@@ -56,7 +56,7 @@ def test_held_out_is_disjoint_and_complete(num: int, share: float, seed: int) ->
 def test_a_number_is_that_number() -> None:
     assert (num_held_out(7, 20), num_held_out(1.0, 20), num_held_out(0.001, 20)) == (7, 1, 1)
     for size in (20, 21, 1e9):
-        with pytest.raises(SettingsError, match=r"--val_set_size .*: of 20 dialogues none would be left"):
+        with pytest.raises(SettingsError, match=r"--val_set_size .*: none of the 20 dialogues would be left"):
             num_held_out(size, 20)
 
 

@@ -68,9 +68,7 @@ def test_reasoning_is_learned_before_its_answer(bind: Bind, key: str) -> None:
 
 def test_reasoning_that_a_learned_answer_would_lose_is_refused(bind: Bind) -> None:
     chat_encoder = bind(APART.replace("KEY", "reasoning_content"))
-    with pytest.raises(
-        DataError, match=r"a.jsonl:3: .* turn 2: its reasoning_content is not shown \(give it \"train\""
-    ):
+    with pytest.raises(DataError, match=r"a.jsonl:3: .* turn 2: its reasoning_content is not shown \(set \"train\""):
         chat_encoder.template.render(TWO)
     context = replace(TWO, turns=(TWO.turns[0], replace(TWO.turns[1], train=False), *TWO.turns[2:]))
     assert learned(chat_encoder, context) == "<think>\nA greeting.\n</think>\n\nYo.<|im_end|>"

@@ -62,7 +62,7 @@ def test_alpaca_keeps_what_it_says_about_learning(tmp_path: Path, capsys: pytest
     (made,) = result(convert_alpaca, tmp_path, [{**alpaca, "messages": None}])
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "reasoning_content": "Hm."}]
     assert made == {"id": "alpaca_0", "weight": 0, "functions": ["f"], "conversations": turns}
-    assert "rows whose key 'note' is left out: 1" in capsys.readouterr().out
+    assert "rows whose key 'note' is dropped: 1" in capsys.readouterr().out
     (record,) = load_dialogues([str(tmp_path / "out.jsonl")], reasoning=True).records
     assert record.dialogue is not None and not record.dialogue.turns[1].train
 

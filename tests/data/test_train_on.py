@@ -168,7 +168,7 @@ def test_the_choice_is_said_and_a_wrong_one_refused(encoder_of, capsys):
     encoder.bind(template, "all")
     assert "WARNING: --train_on all: prompts are supervised as well" in capsys.readouterr().err
     encoder.bind(template, "last")
-    assert "--train_on last: of each dialogue only the last" in capsys.readouterr().err
+    assert "--train_on last: only the last trained answer of each dialogue" in capsys.readouterr().err
     encoder.bind(template)
     assert capsys.readouterr().err == ""
     with pytest.raises(SettingsError, match="--train_on some: must be one of assistant, last, all"):

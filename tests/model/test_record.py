@@ -59,7 +59,7 @@ def test_nan_is_never_written(tmp_path):
         ("{}", "not a training record"),
         ('{"format": 99}', "format 99"),
         ('{"format": 1, "files": {"training.json": {}}}', "do not match its digest"),
-        ('{"format": 1, "metrics": {"loss": NaN}}', "cannot be read: it holds NaN"),
+        ('{"format": 1, "metrics": {"loss": NaN}}', "cannot be read: it contains NaN"),
     ],
 )
 def test_broken_records(tmp_path, text, message):

@@ -132,7 +132,7 @@ def test_train_on(train: Train) -> None:
         counts = outcome.record["data"]["train"]["counts"]
         seen[train_on] = counts["supervised_tokens"]
         assert outcome.record["settings"]["train_on"]["value"] == train_on
-        said = {"last": "--train_on last: of each", "all": "WARNING: --train_on all: prompts are supervised"}.get(
+        said = {"last": "--train_on last: only the last", "all": "WARNING: --train_on all: prompts are supervised"}.get(
             train_on
         )
         assert (said or "--train_on") in outcome.err or not said
