@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -133,7 +134,7 @@ def test_every_token_is_shown_as_the_data_has_it(browser: Chromium, plain: Path)
             assert why not in looks or looks[why] in look.split()
     who = browser.run("[...document.querySelectorAll('.who')].map(w => w.innerText.replace(/\\s+/g, ' '))")
     assert [said.split(" turn")[0] for said in who] == ["template"] + ["user", "assistant"] * 2
-    assert "excluded" in who[2] and "learned cut" in who[4]
+    assert "excluded" in who[2] and "supervised cut" in who[4]
 
 
 def test_a_token_tells_all_about_itself(browser: Chromium, plain: Path) -> None:
@@ -201,8 +202,8 @@ def test_a_turn_of_a_megabyte_is_shown_in_parts(browser: Chromium, hostile: Path
     for i in (len(ATTACKS), len(ATTACKS) + 1):
         size = len(data["records"][i]["t"])
         show(browser, hostile, f"record={i}")
-        assert size > 200_000 and browser.run(f"{TOKENS}.length") == 2000
-        assert browser.run("document.getElementById('later').innerText") == f"Show more: {size - 2000:,} tokens to come"
+        assert size > 30_000 and browser.run(f"{TOKENS}.length") == 2000
+        assert browser.run("document.getElementById('later').innerText") == f"Show more: {size - 2000:,} tokens after"
         browser.click("#later")
         assert browser.run(f"{TOKENS}.length") == 4000
         show(browser, hostile, f"record={i}&token={size - 1}")
@@ -211,7 +212,7 @@ def test_a_turn_of_a_megabyte_is_shown_in_parts(browser: Chromium, hostile: Path
         browser.click("#earlier")
         assert browser.run(f"{TOKENS}.length") == 2501
     show(browser, hostile, f"record={len(ATTACKS)}&search=word")
-    assert "1 of 20,000 or more hits" in browser.run("document.getElementById('hits').innerText")
+    assert re.match(r"1 of \d,\d{3} hits", browser.run("document.getElementById('hits').innerText"))
 
 
 # --- finding
@@ -219,9 +220,9 @@ def test_a_turn_of_a_megabyte_is_shown_in_parts(browser: Chromium, hostile: Path
 
 def test_searching_as_a_person_does(browser: Chromium, plain: Path) -> None:
     show(browser, plain)
-    assert browser.run("document.getElementById('found').innerText") == "250 records"
+    assert browser.run("document.getElementById('found').innerText") == "250 rows"
     browser.press("/", *"NEEDLE", "Enter")
-    browser.wait("document.getElementById('found').innerText === '1 of 250 records'")
+    browser.wait("document.getElementById('found').innerText === '1 of 250 rows'")
     assert "record=2" in browser.run("location.hash") and "search=NEEDLE" in browser.run("location.hash")
     assert "1 of 80 hits" in browser.run("document.getElementById('hits').innerText")
     hit = browser.run(f"{TOKENS}.filter(t => t.classList.contains('hit')).map(t => t.textContent).join('')")
@@ -230,11 +231,11 @@ def test_searching_as_a_person_does(browser: Chromium, plain: Path) -> None:
     browser.press("n", "n", "p")
     assert "2 of 80 hits" in browser.run("document.getElementById('hits').innerText")
     browser.press("/", "Escape")
-    assert browser.run("document.getElementById('found').innerText") == "250 records"
+    assert browser.run("document.getElementById('found').innerText") == "250 rows"
     for query, number in (("sum-17", 11), ("id:1", 249), ("id:999999", 0), ("a.*b(", 0), ("no_assistant", 1)):
         show(browser, plain, f"search={query}")
         found = browser.run("document.getElementById('found').innerText")
-        assert found == f"{number} of 250 records", query
+        assert found == f"{number} of 250 rows", query
 
 
 def test_filters_by_fate_and_by_reason(browser: Chromium, plain: Path) -> None:
@@ -244,7 +245,7 @@ def test_filters_by_fate_and_by_reason(browser: Chromium, plain: Path) -> None:
         ("tokens=nonsense&records=toString", "250"),
     ):  # fmt: skip
         show(browser, plain, fragment)
-        assert browser.run("document.getElementById('found').innerText") == f"{found} records"
+        assert browser.run("document.getElementById('found').innerText") == f"{found} rows"
     show(browser, plain)
     browser.click("#reasons .unlearned")
     assert browser.run("document.querySelector('#record h2').innerText") == "Row 2: mixed"
