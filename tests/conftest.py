@@ -124,6 +124,24 @@ def _torch_is_left_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _templates_are_left_as_they_were() -> Iterator[None]:
+    """A template that a test registers, or replaces, is gone after it."""
+    name = "fastchat.conversation.registry"
+    registry: Any = sys.modules.get(name)
+    before = None if registry is None else (dict(registry._conversations), dict(registry._tables))
+    yield
+    registry = sys.modules.get(name)
+    if registry is None:
+        return
+    if before is None or not before[0]:  # nothing was registered yet: the built-in ones are, when first asked for
+        registry._known.cache_clear()
+    for now, earlier in zip((registry._conversations, registry._tables), before or ({}, {}), strict=True):
+        if now != earlier:
+            now.clear()
+            now.update(earlier)
+
+
+@pytest.fixture(autouse=True)
 def _no_worker_is_left() -> Iterator[None]:
     """A data loader's worker ignores signals: one that is left running would keep the test run from ending."""
     yield
