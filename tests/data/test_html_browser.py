@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -84,6 +83,13 @@ def hostile(write_page: Callable[..., Path]) -> Path:
     rows = [chat(f"a {text} b", f"c {text} d", system=text, id=text) for text in ATTACKS]
     rows += [chat("write", "word 你好 " * 100_000, id="long answer"), chat("x" * 1_000_000, "late", id="long question")]
     return write_page(rows, "--model_max_length", "1000", kind="byte_bos", template="vicuna_v1.1")
+
+
+@pytest.fixture(scope="module")
+def huge(write_page: Callable[..., Path]) -> Path:
+    """Two turns of a megabyte; with so long a window they are encoded whole, not only in their beginning."""
+    rows = [chat("write", "word 你好 " * 100_000, id="long answer"), chat("x" * 1_000_000, "late", id="long question")]
+    return write_page(rows, "--model_max_length", "20000", kind="byte_bos", template="vicuna_v1.1")
 
 
 TOKENS = "[...document.querySelectorAll('#tokens [data-token]')]"
@@ -197,22 +203,22 @@ def test_the_policy_blocks_a_script_that_is_not_its_own(browser: Chromium, plain
     wait_for(refused, 60)
 
 
-def test_a_turn_of_a_megabyte_is_shown_in_parts(browser: Chromium, hostile: Path) -> None:
-    data = data_of(hostile)
-    for i in (len(ATTACKS), len(ATTACKS) + 1):
+def test_a_turn_of_a_megabyte_is_shown_in_parts(browser: Chromium, huge: Path) -> None:
+    data = data_of(huge)
+    for i in (0, 1):
         size = len(data["records"][i]["t"])
-        show(browser, hostile, f"record={i}")
-        assert size > 30_000 and browser.run(f"{TOKENS}.length") == 2000
+        show(browser, huge, f"record={i}")
+        assert size > 200_000 and browser.run(f"{TOKENS}.length") == 2000
         assert browser.run("document.getElementById('later').innerText") == f"Show more: {size - 2000:,} tokens after"
         browser.click("#later")
         assert browser.run(f"{TOKENS}.length") == 4000
-        show(browser, hostile, f"record={i}&token={size - 1}")
+        show(browser, huge, f"record={i}&token={size - 1}")
         assert browser.run(f"{TOKENS}.length") == 501 and browser.run("document.getElementById('later').hidden")
         assert browser.run("document.querySelector('.at').dataset.token") == str(size - 1)
         browser.click("#earlier")
         assert browser.run(f"{TOKENS}.length") == 2501
-    show(browser, hostile, f"record={len(ATTACKS)}&search=word")
-    assert re.match(r"1 of \d,\d{3} hits", browser.run("document.getElementById('hits').innerText"))
+    show(browser, huge, "record=0&search=word")
+    assert "1 of 20,000 or more hits" in browser.run("document.getElementById('hits').innerText")
 
 
 # --- finding
