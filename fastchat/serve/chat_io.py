@@ -18,6 +18,7 @@ class SimpleChatIO(ChatIO):
         self._multiline = multiline
 
     def prompt_for_input(self, role: str) -> str:
+        """The next message. Raises EOFError at the end of input."""
         if not self._multiline:
             return input(f"{role}: ")
         lines = [input(f"{role} (Ctrl-D ends): ")]
@@ -53,6 +54,7 @@ class ProgrammaticChatIO(SimpleChatIO):
     """Messages from another program, each ended by upstream's mark."""
 
     def prompt_for_input(self, role: str) -> str:
+        """The next message, without its mark. Raises EOFError at the end of input."""
         message = ""
         while not message.endswith(_END):
             line = sys.stdin.readline()
