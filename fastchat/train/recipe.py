@@ -43,6 +43,7 @@ from fastchat.train.prepare import (
     rope_for_data,
     say_rope_differs,
 )
+from fastchat.train.progress import shows_bars
 from fastchat.train.record import Run, base_name, make_record
 from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
@@ -256,7 +257,7 @@ def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, 
             overlong=data.overlong,
             on_bad_row=data.on_bad_row,
             workers=data.preprocessing_num_workers,
-            progress=not training.disable_tqdm,
+            progress=shows_bars(training.disable_tqdm),
             overwrite=data.overwrite_cache,
         ),
         proportions=[float(share) for share in data.data_proportions or []],
@@ -309,7 +310,7 @@ def load_model(
         device=training.device,
         cache_dir=training.cache_dir,
         trust_remote_code=settings.model.trust_remote_code,
-        progress=not training.disable_tqdm,
+        progress=shows_bars(training.disable_tqdm),
     )
     if lora is not None and (not chosen or lora.lora_weight_path):
         settings.derive(lora, "lora_target_modules", sorted(model.peft_config["default"].target_modules))

@@ -12,10 +12,10 @@ from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
 from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, say
-from fastchat.model.loading import count_parameters
 from fastchat.model.tokenizer_files import reopened
 from fastchat.processes import on_main_process, rank
 from fastchat.train.callbacks import LinesFile, number
+from fastchat.train.overview import Overview
 from fastchat.train.record import Run, RunRecord, make_record, used_line
 from fastchat.train.trainer import ChatTrainer
 
@@ -23,9 +23,7 @@ from fastchat.train.trainer import ChatTrainer
 def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) -> None:
     """All steps, from `checkpoint` where there is one, and what follows the last."""
     args = trainer.args
-    model: Any = trainer.model
-    trainable, total = count_parameters(model, trainer.engine.numel)
-    say(f"training {trainable:,} of {total:,} parameters on {len(run.corpora['train'].dataset):,} dialogues")
+    trainer.add_callback(Overview(run, trainer))
     torch.manual_seed(args.seed + rank())  # dropout differs between processes, as it does between rows
     if checkpoint is not None:
         args.eval_on_start = False  # it belongs to step 0
