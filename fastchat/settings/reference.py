@@ -1,7 +1,7 @@
 """Writes the reference of all settings, and the table of names that other programs have for them:
 
-    python -m fastchat.settings.reference > docs/settings.md
-    python -m fastchat.settings.reference names > docs/names.md
+python -m fastchat.settings.reference > docs/settings.md
+python -m fastchat.settings.reference names > docs/names.md
 """
 
 from __future__ import annotations

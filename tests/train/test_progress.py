@@ -6,10 +6,12 @@ import io
 import re
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastchat import streams
 from fastchat.errors import counted
 from fastchat.train import progress
 from fastchat.train.progress import ProgressLines, clock, memory, number, short
@@ -107,3 +109,16 @@ def test_only_the_first_process_prints(now: list[float], capfd: pytest.CaptureFi
     lines.on_train_begin(None, state, None)
     lines.on_log(None, state, None, logs=dict(TRAINED))
     assert capfd.readouterr().err == ""
+
+
+def test_proofs_are_in_the_log_and_printed_only_on_request(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams.DETAILS, "shown", False)
+    with streams.kept_output():
+        streams.LOG.open(tmp_path)
+        streams.detail("proven")
+        monkeypatch.setattr(streams.DETAILS, "shown", True)
+        streams.detail("proven again")
+    assert capfd.readouterr().err == "proven again\n"
+    assert (tmp_path / "log.txt").read_text() == "proven\nproven again\n"
