@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from fastchat.data.rows.bad_rows import BadRow
-from fastchat.data.rows.formats import REASONING_KEYS, TRAIN_KEYS, UNCLEAR_KEYS, parse_row
+from fastchat.data.rows.formats import parse_row
+from fastchat.data.rows.keys import REASONING_KEYS, TRAIN_KEYS, UNCLEAR_KEYS
 from fastchat.data.rows.records import Records
 from fastchat.errors import DataError
 
@@ -131,7 +132,9 @@ def test_media_are_refused_by_name(key: str) -> None:
 
 def test_parts_of_a_message_are_named() -> None:
     parts = [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {"url": "x"}}]
-    assert bad(row(ask={"content": parts})).endswith("not a string; its parts are 'text', 'image_url'")
+    assert bad(row(ask={"content": parts})) == (
+        "part that is not text: 'content' of turn 1 has a part of type 'image_url'; only text is read"
+    )
 
 
 # --- reasoning

@@ -29,7 +29,7 @@ from fastchat.conversation import Dialogue, Rendered, Segment
 from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
 from fastchat.data.encoding.template_limits import check_operands, joined, try_out
-from fastchat.data.rows.formats import REASONING_KEYS
+from fastchat.data.rows.keys import REASONING_KEYS
 from fastchat.errors import DataError, SettingsError
 
 # Private-use characters, which templates do not use and texts hardly ever.

@@ -10,9 +10,11 @@ from typing import Literal
 
 from fastchat.conversation import Dialogue
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport, UnreadKeys
-from fastchat.data.rows.formats import parse_row, refuse_reasoning, row_id
+from fastchat.data.rows.columns import Columns
+from fastchat.data.rows.formats import parse_row
 from fastchat.data.rows.no_file import unreadable
 from fastchat.data.rows.reading import Row, RowReader
+from fastchat.data.rows.unshown import refuse_unshown
 from fastchat.errors import say
 
 OnBadRow = Literal["stop", "skip"]
@@ -49,13 +51,20 @@ class Records:
     """
 
     def __init__(
-        self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False, calls: bool = False
+        self,
+        paths: Sequence[str],
+        *,
+        on_bad_row: OnBadRow = "stop",
+        reasoning: bool = False,
+        calls: bool = False,
+        columns: Columns | None = None,
     ):
         """`reasoning`, `calls`: whether the template shows separate reasoning texts, and tools with their calls; if
-        not, rows with them are malformed."""
+        not, rows with them are malformed. `columns`: the names of keys and roles in these files."""
         assert not isinstance(paths, str), paths
         self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
         self.reasoning, self.calls = reasoning, calls
+        self.columns = (columns or Columns()).fresh()
         self.num_rows = 0
         self.rows_of_file: list[int] = []
         self.bad = BadRowReport()
@@ -68,16 +77,18 @@ class Records:
         """One Record per row.
 
         Raises:
-            DataError: a file cannot be read or is empty; or, after the last row, rows are malformed and `on_bad_row`
-                is "stop": the message then lists the first 20 as file:line: reason, and the total by reason.
+            DataError: a file cannot be read or is empty; or, after the last row, no row has a mapped column, or rows
+                are malformed and `on_bad_row` is "stop": the message then lists the first 20 as file:line: reason, and
+                the total by reason.
         """
         for path in self.paths:
-            self._reader, before = RowReader(path), self.num_rows
+            self._reader, before = RowReader(path, columns=self.columns), self.num_rows
             for row in self._reader:
                 self.num_rows += 1
                 yield self._record(self.num_rows - 1, row)
             self.rows_of_file.append(self.num_rows - before)
             self._bytes_done += _size(path)
+        self.columns.check_found()
         if self.stopping:
             raise self.bad.error(self.num_rows)
         for line in self.lines:
@@ -95,7 +106,7 @@ class Records:
 
     @property
     def counts(self) -> dict[str, int]:
-        """rows, bad_rows, and how often each treatment of formats.TREATMENTS was applied."""
+        """rows, bad_rows, and how often each treatment of keys.TREATMENTS was applied."""
         totals = {"rows": self.num_rows, "bad_rows": self.bad.total}
         return {**totals, **dict(sorted(self._treatments.items()))}
 
@@ -117,15 +128,15 @@ class Records:
             if row.problem is not None:
                 raise row.problem
             assert row.value is not None
-            parsed = parse_row(row.value, row.source, row.line)
-            if parsed.dialogue is not None and not self.reasoning:
-                refuse_reasoning(parsed.dialogue)
+            parsed = parse_row(row.value, row.source, row.line, self.columns, self.reasoning)
+            if parsed.dialogue is not None:
+                refuse_unshown(parsed.dialogue, reasoning=self.reasoning, calls=self.calls)
         except BadRow as bad:
             self.bad.add(row.source, row.line, bad)
             return Record(index, None, f"bad_row: {bad.reason}", row.source, row.line)
         self._treatments.update(parsed.treatments)
         self._unread.add(parsed.unread, row.unread)
-        return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, row_id(row.value))
+        return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, parsed.id)
 
 
 @dataclass
@@ -137,10 +148,15 @@ class LoadedDialogues:
 
 
 def load_dialogues(
-    paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False, calls: bool = False
+    paths: Sequence[str],
+    *,
+    on_bad_row: OnBadRow = "stop",
+    reasoning: bool = False,
+    calls: bool = False,
+    columns: Columns | None = None,
 ) -> LoadedDialogues:
     """All records at once, in memory. Arguments and errors are those of `Records`."""
-    records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning, calls=calls)
+    records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning, calls=calls, columns=columns)
     return LoadedDialogues(list(records), records.counts)
 
 
