@@ -97,7 +97,7 @@ class Cleaner:
         if any(word in text.lower() for text in texts for word in BLOCKED_WORDS):
             raise Dropped("blocked words")
         clean = [clean_text(kind, text) for kind, text in zip(kinds, texts, strict=True)]
-        num_kept = _before_empty(kinds, clean)
+        num_kept = _before_empty(kinds, clean, turns.calls[start:end])
         if sum(map(len, clean[:num_kept])) < MIN_CHARACTERS:
             raise Dropped("too short")
         if row.get("plugins") is not None:
@@ -128,9 +128,9 @@ def _span(roles: Sequence[str]) -> tuple[int, int]:
     return (start, end) if end else (0, 0)
 
 
-def _before_empty(kinds: Sequence[str], texts: Sequence[str]) -> int:
+def _before_empty(kinds: Sequence[str], texts: Sequence[str], calls: Sequence[bool]) -> int:
     """The number of turns before the first round with an empty message; all of them if there is none."""
-    empty = next((i for i, text in enumerate(texts) if not text.strip() and kinds[i] not in (TOOL, CALL)), None)
+    empty = next((i for i, text in enumerate(texts) if not text.strip() and kinds[i] != TOOL and not calls[i]), None)
     return len(texts) if empty is None else max(i for i in range(empty + 1) if kinds[i] == USER)
 
 

@@ -121,8 +121,8 @@ class _Measure:
     def _count(self, first: int, last: int) -> Counter[int]:
         """Tokens of each turn, by its position within these rounds; -1 for tokens that belong to no turn."""
         start, end = self._rounds[first][0], self._rounds[last - 1][1]
-        # In a separate piece, only the last round has to show its reasoning.
-        turns = (replace(turn, train=turn.reasoning is None) for turn in self._dialogue.turns[start:end])
+        # The example of the last answer is the longest; earlier answers may be shown without their reasoning in it.
+        turns = (replace(turn, train=i == end - 1) for i, turn in enumerate(self._dialogue.turns[:end]) if i >= start)
         rendered = self._bound.template.render(replace(self._dialogue, turns=tuple(turns)))
         of_turn: Counter[int] = Counter()
         for segment, num in self._bound.count(rendered).items():

@@ -140,19 +140,11 @@ def pairs(value: object) -> dict[str, Any]:
 
 
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "no keys": (
-        {},
-        "no known format: keys: none; one of messages, conversations, conversation, chat, items, instruction, prompt, ",
-    ),
+    "no keys": ({}, "no known format: keys: none"),
     "unknown keys": ({"texts": "q", "n": 1}, "no known format: keys: 'texts', 'n'; did you mean 'text'?"),
     "question and answer": (
         {"id": 1, "Question": "q", "Answer": "a"},
-        "no known format: keys: 'id', 'Question', 'Answer'; if this is the dialogue, name its columns: "
-        """--data_columns '{"prompt": "Question", "completion": "Answer"}'""",
-    ),
-    "a list under another name": (
-        {"dialog": [{"speaker": "x"}]},
-        """no known format: keys: 'dialog'; if this is the dialogue, name its columns: --data_columns '{"mess""",
+        "no known format: keys: 'id', 'Question', 'Answer'",
     ),
     "misspelt": ({"message": []}, "no known format: keys: 'message'; did you mean 'messages'?"),
     "two lists": (
@@ -171,11 +163,11 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "turn null": ({"messages": [TURN, None]}, "wrong type: turn 2 is null, not an object"),
     "turn empty": (
         {"messages": [{}]},
-        "missing key: turn 1 has no 'role' or 'from'; keys there: none; if it has another",
+        "missing key: turn 1 has no 'role' or 'from'; keys there: none",
     ),
     "no content": (
         {"messages": [{"role": "user"}]},
-        "missing key: turn 1 has no 'content' or 'value'; keys there: 'role'; if",
+        "missing key: turn 1 has no 'content' or 'value'; keys there: 'role'",
     ),
     "misspelt content": ({"messages": [{"role": "user", "contents": "q"}]}, "missing key: turn 1 has no 'content' or "),
     "two roles": (
@@ -215,6 +207,24 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "history pair": (pairs([["q", "a"], ["q"]]), "wrong type: entry 2 of 'history' is not"),
     "history number": (pairs([["q", 1]]), "wrong type: entry 1 of 'history' is not"),
 }
+
+
+WAYS_OUT: list[tuple[dict[str, Any], str]] = [
+    ({"id": 1, "Question": "q", "Answer": "a"}, """--data_columns '{"prompt": "Question", "completion": "Answer"}'"""),
+    ({"dialog": [{"speaker": "x"}]}, """--data_columns '{"messages": "dialog"}'"""),
+    ({"prompt": "q", "response": "a"}, """--data_columns '{"completion": "response"}'"""),
+    ({"x": 1}, "One of messages, conversations, conversation, chat, items, instruction, prompt, text is needed"),
+    ({"chat": [{"speaker": "x"}]}, """--data_columns '{"role": "NAME IN THE FILE"}'"""),
+    (messages(("customer", "q")), """--data_roles '{"customer": "user"}'"""),
+    ({"dialog\x1b": [{"speaker": "x"}]}, """--data_columns '{"messages": "dialog\\u001b"}'"""),
+]
+
+
+@pytest.mark.parametrize(("row", "way_out"), WAYS_OUT)
+def test_ways_out(row: dict[str, Any], way_out: str) -> None:
+    with pytest.raises(BadRow) as found:
+        parse_row(row)
+    assert way_out in found.value.way_out and found.value.way_out.isprintable()
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS.values(), ids=BAD_ROWS)

@@ -80,6 +80,10 @@ class TokenizerTemplate:
         """Whether tools, and tool calls that are objects and not text, can be rendered."""
         return "tool_calls" in self.source
 
+    def reads_argument(self, name: str) -> bool:
+        """Whether the template reads an argument of this name."""
+        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
+
     @cached_property
     def stop(self) -> str:
         """The control string that ends an answer. Raises SettingsError if there is none."""

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastchat.data.rows.keys import CALL_ID, ROLES, ROW_COLUMNS, TOOL_NAME, TURN_KEYS
-from fastchat.errors import DataError, SettingsError, nearest, not_among, say
+from fastchat.data.rows.keys import CALL_ID, ROLES, ROW_COLUMNS, TOOL_NAME, TURN_KEYS, UNCLEAR_KEYS
+from fastchat.errors import DataError, SettingsError, nearest, not_among
 
 _OF_TURN = frozenset((*TURN_KEYS, CALL_ID, TOOL_NAME))
 _MOST_KEYS = 12
@@ -58,6 +58,11 @@ class Columns:
         """JSON-able, for the key of the token cache."""
         return {"names": self.names, "roles": self._own_roles}
 
+    @property
+    def of_row(self) -> set[str]:
+        """The file's names of the mapped columns."""
+        return set(self._row.values())
+
     def row(self, row: dict[str, Any]) -> Renamed:
         """A row with our names."""
         return self._renamed(row, self._row) if self._row else Renamed(row)
@@ -93,8 +98,9 @@ class Columns:
         shadowed = tuple(ours for ours in found if ours not in taken and holder.get(ours) is not None)
         return Renamed(made, frozenset(found), shadowed)
 
-    def check_found(self, flag: str = "--data_columns") -> None:
-        """After the last row: raise DataError if a mapped column is in no row. Names that no turn has are said."""
+    def check_found(self, flag: str = "--data_columns") -> list[str]:
+        """After the last row: messages about names that were not found. Raises DataError if a mapped column is in no
+        row, and nor is a column with our name."""
         seen = self._seen
         missing = [ours for ours in self.names if ours not in seen.mapped]
         wrong = [ours for ours in missing if ours not in seen.native]
@@ -104,11 +110,10 @@ class Columns:
             hint = f"did you mean {near[0]!r}? " if near else ""
             keys = ", ".join(map(repr, seen.keys[:_MOST_KEYS])) or "none"
             raise DataError(f"{flag}: no row or turn has {theirs!r} (for {wrong[0]!r}); {hint}The keys there: {keys}.")
-        for ours in missing:
-            say(f"{flag}: no row has {self.names[ours]!r}; {ours!r} is read instead")
+        lines = [f"{flag}: no row has {self.names[ours]!r}; {ours!r} is read instead" for ours in missing]
         unused = [name for name in self.given_roles if name.lower() not in seen.roles]
-        if unused:
-            say(f"{flag.replace('columns', 'roles')}: no turn is from {', '.join(map(repr, unused))}")
+        roles = flag.replace("columns", "roles")
+        return lines + ([f"{roles}: no turn is from {', '.join(map(repr, unused))}"] if unused else [])
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Renamed:
 
 
 def _check_names(names: Mapping[str, Any]) -> None:
-    known = sorted(ROW_COLUMNS | _OF_TURN)
+    known = sorted((ROW_COLUMNS | _OF_TURN) - UNCLEAR_KEYS.keys())
     for ours, theirs in names.items():
         if ours not in known:
             if theirs in known:

@@ -15,7 +15,6 @@ valid dialogue are counted by name (see keys.TREATMENTS).
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -47,7 +46,17 @@ from fastchat.data.rows.keys import (
 from fastchat.data.rows.tool_calls import count_references, tools_of, with_names
 from fastchat.data.rows.train_keys import refuse_unsupported, says_train, unread_keys
 from fastchat.data.rows.turns import Reading, TurnsOfRow, read_turns, reasoning_of, split_thought
-from fastchat.data.rows.values import THE_ROW, a_kind, is_given, keys_of, missing, optional_text, parsed, text_of
+from fastchat.data.rows.values import (
+    THE_ROW,
+    a_kind,
+    as_json,
+    is_given,
+    keys_of,
+    missing,
+    optional_text,
+    parsed,
+    text_of,
+)
 from fastchat.errors import nearest
 
 _SURELY_MEANT = 0.75  # similarity of "message" and "messages", for example
@@ -141,28 +150,34 @@ def format_of(row: dict[str, Any], mapped: Collection[str] = ()) -> str:
     named = [[key for key in group if key in mapped or PAIRS.get(key) in mapped] for group in groups]
     found = next((group for group in [*named, *groups] if group), None)
     if found is None:
-        raise BadRow("no known format", f"keys: {keys_of(row)}; {_hint(row)}")
+        raise BadRow("no known format", f"keys: {keys_of(row)}{_meant(row)}", _way_out(row))
     if any(row[key] != row[found[0]] for key in found) or (len(found) > 1 and found[0] in PAIRS):
         raise BadRow("two formats in one row", " and ".join(found))
     return found[0]
 
 
-def _hint(row: dict[str, Any]) -> str:
-    """What to do about a row with none of the forms."""
+def _meant(row: dict[str, Any]) -> str:
+    """What a misspelt key of a row with none of the forms stands for."""
     meant = [near for key in row for near in nearest(key, FORM_KEYS, n=1, cutoff=_SURELY_MEANT)]
-    if meant:
-        return f"did you mean {shown(meant[0])}?"
+    return f"; did you mean {shown(meant[0])}?" if meant else ""
+
+
+def _way_out(row: dict[str, Any], missing_key: str = "") -> str:
+    """What to do about rows without a form, or with a prompt only: columns that look like a dialogue are suggested,
+    because each may mean something else."""
     lower = {key.lower(): key for key in row}
     asked, said = (next((lower[key] for key in keys if key in lower), None) for keys in (QUESTIONS, ANSWERS))
     turns = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     names = {}
-    if turns:
-        names = {"messages": turns[0]}
+    if missing_key and said:
+        names = {missing_key: said}
+    elif turns and not missing_key:
+        names = {TURN_LISTS[0]: turns[0]}
     elif asked and said:
         names = {PROMPT: asked, PAIRS[PROMPT]: said}
     if names:
-        return f"if this is the dialogue, name its columns: --data_columns '{json.dumps(names)}'"
-    return f"one of {', '.join(FORM_KEYS)} is needed; columns with other names are given with --data_columns"
+        return f"If these columns are the dialogue, name them: --data_columns '{as_json(names)}'."
+    return f"One of {', '.join(FORM_KEYS)} is needed; other columns are named with --data_columns."
 
 
 def _known(form: str) -> frozenset[str]:
@@ -217,7 +232,7 @@ def _prompt(row: dict[str, Any], reading: Reading) -> TurnsOfRow:
     completion = PAIRS[PROMPT]
     prompt, said = row[PROMPT], row.get(completion)
     if said is None:
-        raise missing(row, (completion,), THE_ROW)
+        raise missing(row, (completion,), THE_ROW, _way_out(row, completion))
     train = reading.train is not False
     if isinstance(prompt, list):
         both = read_turns([*prompt, *(said if isinstance(said, list) else ())], reading, context=len(prompt))
@@ -235,7 +250,6 @@ def _plain(row: dict[str, Any], reading: Reading, source: str, line: int) -> Par
     text = text_of(row, TEXT, THE_ROW)
     if not text.strip():
         return Parsed(None, "empty_dialogue", Counter(), reading.unread, TEXT)
-    reading.treatments["plain_texts"] += 1
     turn = Turn(ASSISTANT, text, reading.train is not False)
     dialogue = Dialogue((turn,), None, source, line, plain=True)
     return Parsed(dialogue, None, +reading.treatments, reading.unread, TEXT, row_id(row))

@@ -115,7 +115,7 @@ TREATMENTS = {
     "results_without_call": "tool results that do not follow a call",
     "null_arguments": "null values in tools and calls, treated as absent",
     "empty_reasoning": "answers with an empty <think></think>, which is left to the template",
-    "plain_texts": "texts without turns: every token except BOS is trained on",
+    "ignored_arguments": "dialogues with template arguments that the template does not read",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,18 +57,21 @@ class Records:
         on_bad_row: OnBadRow = "stop",
         reasoning: bool = False,
         calls: bool = False,
+        reads_argument: Callable[[str], bool] = lambda name: True,
         columns: Columns | None = None,
     ):
         """`reasoning`, `calls`: whether the template shows separate reasoning texts, and tools with their calls; if
-        not, rows with them are malformed. `columns`: the names of keys and roles in these files."""
+        not, rows with them are malformed. `reads_argument`: whether the template reads an argument of that name; rows
+        with others are counted. `columns`: the names of keys and roles in these files."""
         assert not isinstance(paths, str), paths
         self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
-        self.reasoning, self.calls = reasoning, calls
+        self.reasoning, self.calls, self._reads_argument = reasoning, calls, reads_argument
         self.columns = (columns or Columns()).fresh()
         self.num_rows = 0
         self.rows_of_file: list[int] = []
         self.bad = BadRowReport()
         self._unread = UnreadKeys()
+        self._notes: list[str] = []
         self._treatments: Counter[str] = Counter()
         self._reader: RowReader | None = None  # of the file being read
         self._bytes_done = 0  # of the files before it
@@ -88,7 +91,7 @@ class Records:
                 yield self._record(self.num_rows - 1, row)
             self.rows_of_file.append(self.num_rows - before)
             self._bytes_done += _size(path)
-        self.columns.check_found()
+        self._notes = self.columns.check_found()
         if self.stopping:
             raise self.bad.error(self.num_rows)
         for line in self.lines:
@@ -100,9 +103,9 @@ class Records:
 
     @property
     def lines(self) -> list[str]:
-        """Messages about the rows: skipped rows, and keys that were not read."""
+        """Messages about the rows: skipped rows, mapped names that were not found, and keys that were not read."""
         skipped = [self.bad.summary(self.num_rows)] if self.bad.total else []
-        return skipped + self._unread.lines
+        return skipped + self._notes + self._unread.lines
 
     @property
     def counts(self) -> dict[str, int]:
@@ -135,6 +138,8 @@ class Records:
             self.bad.add(row.source, row.line, bad)
             return Record(index, None, f"bad_row: {bad.reason}", row.source, row.line)
         self._treatments.update(parsed.treatments)
+        if parsed.dialogue and not all(map(self._reads_argument, parsed.dialogue.template_arguments)):
+            self._treatments["ignored_arguments"] += 1
         self._unread.add(parsed.unread, row.unread)
         return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, parsed.id)
 

@@ -38,7 +38,7 @@ def _tools(given: Any, key: str, treatments: Counter[str]) -> tuple[Any, ...]:
     if not isinstance(items, list):
         raise BadRow("wrong type", f"{key!r} of {THE_ROW} is {a_kind(items)}, not an array")
     return tuple(
-        _tool(item, key, f"tool {number}", treatments) for number, item in enumerate(items, start=1) if item is not None
+        _tool(item, key, f"tool {number}", treatments) for number, item in enumerate(items, start=1) if is_given(item)
     )
 
 
@@ -90,7 +90,7 @@ def _calls(
     items = value if isinstance(value, list) else [value]
     made = []
     for item in items:
-        if item is None:
+        if not is_given(item):
             continue
         call = parsed(item, key, where)
         made.append(_call(call, where))

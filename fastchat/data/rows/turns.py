@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastchat.conversation import Turn
-from fastchat.data.rows.bad_rows import BadRow, shown
+from fastchat.data.rows.bad_rows import MAX_SHOWN, BadRow, shown
 from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.keys import (
     ASSISTANT,
@@ -23,10 +23,11 @@ from fastchat.data.rows.keys import (
     TURN_KEYS,
     TURN_ROLE,
     TURN_TEXT,
+    USER,
 )
 from fastchat.data.rows.tool_calls import calls_in, calls_of
 from fastchat.data.rows.train_keys import refuse_unsupported, says_train, unread_keys
-from fastchat.data.rows.values import a_kind, content_of, missing, optional_text, text_of
+from fastchat.data.rows.values import a_kind, as_json, content_of, missing, optional_text, text_of
 from fastchat.errors import nearest
 
 OPENING, CLOSING = "<think>", "</think>"
@@ -94,8 +95,10 @@ def kind_of(entry: Any, columns: Columns, where: str) -> str:
     kind = columns.role(name)
     if kind is None:
         near = nearest(name, columns.roles, n=1)
-        hint = f"nearest: {near[0]}" if near else f"known: {', '.join(ROLE_NAMES)}; for others use --data_roles"
-        raise BadRow("unknown role", f"{where} is from {shown(name)} ({hint})")
+        hint = f"nearest: {near[0]}" if near else f"known: {', '.join(ROLE_NAMES)}"
+        example = {name[:MAX_SHOWN]: columns.roles[near[0]] if near else USER}
+        way_out = f"Other roles are given with --data_roles '{as_json(example)}'."
+        raise BadRow("unknown role", f"{where} is from {shown(name)} ({hint})", way_out)
     return kind
 
 

@@ -23,8 +23,9 @@ def _refuse_reasoning(dialogue: Dialogue) -> None:
     if reasoning is not None:
         raise BadRow(
             "reasoning that the template does not show",
-            f"{shown(reasoning)}; use --conv_template {OWN_TEMPLATE} with a chat template that reads "
-            f"{REASONING_KEYS[0]}, write it into the answer's text, or remove the key",
+            shown(reasoning),
+            f"Reasoning needs --conv_template {OWN_TEMPLATE} and a chat template that shows it. Or write it into the "
+            f"answers' texts, or remove the key ({', '.join(REASONING_KEYS)}).",
         )
 
 
@@ -33,11 +34,12 @@ def _refuse_calls(dialogue: Dialogue) -> None:
     if call is None and not dialogue.tools:
         return
     what = f"a call of {shown(call.name)}" if call else f"the tool {shown(_name(dialogue.tools[0]))}"
-    names = ", ".join([OWN_TEMPLATE, *templates_with_calls()])
+    names = ", ".join([f"{OWN_TEMPLATE} (if the model's chat template does)", *templates_with_calls()])
     raise BadRow(
         "tools that the template does not show",
-        f"{what}; use a --conv_template that does ({names}; {OWN_TEMPLATE} if the model's chat template does), "
-        "or remove the tools and write the calls as texts",
+        what,
+        f"Tools and their calls need a --conv_template that shows them: {names}. Or remove the tools, and write the "
+        "calls into the texts.",
     )
 
 

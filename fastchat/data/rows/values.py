@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,6 @@ from fastchat.data.rows.keys import TEXT_PARTS
 from fastchat.data.rows.strict_json import BadValue, json_kind, parse_strictly
 
 THE_ROW = "the row"
-_MAP = "if it has another name in this file, give it with --data_columns"
 
 
 def is_given(value: object) -> bool:
@@ -54,10 +54,12 @@ def _part(part: Any, key: str, where: str) -> str:
     return text_of(part, "text", f"a part of {key!r} of {where}")
 
 
-def missing(holder: dict[str, Any], keys: Iterable[str], where: str) -> BadRow:
+def missing(holder: dict[str, Any], keys: Iterable[str], where: str, way_out: str = "") -> BadRow:
     """The problem that none of `keys` is there."""
+    keys = list(keys)
     named = " or ".join(map(repr, keys))
-    return BadRow("missing key", f"{where} has no {named}; keys there: {keys_of(holder)}; {_MAP}")
+    other_name = f"""A key with another name is given with --data_columns '{{"{keys[0]}": "NAME IN THE FILE"}}'."""
+    return BadRow("missing key", f"{where} has no {named}; keys there: {keys_of(holder)}", way_out or other_name)
 
 
 def keys_of(holder: dict[str, Any]) -> str:
@@ -88,6 +90,11 @@ def without_nulls(value: Any) -> tuple[Any, int]:
         num = sum(n for _, n in items)
         return ([item for item, _ in items], num) if num else (value, 0)
     return value, 0
+
+
+def as_json(names: dict[str, str]) -> str:
+    """Names from a file, as JSON for a message; escaped if they are not printable."""
+    return json.dumps(names, ensure_ascii=not all(map(str.isprintable, (*names, *names.values()))))
 
 
 def a_kind(value: object) -> str:

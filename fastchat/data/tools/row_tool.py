@@ -150,7 +150,8 @@ class Rows:
     def _finish(self) -> None:
         if not self.num_read:
             raise SettingsError(f"--begin {self.begin}: is after the last row of {', '.join(self.paths)}.")
-        self.columns.check_found("--data-columns")
+        for line in self.columns.check_found("--data-columns"):
+            say(line)
         if self.report.total and self.on_bad_row == "stop":
             raise self.report.error(self.num_read)
         if self.report.total:
@@ -206,6 +207,7 @@ class TurnList:
         key: the key of the list in the file: "conversations", "messages" ...
         entries: the turns, and `texts`: the text of each, "" for one that only calls tools.
         kinds: "system", "user", "assistant", "tool", or "function_call" for an assistant turn that calls tools.
+        calls: whether a turn has calls that are not in its text.
         parsed: what training reads.
     """
 
@@ -213,6 +215,7 @@ class TurnList:
     entries: list[dict[str, Any]]
     texts: list[str]
     kinds: list[str]
+    calls: list[bool]
     parsed: Parsed
     text_keys: list[str]
 
@@ -239,14 +242,15 @@ def turn_list(row: dict[str, Any], columns: Columns = AS_THEY_ARE, thinks: bool 
     if parsed.form not in TURN_LISTS:
         raise BadRow("not a list of turns", f"a row with {parsed.form!r}; convert it with convert_alpaca first")
     key = columns.in_file(parsed.form, row)
-    texts, kinds, text_keys = [], [], []
+    made = TurnList(key, row[key], [], [], [], parsed, [])
     for number, entry in enumerate(row[key], start=1):
         turn, where = columns.turn(entry), f"turn {number}"
         kind = kind_of(turn, columns, where)
-        calls = kind == CALL or any(is_given(turn.get(name)) for name in CALLS)
-        ours = next((name for name in TURN_TEXT if turn.get(name) is not None), None)
-        said = calls and (ours is None or isinstance(turn[ours], dict))
-        texts.append("" if said or ours is None else content_of(turn, ours, where))
-        text_keys.append(columns.in_file(ours or TURN_TEXT[0], entry))
-        kinds.append(CALL if calls else SYSTEM if kind == DEVELOPER else kind)
-    return TurnList(key, row[key], texts, kinds, parsed, text_keys)
+        ours = next((name for name in TURN_TEXT if turn.get(name) is not None), TURN_TEXT[0])
+        is_object = isinstance(turn.get(ours), dict)
+        apart = is_object or any(is_given(turn.get(name)) for name in CALLS)
+        made.texts.append("" if is_object or turn.get(ours) is None else content_of(turn, ours, where))
+        made.text_keys.append(columns.in_file(ours, entry))
+        made.calls.append(apart)
+        made.kinds.append(CALL if apart or kind == CALL else SYSTEM if kind == DEVELOPER else kind)
+    return made
