@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from fastchat.conversation import Dialogue, ToolCall, Turn
 from fastchat.data.convert_alpaca import to_sharegpt
+from fastchat.data.rows.bad_rows import BadRow
 from fastchat.data.rows.formats import parse_row
+from fastchat.data.rows.keys import ROW_COLUMNS, TURN_KEYS
 from fastchat.data.tools.row_tool import Tally
 from tests.data.row_forms import ASK, CALL, CALLS, PARAMETERS, QA, SAY, TOOL, Row, bad, call_turn, read, treated
 
@@ -214,3 +216,38 @@ def test_a_converted_row_is_the_same_dialogue(data: st.DataObject) -> None:
     parsed = parse_row(row)
     (made,) = to_sharegpt(0, row, Tally())
     assert parse_row(made).dialogue == parsed.dialogue
+
+
+# --- whatever a row has
+
+KNOWN_KEYS = st.sampled_from(sorted(ROW_COLUMNS | TURN_KEYS | {"name", "arguments", "function", "type", "parameters"}))
+ROLE_OR_TEXT = st.sampled_from(["user", "assistant", "tool", "function_call", "text", "[", "{}", "", '{"name": "f"}'])
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ROLE_OR_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KNOWN_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+ANY_TURN = st.fixed_dictionaries({"role": ROLE_OR_TEXT}, optional={"content": ANYTHING, "tool_calls": ANYTHING})
+
+
+@settings(max_examples=300, deadline=None)
+@given(row=st.dictionaries(KNOWN_KEYS, ANYTHING | st.lists(ANY_TURN, max_size=4), max_size=4), thinks=st.booleans())
+def test_every_row_is_a_dialogue_or_a_bad_row(row: Row, thinks: bool) -> None:
+    try:
+        parsed = parse_row(row, thinks=thinks)
+    except BadRow as bad_row:
+        assert str(bad_row).isprintable() and bad_row.way_out.isprintable()
+        return
+    if parsed.dialogue is not None:
+        assert Dialogue.from_dict(json.loads(json.dumps(parsed.dialogue.to_dict(), allow_nan=False))) == parsed.dialogue
+
+
+def test_values_that_no_template_can_write() -> None:
+    deep: Any = {}
+    for _ in range(300):
+        deep = [deep]
+    for value, reason in ((deep, "nested too deeply"), (1e999, "not a JSON number"), (b"x", "wrong type")):
+        for made in ({"tools": [{"name": "f", "parameters": {"x": value}}]}, {"chat_template_kwargs": {"x": value}}):
+            assert bad({"messages": [ASK, SAY], **made}).startswith(reason)
+        assert bad({"messages": [ASK, call_turn({"name": "f", "arguments": {"x": value}}), SAY]}).startswith(reason)
+    assert bad({"messages": [ASK, call_turn({"name": "f", "arguments": '{"x": 1e999}'})]}).startswith("not a JSON numb")

@@ -50,6 +50,7 @@ from fastchat.data.rows.values import (
     THE_ROW,
     a_kind,
     as_json,
+    check_json,
     is_given,
     keys_of,
     missing,
@@ -222,6 +223,8 @@ def _alpaca(row: dict[str, Any], reading: Reading) -> TurnsOfRow:
 
 
 def _answer(row: dict[str, Any], key: str, reading: Reading) -> Turn:
+    if key not in row:
+        raise missing(row, (key,), THE_ROW, _way_out(row, key))
     reasoning = reasoning_of(row, ASSISTANT, THE_ROW)
     text, reasoning = split_thought(text_of(row, key, THE_ROW), reasoning, THE_ROW, reading)
     return Turn(ASSISTANT, text, reading.train is not False, reasoning)
@@ -271,6 +274,7 @@ def _template_arguments(row: dict[str, Any]) -> dict[str, Any]:
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise BadRow("wrong type", f"{ARGUMENTS!r} of {THE_ROW} is {a_kind(given)}, not an object")
+    check_json(given, repr(ARGUMENTS))
     made = {key: value for key, value in given.items() if value is not None}
     for key in made:
         if key in RESERVED_ARGUMENTS or not key.isidentifier():

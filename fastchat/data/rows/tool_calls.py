@@ -17,7 +17,7 @@ from typing import Any
 from fastchat.conversation import ToolCall, Turn
 from fastchat.data.rows.bad_rows import BadRow, shown
 from fastchat.data.rows.keys import ASSISTANT, CALLS, TOOL, TOOLS
-from fastchat.data.rows.values import THE_ROW, a_kind, is_given, keys_of, parsed, text_of, without_nulls
+from fastchat.data.rows.values import THE_ROW, a_kind, check_json, is_given, keys_of, parsed, text_of, without_nulls
 
 _FUNCTION = "function"
 _PARAMETERS = "parameters"
@@ -46,6 +46,7 @@ def _tools(given: Any, key: str, treatments: Counter[str]) -> tuple[Any, ...]:
 def _tool(given: Any, key: str, where: str, treatments: Counter[str], *, exact: bool) -> dict[str, Any]:
     exact = exact or isinstance(given, str)
     tool = parsed(given, key, where)
+    check_json(tool, where)
     if not isinstance(tool, dict):
         raise BadRow("wrong type", f"{where} of {key!r} is {a_kind(tool)}, not an object")
     kind = tool.get("type") or _FUNCTION
@@ -66,7 +67,9 @@ def _exactly(given: Any, key: str, where: str, treatments: Counter[str], *, exac
     """The value of JSON text; any other value without its nulls, which are counted, unless it is `exact`."""
     if exact or isinstance(given, str):
         value = parsed(given, key, where)
+        check_json(value, f"{key!r} of {where}")
         return {} if value is None else value
+    check_json(given, f"{key!r} of {where}")
     value, num_nulls = without_nulls(given)
     treatments["null_arguments"] += num_nulls
     return value
