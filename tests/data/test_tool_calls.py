@@ -39,7 +39,7 @@ def test_the_older_form_and_sharegpt_are_the_same() -> None:
     sharegpt.append({"from": "observation", "value": "r"})
     called = Turn("assistant", "", calls=(CALL,))
     assert read({"messages": [*older, SAY]}).turns == (QA[0], called, Turn("tool", "r", name="f"), QA[1])
-    assert read({"conversations": [*sharegpt, SAY]}).turns == (QA[0], called, Turn("tool", "r"), QA[1])
+    assert read({"conversations": [*sharegpt, SAY]}).turns == (QA[0], called, Turn("tool", "r", name="f"), QA[1])
     for value in (json.loads(text), f"[{text}]", json.dumps([text]), '{"name": "f", "arguments": "{\\"x\\": 1}"}'):
         assert read({"items": [ASK, {"from": "tool_call", "value": value}, SAY]}).turns[1] == called
     two = read({"items": [ASK, {"from": "function_call", "value": f"[{text}, {text}]"}, SAY]}).turns[1]
@@ -81,6 +81,20 @@ def test_ids_that_do_not_fit_are_counted() -> None:
         "duplicate_call_ids": 1, "unknown_call_ids": 1,
     }  # fmt: skip
     assert treated({"messages": [ASK, {"role": "tool", "content": "r"}, SAY]}) == {"results_without_call": 1}
+
+
+def test_results_get_the_names_of_their_calls() -> None:
+    two = call_turn({"name": "f", "id": "x"}, {"name": "g"})
+    by_place, by_id = {"role": "tool", "content": "r"}, {"role": "tool", "content": "r", "tool_call_id": "x"}
+    for results, wanted in (
+        ([by_place, by_place], ["f", "g"]),
+        ([by_place], [None]),  # the results of both in one
+        ([by_id], ["f"]),
+        ([{**by_place, "name": "h"}, by_id], ["h", "f"]),
+        ([by_place, {**by_place, "tool_call_id": "unknown"}], ["f", None]),
+    ):
+        turns = read({"messages": [ASK, two, *results, SAY, ASK, two, *results, SAY]}).turns
+        assert [turn.name for turn in turns if turn.role == "tool"] == wanted * 2
 
 
 TOOLS: dict[str, Any] = {
@@ -132,6 +146,11 @@ BAD: dict[str, tuple[Row, str]] = {
     "call number": (call_turn(3), "wrong type: a call of turn 2 is a number, not an object"),
     "other call": (call_turn({"type": "custom", "name": "f"}), "tool call that is not a function: turn 2 has a call"),
     "call id": (call_turn({"id": 3, "name": "f"}), "wrong type: 'id' of a call of turn 2 is a number, not a string"),
+    "system calls": ({**call_turn({"name": "f"}), "role": "system"}, "tool calls outside an answer: turn 1 has role"),
+    "system thinks": (
+        {"role": "developer", "content": "s", "thinking": "r"},
+        "reasoning outside an answer: turn 1 has role developer and key 'thinking'",
+    ),
     "user calls": ({**call_turn({"name": "f"}), "role": "user"}, "tool calls outside an answer: turn 2 has role user"),
     "both": (call_turn({"name": "f"}, function_call={"name": "g"}), "contradictory keys: turn 2 has different tool"),
     "arguments key": ({"chat_template_kwargs": {"messages": []}}, "reserved template argument: 'chat_template_kwargs'"),
@@ -146,7 +165,8 @@ BAD: dict[str, tuple[Row, str]] = {
 
 @pytest.mark.parametrize(("made", "reason"), BAD.values(), ids=BAD)
 def test_bad_tools_and_arguments(made: Row, reason: str) -> None:
-    row: Row = {"messages": [ASK, made, SAY]} if "role" in made else {"messages": [ASK, SAY], **made}
+    first = [] if made.get("role") in ("system", "developer") else [ASK]
+    row: Row = {"messages": [*first, made, SAY]} if "role" in made else {"messages": [ASK, SAY], **made}
     assert bad(row).startswith(reason)
 
 

@@ -40,6 +40,7 @@ from fastchat.data.rows.keys import (
     TEXT,
     THINKING_SWITCH,
     TOOL,
+    TOOLS,
     TURN_LISTS,
     USER,
 )
@@ -105,7 +106,7 @@ def parse_row(
     refuse_unsupported(row, THE_ROW)
     reading = Reading(columns, thinks, says_train(row, THE_ROW))
     reading.unread.update(("row", key) for key in renamed.shadowed)
-    reading.unread.update(unread_keys(row, "row", _known(form)))
+    reading.unread.update(unread_keys(row, "row", _KNOWN[form]))
     others = (key for key in FORM_KEYS if key != form and is_given(row.get(key)))
     reading.treatments["turn_list_used"] += form in TURN_LISTS and any(others)
     if form == TEXT:
@@ -181,15 +182,11 @@ def _way_out(row: dict[str, Any], missing_key: str = "") -> str:
     return f"One of {', '.join(FORM_KEYS)} is needed; other columns are named with --data_columns."
 
 
-def _known(form: str) -> frozenset[str]:
-    """The row keys that are read in a row of this form."""
-    return _KNOWN[form]
-
-
+# The row keys that are read in a row of each form.
 _KNOWN = {
     form: frozenset((*keys, *ROW_KEYS, *(REASONING_KEYS if form in PAIRS else ()))) for form, keys in FORM_KEYS.items()
 }
-_KNOWN[TEXT] -= {SYSTEM_KEY, ARGUMENTS, THINKING_SWITCH, "tools", "functions"}
+_KNOWN[TEXT] -= {SYSTEM_KEY, ARGUMENTS, THINKING_SWITCH, *TOOLS}
 
 
 # --- forms
