@@ -13,7 +13,7 @@ turns                    of all roles, in the examples
 special_token_strings    special-token strings in messages, encoded as plain text
 escaped_strings          of these, those that needed an extra split
 straddling_tokens        tokens with characters of an answer and of other text
-and one for each treatment in keys.TREATMENTS
+and one for each treatment in formats.TREATMENTS
 """
 
 from __future__ import annotations
