@@ -156,7 +156,7 @@ _REASONS: dict[str, str] = {
     "push_dataset_to_hub": "nothing is ever uploaded",
     "default_system default_system_message chat_template_path chat_template_jinja add_eos_token": "the template "
     "decides this: set conv_template, or your own template with conv_template_file",
-    "enable_thinking": "leave it out; the template decides this",
+    "enable_thinking": "leave it out; rows can say it (enable_thinking, chat_template_kwargs)",
     "min_sample_len": "leave it out; short dialogues are trained on too",
     "mix_strategy": "leave it out; no dialogue is repeated",
     # optimization
