@@ -81,6 +81,8 @@ def _compare(tokenizer: Any, chat_encoder: ChatEncoder, dialogue: Dialogue, prom
         add_generation_prompt=prompt,
         return_dict=False,
         tokenizer_kwargs=quiet,
+        tools=list(dialogue.tools) or None,
+        **dialogue.template_arguments,
     )
     at = first_difference(ours, theirs)
     if at is not None:

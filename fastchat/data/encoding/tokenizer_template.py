@@ -25,7 +25,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from fastchat.conversation import Dialogue, Rendered, Segment
+from fastchat.conversation import Dialogue, RefusedByTemplate, Rendered, Segment
 from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
 from fastchat.data.encoding.template_limits import check_operands, joined, try_out
@@ -37,18 +37,28 @@ _MARK = re.compile("\ue000(\\d+)\ue001")
 _THINKING = ("<think>", "</think>")
 
 
-def to_messages(dialogue: Dialogue, reasoning_key: str = "") -> list[dict[str, str]]:
-    """A dialogue as messages for a Jinja chat template; reasoning is under `reasoning_key`, if that is given."""
-    messages = [] if dialogue.system is None else [{"role": "system", "content": dialogue.system}]
+def to_messages(dialogue: Dialogue, reasoning_key: str = "") -> list[dict[str, Any]]:
+    """A dialogue as messages in OpenAI's form for a Jinja chat template; reasoning is under `reasoning_key`, if that is
+    given, and the arguments of calls are objects."""
+    messages: list[dict[str, Any]] = []
+    if dialogue.system is not None:
+        messages.append({"role": dialogue.system_role, "content": dialogue.system})
     for turn in dialogue.turns:
         messages.append({"role": turn.role, "content": turn.text})
         if reasoning_key and turn.reasoning is not None:
             messages[-1][reasoning_key] = turn.reasoning
+        if turn.calls:
+            messages[-1]["tool_calls"] = [
+                {
+                    **({} if call.id is None else {"id": call.id}),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in turn.calls
+            ]
+        given = (("name", turn.name), ("tool_call_id", turn.call_id))
+        messages[-1].update({key: value for key, value in given if value is not None})
     return messages
-
-
-class RefusedByTemplate(DataError):
-    """A dialogue that the chat template rejects, or renders in a way that gives no exact spans for its answers."""
 
 
 class TokenizerTemplate:
