@@ -36,8 +36,8 @@ from fastchat.conversation.registry import (
     suggest_templates,
     templates_with_calls,
 )
-from fastchat.conversation.styles import SeparatorStyle
 from fastchat.conversation.segments import RoleFormat, Segment
+from fastchat.conversation.styles import SeparatorStyle
 from fastchat.conversation.template import Rendered, Template
 from fastchat.conversation.upstream import Conversation
 from fastchat.upstream_names import refuse

@@ -21,7 +21,7 @@ from fastchat.conversation.dialogue import ToolCall, Turn
 from fastchat.conversation.python_stubs import python_stub
 from fastchat.conversation.schema import Form, Kind, Place, flag, one_of, or_null, text, whole
 from fastchat.conversation.segments import RoleFormat, Segment, read_format, role_format
-from fastchat.errors import DataError
+from fastchat.errors import DataError, SettingsError
 
 SYSTEM_SLOT = "{system_message}"
 TOOLS_SLOT = "{tools}"
@@ -62,6 +62,22 @@ class ToolsFormat:
     schema: str = "tool"
     indent: int | None = None
     separator: str = "\n"
+
+    def position(self, roles: Sequence[str], whose: str) -> int | None:
+        """The position of the user message that shows the tools, None for the header.
+
+        Raises RefusedByTemplate, beginning with `whose`, if the first message is not the user's: answers before the
+        message that shows the tools would have been generated without them.
+        """
+        if self.where == "system" or not any(roles):
+            return None
+        if next(filter(None, roles)) != "user":
+            raise RefusedByTemplate(
+                f"{whose} shows the tools in a user message, and the first turn is not one. Choose another template, "
+                "such as chatml, or change the row."
+            )
+        users = [position for position, role in enumerate(roles) if role == "user"]
+        return users[0 if self.where == "first_user" else -1]
 
     def shown(self, tools: Sequence[Any]) -> str:
         """The text of all schemas."""
@@ -236,6 +252,17 @@ def filled(literal: str, values: Mapping[str, str], role: str, plain: bool = Fal
         yield Segment(values[part], role, plain=plain, **flags) if k % 2 else Segment(part, **flags)
 
 
+def check_formats(name: str, tools: ToolsFormat | None, calls: CallsFormat | None, only_last: bool) -> None:
+    """Raise SettingsError if a template cannot have these; `only_last`: it renders history differently."""
+    if (tools is None) != (calls is None):
+        raise SettingsError(f"template {name!r}: `tools` and `calls` belong together; define both or neither.")
+    if tools and only_last:
+        raise SettingsError(
+            f"template {name!r}: `tools` cannot be combined with window, last_user or last_assistant; "
+            "tools.last_assistant is the format of the answer that is due in a dialogue with tools."
+        )
+
+
 # --- the forms in a table
 
 
@@ -251,13 +278,17 @@ def tools_format(value: Any, place: Place) -> ToolsFormat:
     made = ToolsFormat(**_TOOLS.read(value, place))
     user = made.where != "system"
     if user and made.user is None:
-        raise place.under("user").wrong(None, f"the format of the {made.where.replace('_', ' ')} message, with {{tools}}")
+        raise place.under("user").wrong(
+            None, f"the format of the {made.where.replace('_', ' ')} message, with {{tools}}"
+        )
     if not user and made.user is not None:
         raise place.under("user").wrong(asdict(made.user), f"no such key with where: {made.where}")
     shown = {"user.before": made.user.before} if made.user else {"system": made.system, "no_system": made.no_system}
     for key, literal in shown.items():
         if literal.count(TOOLS_SLOT) != 1:
-            raise place.under(key).wrong(literal, f"a string with {TOOLS_SLOT} exactly once, or the tools would be lost")
+            raise place.under(key).wrong(
+                literal, f"a string with {TOOLS_SLOT} exactly once, or the tools would be lost"
+            )
     if made.system.count(TOOLS_SLOT) != made.no_system.count(TOOLS_SLOT):
         raise place.under("no_system").wrong(made.no_system, f"{TOOLS_SLOT} in both headers or in none")
     return made

@@ -52,9 +52,7 @@ def to_jinja(
         _opening(lead, space, written=bool(lead) and substitute(template.user.before).startswith(lead)),
         _examples(template, quote, eos),
         "{%- set count = namespace(rounds=0) -%}",
-        "{%- set ids = namespace(known=[], waiting=[], at=-1, shown='') -%}"
-        if jinja_calls.has_ids(template)
-        else "",
+        "{%- set ids = namespace(known=[], waiting=[], at=-1, shown='') -%}" if jinja_calls.has_ids(template) else "",
         "{%- for message in turns -%}",
         _assistant_branch(template, quote, eos),
         _other_branches(template, quote),

@@ -85,8 +85,9 @@ _PYTHON_STUB = (
     "{%- endfor -%}"
     r"""{{- ') -> List[Dict]:\n    \"\"\"' ~ function['description'] -}}"""
     r"{%- for name in fields -%}{{- '\n\n    Args:\n        ' if loop.first else '\n        ' -}}"
-    "{{- name ~ ' (' ~ (python_type(fields[name]) if name in needed else 'Optional[' ~ python_type(fields[name]) ~ ']') -}}"
-    "{{- '): ' ~ (fields[name]['description'] if fields[name] is mapping else '') -}}{%- endfor -%}"
+    "{%- set kind = python_type(fields[name]) -%}"
+    "{{- name ~ ' (' ~ (kind if name in needed else 'Optional[' ~ kind ~ ']') ~ '): ' -}}"
+    "{{- (fields[name]['description'] if fields[name] is mapping else '') -}}{%- endfor -%}"
     r"""{{- '\n    \"\"\"\n    pass\n```' -}}{%- endmacro -%}"""
 )
 
@@ -188,7 +189,10 @@ def written_calls(template: Template, calls: CallsFormat, quote: Quote) -> str:
 def written_result(template: Template, wrap: ResultFormat, text: str, quote: Quote) -> str:
     """The result in `message`; `text` is the expression for its text."""
     numbered = has_ids(template) and template.calls is not None
-    values = {"{id}": "ids.shown" if numbered else "(message['tool_call_id'] or '')", "{name}": "(message['name'] or '')"}
+    values = {
+        "{id}": "ids.shown" if numbered else "(message['tool_call_id'] or '')",
+        "{name}": "(message['name'] or '')",
+    }
     raw = "(message['content'] or '')"
     said = {"json": f"({raw} | tojson)", "json_value": f"json_value({raw})"}.get(wrap.content, f"({text})")
     before, after = literal(wrap.before, values, quote), literal(wrap.after, values, quote)
@@ -196,7 +200,9 @@ def written_result(template: Template, wrap: ResultFormat, text: str, quote: Quo
         between = literal(wrap.separator, values, quote)
         before = f"(({between}) if loop.previtem is defined and {is_result('loop.previtem')} else ({before}))"
         after = f"('' if loop.nextitem is defined and {is_result('loop.nextitem')} else ({after}))"
-    return (_answered(template.calls) if numbered and template.calls else "") + f"{{{{- {before} ~ {said} ~ {after} -}}}}"
+    return (
+        _answered(template.calls) if numbered and template.calls else ""
+    ) + f"{{{{- {before} ~ {said} ~ {after} -}}}}"
 
 
 def after_result() -> str:
@@ -215,7 +221,8 @@ def _numbered(calls: CallsFormat) -> str:
     return (
         f"{{%- set ids.shown = {shown} -%}}"
         "{%- set ids.waiting = ids.waiting + [ids.known | length] -%}"
-        "{%- set ids.known = ids.known + [[call['id'] if call['id'] is defined else none, ids.shown, function['name']]] -%}"
+        "{%- set given = call['id'] if call['id'] is defined else none -%}"
+        "{%- set ids.known = ids.known + [[given, ids.shown, function['name']]] -%}"
     )
 
 
@@ -241,7 +248,9 @@ def _fitting(calls: CallsFormat, given: str) -> str:
 
 
 def _refusal(condition: str, what: str) -> str:
-    return f"{{%- if {condition} -%}}{{{{- raise_exception('the call syntax has no form for {what}') -}}}}{{%- endif -%}}"
+    return (
+        f"{{%- if {condition} -%}}{{{{- raise_exception('the call syntax has no form for {what}') -}}}}{{%- endif -%}}"
+    )
 
 
 def _tojson(indent: int | None) -> str:

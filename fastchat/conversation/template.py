@@ -14,7 +14,7 @@ inference would send at that point, up to and including the stop. With the vicun
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from fastchat.conversation.calls import (
     ResultFormat,
     ToolsFormat,
     calls_format,
+    check_formats,
     filled,
     header,
     result_format,
@@ -128,8 +129,7 @@ class Template:
             )
         if self.content not in CONTENT:
             raise SettingsError(f"template {self.name!r}: content={self.content!r} is not {', '.join(CONTENT)}.")
-        if (self.tools is None) != (self.calls is None):
-            raise SettingsError(f"template {self.name!r}: `tools` and `calls` belong together; define both or neither.")
+        check_formats(self.name, self.tools, self.calls, self.only_last)
         due = self.tools.last_assistant if self.tools else None
         for key, form in (("after_tool", self.after_tool), ("tools.last_assistant", due)):
             if form and not form.after.startswith(self.stop):
@@ -193,7 +193,9 @@ class Template:
         turns = [(i, turn) for i, turn in enumerate(self.examples + dialogue.turns, start=-len(self.examples))]
         if self.window:
             turns = turns[-(self.window - add_generation_prompt) :]
-        tools_at = self._tools_at(dialogue, turns)
+        roles = [turn.role if index >= 0 else "" for index, turn in turns]
+        whose = f"{dialogue.where}: template {self.name!r}"
+        tools_at = self.tools.position(roles, whose) if self.tools and dialogue.tools else None
         segments = list(self._header(dialogue, tools_at))
         ids = self.calls.shown_ids([turn for _, turn in turns]) if self.calls else [()] * len(turns)
         answered = -1 if add_generation_prompt else len(dialogue.turns) - 1
@@ -301,18 +303,6 @@ class Template:
         values = TABLE.read(table, Place.of(table, source))
         values["examples"] = tuple(Turn(role, said, train=False) for role, said in values.get("examples", ()))
         return cls(**values)
-
-    def _tools_at(self, dialogue: Dialogue, turns: Sequence[tuple[int, Turn]]) -> int | None:
-        """The position of the user message that shows the tools; None if there are none, or the header shows them."""
-        if not dialogue.tools or not self.tools or self.tools.where == "system":
-            return None
-        if dialogue.turns and dialogue.turns[0].role != "user":
-            raise RefusedByTemplate(
-                f"{dialogue.where}: template {self.name!r} shows the tools in a user message, and the first turn is not "
-                "one. Choose another template, such as chatml, or change the row."
-            )
-        users = [position for position, (index, turn) in enumerate(turns) if turn.role == "user" and index >= 0]
-        return users[0 if self.tools.where == "first_user" else -1] if users else None
 
     def _wrap(self, first: bool, last: bool, shows_tools: bool = False) -> RoleFormat:
         if last and self.last_user:

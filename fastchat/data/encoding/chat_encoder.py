@@ -26,7 +26,7 @@ from tokenizers import AddedToken
 from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
 from fastchat.conversation.template import CONTROL_PATTERN
 from fastchat.data.encoding.prefix import first_difference
-from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.encoding.probes import HARMLESS, table_probes
 from fastchat.data.encoding.supervision import (
     ASSISTANT,
     SAID,
@@ -186,7 +186,8 @@ class ChatEncoder:
         """The number of special-token strings in messages, where they are plain text."""
         found = 0
         for segment in segments:
-            pattern = self._looks_in_answers if segment.role == "assistant" else self._looks_like_control
+            spoken = segment.role == "assistant" and not segment.plain
+            pattern = self._looks_in_answers if spoken else self._looks_like_control
             if pattern is not None and segment.role != "template":
                 found += sum(1 for _ in pattern.finditer(segment.text))
         return found
@@ -281,7 +282,7 @@ class ChatEncoder:
     def _split(self, segment: Segment) -> Iterator[tuple[str, Control | None]]:
         if segment.role == "template":
             yield from self._split_literal(segment.text)
-        elif segment.role == "assistant" and self._in_answers:
+        elif segment.role == "assistant" and self._in_answers and not segment.plain:
             yield from _cut(segment.text, self._in_answers, self._answer_controls)
         else:
             yield segment.text, None
@@ -318,7 +319,8 @@ class ChatEncoder:
         """Compare with the tokenizer's own ids of the whole rendered text, on texts without special-token strings."""
         vocabulary_only = [c.content for c in self.controls.values() if c and c.content not in self.encoder.added]
         self.encoder.whole.add_special_tokens([AddedToken(c, normalized=False, special=True) for c in vocabulary_only])
-        for dialogue in self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS:
+        own = isinstance(self.template, TokenizerTemplate)
+        for dialogue in self.template.probes if own else table_probes(self.template):
             rendered = self.template.render(dialogue)
             ours, theirs = self.encode(rendered).input_ids, self.whole_ids(rendered)
             at = first_difference(ours, theirs)

@@ -111,6 +111,7 @@ class LabelCrossCheck:
         marked = [(label == IGNORED) == inverted and token != self._bos for token, label in sample.pairs]
         messages = to_messages(sample.dialogue, self.chat_encoder.template.reasoning_key)
         first = len(messages) - len(sample.dialogue.turns)
+        self._more = {"tools": list(sample.dialogue.tools)} if sample.dialogue.tools else {}
         whole = self._render(messages, False)
         claimed = 0
         for turn in self._turns(sample.dialogue):
@@ -124,6 +125,9 @@ class LabelCrossCheck:
             if not text.startswith(prompt):
                 raise sample.disagreement(begin, "the dialogue does not start with the inference prompt")
             stop = self._stop(text, len(prompt), sample.dialogue.turns[turn].text)
+            if sample.dialogue.turns[turn].calls:
+                text = self._render(messages[: first + turn + 1], False)
+                stop = max(text.rfind(end) + len(end) for end in self._ends if end in text[len(prompt) :])
             self._compare_end(sample, (begin, end), prompt, text[len(prompt) : stop])
             claimed += end - begin
             checked.turns += 1
@@ -138,7 +142,8 @@ class LabelCrossCheck:
         answers = [k for k, turn in enumerate(dialogue.turns) if turn.role == "assistant"]
         if self.chat_encoder.train_on == ALL:
             return [k for k in answers if not dialogue.turns[k].train and dialogue.turns[k].text.strip()]
-        answers = answers[-1:] if self.chat_encoder.template.only_last else answers
+        if not isinstance(self.chat_encoder.template, TokenizerTemplate):
+            answers = [k for k in answers if k >= self.chat_encoder.template.learned_from(dialogue)]
         trained = [k for k in answers if dialogue.turns[k].train]
         return trained[-1:] if self.chat_encoder.train_on == LAST else trained
 
@@ -204,7 +209,8 @@ class LabelCrossCheck:
         return self.chat_encoder.encoder.whole.encode(text, add_special_tokens=False).ids
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._names)
+        arguments = {"messages": messages, "add_generation_prompt": add_generation_prompt, **self._more, **self._names}
+        return self._template.render(**arguments)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 from fastchat.conversation import Dialogue, to_jinja
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.prefix import first_difference
-from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.encoding.probes import HARMLESS, table_probes
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, to_messages
 from fastchat.errors import SettingsError
 
@@ -45,7 +45,8 @@ def install_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Itera
     tokenizer.add_tokens([AddedToken(c, normalized=False, special=True) for c in missing], special_tokens=True)
     assert len(tokenizer) == size, f"declaring {missing} changed the vocabulary from {size} to {len(tokenizer)}"
     tokenizer.chat_template = chat_template(chat_encoder)
-    probes = chat_encoder.template.probes if isinstance(chat_encoder.template, TokenizerTemplate) else HARMLESS
+    own = isinstance(chat_encoder.template, TokenizerTemplate)
+    probes = chat_encoder.template.probes if own else table_probes(chat_encoder.template)
     compare_template(tokenizer, chat_encoder, [*probes, *dialogues])
 
 
@@ -104,5 +105,7 @@ def _lead(chat_encoder: ChatEncoder) -> tuple[str, bool]:
     first = chat_encoder.encode(chat_encoder.template.render(HARMLESS[0]))
     if encoder.bos is None or first.segment_of[:1] != [-1]:
         return "", False
+    if first.input_ids[1:2] and first.input_ids[1] in {c.id for c in chat_encoder.controls.values() if c}:
+        return encoder.bos.content, False  # no tokenizer adds a space before a control token
     written = encoder.whole.encode(encoder.bos.content + "a", add_special_tokens=False).ids
     return encoder.bos.content, written != encoder.whole.encode("a").ids[: len(written)]
