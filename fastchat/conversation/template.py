@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from fastchat.conversation.calls import (
@@ -201,20 +201,20 @@ class Template:
         answered = -1 if add_generation_prompt else len(dialogue.turns) - 1
         learned_from = self.learned_from(dialogue)
         num_user, previous = 0, ""
-        for position, (index, turn) in enumerate(turns):
+        for at, (index, turn) in enumerate(turns):
             out, said = index >= 0 and not turn.train, self.normalise(turn.text)
             if turn.role == "assistant":
                 wrap = self._answer_format(bool(dialogue.tools), index == answered, previous)
                 trained = turn.train and index >= learned_from
-                segments += self._assistant(turn, index, wrap, trained, dialogue.where, ids[position])
+                segments += self._assistant(turn, index, wrap, trained, dialogue.where, ids[at])
             elif turn.role == "tool" and self.tool:
-                shown_id = ids[position][0] if ids[position] else turn.call_id or ""
-                around = (previous, turns[position + 1][1].role if position + 1 < len(turns) else "")
+                shown_id = next(iter(ids[at]), turn.call_id or "")
+                around = (previous, turns[at + 1][1].role if at + 1 < len(turns) else "")
                 segments += self.tool.segments(turn, said, shown_id, around, turn=index, excluded=out)
             else:
                 last = index == len(dialogue.turns) - (1 if answered < 0 else 2)
-                wrap = self._wrap(position == 0, last, shows_tools=position == tools_at)
-                tools = self.tools.shown(dialogue.tools) if self.tools and position == tools_at else ""
+                wrap = self._wrap(at == 0, last, shows_tools=at == tools_at)
+                tools = self.tools.shown(dialogue.tools) if self.tools and at == tools_at else ""
                 before = self._numbered(wrap.before, num_user)
                 segments += filled(before, {"tools": tools} if tools else {}, turn.role, turn=index, excluded=out)
                 segments.append(Segment(said, turn.role, turn=index, excluded=out))
@@ -276,7 +276,7 @@ class Template:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serializable table; `Template.from_dict` makes the same template from it."""
         table: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        table |= {key: asdict(value) for key, value in table.items() if is_dataclass(value)}
+        table |= {key: asdict(table[key]) for key in (*_FORMATS, "tools", "calls") if table[key]}
         table["examples"] = [[t.role, t.text] for t in self.examples]
         table["stop_strings"] = list(self.stop_strings)
         table["stop_token_ids"] = list(self.stop_token_ids)

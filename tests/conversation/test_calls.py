@@ -243,7 +243,9 @@ def test_the_instruction_before_an_answer_is_only_shown_for_the_one_that_is_due(
 )
 def test_an_id_that_mistral_would_refuse_is_replaced_in_the_call_and_in_its_result(case, calls, results):
     said = Dialogue(CASES[case].turns)
-    shown = get_template("mistral-v0.3").calls.shown_ids(said.turns)
+    calls_format = get_template("mistral-v0.3").calls
+    assert calls_format is not None
+    shown = calls_format.shown_ids(said.turns)
     pairs = list(zip(said.turns, shown, strict=True))
     assert [one for turn, ids in pairs if turn.calls for one in ids] == calls
     assert [ids[0] for turn, ids in pairs if turn.role == "tool"] == results

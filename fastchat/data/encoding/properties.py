@@ -20,7 +20,7 @@ from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import tokenize_dialogue
 from fastchat.data.encoding.prefix import TORN, leaves_prompt
-from fastchat.data.encoding.probes import table_probes
+from fastchat.data.encoding.probes import probes_of
 from fastchat.data.encoding.supervision import ALL, Encoded
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import DataError, SettingsError
@@ -40,8 +40,7 @@ def prove(chat_encoder: ChatEncoder) -> str:
     Raises:
         SettingsError: one does not hold; the message names it and shows the tokens at that position.
     """
-    own = isinstance(chat_encoder.template, TokenizerTemplate)
-    harmless = chat_encoder.template.probes if own else table_probes(chat_encoder.template)
+    harmless = probes_of(chat_encoder.template)
     dialogues = [*harmless, *_hostile(chat_encoder, harmless)]
     for dialogue in dialogues:
         for rendered in chat_encoder.template.renderings(dialogue):
