@@ -1,16 +1,21 @@
 """Tools, calls and results in the syntax of each family, rendered and through the exported Jinja template."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastchat.conversation import (
+    CallsFormat,
     Dialogue,
     RefusedByTemplate,
+    ResultFormat,
     Template,
     ToolCall,
+    ToolsFormat,
     get_template,
     load_template_file,
     templates_with_calls,
@@ -119,6 +124,15 @@ def test_every_template_with_calls_is_pinned():
     assert set(NAMES) == {*WHOLE, *PARTS}
     assert all(get_template(name).shows_calls for name in NAMES)
     assert not get_template("vicuna_v1.1").shows_calls and templates_with_calls()[0] == "tokenizer"
+
+
+def test_the_docs_name_every_template_and_every_key(repository):
+    text = (repository / "fastchat/conversation/README.md").read_text(encoding="utf-8")
+    section = text[text.index("### Tools and calls") : text.index("### Where upstream's")]
+    named = set(re.findall(r"`([^`]+)`", section))
+    own = {f.name for f in dataclasses.fields(ResultFormat)} - {"open"}
+    keys = {f"tools.{f.name}" for f in dataclasses.fields(ToolsFormat)} | {f"tool.{key}" for key in own}
+    assert keys | {f"calls.{f.name}" for f in dataclasses.fields(CallsFormat)} | {"after_tool", *NAMES} <= named
 
 
 @pytest.mark.parametrize("name", WHOLE)
