@@ -64,6 +64,7 @@ class Dialogue:
         tools: JSON schemas of the tools that the assistant can call, in OpenAI's form:
             {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}.
         template_arguments: further arguments of the chat template, such as {"enable_thinking": False}.
+        plain: whether this is no dialogue but a plain text to continue, the text of the only turn; no template is used.
     """
 
     turns: tuple[Turn, ...]
@@ -74,6 +75,7 @@ class Dialogue:
     system_role: str = "system"
     tools: tuple[Any, ...] = ()
     template_arguments: dict[str, Any] = field(default_factory=dict)
+    plain: bool = False
 
     @property
     def num_characters(self) -> int:

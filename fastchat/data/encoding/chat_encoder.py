@@ -203,6 +203,16 @@ class ChatEncoder:
         tokens = self._plain_tokens([piece for ps in pieces for piece in ps])
         return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
 
+    def encode_text(self, text: str, position: str) -> tuple[list[int], int]:
+        """The ids of a text that is in no dialogue, and the number of splits that kept it plain text.
+
+        `position`: as in `TextEncoder.plain`. Raises DataError as `encode` does.
+        """
+        found, cuts = self.encoder.plain([text], position)[0], 0
+        if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
+            found, cuts = self._escape(Piece(parts=[(text, 0)], position=position))
+        return [token_id for token_id, _, _ in found], cuts
+
     def count(self, rendered: Rendered) -> Counter[int]:
         """The number of tokens in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.
 

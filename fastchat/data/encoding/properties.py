@@ -18,10 +18,11 @@ from typing import NoReturn
 from fastchat.conversation import Dialogue, Rendered, Template, Turn
 from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.cross_check import LabelCrossCheck
-from fastchat.data.encoding.examples import tokenize_dialogue
+from fastchat.data.encoding.examples import tokenize_dialogues
 from fastchat.data.encoding.prefix import TORN, leaves_prompt
 from fastchat.data.encoding.probes import HARMLESS
-from fastchat.data.encoding.supervision import ALL, Encoded
+from fastchat.data.encoding.renderings import answers_of, renderings_of
+from fastchat.data.encoding.supervision import ALL, LAST, Encoded
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import DataError, SettingsError
 
@@ -43,15 +44,17 @@ def prove(chat_encoder: ChatEncoder) -> str:
     harmless = chat_encoder.template.probes if isinstance(chat_encoder.template, TokenizerTemplate) else HARMLESS
     dialogues = [*harmless, *_hostile(chat_encoder, harmless)]
     for dialogue in dialogues:
-        rendered = chat_encoder.template.render(dialogue)
-        encoded = chat_encoder.encode(rendered)
-        _prompts(chat_encoder, dialogue, encoded)
-        _stops(chat_encoder, dialogue, rendered, encoded)
-        _one_bos(chat_encoder, rendered, encoded)
-        _no_control(chat_encoder, rendered, encoded)
+        for rendered in renderings_of(dialogue, chat_encoder):
+            encoded = chat_encoder.encode(rendered)
+            _prompts(chat_encoder, rendered.dialogue or dialogue, rendered, encoded)
+            _stops(chat_encoder, rendered, encoded)
+            _one_bos(chat_encoder, rendered, encoded)
+            _no_control(chat_encoder, rendered, encoded)
     try:
-        made = [(d, tokenize_dialogue(d, chat_encoder, max_length=1 << 30)) for d in harmless]
-        LabelCrossCheck(chat_encoder).check((d, x.input_ids, x.labels) for d, x in made if x.dropped is None)
+        examples = list(tokenize_dialogues(enumerate(harmless), chat_encoder, max_length=1 << 30))
+        LabelCrossCheck(chat_encoder).check(
+            (harmless[x.index], x.input_ids, x.labels, x.part) for x in examples if x.dropped is None
+        )
     except DataError as error:
         raise SettingsError(f"{_failed(chat_encoder, 5)}: {error}") from error
     return (
@@ -76,21 +79,21 @@ def _hostile(chat_encoder: ChatEncoder, harmless: Sequence[Dialogue]) -> Iterato
         yield Dialogue(turns, text)
 
 
-def _prompts(chat_encoder: ChatEncoder, dialogue: Dialogue, encoded: Encoded) -> None:
-    for turn in _answers(chat_encoder, dialogue):
-        prompt = encode_prompt(dialogue.before(turn), chat_encoder)
+def _prompts(chat_encoder: ChatEncoder, shown: Dialogue, rendered: Rendered, encoded: Encoded) -> None:
+    for turn in _answers(chat_encoder, rendered):
+        prompt = encode_prompt(shown.before(turn), chat_encoder)
         _, at = leaves_prompt(encoded.input_ids, prompt)
         if at is not None:
             _fail(chat_encoder, 1, encoded, at)
 
 
-def _stops(chat_encoder: ChatEncoder, dialogue: Dialogue, rendered: Rendered, encoded: Encoded) -> None:
+def _stops(chat_encoder: ChatEncoder, rendered: Rendered, encoded: Encoded) -> None:
     stop = chat_encoder.template.stop
     stop = (
         chat_encoder.substitute(stop) if stop else chat_encoder.encoder.eos.content if chat_encoder.encoder.eos else ""
     )
     wanted = _bare(stop) or stop  # rwkv stops at two line ends
-    for turn in _answers(chat_encoder, dialogue):
+    for turn in _answers(chat_encoder, rendered):
         owners = [rendered.segments[segment] if segment >= 0 else None for segment in encoded.segment_of]
         own = [i for i, owner in enumerate(owners) if owner and owner.supervised and owner.turn == turn]
         learned = [i for i in own if encoded.supervised[i]]
@@ -136,10 +139,10 @@ def _spoken(chat_encoder: ChatEncoder) -> set[int]:
     return {t["id"] for t in chat_encoder.encoder.added.values() if not t["special"]}
 
 
-def _answers(chat_encoder: ChatEncoder, dialogue: Dialogue) -> list[int]:
-    """The supervised answers of a dialogue in which all are to be trained on."""
-    answers = [k for k, turn in enumerate(dialogue.turns) if turn.role == "assistant" and turn.train]
-    return answers[-1:] if chat_encoder.template.only_last or chat_encoder.train_on == "last" else answers
+def _answers(chat_encoder: ChatEncoder, rendered: Rendered) -> list[int]:
+    """The supervised answers of a rendering."""
+    answers = answers_of(rendered)
+    return answers[-1:] if chat_encoder.train_on == LAST else answers
 
 
 def _bare(text: str) -> str:
