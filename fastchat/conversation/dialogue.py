@@ -64,7 +64,8 @@ class Dialogue:
         tools: JSON schemas of the tools that the assistant can call, in OpenAI's form:
             {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}.
         template_arguments: further arguments of the chat template, such as {"enable_thinking": False}.
-        plain: whether this is no dialogue but a plain text to continue, the text of the only turn; no template is used.
+        plain: a text without turns, for continued pre-training: the text of the only turn (role "assistant") is encoded
+            without a template, and every token of it and the EOS after it are trained on.
     """
 
     turns: tuple[Turn, ...]

@@ -159,6 +159,10 @@ class Template:
         """Whether tools, and tool calls that are objects and not text, can be rendered."""
         return False
 
+    def reads_argument(self, name: str) -> bool:
+        """Whether `Dialogue.template_arguments` of this name change what is rendered; a table reads none."""
+        return False
+
     @property
     def stop(self) -> str:
         """The part of `assistant.after` that the model generates to end its turn; "" if EOS ends it."""

@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from fastchat.data.encoding.examples import REFUSED, Example, Outcome
-from fastchat.data.rows.formats import TREATMENTS
+from fastchat.data.rows.keys import TREATMENTS
 
 _DROPPED, _LEFT_OUT, _NOTE = "dropped_", "left_out_", "note_"
 # Why rows without supervised tokens are dropped, and what to do.
