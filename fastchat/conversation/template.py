@@ -67,6 +67,8 @@ class Segment:
     `role` is "template" for the template's own text, otherwise the role of the message. `virtual` marks an
     end-of-sequence token that the template's text does not contain: it becomes an id and is not in `Rendered.text`.
     `excluded` marks the text of a turn with "train": false: it is not supervised even if prompts are.
+    `plain` marks text in which no token is anything but text, not even one that the model writes in its answers: the
+    arguments of a tool call.
     """
 
     text: str
@@ -75,6 +77,7 @@ class Segment:
     turn: int = -1
     virtual: bool = False
     excluded: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

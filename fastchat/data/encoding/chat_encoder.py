@@ -186,7 +186,8 @@ class ChatEncoder:
         """The number of special-token strings in messages, where they are plain text."""
         found = 0
         for segment in segments:
-            pattern = self._looks_in_answers if segment.role == "assistant" else self._looks_like_control
+            spoken = segment.role == "assistant" and not segment.plain
+            pattern = self._looks_in_answers if spoken else self._looks_like_control
             if pattern is not None and segment.role != "template":
                 found += sum(1 for _ in pattern.finditer(segment.text))
         return found
@@ -291,7 +292,7 @@ class ChatEncoder:
     def _split(self, segment: Segment) -> Iterator[tuple[str, Control | None]]:
         if segment.role == "template":
             yield from self._split_literal(segment.text)
-        elif segment.role == "assistant" and self._in_answers:
+        elif segment.role == "assistant" and self._in_answers and not segment.plain:
             yield from _cut(segment.text, self._in_answers, self._answer_controls)
         else:
             yield segment.text, None
