@@ -134,6 +134,11 @@ class Example:
         return len(self.answers)
 
     @property
+    def untrained_turns(self) -> int:
+        """Answers of the whole dialogue that are not trained on, see `Outcome`."""
+        return self.outcome.untrained_turns
+
+    @property
     def is_last(self) -> bool:
         """Whether it is the last example of its dialogue."""
         return self.part + 1 == self.parts

@@ -88,18 +88,19 @@ def _prompts(chat_encoder: ChatEncoder, shown: Dialogue, rendered: Rendered, enc
 
 
 def _stops(chat_encoder: ChatEncoder, rendered: Rendered, encoded: Encoded) -> None:
-    stop = chat_encoder.template.stop
-    stop = (
-        chat_encoder.substitute(stop) if stop else chat_encoder.encoder.eos.content if chat_encoder.encoder.eos else ""
-    )
-    wanted = _bare(stop) or stop  # rwkv stops at two line ends
+    encoder, template = chat_encoder.encoder, chat_encoder.template
+    written = template.stops if isinstance(template, TokenizerTemplate) else (template.stop,)
+    eos = encoder.eos.content if encoder.eos else ""
+    stops = [chat_encoder.substitute(stop) if stop else eos for stop in written or ("",)]
+    bare = all(map(_bare, stops))  # rwkv stops at two line ends
+    wanted = [_bare(stop) if bare else stop for stop in stops]
     for turn in _answers(chat_encoder, rendered):
         owners = [rendered.segments[segment] if segment >= 0 else None for segment in encoded.segment_of]
         own = [i for i, owner in enumerate(owners) if owner and owner.supervised and owner.turn == turn]
         learned = [i for i in own if encoded.supervised[i]]
         said = chat_encoder.encoder.decode([encoded.input_ids[i] for i in learned[-64:]])
-        said = _bare(said) if _bare(stop) else said
-        if wanted not in said[-len(wanted) - TORN :]:
+        said = _bare(said) if bare else said
+        if not any(stop in said[-len(stop) - TORN :] for stop in wanted):
             _fail(chat_encoder, 2, encoded, learned[-1] if learned else 0)
 
 
@@ -127,9 +128,11 @@ def _no_control(chat_encoder: ChatEncoder, rendered: Rendered, encoded: Encoded)
     special = {t["id"] for c, t in encoder.added.items() if t["special"] and c != unknown} | control
     added = {t["id"] for c, t in encoder.added.items() if c != unknown and c.replace("▁", " ").strip()} | control
     for i, (token, segment) in enumerate(zip(encoded.input_ids, encoded.segment_of, strict=True)):
-        role = rendered.segments[segment].role if segment >= 0 else "template"
+        owner = rendered.segments[segment] if segment >= 0 else None
+        spoken = owner is not None and owner.role == "assistant" and not owner.plain
         # With a tokenizer's own template, the model may write added tokens that are not special.
-        forbidden = set() if role == "template" else special - _spoken(chat_encoder) if role == "assistant" else added
+        forbidden = special - _spoken(chat_encoder) if spoken else added
+        forbidden = set() if owner is None or owner.role == "template" else forbidden
         if token in forbidden:
             _fail(chat_encoder, 4, encoded, i)
 

@@ -33,8 +33,9 @@ def chat_template(chat_encoder: ChatEncoder) -> str:
 
 def jinja_arguments(dialogue: Dialogue, template: Template | TokenizerTemplate) -> dict[str, Any]:
     """What a saved chat template is rendered with: messages, tools and further arguments of the dialogue."""
-    tools = {"tools": list(dialogue.tools)} if dialogue.tools else {}
-    return {"messages": to_messages(dialogue, template.reasoning_key), **tools, **dialogue.template_arguments}
+    if isinstance(template, TokenizerTemplate):
+        return template.arguments(dialogue)
+    return {"messages": to_messages(dialogue), "tools": list(dialogue.tools) or None, **dialogue.template_arguments}
 
 
 def install_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Iterable[Dialogue] = ()) -> None:

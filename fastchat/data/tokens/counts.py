@@ -118,8 +118,8 @@ def plain_line(counts: Mapping[str, int]) -> str:
     if not num:
         return ""
     return (
-        f"WARNING: {num:,} of {counts.get('rows', 0):,} rows are plain texts (continued pre-training): no chat template "
-        "is applied to them, and every token except BOS is supervised"
+        f"WARNING: {num:,} of {counts.get('rows', 0):,} rows are plain texts (continued pre-training): no chat "
+        "template is applied to them, and every token except BOS is supervised"
     )
 
 
