@@ -113,8 +113,7 @@ class LabelCrossCheck:
             if sorted(turn for share in shares for turn in share) != sample.turns:
                 raise sample.disagreement(0, f"the examples have the answers {shares}, not {sample.turns} once each")
             sample.turns = shares[part]
-        last = sample.turns[-1] if sample.turns and self.chat_encoder.template.only_last else len(dialogue.turns) - 1
-        sample.shown = rendered[part].dialogue or dialogue.before(last + 1)
+        sample.shown = rendered[part].dialogue or dialogue
         return True
 
     def _has_special_token_strings(self, dialogue: Dialogue) -> bool:

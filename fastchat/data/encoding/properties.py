@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NoReturn
 
-from fastchat.conversation import Dialogue, Rendered, Template, Turn
+from fastchat.conversation import Dialogue, Rendered, Template, ToolCall, Turn
 from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import tokenize_dialogues
 from fastchat.data.encoding.prefix import TORN, leaves_prompt
-from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.encoding.probes import table_probes
 from fastchat.data.encoding.renderings import answers_of, renderings_of
 from fastchat.data.encoding.supervision import ALL, LAST, Encoded
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
@@ -41,7 +41,8 @@ def prove(chat_encoder: ChatEncoder) -> str:
     Raises:
         SettingsError: one does not hold; the message names it and shows the tokens at that position.
     """
-    harmless = chat_encoder.template.probes if isinstance(chat_encoder.template, TokenizerTemplate) else HARMLESS
+    own = isinstance(chat_encoder.template, TokenizerTemplate)
+    harmless = chat_encoder.template.probes if own else table_probes(chat_encoder.template)
     dialogues = [*harmless, *_hostile(chat_encoder, harmless)]
     for dialogue in dialogues:
         for rendered in renderings_of(dialogue, chat_encoder):
@@ -77,6 +78,11 @@ def _hostile(chat_encoder: ChatEncoder, harmless: Sequence[Dialogue]) -> Iterato
     yield Dialogue(turns)
     if any(dialogue.system for dialogue in harmless):
         yield Dialogue(turns, text)
+    if isinstance(chat_encoder.template, Template) and chat_encoder.template.shows_calls:
+        call = ToolCall("run", {"text": text, text: [text]})
+        said = (turns[0], Turn("assistant", "", calls=(call,)), Turn("tool", text), Turn("assistant", text))
+        function = {"name": "run", "description": text, "parameters": {"properties": {"text": {"description": text}}}}
+        yield Dialogue(said, text, tools=({"type": "function", "function": function},))
 
 
 def _prompts(chat_encoder: ChatEncoder, shown: Dialogue, rendered: Rendered, encoded: Encoded) -> None:

@@ -13,10 +13,11 @@ from tokenizers import AddedToken
 
 from fastchat.conversation import Dialogue, Rendered, Template, to_jinja
 from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
+from fastchat.data.encoding.messages import to_openai
 from fastchat.data.encoding.prefix import first_difference
-from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.encoding.probes import HARMLESS, table_probes
 from fastchat.data.encoding.supervision import Encoded
-from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, compile_template, to_messages
+from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, compile_template
 from fastchat.errors import SettingsError
 
 MOST_COMPARED = 1 << 20  # characters of a dialogue: encoding a longer one as a whole takes too much memory
@@ -35,7 +36,7 @@ def jinja_arguments(dialogue: Dialogue, template: Template | TokenizerTemplate) 
     """What a saved chat template is rendered with: messages, tools and further arguments of the dialogue."""
     if isinstance(template, TokenizerTemplate):
         return template.arguments(dialogue)
-    return {"messages": to_messages(dialogue), "tools": list(dialogue.tools) or None, **dialogue.template_arguments}
+    return {"messages": to_openai(dialogue), "tools": list(dialogue.tools) or None, **dialogue.template_arguments}
 
 
 def install_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Iterable[Dialogue] = ()) -> None:
@@ -53,7 +54,8 @@ def install_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Itera
     tokenizer.add_tokens([AddedToken(c, normalized=False, special=True) for c in missing], special_tokens=True)
     assert len(tokenizer) == size, f"declaring {missing} changed the vocabulary from {size} to {len(tokenizer)}"
     tokenizer.chat_template = chat_template(chat_encoder)
-    probes = chat_encoder.template.probes if isinstance(chat_encoder.template, TokenizerTemplate) else HARMLESS
+    own = isinstance(chat_encoder.template, TokenizerTemplate)
+    probes = chat_encoder.template.probes if own else table_probes(chat_encoder.template)
     compare_template(tokenizer, chat_encoder, [*probes, *dialogues])
 
 
@@ -145,5 +147,7 @@ def _lead(chat_encoder: ChatEncoder) -> tuple[str, bool]:
     first = chat_encoder.encode(chat_encoder.template.render(HARMLESS[0]))
     if encoder.bos is None or first.segment_of[:1] != [-1]:
         return "", False
+    if first.input_ids[1:2] and first.input_ids[1] in {c.id for c in chat_encoder.controls.values() if c}:
+        return encoder.bos.content, False  # no tokenizer adds a space before a control token
     written = encoder.whole.encode(encoder.bos.content + "a", add_special_tokens=False).ids
     return encoder.bos.content, written != encoder.whole.encode("a").ids[: len(written)]

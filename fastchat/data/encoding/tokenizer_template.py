@@ -31,7 +31,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from fastchat.conversation import Dialogue, Rendered, Segment
+from fastchat.conversation import Dialogue, RefusedByTemplate, Rendered, Segment
 from fastchat.data.encoding.answers import Answer, Answers, Traits
 from fastchat.data.encoding.jinja_environment import compile_template, failures, variables
 from fastchat.data.encoding.learn import WEATHER, Try, learn_form, learn_reasoning, plain
@@ -39,7 +39,7 @@ from fastchat.data.encoding.marks import Marked, Marks
 from fastchat.data.encoding.messages import MessageForm, to_messages, to_tools
 from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
-from fastchat.data.encoding.refused import RefusedByTemplate, no_span
+from fastchat.data.encoding.refused import no_span
 from fastchat.errors import DataError
 
 __all__ = ["RefusedByTemplate", "TokenizerTemplate", "compile_template", "failures", "to_messages"]
