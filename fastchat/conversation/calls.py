@@ -249,7 +249,8 @@ def filled(literal: str, values: Mapping[str, str], role: str, plain: bool = Fal
         yield Segment(literal, **flags)
         return
     for k, part in enumerate(re.split(rf"\{{({'|'.join(values)})\}}", literal)):
-        yield Segment(values[part], role, plain=plain, **flags) if k % 2 else Segment(part, **flags)
+        kind = "tools" if part == "tools" else "call" if plain else ""
+        yield Segment(values[part], role, plain=plain, kind=kind, **flags) if k % 2 else Segment(part, **flags)
 
 
 def check_formats(name: str, tools: ToolsFormat | None, calls: CallsFormat | None, only_last: bool) -> None:

@@ -346,7 +346,13 @@ class Template:
         # The default message is template text (deepseek-chat has its BOS there); a row's own message is plain text.
         said = Segment(message, "template" if own else "system", excluded=not (own or dialogue.system_train))
         for part in _HEADER_SLOTS.split(with_message if message else without):
-            yield said if part == SYSTEM_SLOT else Segment(tools, "system") if part == TOOLS_SLOT else Segment(part)
+            yield (
+                said
+                if part == SYSTEM_SLOT
+                else Segment(tools, "system", kind="tools")
+                if part == TOOLS_SLOT
+                else Segment(part)
+            )
 
     def _assistant(
         self, turn: Turn, index: int, wrap: RoleFormat, trained: bool, where: str, ids: tuple[str, ...]

@@ -44,6 +44,7 @@ from fastchat.errors import DataError
 
 __all__ = ["RefusedByTemplate", "TokenizerTemplate", "compile_template", "failures", "to_messages"]
 _MOST_TRAITS = 64
+_KINDS = {"reasoning": "reasoning", "name": "call", "call": "call", "setting": "tools"}  # of a text -> of its segment
 
 
 class TokenizerTemplate:
@@ -258,7 +259,8 @@ def _rendered(dialogue: Dialogue, marked: Marked, answers: list[Answer]) -> Rend
             learned = span is not None and dialogue.turns[turn].train
             out = not learned if span else text is not None and not _is_trained(dialogue, text.turn)
             role, plain = (text.role, text.kind in ("name", "call", "setting")) if text else ("template", False)
-            segments.append(Segment(marked.text[left:right], role, learned, turn, excluded=out, plain=plain))
+            kind = _KINDS.get(text.kind, "") if text else ""
+            segments.append(Segment(marked.text[left:right], role, learned, turn, excluded=out, plain=plain, kind=kind))
     return Rendered(tuple(segments))
 
 
