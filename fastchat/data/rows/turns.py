@@ -128,7 +128,7 @@ def _says_train(entry: dict[str, Any], kind: str, where: str, reading: Reading) 
 
 def _turn(entry: dict[str, Any], kind: str, train: bool, where: str, reading: Reading) -> Turn:
     role = ASSISTANT if kind == CALL else kind
-    bare = len(entry) == 2
+    bare = len(entry) == 2 and any(key in entry for key in TURN_TEXT)
     calls = () if bare else calls_of(entry, role, where, reading.treatments, reading.unread)
     reasoning = None if bare else reasoning_of(entry, role, where)
     if calls and not any(entry.get(key) is not None for key in TURN_TEXT):
