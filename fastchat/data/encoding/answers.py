@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from fastchat.conversation import Dialogue, Turn
+from fastchat.conversation import Dialogue, RefusedByTemplate, Turn
 from fastchat.data.encoding import learn
 from fastchat.data.encoding.learn import THOUGHT, Thinking
 from fastchat.data.encoding.marks import Found, Marked, Text
 from fastchat.data.encoding.messages import IN_TEXT
-from fastchat.data.encoding.refused import RefusedByTemplate, no_span
+from fastchat.data.encoding.refused import no_span
 from fastchat.data.encoding.stops import Ending
 
 if TYPE_CHECKING:

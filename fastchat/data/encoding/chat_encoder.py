@@ -26,7 +26,7 @@ from tokenizers import AddedToken
 from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
 from fastchat.conversation.template import CONTROL_PATTERN
 from fastchat.data.encoding.prefix import first_difference
-from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.encoding.probes import HARMLESS, table_probes
 from fastchat.data.encoding.supervision import (
     ASSISTANT,
     SAID,
@@ -208,6 +208,16 @@ class ChatEncoder:
         tokens = self._plain_tokens([piece for ps in pieces for piece in ps])
         return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
 
+    def encode_text(self, text: str, position: str) -> tuple[list[int], int]:
+        """The ids of a text that is in no dialogue, and the number of splits that kept it plain text.
+
+        `position`: as in `TextEncoder.plain`. Raises DataError as `encode` does.
+        """
+        found, cuts = self.encoder.plain([text], position)[0], 0
+        if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
+            found, cuts = self._escape(Piece(parts=[(text, 0)], position=position))
+        return [token_id for token_id, _, _ in found], cuts
+
     def count(self, rendered: Rendered) -> Counter[int]:
         """The number of tokens in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.
 
@@ -323,7 +333,8 @@ class ChatEncoder:
         """Compare with the tokenizer's own ids of the whole rendered text, on texts without special-token strings."""
         vocabulary_only = [c.content for c in self.controls.values() if c and c.content not in self.encoder.added]
         self.encoder.whole.add_special_tokens([AddedToken(c, normalized=False, special=True) for c in vocabulary_only])
-        for dialogue in self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS:
+        own = isinstance(self.template, TokenizerTemplate)
+        for dialogue in self.template.probes if own else table_probes(self.template):
             rendered = self.template.render(dialogue)
             ours, theirs = self.encode(rendered).input_ids, self.whole_ids(rendered)
             at = first_difference(ours, theirs)

@@ -69,6 +69,27 @@ def to_messages(dialogue: Dialogue, form: MessageForm = PLAIN, marks: Marks | No
     return messages
 
 
+def to_openai(dialogue: Dialogue) -> list[dict[str, Any]]:
+    """The messages of a dialogue as its data has them: calls have ids, and results names, only if the data has them."""
+    messages: list[dict[str, Any]] = []
+    if dialogue.system is not None:
+        messages.append({"role": dialogue.system_role, "content": dialogue.system})
+    for turn in dialogue.turns:
+        messages.append({"role": turn.role, "content": turn.text})
+        if turn.calls:
+            messages[-1]["tool_calls"] = [
+                {
+                    **({} if call.id is None else {"id": call.id}),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in turn.calls
+            ]
+        given = (("name", turn.name), ("tool_call_id", turn.call_id))
+        messages[-1].update({key: value for key, value in given if value is not None})
+    return messages
+
+
 def to_tools(dialogue: Dialogue, marks: Marks | None = None) -> list[Any] | None:
     """The tools of a dialogue as the chat template reads them; None if it has none."""
     if not dialogue.tools:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from fastchat.conversation import Dialogue
-from fastchat.errors import DataError
-
-
-class RefusedByTemplate(DataError):
-    """A dialogue that the chat template rejects, or renders in a way that gives no exact spans for its answers."""
+from fastchat.conversation import Dialogue, RefusedByTemplate
 
 
 def no_span(dialogue: Dialogue, turn: int, why: str, way_out: str = "") -> RefusedByTemplate:

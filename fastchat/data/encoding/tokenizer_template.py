@@ -31,7 +31,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from fastchat.conversation import Dialogue, Rendered, Segment
+from fastchat.conversation import Dialogue, RefusedByTemplate, Rendered, Segment
 from fastchat.data.encoding.answers import Answer, Answers, Traits
 from fastchat.data.encoding.jinja_environment import compile_template, failures, variables
 from fastchat.data.encoding.learn import WEATHER, Thinking, Try, learn_form, learn_reasoning, learn_thinking, plain
@@ -39,11 +39,12 @@ from fastchat.data.encoding.marks import Marked, Marks
 from fastchat.data.encoding.messages import MessageForm, to_messages, to_tools
 from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
-from fastchat.data.encoding.refused import RefusedByTemplate, no_span
+from fastchat.data.encoding.refused import no_span
 from fastchat.errors import DataError
 
 __all__ = ["RefusedByTemplate", "TokenizerTemplate", "compile_template", "failures", "to_messages"]
 _MOST_TRAITS = 64
+_KINDS = {"reasoning": "reasoning", "name": "call", "call": "call", "setting": "tools"}  # of a text -> of its segment
 
 
 class TokenizerTemplate:
@@ -86,6 +87,10 @@ class TokenizerTemplate:
     def shows_calls(self) -> bool:
         """Whether tools, and tool calls that are objects and not text, can be rendered."""
         return self._form[1]
+
+    def reads_argument(self, name: str) -> bool:
+        """Whether the template reads an argument of this name."""
+        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
 
     @cached_property
     def shows_tools(self) -> bool:
@@ -259,7 +264,8 @@ def _rendered(dialogue: Dialogue, marked: Marked, answers: list[Answer]) -> Rend
             learned = span is not None and dialogue.turns[turn].train
             out = not learned if span else text is not None and not _is_trained(dialogue, text.turn)
             role, plain = (text.role, text.kind in ("name", "call", "setting")) if text else ("template", False)
-            segments.append(Segment(marked.text[left:right], role, learned, turn, excluded=out, plain=plain))
+            kind = _KINDS.get(text.kind, "") if text else ""
+            segments.append(Segment(marked.text[left:right], role, learned, turn, excluded=out, plain=plain, kind=kind))
     return Rendered(tuple(segments))
 
 
