@@ -127,6 +127,7 @@ def generate(
     marked, prompt = template.marked(shown, False), template.text(shown.before(turn), True)
     found = traits.ending(said, marked.text)
     if found is None:
+        _check_shown(shown, marked, bool(template.form.system_roles))
         raise no_span(dialogue, turn, "no control token ends the answer")
     ending, end = found
     thinking, thought = traits.thinking, (said.reasoning or "").strip()
@@ -219,6 +220,10 @@ def _check_shown(dialogue: Dialogue, marked: Marked, shows_system: bool) -> list
     """Raise RefusedByTemplate if a message, or a call, is not shown; return what is not shown that is only counted."""
     texts = {f.text.turn for f in marked.found if f.text.kind == "text"}
     notes = []
+    for found in marked.found:
+        is_said = found.text.role == "assistant" and found.text.kind in ("text", "reasoning") and found.text.core
+        if is_said and not found.text.is_in(marked.text[found.start : found.end]):
+            raise no_span(dialogue, found.text.turn, "the template changes a message, so it cannot be located")
     if (dialogue.system or "").strip() and -1 not in texts:
         if not shows_system:
             raise no_span(dialogue, 0, "the system message is not shown at all")
