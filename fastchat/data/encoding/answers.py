@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NOT_A_PREFIX = "the inference prompt is not a prefix of the rendered dialogue"
 
 
+NO_SYSTEM = "the template does not show the system message to this answer"
 NO_TEXT = "the template does not show the text before a tool call"
 
 
@@ -55,12 +56,14 @@ class Traits:
     Attributes:
         endings: how plain answers ("plain") and answers with calls ("call") end.
         thinking: how it writes reasoning.
+        header: what the generation prompt adds to a question.
         learns_reasoning: for both kinds, whether the reasoning before an answer is generated after its prompt.
         append_only: whether an answer in the middle of a dialogue is as it was generated: without, and with, tools.
     """
 
     endings: dict[str, Ending]
     thinking: Thinking
+    header: str
     learns_reasoning: dict[str, bool]
     append_only: dict[bool, bool]
 
@@ -68,8 +71,7 @@ class Traits:
     def learn(cls, template: TokenizerTemplate, attempt: learn.Try, arguments: dict[str, Any]) -> Traits:
         form, calls = template.form, template.shows_calls
         endings = learn.learn_endings(attempt, form, calls, template.controls, template.bos, template.special)
-        thinking = learn.learn_thinking(attempt, form, template.source)
-        made = cls(endings, thinking, {}, {})
+        made = cls(endings, template.thinking, learn.learn_header(attempt, form), {}, {})
         row = {"template_arguments": arguments}
 
         def learns(dialogue: Dialogue) -> bool:
@@ -106,7 +108,7 @@ class Generated:
     marked: Marked
     begin: int
     end: int
-    notes: tuple[str, ...] = ()
+    notes: list[str]
 
     @property
     def text(self) -> str:
@@ -123,20 +125,23 @@ def generate(
     """
     shown, said = replace(dialogue, turns=dialogue.turns[: turn + 1]), dialogue.turns[turn]
     marked, prompt = template.marked(shown, False), template.text(shown.before(turn), True)
-    notes = _check_shown(shown, marked)
     found = traits.ending(said, marked.text)
     if found is None:
+        _check_shown(shown, marked, bool(template.form.system_roles))
         raise no_span(dialogue, turn, "no control token ends the answer")
     ending, end = found
     thinking, thought = traits.thinking, (said.reasoning or "").strip()
     thoughts = [f.start for f in marked.found if f.text.turn == turn and f.text.kind == "reasoning"]
     opened, closed = thinking.opened_at(prompt), thinking.closed_at(prompt)
-    if not thought and opened is not None:
-        notes.append(f"the answer has no reasoning, so it closes {thinking.tags[0]} at once")
+    notes = [f"the answer has no reasoning, so it closes {thinking.tags[0]} at once"] * bool(
+        not thought and opened is not None
+    )
     if marked.text[:end].startswith(prompt) and (not thought or (thoughts and thoughts[0] >= len(prompt))):
-        return _as_shown(shown, marked, len(prompt), end, ending, notes)
-    if opened is not None and not thoughts:
-        at, between = opened, ("", thought, thinking.closing)
+        return _checked(
+            template, Generated(shown, _with(marked, end, ending), len(prompt), end + len(ending.added), notes)
+        )
+    if opened is not None:
+        at, between = opened, ("", "" if thoughts else thought, "" if thoughts else thinking.closing)
     elif closed is not None and not thought:
         at, between = closed, ("", "", "")
     elif prepend and thought and not thoughts and closed is None and thinking.closing:
@@ -147,18 +152,28 @@ def generate(
     else:
         at, between = len(prompt), ("", "", "")
     before = template.marked(shown.before(turn), True)
-    begin = _begin(before, at, marked, turn)
+    begin = _begin(before, at, marked, turn, traits.header)
     if begin is None:
         raise no_span(dialogue, turn, NOT_A_PREFIX)
-    body = (
-        marked.text[begin:end]
-        if between == ("", "", "") and at == len(prompt)
-        else thinking.after_empty(marked.text[begin:end])
+    if opened is not None and thoughts:
+        begin = thoughts[0]
+    elif between[2] or at == closed:
+        begin = end - len(thinking.after_empty(marked.text[begin:end]))
+    return _checked(template, _composed(shown, before, marked, (begin, end), between, ending, notes))
+
+
+def _with(marked: Marked, end: int, ending: Ending) -> Marked:
+    """A rendering with what is generated and not written in it."""
+    return Marked(marked.text[:end] + ending.added, marked.found) if ending.added else marked
+
+
+def _checked(template: TokenizerTemplate, made: Generated) -> Generated:
+    return replace(
+        made, notes=[*made.notes, *_check_shown(made.dialogue, made.marked, bool(template.form.system_roles))]
     )
-    return _composed(shown, before, marked, (end - len(body), end), between, ending, notes)
 
 
-def _begin(prompt: Marked, at: int, marked: Marked, turn: int) -> int | None:
+def _begin(prompt: Marked, at: int, marked: Marked, turn: int, answer_header: str) -> int | None:
     """Where the generated part of an answer begins in a rendering that ends with it.
 
     Its prompt, up to `at`, may show earlier turns otherwise than that rendering does (gpt-oss drops earlier reasoning
@@ -174,15 +189,8 @@ def _begin(prompt: Marked, at: int, marked: Marked, turn: int) -> int | None:
     if marked.text.startswith(header, last):
         return last + len(header)
     first = next((f.start for f in marked.found if f.text.turn == turn), None)
-    # The template continues the turn in which the tool was called, although its prompt ends it.
-    return first if first is not None and not marked.text[last:first].strip() else None
-
-
-def _as_shown(shown: Dialogue, marked: Marked, begin: int, end: int, ending: Ending, notes: list[str]) -> Generated:
-    if ending.added:
-        marked = Marked(marked.text[:end] + ending.added, marked.found)
-        end = len(marked.text)
-    return Generated(shown, marked, begin, end, tuple(notes))
+    # The prompt ends the turn in which a tool was called, and the answer continues it, or opens its own.
+    return last if first is not None and marked.text[last:first].strip() in ("", answer_header.strip()) else None
 
 
 def _composed(
@@ -205,15 +213,21 @@ def _composed(
     before += thought + closing
     found += marked.moved(*body, len(before))
     text = before + marked.text[slice(*body)] + ending.added
-    return Generated(shown, Marked(text, tuple(found)), begin, len(text), tuple(notes))
+    return Generated(shown, Marked(text, tuple(found)), begin, len(text), notes)
 
 
-def _check_shown(dialogue: Dialogue, marked: Marked) -> list[str]:
+def _check_shown(dialogue: Dialogue, marked: Marked, shows_system: bool) -> list[str]:
     """Raise RefusedByTemplate if a message, or a call, is not shown; return what is not shown that is only counted."""
     texts = {f.text.turn for f in marked.found if f.text.kind == "text"}
     notes = []
+    for found in marked.found:
+        is_said = found.text.role == "assistant" and found.text.kind in ("text", "reasoning") and found.text.core
+        if is_said and not found.text.is_in(marked.text[found.start : found.end]):
+            raise no_span(dialogue, found.text.turn, "the template changes a message, so it cannot be located")
     if (dialogue.system or "").strip() and -1 not in texts:
-        raise no_span(dialogue, 0, "the system message is not shown at all")
+        if not shows_system:
+            raise no_span(dialogue, 0, "the system message is not shown at all")
+        notes.append(NO_SYSTEM)
     for number, turn in enumerate(dialogue.turns):
         if turn.text.strip() and number not in texts:
             if not turn.calls:
@@ -265,7 +279,7 @@ class Answers:
         trained = [k for k, turn in enumerate(turns) if turn.role == "assistant" and turn.train]
         if not trained or trained[-1] < len(turns) - 1:
             whole = Example(self.dialogue, self.template.marked(self.dialogue, False))
-            _check_shown(self.dialogue, whole.marked)
+            whole.notes += _check_shown(self.dialogue, whole.marked, bool(self.template.form.system_roles))
         else:
             whole = self._own(trained.pop())
         examples = [whole]
@@ -286,7 +300,7 @@ class Answers:
 
     def _own(self, turn: int) -> Example:
         made = self._generate(turn)
-        return Example(made.dialogue, made.marked, [Answer(turn, made.begin, made.end)], list(made.notes))
+        return Example(made.dialogue, made.marked, [Answer(turn, made.begin, made.end)], [*made.notes])
 
     def _within(self, example: Example, turn: int) -> Answer | None:
         """An answer in the example of a later one, if it is there as it is generated."""
@@ -361,7 +375,7 @@ class Answers:
                 continue
             chosen = [f"reasoning is shown with {key}={value}" for key, value in switch.items()]
             chosen += ["reasoning is written before the answer, which the template does not do"] * prepend
-            return replace(made, notes=(*made.notes, *chosen))
+            return replace(made, notes=[*made.notes, *chosen])
         assert refusal is not None
         raise refusal
 

@@ -168,14 +168,18 @@ class ChatEncoder:
         return ids | {c.id for c in (encoder.bos, encoder.eos) if c}
 
     def _stop_ids(self) -> tuple[int, ...]:
-        written = CONTROL_PATTERN.findall(self.template.stop) + list(self.template.stop_strings)
-        found = [self.controls.get(s) or self.encoder.control(s) for s in written if CONTROL_PATTERN.fullmatch(s)]
+        if isinstance(self.template, TokenizerTemplate):
+            found = [self.controls.get(stop) for stop in self.template.stops]
+        else:
+            written = CONTROL_PATTERN.findall(self.template.stop) + list(self.template.stop_strings)
+            found = [self.controls.get(s) or self.encoder.control(s) for s in written if CONTROL_PATTERN.fullmatch(s)]
         return tuple(dict.fromkeys(c.id for c in [*found, self.encoder.eos] if c))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Texts that end a generation because they are not a single token here."""
-        written = [*self.template.stop_strings, self.template.stop.strip()]
+        own = self.template.stops if isinstance(self.template, TokenizerTemplate) else (self.template.stop,)
+        written = [*self.template.stop_strings, *(stop.strip() for stop in own)]
         return tuple(dict.fromkeys(s for s in written if s and not self.controls.get(s)))
 
     def substitute(self, literal: str) -> str:

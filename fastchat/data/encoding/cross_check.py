@@ -148,7 +148,6 @@ class LabelCrossCheck:
         """The answers must be exactly the supervised runs; under "all", excluded answers the unsupervised runs."""
         inverted = self.chat_encoder.train_on == ALL
         marked = [(label == IGNORED) == inverted and token != self._bos for token, label in sample.pairs]
-        whole = self._render(sample.shown, False)
         claimed = 0
         for turn in sample.turns:
             prompt = self._render(sample.shown.before(turn), True)
@@ -157,7 +156,7 @@ class LabelCrossCheck:
                 break  # cut off
             begin = self._begin(sample, marked, prompt_ids, checked)
             end = next((i for i in range(begin, len(marked)) if not marked[i]), len(marked))
-            text = whole if self._own else self._render(sample.shown.before(turn + 1), False)
+            text = self._render(sample.shown.before(turn + 1), False)
             self._compare_answer(sample, (begin, end), turn, prompt, text)
             claimed += end - begin
             checked.turns += 1
@@ -170,21 +169,29 @@ class LabelCrossCheck:
     def _compare_answer(self, sample: _Sample, span: tuple[int, int], turn: int, prompt: str, text: str) -> None:
         """The ids of a span must be the answer of this turn and its stop. `text`: of the dialogue with the answer."""
         said = sample.shown.turns[turn]
-        if not text.startswith(prompt):
-            if not self._own:
-                raise sample.disagreement(span[0], "the dialogue does not start with the inference prompt")
-            # The template never shows the answer as it is generated (the prompt ends with <think>, say).
-            self._compare_parts(sample, span, said)
-            return
-        if said.calls:
-            text = self._render(sample.shown.before(turn + 1), False)
-            if not text.startswith(prompt):
+        if self._own:
+            rest = text.removeprefix(prompt)
+            # The template may never show the answer as it is generated (the prompt ends with <think>, say).
+            if not text.startswith(prompt) or _bare(said.reasoning or "") not in _bare(rest):
                 self._compare_parts(sample, span, said)
-                return
+            else:
+                self._compare_end(sample, span, prompt, self._generated(rest, sample.ids[span[0] : span[1]]))
+            return
+        if not text.startswith(prompt):
+            raise sample.disagreement(span[0], "the dialogue does not start with the inference prompt")
+        if said.calls:
             stop = max((text.rfind(end) + len(end) for end in self._ends if end in text[len(prompt) :]), default=0)
         else:
             stop = self._stop(text, len(prompt), said.text)
         self._compare_end(sample, span, prompt, text[len(prompt) : stop or len(text.rstrip())])
+
+    def _generated(self, rest: str, ids: Sequence[int]) -> str:
+        """What is generated of the text after a prompt: up to the stop, which the template may not write after the last
+        answer. Of several stops, the one that the ids end with."""
+        stops = self.chat_encoder.template.stops
+        ends = [rest[: rest.rfind(s) + len(s)] if s in rest else rest.rstrip() + s for s in stops] or [rest.rstrip()]
+        found = self._text(ids)
+        return next((end for end in ends if _bare(end) == found), ends[0])
 
     def _compare_parts(self, sample: _Sample, span: tuple[int, int], said: Turn) -> None:
         """The ids of a span must decode to the reasoning, text and calls of an answer, in this order, and its stop."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
@@ -26,6 +26,7 @@ _KINDS = (*REASONING_KEYS, IN_TEXT, AS_PART, AS_PARTS)
 _TOOL_ROLES = ("tool", "ipython", "function", "observation", "tool_response")
 # Texts that no template contains.
 ASKED, SAID, THOUGHT, ASKED_NEXT, RESULT = "Qwazu asked", "Awixo said", "Tvomi thought", "Nqepa next", "Rlodu result"
+_SYSTEM = "Syvqo system"
 _CITY, _TOWN = "Cyvparis", "Cyvlondon"
 _NAME, _CALL_ID = "zget_weather", "call_0123456789abcde"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]|[◁][^◁▷]+▷")
@@ -62,6 +63,7 @@ def calling(thought: str | None = None, *more: Turn, parallel: bool = False, **r
 
 ANSWERED = Turn("tool", RESULT, call_id=f"{_CALL_ID}0")
 NEXT = Turn("user", ASKED_NEXT)
+_QUESTION = Dialogue((Turn("user", ASKED),))
 
 
 def conversations(reasons: dict[str, bool], calls: bool, **row: Any) -> Iterator[Dialogue]:
@@ -93,8 +95,9 @@ def learn_form(attempt: Try) -> tuple[MessageForm, bool]:
 
 
 def _shows_system(attempt: Try, form: MessageForm, role: str) -> bool:
-    made = attempt(plain(system="Syvqo system", system_role=role), replace(form, system_roles=(role,)), False)
-    return made is not None and "Syvqo system" in made
+    asked = plain(system=_SYSTEM, system_role=role)
+    made = attempt(asked.before(1), replace(form, system_roles=(role,)), True)
+    return made is not None and _SYSTEM in made
 
 
 def _call_form(attempt: Try, form: MessageForm) -> MessageForm | None:
@@ -179,40 +182,43 @@ def learn_reasoning(attempt: Try, form: MessageForm, calls: bool, known: str) ->
     return replace(form, call_reasoning=form.call_reasoning or form.reasoning)
 
 
-def learn_thinking(attempt: Try, form: MessageForm, source: str) -> Thinking:
-    """How the template writes reasoning, from what it shows of it or from what its prompt opens."""
-    question = Dialogue((Turn("user", ASKED),))
-    prompt = attempt(question, form, True) or ""
-    for dialogue, end in ((plain(THOUGHT), SAID), (calling(THOUGHT), None)):
-        made = attempt(dialogue, form, False)
-        if made is None or THOUGHT not in made:
-            continue
-        if end is None:  # a call: only the closing tag is sure
-            before, _, after = made.rpartition(THOUGHT)
-            opening = _last_tag(before)
-            close = next((c for c in closings(opening.strip()) if c in after), "")
-            if close:
-                upto = after.index(close) + len(close)
-                return Thinking(opening, after[:upto] + _space_after(after[upto:]))
-            continue
-        before, _, after = made.rpartition(THOUGHT)
-        closing = after[: after.find(end)] if end in after else ""
-        pre = before[len(prompt) :] if prompt and before.startswith(prompt) else ""
-        return Thinking(pre if pre.strip() else _last_tag(before), closing, True)
-    return _opened(prompt, source) or _in_source(source)
+def learn_thinking(attempts: Sequence[Try], form: MessageForm, source: str) -> Thinking:
+    """How the template writes reasoning, from what it shows of it or from what its prompt opens.
+
+    `attempts`: with the default arguments, and with each switch that may turn reasoning on.
+    """
+    prompts = [attempt(_QUESTION, form, True) or "" for attempt in attempts]
+    for attempt, prompt in zip(attempts, prompts, strict=True):
+        made = attempt(plain(THOUGHT), form, False) or ""
+        before, found, after = made.rpartition(THOUGHT)
+        if found and SAID in after:
+            own = before[len(prompt) :] if prompt and before.startswith(prompt) else ""
+            return Thinking(own if own.strip() else _last_tag(before), after[: after.find(SAID)], True)
+    for attempt in attempts:
+        before, found, after = (attempt(calling(THOUGHT), form, False) or "").rpartition(THOUGHT)
+        opening = _last_tag(before)
+        for closing in closings(opening.split(maxsplit=1)[0][: opening.find(">") + 1] if opening.strip() else ""):
+            if found and closing in after:
+                end = after.index(closing) + len(closing)
+                return Thinking(opening, after[:end] + _space_before(after[end:]))
+    return next((found for prompt in prompts if (found := _opened(prompt, source))), None) or _in_source(source)
 
 
 def _opened(prompt: str, source: str) -> Thinking | None:
     """What the end of a prompt opens, if it looks like reasoning: its closing tag is in the template."""
-    tags = list(_TAG.finditer(prompt[-200:]))
     tail = prompt[-200:]
-    for tag in reversed(tags[-2:]):
+    for tag in reversed(list(_TAG.finditer(tail))[-2:]):
+        rest = tail[tag.end() :]
+        if not re.search("think|thought|reason", tail[tag.start() :], re.I):
+            continue
         for closing in closings(tag.group()):
-            rest = tail[tag.end() :]
-            if closing in rest and re.search("think|thought|reason", tail[tag.start() :], re.I):
-                return Thinking(tail[tag.start() : tag.end() + rest.index(closing)], closing)
-            if closing in source and not _TAG.search(rest) and re.search("think|thought|reason", tag.group(), re.I):
-                return Thinking(tail[tag.start() :], rest + closing + 2 * rest)
+            if closing in rest:
+                between = rest[: rest.index(closing)]
+                half = len(between) - len(_space_after(between)) // 2
+                end = len(between) + len(closing)
+                return Thinking(tag.group() + between[:half], between[half:] + closing + rest[end:])
+            if closing in source and not _TAG.search(rest):
+                return Thinking(tag.group() + rest, rest + closing + 2 * rest)
     return None
 
 
@@ -221,7 +227,8 @@ def _in_source(source: str) -> Thinking:
     if not found:
         return Thinking()
     opening = found.group().replace("/", "").replace("END_", "START_")
-    return Thinking(f"{opening}\n", f"\n{found.group()}\n\n")
+    line = "\n" if opening.startswith("<") and "|" not in opening else ""
+    return Thinking(opening + line, line + found.group() + 2 * line)
 
 
 def _last_tag(text: str) -> str:
@@ -230,18 +237,26 @@ def _last_tag(text: str) -> str:
     return text[tags[-1].start() :] if tags else ""
 
 
-def _space_after(text: str) -> str:
+def _space_before(text: str) -> str:
     return text[: len(text) - len(text.lstrip())]
+
+
+def _space_after(text: str) -> str:
+    return text[len(text.rstrip()) :]
+
+
+def learn_header(attempt: Try, form: MessageForm) -> str:
+    """What the generation prompt adds to a question; "" if the template has none."""
+    begun, prompt = attempt(_QUESTION, form, False) or "", attempt(_QUESTION, form, True) or ""
+    return prompt.removeprefix(begun) if prompt.startswith(begun) else ""
 
 
 def learn_endings(
     attempt: Try, form: MessageForm, calls: bool, controls: re.Pattern[str] | None, bos: str, special: frozenset[str]
 ) -> dict[str, Ending]:
     """The endings of plain answers ("plain") and of those with calls ("call"), as far as there are any."""
-    question = Dialogue((Turn("user", ASKED),))
-    begun, prompt = attempt(question, form, False) or "", attempt(question, form, True) or ""
-    suffix = prompt.removeprefix(begun) if prompt.startswith(begun) else ""
-    opens_answer = frozenset(controls.findall(suffix) if controls else ()) - {bos}
+    begun = attempt(_QUESTION, form, False) or ""
+    opens_answer = frozenset(controls.findall(learn_header(attempt, form)) if controls else ()) - {bos}
     first = next((c for c in (controls.findall(begun) if controls else ()) if c != bos), None)
     opens_turn = frozenset({bos, *([first] if first else [])} - {""})
     endings: dict[str, Ending] = {}

@@ -36,8 +36,13 @@ class Text:
     role: str
     kind: str = "text"
     part: int = 0
-    lead: str = ""  # white space around it
+    core: str = ""  # without the white space around it
+    lead: str = ""
     trail: str = ""
+
+    def is_in(self, rendered: str) -> bool:
+        """Whether the text is unchanged in what was rendered of it, or as in a JSON text."""
+        return rendered.strip() in (self.core, json.dumps(self.core, ensure_ascii=False)[1:-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ class Marks:
         at = text.index(core)
         lead, trail = text[:at], text[at + len(core) :]
         number = len(self._texts)
-        self._texts.append(Text(of.turn, of.role, of.kind, of.part, lead, trail))
+        self._texts.append(Text(of.turn, of.role, of.kind, of.part, core, lead, trail))
         return f"{lead}{self._open}{number}{self._sep}{core}{self._close}{trail}"
 
     def answer(self, text: str, of: Text, tags: Sequence[str]) -> str:

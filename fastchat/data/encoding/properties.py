@@ -11,11 +11,13 @@ They are checked on harmless dialogues, and on dialogues with every control stri
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NoReturn
 
-from fastchat.conversation import Dialogue, Rendered, Template, ToolCall, Turn
+from fastchat.conversation import Dialogue, RefusedByTemplate, Rendered, Template, ToolCall, Turn
 from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import tokenize_dialogues
@@ -43,7 +45,8 @@ def prove(chat_encoder: ChatEncoder) -> str:
     """
     own = isinstance(chat_encoder.template, TokenizerTemplate)
     harmless = chat_encoder.template.probes if own else table_probes(chat_encoder.template)
-    dialogues = [*harmless, *_hostile(chat_encoder, harmless)]
+    hostile = list(_hostile(chat_encoder, harmless))
+    dialogues = [*harmless, *(_accepted(chat_encoder, hostile) if own else hostile)]
     for dialogue in dialogues:
         for rendered in renderings_of(dialogue, chat_encoder):
             encoded = chat_encoder.encode(rendered)
@@ -78,11 +81,23 @@ def _hostile(chat_encoder: ChatEncoder, harmless: Sequence[Dialogue]) -> Iterato
     yield Dialogue(turns)
     if any(dialogue.system for dialogue in harmless):
         yield Dialogue(turns, text)
-    if isinstance(chat_encoder.template, Template) and chat_encoder.template.shows_calls:
+    if chat_encoder.template.shows_calls:
         call = ToolCall("run", {"text": text, text: [text]})
         said = (turns[0], Turn("assistant", "", calls=(call,)), Turn("tool", text), Turn("assistant", text))
         function = {"name": "run", "description": text, "parameters": {"properties": {"text": {"description": text}}}}
         yield Dialogue(said, text, tools=({"type": "function", "function": function},))
+
+
+def _accepted(chat_encoder: ChatEncoder, dialogues: Sequence[Dialogue]) -> Iterator[Dialogue]:
+    """The dialogues that the tokenizer's own template accepts; with harmless answers if it does not accept theirs, as
+    it may remove what looks like reasoning from them."""
+    for dialogue in dialogues:
+        turns = (replace(t, text=t.text and "Fine.") if t.role == "assistant" else t for t in dialogue.turns)
+        for one in (dialogue, replace(dialogue, turns=tuple(turns))):
+            with contextlib.suppress(RefusedByTemplate):
+                renderings_of(one, chat_encoder)
+                yield one
+                break
 
 
 def _prompts(chat_encoder: ChatEncoder, shown: Dialogue, rendered: Rendered, encoded: Encoded) -> None:

@@ -34,7 +34,7 @@ from typing import Any
 from fastchat.conversation import Dialogue, RefusedByTemplate, Rendered, Segment
 from fastchat.data.encoding.answers import Answer, Answers, Traits
 from fastchat.data.encoding.jinja_environment import compile_template, failures, variables
-from fastchat.data.encoding.learn import WEATHER, Try, learn_form, learn_reasoning, plain
+from fastchat.data.encoding.learn import WEATHER, Thinking, Try, learn_form, learn_reasoning, learn_thinking, plain
 from fastchat.data.encoding.marks import Marked, Marks
 from fastchat.data.encoding.messages import MessageForm, to_messages, to_tools
 from fastchat.data.encoding.probes import HARMLESS
@@ -99,10 +99,15 @@ class TokenizerTemplate:
         return made is not None and WEATHER["function"]["name"] in made
 
     @cached_property
+    def thinking(self) -> Thinking:
+        """How the template writes reasoning."""
+        attempts = [self._attempt(arguments) for arguments in ({}, *self.switches)]
+        return learn_thinking(attempts, self.form, self.source)
+
+    @property
     def shows_reasoning(self) -> bool:
         """Whether reasoning in a field of its own is part of a rendered answer."""
-        found = (self.traits({}), *(self.traits(switch) for switch in self.switches))
-        return any(traits.learns_reasoning["plain"] for traits in found)
+        return bool(self.thinking.closing)
 
     @property
     def reasoning_key(self) -> str:
