@@ -206,15 +206,12 @@ class Template:
         learned_from = self.learned_from(dialogue)
         num_user, previous = 0, ""
         for position, (index, turn) in enumerate(turns):
+            out, said = index >= 0 and not turn.train, self.normalise(turn.text)
             if turn.role == "assistant":
                 wrap = self._answer_format(bool(dialogue.tools), index == answered, previous)
                 trained = turn.train and index >= learned_from
                 segments += self._assistant(turn, index, wrap, trained, dialogue.where, ids[position])
-                previous = turn.role
-                continue
-            out = index >= 0 and not turn.train
-            said = self.normalise(turn.text)
-            if turn.role == "tool" and self.tool:
+            elif turn.role == "tool" and self.tool:
                 shown_id = ids[position][0] if ids[position] else turn.call_id or ""
                 around = (previous, turns[position + 1][1].role if position + 1 < len(turns) else "")
                 segments += self.tool.segments(turn, said, shown_id, around, turn=index, excluded=out)
@@ -303,7 +300,10 @@ class Template:
         """
         values = TABLE.read(table, Place.of(table, source))
         values["examples"] = tuple(Turn(role, said, train=False) for role, said in values.get("examples", ()))
-        return cls(**values)
+        try:
+            return cls(**values)
+        except SettingsError as problem:  # keys that do not fit together
+            raise SettingsError(f"{source}{problem}") from None
 
     def _wrap(self, first: bool, last: bool, shows_tools: bool = False) -> RoleFormat:
         if last and self.last_user:
