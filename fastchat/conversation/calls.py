@@ -249,7 +249,8 @@ def filled(literal: str, values: Mapping[str, str], role: str, plain: bool = Fal
         yield Segment(literal, **flags)
         return
     for k, part in enumerate(re.split(rf"\{{({'|'.join(values)})\}}", literal)):
-        yield Segment(values[part], role, plain=plain, **flags) if k % 2 else Segment(part, **flags)
+        kind = "tools" if part == "tools" else "call" if plain else ""
+        yield Segment(values[part], role, plain=plain, kind=kind, **flags) if k % 2 else Segment(part, **flags)
 
 
 def check_formats(name: str, tools: ToolsFormat | None, calls: CallsFormat | None, only_last: bool) -> None:
@@ -261,6 +262,16 @@ def check_formats(name: str, tools: ToolsFormat | None, calls: CallsFormat | Non
             f"template {name!r}: `tools` cannot be combined with window, last_user or last_assistant; "
             "tools.last_assistant is the format of the answer that is due in a dialogue with tools."
         )
+
+
+def check_stops(name: str, tools: ToolsFormat | None, after_tool: RoleFormat | None, stop: str) -> None:
+    """Raise SettingsError if an answer with tools would not end with the stop of other answers."""
+    for key, form in (("after_tool", after_tool), ("tools.last_assistant", tools.last_assistant if tools else None)):
+        if form and not form.after.startswith(stop):
+            raise SettingsError(
+                f"template {name!r}: {key}.after is {form.after!r}; expected a text that begins with the stop of an "
+                f"answer, {stop!r}."
+            )
 
 
 # --- the forms in a table

@@ -36,7 +36,7 @@ class Segment:
     end-of-sequence token that the template's text does not contain: it becomes an id and is not in `Rendered.text`.
     `excluded` marks the text of a turn with "train": false: it is not supervised even if prompts are.
     `plain` marks text in which no token is anything but text, not even one that the model writes in its answers: the
-    arguments of a tool call.
+    arguments of a tool call. `kind` tells texts of one role apart: "reasoning", "call" or "tools"; "" for the others.
     """
 
     text: str
@@ -46,6 +46,7 @@ class Segment:
     virtual: bool = False
     excluded: bool = False
     plain: bool = False
+    kind: str = ""
 
 
 _Format = TypeVar("_Format", bound=RoleFormat)

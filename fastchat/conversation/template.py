@@ -27,6 +27,7 @@ from fastchat.conversation.calls import (
     ToolsFormat,
     calls_format,
     check_formats,
+    check_stops,
     filled,
     header,
     result_format,
@@ -130,13 +131,7 @@ class Template:
         if self.content not in CONTENT:
             raise SettingsError(f"template {self.name!r}: content={self.content!r} is not {', '.join(CONTENT)}.")
         check_formats(self.name, self.tools, self.calls, self.only_last)
-        due = self.tools.last_assistant if self.tools else None
-        for key, form in (("after_tool", self.after_tool), ("tools.last_assistant", due)):
-            if form and not form.after.startswith(self.stop):
-                raise SettingsError(
-                    f"template {self.name!r}: {key}.after is {form.after!r}; expected a text that begins with the stop "
-                    f"of an answer, {self.stop!r}."
-                )
+        check_stops(self.name, self.tools, self.after_tool, self.stop)
 
     @property
     def reasoning_key(self) -> str:
@@ -152,6 +147,10 @@ class Template:
     def shows_calls(self) -> bool:
         """Whether tools, and tool calls that are objects and not text, can be rendered."""
         return self.calls is not None
+
+    def reads_argument(self, name: str) -> bool:
+        """Whether `Dialogue.template_arguments` of this name change what is rendered; a table reads none."""
+        return False
 
     @property
     def stop(self) -> str:
@@ -228,11 +227,8 @@ class Template:
 
     def renderings(self, dialogue: Dialogue) -> list[Rendered]:
         """The dialogue as the examples to train on: each trained answer is supervised in exactly one of them, after
-        the prompt that inference would send.
-
-        One rendering holds all answers, unless the template shows an answer or its prompt differently once it is
-        history: then each holds those that share their prompt's beginning (see `learned_from`).
-        """
+        the prompt that inference would send. One holds all answers, unless the template shows an answer or its prompt
+        differently once it is history: then each holds those that share their prompt's beginning (`learned_from`)."""
         trained = [k for k, turn in enumerate(dialogue.turns) if turn.role == "assistant" and turn.train]
         if not trained or not self.learned_from(dialogue):
             return [self.render(dialogue)]
@@ -345,7 +341,13 @@ class Template:
         # The default message is template text (deepseek-chat has its BOS there); a row's own message is plain text.
         said = Segment(message, "template" if own else "system", excluded=not (own or dialogue.system_train))
         for part in _HEADER_SLOTS.split(with_message if message else without):
-            yield said if part == SYSTEM_SLOT else Segment(tools, "system") if part == TOOLS_SLOT else Segment(part)
+            yield (
+                said
+                if part == SYSTEM_SLOT
+                else Segment(tools, "system", kind="tools")
+                if part == TOOLS_SLOT
+                else Segment(part)
+            )
 
     def _assistant(
         self, turn: Turn, index: int, wrap: RoleFormat, trained: bool, where: str, ids: tuple[str, ...]

@@ -21,7 +21,16 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, targets, template
+from fastchat.settings.foreign import (
+    ALL_LAYERS,
+    COLUMNS,
+    by_value,
+    paths_of,
+    roles,
+    rope,
+    targets,
+    template,
+)
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -148,6 +157,18 @@ class DataArguments:
         None,
         "shares of the --data_path values in the dialogues of an epoch; no dialogue is repeated",
         elsewhere="interleave_probs dataset_weights",
+        resume=FIXED,
+    )
+    data_columns: dict[str, str] | None = _data(
+        None,
+        'names of columns and of keys of turns in the data: {"messages": "chat", "role": "speaker"}',
+        translate=COLUMNS,
+        resume=FIXED,
+    )
+    data_roles: dict[str, str] | None = _data(
+        None,
+        'names of roles in the data: {"customer": "user", "agent": "assistant"}',
+        translate={"roles": roles},
         resume=FIXED,
     )
     conv_template: str | None = _data(

@@ -44,6 +44,40 @@ def paths_of(name: str) -> Translate:
     return translate
 
 
+# Settings that name one column, and the key of `data_columns` for it.
+_COLUMNS = {
+    "field_messages": "messages", "message_field_role": "role", "message_field_content": "content",
+    "field_tools": "tools", "field_system": "system", "field_thinking": "reasoning_content",
+    "message_field_training": "train", "dataset_text_field": "text", "field": "text",
+    "field_instruction": "instruction", "field_input": "input", "field_output": "output",
+    "field_human": "prompt", "field_model": "completion",
+}  # fmt: skip
+
+
+def _column(ours: str) -> Translate:
+    """A name of one column."""
+    return lambda raw: f"data_columns: {{{ours}: {yaml_text(raw)}}}"
+
+
+def _columns(raw: Any) -> str:
+    """axolotl's mapping of the keys of a turn; the key is ours there too."""
+    pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in raw.items()) if isinstance(raw, dict) else "OURS: THEIRS"
+    return f"data_columns: {{{pairs}}}"
+
+
+COLUMNS: dict[str, Translate] = {
+    **{name: _column(ours) for name, ours in _COLUMNS.items()},
+    "message_property_mappings": _columns,
+}
+
+
+def roles(raw: Any) -> str:
+    """axolotl's roles: ours -> a list of the data's names."""
+    known = raw.items() if isinstance(raw, dict) else [("user", "NAME")]
+    pairs = [(name, ours) for ours, names in known for name in (names if isinstance(names, list) else [names])]
+    return f"data_roles: {{{', '.join(f'{name}: {ours}' for name, ours in pairs)}}}"
+
+
 TEMPLATES = {
     **dict.fromkeys(("alpaca", "chatml", "chatglm3", "falcon", "gemma", "mistral", "tulu", "zephyr"), ""),
     **{"vicuna": "vicuna_v1.1", "llama2": "llama-2", "llama3": "llama-3", "qwen": "qwen2.5", "qwen25": "qwen2.5"},
@@ -144,8 +178,7 @@ _REASONS: dict[str, str] = {
     "dataset_prepared_path tokenized_path dataset_keep_in_memory preprocessing_batch_size buffer_size streaming "
     "dataset_streaming skip_prepare_dataset preprocessed_path dataset_batch_size": _PREPARED,
     "ignore_pad_token_for_loss shuffle_merged_datasets shuffle_dataset tool_format": _AUTOMATIC,
-    "dataset_text_field dataset_kwargs formatting_func field_messages message_property_mappings "
-    "message_field_role message_field_content field field_human field_model roles type ds_type": _CONVERSATIONS,
+    "dataset_kwargs formatting_func type ds_type": _CONVERSATIONS,
     "train_on_eos train_on_eot": "leave it out; the end of every supervised answer is supervised",
     "dataset_config dataset_config_name": "download the dataset first, and give its files in data_path",
     "max_samples max_train_samples max_eval_samples": "shorten the file first, for example with head or "

@@ -16,6 +16,7 @@ import torch
 from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.data.batches.packing import PackedDataset
 from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.rows.columns import Columns
 from fastchat.data.tokens.prepare import TokenSettings
 from fastchat.errors import SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
@@ -255,6 +256,7 @@ def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, 
             max_length=training.model_max_length,
             overlong=data.overlong,
             on_bad_row=data.on_bad_row,
+            columns=Columns(data.data_columns, data.data_roles),
             workers=data.preprocessing_num_workers,
             progress=not training.disable_tqdm,
             overwrite=data.overwrite_cache,

@@ -20,7 +20,7 @@ from tests.builders import TOKENIZER_KINDS, make_tokenizer
 from tests.conversation.calling import ADD, CASES, asks, dialogue, result, says
 from tests.tiers import pairs
 
-NAMES = templates_with_calls()[1:]
+NAMES = templates_with_calls()
 _MISTRAL = [f"[{end}{word}]" for word in ("INST", "AVAILABLE_TOOLS", "TOOL_RESULTS") for end in ("", "/")]
 _MISTRAL.append("[TOOL_CALLS]")
 _SPOKEN = ("<tool_call>", "</tool_call>")  # not special, as in Qwen's tokenizers

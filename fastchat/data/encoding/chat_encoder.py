@@ -168,14 +168,18 @@ class ChatEncoder:
         return ids | {c.id for c in (encoder.bos, encoder.eos) if c}
 
     def _stop_ids(self) -> tuple[int, ...]:
-        written = CONTROL_PATTERN.findall(self.template.stop) + list(self.template.stop_strings)
-        found = [self.controls.get(s) or self.encoder.control(s) for s in written if CONTROL_PATTERN.fullmatch(s)]
+        if isinstance(self.template, TokenizerTemplate):
+            found = [self.controls.get(stop) for stop in self.template.stops]
+        else:
+            written = CONTROL_PATTERN.findall(self.template.stop) + list(self.template.stop_strings)
+            found = [self.controls.get(s) or self.encoder.control(s) for s in written if CONTROL_PATTERN.fullmatch(s)]
         return tuple(dict.fromkeys(c.id for c in [*found, self.encoder.eos] if c))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Texts that end a generation because they are not a single token here."""
-        written = [*self.template.stop_strings, self.template.stop.strip()]
+        own = self.template.stops if isinstance(self.template, TokenizerTemplate) else (self.template.stop,)
+        written = [*self.template.stop_strings, *(stop.strip() for stop in own)]
         return tuple(dict.fromkeys(s for s in written if s and not self.controls.get(s)))
 
     def substitute(self, literal: str) -> str:
@@ -203,6 +207,16 @@ class ChatEncoder:
         pieces = [self._pieces(r.segments) for r in rendered]
         tokens = self._plain_tokens([piece for ps in pieces for piece in ps])
         return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
+
+    def encode_text(self, text: str, position: str) -> tuple[list[int], int]:
+        """The ids of a text that is in no dialogue, and the number of splits that kept it plain text.
+
+        `position`: as in `TextEncoder.plain`. Raises DataError as `encode` does.
+        """
+        found, cuts = self.encoder.plain([text], position)[0], 0
+        if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
+            found, cuts = self._escape(Piece(parts=[(text, 0)], position=position))
+        return [token_id for token_id, _, _ in found], cuts
 
     def count(self, rendered: Rendered) -> Counter[int]:
         """The number of tokens in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.

@@ -11,17 +11,20 @@ They are checked on harmless dialogues, and on dialogues with every control stri
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NoReturn
 
-from fastchat.conversation import Dialogue, Rendered, Template, ToolCall, Turn
+from fastchat.conversation import Dialogue, RefusedByTemplate, Rendered, Template, ToolCall, Turn
 from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.cross_check import LabelCrossCheck
-from fastchat.data.encoding.examples import tokenize_dialogue
+from fastchat.data.encoding.examples import tokenize_dialogues
 from fastchat.data.encoding.prefix import TORN, leaves_prompt
 from fastchat.data.encoding.probes import probes_of
-from fastchat.data.encoding.supervision import ALL, Encoded
+from fastchat.data.encoding.renderings import answers_of, renderings_of
+from fastchat.data.encoding.supervision import ALL, LAST, Encoded
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import DataError, SettingsError
 
@@ -40,18 +43,22 @@ def prove(chat_encoder: ChatEncoder) -> str:
     Raises:
         SettingsError: one does not hold; the message names it and shows the tokens at that position.
     """
+    own = isinstance(chat_encoder.template, TokenizerTemplate)
     harmless = probes_of(chat_encoder.template)
-    dialogues = [*harmless, *_hostile(chat_encoder, harmless)]
+    hostile = list(_hostile(chat_encoder, harmless))
+    dialogues = [*harmless, *(_accepted(chat_encoder, hostile) if own else hostile)]
     for dialogue in dialogues:
-        for rendered in chat_encoder.template.renderings(dialogue):
+        for rendered in renderings_of(dialogue, chat_encoder):
             encoded = chat_encoder.encode(rendered)
             _prompts(chat_encoder, rendered.dialogue or dialogue, rendered, encoded)
             _stops(chat_encoder, rendered, encoded)
             _one_bos(chat_encoder, rendered, encoded)
             _no_control(chat_encoder, rendered, encoded)
     try:
-        made = [(d, tokenize_dialogue(d, chat_encoder, max_length=1 << 30)) for d in harmless]
-        LabelCrossCheck(chat_encoder).check((d, x.input_ids, x.labels) for d, x in made if x.dropped is None)
+        examples = list(tokenize_dialogues(enumerate(harmless), chat_encoder, max_length=1 << 30))
+        LabelCrossCheck(chat_encoder).check(
+            (harmless[x.index], x.input_ids, x.labels, x.part) for x in examples if x.dropped is None
+        )
     except DataError as error:
         raise SettingsError(f"{_failed(chat_encoder, 5)}: {error}") from error
     return (
@@ -74,11 +81,23 @@ def _hostile(chat_encoder: ChatEncoder, harmless: Sequence[Dialogue]) -> Iterato
     yield Dialogue(turns)
     if any(dialogue.system for dialogue in harmless):
         yield Dialogue(turns, text)
-    if isinstance(chat_encoder.template, Template) and chat_encoder.template.shows_calls:
+    if chat_encoder.template.shows_calls:
         call = ToolCall("run", {"text": text, text: [text]})
         said = (turns[0], Turn("assistant", "", calls=(call,)), Turn("tool", text), Turn("assistant", text))
         function = {"name": "run", "description": text, "parameters": {"properties": {"text": {"description": text}}}}
         yield Dialogue(said, text, tools=({"type": "function", "function": function},))
+
+
+def _accepted(chat_encoder: ChatEncoder, dialogues: Sequence[Dialogue]) -> Iterator[Dialogue]:
+    """The dialogues that the tokenizer's own template accepts; with harmless answers if it does not accept theirs, as
+    it may remove what looks like reasoning from them."""
+    for dialogue in dialogues:
+        turns = (replace(t, text=t.text and "Fine.") if t.role == "assistant" else t for t in dialogue.turns)
+        for one in (dialogue, replace(dialogue, turns=tuple(turns))):
+            with contextlib.suppress(RefusedByTemplate):
+                renderings_of(one, chat_encoder)
+                yield one
+                break
 
 
 def _prompts(chat_encoder: ChatEncoder, shown: Dialogue, rendered: Rendered, encoded: Encoded) -> None:
@@ -90,18 +109,19 @@ def _prompts(chat_encoder: ChatEncoder, shown: Dialogue, rendered: Rendered, enc
 
 
 def _stops(chat_encoder: ChatEncoder, rendered: Rendered, encoded: Encoded) -> None:
-    stop = chat_encoder.template.stop
-    stop = (
-        chat_encoder.substitute(stop) if stop else chat_encoder.encoder.eos.content if chat_encoder.encoder.eos else ""
-    )
-    wanted = _bare(stop) or stop  # rwkv stops at two line ends
+    encoder, template = chat_encoder.encoder, chat_encoder.template
+    written = template.stops if isinstance(template, TokenizerTemplate) else (template.stop,)
+    eos = encoder.eos.content if encoder.eos else ""
+    stops = [chat_encoder.substitute(stop) if stop else eos for stop in written or ("",)]
+    bare = all(map(_bare, stops))  # rwkv stops at two line ends
+    wanted = [_bare(stop) if bare else stop for stop in stops]
     for turn in _answers(chat_encoder, rendered):
         owners = [rendered.segments[segment] if segment >= 0 else None for segment in encoded.segment_of]
         own = [i for i, owner in enumerate(owners) if owner and owner.supervised and owner.turn == turn]
         learned = [i for i in own if encoded.supervised[i]]
         said = chat_encoder.encoder.decode([encoded.input_ids[i] for i in learned[-64:]])
-        said = _bare(said) if _bare(stop) else said
-        if wanted not in said[-len(wanted) - TORN :]:
+        said = _bare(said) if bare else said
+        if not any(stop in said[-len(stop) - TORN :] for stop in wanted):
             _fail(chat_encoder, 2, encoded, learned[-1] if learned else 0)
 
 
@@ -129,9 +149,11 @@ def _no_control(chat_encoder: ChatEncoder, rendered: Rendered, encoded: Encoded)
     special = {t["id"] for c, t in encoder.added.items() if t["special"] and c != unknown} | control
     added = {t["id"] for c, t in encoder.added.items() if c != unknown and c.replace("▁", " ").strip()} | control
     for i, (token, segment) in enumerate(zip(encoded.input_ids, encoded.segment_of, strict=True)):
-        role = rendered.segments[segment].role if segment >= 0 else "template"
+        owner = rendered.segments[segment] if segment >= 0 else None
+        spoken = owner is not None and owner.role == "assistant" and not owner.plain
         # With a tokenizer's own template, the model may write added tokens that are not special.
-        forbidden = set() if role == "template" else special - _spoken(chat_encoder) if role == "assistant" else added
+        forbidden = special - _spoken(chat_encoder) if spoken else added
+        forbidden = set() if owner is None or owner.role == "template" else forbidden
         if token in forbidden:
             _fail(chat_encoder, 4, encoded, i)
 
@@ -143,8 +165,8 @@ def _spoken(chat_encoder: ChatEncoder) -> set[int]:
 
 def _answers(chat_encoder: ChatEncoder, rendered: Rendered) -> list[int]:
     """The supervised answers of a rendering."""
-    answers = sorted({segment.turn for segment in rendered.segments if segment.supervised})
-    return answers[-1:] if chat_encoder.train_on == "last" else answers
+    answers = answers_of(rendered)
+    return answers[-1:] if chat_encoder.train_on == LAST else answers
 
 
 def _bare(text: str) -> str:
