@@ -340,14 +340,9 @@ class Template:
         tools = self.tools.shown(dialogue.tools) if self.tools and dialogue.tools else ""
         # The default message is template text (deepseek-chat has its BOS there); a row's own message is plain text.
         said = Segment(message, "template" if own else "system", excluded=not (own or dialogue.system_train))
+        slots = {SYSTEM_SLOT: said, TOOLS_SLOT: Segment(tools, "system", kind="tools")}
         for part in _HEADER_SLOTS.split(with_message if message else without):
-            yield (
-                said
-                if part == SYSTEM_SLOT
-                else Segment(tools, "system", kind="tools")
-                if part == TOOLS_SLOT
-                else Segment(part)
-            )
+            yield slots.get(part, Segment(part))
 
     def _assistant(
         self, turn: Turn, index: int, wrap: RoleFormat, trained: bool, where: str, ids: tuple[str, ...]
