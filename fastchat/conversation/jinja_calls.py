@@ -72,7 +72,7 @@ _PYTHON_STUB = (
     "{%- elif kind == 'object' -%}{{- 'Dict[str, ' ~ python_type(schema['additionalProperties']) ~ ']' -}}"
     "{%- else -%}{{- {'string': 'str', 'number': 'float', 'integer': 'int', 'boolean': 'bool'}.get(kind, 'Any') -}}"
     "{%- endif -%}"
-    "{%- elif kind is sequence -%}{{- 'Union[' -}}{%- for one in kind -%}"
+    "{%- elif kind is sequence and kind is not mapping -%}{{- 'Union[' -}}{%- for one in kind -%}"
     "{{- ('' if loop.first else ',') ~ python_type({'type': one}) -}}{%- endfor -%}{{- ']' -}}"
     "{%- else -%}{{- 'Any' -}}{%- endif -%}{%- endmacro -%}"
     "{%- macro python_stub(function) -%}"

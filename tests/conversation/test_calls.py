@@ -21,7 +21,8 @@ from fastchat.conversation import (
     templates_with_calls,
 )
 from fastchat.conversation.calls import looks_like_json
-from fastchat.data.encoding.tokenizer_template import compile_template, failures, to_messages
+from fastchat.data.encoding.messages import to_openai
+from fastchat.data.encoding.tokenizer_template import compile_template, failures
 from fastchat.errors import SettingsError
 from tests.conversation.calling import (
     ADD,
@@ -287,7 +288,12 @@ _VALUES = st.recursive(
 _OBJECTS = st.dictionaries(_TEXTS, _VALUES, max_size=3)
 
 
-@given(arguments=_OBJECTS, schema=_OBJECTS, said=_TEXTS, name=st.sampled_from(["qwen2.5", "mistral-nemo", "llama-3.1"]))
+@given(
+    arguments=_OBJECTS,
+    schema=_OBJECTS,
+    said=_TEXTS,
+    name=st.sampled_from(["qwen2.5", "mistral-nemo", "llama-3.1", "command-r"]),
+)
 def test_random_calls_are_the_same_through_jinja(arguments, schema, said, name):
     tool = {"type": "function", "function": {"name": "f", "description": said, "parameters": schema}}
     called = says("", ToolCall("f", arguments))
@@ -380,7 +386,7 @@ def test_prompts_are_those_of_the_published_template(shared, name, case):
     for k, turn in enumerate(said.turns):
         if turn.role != "assistant" or (name == "deepseek-v3" and sum(t.role == "tool" for t in said.turns[:k]) > 1):
             continue
-        messages = to_messages(said.before(k))
+        messages = to_openai(said.before(k))
         for message in messages:
             for call in message.get("tool_calls", ()):
                 if name == "deepseek-v3":
