@@ -127,13 +127,14 @@ class CallsFormat:
         """Raise RefusedByTemplate for an answer that the syntax cannot express; `said` is its text as it is shown."""
         problem = ""
         if len(turn.calls) > 1 and not self.parallel:
-            problem = f"{len(turn.calls)} calls in one answer; it has one"
+            problem = f"one tool call per answer, and an answer has {len(turn.calls)}"
         elif said and not self.with_text:
-            problem = "an answer with both a text and calls; it has one of them"
+            problem = (
+                f"either text or tool calls in an answer, and the answer that calls {turn.calls[0].name!r} has both"
+            )
         if problem:
             raise RefusedByTemplate(
-                f"{where}: the call syntax of template {name!r} has no form for {problem}. Choose another template, "
-                "such as chatml, or change the row."
+                f"{where}: template {name!r} allows {problem}. Choose another template, such as chatml, or change the row."
             )
 
     def segments(self, calls: Sequence[ToolCall], ids: Sequence[str], said: str, **flags: Any) -> Iterator[Segment]:
