@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from fastchat.conversation import Dialogue, Template, ToolCall, Turn, to_jinja
-from fastchat.data.encoding.tokenizer_template import compile_template, to_messages
+from fastchat.data.encoding.messages import to_openai
+from fastchat.data.encoding.tokenizer_template import compile_template
 
 SUN = {
     "type": "function",
@@ -106,7 +107,7 @@ def through_jinja(template: Template, said: Dialogue, prompt: bool = False, argu
         "compact": {"ensure_ascii": False, "separators": (",", ":")},
         "ascii": {"indent": 2},
     }
-    messages = to_messages(said)
+    messages = to_openai(said)
     for message in messages:
         for call in message.get("tool_calls", ()):
             if arguments != "object":

@@ -1,22 +1,28 @@
 """Tools, calls and results in the syntax of each family, rendered and through the exported Jinja template."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastchat.conversation import (
+    CallsFormat,
     Dialogue,
     RefusedByTemplate,
+    ResultFormat,
     Template,
     ToolCall,
+    ToolsFormat,
     get_template,
     load_template_file,
     templates_with_calls,
 )
 from fastchat.conversation.calls import looks_like_json
-from fastchat.data.encoding.tokenizer_template import compile_template, failures, to_messages
+from fastchat.data.encoding.messages import to_openai
+from fastchat.data.encoding.tokenizer_template import compile_template, failures
 from fastchat.errors import SettingsError
 from tests.conversation.calling import (
     ADD,
@@ -30,7 +36,7 @@ from tests.conversation.calling import (
     through_jinja,
 )
 
-NAMES = templates_with_calls()[1:]
+NAMES = templates_with_calls()
 LLAMAS = ("llama-3.1", "llama-3.2", "llama-3.3")
 ONE_CALL = {*LLAMAS}  # the family's template refuses several
 NO_TEXT = {*LLAMAS, "mistral-v0.3", "mistral-nemo"}  # it drops the text of an answer with calls, or refuses it
@@ -118,7 +124,16 @@ PARTS = {
 def test_every_template_with_calls_is_pinned():
     assert set(NAMES) == {*WHOLE, *PARTS}
     assert all(get_template(name).shows_calls for name in NAMES)
-    assert not get_template("vicuna_v1.1").shows_calls and templates_with_calls()[0] == "tokenizer"
+    assert not get_template("vicuna_v1.1").shows_calls
+
+
+def test_the_docs_name_every_template_and_every_key(repository):
+    text = (repository / "fastchat/conversation/README.md").read_text(encoding="utf-8")
+    section = text[text.index("### Tools and calls") : text.index("### Where upstream's")]
+    named = set(re.findall(r"`([^`]+)`", section))
+    own = {f.name for f in dataclasses.fields(ResultFormat)} - {"open"}
+    keys = {f"tools.{f.name}" for f in dataclasses.fields(ToolsFormat)} | {f"tool.{key}" for key in own}
+    assert keys | {f"calls.{f.name}" for f in dataclasses.fields(CallsFormat)} | {"after_tool", *NAMES} <= named
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -192,9 +207,9 @@ def test_each_answer_is_learned_once_after_the_prompt_of_inference(name, case):
 @pytest.mark.parametrize(("name", "case"), REFUSED)
 def test_what_the_syntax_cannot_say_is_refused_by_name(name, case):
     template, said = get_template(name), CASES[case]
-    with pytest.raises(RefusedByTemplate, match=f"the call syntax of template '{name}' has no form for .*chatml"):
+    with pytest.raises(RefusedByTemplate, match=f"template '{name}' allows (one|either) .* such as chatml"):
         template.render(said)
-    with pytest.raises(failures(), match="the call syntax has no form for"):
+    with pytest.raises(failures(), match="this template allows (one|either)"):
         through_jinja(template, said)
 
 
@@ -243,7 +258,9 @@ def test_the_instruction_before_an_answer_is_only_shown_for_the_one_that_is_due(
 )
 def test_an_id_that_mistral_would_refuse_is_replaced_in_the_call_and_in_its_result(case, calls, results):
     said = Dialogue(CASES[case].turns)
-    shown = get_template("mistral-v0.3").calls.shown_ids(said.turns)
+    calls_format = get_template("mistral-v0.3").calls
+    assert calls_format is not None
+    shown = calls_format.shown_ids(said.turns)
     pairs = list(zip(said.turns, shown, strict=True))
     assert [one for turn, ids in pairs if turn.calls for one in ids] == calls
     assert [ids[0] for turn, ids in pairs if turn.role == "tool"] == results
@@ -271,11 +288,32 @@ _VALUES = st.recursive(
 _OBJECTS = st.dictionaries(_TEXTS, _VALUES, max_size=3)
 
 
-@given(arguments=_OBJECTS, schema=_OBJECTS, said=_TEXTS, name=st.sampled_from(["qwen2.5", "mistral-nemo", "llama-3.1"]))
-def test_random_calls_are_the_same_through_jinja(arguments, schema, said, name):
+_FIELDS = st.deferred(
+    lambda: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["string", "array", "object", ["integer", "null"], "x", None]),
+            "description": _TEXTS,
+            "items": _FIELDS,
+            "additionalProperties": st.booleans() | _FIELDS,
+        },
+    )
+)
+
+
+@given(
+    arguments=_OBJECTS,
+    schema=_OBJECTS | st.dictionaries(_TEXTS, _FIELDS, max_size=3).map(lambda fields: {"properties": fields}),
+    said=_TEXTS,
+    ids=st.lists(st.sampled_from([None, "a", "b", "k3Xb9LmQ2"]), min_size=4, max_size=4),
+    names=st.lists(st.sampled_from([None, "f", "g"]), min_size=2, max_size=2),
+    name=st.sampled_from(["qwen2.5", "mistral-nemo", "command-r", "deepseek-v3"]),
+)
+def test_random_calls_are_the_same_through_jinja(arguments, schema, said, ids, names, name):
     tool = {"type": "function", "function": {"name": "f", "description": said, "parameters": schema}}
-    called = says("", ToolCall("f", arguments))
-    random = dialogue(asks("Hi"), called, result(said), says("Done"), tools=[tool], system=said)
+    calls = ToolCall("f", arguments, ids[0]), ToolCall("g", {}, ids[1])
+    results = [result(said, called, call_id) for called, call_id in zip(names, ids[2:], strict=True)]
+    random = dialogue(asks("Hi"), says("", *calls), *results, says("Done"), tools=[tool], system=said)
     template = get_template(name)
     for arguments_as in ("object", "compact", "ascii"):
         assert through_jinja(template, random, arguments=arguments_as) == template.render(random).text
@@ -364,7 +402,7 @@ def test_prompts_are_those_of_the_published_template(shared, name, case):
     for k, turn in enumerate(said.turns):
         if turn.role != "assistant" or (name == "deepseek-v3" and sum(t.role == "tool" for t in said.turns[:k]) > 1):
             continue
-        messages = to_messages(said.before(k))
+        messages = to_openai(said.before(k))
         for message in messages:
             for call in message.get("tool_calls", ()):
                 if name == "deepseek-v3":

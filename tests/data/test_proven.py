@@ -4,7 +4,7 @@ import pytest
 
 from fastchat.conversation import get_template
 from fastchat.data.encoding import properties
-from fastchat.data.encoding.probes import table_probes
+from fastchat.data.encoding.probes import probes_of
 from fastchat.data.encoding.properties import prove
 from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS
@@ -18,7 +18,7 @@ def test_it_holds_for_every_kind_of_template(encoder_of, tokenizer):
         for train_on in ("assistant", "all"):
             line = prove(encoder_of(tokenizer).bind(get_template(name), train_on))
             with_calls = get_template(name).shows_calls
-            num_dialogues = len(table_probes(get_template(name))) + (3 if with_calls else 2)
+            num_dialogues = len(probes_of(get_template(name))) + (3 if with_calls else 2)
             assert line.startswith(f"proven on this tokenizer with template {name}, on {num_dialogues} dialogues")
             assert with_calls == (num_dialogues > 9)
 

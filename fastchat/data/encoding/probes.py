@@ -4,7 +4,14 @@ They contain what real dialogues contain (several turns, code, numbers, other sc
 control strings. Tables with a call syntax are also checked on dialogues with tools.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from fastchat.conversation import Dialogue, RefusedByTemplate, Template, ToolCall, Turn
+
+if TYPE_CHECKING:
+    from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 
 
 def _dialogue(*texts: str, system: str | None = None) -> Dialogue:
@@ -65,8 +72,10 @@ CALLING = (
 )
 
 
-def table_probes(template: Template) -> tuple[Dialogue, ...]:
-    """The harmless dialogues that a table can render."""
+def probes_of(template: Template | TokenizerTemplate) -> tuple[Dialogue, ...]:
+    """The harmless dialogues that a template can render."""
+    if not isinstance(template, Template):
+        return template.probes
     return (*HARMLESS, *(dialogue for dialogue in CALLING if _accepts(template, dialogue)))
 
 

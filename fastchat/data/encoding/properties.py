@@ -22,7 +22,7 @@ from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import tokenize_dialogues
 from fastchat.data.encoding.prefix import TORN, leaves_prompt
-from fastchat.data.encoding.probes import table_probes
+from fastchat.data.encoding.probes import probes_of
 from fastchat.data.encoding.renderings import answers_of, renderings_of
 from fastchat.data.encoding.supervision import ALL, LAST, Encoded
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
@@ -44,7 +44,7 @@ def prove(chat_encoder: ChatEncoder) -> str:
         SettingsError: one does not hold; the message names it and shows the tokens at that position.
     """
     own = isinstance(chat_encoder.template, TokenizerTemplate)
-    harmless = chat_encoder.template.probes if own else table_probes(chat_encoder.template)
+    harmless = probes_of(chat_encoder.template)
     hostile = list(_hostile(chat_encoder, harmless))
     dialogues = [*harmless, *(_accepted(chat_encoder, hostile) if own else hostile)]
     for dialogue in dialogues:

@@ -11,16 +11,16 @@ from transformers import AutoTokenizer
 
 from fastchat.conversation import Dialogue, RefusedByTemplate, ToolCall, get_template, templates_with_calls
 from fastchat.conversation.template import CONTROL_PATTERN
+from fastchat.data.encoding.messages import to_openai
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.properties import prove
 from fastchat.data.encoding.saved_template import install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
-from fastchat.data.encoding.tokenizer_template import to_messages
 from tests.builders import TOKENIZER_KINDS, make_tokenizer
 from tests.conversation.calling import ADD, CASES, asks, dialogue, result, says
 from tests.tiers import pairs
 
-NAMES = templates_with_calls()[1:]
+NAMES = templates_with_calls()
 _MISTRAL = [f"[{end}{word}]" for word in ("INST", "AVAILABLE_TOOLS", "TOOL_RESULTS") for end in ("", "/")]
 _MISTRAL.append("[TOOL_CALLS]")
 _SPOKEN = ("<tool_call>", "</tool_call>")  # not special, as in Qwen's tokenizers
@@ -63,7 +63,7 @@ def test_the_saved_tokenizer_gives_the_training_ids(with_controls, tmp_path, kin
         except RefusedByTemplate:
             continue
         compared += 1
-        ids = reloaded.apply_chat_template(to_messages(said), tools=[ADD], tokenize=True, return_dict=False)
+        ids = reloaded.apply_chat_template(to_openai(said), tools=[ADD], tokenize=True, return_dict=False)
         assert ids == ours.input_ids and not ours.special_token_strings, case
     assert compared >= 3
 
