@@ -65,14 +65,14 @@ def test_a_broken_property_is_named_with_the_tokens_around_it(encoder_of, how, n
 
 
 def test_labels_that_disagree_are_property_five(encoder_of, monkeypatch):
-    tokenize = properties.tokenize_dialogue
+    tokenize = properties.tokenize_dialogues
 
     def shifted(*args, **more):
-        example = tokenize(*args, **more)
-        first = next(i for i, label in enumerate(example.labels) if label >= 0)
-        example.labels[first] = -100
-        return example
+        for example in tokenize(*args, **more):
+            first = next(i for i, label in enumerate(example.labels) if label >= 0)
+            example.labels[first] = -100
+            yield example
 
-    monkeypatch.setattr(properties, "tokenize_dialogue", shifted)
+    monkeypatch.setattr(properties, "tokenize_dialogues", shifted)
     with pytest.raises(SettingsError, match="property 5 of the labels does not hold .*: two ways of deriving"):
         prove(encoder_of("byte_bos").bind(get_template("llama-3")))

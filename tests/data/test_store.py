@@ -226,7 +226,14 @@ def test_a_choice_of_examples_is_a_dataset_of_its_own() -> None:
 
 
 def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
-    plain = {"rows": 1200, "dialogues": 1200, "examples": 1200, "tokens": 4000, "supervised_tokens": 1000, "trained_turns": 1200}
+    plain = {
+        "rows": 1200,
+        "dialogues": 1200,
+        "examples": 1200,
+        "tokens": 4000,
+        "supervised_tokens": 1000,
+        "trained_turns": 1200,
+    }
     assert table({**plain, "turns": 2400, "truncated_dialogues": 0, "bad_rows": 0}).splitlines() == [
         "rows         1,200: 1,200 trained on, none dropped",
         "turns        2,400: 1,200 answers trained on, 0 not",

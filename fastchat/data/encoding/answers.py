@@ -269,7 +269,7 @@ class Answers:
     def __init__(self, template: TokenizerTemplate, dialogue: Dialogue):
         self.template = template
         self.traits = template.traits(dialogue.template_arguments)
-        verbatim = template.form.reasoning == IN_TEXT and self.traits.thinking.shown
+        verbatim = template.form.reasoning == IN_TEXT
         self.dialogue = dialogue if verbatim else _parsed(dialogue, self.traits.thinking)
         self._made: dict[int, Generated] = {}
 

@@ -189,7 +189,8 @@ class LabelCrossCheck:
         """What is generated of the text after a prompt: up to the stop, which the template may not write after the last
         answer. Of several stops, the one that the ids end with."""
         stops = self.chat_encoder.template.stops
-        ends = [rest[: rest.rfind(s) + len(s)] if s in rest else rest.rstrip() + s for s in stops] or [rest.rstrip()]
+        ends = [rest[: match.end()] for stop in stops for match in re.finditer(re.escape(stop), rest)]
+        ends += [rest.rstrip() + stop for stop in stops if stop not in rest] or [rest.rstrip()]
         found = self._text(ids)
         return next((end for end in ends if _bare(end) == found), ends[0])
 

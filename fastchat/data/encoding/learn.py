@@ -22,7 +22,7 @@ from fastchat.data.encoding.stops import Ending, Tail, closings, ending_of
 # Renders a dialogue in a form; None if the template rejects it.
 Try = Callable[[Dialogue, MessageForm, bool], "str | None"]
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "tool_plan")
-_KINDS = (*REASONING_KEYS, IN_TEXT, AS_PART, AS_PARTS)
+_OWN_KEYS = (*REASONING_KEYS, AS_PART, AS_PARTS)
 _TOOL_ROLES = ("tool", "ipython", "function", "observation", "tool_response")
 # Texts that no template contains.
 ASKED, SAID, THOUGHT, ASKED_NEXT, RESULT = "Qwazu asked", "Awixo said", "Tvomi thought", "Nqepa next", "Rlodu result"
@@ -133,7 +133,6 @@ class Thinking:
 
     opening: str = ""
     closing: str = ""
-    shown: bool = False  # where the answer is the last turn
 
     @property
     def tags(self) -> tuple[str, str]:
@@ -164,22 +163,22 @@ class Thinking:
 def learn_reasoning(attempt: Try, form: MessageForm, calls: bool, known: str) -> MessageForm:
     """The form, with the keys under which the template reads reasoning; "" where it shows it under none.
 
-    `known`: the template and the tokens, one of which must know the tags that are written into the text of an answer.
+    `known`: the template and the tokens. If they have the tags, a template that reads no key may show reasoning that is
+    in the text of an answer.
     """
-    keys = [key for key in _KINDS if key != IN_TEXT or all(tag in known for tag in form.tags[-1:])]
-    kinds = ["reasoning"] + ["call_reasoning"] * calls
-    for field in kinds:
-        dialogue = plain(THOUGHT) if field == "reasoning" else calling(THOUGHT)
-        for key in keys:
-            tried = replace(form, **{field: key})
-            made = attempt(dialogue, tried, False)
-            said = made[made.rfind(ASKED) :] if made is not None else ""
-            if THOUGHT in said and not any(wrong in said for wrong in ("None", "'type'", '"type"')):
-                form = tried
-                break
-    if not form.reasoning:
-        form = replace(form, reasoning=form.call_reasoning)
-    return replace(form, call_reasoning=form.call_reasoning or form.reasoning)
+    asked = {"reasoning": plain(THOUGHT), **({"call_reasoning": calling(THOUGHT)} if calls else {})}
+
+    def shows(field: str, key: str) -> bool:
+        made = attempt(asked[field], replace(form, **{field: key}), False)
+        said = made[made.rfind(ASKED) :] if made is not None else ""
+        return THOUGHT in said and not any(wrong in said for wrong in ("None", "'type'", '"type"'))
+
+    found = {field: next((key for key in _OWN_KEYS if shows(field, key)), "") for field in asked}
+    if any(found.values()):
+        key = found["reasoning"] or found["call_reasoning"]
+        return replace(form, reasoning=key, call_reasoning=found.get("call_reasoning") or key)
+    in_text = {field: IN_TEXT for field in asked if form.tags[-1] in known and shows(field, IN_TEXT)}
+    return replace(form, **in_text)
 
 
 def learn_thinking(attempts: Sequence[Try], form: MessageForm, source: str) -> Thinking:
@@ -193,8 +192,8 @@ def learn_thinking(attempts: Sequence[Try], form: MessageForm, source: str) -> T
         before, found, after = made.rpartition(THOUGHT)
         if found and SAID in after:
             own = before[len(prompt) :] if prompt and before.startswith(prompt) else ""
-            return Thinking(own if own.strip() else _last_tag(before), after[: after.find(SAID)], True)
-    for attempt in attempts:
+            return Thinking(own if own.strip() else _last_tag(before), after[: after.find(SAID)])
+    for attempt in attempts if form.call_reasoning != IN_TEXT else ():
         before, found, after = (attempt(calling(THOUGHT), form, False) or "").rpartition(THOUGHT)
         opening = _last_tag(before)
         for closing in closings(opening.split(maxsplit=1)[0][: opening.find(">") + 1] if opening.strip() else ""):
@@ -257,8 +256,7 @@ def learn_endings(
     """The endings of plain answers ("plain") and of those with calls ("call"), as far as there are any."""
     begun = attempt(_QUESTION, form, False) or ""
     opens_answer = frozenset(controls.findall(learn_header(attempt, form)) if controls else ()) - {bos}
-    first = next((c for c in (controls.findall(begun) if controls else ()) if c != bos), None)
-    opens_turn = frozenset({bos, *([first] if first else [])} - {""})
+    opens_turn = frozenset({bos, *_leading(begun, controls)} - {""})
     endings: dict[str, Ending] = {}
     for kind, mark, asked, follow in _ended(calls):
         before = attempt(asked.before(1), form, True) or ""
@@ -277,6 +275,14 @@ def learn_endings(
         if (found := ending_of(tail, controls)) is not None:
             endings[kind] = found
     return endings
+
+
+def _leading(text: str, controls: re.Pattern[str] | None) -> Iterator[str]:
+    """The control tokens that a text begins with."""
+    text = text.lstrip()
+    while controls is not None and (found := controls.match(text)):
+        yield found.group()
+        text = text[found.end() :].lstrip()
 
 
 def _ended(calls: bool) -> Iterator[tuple[str, str, Dialogue, Dialogue]]:

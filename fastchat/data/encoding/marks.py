@@ -63,8 +63,8 @@ class Marked:
 
     def moved(self, start: int, end: int, to: int) -> list[Found]:
         """The texts within [start, end), for a copy of that part which begins at `to`."""
-        inside = (f for f in self.found if start <= f.start and f.end <= end)
-        return [Found(f.start - start + to, f.end - start + to, f.text) for f in inside]
+        cut = ((max(f.start, start), min(f.end, end), f.text) for f in self.found)
+        return [Found(left - start + to, right - start + to, text) for left, right, text in cut if left < right]
 
 
 class Marks:
@@ -79,6 +79,7 @@ class Marks:
         self._open, self._sep, self._close = itertools.islice((c for c in _CANDIDATES if c not in said), 3)
         self._controls, self._calls = controls, calls
         self._texts: list[Text] = []
+        self._keys: dict[Text, int] = {}
         ways = [f"(?:{c}|\\\\u{ord(c):04x})" for c in (self._open, self._sep, self._close)]
         self._pattern = re.compile(f"{ways[0]}(\\d+){ways[1]}|{ways[2]}")
 
@@ -106,8 +107,7 @@ class Marks:
             needed = (self._calls and of.kind in ("call", "name")) or self._needed(value)
             return self.text(value, of) if needed else value
         if isinstance(value, dict):
-            pairs = ((self.text(k, of) if self._needed(k) else k, self.value(v, of)) for k, v in value.items())
-            return dict(pairs)
+            return {self._key(key, of): self.value(item, of) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.value(item, of) for item in value]
         return value
@@ -123,6 +123,16 @@ class Marks:
     def word(self, text: str, of: Text) -> str:
         """A name or an id, marked where that is needed."""
         return self.text(text, of) if self._needed(text) else text
+
+    def _key(self, key: str, of: Text) -> str:
+        """A key with a mark around the last character of each control string in it: templates may sort keys."""
+        if self._controls is None or not self._controls.search(key):
+            return key
+        if of not in self._keys:
+            self._keys[of] = len(self._texts)
+            self._texts.append(of)
+        number = self._keys[of]
+        return self._controls.sub(lambda m: f"{m[0][:-1]}{self._open}{number}{self._sep}{m[0][-1]}{self._close}", key)
 
     def _needed(self, text: str) -> bool:
         if self._calls and not _SURE.fullmatch(text):

@@ -68,25 +68,31 @@ class TokenizerTemplate:
     # -- what the template does
 
     @cached_property
-    def _form(self) -> tuple[MessageForm, bool]:
+    def _learned(self) -> tuple[MessageForm, bool, Thinking]:
         form, calls = learn_form(self._attempt({}))
+        attempts = [self._attempt(arguments) for arguments in ({}, *self.switches)]
         known = "\n".join((self.source, *self._added))
-        learned = learn_reasoning(self._attempt({}), form, calls, known)
-        for switch in self.switches if not learned.reasoning else ():
-            learned = learn_reasoning(self._attempt(switch), form, calls, known)
-            if learned.reasoning:
-                break
-        return learned, calls
+        tried = (learn_reasoning(attempt, form, calls, known) for attempt in attempts)
+        form = next((found for found in tried if found.reasoning or found.call_reasoning), form)
+        thinking = learn_thinking(attempts, form, self.source)
+        if thinking.closing:
+            form = replace(form, opening=thinking.opening, closing=thinking.closing)
+        return form, calls, thinking
 
     @property
     def form(self) -> MessageForm:
         """The form in which the template reads its messages."""
-        return self._form[0]
+        return self._learned[0]
+
+    @property
+    def thinking(self) -> Thinking:
+        """How the template writes reasoning."""
+        return self._learned[2]
 
     @property
     def shows_calls(self) -> bool:
         """Whether tools, and tool calls that are objects and not text, can be rendered."""
-        return self._form[1]
+        return self._learned[1]
 
     def reads_argument(self, name: str) -> bool:
         """Whether the template reads an argument of this name."""
@@ -97,12 +103,6 @@ class TokenizerTemplate:
         """Whether the schemas of tools are shown."""
         made = self._attempt({})(replace(plain(), tools=(WEATHER,)), self.form, False)
         return made is not None and WEATHER["function"]["name"] in made
-
-    @cached_property
-    def thinking(self) -> Thinking:
-        """How the template writes reasoning."""
-        attempts = [self._attempt(arguments) for arguments in ({}, *self.switches)]
-        return learn_thinking(attempts, self.form, self.source)
 
     @property
     def shows_reasoning(self) -> bool:
