@@ -129,7 +129,8 @@ class CallsFormat:
         if len(turn.calls) > 1 and not self.parallel:
             problem = f"one tool call per answer, and an answer has {len(turn.calls)}"
         elif said and not self.with_text:
-            problem = f"either text or tool calls in an answer, and the one that calls {turn.calls[0].name!r} has both"
+            names = ", ".join(call.name for call in turn.calls)
+            problem = f"either text or tool calls in an answer, and the one that calls {names} has both"
         if problem:
             way_out = "Choose another template, such as chatml, or change the row."
             raise RefusedByTemplate(f"{where}: template {name!r} allows {problem}. {way_out}")
