@@ -37,7 +37,7 @@ from fastchat.data.encoding.jinja_environment import compile_template, failures,
 from fastchat.data.encoding.learn import WEATHER, Thinking, Try, learn_form, learn_reasoning, learn_thinking, plain
 from fastchat.data.encoding.marks import Marked, Marks
 from fastchat.data.encoding.messages import MessageForm, to_messages, to_tools
-from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.encoding.probes import CALLING, HARMLESS, REASONING
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
 from fastchat.data.encoding.refused import no_span
 from fastchat.errors import DataError
@@ -153,7 +153,11 @@ class TokenizerTemplate:
     @cached_property
     def probes(self) -> tuple[Dialogue, ...]:
         """The harmless dialogues that this template accepts (many reject a system message or a tool)."""
-        return tuple(d for d in HARMLESS if self._accepts(d))
+        dialogues = [*HARMLESS, *(CALLING if self.shows_calls else ()), *(REASONING if self.shows_reasoning else ())]
+        return tuple(d for d in dialogues if self._is_for(d) and self._accepts(d))
+
+    def _is_for(self, dialogue: Dialogue) -> bool:
+        return self.shows_calls or not dialogue.tools
 
     def literals(self) -> tuple[str, ...]:
         """The texts in which control strings are searched."""
