@@ -72,7 +72,7 @@ class Traits:
         form, calls = template.form, template.shows_calls
         endings = learn.learn_endings(attempt, form, calls, template.controls, template.bos, template.special)
         made = cls(endings, template.thinking, learn.learn_header(attempt, form), {}, {})
-        row = {"template_arguments": arguments}
+        row: Any = {"template_arguments": arguments}
 
         def learns(dialogue: Dialogue) -> bool:
             return _generated_or_none(template, dialogue, 1, made) is not None
@@ -136,7 +136,8 @@ def generate(
     notes = [f"the answer has no reasoning, so it closes {thinking.tags[0]} at once"] * bool(
         not thought and opened is not None
     )
-    if marked.text[:end].startswith(prompt) and (not thought or (thoughts and thoughts[0] >= len(prompt))):
+    is_shown = bool(thoughts) and thoughts[0] >= len(prompt) and closed is None
+    if marked.text[:end].startswith(prompt) and (not thought or is_shown):
         return _checked(
             template, Generated(shown, _with(marked, end, ending), len(prompt), end + len(ending.added), notes)
         )

@@ -43,8 +43,9 @@ def prove(chat_encoder: ChatEncoder) -> str:
     Raises:
         SettingsError: one does not hold; the message names it and shows the tokens at that position.
     """
-    own = isinstance(chat_encoder.template, TokenizerTemplate)
-    harmless = chat_encoder.template.probes if own else table_probes(chat_encoder.template)
+    template = chat_encoder.template
+    own = isinstance(template, TokenizerTemplate)
+    harmless = template.probes if isinstance(template, TokenizerTemplate) else table_probes(template)
     hostile = list(_hostile(chat_encoder, harmless))
     dialogues = [*harmless, *(_accepted(chat_encoder, hostile) if own else hostile)]
     for dialogue in dialogues:
