@@ -1,7 +1,7 @@
 """Harmless dialogues on which every tokenizer and template is checked before training.
 
 They contain what real dialogues contain (several turns, code, numbers, other scripts, a system message or none) and no
-control strings. Templates that show tool calls or reasoning are also checked on dialogues with them.
+control strings. Tables with a call syntax are also checked on dialogues with tools.
 """
 
 from fastchat.conversation import Dialogue, RefusedByTemplate, Template, ToolCall, Turn
@@ -62,26 +62,6 @@ CALLING = (
         tools=_TOOLS,
     ),
     Dialogue((Turn("user", "Hi"), Turn("assistant", "Hello.")), tools=_TOOLS),
-)
-# With reasoning, where a tokenizer's own template shows it.
-REASONING = (
-    Dialogue(
-        (
-            Turn("user", "What is 12 + 30?"),
-            Turn("assistant", "It is 42.", reasoning="12 and 30 are 42.\nSo 42."),
-            Turn("user", "Sure?"),
-            Turn("assistant", "Yes.", reasoning="I am."),
-        )
-    ),
-    Dialogue(
-        (
-            Turn("user", "Will it rain?"),
-            Turn("assistant", "", reasoning="I have to look.", calls=(_CALL,)),
-            Turn("tool", '{"rain": true}'),
-            Turn("assistant", "Yes.", reasoning="It will."),
-        ),
-        tools=_TOOLS,
-    ),
 )
 
 

@@ -16,7 +16,8 @@ then they share it, and with most templates one example holds all answers of a d
     messages.py            a dialogue as the messages that a template reads
     marks.py               where the texts of a dialogue are in what was rendered
     learn.py, stops.py     what a template does, by trying
-    answers.py             what the model has to generate for one answer
+    generation.py          what the model has to generate for one answer
+    answers.py             which answers share an example
 
 If an answer has no exact span, an error names the row, the turn and the reason.
 """
@@ -34,12 +35,13 @@ from functools import cached_property
 from typing import Any
 
 from fastchat.conversation import Dialogue, RefusedByTemplate, Rendered, Segment
-from fastchat.data.encoding.answers import Answer, Answers, Traits
+from fastchat.data.encoding.answers import Answer, Answers
+from fastchat.data.encoding.generation import Traits
 from fastchat.data.encoding.jinja_environment import compile_template, failures, variables
 from fastchat.data.encoding.learn import WEATHER, Thinking, Try, learn_form, learn_reasoning, learn_thinking, plain
 from fastchat.data.encoding.marks import Marked, Marks, Text
 from fastchat.data.encoding.messages import MessageForm, to_messages, to_tools
-from fastchat.data.encoding.probes import CALLING, HARMLESS, REASONING
+from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
 from fastchat.data.encoding.refused import no_span
 from fastchat.errors import DataError
@@ -155,11 +157,7 @@ class TokenizerTemplate:
     @cached_property
     def probes(self) -> tuple[Dialogue, ...]:
         """The harmless dialogues that this template accepts (many reject a system message or a tool)."""
-        dialogues = [*HARMLESS, *(CALLING if self.shows_calls else ()), *(REASONING if self.shows_reasoning else ())]
-        return tuple(d for d in dialogues if self._is_for(d) and self._accepts(d))
-
-    def _is_for(self, dialogue: Dialogue) -> bool:
-        return self.shows_calls or not dialogue.tools
+        return tuple(d for d in HARMLESS if self._accepts(d))
 
     def literals(self) -> tuple[str, ...]:
         """The texts in which control strings are searched."""
