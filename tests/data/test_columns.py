@@ -60,7 +60,7 @@ def test_wrong_mappings(names: dict[str, Any], roles: dict[str, Any], message: s
         Columns(names, roles)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.arrow"])
 def test_a_mapping_that_no_row_has_is_an_error(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"id": "x", "chat log": [ASK, SAY], "thought": "t"}
     path = write(tmp_path / name, [row, row])
