@@ -134,7 +134,8 @@ class CallsFormat:
             )
         if problem:
             raise RefusedByTemplate(
-                f"{where}: template {name!r} allows {problem}. Choose another template, such as chatml, or change the row."
+                f"{where}: template {name!r} allows {problem}. Choose another template, such as chatml, or change the "
+                "row."
             )
 
     def segments(self, calls: Sequence[ToolCall], ids: Sequence[str], said: str, **flags: Any) -> Iterator[Segment]:
