@@ -127,13 +127,15 @@ class CallsFormat:
         """Raise RefusedByTemplate for an answer that the syntax cannot express; `said` is its text as it is shown."""
         problem = ""
         if len(turn.calls) > 1 and not self.parallel:
-            problem = f"{len(turn.calls)} calls in one answer; it has one"
+            problem = f"one tool call per answer, and an answer has {len(turn.calls)}"
         elif said and not self.with_text:
-            problem = "an answer with both a text and calls; it has one of them"
+            problem = (
+                f"either text or tool calls in an answer, and the answer that calls {turn.calls[0].name!r} has both"
+            )
         if problem:
             raise RefusedByTemplate(
-                f"{where}: the call syntax of template {name!r} has no form for {problem}. Choose another template, "
-                "such as chatml, or change the row."
+                f"{where}: template {name!r} allows {problem}. Choose another template, such as chatml, or change the "
+                "row."
             )
 
     def segments(self, calls: Sequence[ToolCall], ids: Sequence[str], said: str, **flags: Any) -> Iterator[Segment]:
@@ -262,6 +264,16 @@ def check_formats(name: str, tools: ToolsFormat | None, calls: CallsFormat | Non
             f"template {name!r}: `tools` cannot be combined with window, last_user or last_assistant; "
             "tools.last_assistant is the format of the answer that is due in a dialogue with tools."
         )
+
+
+def check_stops(name: str, tools: ToolsFormat | None, after_tool: RoleFormat | None, stop: str) -> None:
+    """Raise SettingsError if an answer with tools would not end with the stop of other answers."""
+    for key, form in (("after_tool", after_tool), ("tools.last_assistant", tools.last_assistant if tools else None)):
+        if form and not form.after.startswith(stop):
+            raise SettingsError(
+                f"template {name!r}: {key}.after is {form.after!r}; expected a text that begins with the stop of an "
+                f"answer, {stop!r}."
+            )
 
 
 # --- the forms in a table

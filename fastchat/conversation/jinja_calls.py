@@ -72,7 +72,7 @@ _PYTHON_STUB = (
     "{%- elif kind == 'object' -%}{{- 'Dict[str, ' ~ python_type(schema['additionalProperties']) ~ ']' -}}"
     "{%- else -%}{{- {'string': 'str', 'number': 'float', 'integer': 'int', 'boolean': 'bool'}.get(kind, 'Any') -}}"
     "{%- endif -%}"
-    "{%- elif kind is sequence -%}{{- 'Union[' -}}{%- for one in kind -%}"
+    "{%- elif kind is sequence and kind is not mapping -%}{{- 'Union[' -}}{%- for one in kind -%}"
     "{{- ('' if loop.first else ',') ~ python_type({'type': one}) -}}{%- endfor -%}{{- ']' -}}"
     "{%- else -%}{{- 'Any' -}}{%- endif -%}{%- endmacro -%}"
     "{%- macro python_stub(function) -%}"
@@ -172,8 +172,8 @@ def written_calls(template: Template, calls: CallsFormat, quote: Quote) -> str:
     numbered = has_ids(template)
     parts = [
         "{%- if calls -%}",
-        _refusal("calls | length > 1", "several calls in one answer") if not calls.parallel else "",
-        _refusal("said", "both a text and calls") if not calls.with_text else "",
+        _refusal("calls | length > 1", "one tool call per answer") if not calls.parallel else "",
+        _refusal("said", "either text or tool calls in an answer") if not calls.with_text else "",
         "{%- set ids.waiting = [] -%}" if numbered else "",
         f"{{{{- ({quote(calls.after_text)} if said else '') ~ {quote(calls.before)} -}}}}",
         "{%- for call in calls -%}",
@@ -248,9 +248,7 @@ def _fitting(calls: CallsFormat, given: str) -> str:
 
 
 def _refusal(condition: str, what: str) -> str:
-    return (
-        f"{{%- if {condition} -%}}{{{{- raise_exception('the call syntax has no form for {what}') -}}}}{{%- endif -%}}"
-    )
+    return f"{{%- if {condition} -%}}{{{{- raise_exception('this template allows {what}') -}}}}{{%- endif -%}}"
 
 
 def _tojson(indent: int | None) -> str:

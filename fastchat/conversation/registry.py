@@ -93,9 +93,9 @@ def get_template(name: str) -> Template:
 
 
 def templates_with_calls() -> list[str]:
-    """The names of the templates that can show tools and their calls: the tokenizer's own first, it may."""
+    """The names of the tables that can show tools and their calls. (A tokenizer's own template may, too.)"""
     _known()
-    return [OWN_TEMPLATE, *(name for name, table in _tables.items() if table.shows_calls)]
+    return [name for name, table in _tables.items() if table.shows_calls]
 
 
 def control_strings(template: Template) -> set[str]:

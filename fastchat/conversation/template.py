@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from fastchat.conversation.calls import (
@@ -27,6 +27,7 @@ from fastchat.conversation.calls import (
     ToolsFormat,
     calls_format,
     check_formats,
+    check_stops,
     filled,
     header,
     result_format,
@@ -130,13 +131,7 @@ class Template:
         if self.content not in CONTENT:
             raise SettingsError(f"template {self.name!r}: content={self.content!r} is not {', '.join(CONTENT)}.")
         check_formats(self.name, self.tools, self.calls, self.only_last)
-        due = self.tools.last_assistant if self.tools else None
-        for key, form in (("after_tool", self.after_tool), ("tools.last_assistant", due)):
-            if form and not form.after.startswith(self.stop):
-                raise SettingsError(
-                    f"template {self.name!r}: {key}.after is {form.after!r}; expected a text that begins with the stop "
-                    f"of an answer, {self.stop!r}."
-                )
+        check_stops(self.name, self.tools, self.after_tool, self.stop)
 
     @property
     def reasoning_key(self) -> str:
@@ -205,23 +200,20 @@ class Template:
         answered = -1 if add_generation_prompt else len(dialogue.turns) - 1
         learned_from = self.learned_from(dialogue)
         num_user, previous = 0, ""
-        for position, (index, turn) in enumerate(turns):
+        for at, (index, turn) in enumerate(turns):
+            out, said = index >= 0 and not turn.train, self.normalise(turn.text)
             if turn.role == "assistant":
                 wrap = self._answer_format(bool(dialogue.tools), index == answered, previous)
                 trained = turn.train and index >= learned_from
-                segments += self._assistant(turn, index, wrap, trained, dialogue.where, ids[position])
-                previous = turn.role
-                continue
-            out = index >= 0 and not turn.train
-            said = self.normalise(turn.text)
-            if turn.role == "tool" and self.tool:
-                shown_id = ids[position][0] if ids[position] else turn.call_id or ""
-                around = (previous, turns[position + 1][1].role if position + 1 < len(turns) else "")
+                segments += self._assistant(turn, index, wrap, trained, dialogue.where, ids[at])
+            elif turn.role == "tool" and self.tool:
+                shown_id = next(iter(ids[at]), turn.call_id or "")
+                around = (previous, turns[at + 1][1].role if at + 1 < len(turns) else "")
                 segments += self.tool.segments(turn, said, shown_id, around, turn=index, excluded=out)
             else:
                 last = index == len(dialogue.turns) - (1 if answered < 0 else 2)
-                wrap = self._wrap(position == 0, last, shows_tools=position == tools_at)
-                tools = self.tools.shown(dialogue.tools) if self.tools and position == tools_at else ""
+                wrap = self._wrap(at == 0, last, shows_tools=at == tools_at)
+                tools = self.tools.shown(dialogue.tools) if self.tools and at == tools_at else ""
                 before = self._numbered(wrap.before, num_user)
                 segments += filled(before, {"tools": tools} if tools else {}, turn.role, turn=index, excluded=out)
                 segments.append(Segment(said, turn.role, turn=index, excluded=out))
@@ -280,7 +272,7 @@ class Template:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serializable table; `Template.from_dict` makes the same template from it."""
         table: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        table |= {key: asdict(value) for key, value in table.items() if is_dataclass(value)}
+        table |= {key: asdict(table[key]) for key in (*_FORMATS, "tools", "calls") if table[key]}
         table["examples"] = [[t.role, t.text] for t in self.examples]
         table["stop_strings"] = list(self.stop_strings)
         table["stop_token_ids"] = list(self.stop_token_ids)
@@ -303,7 +295,10 @@ class Template:
         """
         values = TABLE.read(table, Place.of(table, source))
         values["examples"] = tuple(Turn(role, said, train=False) for role, said in values.get("examples", ()))
-        return cls(**values)
+        try:
+            return cls(**values)
+        except SettingsError as problem:  # keys that do not fit together
+            raise SettingsError(f"{source}{problem}") from None
 
     def _wrap(self, first: bool, last: bool, shows_tools: bool = False) -> RoleFormat:
         if last and self.last_user:
@@ -345,14 +340,9 @@ class Template:
         tools = self.tools.shown(dialogue.tools) if self.tools and dialogue.tools else ""
         # The default message is template text (deepseek-chat has its BOS there); a row's own message is plain text.
         said = Segment(message, "template" if own else "system", excluded=not (own or dialogue.system_train))
+        slots = {SYSTEM_SLOT: said, TOOLS_SLOT: Segment(tools, "system", kind="tools")}
         for part in _HEADER_SLOTS.split(with_message if message else without):
-            yield (
-                said
-                if part == SYSTEM_SLOT
-                else Segment(tools, "system", kind="tools")
-                if part == TOOLS_SLOT
-                else Segment(part)
-            )
+            yield slots.get(part, Segment(part))
 
     def _assistant(
         self, turn: Turn, index: int, wrap: RoleFormat, trained: bool, where: str, ids: tuple[str, ...]

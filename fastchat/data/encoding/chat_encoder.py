@@ -26,7 +26,7 @@ from tokenizers import AddedToken
 from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
 from fastchat.conversation.template import CONTROL_PATTERN
 from fastchat.data.encoding.prefix import first_difference
-from fastchat.data.encoding.probes import HARMLESS, table_probes
+from fastchat.data.encoding.probes import HARMLESS, probes_of
 from fastchat.data.encoding.supervision import (
     ASSISTANT,
     SAID,
@@ -333,8 +333,7 @@ class ChatEncoder:
         """Compare with the tokenizer's own ids of the whole rendered text, on texts without special-token strings."""
         vocabulary_only = [c.content for c in self.controls.values() if c and c.content not in self.encoder.added]
         self.encoder.whole.add_special_tokens([AddedToken(c, normalized=False, special=True) for c in vocabulary_only])
-        own = isinstance(self.template, TokenizerTemplate)
-        for dialogue in self.template.probes if own else table_probes(self.template):
+        for dialogue in probes_of(self.template):
             rendered = self.template.render(dialogue)
             ours, theirs = self.encode(rendered).input_ids, self.whole_ids(rendered)
             at = first_difference(ours, theirs)

@@ -258,10 +258,11 @@ class _Maker:
     def of_text(self, index: int, dialogue: Dialogue) -> Iterator[Example]:
         """The examples of a plain text; nothing of it is lost, unless --overlong drops it."""
         text, lead, outcome = text_of(dialogue), lead_of(self.chat_encoder), Outcome(plain=True)
-        if not text.strip():
-            empty = Example(index, dropped="empty_dialogue", outcome=outcome)
-            outcome.add(empty, 0)
-            yield empty
+        trained = all(turn.train for turn in dialogue.turns)
+        if not text.strip() or not trained:
+            left_out = Example(index, dropped="no_trained_turn" if text.strip() else "empty_dialogue", outcome=outcome)
+            outcome.add(left_out, 0)
+            yield left_out
             return
         ids, escaped = encode_text(text, self.chat_encoder)
         pieces = pieces_of(len(ids), len(lead), self.max_length)

@@ -4,7 +4,14 @@ They contain what real dialogues contain (several turns, code, numbers, other sc
 control strings. Tables with a call syntax are also checked on dialogues with tools.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from fastchat.conversation import Dialogue, RefusedByTemplate, Template, ToolCall, Turn
+
+if TYPE_CHECKING:
+    from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 
 
 def _dialogue(*texts: str, system: str | None = None) -> Dialogue:
@@ -65,8 +72,28 @@ CALLING = (
 )
 
 
-def table_probes(template: Template) -> tuple[Dialogue, ...]:
-    """The harmless dialogues that a table can render."""
+REASONING = (
+    Dialogue((Turn("user", "What is 12 + 30?"), Turn("assistant", "It is 42.", reasoning="12 and 30 make 42."))),
+    Dialogue(
+        (
+            *(Turn("user", "Is 7 prime?"), Turn("assistant", "Yes.", reasoning="Nothing divides it.")),
+            *(Turn("user", "And 8?"), Turn("assistant", "No.", reasoning="2 divides it.")),
+        )
+    ),
+)
+
+
+def more_probes(template: Template | TokenizerTemplate) -> tuple[Dialogue, ...]:
+    """Dialogues with tools and with reasoning, if a tokenizer's own template shows them."""
+    if isinstance(template, Template):
+        return ()
+    return (*(CALLING if template.shows_calls else ()), *(REASONING if template.shows_reasoning else ()))
+
+
+def probes_of(template: Template | TokenizerTemplate) -> tuple[Dialogue, ...]:
+    """The harmless dialogues that a template can render."""
+    if not isinstance(template, Template):
+        return template.probes
     return (*HARMLESS, *(dialogue for dialogue in CALLING if _accepts(template, dialogue)))
 
 

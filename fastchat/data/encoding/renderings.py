@@ -10,10 +10,9 @@ renders a dialogue several times, and each answer is supervised in one of the re
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
-from fastchat.conversation import Dialogue, Rendered, Segment
+from fastchat.conversation import Dialogue, Rendered
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.supervision import ALL, LAST
 
@@ -44,22 +43,21 @@ def _without_history(rendered: Rendered, before: Rendered) -> Rendered:
     known = [i for i, segment in enumerate(segments) if 0 <= segment.turn <= last]
     new = next((i for i, segment in enumerate(segments) if segment.turn > last), len(segments))
     size = known[-1] + 1 if known else new
-    if size < len(segments) and segments[size].role == "template":
-        # The text after the last known message may continue with the beginning of the next.
-        shared = len(os.path.commonprefix([_tail(before), segments[size].text]))
-        if 0 < shared < len(segments[size].text):
-            parts = (segments[size].text[:shared], segments[size].text[shared:])
-            segments[size : size + 1] = [replace(segments[size], text=part) for part in parts]
-        size += bool(shared)
+    tail = _tail(before)
+    if tail and size < len(segments) and segments[size].role == "template" and segments[size].text.startswith(tail):
+        # The text after the last known message goes on with the beginning of the next one.
+        parts = [text for text in (tail, segments[size].text[len(tail) :]) if text]
+        segments[size : size + 1] = [replace(segments[size], text=part) for part in parts]
+        size += 1
     history = [segment if segment.supervised else replace(segment, excluded=True) for segment in segments[:size]]
     return replace(rendered, segments=(*history, *segments[size:]))
 
 
 def _tail(rendered: Rendered) -> str:
     """The template's text after the last message."""
-    tail: list[Segment] = []
+    tail = ""
     for segment in reversed(rendered.segments):
         if segment.role != "template":
             break
-        tail.insert(0, segment)
-    return "".join(segment.text for segment in tail)
+        tail = segment.text + tail
+    return tail

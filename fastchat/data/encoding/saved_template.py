@@ -15,7 +15,7 @@ from fastchat.conversation import Dialogue, Rendered, Template, to_jinja
 from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.messages import to_openai
 from fastchat.data.encoding.prefix import first_difference
-from fastchat.data.encoding.probes import HARMLESS, table_probes
+from fastchat.data.encoding.probes import HARMLESS, probes_of
 from fastchat.data.encoding.supervision import Encoded
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, compile_template
 from fastchat.errors import SettingsError
@@ -54,9 +54,7 @@ def install_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Itera
     tokenizer.add_tokens([AddedToken(c, normalized=False, special=True) for c in missing], special_tokens=True)
     assert len(tokenizer) == size, f"declaring {missing} changed the vocabulary from {size} to {len(tokenizer)}"
     tokenizer.chat_template = chat_template(chat_encoder)
-    own = isinstance(chat_encoder.template, TokenizerTemplate)
-    probes = chat_encoder.template.probes if own else table_probes(chat_encoder.template)
-    compare_template(tokenizer, chat_encoder, [*probes, *dialogues])
+    compare_template(tokenizer, chat_encoder, [*probes_of(chat_encoder.template), *dialogues])
 
 
 def compare_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Iterable[Dialogue]) -> int:

@@ -81,6 +81,8 @@ def read_turns(entries: Sequence[Any], reading: Reading, context: int = 0) -> Tu
             turn = _turn(entry, kind, learned and not as_context, where, reading)
             _add(made, turn, kind, number - 1, reading)
         elif number == 1:
+            calls_of(entry, kind, where, reading.treatments, reading.unread)  # refused, like reasoning
+            reasoning_of(entry, kind, where)
             made = TurnsOfRow([], [], content_of(entry, _text_key(entry, where), where), learned, kind)
         else:
             raise BadRow("system turn not first", where)
@@ -128,7 +130,7 @@ def _says_train(entry: dict[str, Any], kind: str, where: str, reading: Reading) 
 
 def _turn(entry: dict[str, Any], kind: str, train: bool, where: str, reading: Reading) -> Turn:
     role = ASSISTANT if kind == CALL else kind
-    bare = len(entry) == 2
+    bare = len(entry) == 2 and any(key in entry for key in TURN_TEXT)
     calls = () if bare else calls_of(entry, role, where, reading.treatments, reading.unread)
     reasoning = None if bare else reasoning_of(entry, role, where)
     if calls and not any(entry.get(key) is not None for key in TURN_TEXT):

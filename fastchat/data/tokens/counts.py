@@ -4,7 +4,7 @@ rows                     in the files                  dialogues            rows
 dropped_<reason>         rows that are not             bad_rows             of these, malformed ones
 examples                 of the dialogues, trained on  left_out_<reason>    those that are not, of trained dialogues
 split_dialogues          dialogues that are several examples
-split_texts              plain texts that are several examples
+plain_texts              rows of plain text            split_texts          of these, those that are several examples
 tokens                   of all examples               supervised_tokens    of these, supervised
 trained_turns            assistant turns trained on    untrained_turns      assistant turns that are not
 truncated_dialogues      those with an example that was cut                 truncated_tokens     tokens they lost
@@ -17,7 +17,7 @@ special_token_strings    special-token strings in messages, encoded as plain tex
 escaped_strings          of these, those that needed an extra split
 straddling_tokens        tokens with characters of an answer and of other text
 note_<text>              examples that the template could only show as the text says
-and one for each treatment in formats.TREATMENTS
+and one for each treatment in keys.TREATMENTS
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def _count_dialogue(counts: Counter[str], outcome: Outcome, last: Example) -> No
     if outcome.left_out:
         counts[f"{_LEFT_OUT}{outcome.dropped}"] += outcome.left_out
         counts["cut_turns"] += outcome.unreached
+    counts["plain_texts"] += outcome.plain
     counts["split_texts" if outcome.plain else "split_dialogues"] += last.parts > 1
     counts["untrained_turns"] += outcome.untrained_turns
     counts["truncated_dialogues"] += outcome.cut

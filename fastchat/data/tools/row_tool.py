@@ -24,7 +24,7 @@ from fastchat.data.rows.values import content_of, is_given
 from fastchat.data.rows.writing import RowFile, check_output
 from fastchat.data.tools.command import Parser
 from fastchat.errors import SettingsError, say, show
-from fastchat.files import JsonError, parse_json
+from fastchat.settings.parsing import to_mapping
 
 T = TypeVar("T")
 
@@ -76,23 +76,22 @@ def tool_parser(
         parser.add_argument("--out-file", "--out", metavar="FILE", help=f"output file{shown}", **wanted)
     if columns:
         names = "names of the file's columns: a JSON object, our key -> the file's"
-        parser.add_argument("--data-columns", type=_mapping, metavar="JSON", help=names)
+        parser.add_argument("--data-columns", metavar="JSON", help=names)
         roles = "names of the file's roles: a JSON object, the file's role -> ours"
-        parser.add_argument("--data-roles", type=_mapping, metavar="JSON", help=roles)
+        parser.add_argument("--data-roles", metavar="JSON", help=roles)
     on_bad_row = "what to do with rows that cannot be read (%(default)s)"
     parser.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop", help=on_bad_row)
     return parser
 
 
-def _mapping(text: str) -> dict[str, Any]:
-    """A JSON object, for argparse."""
-    try:
-        value = parse_json(text, constants=True)
-    except JsonError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("a JSON object is expected")
-    return value
+def columns_of(args: argparse.Namespace) -> Columns:
+    """The names of the file's columns and roles, from the flags. Raises SettingsError."""
+    given = {name: getattr(args, name, None) for name in ("data_columns", "data_roles")}
+    made = {name: to_mapping(text or "{}", f"--{name.replace('_', '-')}") for name, text in given.items()}
+    for name, value in made.items():
+        if not isinstance(value, dict):
+            raise SettingsError(f"--{name.replace('_', '-')} is {value!r}, but a JSON object is expected")
+    return Columns(made["data_columns"], made["data_roles"])
 
 
 def add_slice(parser: Parser) -> None:
@@ -121,7 +120,7 @@ class Rows:
         self.paths = [args.in_file] if isinstance(args.in_file, str) else args.in_file
         self.on_bad_row = args.on_bad_row
         self.begin, self.end = getattr(args, "begin", None) or 0, getattr(args, "end", None)
-        self.columns = Columns(getattr(args, "data_columns", None), getattr(args, "data_roles", None))
+        self.columns = columns_of(args)
         self.num_read = 0
         self.report = BadRowReport()
 

@@ -76,8 +76,7 @@ EXPLAINED = {
     Why.EMPTY: ("empty answer", "an answer without text is kept but not supervised"),
     Why.OTHER_EXAMPLE: (
         "other example",
-        "supervised in another example of this dialogue, which has the prompt that inference sends for it; the template "
-        "shows it differently later on",
+        "supervised in another example of this dialogue, which has the prompt that inference sends for it",
     ),
     Why.NOT_LAST: ("not the last", "--train_on last supervises only the last trained answer of a dialogue"),
     Why.EXAMPLE: ("example", "an example that the template adds before every dialogue"),
