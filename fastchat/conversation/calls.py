@@ -129,14 +129,10 @@ class CallsFormat:
         if len(turn.calls) > 1 and not self.parallel:
             problem = f"one tool call per answer, and an answer has {len(turn.calls)}"
         elif said and not self.with_text:
-            problem = (
-                f"either text or tool calls in an answer, and the answer that calls {turn.calls[0].name!r} has both"
-            )
+            problem = f"either text or tool calls in an answer, and the one that calls {turn.calls[0].name!r} has both"
         if problem:
-            raise RefusedByTemplate(
-                f"{where}: template {name!r} allows {problem}. Choose another template, such as chatml, or change the "
-                "row."
-            )
+            way_out = "Choose another template, such as chatml, or change the row."
+            raise RefusedByTemplate(f"{where}: template {name!r} allows {problem}. {way_out}")
 
     def segments(self, calls: Sequence[ToolCall], ids: Sequence[str], said: str, **flags: Any) -> Iterator[Segment]:
         """The calls as segments. `flags` are those of the answer's segments."""
