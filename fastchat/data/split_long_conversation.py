@@ -24,7 +24,7 @@ from typing import Any
 from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.rows.columns import AS_THEY_ARE, Columns
-from fastchat.data.rows.keys import ASSISTANT, TREATMENTS, USER
+from fastchat.data.rows.keys import ASSISTANT, IDS, TREATMENTS, USER
 from fastchat.data.rows.unshown import refuse_unshown
 from fastchat.data.tools.choosing import add_model_flags, load_chat_encoder
 from fastchat.data.tools.command import run
@@ -85,7 +85,7 @@ def split_row(
     tally.notes["rounds that are too long by themselves, kept: training cuts the answer"] += sum(
         last == first + 1 and not measure.fits(first, last, max_length) for first, last in spans
     )
-    return [_piece(row, turns, starts[rounds[first][0]], starts[rounds[last - 1][1]]) for first, last in spans]
+    return [_piece(row, turns, starts[rounds[first][0]], starts[rounds[last - 1][1]], columns) for first, last in spans]
 
 
 def find_rounds(roles: Sequence[str]) -> list[tuple[int, int]]:
@@ -152,12 +152,12 @@ class _Measure:
         return max(last, first + 1)
 
 
-def _piece(row: dict[str, Any], turns: TurnList, start: int, end: int) -> dict[str, Any]:
+def _piece(row: dict[str, Any], turns: TurnList, start: int, end: int, columns: Columns) -> dict[str, Any]:
     """The row with the turns from `start` to before `end`, and its system turn."""
     system = turns.entries[: turns.num_system]
     piece = {**row, turns.key: [*system, *turns.entries[start:end]]}
     place = 0 if start == len(system) else start
-    for key in ("id", "idx"):
+    for key in (columns.in_file(key, row) for key in IDS):
         if type(row.get(key)) in (str, int):
             piece[key] = f"{row[key]}_{place}"
     return piece

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from fastchat.settings.data_names import COLUMNS, roles
 from fastchat.settings.fields import (
     AT_LEAST_ONE,
     BELOW_ONE,
@@ -21,16 +22,7 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import (
-    ALL_LAYERS,
-    COLUMNS,
-    by_value,
-    paths_of,
-    roles,
-    rope,
-    targets,
-    template,
-)
+from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, targets, template
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

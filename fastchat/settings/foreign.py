@@ -44,40 +44,6 @@ def paths_of(name: str) -> Translate:
     return translate
 
 
-# Settings that name one column, and the key of `data_columns` for it.
-_COLUMNS = {
-    "field_messages": "messages", "message_field_role": "role", "message_field_content": "content",
-    "field_tools": "tools", "field_system": "system", "field_thinking": "reasoning_content",
-    "message_field_training": "train", "dataset_text_field": "text", "field": "text",
-    "field_instruction": "instruction", "field_input": "input", "field_output": "output",
-    "field_human": "prompt", "field_model": "completion",
-}  # fmt: skip
-
-
-def _column(ours: str) -> Translate:
-    """A name of one column."""
-    return lambda raw: f"data_columns: {{{ours}: {yaml_text(raw)}}}"
-
-
-def _columns(raw: Any) -> str:
-    """axolotl's mapping of the keys of a turn; the key is ours there too."""
-    pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in raw.items()) if isinstance(raw, dict) else "OURS: THEIRS"
-    return f"data_columns: {{{pairs}}}"
-
-
-COLUMNS: dict[str, Translate] = {
-    **{name: _column(ours) for name, ours in _COLUMNS.items()},
-    "message_property_mappings": _columns,
-}
-
-
-def roles(raw: Any) -> str:
-    """axolotl's roles: ours -> a list of the data's names."""
-    known = raw.items() if isinstance(raw, dict) else [("user", "NAME")]
-    pairs = [(name, ours) for ours, names in known for name in (names if isinstance(names, list) else [names])]
-    return f"data_roles: {{{', '.join(f'{name}: {ours}' for name, ours in pairs)}}}"
-
-
 TEMPLATES = {
     **dict.fromkeys(("alpaca", "chatml", "chatglm3", "falcon", "gemma", "mistral", "tulu", "zephyr"), ""),
     **{"vicuna": "vicuna_v1.1", "llama2": "llama-2", "llama3": "llama-3", "qwen": "qwen2.5", "qwen25": "qwen2.5"},
@@ -190,7 +156,7 @@ _REASONS: dict[str, str] = {
     "push_dataset_to_hub": "nothing is ever uploaded",
     "default_system default_system_message chat_template_path chat_template_jinja add_eos_token": "the template "
     "decides this: set conv_template, or your own template with conv_template_file",
-    "enable_thinking": "leave it out; the template decides this",
+    "enable_thinking": "leave it out; rows can say it (enable_thinking, chat_template_kwargs)",
     "min_sample_len": "leave it out; short dialogues are trained on too",
     "mix_strategy": "leave it out; no dialogue is repeated",
     # optimization

@@ -25,7 +25,7 @@ def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) ->
     args = trainer.args
     model: Any = trainer.model
     trainable, total = count_parameters(model, trainer.engine.numel)
-    say(f"training {trainable:,} of {total:,} parameters on {len(run.corpora['train'].dataset):,} dialogues")
+    say(f"training {trainable:,} of {total:,} parameters on {run.corpora['train'].dataset.size}")
     torch.manual_seed(args.seed + rank())  # dropout differs between processes, as it does between rows
     if checkpoint is not None:
         args.eval_on_start = False  # it belongs to step 0

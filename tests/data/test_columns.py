@@ -12,6 +12,7 @@ from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.formats import parse_row
 from fastchat.data.rows.records import load_dialogues
 from fastchat.errors import DataError, SettingsError
+from fastchat.settings.readers import training_reader
 from tests.data.row_forms import ASK, QA, SAY, Row, read, write
 
 # --- mapped columns
@@ -60,7 +61,7 @@ def test_wrong_mappings(names: dict[str, Any], roles: dict[str, Any], message: s
         Columns(names, roles)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.arrow"])
 def test_a_mapping_that_no_row_has_is_an_error(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"id": "x", "chat log": [ASK, SAY], "thought": "t"}
     path = write(tmp_path / name, [row, row])
@@ -76,3 +77,40 @@ def test_a_mapping_that_no_row_has_is_an_error(tmp_path: Path, name: str, capsys
     said = capsys.readouterr().err
     assert "--data_columns: no row has 'who'; 'role' is read instead" in said
     assert "--data_roles: no turn is from 'bot'" in said
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("line", "here"),
+    [
+        ("field_messages: dialog", "data_columns: {messages: dialog}"),
+        ("message_field_role: speaker", "data_columns: {role: speaker}"),
+        ("message_property_mappings: {role: from, content: value}", "data_columns: {role: from, content: value}"),
+        ("dataset_text_field: body", "data_columns: {text: body}"),
+        (
+            "roles: {user: [human, customer], assistant: bot}",
+            "data_roles: {human: user, customer: user, bot: assistant}",
+        ),
+    ],
+)
+def test_names_of_columns_and_roles(tmp_path: Path, line: str, here: str) -> None:
+    (tmp_path / "a.yaml").write_text(line, encoding="utf-8")
+    with pytest.raises(SettingsError) as found:
+        training_reader(True).from_yaml(tmp_path / "a.yaml")
+    assert here in str(found.value)
+
+
+def test_a_mapping_is_read_from_both(tmp_path: Path) -> None:
+    """data_columns as a mapping in YAML, and as JSON in YAML and on the command line."""
+    reader, wanted = training_reader(True), {"data_columns": {"messages": "dialog", "role": "who"}}
+    for text in (
+        "data_columns: {messages: dialog, role: who}",
+        """data_columns: '{"messages": "dialog", "role": "who"}'""",
+    ):
+        (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+        assert reader.from_yaml(tmp_path / "a.yaml") == wanted
+    assert reader.from_words(["--data_columns", '{"messages": "dialog", "role": "who"}']) == wanted
+    with pytest.raises(SettingsError, match="--data_columns is 'messages=dialog', but a mapping is expected"):
+        reader.from_words(["--data_columns", "messages=dialog"])

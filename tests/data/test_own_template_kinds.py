@@ -242,6 +242,9 @@ def test_a_switch_shows_reasoning_and_the_rows_own_arguments_win(chat_encoder_of
     assert made[0].notes == ("reasoning is shown with thinking=True",)
     assert generated(made[0])[1] == ("<|user|>Hi<|assistant|><think>", "First thought</think>One.<|eos|>")
     assert generated(made[2])[5][0].endswith("So?<|assistant|></think>")
+    calls = template.renderings(DIALOGUES["reasoning_tools"])
+    before, text = generated(calls[0])[1]
+    assert before.endswith("<|assistant|><think>") and text.startswith("I have to ask</think><|calls|>")
     with pytest.raises(RefusedByTemplate, match=r"turn 4: its reasoning is not shown \(set"):
         template.renderings(replace(DIALOGUES["reasoning"], template_arguments={"thinking": False}))
 

@@ -9,10 +9,10 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from fastchat.conversation import Dialogue, Turn
+from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data.rows.formats import Parsed, parse_row
 from fastchat.data.rows.keys import ROLES, TURN_LISTS
-from fastchat.data.rows.records import load_dialogues
+from fastchat.data.rows.records import Records, load_dialogues
 from tests.data.row_forms import ASK, CALLS, QA, SAY, TOOL, Row, bad, call_turn, read, treated, write
 
 # --- lists of turns
@@ -147,3 +147,15 @@ def test_nulls_of_an_exported_table_are_counted(tmp_path: Path) -> None:
     loaded = load_dialogues([write(tmp_path / "a.jsonl", rows)], calls=True)
     assert [r.dialogue.turns for r in loaded.records if r.dialogue] == [read(row).turns for row in ROWS[:2]]
     assert loaded.counts["null_arguments"] > 0
+
+
+def test_template_arguments_without_effect_are_counted(tmp_path: Path) -> None:
+    rows = [{"messages": [ASK, SAY], "enable_thinking": False}, {"messages": [ASK, SAY]}]
+    path = write(tmp_path / "a.jsonl", rows)
+    for reads, counted in (
+        (lambda name: name == "enable_thinking", {}),
+        (lambda name: False, {"ignored_arguments": 1}),
+    ):
+        records = Records([path], reads_argument=reads)
+        assert len(list(records)) == 2 and records.counts == {"rows": 2, "bad_rows": 0} | counted
+    assert not get_template("chatml").reads_argument("enable_thinking")

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from fastchat.conversation import Dialogue, ToolCall, Turn
 from fastchat.data.convert_alpaca import to_sharegpt
+from fastchat.data.rows.bad_rows import BadRow
 from fastchat.data.rows.formats import parse_row
+from fastchat.data.rows.keys import ROW_COLUMNS, TURN_KEYS
 from fastchat.data.tools.row_tool import Tally
 from tests.data.row_forms import ASK, CALL, CALLS, PARAMETERS, QA, SAY, TOOL, Row, bad, call_turn, read, treated
 
@@ -37,7 +39,7 @@ def test_the_older_form_and_sharegpt_are_the_same() -> None:
     sharegpt.append({"from": "observation", "value": "r"})
     called = Turn("assistant", "", calls=(CALL,))
     assert read({"messages": [*older, SAY]}).turns == (QA[0], called, Turn("tool", "r", name="f"), QA[1])
-    assert read({"conversations": [*sharegpt, SAY]}).turns == (QA[0], called, Turn("tool", "r"), QA[1])
+    assert read({"conversations": [*sharegpt, SAY]}).turns == (QA[0], called, Turn("tool", "r", name="f"), QA[1])
     for value in (json.loads(text), f"[{text}]", json.dumps([text]), '{"name": "f", "arguments": "{\\"x\\": 1}"}'):
         assert read({"items": [ASK, {"from": "tool_call", "value": value}, SAY]}).turns[1] == called
     two = read({"items": [ASK, {"from": "function_call", "value": f"[{text}, {text}]"}, SAY]}).turns[1]
@@ -79,6 +81,20 @@ def test_ids_that_do_not_fit_are_counted() -> None:
         "duplicate_call_ids": 1, "unknown_call_ids": 1,
     }  # fmt: skip
     assert treated({"messages": [ASK, {"role": "tool", "content": "r"}, SAY]}) == {"results_without_call": 1}
+
+
+def test_results_get_the_names_of_their_calls() -> None:
+    two = call_turn({"name": "f", "id": "x"}, {"name": "g"})
+    by_place, by_id = {"role": "tool", "content": "r"}, {"role": "tool", "content": "r", "tool_call_id": "x"}
+    for results, wanted in (
+        ([by_place, by_place], ["f", "g"]),
+        ([by_place], [None]),  # the results of both in one
+        ([by_id], ["f"]),
+        ([{**by_place, "name": "h"}, by_id], ["h", "f"]),
+        ([by_place, {**by_place, "tool_call_id": "unknown"}], ["f", None]),
+    ):
+        turns = read({"messages": [ASK, two, *results, SAY, ASK, two, *results, SAY]}).turns
+        assert [turn.name for turn in turns if turn.role == "tool"] == wanted * 2
 
 
 TOOLS: dict[str, Any] = {
@@ -130,6 +146,11 @@ BAD: dict[str, tuple[Row, str]] = {
     "call number": (call_turn(3), "wrong type: a call of turn 2 is a number, not an object"),
     "other call": (call_turn({"type": "custom", "name": "f"}), "tool call that is not a function: turn 2 has a call"),
     "call id": (call_turn({"id": 3, "name": "f"}), "wrong type: 'id' of a call of turn 2 is a number, not a string"),
+    "system calls": ({**call_turn({"name": "f"}), "role": "system"}, "tool calls outside an answer: turn 1 has role"),
+    "system thinks": (
+        {"role": "developer", "content": "s", "thinking": "r"},
+        "reasoning outside an answer: turn 1 has role developer and key 'thinking'",
+    ),
     "user calls": ({**call_turn({"name": "f"}), "role": "user"}, "tool calls outside an answer: turn 2 has role user"),
     "both": (call_turn({"name": "f"}, function_call={"name": "g"}), "contradictory keys: turn 2 has different tool"),
     "arguments key": ({"chat_template_kwargs": {"messages": []}}, "reserved template argument: 'chat_template_kwargs'"),
@@ -144,7 +165,8 @@ BAD: dict[str, tuple[Row, str]] = {
 
 @pytest.mark.parametrize(("made", "reason"), BAD.values(), ids=BAD)
 def test_bad_tools_and_arguments(made: Row, reason: str) -> None:
-    row: Row = {"messages": [ASK, made, SAY]} if "role" in made else {"messages": [ASK, SAY], **made}
+    first = [] if made.get("role") in ("system", "developer") else [ASK]
+    row: Row = {"messages": [*first, made, SAY]} if "role" in made else {"messages": [ASK, SAY], **made}
     assert bad(row).startswith(reason)
 
 
@@ -214,3 +236,38 @@ def test_a_converted_row_is_the_same_dialogue(data: st.DataObject) -> None:
     parsed = parse_row(row)
     (made,) = to_sharegpt(0, row, Tally())
     assert parse_row(made).dialogue == parsed.dialogue
+
+
+# --- whatever a row has
+
+KNOWN_KEYS = st.sampled_from(sorted(ROW_COLUMNS | TURN_KEYS | {"name", "arguments", "function", "type", "parameters"}))
+ROLE_OR_TEXT = st.sampled_from(["user", "assistant", "tool", "function_call", "text", "[", "{}", "", '{"name": "f"}'])
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ROLE_OR_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KNOWN_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+ANY_TURN = st.fixed_dictionaries({"role": ROLE_OR_TEXT}, optional={"content": ANYTHING, "tool_calls": ANYTHING})
+
+
+@settings(max_examples=300, deadline=None)
+@given(row=st.dictionaries(KNOWN_KEYS, ANYTHING | st.lists(ANY_TURN, max_size=4), max_size=4), thinks=st.booleans())
+def test_every_row_is_a_dialogue_or_a_bad_row(row: Row, thinks: bool) -> None:
+    try:
+        parsed = parse_row(row, thinks=thinks)
+    except BadRow as bad_row:
+        assert str(bad_row).isprintable() and bad_row.way_out.isprintable()
+        return
+    if parsed.dialogue is not None:
+        assert Dialogue.from_dict(json.loads(json.dumps(parsed.dialogue.to_dict(), allow_nan=False))) == parsed.dialogue
+
+
+def test_values_that_no_template_can_write() -> None:
+    deep: Any = {}
+    for _ in range(300):
+        deep = [deep]
+    for value, reason in ((deep, "nested too deeply"), (1e999, "not a JSON number"), (b"x", "wrong type")):
+        for made in ({"tools": [{"name": "f", "parameters": {"x": value}}]}, {"chat_template_kwargs": {"x": value}}):
+            assert bad({"messages": [ASK, SAY], **made}).startswith(reason)
+        assert bad({"messages": [ASK, call_turn({"name": "f", "arguments": {"x": value}}), SAY]}).startswith(reason)
+    assert bad({"messages": [ASK, call_turn({"name": "f", "arguments": '{"x": 1e999}'})]}).startswith("not a JSON numb")

@@ -202,37 +202,3 @@ def test_a_run_refuses_them_at_once(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert command([str(path)]) == 2
         err = capsys.readouterr().err
         assert "20 settings cannot be used" in err and "base_model" in err and "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    ("line", "here"),
-    [
-        ("field_messages: dialog", "data_columns: {messages: dialog}"),
-        ("message_field_role: speaker", "data_columns: {role: speaker}"),
-        ("message_property_mappings: {role: from, content: value}", "data_columns: {role: from, content: value}"),
-        ("dataset_text_field: body", "data_columns: {text: body}"),
-        (
-            "roles: {user: [human, customer], assistant: bot}",
-            "data_roles: {human: user, customer: user, bot: assistant}",
-        ),
-    ],
-)
-def test_names_of_columns_and_roles(tmp_path: Path, line: str, here: str) -> None:
-    (tmp_path / "a.yaml").write_text(line, encoding="utf-8")
-    with pytest.raises(SettingsError) as found:
-        training_reader(True).from_yaml(tmp_path / "a.yaml")
-    assert here in str(found.value)
-
-
-def test_a_mapping_is_read_from_both(tmp_path: Path) -> None:
-    """data_columns as a mapping in YAML, and as JSON in YAML and on the command line."""
-    reader, wanted = training_reader(True), {"data_columns": {"messages": "dialog", "role": "who"}}
-    for text in (
-        "data_columns: {messages: dialog, role: who}",
-        """data_columns: '{"messages": "dialog", "role": "who"}'""",
-    ):
-        (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
-        assert reader.from_yaml(tmp_path / "a.yaml") == wanted
-    assert reader.from_words(["--data_columns", '{"messages": "dialog", "role": "who"}']) == wanted
-    with pytest.raises(SettingsError, match="--data_columns is 'messages=dialog', but a mapping is expected"):
-        reader.from_words(["--data_columns", "messages=dialog"])

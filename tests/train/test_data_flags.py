@@ -191,6 +191,7 @@ def test_a_dialogue_that_is_several_examples_and_a_text(train: Train, tmp_path: 
     assert outcome.trainer.state.global_step == -(-len(trained) // 4)
     assert f"{counts['examples']} of 10 rows; 9 dialogues are several" in outcome.err
     assert "WARNING: 1 of 10 rows are plain texts" in outcome.err
+    assert f"on 8 dialogues ({len(trained)} examples)" in outcome.err
 
 
 def test_a_source_of_which_nothing_is_left_is_named(train: Train, folder: Path, data_files: tuple[Path, Path]) -> None:

@@ -188,7 +188,8 @@ class LabelCrossCheck:
     def _generated(self, rest: str, ids: Sequence[int]) -> str:
         """What is generated of the text after a prompt: up to the stop, which the template may not write after the last
         answer. Of several stops, the one that the ids end with."""
-        stops = self.chat_encoder.template.stops
+        template = self.chat_encoder.template
+        stops = template.stops if isinstance(template, TokenizerTemplate) else (template.stop,)
         ends = [rest[: match.end()] for stop in stops for match in re.finditer(re.escape(stop), rest)]
         ends += [rest.rstrip() + stop for stop in stops if stop not in rest] or [rest.rstrip()]
         found = self._text(ids)

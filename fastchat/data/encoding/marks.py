@@ -76,12 +76,11 @@ class Marks:
 
     def __init__(self, dialogue: Dialogue, controls: re.Pattern[str] | None, calls: bool = True):
         said = _everything(dialogue)
-        self._open, self._sep, self._close = itertools.islice((c for c in _CANDIDATES if c not in said), 3)
+        unused = (c for c in _CANDIDATES if c not in said and _escaped(c) not in said)
+        self._open, self._sep, self._close = itertools.islice(unused, 3)
         self._controls, self._calls = controls, calls
         self._texts: list[Text] = []
         self._keys: dict[Text, int] = {}
-        ways = [f"(?:{c}|\\\\u{ord(c):04x})" for c in (self._open, self._sep, self._close)]
-        self._pattern = re.compile(f"{ways[0]}(\\d+){ways[1]}|{ways[2]}")
 
     def text(self, text: str, of: Text) -> str:
         """A text with its mark; white space alone is not marked."""
@@ -141,28 +140,28 @@ class Marks:
 
     def read(self, rendered: str) -> Marked | None:
         """A marked rendering, read; None if marks are torn."""
-        parts: list[str] = []
-        found: list[Found] = []
-        opened: tuple[int, int] | None = None
-        size = at = 0
-        for match in self._pattern.finditer(rendered):
-            part = rendered[at : match.start()]
-            parts.append(part)
-            size, at = size + len(part), match.end()
-            if match.group(1) is not None:
-                if opened is not None:
-                    return None
-                opened = (size, int(match.group(1)))
-            elif opened is None:
+        for mark in (self._open, self._sep, self._close):
+            rendered = rendered.replace(_escaped(mark), mark)
+        first, *rest = rendered.split(self._open)
+        parts, found, size = [first], [], len(first)
+        for part in rest:
+            number, sep, text = part.partition(self._sep)
+            core, close, after = text.partition(self._close)
+            if not (sep and close and number.isdecimal() and int(number) < len(self._texts)):
                 return None
-            else:
-                if opened[0] < size:
-                    found.append(Found(opened[0], size, self._texts[opened[1]]))
-                opened = None
-        if opened is not None:
+            if core:
+                found.append(Found(size, size + len(core), self._texts[int(number)]))
+            parts += [core, after]
+            size += len(core) + len(after)
+        text = "".join(parts)
+        if self._sep in text or self._close in text:
             return None
-        text = "".join([*parts, rendered[at:]])
         return Marked(text, _with_space(text, found))
+
+
+def _escaped(mark: str) -> str:
+    """A character as in a JSON text that is ASCII only."""
+    return f"\\u{ord(mark):04x}"
 
 
 def _with_space(text: str, found: list[Found]) -> tuple[Found, ...]:

@@ -64,7 +64,7 @@ def to_messages(dialogue: Dialogue, form: MessageForm = PLAIN, marks: Marks | No
         elif turn.role == "tool":
             messages.append(writer.result(number, turn))
         else:
-            said = writer.text(turn.text, Text(number, turn.role))
+            said = writer.text(turn.text, number, turn.role)
             messages.append({"role": turn.role, "content": writer.content(said)})
     return messages
 
@@ -112,10 +112,11 @@ class _Writer:
     marks: Marks | None
     ids: _Ids
 
-    def text(self, text: str, of: Text) -> str:
+    def text(self, text: str, number: int, role: str) -> str:
         if self.marks is None:
             return text
-        return self.marks.answer(text, of, self.form.tags) if of.role == "assistant" else self.marks.text(text, of)
+        of = Text(number, role)
+        return self.marks.answer(text, of, self.form.tags) if role == "assistant" else self.marks.text(text, of)
 
     def content(self, text: str) -> Any:
         return [{"type": "text", "text": text}] if self.form.parts else text
@@ -123,12 +124,12 @@ class _Writer:
     def system(self, dialogue: Dialogue) -> dict[str, Any]:
         shown = self.form.system_roles
         role = dialogue.system_role if dialogue.system_role in shown or not shown else shown[0]
-        return {"role": role, "content": self.content(self.text(dialogue.system or "", Text(-1, "system")))}
+        return {"role": role, "content": self.content(self.text(dialogue.system or "", -1, "system"))}
 
     def answer(self, number: int, turn: Turn) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant"}
         key = self.form.call_reasoning if turn.calls else self.form.reasoning
-        said = self.text(turn.text, Text(number, "assistant"))
+        said = self.text(turn.text, number, "assistant")
         content = self.content(said)
         if turn.reasoning is not None and key:
             thought = turn.reasoning
@@ -162,7 +163,7 @@ class _Writer:
 
     def result(self, number: int, turn: Turn) -> dict[str, Any]:
         of = Text(number, "tool")
-        message = {"role": self.form.tool_role, "content": self.content(self.text(turn.text, of))}
+        message = {"role": self.form.tool_role, "content": self.content(self.text(turn.text, number, "tool"))}
         name = turn.name or (self.ids.names.get(number) if self.form.names else None)
         id_ = self.ids.results.get(number)
         for key, value in (("name", name), ("tool_call_id", id_)):

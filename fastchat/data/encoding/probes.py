@@ -72,6 +72,24 @@ CALLING = (
 )
 
 
+REASONING = (
+    Dialogue((Turn("user", "What is 12 + 30?"), Turn("assistant", "It is 42.", reasoning="12 and 30 make 42."))),
+    Dialogue(
+        (
+            *(Turn("user", "Is 7 prime?"), Turn("assistant", "Yes.", reasoning="Nothing divides it.")),
+            *(Turn("user", "And 8?"), Turn("assistant", "No.", reasoning="2 divides it.")),
+        )
+    ),
+)
+
+
+def more_probes(template: Template | TokenizerTemplate) -> tuple[Dialogue, ...]:
+    """Dialogues with tools and with reasoning, if a tokenizer's own template shows them."""
+    if isinstance(template, Template):
+        return ()
+    return (*(CALLING if template.shows_calls else ()), *(REASONING if template.shows_reasoning else ()))
+
+
 def probes_of(template: Template | TokenizerTemplate) -> tuple[Dialogue, ...]:
     """The harmless dialogues that a template can render."""
     if not isinstance(template, Template):

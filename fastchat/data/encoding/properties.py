@@ -22,11 +22,11 @@ from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import tokenize_dialogues
 from fastchat.data.encoding.prefix import TORN, leaves_prompt
-from fastchat.data.encoding.probes import probes_of
+from fastchat.data.encoding.probes import more_probes, probes_of
 from fastchat.data.encoding.renderings import answers_of, renderings_of
 from fastchat.data.encoding.supervision import ALL, LAST, Encoded
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
-from fastchat.errors import DataError, SettingsError
+from fastchat.errors import DataError, SettingsError, say
 
 _NAMES = (
     "the ids of the inference prompt are a prefix of the training ids",
@@ -47,6 +47,22 @@ def prove(chat_encoder: ChatEncoder) -> str:
     harmless = probes_of(chat_encoder.template)
     hostile = list(_hostile(chat_encoder, harmless))
     dialogues = [*harmless, *(_accepted(chat_encoder, hostile) if own else hostile)]
+    _check(chat_encoder, harmless, dialogues)
+    more = list(_accepted(chat_encoder, more_probes(chat_encoder.template)))
+    try:
+        _check(chat_encoder, more, more)
+    except SettingsError as error:
+        # A sample of the data is checked in any case: this must not stop a run on other dialogues.
+        say(f"WARNING: dialogues with tools or reasoning cannot be trained on exactly: {error}")
+        more = []
+    return (
+        f"proven on this tokenizer with template {chat_encoder.template.name}, on {len(dialogues) + len(more)} "
+        "dialogues: prompts are prefixes, stops are supervised, one BOS, no text becomes a control token, labels agree"
+    )
+
+
+def _check(chat_encoder: ChatEncoder, harmless: Sequence[Dialogue], dialogues: Sequence[Dialogue]) -> None:
+    """Properties 1 to 4 of `dialogues`, and 5 of the `harmless` ones of them."""
     for dialogue in dialogues:
         for rendered in renderings_of(dialogue, chat_encoder):
             encoded = chat_encoder.encode(rendered)
@@ -61,10 +77,6 @@ def prove(chat_encoder: ChatEncoder) -> str:
         )
     except DataError as error:
         raise SettingsError(f"{_failed(chat_encoder, 5)}: {error}") from error
-    return (
-        f"proven on this tokenizer with template {chat_encoder.template.name}, on {len(dialogues)} dialogues: "
-        "prompts are prefixes, stops are supervised, one BOS, no text becomes a control token, labels agree"
-    )
 
 
 def _hostile(chat_encoder: ChatEncoder, harmless: Sequence[Dialogue]) -> Iterator[Dialogue]:

@@ -16,7 +16,8 @@ then they share it, and with most templates one example holds all answers of a d
     messages.py            a dialogue as the messages that a template reads
     marks.py               where the texts of a dialogue are in what was rendered
     learn.py, stops.py     what a template does, by trying
-    answers.py             what the model has to generate for one answer
+    generation.py          what the model has to generate for one answer
+    answers.py             which answers share an example
 
 If an answer has no exact span, an error names the row, the turn and the reason.
 """
@@ -26,16 +27,19 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from fastchat.conversation import Dialogue, RefusedByTemplate, Rendered, Segment
-from fastchat.data.encoding.answers import Answer, Answers, Traits
+from fastchat.data.encoding.answers import Answer, Answers
+from fastchat.data.encoding.generation import Traits
 from fastchat.data.encoding.jinja_environment import compile_template, failures, variables
 from fastchat.data.encoding.learn import WEATHER, Thinking, Try, learn_form, learn_reasoning, learn_thinking, plain
-from fastchat.data.encoding.marks import Marked, Marks
+from fastchat.data.encoding.marks import Marked, Marks, Text
 from fastchat.data.encoding.messages import MessageForm, to_messages, to_tools
 from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
@@ -249,24 +253,33 @@ def _changed(dialogue: Dialogue, real: str) -> int:
 
 
 def _rendered(dialogue: Dialogue, marked: Marked, answers: list[Answer]) -> Rendered:
-    """Segments from where the texts are, and from the spans of the answers."""
+    """Segments from where the texts are, and from the spans of the answers, which are ascending."""
     pieces, at = [], 0
     for found in marked.found:
         pieces += [(at, found.start, None), (found.start, found.end, found.text)]
         at = found.end
     pieces.append((at, len(marked.text), None))
-    segments = []
+    edges = [edge for span in answers for edge in (span.begin, span.end)]
+    segments, spans = [], deque(answers)
     for start, end, text in pieces:
-        inside = {edge for span in answers for edge in (span.begin, span.end) if start < edge < end}
-        for left, right in itertools.pairwise(sorted({start, end, *inside})):
-            span = next((span for span in answers if span.begin <= left and right <= span.end), None)
-            turn = span.turn if span else text.turn if text else -1
-            learned = span is not None and dialogue.turns[turn].train
-            out = not learned if span else text is not None and not _is_trained(dialogue, text.turn)
-            role, plain = (text.role, text.kind in ("name", "call", "setting")) if text else ("template", False)
-            kind = _KINDS.get(text.kind, "") if text else ""
-            segments.append(Segment(marked.text[left:right], role, learned, turn, excluded=out, plain=plain, kind=kind))
+        inside = edges[bisect_right(edges, start) : bisect_left(edges, end)]
+        for left, right in itertools.pairwise([start, *inside, end]):
+            while spans and spans[0].end <= left:
+                spans.popleft()
+            span = spans[0] if spans and spans[0].begin <= left else None
+            if left < right:
+                segments.append(_segment(dialogue, marked.text[left:right], text, span))
     return Rendered(tuple(segments))
+
+
+def _segment(dialogue: Dialogue, said: str, text: Text | None, span: Answer | None) -> Segment:
+    turn = span.turn if span else text.turn if text else -1
+    learned = span is not None and dialogue.turns[turn].train
+    out = not learned if span else text is not None and not _is_trained(dialogue, text.turn)
+    if text is None:
+        return Segment(said, "template", learned, turn, excluded=out)
+    plain, kind = text.kind in ("name", "call", "setting"), _KINDS.get(text.kind, "")
+    return Segment(said, text.role, learned, turn, excluded=out, plain=plain, kind=kind)
 
 
 def _is_trained(dialogue: Dialogue, turn: int) -> bool:

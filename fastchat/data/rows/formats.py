@@ -40,6 +40,7 @@ from fastchat.data.rows.keys import (
     TEXT,
     THINKING_SWITCH,
     TOOL,
+    TOOLS,
     TURN_LISTS,
     USER,
 )
@@ -50,6 +51,7 @@ from fastchat.data.rows.values import (
     THE_ROW,
     a_kind,
     as_json,
+    check_json,
     is_given,
     keys_of,
     missing,
@@ -104,7 +106,7 @@ def parse_row(
     refuse_unsupported(row, THE_ROW)
     reading = Reading(columns, thinks, says_train(row, THE_ROW))
     reading.unread.update(("row", key) for key in renamed.shadowed)
-    reading.unread.update(unread_keys(row, "row", _known(form)))
+    reading.unread.update(unread_keys(row, "row", _KNOWN[form]))
     others = (key for key in FORM_KEYS if key != form and is_given(row.get(key)))
     reading.treatments["turn_list_used"] += form in TURN_LISTS and any(others)
     if form == TEXT:
@@ -180,15 +182,11 @@ def _way_out(row: dict[str, Any], missing_key: str = "") -> str:
     return f"One of {', '.join(FORM_KEYS)} is needed; other columns are named with --data_columns."
 
 
-def _known(form: str) -> frozenset[str]:
-    """The row keys that are read in a row of this form."""
-    return _KNOWN[form]
-
-
+# The row keys that are read in a row of each form.
 _KNOWN = {
     form: frozenset((*keys, *ROW_KEYS, *(REASONING_KEYS if form in PAIRS else ()))) for form, keys in FORM_KEYS.items()
 }
-_KNOWN[TEXT] -= {SYSTEM_KEY, ARGUMENTS, THINKING_SWITCH, "tools", "functions"}
+_KNOWN[TEXT] -= {SYSTEM_KEY, ARGUMENTS, THINKING_SWITCH, *TOOLS}
 
 
 # --- forms
@@ -222,6 +220,8 @@ def _alpaca(row: dict[str, Any], reading: Reading) -> TurnsOfRow:
 
 
 def _answer(row: dict[str, Any], key: str, reading: Reading) -> Turn:
+    if key not in row:
+        raise missing(row, (key,), THE_ROW, _way_out(row, key))
     reasoning = reasoning_of(row, ASSISTANT, THE_ROW)
     text, reasoning = split_thought(text_of(row, key, THE_ROW), reasoning, THE_ROW, reading)
     return Turn(ASSISTANT, text, reading.train is not False, reasoning)
@@ -271,6 +271,7 @@ def _template_arguments(row: dict[str, Any]) -> dict[str, Any]:
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise BadRow("wrong type", f"{ARGUMENTS!r} of {THE_ROW} is {a_kind(given)}, not an object")
+    check_json(given, repr(ARGUMENTS))
     made = {key: value for key, value in given.items() if value is not None}
     for key in made:
         if key in RESERVED_ARGUMENTS or not key.isidentifier():

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from fastchat.conversation import ToolCall, Turn
 from fastchat.data.rows.bad_rows import BadRow, shown
 from fastchat.data.rows.keys import ASSISTANT, CALLS, TOOL, TOOLS
-from fastchat.data.rows.values import THE_ROW, a_kind, is_given, keys_of, parsed, text_of, without_nulls
+from fastchat.data.rows.values import THE_ROW, a_kind, check_json, is_given, keys_of, parsed, text_of, without_nulls
 
 _FUNCTION = "function"
 _PARAMETERS = "parameters"
@@ -46,6 +47,7 @@ def _tools(given: Any, key: str, treatments: Counter[str]) -> tuple[Any, ...]:
 def _tool(given: Any, key: str, where: str, treatments: Counter[str], *, exact: bool) -> dict[str, Any]:
     exact = exact or isinstance(given, str)
     tool = parsed(given, key, where)
+    check_json(tool, where)
     if not isinstance(tool, dict):
         raise BadRow("wrong type", f"{where} of {key!r} is {a_kind(tool)}, not an object")
     kind = tool.get("type") or _FUNCTION
@@ -66,7 +68,9 @@ def _exactly(given: Any, key: str, where: str, treatments: Counter[str], *, exac
     """The value of JSON text; any other value without its nulls, which are counted, unless it is `exact`."""
     if exact or isinstance(given, str):
         value = parsed(given, key, where)
+        check_json(value, f"{key!r} of {where}")
         return {} if value is None else value
+    check_json(given, f"{key!r} of {where}")
     value, num_nulls = without_nulls(given)
     treatments["null_arguments"] += num_nulls
     return value
@@ -154,12 +158,22 @@ def count_references(turns: Sequence[Turn], treatments: Counter[str]) -> None:
 
 
 def with_names(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns, each result with the name of its call if it has only the call's id."""
-    names: dict[str, str] = {}
-    made = []
-    for turn in turns:
-        names.update({call.id: call.name for call in turn.calls if call.id})
-        if turn.role == TOOL and turn.name is None and turn.call_id in names:
-            turn = replace(turn, name=names[turn.call_id])
-        made.append(turn)
+    """The turns, each result with the name of its tool if the row tells it: by the id of the call, or, where neither
+    has ids, by its position among as many results as there were calls."""
+    if not any(turn.calls for turn in turns):
+        return list(turns)
+    names = {call.id: call.name for turn in turns for call in turn.calls if call.id}
+    made: list[Turn] = []
+    for are_results, group in groupby(turns, key=lambda turn: turn.role == TOOL):
+        found = list(group)
+        if are_results:
+            calls = made[-1].calls if made else ()
+            by_place = [call.name for call in calls] if len(calls) == len(found) else [None] * len(found)
+            found = [_named(turn, names, place) for turn, place in zip(found, by_place, strict=True)]
+        made += found
     return made
+
+
+def _named(result: Turn, names: dict[str, str], by_place: str | None) -> Turn:
+    name = result.name or (names.get(result.call_id) if result.call_id else by_place)
+    return result if name == result.name else replace(result, name=name)

@@ -81,6 +81,8 @@ def read_turns(entries: Sequence[Any], reading: Reading, context: int = 0) -> Tu
             turn = _turn(entry, kind, learned and not as_context, where, reading)
             _add(made, turn, kind, number - 1, reading)
         elif number == 1:
+            calls_of(entry, kind, where, reading.treatments, reading.unread)  # refused, like reasoning
+            reasoning_of(entry, kind, where)
             made = TurnsOfRow([], [], content_of(entry, _text_key(entry, where), where), learned, kind)
         else:
             raise BadRow("system turn not first", where)

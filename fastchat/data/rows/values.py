@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastchat.data.rows.keys import TEXT_PARTS
 from fastchat.data.rows.strict_json import BadValue, json_kind, parse_strictly
 
 THE_ROW = "the row"
+_MOST_LEVELS = 100  # of lists and objects in each other
 
 
 def is_given(value: object) -> bool:
@@ -77,6 +79,27 @@ def parsed(value: Any, key: str, where: str) -> Any:
         raise BadRow(f"{bad.reason} in {key}", f"{where}: {bad.detail}") from None
     except BadRow as bad:
         raise BadRow(f"invalid JSON in {key}", f"{where}: {bad.detail or bad.reason}: {shown(value)}") from None
+
+
+def check_json(value: Any, what: str) -> None:
+    """Raise BadRow for a value that cannot be written as JSON by every template: a number that is not finite, a type of
+    a table that JSON does not have, or more than 100 levels."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _MOST_LEVELS:
+            raise BadRow("nested too deeply", f"{what} has more than {_MOST_LEVELS} levels")
+        following: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                following += item.values()
+            elif isinstance(item, list):
+                following += item
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise BadRow("not a JSON number", f"{what} has {item}")
+            elif item is not None and not isinstance(item, str | bool | int | float):
+                raise BadRow("wrong type", f"{what} has {shown(item)}, {a_kind(item)}, which JSON cannot represent")
+        level = following
 
 
 def without_nulls(value: Any) -> tuple[Any, int]:

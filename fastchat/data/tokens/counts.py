@@ -17,7 +17,7 @@ special_token_strings    special-token strings in messages, encoded as plain tex
 escaped_strings          of these, those that needed an extra split
 straddling_tokens        tokens with characters of an answer and of other text
 note_<text>              examples that the template could only show as the text says
-and one for each treatment in formats.TREATMENTS
+and one for each treatment in keys.TREATMENTS
 """
 
 from __future__ import annotations

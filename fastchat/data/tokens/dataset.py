@@ -38,6 +38,12 @@ class ChatDataset:
         """The number of dialogues."""
         return len(self.dialogue_starts)
 
+    @property
+    def size(self) -> str:
+        """The number of dialogues, and of examples if that is another number, for messages."""
+        examples = f" ({len(self):,} examples)" if len(self) != self.num_dialogues else ""
+        return f"{self.num_dialogues:,} dialogues{examples}"
+
     def examples_of(self, dialogues: np.ndarray) -> np.ndarray:
         """The numbers of all examples of some dialogues, int64, ascending. `dialogues`: their numbers, int64."""
         starts = self.dialogue_starts

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport
 from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.rows.formats import Parsed, parse_row
-from fastchat.data.rows.keys import ASSISTANT, CALL, CALLS, DEVELOPER, SYSTEM, TURN_LISTS, TURN_TEXT
+from fastchat.data.rows.keys import ASSISTANT, CALL, CALLS, DEVELOPER, PAIRS, SYSTEM, TURN_LISTS, TURN_TEXT
 from fastchat.data.rows.reading import Row, read_rows
 from fastchat.data.rows.turns import kind_of
 from fastchat.data.rows.values import content_of, is_given
@@ -239,7 +239,8 @@ def turn_list(row: dict[str, Any], columns: Columns = AS_THEY_ARE, thinks: bool 
     training cannot read it."""
     parsed = parse_row(row, columns=columns, thinks=thinks)
     if parsed.form not in TURN_LISTS:
-        raise BadRow("not a list of turns", f"a row with {parsed.form!r}; convert it with convert_alpaca first")
+        hint = "convert it with convert_alpaca first" if parsed.form in PAIRS else "a plain text has no turns"
+        raise BadRow("not a list of turns", f"a row with {parsed.form!r}; {hint}")
     key = columns.in_file(parsed.form, row)
     made = TurnList(key, row[key], [], [], [], parsed, [])
     for number, entry in enumerate(row[key], start=1):
