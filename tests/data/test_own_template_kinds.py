@@ -226,7 +226,7 @@ def test_reasoning_that_is_put_together(chat_encoder_of):
     assert [generated(one)[k][1] for one, k in zip(made, (1, 3, 5), strict=True)] == [
         "First thought\n</think>\n\nOne.<|eos|>",
         "Second thought\n</think>\n\nTwo.<|eos|>",
-        "\n</think>\n\nThree.<|eos|>",
+        "</think>\n\nThree.<|eos|>",
     ]
     assert [one.notes for one in made] == [(), (), ("the answer has no reasoning, so it closes <think> at once",)]
     (plain,) = chat_encoder_of("CUTTING").template.renderings(
