@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastchat.data.tokens.store import TokenStore
+from fastchat.errors import counted
 
 
 class ChatDataset:
@@ -41,8 +42,8 @@ class ChatDataset:
     @property
     def size(self) -> str:
         """The number of dialogues, and of examples if that is another number, for messages."""
-        examples = f" ({len(self):,} examples)" if len(self) != self.num_dialogues else ""
-        return f"{self.num_dialogues:,} dialogues{examples}"
+        examples = f" ({counted(len(self), 'example')})" if len(self) != self.num_dialogues else ""
+        return f"{counted(self.num_dialogues, 'dialogue')}{examples}"
 
     def examples_of(self, dialogues: np.ndarray) -> np.ndarray:
         """The numbers of all examples of some dialogues, int64, ascending. `dialogues`: their numbers, int64."""
