@@ -22,9 +22,8 @@ from fastchat.settings.fields import (
     setting,
 )
 from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, targets, template
+from fastchat.settings.targets import LORA_TARGETS
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _model = partial(setting, group="Model")
 _data = partial(setting, group="Data")
