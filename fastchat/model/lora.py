@@ -80,7 +80,10 @@ def enable_gradient_checkpointing(model: Any) -> None:
     The reentrant one needs an input that requires a gradient, which a frozen embedding does not give, and skips the
     forward hooks that ZeRO-3 gathers weights with. The hook on the embedding is kept for code that forces it anyway.
     """
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as problem:  # no layer of this architecture has it
+        raise SettingsError(f"--gradient_checkpointing: {brief(problem)}") from None
     model.enable_input_require_grads()
 
 

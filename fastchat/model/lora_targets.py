@@ -134,8 +134,9 @@ def _default(model: nn.Module, layers: list[str]) -> set[str]:
         if others := others.difference(*_useless(model, others).values()):
             say(f"LoRA targets: the default seven. The blocks of {kind} also have {_listed(others)}.")
     else:
-        chosen = _all_linear(model, blocks)
+        chosen = _without_experts(model, _all_linear(model, blocks), refuse=False)
         say(f"LoRA targets: {_listed(chosen) or 'none'}, the linear layers in the blocks of {kind}.")
+        return chosen
     return _without_experts(model, chosen, refuse=False)
 
 

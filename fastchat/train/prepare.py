@@ -214,7 +214,7 @@ def prepare_model(
         loaded.to(device)  # as the Trainer would a moment later: a few tokens are sent through it now
     with engine.weights_in_reach(loaded):
         if add_adapter is not None:
-            return add_adapter(loaded), loaded_as
+            return gathered_with_adapters(add_adapter(loaded), engine), loaded_as
         say_idle(freeze_idle(loaded, engine.numel))
     if not engine.casts_weights and loaded_as in (torch.bfloat16, torch.float16):
         say(
@@ -222,6 +222,17 @@ def prepare_model(
             "updates round away: --dtype float32 or --deepspeed keeps one"
         )
     return loaded, loaded_as
+
+
+def gathered_with_adapters(model: Any, engine: Engine) -> Any:
+    """`model`, with adapters on parameters gathered together with these: they are changed before the module that has
+    them begins."""
+    from peft.tuners.lora import ParamWrapper
+
+    for module in model.modules():
+        if isinstance(module, ParamWrapper):
+            engine.gather_as_one(module)
+    return model
 
 
 def prepare_head(model: Any, engine: Engine, *, adapter: bool) -> ChunkedCrossEntropy | None:

@@ -13,6 +13,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+PARAM_WRAPPER = "ParamWrapper"
 
 
 @contextmanager
@@ -22,11 +25,10 @@ def weights_in_reach(model: torch.nn.Module) -> Iterator[None]:
         yield
         return
     gatherer = Zero3Gatherer()
-    handles = []
-    for module in model.modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            handles.append(module.register_forward_pre_hook(gatherer.gather))
-            handles.append(module.register_forward_hook(gatherer.release, always_call=True))
+    handles = [  # on all modules: an adapter may add some meanwhile
+        register_module_forward_pre_hook(gatherer.gather),
+        register_module_forward_hook(gatherer.release, always_call=True),
+    ]
     try:
         with torch.autograd.graph.saved_tensors_hooks(gatherer.pack, gatherer.unpack):
             yield
@@ -43,9 +45,12 @@ class Zero3Gatherer:
         self.at: dict[int, torch.nn.Parameter] = {}
 
     def gather(self, module: torch.nn.Module, inputs: Any) -> None:
-        """Forward begins: the module's own weights become whole. One that a parent holds already is left alone."""
+        """Forward begins: the module's own weights become whole. One that a parent holds already is left alone.
+
+        peft's adapter on a parameter changes that of the module inside it before that module's forward begins.
+        """
         stack = self.gathered[module] = ExitStack()
-        for parameter in module.parameters(recurse=False):
+        for parameter in module.parameters(recurse=type(module).__name__ == PARAM_WRAPPER):
             if is_partitioned(parameter):
                 stack.enter_context(whole(parameter))
                 address = parameter.untyped_storage().data_ptr()
