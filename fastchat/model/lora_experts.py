@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fastchat.errors import SettingsError, nearest, say
-from fastchat.settings.targets import matches, read_targets, shortened
+from fastchat.settings.targets import as_names, matches, read_targets
 
 
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -82,12 +82,13 @@ def choose_parameters(
     everything = dict(model.named_parameters())
     possible = {name for name in _adaptable(model) if text is None or name.rpartition(".")[0] in text}
     chosen: set[str] = set()
-    for target in read_targets(asked, label):
+    targets = read_targets(asked, label)
+    for target in targets:
         found = {name for name in everything if matches(target, name)}
         if quantised := sorted(name for name in found if type(everything[name]).__name__ == "Params4bit"):
             raise SettingsError(
-                f"{label} {target}: {quantised[0]} is quantised, and peft cannot adapt a quantised parameter: adapt "
-                "the layer with --lora_target_modules, or leave out --q_lora."
+                f"{label} {target}: {quantised[0]} is quantised, and peft cannot adapt a quantised parameter: leave "
+                "out --q_lora, or this parameter."
             )
         if not found & possible:
             raise SettingsError(_nothing(model, label, target, possible))
@@ -98,7 +99,7 @@ def choose_parameters(
             f"{label}: {both[0]} is the weight of a layer that --lora_target_modules adapts, and peft cannot do both: "
             "name it once."
         )
-    return shortened(chosen, everything)
+    return as_names(targets, chosen, everything)
 
 
 def say_frozen_experts(model: nn.Module, numel: Callable[[torch.Tensor], int]) -> None:
@@ -123,7 +124,7 @@ def say_frozen_experts(model: nn.Module, numel: Callable[[torch.Tensor], int]) -
     )
 
 
-def whole_shape(parameter: torch.Tensor) -> Sequence[int]:
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
     """The shape of a parameter that ZeRO-3 may have partitioned."""
     return getattr(parameter, "ds_shape", parameter.shape)
 

@@ -25,10 +25,10 @@ from fastchat.settings.targets import (
     ALL_LINEAR,
     LORA_TARGETS,
     NO_GRADIENT,
+    as_names,
     matches,
     read_targets,
     seven_fit,
-    shortened,
 )
 
 _ABOUT_A_WEIGHT = {"dtype", "device", "shape", "size", "data_ptr", "requires_grad"}
@@ -71,12 +71,13 @@ def choose_targets(
     """
     everything = adaptable_modules(model)
     layers = [name for name in everything if text is None or name in text]
-    chosen = _default(model, layers) if modules is None else _asked(model, read_targets(modules), layers, everything)
+    asked = None if modules is None else read_targets(modules)
+    chosen = _default(model, layers) if asked is None else _asked(model, asked, layers, everything)
     weights = choose_parameters(model, parameters, chosen, text)
     parts = _idle_parts(chosen, layers, everything)
     others = [name for name, _ in model.named_modules() if not any(_inside(name, part) for part in parts)]
     return Targets(
-        shortened(chosen, others), weights, exclusion(parts), all(_is_conv1d(model, name) for name in chosen)
+        as_names(asked, chosen, others), weights, exclusion(parts), all(_is_conv1d(model, name) for name in chosen)
     )
 
 
@@ -250,8 +251,9 @@ def _switches(test: ast.expr) -> tuple[str, ...]:
 
 
 def _attribute_of_self(node: ast.expr) -> str | None:
-    is_one = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-    return node.attr if is_one else None
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+        return node.attr
+    return None
 
 
 def _refused_by_peft(model: nn.Module, leaf: str) -> str | None:
@@ -273,18 +275,18 @@ def _without_experts(model: nn.Module, chosen: Iterable[str], *, refuse: bool) -
     taken = {leaf for leaf in {_leaf(name) for name in chosen} if not _is_layer_to_peft(model, leaf)}
     lost = {name for name in chosen if _leaf(name) in taken}
     if lost:
-        numbers = sum(m.in_features * m.out_features for m in map(model.get_submodule, lost))
-        ways = sorted({in_block(name) + ".weight" for name in lost})
+        layers: list[Any] = [model.get_submodule(name) for name in lost]
+        numbers = sum(layer.in_features * layer.out_features for layer in layers)
+        ways = " ".join(sorted({in_block(name) + ".weight" for name in lost}))
+        quantised = any(type(layer) is not nn.Linear for layer in layers)
+        way = "with --q_lora nothing reaches them" if quantised else f"--lora_target_parameters {ways} reaches them"
         line = (
             f"in {type(model).__name__}, peft applies the names {', '.join(sorted(taken))} to the fused weights of the "
-            f"experts, not to layers"
+            "experts, not to layers"
         )
         if refuse:
-            raise SettingsError(f"--lora_target_modules: {line}: use --lora_target_parameters {' '.join(ways)}.")
-        say(
-            f"LoRA: {line}, so {len(lost)} layers with these names ({numbers:,} parameters) get no adapter; "
-            f"--lora_target_parameters {' '.join(ways)} reaches them."
-        )
+            raise SettingsError(f"--lora_target_modules: {line}: leave them out; {way}.")
+        say(f"LoRA: {line}, so {len(lost)} layers ({numbers:,} parameters) get no adapter; {way}.")
     return chosen - lost
 
 
@@ -329,4 +331,5 @@ def _leaf(name: str) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted({_leaf(name) for name in names}))
+    """The last parts of full names; of numbers in a list with the list's name."""
+    return ", ".join(sorted({".".join(name.split(".")[-2 if _leaf(name).isdigit() else -1 :]) for name in names}))

@@ -94,7 +94,7 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> None:
-    """One process; `words` begin with three models: in float32, in bfloat16, and one with experts. Rank 0 prints the results."""
+    """One process; `words`: models in float32 and in bfloat16, and one with experts. Rank 0 prints the results."""
     from fastchat.processes import start_processes
 
     start_processes(use_cpu=True, deepspeed=True, backend="gloo", timeout_s=600)
