@@ -315,8 +315,8 @@ def load_model(
     if lora is not None and (not chosen or lora.lora_weight_path):
         modules, parameters = adapter_targets(model.peft_config["default"].to_dict())
         settings.derive(lora, "lora_target_modules", modules)
-        if parameters != (lora.lora_target_parameters or []):
-            settings.derive(lora, "lora_target_parameters", parameters)
+        if lora.lora_weight_path:
+            settings.derive(lora, "lora_target_parameters", parameters or None)
     if not count_parameters(model, engine.numel)[0]:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     return model, weights_dtype
