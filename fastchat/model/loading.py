@@ -158,16 +158,23 @@ def dequantised_base(model_dir: str, **options: Any) -> Any:
 @torch.no_grad()
 def dequantise(model: nn.Module) -> None:
     """Replace every nf4 layer of `model`, in place, by a plain linear layer with its dequantised values."""
-    from bitsandbytes.functional import dequantize_4bit
-
     for name, layer in linear4bit_layers(model).items():
-        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        weight = dequantised_weight(layer)
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         if layer.bias is not None:
             plain.bias = layer.bias
         model.set_submodule(name, plain.train(layer.training))
     _forget_quantization(model)
+
+
+def dequantised_weight(layer: Any) -> torch.Tensor:
+    """The weight of a linear layer: of an nf4 one the values that its codes stand for."""
+    if type(layer.weight).__name__ != "Params4bit":
+        return layer.weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
 def linear4bit_layers(model: nn.Module) -> dict[str, Any]:

@@ -12,23 +12,30 @@ never updated and the norms compute in float32 anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastchat.errors import CheckpointError, SettingsError, brief, nearest, say
+from fastchat.model.adapter_parts import adapter_parts
+from fastchat.model.first_weights import FirstWeights, Whole, set_first_weights
+from fastchat.model.full_modules import check_tied, layers_of, token_rows, whole_modules, widen
 from fastchat.model.loading import count_parameters
 from fastchat.model.multimodal import exclusion, freeze_idle, idle_parts, modules_of_text, say_idle
 from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
 from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
+from fastchat.settings.lora_options import GAUSSIAN, LoraOptions
 from fastchat.settings.parsing import to_names
 
 BIAS_KINDS = ("none", "all", "lora_only")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PLAIN, _ZERO = LoraOptions(), FirstWeights()
 
 
 def add_lora(
@@ -41,13 +48,17 @@ def add_lora(
     bias: str = "none",
     gradient_checkpointing: bool = False,
     weight_path: str | None = None,
+    options: LoraOptions = _PLAIN,
+    first: FirstWeights = _ZERO,
     numel: Callable[[Tensor], int] = Tensor.numel,
+    whole: Whole = lambda _: nullcontext(),
 ) -> Any:
     """Freeze `model`, add a trainable LoRA adapter to it, and return the PeftModel.
 
     `target_modules`: names as accepted by `parse_target_modules`; None means those of the usual seven that exist.
-    `weight_path`: an adapter directory to continue; rank, alpha, targets and bias are then the adapter's.
-    `numel`: the size of a whole parameter, which an engine may have partitioned.
+    `weight_path`: an adapter directory to continue; rank, alpha, targets, bias and `options` are then the adapter's.
+    `first`: how a new one starts. `numel`, `whole`: the size of a whole parameter, and a context in which it has all
+    its values: an engine may have partitioned it.
     `model` may be quantised. In a multimodal one, whose weights must be gathered under ZeRO-3, only the modules that
     text passes through are adapted and trained. Raises SettingsError for a value out of range, a target that
     matches nothing (the message lists what exists), or if nothing would be trained.
@@ -58,9 +69,13 @@ def add_lora(
         text = modules_of_text(model)
         targets = choose_targets(model, target_modules, text)
         idle = _idle_parts(model, targets, text)
-        peft_model = _new_adapter(model, r, alpha, dropout, targets, bias, exclusion(idle))
+        values = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias}
+        values |= {"target_modules": targets, "exclude_modules": exclusion(idle)}
+        peft_model = _new_adapter(model, values, options, first)
+        set_first_weights(peft_model, first, whole)
     else:
-        peft_model = _continued_adapter(model, weight_path, dropout, {"r": r, "lora_alpha": alpha, "bias": bias})
+        values = {"r": r, "lora_alpha": alpha, "bias": bias, **_own_options(options)}
+        peft_model = _continued_adapter(model, weight_path, dropout, values)
     say_idle(freeze_idle(peft_model, numel))
     trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
     if bias != "none" and not any(name.endswith(".bias") for name in trained):
@@ -214,22 +229,38 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: flo
             f"trained on): {brief(problem, 300)}"
         ) from problem
     _check_loaded(peft_model, path)
+    widen(peft_model)
+    _read_again(peft_model, path)
     return peft_model
 
 
-def _new_adapter(
-    model: Any, r: int, alpha: float, dropout: float, targets: list[str], bias: str, exclude: str | None
-) -> Any:
+def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first: FirstWeights) -> Any:
+    """A PeftModel; `values` are of peft's config. Says what is trained besides matrices."""
     from peft import LoraConfig, get_peft_model
 
-    options: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias}
-    options |= {"target_modules": targets, "exclude_modules": exclude}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    saved = whole_modules(model, options.modules_to_save)
+    rows = token_rows(model, options.trainable_tokens) if options.trainable_tokens else None
+    values |= {"use_rslora": options.use_rslora, "use_dora": options.use_dora, "task_type": "CAUSAL_LM"}
+    values |= {"modules_to_save": saved or None, "trainable_token_indices": rows}
+    values["layers_to_transform"] = layers_of(model, options.layers) if options.layers else None
+    values["ensure_weight_tying"] = tied and any(model.get_submodule(name) in (embedding, head) for name in saved)
+    values["init_lora_weights"] = GAUSSIAN if first.init == GAUSSIAN else True
     try:
-        return get_peft_model(model, LoraConfig(**options, task_type="CAUSAL_LM"))
+        peft_model = get_peft_model(model, LoraConfig(**values))
     except (ValueError, TypeError, NotImplementedError) as problem:
         raise SettingsError(
-            f"peft cannot adapt this model with these settings ({', '.join(targets)}): {brief(problem, 300)}"
+            f"peft cannot adapt this model with these settings ({', '.join(values['target_modules'])}): "
+            f"{brief(problem, 300)}"
         ) from problem
+    check_tied(peft_model, tied)
+    widen(peft_model)
+    if saved:
+        say(f"LoRA: trained whole: {', '.join(saved)}{' (tied: one matrix)' if values['ensure_weight_tying'] else ''}.")
+    if rows:
+        say(f"LoRA: trained rows: those of {len(options.trainable_tokens)} tokens in {' and '.join(rows)}.")
+    return peft_model
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:
@@ -237,13 +268,33 @@ def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, A
     own = check_adapter_directory(path)
     _check_rope(model, path)
     peft_model = load_adapter(model, path, trainable=True, dropout=dropout)
-    differ = [f"{name} {asked[name]} -> {own[name]}" for name in asked if own.get(name) != asked[name]]
+    differ = [f"{name} {asked[name]} -> {own.get(name)}" for name in asked if (own.get(name) or None) != asked[name]]
     say(
         f"Continuing the adapter {path}: r {own['r']}, alpha {own['lora_alpha']}, targets "
-        f"{', '.join(sorted(own['target_modules']))}"
+        f"{', '.join(sorted(own['target_modules']))}{_more_of(own)}"
         + (f" (its own values are used: {', '.join(differ)})." if differ else ".")
     )
     return peft_model
+
+
+def _more_of(own: dict[str, Any]) -> str:
+    """What the config of an adapter says that it trains besides matrices."""
+    saved, rows = own.get("modules_to_save"), own.get("trainable_token_indices")
+    listed = [f", {name}" for name in ("use_rslora", "use_dora") if own.get(name)]
+    listed += [f", trained whole {', '.join(saved)}"] if saved else []
+    listed += [f", trained rows of {', '.join(rows)}"] if rows else []
+    return "".join(listed)
+
+
+def _own_options(options: LoraOptions) -> dict[str, Any]:
+    """The options that were asked for, as an adapter's config has them."""
+    asked = {
+        "use_rslora": options.use_rslora,
+        "use_dora": options.use_dora,
+        "layers_to_transform": list(options.layers),
+        "modules_to_save": list(options.modules_to_save),
+    }
+    return {name: value for name, value in asked.items() if value}
 
 
 def _check_rope(model: Any, path: str) -> None:
@@ -276,6 +327,18 @@ def _check_loaded(peft_model: Any, path: str) -> None:
             f"{path}/{ADAPTER_WEIGHTS} has {len(foreign)} tensors that do not fit this base model, such as "
             f"{foreign[0]}: it was trained on another one."
         )
+
+
+@torch.no_grad()
+def _read_again(peft_model: Any, path: str) -> None:
+    """Takes up the stored values of what was rounded to the base's dtype when peft loaded it."""
+    from safetensors import safe_open
+
+    named = dict(peft_model.named_parameters())
+    with safe_open(str(Path(path).expanduser() / ADAPTER_WEIGHTS), framework="pt") as file:
+        for in_file, (name, *_) in adapter_parts(peft_model).items():
+            if ".lora_" not in in_file and not hasattr(named[name], "ds_id"):
+                named[name].copy_(file.get_tensor(in_file))
 
 
 def _check_values(r: int, alpha: float, dropout: float, bias: str) -> None:

@@ -24,7 +24,7 @@ def weights_in_reach(model: torch.nn.Module) -> Iterator[None]:
     gatherer = Zero3Gatherer()
     handles = []
     for module in model.modules():
-        if any(True for _ in module.parameters(recurse=False)):
+        if any(True for _ in gatherer.own(module)):
             handles.append(module.register_forward_pre_hook(gatherer.gather))
             handles.append(module.register_forward_hook(gatherer.release, always_call=True))
     try:
@@ -42,10 +42,16 @@ class Zero3Gatherer:
         self.gathered: dict[torch.nn.Module, ExitStack] = {}
         self.at: dict[int, torch.nn.Parameter] = {}
 
+    def own(self, module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+        """What `module` needs: its own weights; also those inside it where `Engine.gather_as_one` was asked for."""
+        from deepspeed.utils import z3_leaf_module
+
+        return module.parameters(recurse=z3_leaf_module(module))
+
     def gather(self, module: torch.nn.Module, inputs: Any) -> None:
         """Forward begins: the module's own weights become whole. One that a parent holds already is left alone."""
         stack = self.gathered[module] = ExitStack()
-        for parameter in module.parameters(recurse=False):
+        for parameter in self.own(module):
             if is_partitioned(parameter):
                 stack.enter_context(whole(parameter))
                 address = parameter.untyped_storage().data_ptr()
