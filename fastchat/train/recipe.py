@@ -16,8 +16,8 @@ from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.data.batches.packing import PackedDataset
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.tokens.prepare import TokenSettings
-from fastchat.errors import SettingsError, say
-from fastchat.model.loading import count_parameters, load_config
+from fastchat.errors import say
+from fastchat.model.loading import load_config
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
@@ -318,8 +318,6 @@ def load_model(
     )
     if lora is not None and (usual or lora.lora_weight_path):
         settings.derive(lora, "lora_target_modules", sorted(model.peft_config["default"].target_modules))
-    if not count_parameters(model, engine.numel)[0]:
-        raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     return model, weights_dtype
 
 
@@ -392,6 +390,7 @@ def make_trainer(
         memory=memory,
         head=head,
         train_lengths=data.corpora["train"].dataset.lengths if grouped else None,
+        loraplus_lr_ratio=settings.lora.loraplus_lr_ratio if settings.lora is not None else None,
     )
     if settings.data.log_samples:
         trainer.add_callback(SamplesFile(str(training.output_dir), trainer.rows_of))
