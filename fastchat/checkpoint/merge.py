@@ -96,14 +96,16 @@ def merge_adapter(
 
 @torch.no_grad()
 def merge_weights(model: Any, dtype: torch.dtype) -> Any:
-    """Add each layer's low-rank product to its weight, in float32, rounding once to `dtype`. Returns a plain model."""
+    """Add each layer's low-rank product to its weight, in float32, rounding once to `dtype`, and put trained rows and
+    modules into their places. Returns a plain model."""
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     base = model.get_base_model()
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     _untie_if_adapted(base, layers)
     _check_one_adapter_each(layers)
-    for layer in layers:
+    for layer in (*layers, *(m for m in model.modules() if isinstance(m, TrainableTokensLayer))):
         weight = _adapted_weight(layer)
         weight.data = weight.data.float()
         try:

@@ -160,11 +160,10 @@ def dequantised_base(model_dir: str, **options: Any) -> Any:
 @torch.no_grad()
 def dequantise(model: nn.Module) -> None:
     """Replace every nf4 layer of `model`, in place, by the plain layer it was, with its dequantised values."""
-    from bitsandbytes.functional import dequantize_4bit
     from transformers.pytorch_utils import Conv1D
 
     for name, layer in linear4bit_layers(model).items():
-        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        weight = dequantised_weight(layer)
         plain: Any = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         if getattr(layer, "source_cls", None) is Conv1D:
             plain, weight = Conv1D(layer.out_features, layer.in_features), weight.t().contiguous()
@@ -173,6 +172,15 @@ def dequantise(model: nn.Module) -> None:
             plain.bias = layer.bias
         model.set_submodule(name, plain.train(layer.training))
     _forget_quantization(model)
+
+
+def dequantised_weight(layer: Any) -> torch.Tensor:
+    """The weight of a linear layer: of an nf4 one the values that its codes stand for."""
+    if type(layer.weight).__name__ != "Params4bit":
+        return layer.weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
 def linear4bit_layers(model: nn.Module) -> dict[str, Any]:

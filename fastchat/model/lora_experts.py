@@ -69,18 +69,21 @@ def choose_parameters(
     asked: Sequence[str] | str | None,
     layers: Collection[str],
     text: Collection[str] | None = None,
+    blocks: Collection[int] = (),
 ) -> list[str]:
     """The parameters to adapt, as peft takes them. Raises SettingsError for a target that matches nothing that can be
     adapted, with the list of what can, and where peft or bitsandbytes cannot do it.
 
     `asked`: as typed: ends of parameter names, or regular expressions. `layers`: full names of the layers that have an
-    adapter. `text`: names of the modules that text passes through; None: all do.
+    adapter. `text`: names of the modules that text passes through; None: all do. `blocks`: numbers of the blocks to
+    adapt parameters in; empty: all.
     """
     if asked is None:
         return []
     label = "--lora_target_parameters"
     everything = dict(model.named_parameters())
     possible = {name for name in _adaptable(model) if text is None or name.rpartition(".")[0] in text}
+    possible = {name for name in possible if not blocks or _block_number(name) in blocks}
     chosen: set[str] = set()
     targets = read_targets(asked, label)
     for target in targets:
@@ -102,11 +105,11 @@ def choose_parameters(
     return as_names(targets, chosen, everything)
 
 
-def say_frozen_experts(model: nn.Module, numel: Callable[[torch.Tensor], int]) -> None:
+def say_frozen_experts(model: Any, numel: Callable[[torch.Tensor], int]) -> None:
     """Says how many parameters of experts have no adapter. `model`: the PeftModel."""
     from peft.tuners.lora import ParamWrapper
 
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model()
     adapted = {
         id(getattr(layer.get_base_layer(), layer.parameter_name))
         for layer in base.modules()
@@ -146,6 +149,11 @@ def _nothing(model: nn.Module, label: str, target: str, possible: Collection[str
         f"{label}: {target!r} matches no parameter that can be adapted in {type(model).__name__}. {there}; the weight "
         "of a layer is its name with .weight." + (f" Did you mean {close[0]}?" if close else "")
     )
+
+
+def _block_number(name: str) -> int | None:
+    """The number of the block in a full name: its first number, as in peft."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def in_block(name: str) -> str:

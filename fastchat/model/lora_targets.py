@@ -62,18 +62,20 @@ def choose_targets(
     modules: Sequence[str] | str | None,
     parameters: Sequence[str] | str | None = None,
     text: Collection[str] | None = None,
+    blocks: Collection[int] = (),
 ) -> Targets:
     """The layers and parameters to adapt. Says what the default does not adapt, and what has no effect.
 
     `modules`: as typed: names, regular expressions, `all-linear`; None for the default. `parameters`: names or regular
-    expressions; None for none. `text`: names of the modules that text passes through; None: all do.
+    expressions; None for none. `text`: names of the modules that text passes through; None: all do. `blocks`: numbers
+    of the blocks whose parameters are meant; empty: all. (peft itself picks the layers of these blocks.)
     Raises SettingsError for a target that matches nothing, listing what exists.
     """
     everything = adaptable_modules(model)
     layers = [name for name in everything if text is None or name in text]
     asked = None if modules is None else read_targets(modules)
     chosen = _default(model, layers) if asked is None else _asked(model, asked, layers, everything)
-    weights = choose_parameters(model, parameters, chosen, text)
+    weights = choose_parameters(model, parameters, chosen, text, blocks)
     parts = _idle_parts(chosen, layers, everything)
     others = [name for name, _ in model.named_modules() if not any(_inside(name, part) for part in parts)]
     return Targets(

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from fastchat.settings.fields import (
+    ABOVE_ZERO,
     AT_LEAST_ONE,
     BELOW_ONE,
     FIXED,
@@ -21,8 +22,8 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import by_value, paths_of, rope, targets, template
-from fastchat.settings.targets import ALL_LINEAR, LORA_TARGETS
+from fastchat.settings.foreign import TARGET_NAMES, by_value, first_weights, paths_of, rope, template
+from fastchat.settings.targets import LORA_TARGETS
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 _model = partial(setting, group="Model")
@@ -235,20 +236,15 @@ class LoraArguments:
     )
     lora_target_modules: list[str] = _lora(
         list(LORA_TARGETS),
-        "layers to adapt: names, a regular expression for full names, or all-linear (of the blocks); the default is "
-        "these seven, or all linear layers of the blocks if the model has others",
-        translate={
-            **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
-            "lora_target_modules": by_value({"all": f"write {ALL_LINEAR}"}, ""),
-        },
+        "layers to adapt: names, a regular expression, or all-linear (also the default if the blocks have other layers)",
+        translate=TARGET_NAMES,
         resume=FIXED,
         common=True,
         memory=True,
     )
     lora_target_parameters: list[str] | None = _lora(
         None,
-        "parameters to adapt that are not layers, such as the weights of experts: mlp.experts.gate_up_proj "
-        "mlp.experts.down_proj; without dropout",
+        "parameters to adapt that are not layers, such as mlp.experts.down_proj of a mixture of experts; no dropout",
         elsewhere="target_parameters",
         resume=FIXED,
         memory=True,
@@ -262,6 +258,53 @@ class LoraArguments:
         path=True,
     )
     lora_bias: Literal["none", "all", "lora_only"] = _lora("none", "biases to train as well", resume=FIXED, memory=True)
+    lora_init: str = _lora(
+        "default",
+        "first weights of a new adapter: default, gaussian, pissa, pissa_niter_N, olora, eva or loftq",
+        translate=dict.fromkeys(("pissa_init", "peft_init_lora_weights", "init_lora_weights"), first_weights),
+        resume=FIXED,
+        memory=True,
+    )
+    use_rslora: bool = _lora(
+        False,
+        "scale the adapter's output by lora_alpha / sqrt(lora_r) (rank-stabilized LoRA)",
+        elsewhere="peft_use_rslora",
+        resume=FIXED,
+    )
+    use_dora: bool = _lora(
+        False,
+        "train the length of each weight row apart from its direction (DoRA)",
+        elsewhere="peft_use_dora",
+        resume=FIXED,
+        memory=True,
+    )
+    loraplus_lr_ratio: float | None = _lora(
+        None,
+        "LoRA+: the B matrices learn at learning_rate times this",
+        range=ABOVE_ZERO,
+        resume=FIXED,
+    )
+    lora_modules_to_save: list[str] = _lora(
+        [],
+        "names of modules to train and save whole, such as embed_tokens lm_head",
+        elsewhere="modules_to_save additional_target",
+        resume=FIXED,
+        memory=True,
+    )
+    trainable_tokens: list[str] = _lora(
+        [],
+        "tokens whose embedding and output rows are trained: texts, ids, or untrained: all that the base never learned",
+        elsewhere="trainable_token_indices peft_trainable_token_indices",
+        resume=FIXED,
+        memory=True,
+    )
+    lora_layers_to_transform: list[str] = _lora(
+        [],
+        "numbers of the decoder layers to adapt, counted from 0, such as 0-7 15; by default all",
+        elsewhere="peft_layers_to_transform layers_to_transform",
+        resume=FIXED,
+        memory=True,
+    )
     q_lora: bool = _lora(
         False,
         "quantize the base model to 4 bits (nf4, double quantization)",

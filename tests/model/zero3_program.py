@@ -44,8 +44,8 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
     from transformers.integrations import HfDeepSpeedConfig
 
     from fastchat.model.loading import count_parameters, describe_quantization
+    from fastchat.train.adapter import gathered_with_adapters
     from fastchat.train.engine import ZeRO
-    from fastchat.train.prepare import gathered_with_adapters
 
     settings = {
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},

@@ -44,13 +44,17 @@ class Zero3Gatherer:
         self.gathered: dict[torch.nn.Module, ExitStack] = {}
         self.at: dict[int, torch.nn.Parameter] = {}
 
-    def gather(self, module: torch.nn.Module, inputs: Any) -> None:
-        """Forward begins: the module's own weights become whole. One that a parent holds already is left alone.
+    def own(self, module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+        """What `module` needs: its own weights; also those inside it where `Engine.gather_as_one` was asked for, or
+        will be: peft's adapter on a parameter changes that of the module inside it before its forward begins."""
+        from deepspeed.utils import z3_leaf_module
 
-        peft's adapter on a parameter changes that of the module inside it before that module's forward begins.
-        """
+        return module.parameters(recurse=z3_leaf_module(module) or type(module).__name__ == PARAM_WRAPPER)
+
+    def gather(self, module: torch.nn.Module, inputs: Any) -> None:
+        """Forward begins: the module's own weights become whole. One that a parent holds already is left alone."""
         stack = self.gathered[module] = ExitStack()
-        for parameter in module.parameters(recurse=type(module).__name__ == PARAM_WRAPPER):
+        for parameter in self.own(module):
             if is_partitioned(parameter):
                 stack.enter_context(whole(parameter))
                 address = parameter.untyped_storage().data_ptr()
