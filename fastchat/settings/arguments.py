@@ -236,7 +236,7 @@ class LoraArguments:
     )
     lora_target_modules: list[str] = _lora(
         list(LORA_TARGETS),
-        "layers to adapt: names, a regular expression, or all-linear (also the default if the blocks have other layers)",
+        "layers to adapt: names, a regular expression, or all-linear (the default where blocks have other layers)",
         translate=TARGET_NAMES,
         resume=FIXED,
         common=True,

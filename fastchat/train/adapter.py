@@ -17,7 +17,6 @@ from fastchat.model.lora import adapter_targets, add_lora
 from fastchat.settings.arguments import LoraArguments
 from fastchat.settings.lora_options import UNTRAINED, LoraOptions, parse_layers
 from fastchat.train.engine import Engine
-from fastchat.train.settings import Settings
 from fastchat.train.untrained import untrained_tokens
 
 AddAdapter = Callable[[Any, Callable[[], Any]], Any]
@@ -83,12 +82,11 @@ def gathered_with_adapters(model: Any, engine: Engine) -> Any:
     return model
 
 
-def derive_targets(settings: Settings, lora: LoraArguments, model: Any) -> None:
-    """Notes what has an adapter where that follows from the model, or from the adapter that is trained further."""
+def derived_targets(lora: LoraArguments, model: Any) -> dict[str, Any]:
+    """The settings that follow from the model, or from the adapter that is trained further: what has an adapter."""
     modules, parameters = adapter_targets(model.peft_config[TRAINED].to_dict())
-    settings.derive(lora, "lora_target_modules", modules)
-    if lora.lora_weight_path:
-        settings.derive(lora, "lora_target_parameters", parameters or None)
+    further = {"lora_target_parameters": parameters or None} if lora.lora_weight_path else {}
+    return {"lora_target_modules": modules, **further}
 
 
 def token_ids(tokenizer: Any, values: Sequence[str]) -> list[int]:

@@ -22,7 +22,7 @@ from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
 from fastchat.train import packed
-from fastchat.train.adapter import adapter_of, derive_targets, token_ids
+from fastchat.train.adapter import adapter_of, derived_targets, token_ids
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
 from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
 from fastchat.train.checkpointing import StopCallback
@@ -316,7 +316,8 @@ def load_model(
         progress=not training.disable_tqdm,
     )
     if lora is not None and (usual or lora.lora_weight_path):
-        derive_targets(settings, lora, model)
+        for name, value in derived_targets(lora, model).items():
+            settings.derive(lora, name, value)
     return model, weights_dtype
 
 
