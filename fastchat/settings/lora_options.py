@@ -96,8 +96,13 @@ def check_combination(
         )
 
 
-def check_engine(*, trainable_tokens: Sequence[str], zero_stage: int) -> None:
+def check_engine(*, trainable_tokens: Sequence[str], use_dora: bool, q_lora: bool, zero_stage: int) -> None:
     """Raises SettingsError for what the libraries cannot train with weights that ZeRO divides."""
+    if use_dora and q_lora and zero_stage == 3:
+        raise SettingsError(
+            "--use_dora with --q_lora: peft copies the weights in 4 bits, which ZeRO-3 divides among the processes. Use "
+            "a ZeRO-2 configuration, or one of the two"
+        )
     if trainable_tokens and zero_stage == 3:
         raise SettingsError(
             "--trainable_tokens: peft reads the embedding outside of its forward pass, where ZeRO-3 has not gathered "

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastchat.errors import SettingsError, nearest
+from fastchat.model.adapter_parts import TRAINED
 from fastchat.model.first_weights import FirstWeights
 from fastchat.model.lora import add_lora
 from fastchat.settings.arguments import LoraArguments
@@ -64,9 +65,9 @@ def adapter_of(
             numel=engine.numel,
             whole=engine.whole,
         )
-        for module in made.modules():
-            if getattr(module, "lora_magnitude_vector", None):  # DoRA reads the weight next to it
-                engine.gather_as_one(module)
+        for layer in made.modules():
+            if TRAINED in (getattr(layer, "lora_magnitude_vector", None) or ()):  # DoRA takes the norms of the weight
+                engine.reads(layer.lora_magnitude_vector[TRAINED], layer.get_base_layer().weight)
         return made
 
     return add

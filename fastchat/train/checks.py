@@ -176,7 +176,8 @@ def _restated_names(values: Values, name: str) -> list[str]:
 def check_engine(values: Values, config: dict[str, Any] | None) -> None:
     """What the engine of the DeepSpeed configuration `config` cannot train."""
     if "lora_r" in values and config is not None:
-        check_adapter_engine(trainable_tokens=values["trainable_tokens"], zero_stage=stage_of(config))
+        asked = {name: values[name] for name in ("trainable_tokens", "use_dora", "q_lora")}
+        check_adapter_engine(**asked, zero_stage=stage_of(config))
 
 
 def _batches(values: Values) -> None:

@@ -8,6 +8,7 @@ things in the same order.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -31,25 +32,34 @@ def weights_in_reach(model: torch.nn.Module) -> Iterator[None]:
         with torch.autograd.graph.saved_tensors_hooks(gatherer.pack, gatherer.unpack):
             yield
     finally:
+        gatherer.open = False
         for handle in handles:
             handle.remove()
 
 
 class Zero3Gatherer:
-    """Which weights are whole at the moment, by the address of their storage."""
+    """Which weights are whole at the moment, by the address of their storage.
+
+    A module that is copied takes its hooks along, and they outlive the context: they do nothing once it is not `open`.
+    """
 
     def __init__(self) -> None:
+        self.open = True
         self.gathered: dict[torch.nn.Module, ExitStack] = {}
         self.at: dict[int, torch.nn.Parameter] = {}
 
     def own(self, module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
-        """What `module` needs: its own weights; also those inside it where `Engine.gather_as_one` was asked for."""
-        from deepspeed.utils import z3_leaf_module
+        """What `module` needs: its own weights, and those of others that `Engine.reads` named."""
+        others = module.ds_external_parameters() if hasattr(module, "ds_external_parameters") else ()
+        return itertools.chain(module.parameters(recurse=False), (parameter for _, parameter in others))
 
-        return module.parameters(recurse=z3_leaf_module(module))
+    def __deepcopy__(self, memo: Any) -> Zero3Gatherer:
+        return self
 
     def gather(self, module: torch.nn.Module, inputs: Any) -> None:
         """Forward begins: the module's own weights become whole. One that a parent holds already is left alone."""
+        if not self.open:
+            return
         stack = self.gathered[module] = ExitStack()
         for parameter in self.own(module):
             if is_partitioned(parameter):
