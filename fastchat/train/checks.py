@@ -154,6 +154,7 @@ def _adapter(values: Values) -> None:
         check_init(values["lora_init"]),
         use_dora=values["use_dora"],
         modules_to_save=_restated_names(values, "lora_modules_to_save"),
+        trainable_tokens=values["trainable_tokens"],
         targets=names,
         q_lora=values["q_lora"],
         continues=bool(path),

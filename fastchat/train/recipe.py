@@ -16,8 +16,8 @@ from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.data.batches.packing import PackedDataset
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.tokens.prepare import TokenSettings
-from fastchat.errors import say
-from fastchat.model.loading import load_config
+from fastchat.errors import SettingsError, say
+from fastchat.model.loading import count_parameters, load_config
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
@@ -318,6 +318,8 @@ def load_model(
     )
     if lora is not None and (usual or lora.lora_weight_path):
         settings.derive(lora, "lora_target_modules", sorted(model.peft_config["default"].target_modules))
+    if not count_parameters(model, engine.numel)[0]:
+        raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     return model, weights_dtype
 
 
@@ -373,9 +375,6 @@ def make_trainer(
         padding_side=settings.model.padding_side,
     )
 
-    def write_weights(trainer: ChatTrainer, folder: str) -> None:
-        save(run, make_record(run, trainer), trainer, folder, checkpoint=True)
-
     trainer = ChatTrainer(
         model=model,
         args=training,
@@ -385,7 +384,7 @@ def make_trainer(
         callbacks=[MetricsFile(str(training.output_dir)), WarmupNote()],
         engine=engine,
         on_nonfinite=training.on_nonfinite,
-        write_weights=write_weights,
+        write_weights=lambda trainer, folder: save(run, make_record(run, trainer), trainer, folder, checkpoint=True),
         dummy_token=run.text.pad_token_id,
         memory=memory,
         head=head,
