@@ -72,12 +72,14 @@ def adapter_of(
 
 
 def gathered_with_adapters(model: Any, engine: Engine) -> Any:
-    """`model`, with the weights gathered together with an adapter that needs them itself: DoRA reads the weight next to
-    it, and an adapter on a parameter changes it before the module that has it begins."""
+    """`model`, with the weights gathered that its adapters compute with themselves: DoRA takes the norms of the weight,
+    and an adapter on a parameter changes it before the module that has it begins."""
     from peft.tuners.lora import ParamWrapper
 
     for module in model.modules():
-        if getattr(module, "lora_magnitude_vector", None) or isinstance(module, ParamWrapper):
+        if TRAINED in (getattr(module, "lora_magnitude_vector", None) or ()):
+            engine.reads(module.lora_magnitude_vector[TRAINED], module.get_base_layer().weight)
+        elif isinstance(module, ParamWrapper):
             engine.gather_as_one(module)
     return model
 

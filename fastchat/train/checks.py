@@ -157,6 +157,7 @@ def _adapter(values: Values) -> None:
         check_init(values["lora_init"]),
         use_dora=values["use_dora"],
         modules_to_save=_restated_names(values, "lora_modules_to_save"),
+        trainable_tokens=values["trainable_tokens"],
         targets=targets,
         q_lora=values["q_lora"],
         continues=bool(path),
@@ -191,7 +192,8 @@ def _restated_names(values: Values, name: str) -> list[str]:
 def check_engine(values: Values, config: dict[str, Any] | None) -> None:
     """What the engine of the DeepSpeed configuration `config` cannot train."""
     if "lora_r" in values and config is not None:
-        check_adapter_engine(trainable_tokens=values["trainable_tokens"], zero_stage=stage_of(config))
+        asked = {name: values[name] for name in ("trainable_tokens", "use_dora", "q_lora")}
+        check_adapter_engine(**asked, zero_stage=stage_of(config))
 
 
 def _batches(values: Values) -> None:

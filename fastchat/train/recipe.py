@@ -373,9 +373,6 @@ def make_trainer(
         padding_side=settings.model.padding_side,
     )
 
-    def write_weights(trainer: ChatTrainer, folder: str) -> None:
-        save(run, make_record(run, trainer), trainer, folder, checkpoint=True)
-
     trainer = ChatTrainer(
         model=model,
         args=training,
@@ -385,7 +382,7 @@ def make_trainer(
         callbacks=[MetricsFile(str(training.output_dir)), WarmupNote()],
         engine=engine,
         on_nonfinite=training.on_nonfinite,
-        write_weights=write_weights,
+        write_weights=lambda trainer, folder: save(run, make_record(run, trainer), trainer, folder, checkpoint=True),
         dummy_token=run.text.pad_token_id,
         memory=memory,
         head=head,

@@ -8,6 +8,7 @@ things in the same order.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -25,7 +26,7 @@ def weights_in_reach(model: torch.nn.Module) -> Iterator[None]:
         yield
         return
     gatherer = Zero3Gatherer()
-    handles = [  # on all modules: an adapter may add some meanwhile
+    handles = [  # on all modules: an adapter may add some meanwhile, and copies would keep hooks of their own
         register_module_forward_pre_hook(gatherer.gather),
         register_module_forward_hook(gatherer.release, always_call=True),
     ]
@@ -45,11 +46,11 @@ class Zero3Gatherer:
         self.at: dict[int, torch.nn.Parameter] = {}
 
     def own(self, module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
-        """What `module` needs: its own weights; also those inside it where `Engine.gather_as_one` was asked for, or
-        will be: peft's adapter on a parameter changes that of the module inside it before its forward begins."""
-        from deepspeed.utils import z3_leaf_module
-
-        return module.parameters(recurse=z3_leaf_module(module) or type(module).__name__ == PARAM_WRAPPER)
+        """What `module` needs: its own weights, and those of others that `Engine.reads` named. peft's adapter on a
+        parameter changes that of the module inside it before that module's forward begins."""
+        others = module.ds_external_parameters() if hasattr(module, "ds_external_parameters") else ()
+        own = module.parameters(recurse=type(module).__name__ == PARAM_WRAPPER)
+        return itertools.chain(own, (parameter for _, parameter in others))
 
     def gather(self, module: torch.nn.Module, inputs: Any) -> None:
         """Forward begins: the module's own weights become whole. One that a parent holds already is left alone."""
