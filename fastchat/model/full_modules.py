@@ -103,19 +103,24 @@ def check_tied(model: Any, tied: bool) -> None:
 
 
 def widen(model: Any) -> None:
-    """Makes modules and rows that train float32. ZeRO-3 already holds its own float32 copy of what it partitions."""
+    """Makes the copies of modules and rows that train float32."""
     from peft.utils.other import ModulesToSaveWrapper
 
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper) and TRAINED in module.modules_to_save:
             copied: Any = module.modules_to_save[TRAINED]
-            before = next(copied.parameters()).dtype
-            if before in (torch.bfloat16, torch.float16) and not hasattr(next(copied.parameters()), "ds_id"):
+            before = next(module.original_module.parameters()).dtype  # the copy may be tied to one that is float32 now
+            if before in (torch.bfloat16, torch.float16):
                 for parameter in copied.parameters():
                     parameter.data = parameter.data.float()  # in place: tied weights stay tied
                 _compute_between(copied, before)
-        elif (rows := _rows_of(module)) is not None and not hasattr(rows, "ds_id"):
+        elif (rows := _rows_of(module)) is not None:
             rows.data = rows.data.float()
+
+
+def is_of_copies(name: str) -> bool:
+    """Whether a parameter of this name is of such a copy."""
+    return ".modules_to_save." in name or ".trainable_tokens_delta." in name
 
 
 def trained_rows(layer: Any) -> list[int]:

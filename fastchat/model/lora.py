@@ -22,7 +22,7 @@ from torch import Tensor
 from fastchat.errors import CheckpointError, SettingsError, brief, say
 from fastchat.model.adapter_parts import adapter_parts
 from fastchat.model.first_weights import FirstWeights, Whole, set_first_weights
-from fastchat.model.full_modules import check_tied, layers_of, token_rows, whole_modules, widen
+from fastchat.model.full_modules import check_tied, is_of_copies, layers_of, token_rows, whole_modules, widen
 from fastchat.model.loading import count_parameters
 from fastchat.model.lora_experts import say_frozen_experts
 from fastchat.model.lora_targets import choose_targets
@@ -200,8 +200,8 @@ def _more_of(own: dict[str, Any]) -> str:
     """What the config of an adapter says that it trains besides matrices."""
     saved, rows = own.get("modules_to_save"), own.get("trainable_token_indices")
     listed = [f", {name}" for name in ("use_rslora", "use_dora") if own.get(name)]
-    listed += [f", trained whole {', '.join(saved)}"] if saved else []
-    listed += [f", trained rows of {', '.join(rows)}"] if rows else []
+    listed += [f", trained whole {', '.join(sorted(saved))}"] if saved else []
+    listed += [f", trained rows of {', '.join(sorted(rows))}"] if rows else []
     return "".join(listed)
 
 
@@ -256,7 +256,7 @@ def _read_again(peft_model: Any, path: str) -> None:
     named = dict(peft_model.named_parameters())
     with safe_open(str(Path(path).expanduser() / ADAPTER_WEIGHTS), framework="pt") as file:
         for in_file, (name, *_) in adapter_parts(peft_model).items():
-            if ".lora_" not in in_file and not hasattr(named[name], "ds_id"):
+            if is_of_copies(name):
                 named[name].copy_(file.get_tensor(in_file))
 
 

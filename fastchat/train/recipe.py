@@ -46,9 +46,9 @@ from fastchat.train.prepare import (
 from fastchat.train.record import Run, base_name, make_record
 from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
-from fastchat.train.resuming import Identity, Resume
+from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
-from fastchat.train.startup import OutputFolder, check_folder, choose_start, clear_folder, identify
+from fastchat.train.startup import OutputFolder, Start, check_folder, choose_start, clear_folder, identify
 from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
@@ -98,7 +98,7 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     # 8. The model, and its adapter; memory is measured from here.
     memory = MemoryWatch(plan, training.device)
-    model, weights_dtype = load_model(settings, base, config, loading, rope, engine, text, data, start.resume)
+    model, weights_dtype = load_model(settings, base, config, loading, rope, engine, text, data, start)
     memory.built()
 
     # 9. What only the model can tell: untrained tokens, leaks between packed dialogues, files that cannot be saved.
@@ -290,7 +290,7 @@ def load_model(
     engine: Engine,
     text: Text,
     data: Data,
-    resume: Resume,
+    start: Start,
 ) -> tuple[Any, torch.dtype]:
     """Step 8. Which modules have an adapter is a setting that may follow from the model."""
     training, lora = settings.training, settings.lora
@@ -298,7 +298,7 @@ def load_model(
     add_adapter = None
     if lora is not None:
         more = {"usual_targets": usual, "checkpointing": bool(training.gradient_checkpointing)}
-        more["resumes"] = resume.checkpoint is not None
+        more["resumes"] = start.resume.checkpoint is not None
         add_adapter = adapter_of(lora, text.tokenizer, data.corpora["train"].dataset, engine, **more)
     model, weights_dtype = prepare_model(
         base,

@@ -102,3 +102,44 @@ def test_a_whole_life(
     capsys.readouterr()
     assert cli.main(["--model-path", str(done.folder), "--message", "Hi", "--max-new-tokens", "4"]) == 0
     assert capsys.readouterr().out.endswith("\n")
+
+
+@covers("loraplus_lr_ratio")
+def test_the_b_matrices_learn_faster(train: Train) -> None:
+    flags = ["--loraplus_lr_ratio", "8", "--learning_rate", "1e-3", "--weight_decay", "0.1", "--warmup_steps", "1"]
+    done = ok(train(*flags, "--lora_target_modules", "q_proj", "embed_tokens", "--lora_r", "4", "--max_steps", "3"))
+    model, groups = done.trainer.model, done.trainer.optimizer.param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(i for i, n in names.items() if "lora_" in n)
+    for group in groups:
+        faster = {".lora_B." in names[id(p)] for p in group["params"]}
+        if faster:
+            assert faster == {group["initial_lr"] == 8e-3} and group["weight_decay"] == 0.1
+            assert group["lr"] == pytest.approx(group["initial_lr"] / 1e-3 * groups[0]["lr"])
+    slow = ok(train(*flags[2:], "--lora_target_modules", "q_proj", "embed_tokens", "--lora_r", "4", name="slow"))
+    assert len(slow.trainer.optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lora_init", "pisa"], "--lora_init is 'pisa'; it can be default, gaussian, pissa"),
+        (["--lora_init", "loftq"], "add --q_lora True"),
+        (["--lora_layers_to_transform", "1", "x"], "'x' is neither the number of a layer nor a range"),
+        (["--loraplus_lr_ratio", "0"], "--loraplus_lr_ratio is 0; it must be above 0"),
+        (["--trainable_tokens", "<|nowhere|>"], "'<|nowhere|>' is not one token of this tokenizer"),
+        (["--trainable_tokens", "99999"], "none for id 99999"),
+        (["--trainable_tokens", "untrained"], "the base model has learned all added tokens"),
+        (["--lora_modules_to_save", "nothing"], "'nothing' matches no module"),
+        (["--lora_init", "pissa", "--lora_r", "64"], "needs a --lora_r of at most 32"),
+    ],
+)
+def test_a_run_that_cannot_be_ends_before_its_first_step(flags: list[str], message: str, train: Train) -> None:
+    done = train(*flags)
+    assert done.code == 2 and message in done.err and "Traceback" not in done.err, done.err
+
+
+def test_what_zero3_cannot_is_said_before_the_model_loads(train: Train) -> None:
+    for flags in (["--trainable_tokens", "5"], ["--use_dora", "1", "--q_lora", "1"]):
+        done = train(*flags, "--deepspeed", '{"zero_optimization": {"stage": 3}}')
+        assert done.code == 2 and "peft" in done.err and "ZeRO-2" in done.err, done.err
