@@ -35,21 +35,23 @@ def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def routers(model: nn.Module, layers: Iterable[str]) -> set[str]:
-    """Those linear `layers` that decide which experts a token goes to, or how much an expert counts."""
+    """Those linear `layers` that are routers: by their name, or as a gate next to the experts of a mixture, which has
+    one output, or one for each expert."""
     mixtures = _mixtures(model)
 
-    def routes(name: str, mixture: str, num_experts: int) -> bool:
+    def gates(name: str, mixture: str, num_experts: int) -> bool:
         inner = name.removeprefix(mixture + ".").split(".")
-        if any("router" in part or part == "gate" or part.endswith("_gate") for part in inner):
+        if mixture.rpartition(".")[2].isdigit():  # the experts are next to attention in the block, as in Gemma 4
+            return "gate" in inner
+        if any(part == "gate" or part.endswith("_gate") for part in inner):
             return True
         return len(inner) == 1 and getattr(model.get_submodule(name), "out_features", None) in (1, num_experts)
 
-    return {
-        name
-        for name in layers
-        for mixture, num_experts in mixtures.items()
-        if name.startswith(mixture + ".") and routes(name, mixture, num_experts)
-    }
+    def routes(name: str) -> bool:
+        inside = (item for item in mixtures.items() if name.startswith(item[0] + "."))
+        return "router" in name or any(gates(name, mixture, num_experts) for mixture, num_experts in inside)
+
+    return {name for name in layers if routes(name)}
 
 
 def _mixtures(model: nn.Module) -> dict[str, int]:

@@ -189,7 +189,7 @@ def _useless(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
     routing = routers(model, layers)
     found: dict[str, list[str]] = {}
     for name in layers:
-        why = "it routes tokens to experts" if name in routing else _why_not(model, name)
+        why = "it is a router, or a gate of experts" if name in routing else _why_not(model, name)
         if why is not None:
             found.setdefault(why, []).append(name)
     return found

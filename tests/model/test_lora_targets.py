@@ -54,6 +54,7 @@ DEFAULTS = {
     "jetmoe": ("kv_proj", True),
     "llama4_text": (_SEVEN, True),
     "phimoe": (_QKVO, False),
+    "gemma4_text": (f"down_proj gate_proj {_QKVO} per_layer_input_gate per_layer_projection up_proj", True),
     "deepseek_v2": (_MLA, False),
     "deepseek_v3": (_MLA, True),
     "deepseek_v32": (_MLA, True),
@@ -94,7 +95,7 @@ def test_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         ("phi3", "LoRA targets: down_proj, gate_up_proj, o_proj, qkv_proj, the linear layers in the blocks of Phi3"),
         ("falcon_h1", "LoRA targets: the default seven. The blocks of FalconH1ForCausalLM also have in_proj."),
         ("jamba", "LoRA: no adapter on mamba.dt_proj: the model's code reads the weight itself"),
-        ("qwen3_next", "LoRA: no adapter on mlp.shared_expert_gate: it routes tokens to experts"),
+        ("qwen3_next", "LoRA: no adapter on mlp.shared_expert_gate: it is a router, or a gate of experts"),
         ("deepseek_v32", "self_attn.indexer.wq_b: no gradient passes through it"),
         ("deepseek_v3", "--lora_target_parameters mlp.down_proj.weight mlp.gate_proj.weight mlp.shared_experts."),
     ):
