@@ -197,8 +197,8 @@ def _useless(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
 
 def _why_not(model: nn.Module, name: str) -> str | None:
     """Why an adapter on the layer `name` would not work; None where it does."""
-    if NO_GRADIENT.intersection(name.split(".")):
-        return "no gradient passes through it"
+    if any(part.endswith(NO_GRADIENT) for part in name.split(".")):
+        return "it would get no gradient"
     owner, _, leaf = name.rpartition(".")
     if _reads_weight(model.get_submodule(owner), leaf):
         return "the model's code reads the weight itself, without the adapter"

@@ -13,9 +13,9 @@ from fastchat.settings.parsing import to_names
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = "all-linear"  # peft's word
-# Parts of a block that choose what is attended to and pass no gradient on: an adapter there would stay zero.
-# DeepSeek-V3.2's sparse attention, and the families that have it from there, take only the top indices of its scores.
-NO_GRADIENT = frozenset({"indexer"})
+# Ends of the names of parts in which an adapter would get no gradient. `indexer`: sparse attention, as in DeepSeek-V3.2,
+# takes only the indices of its highest scores. `adapter_list`: Zamba2's own adapters, of which a block uses one.
+NO_GRADIENT = ("indexer", "adapter_list")
 # Names that peft takes for the weights of experts and of the router, as older versions of transformers named them, by
 # model_type: it adapts those instead of layers with these names, such as the ones of shared experts.
 _AS_MIXTRAL = ("mixtral", "minimax", "minimax_m2")

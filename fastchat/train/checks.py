@@ -10,7 +10,7 @@ from fastchat.data.tokens.mixing import check_proportions
 from fastchat.errors import SettingsError, say
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
-from fastchat.settings.lora_options import check_combination, check_init, parse_layers
+from fastchat.settings.lora_options import DEFAULT, GAUSSIAN, check_combination, check_init, parse_layers
 from fastchat.settings.lora_options import check_engine as check_adapter_engine
 from fastchat.settings.options import COMMAND, check_ranges, check_refused
 from fastchat.settings.parsing import to_names, to_shares
@@ -173,6 +173,9 @@ def _adapter(values: Values) -> None:
 def _target_parameters(values: Values) -> None:
     label = "--lora_target_parameters"
     values.restate("lora_target_parameters", read_targets(values["lora_target_parameters"], label))
+    for name, kept in (("use_dora", (False,)), ("lora_init", (DEFAULT, GAUSSIAN))):
+        if values[name] not in kept:
+            raise SettingsError(f"{label} and --{name} {values[name]}: peft has that for layers only; keep one of them")
     dropout = values["lora_dropout"]
     if dropout and values.given("lora_dropout"):
         raise SettingsError(

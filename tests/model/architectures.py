@@ -81,8 +81,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "zamba2": {  # its two hybrid blocks share the weights of one transformer
         **_LLAMA,
         "num_key_value_heads": 4,
-        "num_hidden_layers": 3,
-        "layer_types": ["hybrid", "mamba", "hybrid"],
+        "num_hidden_layers": 4,
+        "layer_types": ["mamba", "hybrid", "mamba", "hybrid"],
+        "hybrid_layer_ids": [1, 3],
         "num_mem_blocks": 1,
         "mamba_headdim": 8,
         "mamba_d_state": 8,

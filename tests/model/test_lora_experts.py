@@ -11,6 +11,7 @@ from fastchat.errors import SettingsError
 from fastchat.model.loading import load_base_model
 from fastchat.model.lora import add_lora, load_adapter
 from fastchat.model.lora_experts import expert_parameters
+from fastchat.settings.lora_options import LoraOptions
 from tests.model.adapters import logits, save_random_adapter
 from tests.model.architectures import loss, tiny
 
@@ -73,6 +74,13 @@ def test_the_effect_is_that_of_the_product() -> None:
         wrapper.get_base_layer().down_proj += wrapper.get_delta_weight("default")
         with model.disable_adapter():
             assert torch.allclose(logits(model, 20), adapted, atol=1e-5)
+
+
+def test_only_in_the_layers_asked_for() -> None:
+    """peft's layers_to_transform is of layers alone."""
+    model = add_lora(tiny("mixtral"), dropout=0.0, target_parameters=EXPERTS, options=LoraOptions(layers=(1,)))
+    adapted = {name.split(".layers.")[1].split(".")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert adapted == {"1"} and any("experts" in name for name, _ in model.named_parameters() if "lora_A" in name)
 
 
 @pytest.mark.parametrize(

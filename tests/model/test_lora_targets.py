@@ -59,7 +59,7 @@ DEFAULTS = {
     "deepseek_v3": (_MLA, True),
     "deepseek_v32": (_MLA, True),
     "minimax": (f"{_QKVO} out_proj output_gate qkv_proj", False),
-    "zamba2": ("", False),
+    "zamba2": (f"down_proj gate_up_proj in_proj {_QKVO} linear", False),
 }
 
 
@@ -81,9 +81,7 @@ def test_by_default_layers_of_the_blocks_that_can_learn(arch: str, names: str) -
     output = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), "")
     targets = choose_targets(model, None)
     peft_model = add_lora(model, dropout=0.0).train()
-    assert modules(peft_model), "something is adapted"
-    if names:
-        assert targets.modules == sorted(names.split())
+    assert targets.modules == sorted(names.split())
     assert output not in modules(peft_model) and not [name for name in modules(peft_model) if "embed" in name]
     loss(peft_model).backward()
     idle = [name for name, p in peft_model.named_parameters() if p.requires_grad and p.grad is None]
@@ -96,7 +94,7 @@ def test_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         ("falcon_h1", "LoRA targets: the default seven. The blocks of FalconH1ForCausalLM also have in_proj."),
         ("jamba", "LoRA: no adapter on mamba.dt_proj: the model's code reads the weight itself"),
         ("qwen3_next", "LoRA: no adapter on mlp.shared_expert_gate: it is a router, or a gate of experts"),
-        ("deepseek_v32", "self_attn.indexer.wq_b: no gradient passes through it"),
+        ("deepseek_v32", "self_attn.indexer.wq_b: it would get no gradient"),
         ("deepseek_v3", "--lora_target_parameters mlp.down_proj.weight mlp.gate_proj.weight mlp.shared_experts."),
     ):
         choose_targets(tiny(arch), None)

@@ -65,6 +65,11 @@ def test_an_adapter_on_experts_is_continued(train: Train, flags: list[str]) -> N
     [
         (["--lora_target_parameters", *EXPERTS, "--lora_dropout", "0.1"], "write --lora_dropout 0 instead of 0.1"),
         (["--lora_target_parameters", "experts.up_proj"], "Weights of experts there: mlp.experts.down_proj"),
+        (["--lora_target_parameters", *EXPERTS, "--use_dora", "True"], "and --use_dora True: peft has that for"),
+        (
+            ["--lora_target_parameters", *EXPERTS, "--lora_init", "pissa"],
+            "and --lora_init pissa: peft has that for layers",
+        ),
         (["--lora_target_modules", ".*(q"], "not a valid regular expression"),
         (["--lora_target_modules", "all"], "write all-linear"),
     ],
