@@ -13,9 +13,9 @@ import torch
 from fastchat.errors import SettingsError, nearest
 from fastchat.model.adapter_parts import TRAINED
 from fastchat.model.first_weights import FirstWeights
-from fastchat.model.lora import add_lora
+from fastchat.model.lora import add_lora, check_adapter_directory
 from fastchat.settings.arguments import LoraArguments
-from fastchat.settings.lora_options import UNTRAINED, LoraOptions, parse_layers
+from fastchat.settings.lora_options import UNTRAINED, LoraOptions, check_engine, parse_layers
 from fastchat.train.engine import Engine
 from fastchat.train.untrained import untrained_tokens
 
@@ -40,6 +40,7 @@ def adapter_of(
     """
 
     def add(model: Any, original: Callable[[], Any]) -> Any:
+        _check_continued(lora, engine)
         tokens = token_ids(tokenizer, lora.trainable_tokens)
         if UNTRAINED in lora.trainable_tokens and not lora.lora_weight_path:
             tokens += untrained_tokens(model, tokenizer, engine)
@@ -71,6 +72,17 @@ def adapter_of(
         return made
 
     return add
+
+
+def _check_continued(lora: LoraArguments, engine: Engine) -> None:
+    """SettingsError where the adapter to continue has what the engine cannot train."""
+    own = check_adapter_directory(lora.lora_weight_path) if lora.lora_weight_path else {}
+    check_engine(
+        trainable_tokens=list(own.get("trainable_token_indices") or ()),
+        use_dora=bool(own.get("use_dora")),
+        q_lora=lora.q_lora,
+        zero_stage=3 if engine.partitions else 0,
+    )
 
 
 def token_ids(tokenizer: Any, values: Sequence[str]) -> list[int]:
