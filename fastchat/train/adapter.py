@@ -31,12 +31,13 @@ def adapter_of(
     *,
     usual_targets: bool,
     checkpointing: bool,
+    device: torch.device,
     resumes: bool,
 ) -> AddAdapter:
     """What gives a base its adapter, called with the base and a function that loads it without quantisation.
 
-    `usual_targets`: take those of the model, not those of `lora`. `dataset`: of input_ids and labels. `resumes`: the
-    weights come from a checkpoint.
+    `usual_targets`: take those of the model, not those of `lora`. `dataset`: of input_ids and labels, which a
+    forward pass gets on `device`. `resumes`: the weights come from a checkpoint.
     """
 
     def add(model: Any, original: Callable[[], Any]) -> Any:
@@ -61,7 +62,7 @@ def adapter_of(
                 trainable_tokens=tuple(dict.fromkeys(tokens)),
             ),
             first=FirstWeights(
-                lora.lora_init, partial(_batches, dataset, model.device, lora.lora_r), original, known=resumes
+                lora.lora_init, partial(_batches, dataset, device, lora.lora_r), original, known=resumes
             ),
             numel=engine.numel,
             whole=engine.whole,
@@ -98,9 +99,8 @@ def token_ids(tokenizer: Any, values: Sequence[str]) -> list[int]:
         if value not in vocabulary and not value.isdecimal():
             close = nearest(value, list(tokenizer.get_added_vocab()), n=1)
             raise SettingsError(
-                f"--trainable_tokens: {value!r} is not one token of this tokenizer"
-                + (f"; did you mean {close[0]}?" if close else "")
-                + ". Add it to the model first: python -m fastchat.model.prepare_model"
+                f"--trainable_tokens: {value!r} is not one token of this tokenizer: add it to the model first, with "
+                "`python -m fastchat.model.prepare_model`" + (f"; did you mean {close[0]}?" if close else "")
             )
         found.append(vocabulary[value] if value in vocabulary else int(value))
     return found

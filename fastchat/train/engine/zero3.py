@@ -50,8 +50,8 @@ class Zero3Gatherer:
 
     def own(self, module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
         """What `module` needs: its own weights, and those of others that `Engine.reads` named."""
-        others = module.ds_external_parameters() if hasattr(module, "ds_external_parameters") else ()
-        return itertools.chain(module.parameters(recurse=False), (parameter for _, parameter in others))
+        others: Any = getattr(module, "ds_external_parameters", tuple)
+        return itertools.chain(module.parameters(recurse=False), (parameter for _, parameter in others()))
 
     def __deepcopy__(self, memo: Any) -> Zero3Gatherer:
         return self
