@@ -69,6 +69,7 @@ def _add_start(model: Any) -> None:
     config = copy.copy(model.peft_config[TRAINED])
     config.lora_dropout, config.bias, config.init_lora_weights = 0.0, "none", True
     config.modules_to_save = config.trainable_token_indices = config.modules_to_tie = None
+    config.ensure_weight_tying = False
     trained = [p for p in model.parameters() if p.requires_grad]
     model.add_adapter(START, config)
     model.base_model.set_adapter([TRAINED, START])

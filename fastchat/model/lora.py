@@ -22,14 +22,21 @@ from torch import Tensor, nn
 from fastchat.errors import CheckpointError, SettingsError, brief, nearest, say
 from fastchat.model.adapter_parts import adapter_parts
 from fastchat.model.first_weights import FirstWeights, Whole, set_first_weights
-from fastchat.model.full_modules import check_tied, is_of_copies, layers_of, token_rows, whole_modules, widen
+from fastchat.model.full_modules import (
+    check_tied,
+    is_of_copies,
+    layers_of,
+    token_rows,
+    whole_modules,
+    widen,
+)
 from fastchat.model.loading import count_parameters
 from fastchat.model.multimodal import exclusion, freeze_idle, idle_parts, modules_of_text, say_idle
 from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
 from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
-from fastchat.settings.lora_options import GAUSSIAN, LoraOptions
+from fastchat.settings.lora_options import GAUSSIAN, LoraOptions, changes_base
 from fastchat.settings.parsing import to_names
 
 BIAS_KINDS = ("none", "all", "lora_only")
@@ -259,13 +266,19 @@ def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first
     if saved:
         say(f"LoRA: trained whole: {', '.join(saved)}{' (tied: one matrix)' if values['ensure_weight_tying'] else ''}.")
     if rows:
-        say(f"LoRA: trained rows: those of {len(options.trainable_tokens)} tokens in {' and '.join(rows)}.")
+        say(f"LoRA: trained rows: {len(options.trainable_tokens)} of {' and of '.join(rows)}.")
     return peft_model
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:
     """The adapter in `path`, trainable; says which of the `asked` values are replaced by its own."""
     own = check_adapter_directory(path)
+    if changes_base(str(own.get("init_lora_weights"))):
+        raise SettingsError(
+            f"--lora_weight_path {path} was saved by peft with init_lora_weights {own['init_lora_weights']}: it is not "
+            "for the base itself, but for one whose weights peft has changed. Save it with peft's "
+            "path_initial_model_for_weight_conversion, which makes an ordinary adapter of it"
+        )
     _check_rope(model, path)
     peft_model = load_adapter(model, path, trainable=True, dropout=dropout)
     differ = [f"{name} {asked[name]} -> {own.get(name)}" for name in asked if (own.get(name) or None) != asked[name]]

@@ -266,6 +266,11 @@ def test_whole_modules_train_in_float32_and_stay_tied(tied: bool, tmp_path: Path
             {"quantization": True},
             "bitsandbytes keeps model.layers.0.self_attn.o_proj",
         ),
+        (
+            {"modules_to_save": ("self_attn",)},
+            {},
+            "You may also have only targeted modules that are marked to be saved",
+        ),
         ({"trainable_tokens": (3, 10**6)}, {}, "none for id 1000000: add tokens with"),
         ({"layers": (0, 2)}, {}, "there is no layer 2: this model has the layers 0 to 1"),
     ],
@@ -283,6 +288,15 @@ def test_what_peft_cannot_do_is_said(tiny_model_dir: Any) -> None:
     named_otherwise = tiny_model_dir("gpt2", tied=True, hidden=64)
     with pytest.raises(SettingsError, match="peft does not keep this model's embedding and output matrix tied"):
         add_lora(load(named_otherwise), target_modules="c_attn", options=LoraOptions(modules_to_save=("wte",)))
+
+
+def test_layers_in_a_whole_module_have_no_adapter(tmp_path: Path, tiny_model_dir: Any) -> None:
+    base = tiny_model_dir("llama")
+    model = moved(add_lora(load(base), options=LoraOptions(modules_to_save=("layers.1.mlp",)), dropout=0.0))
+    adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert len(adapted) == 11 and not any("layers.1.mlp" in name for name in adapted)
+    opened = load_adapter(load(base), str(saved(model, tmp_path / "a"))).eval()
+    assert (logits(opened) - logits(model)).abs().max() < 1e-5
 
 
 def test_only_the_chosen_layers_are_adapted(tiny_model_dir: Any) -> None:
@@ -316,3 +330,14 @@ def test_continuing(
     assert ("use_rslora True -> False" in err) != options.use_rslora
     assert (logits(again.eval()) - logits(trained)).abs().max() < 0.2
     assert all(p.dtype == torch.float32 for p in again.parameters() if p.requires_grad)
+
+
+def test_an_adapter_of_peft_s_for_a_changed_base_is_not_continued(tmp_path: Path, tiny_model_dir: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_model_dir("llama")
+    get_peft_model(load(base), LoraConfig(init_lora_weights="pissa", target_modules=["q_proj"])).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(SettingsError, match="path_initial_model_for_weight_conversion"):
+        add_lora(load(base), weight_path=str(tmp_path))
