@@ -250,9 +250,12 @@ def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first
     saved = whole_modules(model, options.modules_to_save)
     rows = token_rows(model, options.trainable_tokens) if options.trainable_tokens else None
     values |= {"use_rslora": options.use_rslora, "use_dora": options.use_dora, "task_type": "CAUSAL_LM"}
-    values |= {"modules_to_save": saved or None, "trainable_token_indices": rows}
+    ties = tied and any(model.get_submodule(name) in (embedding, head) for name in saved)
+    if ties:  # peft knows the output matrix by its name, but not every name of an embedding
+        both = [name for name, module in model.named_modules() if module in (embedding, head)]
+        saved = list(dict.fromkeys((*saved, *both)))
+    values |= {"modules_to_save": list(saved) or None, "ensure_weight_tying": ties, "trainable_token_indices": rows}
     values["layers_to_transform"] = layers_of(model, options.layers) if options.layers else None
-    values["ensure_weight_tying"] = tied and any(model.get_submodule(name) in (embedding, head) for name in saved)
     values["init_lora_weights"] = GAUSSIAN if first.init == GAUSSIAN else True
     try:
         peft_model = get_peft_model(model, LoraConfig(**values))
@@ -264,7 +267,7 @@ def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first
     check_tied(peft_model, tied)
     widen(peft_model)
     if saved:
-        say(f"LoRA: trained whole: {', '.join(saved)}{' (tied: one matrix)' if values['ensure_weight_tying'] else ''}.")
+        say(f"LoRA: trained whole: {', '.join(saved)}{' (tied: one matrix)' if ties else ''}.")
     if rows:
         say(f"LoRA: trained rows: {len(options.trainable_tokens)} of {' and of '.join(rows)}.")
     return peft_model

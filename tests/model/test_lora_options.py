@@ -15,6 +15,7 @@ from fastchat.checkpoint.gather import IN_PLACE, gather_trained
 from fastchat.errors import SettingsError
 from fastchat.model import first_weights
 from fastchat.model.first_weights import FirstWeights
+from fastchat.model.full_modules import check_tied
 from fastchat.model.loading import dequantised_weight, load_base_model
 from fastchat.model.lora import add_lora, load_adapter
 from fastchat.settings.lora_options import LoraOptions, check_combination, check_engine, check_init, parse_layers
@@ -285,9 +286,22 @@ def test_what_peft_cannot_do_is_said(tiny_model_dir: Any) -> None:
     biased = tiny_model_dir("phi", hidden=64)  # its output matrix has a bias
     with pytest.raises(SettingsError, match="peft cannot train single rows of lm_head, a Linear with a bias"):
         add_lora(load(biased), target_modules="q_proj", options=LoraOptions(trainable_tokens=(5,)))
-    named_otherwise = tiny_model_dir("gpt2", tied=True, hidden=64)
+    from peft import LoraConfig, get_peft_model
+
+    untied = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
     with pytest.raises(SettingsError, match="peft does not keep this model's embedding and output matrix tied"):
-        add_lora(load(named_otherwise), target_modules="c_attn", options=LoraOptions(modules_to_save=("wte",)))
+        check_tied(get_peft_model(load(tiny_model_dir("llama", tied=True)), untied), True)
+
+
+@pytest.mark.parametrize("name", ["wte", "lm_head"])
+def test_tied_matrices_of_other_names_stay_tied(name: str, tmp_path: Path, tiny_model_dir: Any) -> None:
+    base = tiny_model_dir("gpt2", tied=True, hidden=64)
+    options = LoraOptions(modules_to_save=(name,))
+    model = moved(add_lora(load(base), target_modules="c_attn", dropout=0.0, options=options))
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    opened = load_adapter(load(base), str(saved(model, tmp_path / "a")), trainable=True).eval()
+    assert (logits(opened) - logits(model)).abs().max() < 1e-4
+    assert opened.get_input_embeddings().weight is opened.get_output_embeddings().weight
 
 
 def test_layers_in_a_whole_module_have_no_adapter(tmp_path: Path, tiny_model_dir: Any) -> None:
