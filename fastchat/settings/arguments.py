@@ -22,10 +22,9 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import ALL_LAYERS, by_value, first_weights, paths_of, rope, targets, template
+from fastchat.settings.foreign import TARGET_NAMES, by_value, first_weights, paths_of, rope, template
+from fastchat.settings.targets import LORA_TARGETS
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _model = partial(setting, group="Model")
 _data = partial(setting, group="Data")
@@ -237,13 +236,17 @@ class LoraArguments:
     )
     lora_target_modules: list[str] = _lora(
         list(LORA_TARGETS),
-        "names of the layers to adapt, separated by spaces or commas",
-        translate={
-            **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
-            "lora_target_modules": by_value(dict.fromkeys(("all", "all-linear"), ALL_LAYERS), ""),
-        },
+        "layers to adapt: names, a regular expression, or all-linear (the default where blocks have other layers)",
+        translate=TARGET_NAMES,
         resume=FIXED,
         common=True,
+        memory=True,
+    )
+    lora_target_parameters: list[str] | None = _lora(
+        None,
+        "parameters to adapt that are not layers, such as mlp.experts.down_proj of a mixture of experts; no dropout",
+        elsewhere="target_parameters",
+        resume=FIXED,
         memory=True,
     )
     lora_weight_path: str = _lora(

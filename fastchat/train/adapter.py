@@ -13,7 +13,7 @@ import torch
 from fastchat.errors import SettingsError, nearest
 from fastchat.model.adapter_parts import TRAINED
 from fastchat.model.first_weights import FirstWeights
-from fastchat.model.lora import add_lora, check_adapter_directory
+from fastchat.model.lora import adapter_targets, add_lora, check_adapter_directory
 from fastchat.settings.arguments import LoraArguments
 from fastchat.settings.lora_options import UNTRAINED, LoraOptions, check_engine, parse_layers
 from fastchat.train.engine import Engine
@@ -45,12 +45,13 @@ def adapter_of(
         tokens = token_ids(tokenizer, lora.trainable_tokens)
         if UNTRAINED in lora.trainable_tokens and not lora.lora_weight_path:
             tokens += untrained_tokens(model, tokenizer, engine)
-        made = add_lora(
+        peft_model = add_lora(
             model,
             r=lora.lora_r,
             alpha=lora.lora_alpha,
             dropout=lora.lora_dropout,
             target_modules=None if usual_targets else lora.lora_target_modules,
+            target_parameters=lora.lora_target_parameters,
             bias=lora.lora_bias,
             gradient_checkpointing=checkpointing,
             weight_path=lora.lora_weight_path or None,
@@ -67,10 +68,7 @@ def adapter_of(
             numel=engine.numel,
             whole=engine.whole,
         )
-        for layer in made.modules():
-            if TRAINED in (getattr(layer, "lora_magnitude_vector", None) or ()):  # DoRA takes the norms of the weight
-                engine.reads(layer.lora_magnitude_vector[TRAINED], layer.get_base_layer().weight)
-        return made
+        return gathered_with_adapters(peft_model, engine)
 
     return add
 
@@ -84,6 +82,26 @@ def _check_continued(lora: LoraArguments, engine: Engine) -> None:
         q_lora=lora.q_lora,
         zero_stage=3 if engine.partitions else 0,
     )
+
+
+def gathered_with_adapters(model: Any, engine: Engine) -> Any:
+    """`model`, with the weights gathered that its adapters compute with themselves: DoRA takes the norms of the weight,
+    and an adapter on a parameter changes it before the module that has it begins."""
+    from peft.tuners.lora import ParamWrapper
+
+    for module in model.modules():
+        if TRAINED in (getattr(module, "lora_magnitude_vector", None) or ()):
+            engine.reads(module.lora_magnitude_vector[TRAINED], module.get_base_layer().weight)
+        elif isinstance(module, ParamWrapper):
+            engine.gather_as_one(module)
+    return model
+
+
+def derived_targets(lora: LoraArguments, model: Any) -> dict[str, Any]:
+    """The settings that follow from the model, or from the adapter that is trained further: what has an adapter."""
+    modules, parameters = adapter_targets(model.peft_config[TRAINED].to_dict())
+    further = {"lora_target_parameters": parameters or None} if lora.lora_weight_path else {}
+    return {"lora_target_modules": modules, **further}
 
 
 def token_ids(tokenizer: Any, values: Sequence[str]) -> list[int]:

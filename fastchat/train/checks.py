@@ -10,10 +10,11 @@ from fastchat.data.tokens.mixing import check_proportions
 from fastchat.errors import SettingsError, say
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
-from fastchat.settings.lora_options import check_combination, check_init, parse_layers
+from fastchat.settings.lora_options import DEFAULT, GAUSSIAN, check_combination, check_init, parse_layers
 from fastchat.settings.lora_options import check_engine as check_adapter_engine
 from fastchat.settings.options import COMMAND, check_ranges, check_refused
 from fastchat.settings.parsing import to_names, to_shares
+from fastchat.settings.targets import read_targets
 from fastchat.settings.values import Values
 from fastchat.train.deepspeed_config import stage_of
 
@@ -147,15 +148,17 @@ def _saving(values: Values) -> None:
 def _adapter(values: Values) -> None:
     if "lora_r" not in values:
         return
-    names = to_names(values["lora_target_modules"], "--lora_target_modules")
-    values.restate("lora_target_modules", names)  # the same names, without commas and quotes
+    targets = read_targets(values["lora_target_modules"])
+    values.restate("lora_target_modules", targets)  # the same names, without commas and quotes
+    if values["lora_target_parameters"] is not None:
+        _target_parameters(values)
     path = values["lora_weight_path"]
     check_combination(
         check_init(values["lora_init"]),
         use_dora=values["use_dora"],
         modules_to_save=_restated_names(values, "lora_modules_to_save"),
         trainable_tokens=values["trainable_tokens"],
-        targets=names,
+        targets=targets,
         q_lora=values["q_lora"],
         continues=bool(path),
     )
@@ -165,6 +168,21 @@ def _adapter(values: Values) -> None:
         raise SettingsError(
             f"--lora_weight_path {path}: no adapter_config.json there, so it is no adapter folder{instead}"
         )
+
+
+def _target_parameters(values: Values) -> None:
+    label = "--lora_target_parameters"
+    values.restate("lora_target_parameters", read_targets(values["lora_target_parameters"], label))
+    for name, kept in (("use_dora", (False,)), ("lora_init", (DEFAULT, GAUSSIAN))):
+        if values[name] not in kept:
+            raise SettingsError(f"{label} and --{name} {values[name]}: peft has that for layers only; keep one of them")
+    dropout = values["lora_dropout"]
+    if dropout and values.given("lora_dropout"):
+        raise SettingsError(
+            f"{label}: peft has no dropout for adapters on parameters; write --lora_dropout 0 instead of {dropout:g}"
+        )
+    if dropout:
+        values.derive("lora_dropout", 0.0, f"{label}: --lora_dropout is 0, peft has no dropout for parameters")
 
 
 def _restated_names(values: Values, name: str) -> list[str]:

@@ -16,13 +16,13 @@ from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.data.batches.packing import PackedDataset
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.tokens.prepare import TokenSettings
-from fastchat.errors import SettingsError, say
-from fastchat.model.loading import count_parameters, load_config
+from fastchat.errors import say
+from fastchat.model.loading import load_config
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
 from fastchat.train import packed
-from fastchat.train.adapter import adapter_of, token_ids
+from fastchat.train.adapter import adapter_of, derived_targets, token_ids
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
 from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
 from fastchat.train.checkpointing import StopCallback
@@ -316,9 +316,8 @@ def load_model(
         progress=not training.disable_tqdm,
     )
     if lora is not None and (usual or lora.lora_weight_path):
-        settings.derive(lora, "lora_target_modules", sorted(model.peft_config["default"].target_modules))
-    if not count_parameters(model, engine.numel)[0]:
-        raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
+        for name, value in derived_targets(lora, model).items():
+            settings.derive(lora, name, value)
     return model, weights_dtype
 
 
