@@ -62,6 +62,8 @@ def file_config(model: Any) -> Any:
     began."""
     config = copy.copy(model.peft_config[TRAINED])
     config.init_lora_weights = True
+    if tied := getattr(config, "modules_to_tie", None):  # peft leaves them out, and finds them again by name only
+        config.modules_to_save = sorted({*config.modules_to_save, *tied})
     if START in model.peft_config:
         scaling = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
         alpha = scaling * 2 * config.r

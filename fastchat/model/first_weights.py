@@ -50,6 +50,8 @@ def set_first_weights(model: Any, first: FirstWeights, whole: Whole = lambda _: 
     """
     if subtracts_start(first.init):
         _add_start(model)
+        rank = 2 * model.peft_config[TRAINED].r
+        say(f"--lora_init {first.init}: the adapter starts as a part of each weight, and is saved with rank {rank}")
     if not first.known:
         if subtracts_start(first.init):
             _decompose(model, first.init, whole)
@@ -67,6 +69,7 @@ def _add_start(model: Any) -> None:
     config = copy.copy(model.peft_config[TRAINED])
     config.lora_dropout, config.bias, config.init_lora_weights = 0.0, "none", True
     config.modules_to_save = config.trainable_token_indices = config.modules_to_tie = None
+    config.ensure_weight_tying = False
     trained = [p for p in model.parameters() if p.requires_grad]
     model.add_adapter(START, config)
     model.base_model.set_adapter([TRAINED, START])
@@ -160,7 +163,7 @@ def _correct_quantisation(model: Any, first: FirstWeights, whole: Whole) -> None
         if id(base) not in quantised:
             plain += 1
             continue
-        wanted = original.get_submodule(name).weight
+        wanted = original.get_parameter(f"{name}.weight")
         with whole(base.weight), whole(wanted):
             error = wanted.detach().to(base.weight.device, torch.float32) - dequantised_weight(base).float()
         _check_rank(name, layer, min(error.shape))

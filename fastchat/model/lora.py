@@ -22,7 +22,14 @@ from torch import Tensor
 from fastchat.errors import CheckpointError, SettingsError, brief, say
 from fastchat.model.adapter_parts import adapter_parts
 from fastchat.model.first_weights import FirstWeights, Whole, set_first_weights
-from fastchat.model.full_modules import check_tied, is_of_copies, layers_of, token_rows, whole_modules, widen
+from fastchat.model.full_modules import (
+    check_tied,
+    is_of_copies,
+    layers_of,
+    token_rows,
+    whole_modules,
+    widen,
+)
 from fastchat.model.loading import count_parameters
 from fastchat.model.lora_experts import say_frozen_experts
 from fastchat.model.lora_targets import choose_targets
@@ -30,7 +37,7 @@ from fastchat.model.multimodal import freeze_idle, modules_of_text, say_idle
 from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
-from fastchat.settings.lora_options import GAUSSIAN, LoraOptions
+from fastchat.settings.lora_options import GAUSSIAN, LoraOptions, changes_base
 
 BIAS_KINDS = ("none", "all", "lora_only")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -158,9 +165,12 @@ def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first
     saved = whole_modules(model, options.modules_to_save)
     rows = token_rows(model, options.trainable_tokens) if options.trainable_tokens else None
     values |= {"use_rslora": options.use_rslora, "use_dora": options.use_dora, "task_type": "CAUSAL_LM"}
-    values |= {"modules_to_save": saved or None, "trainable_token_indices": rows}
+    ties = tied and any(model.get_submodule(name) in (embedding, head) for name in saved)
+    if ties:  # peft knows the output matrix by its name, but not every name of an embedding
+        both = [name for name, module in model.named_modules() if module in (embedding, head)]
+        saved = list(dict.fromkeys((*saved, *both)))
+    values |= {"modules_to_save": list(saved) or None, "ensure_weight_tying": ties, "trainable_token_indices": rows}
     values["layers_to_transform"] = layers_of(model, options.layers) if options.layers else None
-    values["ensure_weight_tying"] = tied and any(model.get_submodule(name) in (embedding, head) for name in saved)
     values["init_lora_weights"] = GAUSSIAN if first.init == GAUSSIAN else True
     try:
         peft_model = get_peft_model(model, LoraConfig(**values))
@@ -172,15 +182,21 @@ def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first
     check_tied(peft_model, tied)
     widen(peft_model)
     if saved:
-        say(f"LoRA: trained whole: {', '.join(saved)}{' (tied: one matrix)' if values['ensure_weight_tying'] else ''}.")
+        say(f"LoRA: trained whole: {', '.join(saved)}{' (tied: one matrix)' if ties else ''}.")
     if rows:
-        say(f"LoRA: trained rows: those of {len(options.trainable_tokens)} tokens in {' and '.join(rows)}.")
+        say(f"LoRA: trained rows: {len(options.trainable_tokens)} of {' and of '.join(rows)}.")
     return peft_model
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:
     """The adapter in `path`, trainable; says which of the `asked` values are replaced by its own."""
     own = check_adapter_directory(path)
+    if changes_base(str(own.get("init_lora_weights"))):
+        raise SettingsError(
+            f"--lora_weight_path {path} was saved by peft with init_lora_weights {own['init_lora_weights']}: it is not "
+            "for the base itself, but for one whose weights peft has changed. Save it with peft's "
+            "path_initial_model_for_weight_conversion, which makes an ordinary adapter of it"
+        )
     _check_rope(model, path)
     modules, parameters = adapter_targets(own)
     if parameters and dropout:

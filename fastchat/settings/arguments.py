@@ -261,7 +261,10 @@ class LoraArguments:
     lora_init: str = _lora(
         "default",
         "first weights of a new adapter: default, gaussian, pissa, pissa_niter_N, olora, eva or loftq",
-        translate=dict.fromkeys(("pissa_init", "peft_init_lora_weights", "init_lora_weights"), first_weights),
+        translate={
+            "pissa_init": by_value({"true": "lora_init: pissa"}, "leave it out"),
+            **dict.fromkeys(("peft_init_lora_weights", "init_lora_weights"), first_weights),
+        },
         resume=FIXED,
         memory=True,
     )

@@ -82,11 +82,9 @@ def targets(raw: Any) -> str:
 
 
 def first_weights(raw: Any) -> str:
-    """The first weights of an adapter, as peft and LLaMA-Factory name them."""
+    """The first weights of an adapter, as peft names them."""
     word = str(raw).lower()
-    if word == "false":
-        return "leave it out; the default is that of peft"
-    return f"lora_init: {'pissa' if word == 'true' else word}"
+    return "leave it out; the default is that of peft" if word in ("true", "false") else f"lora_init: {word}"
 
 
 TARGET_NAMES: dict[str, Translate] = {

@@ -49,6 +49,11 @@ def subtracts_start(init: str) -> bool:
     return init == OLORA or _PISSA.fullmatch(init) is not None
 
 
+def changes_base(init: str) -> bool:
+    """Whether peft itself, with this `init_lora_weights`, changes the base's weights to start an adapter."""
+    return subtracts_start(init.lower()) or init.lower() in (LOFTQ, "corda", "lora_ga")
+
+
 def parse_layers(values: Sequence[str]) -> list[int]:
     """Numbers of layers from numbers and ranges, in order. Raises SettingsError for anything else.
 

@@ -13,9 +13,9 @@ import torch
 from fastchat.errors import SettingsError, nearest
 from fastchat.model.adapter_parts import TRAINED
 from fastchat.model.first_weights import FirstWeights
-from fastchat.model.lora import adapter_targets, add_lora
+from fastchat.model.lora import adapter_targets, add_lora, check_adapter_directory
 from fastchat.settings.arguments import LoraArguments
-from fastchat.settings.lora_options import UNTRAINED, LoraOptions, parse_layers
+from fastchat.settings.lora_options import UNTRAINED, LoraOptions, check_engine, parse_layers
 from fastchat.train.engine import Engine
 from fastchat.train.untrained import untrained_tokens
 
@@ -31,15 +31,17 @@ def adapter_of(
     *,
     usual_targets: bool,
     checkpointing: bool,
+    device: torch.device,
     resumes: bool,
 ) -> AddAdapter:
     """What gives a base its adapter, called with the base and a function that loads it without quantisation.
 
-    `usual_targets`: take those of the model, not those of `lora`. `dataset`: of input_ids and labels. `resumes`: the
-    weights come from a checkpoint.
+    `usual_targets`: take those of the model, not those of `lora`. `dataset`: of input_ids and labels, which a
+    forward pass gets on `device`. `resumes`: the weights come from a checkpoint.
     """
 
     def add(model: Any, original: Callable[[], Any]) -> Any:
+        _check_continued(lora, engine)
         tokens = token_ids(tokenizer, lora.trainable_tokens)
         if UNTRAINED in lora.trainable_tokens and not lora.lora_weight_path:
             tokens += untrained_tokens(model, tokenizer, engine)
@@ -61,7 +63,7 @@ def adapter_of(
                 trainable_tokens=tuple(dict.fromkeys(tokens)),
             ),
             first=FirstWeights(
-                lora.lora_init, partial(_batches, dataset, model.device, lora.lora_r), original, known=resumes
+                lora.lora_init, partial(_batches, dataset, device, lora.lora_r), original, known=resumes
             ),
             numel=engine.numel,
             whole=engine.whole,
@@ -69,6 +71,17 @@ def adapter_of(
         return gathered_with_adapters(peft_model, engine)
 
     return add
+
+
+def _check_continued(lora: LoraArguments, engine: Engine) -> None:
+    """SettingsError where the adapter to continue has what the engine cannot train."""
+    own = check_adapter_directory(lora.lora_weight_path) if lora.lora_weight_path else {}
+    check_engine(
+        trainable_tokens=list(own.get("trainable_token_indices") or ()),
+        use_dora=bool(own.get("use_dora")),
+        q_lora=lora.q_lora,
+        zero_stage=3 if engine.partitions else 0,
+    )
 
 
 def gathered_with_adapters(model: Any, engine: Engine) -> Any:
@@ -104,9 +117,8 @@ def token_ids(tokenizer: Any, values: Sequence[str]) -> list[int]:
         if value not in vocabulary and not value.isdecimal():
             close = nearest(value, list(tokenizer.get_added_vocab()), n=1)
             raise SettingsError(
-                f"--trainable_tokens: {value!r} is not one token of this tokenizer"
-                + (f"; did you mean {close[0]}?" if close else "")
-                + ". Add it to the model first: python -m fastchat.model.prepare_model"
+                f"--trainable_tokens: {value!r} is not one token of this tokenizer: add it to the model first, with "
+                "`python -m fastchat.model.prepare_model`" + (f"; did you mean {close[0]}?" if close else "")
             )
         found.append(vocabulary[value] if value in vocabulary else int(value))
     return found

@@ -297,8 +297,8 @@ def load_model(
     usual = settings.origin.get("lora_target_modules") == "default"
     add_adapter = None
     if lora is not None:
-        more = {"usual_targets": usual, "checkpointing": bool(training.gradient_checkpointing)}
-        more["resumes"] = start.resume.checkpoint is not None
+        more: dict[str, Any] = {"usual_targets": usual, "checkpointing": bool(training.gradient_checkpointing)}
+        more |= {"device": training.device, "resumes": start.resume.checkpoint is not None}
         add_adapter = adapter_of(lora, text.tokenizer, data.corpora["train"].dataset, engine, **more)
     model, weights_dtype = prepare_model(
         base,

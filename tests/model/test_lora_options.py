@@ -15,6 +15,7 @@ from fastchat.checkpoint.gather import IN_PLACE, gather_trained
 from fastchat.errors import SettingsError
 from fastchat.model import first_weights
 from fastchat.model.first_weights import FirstWeights
+from fastchat.model.full_modules import check_tied
 from fastchat.model.loading import dequantised_weight, load_base_model
 from fastchat.model.lora import add_lora, load_adapter
 from fastchat.settings.lora_options import LoraOptions, check_combination, check_engine, check_init, parse_layers
@@ -266,6 +267,11 @@ def test_whole_modules_train_in_float32_and_stay_tied(tied: bool, tmp_path: Path
             {"quantization": True},
             "bitsandbytes keeps model.layers.0.self_attn.o_proj",
         ),
+        (
+            {"modules_to_save": ("self_attn",)},
+            {},
+            "You may also have only targeted modules that are marked to be saved",
+        ),
         ({"trainable_tokens": (3, 10**6)}, {}, "none for id 1000000: add tokens with"),
         ({"layers": (0, 2)}, {}, "there is no layer 2: this model has the layers 0 to 1"),
     ],
@@ -280,9 +286,31 @@ def test_what_peft_cannot_do_is_said(tiny_model_dir: Any) -> None:
     biased = tiny_model_dir("phi", hidden=64)  # its output matrix has a bias
     with pytest.raises(SettingsError, match="peft cannot train single rows of lm_head, a Linear with a bias"):
         add_lora(load(biased), target_modules="q_proj", options=LoraOptions(trainable_tokens=(5,)))
-    named_otherwise = tiny_model_dir("gpt2", tied=True, hidden=64)
+    from peft import LoraConfig, get_peft_model
+
+    untied = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
     with pytest.raises(SettingsError, match="peft does not keep this model's embedding and output matrix tied"):
-        add_lora(load(named_otherwise), target_modules="c_attn", options=LoraOptions(modules_to_save=("wte",)))
+        check_tied(get_peft_model(load(tiny_model_dir("llama", tied=True)), untied), True)
+
+
+@pytest.mark.parametrize("name", ["wte", "lm_head"])
+def test_tied_matrices_of_other_names_stay_tied(name: str, tmp_path: Path, tiny_model_dir: Any) -> None:
+    base = tiny_model_dir("gpt2", tied=True, hidden=64)
+    options = LoraOptions(modules_to_save=(name,))
+    model = moved(add_lora(load(base), target_modules="c_attn", dropout=0.0, options=options))
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    opened = load_adapter(load(base), str(saved(model, tmp_path / "a")), trainable=True).eval()
+    assert (logits(opened) - logits(model)).abs().max() < 1e-4
+    assert opened.get_input_embeddings().weight is opened.get_output_embeddings().weight
+
+
+def test_layers_in_a_whole_module_have_no_adapter(tmp_path: Path, tiny_model_dir: Any) -> None:
+    base = tiny_model_dir("llama")
+    model = moved(add_lora(load(base), options=LoraOptions(modules_to_save=("layers.1.mlp",)), dropout=0.0))
+    adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert len(adapted) == 11 and not any("layers.1.mlp" in name for name in adapted)
+    opened = load_adapter(load(base), str(saved(model, tmp_path / "a"))).eval()
+    assert (logits(opened) - logits(model)).abs().max() < 1e-5
 
 
 def test_only_the_chosen_layers_are_adapted(tiny_model_dir: Any) -> None:
@@ -316,3 +344,14 @@ def test_continuing(
     assert ("use_rslora True -> False" in err) != options.use_rslora
     assert (logits(again.eval()) - logits(trained)).abs().max() < 0.2
     assert all(p.dtype == torch.float32 for p in again.parameters() if p.requires_grad)
+
+
+def test_an_adapter_of_peft_s_for_a_changed_base_is_not_continued(tmp_path: Path, tiny_model_dir: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_model_dir("llama")
+    get_peft_model(load(base), LoraConfig(init_lora_weights="pissa", target_modules=["q_proj"])).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(SettingsError, match="path_initial_model_for_weight_conversion"):
+        add_lora(load(base), weight_path=str(tmp_path))

@@ -202,3 +202,14 @@ def test_a_run_refuses_them_at_once(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert command([str(path)]) == 2
         err = capsys.readouterr().err
         assert "20 settings cannot be used" in err and "base_model" in err and "Traceback" not in err
+
+
+def test_kinds_of_adapters_have_their_names_here(tmp_path: Path) -> None:
+    lines = ["peft_use_dora: true", "peft_use_rslora: true", "pissa_init: true", "pissa_iter: 16"]
+    lines += ["additional_target: lm_head", "peft_layers_to_transform: [0, 1]", "peft_init_lora_weights: olora"]
+    told = _told("\n".join(lines), tmp_path)
+    assert told["peft_use_dora"] == "use_dora: true" and told["peft_use_rslora"] == "use_rslora: true"
+    assert told["pissa_init"] == "lora_init: pissa" and "pissa_niter_N" in told["pissa_iter"]
+    assert told["additional_target"].startswith("lora_modules_to_save: lm_head")
+    assert told["peft_layers_to_transform"].startswith("lora_layers_to_transform: [0, 1]")
+    assert told["peft_init_lora_weights"] == "lora_init: olora"

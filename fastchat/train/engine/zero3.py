@@ -48,9 +48,12 @@ class Zero3Gatherer:
     def own(self, module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
         """What `module` needs: its own weights, and those of others that `Engine.reads` named. peft's adapter on a
         parameter changes that of the module inside it before that module's forward begins."""
-        others = module.ds_external_parameters() if hasattr(module, "ds_external_parameters") else ()
+        others: Any = getattr(module, "ds_external_parameters", tuple)
         own = module.parameters(recurse=type(module).__name__ == PARAM_WRAPPER)
-        return itertools.chain(own, (parameter for _, parameter in others))
+        return itertools.chain(own, (parameter for _, parameter in others()))
+
+    def __deepcopy__(self, memo: Any) -> Zero3Gatherer:
+        return self
 
     def gather(self, module: torch.nn.Module, inputs: Any) -> None:
         """Forward begins: the module's own weights become whole. One that a parent holds already is left alone."""
