@@ -175,9 +175,9 @@ def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first
     try:
         peft_model = get_peft_model(model, LoraConfig(**values))
     except (ValueError, TypeError, NotImplementedError) as problem:
+        targets = ", ".join([*values["target_modules"], *(values["target_parameters"] or ())])
         raise SettingsError(
-            f"peft cannot adapt this model with these settings ({', '.join(values['target_modules'])}): "
-            f"{brief(problem, 300)}"
+            f"peft cannot adapt this model with these settings ({targets}): {brief(problem, 300)}"
         ) from problem
     check_tied(peft_model, tied)
     widen(peft_model)
