@@ -9,12 +9,12 @@ from typing import Any
 
 from fastchat.errors import SettingsError
 from fastchat.plan.units import parse_bytes
-from fastchat.settings.arguments import PlanArguments
 from fastchat.settings.help import asked_for_help, help_text
 from fastchat.settings.options import check_ranges, check_refused, options_of, split_recipe
 from fastchat.settings.parsing import to_names
 from fastchat.settings.readers import LORA_ONLY, plan_options, plan_reader
 from fastchat.settings.recipe_files import find_recipe
+from fastchat.settings.tool_arguments import PlanArguments
 
 _HEAD = (
     "usage: python -m fastchat.plan [RECIPE.yaml] (--model_name_or_path DIR | --model_size 7b) [--setting value ...]",
