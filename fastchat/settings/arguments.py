@@ -1,8 +1,8 @@
 """All settings of this project, each defined once: `--help`, the argument reader, the checks, the preview, the planner,
 resume and docs/settings.md all read them here.
 
-To add a plain setting, add a field. The settings of transformers are in `transformers_arguments.py`, those of the planner
-and the preview in `tool_arguments.py`.
+To add a plain setting, add a field. The settings of transformers are in `transformers_arguments.py`, those of planner
+and preview in `tool_arguments.py`.
 """
 
 from __future__ import annotations
