@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastchat.plan.activations import Activations, activations_of, layer_bytes
+from fastchat.plan.activations import Activations, activations_of
+from fastchat.plan.layer_memory import group_bytes
 from fastchat.plan.loss import loss_of
 from fastchat.plan.run import Run
 from fastchat.plan.states import States, states_of
@@ -158,9 +159,9 @@ def _late_moments(run: Run, gradients: int, acts: Activations) -> dict[str, int]
     a = run.architecture
     table = a.embedding_elements * run.trained_bytes
     added = a.tied or run.gradient_accumulation_steps > 1
-    layer = sum(linear.elements for linear in a.layer_linears) * run.trained_bytes
+    layer = a.layers[0].elements * run.trained_bytes
     missing = layer + (0 if added else table)
     return {
-        "first layer": gradients - missing + layer_bytes(run) + acts.temporary,
+        "first layer": gradients - missing + group_bytes(run, run.groups[0]) + acts.temporary,
         "end": gradients + (table if added else 0),
     }

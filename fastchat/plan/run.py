@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fastchat.errors import SettingsError, nearest
-from fastchat.plan.architecture import Architecture, Linear
+from fastchat.plan.architecture import Architecture, Layer, Linear
 from fastchat.plan.zero import Zero
 from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
 
@@ -35,6 +35,17 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Layers of one kind that are trained in the same way. `adapted`: those of their matrices that have an adapter.
+    `differentiated`: their input has a gradient, because something before them is trained."""
+
+    layer: Layer
+    count: int
+    adapted: tuple[Linear, ...]
+    differentiated: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """A training run. Names and defaults are those of training, except that bf16 is on."""
 
@@ -44,6 +55,7 @@ class Run:
     lora_r: int = 8
     lora_dropout: float = 0.05
     lora_target_modules: tuple[str, ...] | None = None  # None: the existing ones of the default seven
+    lora_target_parameters: tuple[str, ...] = ()  # of the experts' 3-D parameters
     lora_bias: str = "none"
     q_lora: bool = False
     dtype: str = "auto"
@@ -126,21 +138,44 @@ class Run:
 
     @cached_property
     def adapted(self) -> tuple[Linear, ...]:
-        """The adapted matrices of one layer. Raises SettingsError for a target that matches nothing."""
-        if not self.lora:
-            return ()
-        linears = self.architecture.layer_linears
+        """The different adapted matrices. Raises SettingsError for a target that matches nothing."""
+        return (*self._adapted_linears, *self._adapted_stacks) if self.lora else ()
+
+    @cached_property
+    def _adapted_linears(self) -> tuple[Linear, ...]:
+        linears = self.architecture.linears
         existing = [linear.name for linear in (*linears, *self._tables)]
         asked = self.lora_target_modules or DEFAULT_TARGETS
         missing = [name for name in asked if not any(_matches(name, full) for full in existing)]
-        leaves = sorted({name.rpartition(".")[2] for name in existing})
         if len(missing) == len(asked) or (missing and self.lora_target_modules):
-            close = nearest(missing[0], leaves, n=1)
-            raise SettingsError(
-                f"--lora_target_modules: {', '.join(missing)} match nothing in this model, which has "
-                f"{', '.join(leaves)}" + (f"; did you mean {close[0]}?" if close else "")
-            )
+            raise _no_match("lora_target_modules", missing, existing)
         return tuple(linear for linear in linears if any(_matches(name, linear.name) for name in asked))
+
+    @cached_property
+    def _adapted_stacks(self) -> tuple[Linear, ...]:
+        stacks, asked = self.architecture.stacks, self.lora_target_parameters
+        existing = [stack.name for stack in stacks]
+        if missing := [name for name in asked if not any(_matches(name, full) for full in existing)]:
+            raise _no_match("lora_target_parameters", missing, existing)
+        return tuple(stack for stack in stacks if any(_matches(name, stack.name) for name in asked))
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """All layers, in order of their first one."""
+        a = self.architecture
+        mine = [self._adapted_in(index) for index in range(a.num_layers)]
+        first = next((index for index, adapted in enumerate(mine) if adapted), a.num_layers)
+        always = not self.lora or self.gradient_checkpointing  # which makes the embedding's output have a gradient
+        counts: dict[tuple[int, tuple[Linear, ...], bool], int] = {}
+        for index, adapted in enumerate(mine):
+            key = a.order[index], adapted, always or index > first
+            counts[key] = counts.get(key, 0) + 1
+        return tuple(Group(a.kinds[kind], count, adapted, live) for (kind, adapted, live), count in counts.items())
+
+    def _adapted_in(self, index: int) -> tuple[Linear, ...]:
+        layer = self.architecture.layers[index]
+        stacks = layer.experts.stacks if layer.experts else ()
+        return tuple(linear for linear in (*layer.linears, *stacks) if linear in self.adapted)
 
     @cached_property
     def adapted_tables(self) -> tuple[Linear, ...]:
@@ -158,20 +193,46 @@ class Run:
         """Number of trained parameters."""
         a = self.architecture
         if not self.lora:
-            return a.parameters - a.other
-        per_layer = sum(self.lora_r * (linear.inputs + linear.outputs) for linear in self.adapted)
-        tables = sum(self.lora_r * (table.inputs + table.outputs) for table in self.adapted_tables)
-        return a.num_layers * per_layer + tables + self._trained_biases
+            return a.parameters - a.other - sum(layer.experts.fixed for layer in a.layers if layer.experts)
+        return sum(linear.lora_elements(self.lora_r) * n for linear, n in self.adapters) + self._trained_biases
+
+    @cached_property
+    def adapters(self) -> tuple[tuple[Linear, int], ...]:
+        """(matrix, the number of layers in which it has an adapter), embedding and output matrix included."""
+        counts: dict[Linear, int] = dict.fromkeys(self.adapted_tables, 1)
+        for group in self.groups:
+            for linear in group.adapted:
+                counts[linear] = counts.get(linear, 0) + group.count
+        return tuple(counts.items())
 
     @property
     def _trained_biases(self) -> int:
-        a = self.architecture
         if self.lora_bias == "all":
-            return a.bias_elements
+            return self.architecture.bias_elements
         if self.lora_bias == "lora_only":
-            return a.num_layers * sum(linear.outputs for linear in self.adapted if linear.bias)
+            return sum(linear.bias_elements * n for linear, n in self.adapters)
         return 0
+
+    @property
+    def frozen_experts(self) -> int:
+        """Elements of experts without an adapter."""
+        a = self.architecture
+        return sum(
+            stack.elements for layer in a.layers if layer.experts for stack in layer.experts.stacks
+            if self.lora and stack not in self.adapted
+        )
 
 
 def _matches(target: str, name: str) -> bool:
     return name == target or name.endswith("." + target)
+
+
+def _no_match(flag: str, missing: list[str], existing: list[str]) -> SettingsError:
+    if not existing:
+        return SettingsError(f"--{flag}: this model has no fused experts, so {', '.join(missing)} match nothing")
+    leaves = sorted({name.rpartition(".")[2] for name in existing})
+    close = nearest(missing[0].rpartition(".")[2], leaves, n=1)
+    return SettingsError(
+        f"--{flag}: {', '.join(missing)} match nothing in this model, which has "
+        f"{', '.join(leaves)}" + (f"; did you mean {close[0]}?" if close else "")
+    )

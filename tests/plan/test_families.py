@@ -11,7 +11,7 @@ from fastchat.errors import SettingsError
 from fastchat.plan.families import architecture_from_config
 from fastchat.plan.known import SIZES, architecture_of_size
 from fastchat.plan.run import Run
-from tests.plan.shapes import FAMILIES, TARGETS, config, llama
+from tests.plan.shapes import EXPERTS, FAMILIES, TARGETS, config, llama
 
 
 def real_model(cfg: Any) -> Any:
@@ -22,23 +22,33 @@ def real_model(cfg: Any) -> Any:
         return AutoModelForCausalLM.from_config(cfg)
 
 
-def real_linears(model: Any) -> dict[str, tuple[int, int, bool]]:
-    """{name in the first layer: (inputs, outputs, has a bias)}"""
+def real_linears(model: Any) -> set[tuple[Any, ...]]:
+    """(name within the layer, inputs, outputs, has a bias) of the Linear layers of all layers."""
     import torch
 
-    layer = model.model.layers[0]
     return {
-        name: (module.in_features, module.out_features, module.bias is not None)
+        (name, module.in_features, module.out_features, module.bias is not None)
+        for layer in model.model.layers
         for name, module in layer.named_modules()
         if isinstance(module, torch.nn.Linear)
+    }
+
+
+def real_stacks(model: Any) -> set[tuple[str, int]]:
+    """(name within the layer, elements) of the 3-D parameters of experts in all layers."""
+    return {
+        (name, parameter.numel())
+        for layer in model.model.layers
+        for name, parameter in layer.named_parameters()
+        if parameter.ndim == 3 and ".experts." in name
     }
 
 
 def assert_same(cfg: Any) -> None:
     architecture = architecture_from_config(cfg.to_dict(), "test")
     model = real_model(cfg)
-    ours = {linear.name: (linear.inputs, linear.outputs, linear.bias) for linear in architecture.layer_linears}
-    assert ours == real_linears(model)
+    assert {(x.name, x.inputs, x.outputs, x.bias) for x in architecture.linears} == real_linears(model)
+    assert {(x.name, x.elements) for x in architecture.stacks} == real_stacks(model)
     assert architecture.parameters == sum(p.numel() for p in model.parameters())
     assert architecture.notes == ()
 
@@ -63,6 +73,13 @@ def test_tied_and_untied(family: str, tied: bool) -> None:
         ("qwen3", {"attention_bias": True}),
         ("gemma3_text", {"attention_bias": True}),
         ("cohere", {"use_qk_norm": True}),
+        ("glm4_moe", {"use_qk_norm": True, "attention_bias": True}),
+        ("deepseek_v3", {"q_lora_rank": None, "attention_bias": True, "first_k_dense_replace": 0}),
+        ("qwen2_moe", {"decoder_sparse_step": 2, "qkv_bias": False}),
+        ("qwen3_moe", {"mlp_only_layers": [0, 2], "head_dim": 128}),
+        ("ernie4_5_moe", {"moe_layer_start_index": 1, "moe_layer_end_index": 1, "use_bias": True}),
+        ("llama4_text", {"moe_layers": None, "interleave_moe_layer_step": 2}),
+        ("gpt_oss", {"attention_bias": False}),
         ("starcoder2", {"use_bias": False}),
     ],
 )
@@ -103,10 +120,19 @@ def test_unknown_family_is_counted_as_llama_and_says_so() -> None:
     assert "brand_new" in architecture.notes[0]
 
 
-@pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts"])
-def test_mixture_of_experts_is_refused(key: str) -> None:
-    with pytest.raises(SettingsError, match="mixture of experts"):
-        architecture_from_config(config("llama").to_dict() | {key: 8, "model_type": "mixtral"}, "test")
+@pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"])
+def test_experts_of_an_unknown_family_are_counted(key: str) -> None:
+    mixtral = config("mixtral").to_dict()
+    values = {name: value for name, value in mixtral.items() if name != "num_local_experts"}
+    architecture = architecture_from_config(values | {key: 8, "model_type": "brand_new"}, "test")
+    assert architecture.parameters == architecture_from_config(mixtral, "test").parameters
+    assert "a Llama with experts" in architecture.notes[0]
+
+
+@pytest.mark.parametrize("value", [None, 0, 9, "x"])
+def test_a_number_of_active_experts_that_cannot_be_is_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match="num_experts_per_tok .*training itself does not need a plan"):
+        architecture_from_config(config("mixtral").to_dict() | {"num_experts_per_tok": value}, "test")
 
 
 @pytest.mark.parametrize("value", [None, 0, "big", True])
@@ -126,9 +152,26 @@ def test_adapter_parameters_are_peft_s(family: str) -> None:
 
     cfg = config(family)
     run = Run(architecture_from_config(cfg.to_dict(), "test"), lora_r=4, lora_target_modules=TARGETS.get(family))
-    leaves = [linear.leaf for linear in run.adapted]
-    model = get_peft_model(real_model(cfg), LoraConfig(r=4, target_modules=leaves, task_type="CAUSAL_LM"))
+    pattern = rf".*\.({'|'.join(linear.name for linear in run.adapted)})"  # peft would take some names for experts
+    model = get_peft_model(real_model(cfg), LoraConfig(r=4, target_modules=pattern, task_type="CAUSAL_LM"))
     assert run.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_adapters_of_experts_are_peft_s(family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    cfg = config(family)
+    architecture = architecture_from_config(cfg.to_dict(), "test")
+    stacks = ("experts.gate_up_proj", "experts.down_proj")
+    run = Run(architecture, lora_r=4, lora_target_modules=("q_proj",), lora_target_parameters=stacks)
+    if architecture.latent:
+        run = replace(run, lora_target_modules=("o_proj",))
+    leaves = [*(run.lora_target_modules or ())]
+    adapter = LoraConfig(r=4, target_modules=leaves, target_parameters=list(stacks), task_type="CAUSAL_LM")
+    model = get_peft_model(real_model(cfg), adapter)
+    assert run.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert run.frozen_experts == 0
 
 
 @pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
