@@ -71,9 +71,7 @@ FAMILIES: dict[str, Family] = {  # transformers' model_type; tests/plan compares
     "exaone_moe": replace(_DEEPSEEK, qk_norm="head"),
     "dots1": replace(_DEEPSEEK, qk_norm="head"),
     "minimax_m2": Family(qk_norm="full"),
-    "hunyuan_v1_moe": replace(
-        _DEEPSEEK, qk_norm="head", shared="shared_mlp", shared_always=True, router_name="gate.wg"
-    ),
+    "hunyuan_v1_moe": Family(qk_norm="head", shared="shared_mlp", shared_always=True, router_name="gate.wg"),
     "cohere2_moe": _COHERE,
     "llama4_text": Family(
         qk_norm="l2",
