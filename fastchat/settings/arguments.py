@@ -21,10 +21,9 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, targets, template
+from fastchat.settings.foreign import by_value, paths_of, rope, targets, template
+from fastchat.settings.targets import ALL_LINEAR, LORA_TARGETS
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _model = partial(setting, group="Model")
 _data = partial(setting, group="Data")
@@ -236,13 +235,22 @@ class LoraArguments:
     )
     lora_target_modules: list[str] = _lora(
         list(LORA_TARGETS),
-        "names of the layers to adapt, separated by spaces or commas",
+        "layers to adapt: names, a regular expression for full names, or all-linear (of the blocks); the default is "
+        "these seven, or all linear layers of the blocks if the model has others",
         translate={
             **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
-            "lora_target_modules": by_value(dict.fromkeys(("all", "all-linear"), ALL_LAYERS), ""),
+            "lora_target_modules": by_value({"all": f"write {ALL_LINEAR}"}, ""),
         },
         resume=FIXED,
         common=True,
+        memory=True,
+    )
+    lora_target_parameters: list[str] | None = _lora(
+        None,
+        "parameters to adapt that are not layers, such as the weights of experts: mlp.experts.gate_up_proj "
+        "mlp.experts.down_proj; without dropout",
+        elsewhere="target_parameters",
+        resume=FIXED,
         memory=True,
     )
     lora_weight_path: str = _lora(

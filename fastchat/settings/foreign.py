@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastchat.settings.fields import Translate
+from fastchat.settings.targets import ALL_LINEAR
 
 
 def yaml_text(value: Any) -> str:
@@ -71,13 +72,10 @@ def rope(raw: Any) -> str:
     )
 
 
-ALL_LAYERS = "leave it out; the default is all seven linear layers of a block"
-
-
 def targets(raw: Any) -> str:
     """The layers to adapt."""
     if str(raw).lower() in ("all", "all-linear", "true"):
-        return ALL_LAYERS
+        return f"lora_target_modules: {ALL_LINEAR}"
     if str(raw).lower() in ("false", "none"):
         return "leave it out, and name the layers in lora_target_modules"
     return f"lora_target_modules: {yaml_text(raw)}"

@@ -10,7 +10,8 @@ from fastchat.errors import SettingsError, say
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
 from fastchat.settings.options import COMMAND, check_ranges, check_refused
-from fastchat.settings.parsing import to_names, to_shares
+from fastchat.settings.parsing import to_shares
+from fastchat.settings.targets import read_targets
 from fastchat.settings.values import Values
 
 
@@ -143,8 +144,16 @@ def _saving(values: Values) -> None:
 def _adapter(values: Values) -> None:
     if "lora_r" not in values:
         return
-    names = to_names(values["lora_target_modules"], "--lora_target_modules")
-    values.restate("lora_target_modules", names)  # the same names, without commas and quotes
+    values.restate("lora_target_modules", read_targets(values["lora_target_modules"]))  # without commas and quotes
+    if values["lora_target_parameters"] is not None:
+        label = "--lora_target_parameters"
+        values.restate("lora_target_parameters", read_targets(values["lora_target_parameters"], label))
+        if values["lora_dropout"] and values.given("lora_dropout"):
+            raise SettingsError(
+                f"{label}: peft has no dropout for adapters on parameters; write --lora_dropout 0 instead of "
+                f"{values['lora_dropout']:g}"
+            )
+        values.derive("lora_dropout", 0.0, f"{label}: --lora_dropout is 0, peft has no dropout for parameters")
     path = values["lora_weight_path"]
     if path and not (Path(path).expanduser() / "adapter_config.json").is_file():
         instead = "" if Path(path).expanduser().is_dir() else f".{folders_instead(path)}"

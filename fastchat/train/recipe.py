@@ -19,7 +19,7 @@ from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.tokens.prepare import TokenSettings
 from fastchat.errors import SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
-from fastchat.model.lora import add_lora
+from fastchat.model.lora import adapter_targets, add_lora
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
 from fastchat.train import packed
@@ -300,6 +300,7 @@ def load_model(
             alpha=lora.lora_alpha,
             dropout=lora.lora_dropout,
             target_modules=lora.lora_target_modules if chosen else None,
+            target_parameters=lora.lora_target_parameters,
             bias=lora.lora_bias,
             gradient_checkpointing=training.gradient_checkpointing,
             weight_path=lora.lora_weight_path or None,
@@ -312,7 +313,10 @@ def load_model(
         progress=not training.disable_tqdm,
     )
     if lora is not None and (not chosen or lora.lora_weight_path):
-        settings.derive(lora, "lora_target_modules", sorted(model.peft_config["default"].target_modules))
+        modules, parameters = adapter_targets(model.peft_config["default"].to_dict())
+        settings.derive(lora, "lora_target_modules", modules)
+        if parameters != (lora.lora_target_parameters or []):
+            settings.derive(lora, "lora_target_parameters", parameters)
     if not count_parameters(model, engine.numel)[0]:
         raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
     return model, weights_dtype
