@@ -156,17 +156,16 @@ def _latent(run: Run, group: Group, wide: Latent) -> int:
 
 
 def _recurrent(run: Run, group: Group, wide: Recurrent) -> int:
-    """A gated delta net with transformers' own code, which computes in float32; measured, see tests/plan."""
-    c = run.compute_bytes
-    kept = _inputs(run, group, group.layer.readers)
+    """A gated delta net with transformers' own code, which computes in float32: products of a chunk's keys, queries and
+    keys repeated to the heads of the values, values, and a state per chunk; then a norm with a gate."""
+    c, heads = run.compute_bytes, wide.value_heads
     channels = 2 * wide.keys + wide.values
     convolved = 2 * c * channels  # its input, and its output before the activation
-    heads = wide.value_heads * (2 * wide.key_dim + wide.value_dim)  # keys are repeated to the heads of the values
-    scores = 3 * 4 * wide.value_heads * _CHUNK  # the products of a chunk's keys, and its inverse
-    rule = 4 * 4 * heads + scores
-    states = 4 * 2 * wide.value_heads * wide.key_dim * wide.value_dim // _CHUNK
-    gated_norm = 4 * 4 * wide.values + c * wide.values
-    return kept + convolved + rule + states + gated_norm + _inputs(run, group, (group.layer.out,), computed=True)
+    rule = 4 * heads * (5 * _CHUNK + 8 * wide.key_dim + 3 * wide.value_dim + 10)
+    states = 4 * heads * wide.key_dim * wide.value_dim // _CHUNK
+    gated_norm = (12 + (c if run.lora else 2 * c)) * wide.values
+    inputs = _inputs(run, group, group.layer.readers) + _inputs(run, group, (group.layer.out,), computed=True)
+    return inputs + convolved + rule + states + gated_norm
 
 
 _CHUNK = 64  # tokens that the delta rule computes together

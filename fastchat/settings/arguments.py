@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from fastchat.settings.fields import (
+    ABOVE_ZERO,
     AT_LEAST_ONE,
     BELOW_ONE,
     FIXED,
@@ -21,7 +22,7 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import by_value, paths_of, rope, targets, template
+from fastchat.settings.foreign import by_value, first_weights, paths_of, rope, targets, template
 from fastchat.settings.targets import ALL_LINEAR, LORA_TARGETS
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
@@ -262,6 +263,53 @@ class LoraArguments:
         path=True,
     )
     lora_bias: Literal["none", "all", "lora_only"] = _lora("none", "biases to train as well", resume=FIXED, memory=True)
+    lora_init: str = _lora(
+        "default",
+        "first weights of a new adapter: default, gaussian, pissa, pissa_niter_N, olora, eva or loftq",
+        translate=dict.fromkeys(("pissa_init", "peft_init_lora_weights", "init_lora_weights"), first_weights),
+        resume=FIXED,
+        memory=True,
+    )
+    use_rslora: bool = _lora(
+        False,
+        "scale the adapter's output by lora_alpha / sqrt(lora_r) (rank-stabilized LoRA)",
+        elsewhere="peft_use_rslora",
+        resume=FIXED,
+    )
+    use_dora: bool = _lora(
+        False,
+        "train the length of each weight row apart from its direction (DoRA)",
+        elsewhere="peft_use_dora",
+        resume=FIXED,
+        memory=True,
+    )
+    loraplus_lr_ratio: float | None = _lora(
+        None,
+        "LoRA+: the B matrices learn at learning_rate times this",
+        range=ABOVE_ZERO,
+        resume=FIXED,
+    )
+    lora_modules_to_save: list[str] = _lora(
+        [],
+        "names of modules to train and save whole, such as embed_tokens lm_head",
+        elsewhere="modules_to_save additional_target",
+        resume=FIXED,
+        memory=True,
+    )
+    trainable_tokens: list[str] = _lora(
+        [],
+        "tokens whose embedding and output rows are trained: texts, ids, or untrained: all that the base never learned",
+        elsewhere="trainable_token_indices peft_trainable_token_indices",
+        resume=FIXED,
+        memory=True,
+    )
+    lora_layers_to_transform: list[str] = _lora(
+        [],
+        "numbers of the decoder layers to adapt, counted from 0, such as 0-7 15; by default all",
+        elsewhere="peft_layers_to_transform layers_to_transform",
+        resume=FIXED,
+        memory=True,
+    )
     q_lora: bool = _lora(
         False,
         "quantize the base model to 4 bits (nf4, double quantization)",
