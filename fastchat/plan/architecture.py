@@ -121,10 +121,15 @@ class Layer:
     norms: int = 0  # elements of all norms
 
     @cached_property
+    def routing(self) -> tuple[Linear, ...]:
+        """The Linear layers that route tokens to experts or weigh the shared ones."""
+        gate = (Linear("mlp.shared_expert_gate", self.readers[0].inputs, 1),) if self.shared_gate else ()
+        return (*self.router, *gate)
+
+    @cached_property
     def mlp_readers(self) -> tuple[Linear, ...]:
         """The Linear layers with the normed input of the MLP."""
-        gate = (Linear("mlp.shared_expert_gate", self.readers[0].inputs, 1),) if self.shared_gate else ()
-        return (*self.router, *self.mlp[:-1], *gate)
+        return (*self.mlp[:-1], *self.routing)
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
@@ -207,6 +212,7 @@ class Architecture:
     `order` has the kind of every layer, as an index."""
 
     name: str
+    model_type: str
     family: Family
     hidden: int
     num_heads: int
@@ -243,9 +249,14 @@ class Architecture:
         return self.num_kv_heads * self.head_dim
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:
-        """Every layer, in order."""
-        return tuple(self.kinds[index] for index in self.order)
+    def kind_counts(self) -> tuple[tuple[Layer, int], ...]:
+        """(kind of layer, number of such layers)"""
+        return tuple((kind, self.order.count(index)) for index, kind in enumerate(self.kinds))
+
+    @cached_property
+    def stack_counts(self) -> tuple[tuple[Linear, int], ...]:
+        """(3-D parameter of experts, number of layers that have it)"""
+        return tuple((s, n) for kind, n in self.kind_counts if kind.experts for s in kind.experts.stacks)
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
@@ -255,27 +266,26 @@ class Architecture:
     @cached_property
     def stacks(self) -> tuple[Linear, ...]:
         """The different 3-D parameters of experts, which `--lora_target_parameters` reaches."""
-        found = (stack for kind in self.kinds if kind.experts for stack in kind.experts.stacks)
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(stack for stack, _ in self.stack_counts))
 
     @cached_property
     def linear_elements(self) -> int:
         """Weights of the Linear layers in all layers, which nf4 quantizes."""
-        return sum(layer.linear_elements for layer in self.layers)
+        return sum(kind.linear_elements * n for kind, n in self.kind_counts)
 
     @cached_property
     def expert_elements(self) -> int:
         """Weights of all experts with their routers, which are no Linear layers."""
-        return sum(layer.expert_elements for layer in self.layers)
+        return sum(kind.expert_elements * n for kind, n in self.kind_counts)
 
     @cached_property
     def norm_elements(self) -> int:
-        return sum(layer.norms for layer in self.layers) + self.hidden * self.family.norm_weights
+        return sum(kind.norms * n for kind, n in self.kind_counts) + self.hidden * self.family.norm_weights
 
     @cached_property
     def bias_elements(self) -> int:
         """Biases of the Linear layers in all layers."""
-        return sum(layer.bias_elements for layer in self.layers)
+        return sum(kind.bias_elements * n for kind, n in self.kind_counts)
 
     @property
     def embedding_elements(self) -> int:
@@ -289,7 +299,7 @@ class Architecture:
     @cached_property
     def unquantised_elements(self) -> int:
         """Everything that nf4 does not quantize: embeddings, head, experts, norms, biases, other."""
-        tables = self.embedding_elements + self.head_elements + sum(layer.own for layer in self.layers)
+        tables = self.embedding_elements + self.head_elements + sum(kind.own * n for kind, n in self.kind_counts)
         return tables + self.expert_elements + self.norm_elements + self.bias_elements + self.other
 
     @property

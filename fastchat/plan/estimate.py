@@ -159,7 +159,7 @@ def _late_moments(run: Run, gradients: int, acts: Activations) -> dict[str, int]
     a = run.architecture
     table = a.embedding_elements * run.trained_bytes
     added = a.tied or run.gradient_accumulation_steps > 1
-    layer = a.layers[0].elements * run.trained_bytes
+    layer = a.kinds[0].elements * run.trained_bytes
     missing = layer + (0 if added else table)
     return {
         "first layer": gradients - missing + group_bytes(run, run.groups[0]) + acts.temporary,

@@ -112,6 +112,7 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> Architectu
     kinds, order = layers_of(family, values, name)
     return Architecture(
         name=name,
+        model_type=kind,
         family=family,
         hidden=hidden,
         num_heads=heads,

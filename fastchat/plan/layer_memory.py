@@ -267,25 +267,22 @@ def _skipped(run: Run, group: Group) -> int:
     layer, hidden = group.layer, run.architecture.hidden
     norm = 0 if run.architecture.family.post_norm else norm_bytes(run, hidden)
     readers = first_readers(run, group)
-    parallel = run.architecture.family.norms == 1
+    # Frozen experts with an input without a gradient keep nothing.
+    experts = _experts(run, group) if layer.experts and not any(x.stacked for x in group.adapted) else 0
     if any(linear in group.adapted for linear in readers):
-        experts = _experts(run, group) if parallel and layer.experts and not _adapts_experts(group) else 0
-        return norm + experts + _masks(run, group, readers)
+        parallel = run.architecture.family.norms == 1
+        return norm + (experts if parallel else 0) + _masks(run, group, readers)
     before = norm + _mixer(run, group)
     if layer.out in group.adapted:
         own = _inputs(run, group, (layer.out,), computed=True)
         return before - own + _masks(run, group, (layer.out,))
     before += norm
     if any(linear in group.adapted for linear in layer.mlp_readers):
-        return before + _masks(run, group, layer.mlp_readers)
+        return before + experts + _masks(run, group, layer.mlp_readers)
     if not layer.mlp or layer.mlp[-1] not in group.adapted:
         return before  # only experts are adapted
     own = _inputs(run, group, layer.mlp[-1:], computed=True)
     return before + _mlp(run, group) - own + _masks(run, group, layer.mlp[-1:])
-
-
-def _adapts_experts(group: Group) -> bool:
-    return any(linear.stacked for linear in group.adapted)
 
 
 def first_readers(run: Run, group: Group) -> tuple[Linear, ...]:

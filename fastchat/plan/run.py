@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fastchat.errors import SettingsError, nearest
 from fastchat.plan.architecture import Architecture, Layer, Linear
+from fastchat.plan.targets import Copies, adapted_by_layer, copied_modules, tables_of
 from fastchat.plan.zero import Zero
-from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
+from fastchat.settings.targets import matches
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
@@ -54,8 +54,13 @@ class Run:
     lora: bool = True  # False: full fine-tuning
     lora_r: int = 8
     lora_dropout: float = 0.05
-    lora_target_modules: tuple[str, ...] | None = None  # None: the existing ones of the default seven
+    lora_target_modules: tuple[str, ...] | None = None  # None: the default
     lora_target_parameters: tuple[str, ...] = ()  # of the experts' 3-D parameters
+    lora_layers_to_transform: tuple[int, ...] = ()  # empty: all
+    lora_modules_to_save: tuple[str, ...] = ()
+    trainable_tokens: int = 0
+    use_dora: bool = False
+    subtracts_start: bool = False  # the adapter starts from parts of the base, kept in a second, frozen adapter
     lora_bias: str = "none"
     q_lora: bool = False
     dtype: str = "auto"
@@ -137,64 +142,37 @@ class Run:
     # ---- what is trained ----
 
     @cached_property
-    def adapted(self) -> tuple[Linear, ...]:
-        """The different adapted matrices. Raises SettingsError for a target that matches nothing."""
-        return (*self._adapted_linears, *self._adapted_stacks) if self.lora else ()
-
-    @cached_property
-    def _adapted_linears(self) -> tuple[Linear, ...]:
-        linears = self.architecture.linears
-        existing = [linear.name for linear in (*linears, *self._tables)]
-        asked = self.lora_target_modules or DEFAULT_TARGETS
-        missing = [name for name in asked if not any(_matches(name, full) for full in existing)]
-        if len(missing) == len(asked) or (missing and self.lora_target_modules):
-            raise _no_match("lora_target_modules", missing, existing)
-        return tuple(linear for linear in linears if any(_matches(name, linear.name) for name in asked))
-
-    @cached_property
-    def _adapted_stacks(self) -> tuple[Linear, ...]:
-        stacks, asked = self.architecture.stacks, self.lora_target_parameters
-        existing = [stack.name for stack in stacks]
-        if missing := [name for name in asked if not any(_matches(name, full) for full in existing)]:
-            raise _no_match("lora_target_parameters", missing, existing)
-        return tuple(stack for stack in stacks if any(_matches(name, stack.name) for name in asked))
-
-    @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """All layers, in order of their first one."""
+        """All layers, in order of their first one. Raises SettingsError for a target that matches nothing."""
         a = self.architecture
-        mine = [self._adapted_in(index) for index in range(a.num_layers)]
+        mine = self._by_layer
         first = next((index for index, adapted in enumerate(mine) if adapted), a.num_layers)
-        always = not self.lora or self.gradient_checkpointing  # which makes the embedding's output have a gradient
+        # Checkpointing makes the embedding's output have a gradient, and so does training the embedding.
+        always = not self.lora or self.gradient_checkpointing or self.trains_embedding
         counts: dict[tuple[int, tuple[Linear, ...], bool], int] = {}
         for index, adapted in enumerate(mine):
             key = a.order[index], adapted, always or index > first
             counts[key] = counts.get(key, 0) + 1
         return tuple(Group(a.kinds[kind], count, adapted, live) for (kind, adapted, live), count in counts.items())
 
-    def _adapted_in(self, index: int) -> tuple[Linear, ...]:
-        layer = self.architecture.layers[index]
-        stacks = layer.experts.stacks if layer.experts else ()
-        return tuple(linear for linear in (*layer.linears, *stacks) if linear in self.adapted)
+    @property
+    def _by_layer(self) -> tuple[tuple[Linear, ...], ...]:
+        if not self.lora:
+            return ((),) * self.architecture.num_layers
+        parameters, layers = self.lora_target_parameters, self.lora_layers_to_transform
+        return adapted_by_layer(self.architecture, self.lora_target_modules, parameters, layers)
+
+    @cached_property
+    def adapted(self) -> tuple[Linear, ...]:
+        """The different adapted matrices."""
+        return tuple(dict.fromkeys(linear for group in self.groups for linear in group.adapted))
 
     @cached_property
     def adapted_tables(self) -> tuple[Linear, ...]:
         """Embedding and output matrix, if a target names them."""
-        asked = self.lora_target_modules or ()
-        return tuple(table for table in self._tables if any(_matches(name, table.name) for name in asked))
-
-    @property
-    def _tables(self) -> tuple[Linear, Linear]:
-        a = self.architecture
-        return Linear("embed_tokens", a.vocab, a.hidden), Linear("lm_head", a.hidden, a.vocab)
-
-    @cached_property
-    def trained(self) -> int:
-        """Number of trained parameters."""
-        a = self.architecture
-        if not self.lora:
-            return a.parameters - a.other - sum(layer.experts.fixed for layer in a.layers if layer.experts)
-        return sum(linear.lora_elements(self.lora_r) * n for linear, n in self.adapters) + self._trained_biases
+        asked = self.lora_target_modules or () if self.lora else ()
+        tables = tables_of(self.architecture)
+        return tuple(table for table in tables if any(matches(name, table.name) for name in asked))
 
     @cached_property
     def adapters(self) -> tuple[tuple[Linear, int], ...]:
@@ -204,6 +182,37 @@ class Run:
             for linear in group.adapted:
                 counts[linear] = counts.get(linear, 0) + group.count
         return tuple(counts.items())
+
+    @cached_property
+    def copied(self) -> Copies:
+        """The modules of `--lora_modules_to_save`."""
+        return copied_modules(self.architecture, self.lora_modules_to_save) if self.lora else Copies()
+
+    @property
+    def trains_embedding(self) -> bool:
+        """Whether the embedding's output has a gradient because rows of it, or all, are trained."""
+        tables = {table.name for table in self.adapted_tables} | self.copied.tables
+        return "embed_tokens" in tables or bool(self.trainable_tokens)
+
+    @property
+    def trained_rows(self) -> int:
+        """Trained rows of the embedding and, unless it is tied, of the output matrix."""
+        return self.trainable_tokens * (1 if self.architecture.tied else 2) if self.lora else 0
+
+    @cached_property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        a = self.architecture
+        if not self.lora:
+            return a.parameters - a.other - sum(kind.experts.fixed * n for kind, n in a.kind_counts if kind.experts)
+        more = self.copied.elements + self.trained_rows * a.hidden + self._trained_biases
+        return self.low_rank + more
+
+    @cached_property
+    def low_rank(self) -> int:
+        """Elements of the matrices A and B, and the lengths of rows that DoRA trains."""
+        lengths = sum(linear.outputs * n for linear, n in self.adapters) if self.use_dora else 0
+        return sum(linear.lora_elements(self.lora_r) * n for linear, n in self.adapters) + lengths
 
     @property
     def _trained_biases(self) -> int:
@@ -215,24 +224,6 @@ class Run:
 
     @property
     def frozen_experts(self) -> int:
-        """Elements of experts without an adapter."""
-        a = self.architecture
-        return sum(
-            stack.elements for layer in a.layers if layer.experts for stack in layer.experts.stacks
-            if self.lora and stack not in self.adapted
-        )
-
-
-def _matches(target: str, name: str) -> bool:
-    return name == target or name.endswith("." + target)
-
-
-def _no_match(flag: str, missing: list[str], existing: list[str]) -> SettingsError:
-    if not existing:
-        return SettingsError(f"--{flag}: this model has no fused experts, so {', '.join(missing)} match nothing")
-    leaves = sorted({name.rpartition(".")[2] for name in existing})
-    close = nearest(missing[0].rpartition(".")[2], leaves, n=1)
-    return SettingsError(
-        f"--{flag}: {', '.join(missing)} match nothing in this model, which has "
-        f"{', '.join(leaves)}" + (f"; did you mean {close[0]}?" if close else "")
-    )
+        """Elements of the experts' matrices without an adapter."""
+        total = sum(stack.elements * n for stack, n in self.architecture.stack_counts)
+        return total - sum(linear.elements * n for linear, n in self.adapters if linear.stacked) if self.lora else 0

@@ -46,14 +46,17 @@ def base_weights(run: Run) -> tuple[int, int]:
     a = run.architecture
     if not run.q_lora:
         return a.parameters * run.weight_bytes, 0
-    sizes = [quantised_size(linear.elements) for layer in a.layers for linear in layer.linears]
-    codes, scales = sum(s.codes for s in sizes), sum(s.scales for s in sizes)
+    sizes = [(quantised_size(linear.elements), n) for kind, n in a.kind_counts for linear in kind.linears]
+    codes, scales = sum(s.codes * n for s, n in sizes), sum(s.scales * n for s, n in sizes)
     return codes + a.unquantised_elements * run.weight_bytes, scales
 
 
 def trained_weights(run: Run) -> int:
-    """Bytes of the adapter; in full fine-tuning the trained weights are the base's own."""
-    return run.trained * run.adapter_bytes if run.lora else 0
+    """Bytes of the adapter; in full fine-tuning the trained weights are the base's own.
+
+    An adapter that starts from parts of the base is kept twice: as it is, and as it began.
+    """
+    return (run.trained + (run.low_rank if run.subtracts_start else 0)) * run.adapter_bytes if run.lora else 0
 
 
 # ---- without DeepSpeed ----
@@ -142,7 +145,8 @@ def _largest_trained(run: Run) -> int:
     a = run.architecture
     if not run.lora:
         return max(a.embedding_elements, max(linear.elements for linear in (*a.linears, *a.stacks)))
-    return run.lora_r * max(max(1, m.stacked) * max(m.inputs, m.outputs) for m in run.adapted or a.linears)
+    matrices = (max(1, m.stacked) * max(m.inputs, m.outputs) for m, _ in run.adapters)
+    return max(run.lora_r * max(matrices, default=0), run.copied.largest)
 
 
 # ---- ZeRO-3 ----
@@ -206,9 +210,9 @@ def _state(run: Run, optimizer: Optimizer, parameters: int, parameter_bytes: int
     if optimizer.factored and run.zero is None:
         if run.lora:  # a matrix of r x n keeps r + n values
             return 4 * sum(n * _sides(linear, run.lora_r) for linear, n in run.adapters), 0
-        stacks = (stack for layer in a.layers if layer.experts for stack in layer.experts.stacks)
-        linears = (linear for layer in a.layers for linear in layer.linears)
-        sides = sum(max(1, linear.stacked) * (linear.inputs + linear.outputs) for linear in (*linears, *stacks))
+        linears = [(linear, n) for kind, n in a.kind_counts for linear in kind.linears]
+        each = ((x, n * max(1, x.stacked)) for x, n in (*linears, *a.stack_counts))
+        sides = sum((linear.inputs + linear.outputs) * n for linear, n in each)
         tables = (a.vocab + a.hidden) * (1 if a.tied else 2) + a.norm_elements + a.bias_elements
         return 4 * (sides + tables), 0
     if optimizer.bytes_each is not None and optimizer.bytes_each < 2 and run.zero is None and not run.lora:
