@@ -20,24 +20,17 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """What is asked for beside rank, alpha, dropout, targets and bias.
+    """What an adapter is besides rank, alpha, dropout, targets and bias.
 
-    init: one of `INITS`, with a number for the N. layers: numbers of the decoder layers to adapt, counted from 0;
-    empty: all. modules_to_save: names, or ends of names, of the modules to train whole. trainable_tokens: ids of the
-    tokens whose rows are trained.
+    layers: numbers of the decoder layers to adapt, counted from 0; empty: all. modules_to_save: names, or ends of
+    names, of the modules to train whole. trainable_tokens: ids of the tokens whose rows are trained.
     """
 
-    init: str = DEFAULT
     use_rslora: bool = False
     use_dora: bool = False
+    layers: tuple[int, ...] = ()
     modules_to_save: tuple[str, ...] = ()
     trainable_tokens: tuple[int, ...] = ()
-    layers: tuple[int, ...] = ()
-
-    @property
-    def subtracts_start(self) -> bool:
-        """Whether the adapter does not start at zero, so that its first value is subtracted again."""
-        return subtracts_start(self.init)
 
 
 def check_init(init: str) -> str:
@@ -74,34 +67,39 @@ def parse_layers(values: Sequence[str]) -> list[int]:
     return sorted(found)
 
 
-def check_combination(options: LoraOptions, targets: Sequence[str], *, q_lora: bool, continues: bool) -> None:
-    """Raises SettingsError where options contradict each other. `targets`: names of the layers to adapt. `continues`:
-    the run trains an existing adapter further. Tokens may be named by any value that is not empty."""
-    init = options.init
+def check_combination(
+    init: str, *, use_dora: bool, modules_to_save: Sequence[str], targets: Sequence[str], q_lora: bool, continues: bool
+) -> None:
+    """Raises SettingsError where settings of these names contradict each other.
+
+    `targets`: names of the layers to adapt. `continues`: the run trains an existing adapter further.
+    """
     if continues and init != DEFAULT:
         raise SettingsError(
-            f"--lora_init {init} is how a new adapter begins, and --lora_weight_path trains an existing one further: "
+            f"--lora_init {init} is how a new adapter starts, and --lora_weight_path trains an existing one further: "
             "keep one"
         )
     if init == LOFTQ and not q_lora:
         raise SettingsError(
             "--lora_init loftq corrects the error of a base in 4 bits: add --q_lora True, or choose another --lora_init"
         )
-    if options.use_dora and (options.subtracts_start or init == LOFTQ):
+    if use_dora and (subtracts_start(init) or init == LOFTQ):
         raise SettingsError(
-            f"--use_dora and --lora_init {init}: peft turns such an adapter into one for the original base only "
+            f"--use_dora and --lora_init {init}: peft can turn such an adapter into one for the original base only "
             "without DoRA. Keep one, or use --lora_init default, gaussian or eva"
         )
-    embeddings = {"embed_tokens", "lm_head"}
-    saved = {name.rpartition(".")[2] for name in options.modules_to_save}
-    if twice := sorted(saved & {name.rpartition(".")[2] for name in targets}):
+    leaves = {name.rpartition(".")[2] for name in targets}
+    if twice := sorted(leaves & {name.rpartition(".")[2] for name in modules_to_save}):
         raise SettingsError(
             f"--lora_modules_to_save and --lora_target_modules both name {', '.join(twice)}: a module is either "
             "trained whole or has an adapter; leave it out of one of them"
         )
-    both = sorted(embeddings & (saved | {name.rpartition(".")[2] for name in targets}))
-    if options.trainable_tokens and both:
+
+
+def check_engine(*, trainable_tokens: Sequence[str], zero_stage: int) -> None:
+    """Raises SettingsError for what the libraries cannot train with weights that ZeRO divides."""
+    if trainable_tokens and zero_stage == 3:
         raise SettingsError(
-            f"--trainable_tokens trains rows of the embedding and the output matrix, and {', '.join(both)} is trained "
-            "otherwise already: leave one of them out"
+            "--trainable_tokens: peft reads the embedding outside of its forward pass, where ZeRO-3 has not gathered "
+            "it. Use a ZeRO-2 configuration, or --lora_modules_to_save embed_tokens lm_head"
         )
