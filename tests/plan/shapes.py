@@ -24,7 +24,7 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 2, "first_k_dense_replace": 1},
     "llama4_text": {"head_dim": 64, "moe_layers": [1, 2], "intermediate_size_mlp": 1024, "num_experts_per_tok": 1},
     "gpt_oss": {"head_dim": 64},
-    "qwen3_next": {"layer_types": ["linear_attention", "linear_attention", "full_attention"]},
+    **dict.fromkeys(RECURRENT, {"layer_types": ["linear_attention", "linear_attention", "full_attention"]}),
 }
 _EXPERTS = {  # the sizes of experts and of the attention that some of these models have, where the config has the key
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
@@ -34,13 +34,6 @@ _EXPERTS = {  # the sizes of experts and of the attention that some of these mod
     **{"qk_rope_head_dim": 32, "qk_nope_head_dim": 48, "v_head_dim": 64},
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 64, "linear_value_head_dim": 96},
 }
-TARGETS = {  # the layers that LoRA sits on, where they are not the usual seven
-    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-    "glm": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
-    "glm4": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
-    "starcoder2": ("q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"),
-}
-
 
 def config(family: str, **changed: Any) -> Any:
     """A transformers config: 3 layers, hidden 512, 8 heads and 2 key-value heads, unless changed."""

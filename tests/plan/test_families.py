@@ -11,7 +11,8 @@ from fastchat.errors import SettingsError
 from fastchat.plan.families import architecture_from_config
 from fastchat.plan.known import SIZES, architecture_of_size
 from fastchat.plan.run import Run
-from tests.plan.shapes import EXPERTS, FAMILIES, TARGETS, config, llama
+from fastchat.plan.targets import adapted_by_layer
+from tests.plan.shapes import EXPERTS, FAMILIES, config, llama
 
 
 def real_model(cfg: Any) -> Any:
@@ -151,9 +152,9 @@ def test_adapter_parameters_are_peft_s(family: str) -> None:
     from peft import LoraConfig, get_peft_model
 
     cfg = config(family)
-    run = Run(architecture_from_config(cfg.to_dict(), "test"), lora_r=4, lora_target_modules=TARGETS.get(family))
-    pattern = rf".*\.({'|'.join(linear.name for linear in run.adapted)})"  # peft would take some names for experts
-    model = get_peft_model(real_model(cfg), LoraConfig(r=4, target_modules=pattern, task_type="CAUSAL_LM"))
+    run = Run(architecture_from_config(cfg.to_dict(), "test"), lora_r=4)
+    names = [linear.name for linear in run.adapted]
+    model = get_peft_model(real_model(cfg), LoraConfig(r=4, target_modules=names, task_type="CAUSAL_LM"))
     assert run.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -192,6 +193,16 @@ def test_a_target_that_matches_nothing_lists_what_exists() -> None:
         _ = run.trained
 
 
-def test_default_targets_are_those_that_exist() -> None:
-    run = Run(architecture_from_config(config("phi3").to_dict(), "test"))
-    assert [linear.leaf for linear in run.adapted] == ["o_proj", "down_proj"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_targets_are_those_of_training(family: str) -> None:
+    from fastchat.model.lora_targets import choose_targets
+    from fastchat.settings.targets import matches
+
+    cfg = config(family)
+    model = real_model(cfg)
+    architecture = architecture_from_config(cfg.to_dict(), "test")
+    for asked in (None, ("all-linear",)):
+        chosen = choose_targets(model, asked)
+        names = [name for name, _ in model.named_modules() if any(matches(target, name) for target in chosen.modules)]
+        planned = adapted_by_layer(architecture, asked, (), ())
+        assert sorted(names) == sorted(f"model.layers.{i}.{x.name}" for i, found in enumerate(planned) for x in found)
