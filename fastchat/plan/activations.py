@@ -17,6 +17,7 @@ class Activations:
     backward: int  # during the backward pass of the last layer (recomputed with checkpointing)
     casts: int  # 16-bit copies of weights that autocast holds during the forward pass; not part of the others
     temporary: int  # gradients of activations, in addition, in the backward pass
+    rebuilt: int  # whole weights that DoRA and trained rows make in the forward pass, also a repeated one
     dequantised: int  # the 16-bit copy of one nf4 matrix, in addition
 
     @property
@@ -29,14 +30,15 @@ def activations_of(run: Run) -> Activations:
     """The activations of a microbatch in which every dialogue has the maximum length."""
     a, tokens = run.architecture, run.tokens
     last_norm = tokens * norm_bytes(run, a.hidden)
-    temporary, matrix = tokens * _backward_per_token(run) + _new_gradient(run), _dequantised(run)
+    temporary = max(tokens * _backward_per_token(run), _experts_backward(run))
+    matrix = _dequantised(run)
     casts = _cast_copies(run)
     if run.gradient_checkpointing:
         inputs = a.num_layers * tokens * a.hidden * run.weight_bytes + _rotary(run)  # the input of every layer
         recomputed = layer_bytes(run) + math.ceil(casts / a.num_layers)
-        return Activations(inputs + last_norm, inputs + recomputed, casts, temporary, matrix)
+        return Activations(inputs + last_norm, inputs + recomputed, casts, temporary, _rebuilt(run), matrix)
     layers = sum(group.count * group_bytes(run, group) for group in run.groups) + _rotary(run)
-    return Activations(layers + casts + last_norm, layers + casts, 0, temporary, matrix)
+    return Activations(layers + casts + last_norm, layers + casts, 0, temporary, _rebuilt(run), matrix)
 
 
 def layer_bytes(run: Run) -> int:
@@ -69,6 +71,17 @@ def _cast_copies(run: Run) -> int:
     return adapter + c * (a.linear_elements - sum(x.elements for x in readers))
 
 
+def _rebuilt(run: Run) -> int:
+    """DoRA computes the length of every row of W + BA: BA from a unit matrix, and the sum with the weight, one layer at
+    a time. Trained rows of the embedding and the output matrix are put into a copy of the whole matrix."""
+    a, b, c = run.architecture, run.adapter_bytes, run.compute_bytes
+    dora = 0
+    if run.use_dora:
+        sizes = (x.inputs * x.inputs * b + x.elements * (b + 2 * c) for x, _ in run.adapters if not x.stacked)
+        dora = max(sizes, default=0)
+    return max(dora, a.embedding_elements * run.weight_bytes if run.trained_rows else 0)
+
+
 def _dequantised(run: Run) -> int:
     """The largest matrix in 16 bits: nf4 is dequantized for every product."""
     if not run.q_lora:
@@ -77,9 +90,22 @@ def _dequantised(run: Run) -> int:
     return math.ceil(largest * (run.compute_bytes + 8 / 64))  # and its scales in float32, twice
 
 
-def _new_gradient(run: Run) -> int:
-    """The gradient of the copy that peft makes of an adapted stack of experts."""
-    return max((stack.elements for stack in run.adapted if stack.stacked), default=0) * run.weight_bytes
+def _experts_backward(run: Run) -> int:
+    """The most in the backward pass of the experts: gradients of their weighted outputs, with the gradient of the copy
+    that peft makes of an adapted stack, or gradients around the gate.
+
+    The factors were measured with tests/plan/counting.py.
+    """
+    most = 0.0
+    for group in run.groups:
+        if (e := group.layer.experts) is None:
+            continue
+        (up, h), (down, i) = ((s.elements if s in group.adapted else 0, s.inputs) for s in e.stacks)
+        # The second matrix is first in the backward pass, and when it is done, its copy is gone.
+        outputs = h * (3.5 * e.rows + 3) * run.tokens + max(down, up - down)
+        gate = (4 if e.between > 3 else 2) - (1 if down else 0)
+        most = max(most, outputs, run.tokens * (e.rows * (gate * i + 1.6 * h) + 2 * h))
+    return math.ceil(most * run.weight_bytes)
 
 
 def _backward_per_token(run: Run) -> int:

@@ -82,7 +82,14 @@ FAMILIES: dict[str, Family] = {  # transformers' model_type; tests/plan compares
         every_expert=True,
     ),
     "gpt_oss": Family(
-        norm="gemma", qkv_bias=True, o_bias=True, sdpa=False, sinks=True, expert_bias=True, router_bias=True, expert_between=6
+        norm="gemma",
+        qkv_bias=True,
+        o_bias=True,
+        sdpa=False,
+        sinks=True,
+        expert_bias=True,
+        router_bias=True,
+        expert_between=6,
     ),
 }
 _NESTED = {"gemma3": "gemma3_text", "mistral3": "mistral", "llama4": "llama4_text"}  # inside a multimodal config

@@ -27,7 +27,10 @@ def _layer(run: Run, group: Group) -> int:
     after = f.norms if f.post_norm else 2 if f.norms == 4 else 0
     norms = (f.norms - after) * norm_bytes(run, a.hidden) + after * norm_bytes(run, a.hidden, computed=True)
     masks = 2 * a.hidden if a.residual_dropout else 0
-    return norms + masks + _mixer(run, group) + _mlp(run, group)
+    dora = 0  # the output of the base and that of the adapter, which the trained lengths scale
+    if run.use_dora:
+        dora = 2 * run.compute_bytes * sum(linear.outputs for linear in group.adapted)
+    return norms + masks + dora + _mixer(run, group) + _mlp(run, group)
 
 
 # ---- norms ----
@@ -250,9 +253,12 @@ _INDICES = 40  # bytes per row: the experts and the order of rows in int64, rout
 
 def _new_weights(run: Run, group: Group) -> int:
     """Copies of weights that the backward pass needs: peft adds the product of an expert adapter to one of the experts,
-    and some routers compute in float32. Per layer."""
+    some routers compute in float32, and DoRA with dropout multiplies again, with weights that it dequantizes and
+    that autocast casts. Per layer."""
     e = group.layer.experts
     stacks = sum(linear.elements for linear in group.adapted if linear.stacked) * run.weight_bytes
+    if run.use_dora and run.lora_dropout and (run.q_lora or run.autocast):
+        stacks += sum(linear.elements for linear in group.adapted if not linear.stacked) * run.compute_bytes
     if e is None or not e.float32_router or run.weight_bytes == 4:
         return stacks
     return stacks + 4 * (e.router - e.fixed)

@@ -20,7 +20,9 @@ def adapted_by_layer(
     numbers of the adapted layers, empty for all. Raises SettingsError for a target or a layer that does not exist."""
     _check_names(a, modules, parameters)
     if beyond := [index for index in layers if index >= a.num_layers]:
-        raise SettingsError(f"--lora_layers_to_transform: {a.name} has the layers 0 to {a.num_layers - 1}, not {beyond[0]}")
+        raise SettingsError(
+            f"--lora_layers_to_transform: {a.name} has the layers 0 to {a.num_layers - 1}, not {beyond[0]}"
+        )
     wanted = modules if modules is not None else LORA_TARGETS if _seven(a) else (ALL_LINEAR,)
     by_kind = [_adapted(a, kind, wanted, parameters, "") for kind in a.kinds]
     exact = any(is_pattern(target) for target in (*wanted, *parameters))

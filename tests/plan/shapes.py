@@ -35,6 +35,7 @@ _EXPERTS = {  # the sizes of experts and of the attention that some of these mod
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 64, "linear_value_head_dim": 96},
 }
 
+
 def config(family: str, **changed: Any) -> Any:
     """A transformers config: 3 layers, hidden 512, 8 heads and 2 key-value heads, unless changed."""
     from transformers import AutoConfig

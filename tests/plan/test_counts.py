@@ -105,7 +105,9 @@ def assert_every_part(cfg: Any, case: Case, *, within: float = 0.01) -> None:
 @pytest.mark.parametrize(("family", "way"), pairs(DENSE, WAYS))
 def test_every_dense_family(family: str, way: str) -> None:
     # Ernie rotates in float32 in every layer, and Hunyuan norms after that: nothing in a model of a usual size.
-    assert_every_part(config(family, num_hidden_layers=2), WAYS[way], within=0.03 if family[:2] in ("er", "hu") else 0.01)
+    assert_every_part(
+        config(family, num_hidden_layers=2), WAYS[way], within=0.03 if family[:2] in ("er", "hu") else 0.01
+    )
 
 
 SIXTEEN_BITS = [way for way, case in WAYS.items() if case.dtype == "bfloat16"]  # torch's grouped product without data
@@ -121,6 +123,18 @@ def test_experts_and_linear_attention(family: str, way: str) -> None:
 def test_adapters_of_experts(family: str, parameters: tuple[str, ...]) -> None:
     case = Case(dropout=0.0, targets=("o_proj",), parameters=parameters)
     assert_every_part(config(family, vocab_size=100), case)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dora(dropout: float, autocast: bool) -> None:
+    plan, counts = compare(config("llama"), Case(dropout=dropout, autocast=autocast, dora=True))
+    run = plan.run
+    assert plan.weights == counts.weights
+    assert run.trained == counts.trained
+    # The unit matrices are seen by autograd, but the result is detached, so they are free again at once.
+    units = 2 * sum(n * linear.inputs**2 for linear, n in run.adapters)
+    assert activations_of(run).kept == pytest.approx(counts.saved - units, rel=0.01)
 
 
 @pytest.mark.parametrize("way", ["lora", "lora under autocast", "full"])
@@ -148,6 +162,26 @@ PEAKS = {
     "full": Case(lora=False),
     "full, checkpointing": Case(lora=False, checkpointing=True),
 }
+WITHOUT_LOSS = {
+    "lora": Case(),
+    "lora, checkpointing": Case(checkpointing=True),
+    "full, checkpointing": Case(lora=False, checkpointing=True),
+    "experts, checkpointing": Case(
+        dropout=0.0, targets=("o_proj",), parameters=("experts.gate_up_proj", "experts.down_proj"), checkpointing=True
+    ),
+    "dora, checkpointing": Case(dora=True, checkpointing=True),
+}
+
+
+@pytest.mark.parametrize(("family", "way"), pairs(["mixtral", "gpt_oss", "deepseek_v3", "llama4_text"], WITHOUT_LOSS))
+def test_peak_of_forward_and_backward_of_experts(family: str, way: str) -> None:
+    """Without the loss, whose logits would hide the rest; within 15 %."""
+    case = replace(WITHOUT_LOSS[way], length=2048, batch=1)
+    plan, counts = compare(config(family, vocab_size=100), case, backward=True)
+    run = plan.run
+    moments = moments_of(run, states_of(run), activations_of(run), 0)
+    peak = max(size for name, size in moments.items() if name not in ("step", "loading", "loss"))
+    assert peak == pytest.approx(counts.peak, rel=0.15)
 
 
 @pytest.mark.parametrize(("family", "way"), pairs(["llama", "qwen3", "gemma", "phi3", "olmo2"], PEAKS))
