@@ -1,4 +1,4 @@
-"""The settings of an adapter as the planner counts them: those given, or those of an adapter that is trained further."""
+"""The settings of an adapter as the planner counts them: those given, or those of an adapter to train further."""
 
 from __future__ import annotations
 
