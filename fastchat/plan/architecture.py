@@ -225,6 +225,7 @@ class Architecture:
     order: tuple[int, ...]
     latent: Latent | None = None
     recurrent: Recurrent | None = None
+    known: bool = True  # False: of another family's code, so its matrices may have other names
     dtype: str | None = None  # that of the checkpoint; None if there is no checkpoint
     packed: str | None = None  # the format of a checkpoint whose experts are stored in fewer bits
     max_positions: int = 0

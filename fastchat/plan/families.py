@@ -92,27 +92,39 @@ FAMILIES: dict[str, Family] = {  # transformers' model_type; tests/plan compares
         expert_between=6,
     ),
 }
+# Families since GPT-2, without a gate in the MLP, planned by their sizes only: their matrices have other names.
+_OLDER = replace(FAMILIES["starcoder2"], mlp_names=("up_proj", "down_proj"))
+_OLDER_TYPES = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "gpt_bigcode", "codegen", "opt", "bloom", "falcon", "mpt", "phi")
+_ALIASES = {  # names of the same sizes in their config.json
+    "hidden_size": ("n_embd", "d_model", "n_embed"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
+    "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
+}
 _NESTED = {"gemma3": "gemma3_text", "mistral3": "mistral", "llama4": "llama4_text"}  # inside a multimodal config
 
 
 def architecture_from_config(config: Mapping[str, Any], name: str) -> Architecture:
     """The shape in a config.json. Raises SettingsError if a size is missing.
 
-    A family that is not in the table is treated as a Llama of the same sizes, with the same experts, with a note.
+    A family that is not in the table is planned as a Llama (or GPT-2) of the same sizes, with the same experts, with a
+    note.
     """
     text: Mapping[str, Any] = config
     kind, notes = str(config.get("model_type", "")), []
     if isinstance(config.get("text_config"), Mapping):
         text = {"dtype": config.get("dtype") or config.get("torch_dtype"), **config["text_config"]}
         kind = str(text.get("model_type") or _NESTED.get(kind, kind))
+    text = _renamed(text, kind)
     family = FAMILIES.get(kind)
     if family is None:
-        experts = " with experts" if num_experts(text) else ""
+        family = _OLDER if kind in _OLDER_TYPES else LLAMA
+        like = "GPT-2" if kind in _OLDER_TYPES else "Llama with experts" if num_experts(text) else "Llama"
         notes.append(
-            f"unknown model type {kind!r}: treated as a Llama{experts} of the same sizes; compare the plan with the "
-            "peak memory that the first steps of training report"
+            f"unknown model type {kind!r}: planned as a {like} of the same sizes; compare the plan with the peak memory "
+            "that the first steps of training report"
         )
-        family = LLAMA
     values: dict[str, Any] = dict(family.defaults) | {key: value for key, value in text.items() if value is not None}
     family = _with_switches(family, kind, values)
     hidden, heads = size(values, "hidden_size", name), size(values, "num_attention_heads", name)
@@ -120,6 +132,7 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> Architectu
     return Architecture(
         name=name,
         model_type=kind,
+        known=kind in FAMILIES,
         family=family,
         hidden=hidden,
         num_heads=heads,
@@ -140,6 +153,17 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> Architectu
         softcap=bool(values.get("final_logit_softcapping")),
         notes=tuple(notes),
     )
+
+
+def _renamed(text: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The values with today's names of the sizes."""
+    values = dict(text)
+    for name, others in _ALIASES.items():
+        if values.get(name) is None:
+            values[name] = next((values[other] for other in others if values.get(other)), None)
+    if kind in _OLDER_TYPES and values["intermediate_size"] is None and isinstance(values["hidden_size"], int):
+        values["intermediate_size"] = 4 * values["hidden_size"]
+    return values
 
 
 def _packed(config: Mapping[str, Any]) -> str | None:

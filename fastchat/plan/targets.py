@@ -17,8 +17,11 @@ def adapted_by_layer(
     a: Architecture, modules: Names | None, parameters: Names, layers: tuple[int, ...]
 ) -> tuple[tuple[Linear, ...], ...]:
     """For every layer, in order, its matrices with an adapter. `modules`: None for the default targets; `layers`: the
-    numbers of the adapted layers, empty for all. Raises SettingsError for a target or a layer that does not exist."""
-    _check_names(a, modules, parameters)
+    numbers of the adapted layers, empty for all. Raises SettingsError for a target or a layer that does not exist; in
+    a model with unknown names, modules that do not exist stand for all matrices."""
+    if not a.known and modules and not _matched(a, modules):
+        modules = None
+    _check_names(a, modules if a.known else None, parameters)
     if beyond := [index for index in layers if index >= a.num_layers]:
         raise SettingsError(
             f"--lora_layers_to_transform: {a.name} has the layers 0 to {a.num_layers - 1}, not {beyond[0]}"
@@ -35,6 +38,11 @@ def adapted_by_layer(
         else:
             found.append(by_kind[kind])
     return tuple(found)
+
+
+def _matched(a: Architecture, modules: Names) -> bool:
+    names = [linear.name for linear in (*a.linears, *tables_of(a))]
+    return all(t == ALL_LINEAR or is_pattern(t) or any(matches(t, name) for name in names) for t in modules)
 
 
 def tables_of(a: Architecture) -> tuple[Linear, Linear]:

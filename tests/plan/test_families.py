@@ -121,6 +121,24 @@ def test_unknown_family_is_counted_as_llama_and_says_so() -> None:
     assert "brand_new" in architecture.notes[0]
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "bloom", "falcon", "mpt", "gptj", "phi"])
+def test_older_families_are_planned_by_their_sizes(family: str) -> None:
+    """Nearly all of the parameters, and targets by names that the planner does not know."""
+    from transformers import AutoConfig
+
+    old = {"n_layer": 4, "n_embd": 512, "n_head": 8, "n_layers": 4, "d_model": 512, "n_heads": 8, "ffn_dim": 2048}
+    old |= {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
+    known = AutoConfig.for_model(family).to_dict().keys()
+    chosen = {key: value for key, value in old.items() if key in known}
+    cfg = AutoConfig.for_model(family, vocab_size=1000, word_embed_proj_dim=512, pad_token_id=0, **chosen)
+    architecture = architecture_from_config(cfg.to_dict() | {"max_position_embeddings": 16}, "test")
+    layers = sum(p.numel() for name, p in real_model(cfg).named_parameters() if ".3." in name) * 4
+    planned = architecture.linear_elements + architecture.bias_elements + architecture.norm_elements
+    assert planned == pytest.approx(layers, rel=0.2)  # some share the keys of all heads
+    run = Run(architecture, lora_target_modules=("query_key_value",))
+    assert run.adapted and "planned as a GPT-2 of the same sizes" in architecture.notes[0]
+
+
 @pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"])
 def test_experts_of_an_unknown_family_are_counted(key: str) -> None:
     mixtral = config("mixtral").to_dict()
