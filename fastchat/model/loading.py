@@ -114,7 +114,7 @@ def load_base_model(
 
 def _from_mxfp4(model_dir: str, *, q_lora: bool) -> Any:
     """Loads the weights of a checkpoint in MXFP4 in 16 bits. Raises SettingsError with `q_lora`."""
-    from transformers import Mxfp4Config
+    from transformers.utils.quantization_config import Mxfp4Config
 
     if q_lora:
         raise SettingsError(
