@@ -12,23 +12,30 @@ never updated and the norms compute in float32 anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastchat.errors import CheckpointError, SettingsError, brief, say
+from fastchat.model.adapter_parts import adapter_parts
+from fastchat.model.first_weights import FirstWeights, Whole, set_first_weights
+from fastchat.model.full_modules import check_tied, is_of_copies, layers_of, token_rows, whole_modules, widen
 from fastchat.model.loading import count_parameters
 from fastchat.model.lora_experts import say_frozen_experts
-from fastchat.model.lora_targets import Targets, choose_targets
+from fastchat.model.lora_targets import choose_targets
 from fastchat.model.multimodal import freeze_idle, modules_of_text, say_idle
 from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
+from fastchat.settings.lora_options import GAUSSIAN, LoraOptions
 
 BIAS_KINDS = ("none", "all", "lora_only")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PLAIN, _ZERO = LoraOptions(), FirstWeights()
 
 
 def add_lora(
@@ -42,13 +49,17 @@ def add_lora(
     bias: str = "none",
     gradient_checkpointing: bool = False,
     weight_path: str | None = None,
+    options: LoraOptions = _PLAIN,
+    first: FirstWeights = _ZERO,
     numel: Callable[[Tensor], int] = Tensor.numel,
+    whole: Whole = lambda _: nullcontext(),
 ) -> Any:
     """Freeze `model`, add a trainable LoRA adapter to it, and return the PeftModel.
 
     `target_modules`, `target_parameters`: see `lora_targets.choose_targets`; None for the default, and for none.
-    `weight_path`: an adapter directory to continue; rank, alpha, targets and bias are then the adapter's.
-    `numel`: the size of a whole parameter, which an engine may have partitioned.
+    `weight_path`: an adapter directory to continue; rank, alpha, targets, bias and `options` are then the adapter's.
+    `first`: how a new one starts. `numel`, `whole`: the size of a whole parameter, and a context in which it has all
+    its values: an engine may have partitioned it.
     `model` may be quantised. In a multimodal one, whose weights must be gathered under ZeRO-3, only the modules that
     text passes through are adapted and trained. Raises SettingsError for a value out of range, a target that
     matches nothing (the message lists what exists), or if nothing would be trained.
@@ -56,10 +67,13 @@ def add_lora(
     _check_values(r, alpha, dropout, bias)
     model.requires_grad_(False)
     if weight_path is None:
-        targets = choose_targets(model, target_modules, target_parameters, modules_of_text(model))
-        peft_model = _new_adapter(model, r, alpha, dropout, targets, bias)
+        targets = choose_targets(model, target_modules, target_parameters, modules_of_text(model), options.layers)
+        values = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias, **targets.options()}
+        peft_model = _new_adapter(model, values, options, first)
+        set_first_weights(peft_model, first, whole)
     else:
-        peft_model = _continued_adapter(model, weight_path, dropout, {"r": r, "lora_alpha": alpha, "bias": bias})
+        values = {"r": r, "lora_alpha": alpha, "bias": bias, **_own_options(options)}
+        peft_model = _continued_adapter(model, weight_path, dropout, values)
     say_idle(freeze_idle(peft_model, numel))
     say_frozen_experts(peft_model, numel)
     trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
@@ -80,7 +94,10 @@ def enable_gradient_checkpointing(model: Any) -> None:
     The reentrant one needs an input that requires a gradient, which a frozen embedding does not give, and skips the
     forward hooks that ZeRO-3 gathers weights with. The hook on the embedding is kept for code that forces it anyway.
     """
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as problem:  # no layer of this architecture has it
+        raise SettingsError(f"--gradient_checkpointing: {brief(problem)}") from None
     model.enable_input_require_grads()
 
 
@@ -127,20 +144,38 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: flo
             f"trained on): {brief(problem, 300)}"
         ) from problem
     _check_loaded(peft_model, path)
+    widen(peft_model)
+    _read_again(peft_model, path)
     return peft_model
 
 
-def _new_adapter(model: Any, r: int, alpha: float, dropout: float, targets: Targets, bias: str) -> Any:
+def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first: FirstWeights) -> Any:
+    """A PeftModel; `values` are of peft's config. Says what is trained besides matrices."""
     from peft import LoraConfig, get_peft_model
 
-    options: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias}
-    options |= targets.options()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    saved = whole_modules(model, options.modules_to_save)
+    rows = token_rows(model, options.trainable_tokens) if options.trainable_tokens else None
+    values |= {"use_rslora": options.use_rslora, "use_dora": options.use_dora, "task_type": "CAUSAL_LM"}
+    values |= {"modules_to_save": saved or None, "trainable_token_indices": rows}
+    values["layers_to_transform"] = layers_of(model, options.layers) if options.layers else None
+    values["ensure_weight_tying"] = tied and any(model.get_submodule(name) in (embedding, head) for name in saved)
+    values["init_lora_weights"] = GAUSSIAN if first.init == GAUSSIAN else True
     try:
-        return get_peft_model(model, LoraConfig(**options, task_type="CAUSAL_LM"))
+        peft_model = get_peft_model(model, LoraConfig(**values))
     except (ValueError, TypeError, NotImplementedError) as problem:
         raise SettingsError(
-            f"peft cannot adapt this model with these settings ({targets}): {brief(problem, 300)}"
+            f"peft cannot adapt this model with these settings ({', '.join(values['target_modules'])}): "
+            f"{brief(problem, 300)}"
         ) from problem
+    check_tied(peft_model, tied)
+    widen(peft_model)
+    if saved:
+        say(f"LoRA: trained whole: {', '.join(saved)}{' (tied: one matrix)' if values['ensure_weight_tying'] else ''}.")
+    if rows:
+        say(f"LoRA: trained rows: those of {len(options.trainable_tokens)} tokens in {' and '.join(rows)}.")
+    return peft_model
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:
@@ -152,12 +187,33 @@ def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, A
         say(f"LoRA: no dropout, because the adapter {path} is on parameters, where peft has none.")
         dropout = 0.0
     peft_model = load_adapter(model, path, trainable=True, dropout=dropout)
-    differ = [f"{name} {asked[name]} -> {own[name]}" for name in asked if own.get(name) != asked[name]]
+    differ = [f"{name} {asked[name]} -> {own.get(name)}" for name in asked if (own.get(name) or None) != asked[name]]
     say(
         f"Continuing the adapter {path}: r {own['r']}, alpha {own['lora_alpha']}, targets "
-        f"{', '.join(modules + parameters)}" + (f" (its own values are used: {', '.join(differ)})." if differ else ".")
+        f"{', '.join(modules + parameters)}{_more_of(own)}"
+        + (f" (its own values are used: {', '.join(differ)})." if differ else ".")
     )
     return peft_model
+
+
+def _more_of(own: dict[str, Any]) -> str:
+    """What the config of an adapter says that it trains besides matrices."""
+    saved, rows = own.get("modules_to_save"), own.get("trainable_token_indices")
+    listed = [f", {name}" for name in ("use_rslora", "use_dora") if own.get(name)]
+    listed += [f", trained whole {', '.join(sorted(saved))}"] if saved else []
+    listed += [f", trained rows of {', '.join(sorted(rows))}"] if rows else []
+    return "".join(listed)
+
+
+def _own_options(options: LoraOptions) -> dict[str, Any]:
+    """The options that were asked for, as an adapter's config has them."""
+    asked = {
+        "use_rslora": options.use_rslora,
+        "use_dora": options.use_dora,
+        "layers_to_transform": list(options.layers),
+        "modules_to_save": list(options.modules_to_save),
+    }
+    return {name: value for name, value in asked.items() if value}
 
 
 def _check_rope(model: Any, path: str) -> None:
@@ -190,6 +246,18 @@ def _check_loaded(peft_model: Any, path: str) -> None:
             f"{path}/{ADAPTER_WEIGHTS} has {len(foreign)} tensors that do not fit this base model, such as "
             f"{foreign[0]}: it was trained on another one."
         )
+
+
+@torch.no_grad()
+def _read_again(peft_model: Any, path: str) -> None:
+    """Takes up the stored values of what was rounded to the base's dtype when peft loaded it."""
+    from safetensors import safe_open
+
+    named = dict(peft_model.named_parameters())
+    with safe_open(str(Path(path).expanduser() / ADAPTER_WEIGHTS), framework="pt") as file:
+        for in_file, (name, *_) in adapter_parts(peft_model).items():
+            if is_of_copies(name):
+                named[name].copy_(file.get_tensor(in_file))
 
 
 def _check_values(r: int, alpha: float, dropout: float, bias: str) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fastchat.errors import SettingsError, nearest, say
-from fastchat.settings.targets import matches, read_targets, shortened
+from fastchat.settings.targets import as_names, matches, read_targets
 
 
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -35,21 +35,23 @@ def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def routers(model: nn.Module, layers: Iterable[str]) -> set[str]:
-    """Those linear `layers` that decide which experts a token goes to, or how much an expert counts."""
+    """Those linear `layers` that are routers: by their name, or as a gate next to the experts of a mixture, which has
+    one output, or one for each expert."""
     mixtures = _mixtures(model)
 
-    def routes(name: str, mixture: str, num_experts: int) -> bool:
+    def gates(name: str, mixture: str, num_experts: int) -> bool:
         inner = name.removeprefix(mixture + ".").split(".")
-        if any("router" in part or part == "gate" or part.endswith("_gate") for part in inner):
+        if mixture.rpartition(".")[2].isdigit():  # the experts are next to attention in the block, as in Gemma 4
+            return "gate" in inner
+        if any(part == "gate" or part.endswith("_gate") for part in inner):
             return True
         return len(inner) == 1 and getattr(model.get_submodule(name), "out_features", None) in (1, num_experts)
 
-    return {
-        name
-        for name in layers
-        for mixture, num_experts in mixtures.items()
-        if name.startswith(mixture + ".") and routes(name, mixture, num_experts)
-    }
+    def routes(name: str) -> bool:
+        inside = (item for item in mixtures.items() if name.startswith(item[0] + "."))
+        return "router" in name or any(gates(name, mixture, num_experts) for mixture, num_experts in inside)
+
+    return {name for name in layers if routes(name)}
 
 
 def _mixtures(model: nn.Module) -> dict[str, int]:
@@ -69,25 +71,29 @@ def choose_parameters(
     asked: Sequence[str] | str | None,
     layers: Collection[str],
     text: Collection[str] | None = None,
+    blocks: Collection[int] = (),
 ) -> list[str]:
     """The parameters to adapt, as peft takes them. Raises SettingsError for a target that matches nothing that can be
     adapted, with the list of what can, and where peft or bitsandbytes cannot do it.
 
     `asked`: as typed: ends of parameter names, or regular expressions. `layers`: full names of the layers that have an
-    adapter. `text`: names of the modules that text passes through; None: all do.
+    adapter. `text`: names of the modules that text passes through; None: all do. `blocks`: numbers of the blocks to
+    adapt parameters in; empty: all.
     """
     if asked is None:
         return []
     label = "--lora_target_parameters"
     everything = dict(model.named_parameters())
     possible = {name for name in _adaptable(model) if text is None or name.rpartition(".")[0] in text}
+    possible = {name for name in possible if not blocks or _block_number(name) in blocks}
     chosen: set[str] = set()
-    for target in read_targets(asked, label):
+    targets = read_targets(asked, label)
+    for target in targets:
         found = {name for name in everything if matches(target, name)}
         if quantised := sorted(name for name in found if type(everything[name]).__name__ == "Params4bit"):
             raise SettingsError(
-                f"{label} {target}: {quantised[0]} is quantised, and peft cannot adapt a quantised parameter: adapt "
-                "the layer with --lora_target_modules, or leave out --q_lora."
+                f"{label} {target}: {quantised[0]} is quantised, and peft cannot adapt a quantised parameter: leave "
+                "out --q_lora, or this parameter."
             )
         if not found & possible:
             raise SettingsError(_nothing(model, label, target, possible))
@@ -98,14 +104,14 @@ def choose_parameters(
             f"{label}: {both[0]} is the weight of a layer that --lora_target_modules adapts, and peft cannot do both: "
             "name it once."
         )
-    return shortened(chosen, everything)
+    return as_names(targets, chosen, everything)
 
 
-def say_frozen_experts(model: nn.Module, numel: Callable[[torch.Tensor], int]) -> None:
+def say_frozen_experts(model: Any, numel: Callable[[torch.Tensor], int]) -> None:
     """Says how many parameters of experts have no adapter. `model`: the PeftModel."""
     from peft.tuners.lora import ParamWrapper
 
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model()
     adapted = {
         id(getattr(layer.get_base_layer(), layer.parameter_name))
         for layer in base.modules()
@@ -123,7 +129,7 @@ def say_frozen_experts(model: nn.Module, numel: Callable[[torch.Tensor], int]) -
     )
 
 
-def whole_shape(parameter: torch.Tensor) -> Sequence[int]:
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
     """The shape of a parameter that ZeRO-3 may have partitioned."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
@@ -145,6 +151,11 @@ def _nothing(model: nn.Module, label: str, target: str, possible: Collection[str
         f"{label}: {target!r} matches no parameter that can be adapted in {type(model).__name__}. {there}; the weight "
         "of a layer is its name with .weight." + (f" Did you mean {close[0]}?" if close else "")
     )
+
+
+def _block_number(name: str) -> int | None:
+    """The number of the block in a full name: its first number, as in peft."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def in_block(name: str) -> str:

@@ -25,10 +25,10 @@ from fastchat.settings.targets import (
     ALL_LINEAR,
     LORA_TARGETS,
     NO_GRADIENT,
+    as_names,
     matches,
     read_targets,
     seven_fit,
-    shortened,
 )
 
 _ABOUT_A_WEIGHT = {"dtype", "device", "shape", "size", "data_ptr", "requires_grad"}
@@ -62,21 +62,24 @@ def choose_targets(
     modules: Sequence[str] | str | None,
     parameters: Sequence[str] | str | None = None,
     text: Collection[str] | None = None,
+    blocks: Collection[int] = (),
 ) -> Targets:
     """The layers and parameters to adapt. Says what the default does not adapt, and what has no effect.
 
     `modules`: as typed: names, regular expressions, `all-linear`; None for the default. `parameters`: names or regular
-    expressions; None for none. `text`: names of the modules that text passes through; None: all do.
+    expressions; None for none. `text`: names of the modules that text passes through; None: all do. `blocks`: numbers
+    of the blocks whose parameters are meant; empty: all. (peft itself picks the layers of these blocks.)
     Raises SettingsError for a target that matches nothing, listing what exists.
     """
     everything = adaptable_modules(model)
     layers = [name for name in everything if text is None or name in text]
-    chosen = _default(model, layers) if modules is None else _asked(model, read_targets(modules), layers, everything)
-    weights = choose_parameters(model, parameters, chosen, text)
+    asked = None if modules is None else read_targets(modules)
+    chosen = _default(model, layers) if asked is None else _asked(model, asked, layers, everything)
+    weights = choose_parameters(model, parameters, chosen, text, blocks)
     parts = _idle_parts(chosen, layers, everything)
     others = [name for name, _ in model.named_modules() if not any(_inside(name, part) for part in parts)]
     return Targets(
-        shortened(chosen, others), weights, exclusion(parts), all(_is_conv1d(model, name) for name in chosen)
+        as_names(asked, chosen, others), weights, exclusion(parts), all(_is_conv1d(model, name) for name in chosen)
     )
 
 
@@ -134,8 +137,9 @@ def _default(model: nn.Module, layers: list[str]) -> set[str]:
         if others := others.difference(*_useless(model, others).values()):
             say(f"LoRA targets: the default seven. The blocks of {kind} also have {_listed(others)}.")
     else:
-        chosen = _all_linear(model, blocks)
+        chosen = _without_experts(model, _all_linear(model, blocks), refuse=False)
         say(f"LoRA targets: {_listed(chosen) or 'none'}, the linear layers in the blocks of {kind}.")
+        return chosen
     return _without_experts(model, chosen, refuse=False)
 
 
@@ -185,7 +189,7 @@ def _useless(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
     routing = routers(model, layers)
     found: dict[str, list[str]] = {}
     for name in layers:
-        why = "it routes tokens to experts" if name in routing else _why_not(model, name)
+        why = "it is a router, or a gate of experts" if name in routing else _why_not(model, name)
         if why is not None:
             found.setdefault(why, []).append(name)
     return found
@@ -193,8 +197,8 @@ def _useless(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
 
 def _why_not(model: nn.Module, name: str) -> str | None:
     """Why an adapter on the layer `name` would not work; None where it does."""
-    if NO_GRADIENT.intersection(name.split(".")):
-        return "no gradient passes through it"
+    if any(part.endswith(NO_GRADIENT) for part in name.split(".")):
+        return "it would get no gradient"
     owner, _, leaf = name.rpartition(".")
     if _reads_weight(model.get_submodule(owner), leaf):
         return "the model's code reads the weight itself, without the adapter"
@@ -249,8 +253,9 @@ def _switches(test: ast.expr) -> tuple[str, ...]:
 
 
 def _attribute_of_self(node: ast.expr) -> str | None:
-    is_one = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-    return node.attr if is_one else None
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+        return node.attr
+    return None
 
 
 def _refused_by_peft(model: nn.Module, leaf: str) -> str | None:
@@ -272,18 +277,18 @@ def _without_experts(model: nn.Module, chosen: Iterable[str], *, refuse: bool) -
     taken = {leaf for leaf in {_leaf(name) for name in chosen} if not _is_layer_to_peft(model, leaf)}
     lost = {name for name in chosen if _leaf(name) in taken}
     if lost:
-        numbers = sum(m.in_features * m.out_features for m in map(model.get_submodule, lost))
-        ways = sorted({in_block(name) + ".weight" for name in lost})
+        layers: list[Any] = [model.get_submodule(name) for name in lost]
+        numbers = sum(layer.in_features * layer.out_features for layer in layers)
+        ways = " ".join(sorted({in_block(name) + ".weight" for name in lost}))
+        quantised = any(type(layer) is not nn.Linear for layer in layers)
+        way = "with --q_lora nothing reaches them" if quantised else f"--lora_target_parameters {ways} reaches them"
         line = (
             f"in {type(model).__name__}, peft applies the names {', '.join(sorted(taken))} to the fused weights of the "
-            f"experts, not to layers"
+            "experts, not to layers"
         )
         if refuse:
-            raise SettingsError(f"--lora_target_modules: {line}: use --lora_target_parameters {' '.join(ways)}.")
-        say(
-            f"LoRA: {line}, so {len(lost)} layers with these names ({numbers:,} parameters) get no adapter; "
-            f"--lora_target_parameters {' '.join(ways)} reaches them."
-        )
+            raise SettingsError(f"--lora_target_modules: {line}: leave them out; {way}.")
+        say(f"LoRA: {line}, so {len(lost)} layers ({numbers:,} parameters) get no adapter; {way}.")
     return chosen - lost
 
 
@@ -328,4 +333,5 @@ def _leaf(name: str) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted({_leaf(name) for name in names}))
+    """The last parts of full names; of numbers in a list with the list's name."""
+    return ", ".join(sorted({".".join(name.split(".")[-2 if _leaf(name).isdigit() else -1 :]) for name in names}))

@@ -22,8 +22,8 @@ from fastchat.settings.fields import (
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import by_value, first_weights, paths_of, rope, targets, template
-from fastchat.settings.targets import ALL_LINEAR, LORA_TARGETS
+from fastchat.settings.foreign import TARGET_NAMES, by_value, first_weights, paths_of, rope, template
+from fastchat.settings.targets import LORA_TARGETS
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 _model = partial(setting, group="Model")
@@ -236,20 +236,15 @@ class LoraArguments:
     )
     lora_target_modules: list[str] = _lora(
         list(LORA_TARGETS),
-        "layers to adapt: names, a regular expression for full names, or all-linear (of the blocks); the default is "
-        "these seven, or all linear layers of the blocks if the model has others",
-        translate={
-            **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
-            "lora_target_modules": by_value({"all": f"write {ALL_LINEAR}"}, ""),
-        },
+        "layers to adapt: names, a regular expression, or all-linear (the default where blocks have other layers)",
+        translate=TARGET_NAMES,
         resume=FIXED,
         common=True,
         memory=True,
     )
     lora_target_parameters: list[str] | None = _lora(
         None,
-        "parameters to adapt that are not layers, such as the weights of experts: mlp.experts.gate_up_proj "
-        "mlp.experts.down_proj; without dropout",
+        "parameters to adapt that are not layers, such as mlp.experts.down_proj of a mixture of experts; no dropout",
         elsewhere="target_parameters",
         resume=FIXED,
         memory=True,

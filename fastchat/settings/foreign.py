@@ -89,6 +89,11 @@ def first_weights(raw: Any) -> str:
     return f"lora_init: {'pissa' if word == 'true' else word}"
 
 
+TARGET_NAMES: dict[str, Translate] = {
+    **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
+    "lora_target_modules": by_value({"all": f"write {ALL_LINEAR}"}, ""),
+}
+
 _ADAPTER = "leave it out: train_lora.py trains an adapter, train.py all weights"
 _ONLY_LORA = "only LoRA adapters and their variants (see LoRA options in the README) are supported"
 _SFT = "only supervised fine-tuning is supported"

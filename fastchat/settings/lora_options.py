@@ -68,7 +68,14 @@ def parse_layers(values: Sequence[str]) -> list[int]:
 
 
 def check_combination(
-    init: str, *, use_dora: bool, modules_to_save: Sequence[str], targets: Sequence[str], q_lora: bool, continues: bool
+    init: str,
+    *,
+    use_dora: bool,
+    modules_to_save: Sequence[str],
+    trainable_tokens: Sequence[str],
+    targets: Sequence[str],
+    q_lora: bool,
+    continues: bool,
 ) -> None:
     """Raises SettingsError where settings of these names contradict each other.
 
@@ -88,6 +95,11 @@ def check_combination(
             f"--use_dora and --lora_init {init}: peft can turn such an adapter into one for the original base only "
             "without DoRA. Keep one, or use --lora_init default, gaussian or eva"
         )
+    if init == EVA and trainable_tokens:
+        raise SettingsError(
+            "--lora_init eva and --trainable_tokens: peft would look for directions in the token ids as well. Keep "
+            "one, or use --lora_modules_to_save embed_tokens lm_head"
+        )
     leaves = {name.rpartition(".")[2] for name in targets}
     if twice := sorted(leaves & {name.rpartition(".")[2] for name in modules_to_save}):
         raise SettingsError(
@@ -96,8 +108,13 @@ def check_combination(
         )
 
 
-def check_engine(*, trainable_tokens: Sequence[str], zero_stage: int) -> None:
+def check_engine(*, trainable_tokens: Sequence[str], use_dora: bool, q_lora: bool, zero_stage: int) -> None:
     """Raises SettingsError for what the libraries cannot train with weights that ZeRO divides."""
+    if use_dora and q_lora and zero_stage == 3:
+        raise SettingsError(
+            "--use_dora with --q_lora: peft copies the weights in 4 bits, which ZeRO-3 divides among the processes: "
+            "use a ZeRO-2 configuration, or one of the two"
+        )
     if trainable_tokens and zero_stage == 3:
         raise SettingsError(
             "--trainable_tokens: peft reads the embedding outside of its forward pass, where ZeRO-3 has not gathered "

@@ -13,9 +13,9 @@ from fastchat.settings.parsing import to_names
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = "all-linear"  # peft's word
-# Parts of a block that choose what is attended to and pass no gradient on: an adapter there would stay zero.
-# DeepSeek-V3.2's sparse attention, and the families that have it from there, take only the top indices of its scores.
-NO_GRADIENT = frozenset({"indexer"})
+# Ends of the names of parts in which an adapter would get no gradient. `indexer`: sparse attention, as in DeepSeek-V3.2,
+# takes only the indices of its highest scores. `adapter_list`: Zamba2's own adapters, of which a block uses one.
+NO_GRADIENT = ("indexer", "adapter_list")
 # Names that peft takes for the weights of experts and of the router, as older versions of transformers named them, by
 # model_type: it adapts those instead of layers with these names, such as the ones of shared experts.
 _AS_MIXTRAL = ("mixtral", "minimax", "minimax_m2")
@@ -90,8 +90,20 @@ def seven_fit(blocks: Iterable[Collection[str]]) -> bool:
     return bool(leaves) and all(found.issuperset(LORA_TARGETS) for found in leaves)
 
 
+def as_names(asked: Sequence[str] | None, chosen: Collection[str], everything: Collection[str]) -> list[str]:
+    """Names that mean exactly the full names `chosen` among `everything`: those `asked` for, if they do, and otherwise
+    the shortest."""
+    if asked and not any(is_pattern(target) or target == ALL_LINEAR for target in asked):
+        meant = {name for name in everything if any(matches(target, name) for target in asked)}
+        if meant == set(chosen):
+            return sorted(asked)
+    return shortened(chosen, everything)
+
+
 def shortened(chosen: Collection[str], everything: Iterable[str]) -> list[str]:
-    """The shortest names that, as ends of full names, mean exactly the layers `chosen` among all modules `everything`.
+    """The shortest names that, as ends of full names, mean exactly the full names `chosen` among `everything`.
+
+    None begins with a number, which would mean other layers in a model with more blocks.
 
     >>> shortened(["h.0.attn.c_proj", "h.0.ffn.0"], ["h", "h.0", "h.0.attn", "h.0.attn.c_proj", "h.0.ffn.0", "h.0.ffn"])
     ['c_proj', 'ffn.0']
@@ -102,5 +114,7 @@ def shortened(chosen: Collection[str], everything: Iterable[str]) -> list[str]:
 
 
 def _ends(name: str) -> list[str]:
+    """The ends of a full name, the shortest first."""
     parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+    starts = [at for at, part in enumerate(parts) if not part.isdigit()]
+    return [".".join(parts[start:]) for start in reversed(starts)]

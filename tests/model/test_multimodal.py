@@ -48,6 +48,16 @@ def test_every_adapter_gets_a_gradient(multimodal, family: str, capsys: pytest.C
     assert "LoRA adapts 14 layers of the language model. " in err and "are not adapted: text does not pass" in err
 
 
+@pytest.mark.parametrize("asked", ["all-linear", r".*\.[qo]_proj"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_and_patterns_are_of_the_language_model(multimodal, family: str, asked: str) -> None:
+    model = add_lora(load_base_model(str(multimodal(family))), dropout=0.0, target_modules=asked).train()
+    loss(model).backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * (7 if asked == "all-linear" else 2) * 2
+    assert not [name for name, p in trained.items() if p.grad is None or any(tower in name for tower in TOWERS)]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_fine_tuning_trains_what_takes_part(multimodal, family: str) -> None:
     model = load_base_model(str(multimodal(family))).train()
