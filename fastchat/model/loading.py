@@ -81,10 +81,8 @@ def load_base_model(
     attention = attn_implementation or choose_attention(False, config=config)[0]
     if attention == FLEX:
         one_flex_kernel()
-    options: dict[str, Any] = {}
-    if stored_format(config) == MXFP4:
-        options["quantization_config"] = _from_mxfp4(model_dir, q_lora=quantization)
-    elif quantization:
+    options = _from_mxfp4(model_dir, q_lora=quantization) if stored_format(config) == MXFP4 else {}
+    if quantization:
         options["quantization_config"] = nf4_config(compute_dtype or weights_dtype(dtype, config))
     if device is not None and partitioned is None:
         options["device_map"] = {"": torch.device(device)}
@@ -114,8 +112,8 @@ def load_base_model(
     return model
 
 
-def _from_mxfp4(model_dir: str, *, q_lora: bool) -> Any:
-    """Loads the weights of a checkpoint in MXFP4 in 16 bits. Raises SettingsError with `q_lora`."""
+def _from_mxfp4(model_dir: str, *, q_lora: bool) -> dict[str, Any]:
+    """Options that load a checkpoint in MXFP4 in 16 bits. Raises SettingsError with `q_lora`."""
     from transformers.utils.quantization_config import Mxfp4Config
 
     if q_lora:
@@ -125,7 +123,7 @@ def _from_mxfp4(model_dir: str, *, q_lora: bool) -> Any:
             "bitsandbytes would not quantise either."
         )
     say(f"{model_dir}: its experts are stored in MXFP4 and loaded in bf16.")
-    return Mxfp4Config(dequantize=True)
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
 
 
 def nf4_config(compute_dtype: torch.dtype) -> Any:
