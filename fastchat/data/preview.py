@@ -79,8 +79,11 @@ def preview(args: argparse.Namespace) -> None:
     sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
     files = [file for source in sources for file in source.files]
     _check_outputs(args, files)
-    reasoning = bool(chat_encoder.template.reasoning_key)
-    records, counts = Records(files, on_bad_row=args.on_bad_row, reasoning=reasoning), Counter[str]()
+    template = chat_encoder.template
+    records, counts = (
+        Records(files, on_bad_row=args.on_bad_row, reasoning=template.shows_reasoning, calls=template.shows_calls),
+        Counter[str](),
+    )
     report = HtmlReport(chat_encoder, args.model_max_length) if args.html else None
     trained: Counter[str] = Counter()  # examples of each file
     gains: Counter[int] = Counter()
