@@ -32,6 +32,10 @@ ARROWS = {
     "checkpoint": LEAVES | {"model", "data", "plan", "conversation", "processes"},
     "train": LEAVES
     | {"checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
+    "launch": {"errors", "plan", "settings"},
+    "doctor": {"errors", "plan"},
+    "completion": {"errors", "cli", "settings"},
+    "cli": {"errors"},  # a table of names: it imports the module of a command only when that runs
     "serve": LEAVES | {"checkpoint", "model", "data", "plan", "conversation", "modules", "upstream_names", "utils"},
 }
 # The documents fix the names of these commands; `checkpoint` does their saving, `data` has the command line.

@@ -4,7 +4,7 @@ A `Template` is an immutable table; `Template.render` applies it to a `Dialogue`
 spans that the model has to generate. `Conversation` and `SeparatorStyle` are upstream's interface, kept because users'
 template files depend on it; a `Conversation` is translated into the table once, when it is registered.
 
-    dialogue.py   Turn, Dialogue: the messages and their roles
+    dialogue.py   Turn, ToolCall, Dialogue: the messages and their roles
     template.py   Template, Rendered: the table and the one loop that renders it
     styles.py     SeparatorStyle and its translation into the table
     upstream.py   Conversation: upstream's class
@@ -18,7 +18,7 @@ template files depend on it; a `Conversation` is translated into the table once,
 from typing import TYPE_CHECKING, Any
 
 from fastchat.conversation import registry
-from fastchat.conversation.dialogue import Dialogue, Turn
+from fastchat.conversation.dialogue import Dialogue, ToolCall, Turn
 from fastchat.conversation.files import load_template_file, use_template_file
 from fastchat.conversation.jinja import to_jinja
 from fastchat.conversation.registry import (
@@ -48,6 +48,7 @@ __all__ = [
     "Segment",
     "SeparatorStyle",
     "Template",
+    "ToolCall",
     "Turn",
     "choose_template",
     "conv_templates",

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 ROLES = ("user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn. A function call is an assistant turn; the output of a tool or an interpreter has the role "tool".
+class ToolCall:
+    """A call of a tool by the assistant.
 
-    `reasoning` is the assistant's thinking before this answer, if the data has it in a field of its own; only a
-    tokenizer's own chat template can render it.
+    `arguments` is the parsed JSON value, an object unless the data says otherwise. `id` is what the result of the call
+    refers to (`Turn.call_id`), None if the data has no ids.
+    """
+
+    name: str
+    arguments: Any
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn.
+
+    Attributes:
+        role: "user", "assistant", or "tool" for the result of a tool call.
+        text: what is said; "" for an assistant turn that only calls tools.
+        train: whether an answer is trained on (for user and tool turns it only matters if prompts are supervised too).
+        reasoning: the assistant's thinking before this answer, if the data has it in a field of its own.
+        calls: the tool calls of an assistant turn, after its text.
+        name: the name of the tool whose result this is, if it is known.
+        call_id: the id of the call whose result this is.
     """
 
     role: str
     text: str
-    train: bool = True  # for user and tool turns it only matters if prompts are supervised too
+    train: bool = True
     reasoning: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    call_id: str | None = None
 
     def __post_init__(self) -> None:
         assert self.role in ROLES, self.role
+        assert not self.calls or self.role == "assistant", self.role
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the turn has neither text (other than white space) nor calls."""
+        return not self.text.strip() and not self.calls
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
     """A validated dialogue and where it came from.
 
-    `system` is None if the row has no system message (the template's default is used) and "" if the row asks for none.
-    `system_train` is like `Turn.train`.
+    Attributes:
+        system: None if the row has no system message (the template's default is used), "" if the row asks for none.
+        system_train: like `Turn.train`, of the system message.
+        system_role: "system" or "developer": the role under which a Jinja template receives the system message.
+        tools: JSON schemas of the tools that the assistant can call, in OpenAI's form:
+            {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}.
+        template_arguments: further arguments of the chat template, such as {"enable_thinking": False}.
     """
 
     turns: tuple[Turn, ...]
@@ -37,13 +71,38 @@ class Dialogue:
     source: str = ""
     line: int = 0
     system_train: bool = True
+    system_role: str = "system"
+    tools: tuple[Any, ...] = ()
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_characters(self) -> int:
-        """The length of all texts of the dialogue together, in characters."""
-        return sum(len(turn.text) + len(turn.reasoning or "") for turn in self.turns) + len(self.system or "")
+        """The length of all texts of the dialogue together, in characters; calls and tools as JSON, approximately."""
+        texts = sum(len(turn.text) + len(turn.reasoning or "") + _length(turn.calls) for turn in self.turns)
+        return texts + len(self.system or "") + _length(self.tools)
 
     @property
     def where(self) -> str:
         """`file:line`, for messages."""
         return f"{self.source or '<memory>'}:{self.line}"
+
+    def before(self, turn: int) -> Dialogue:
+        """The dialogue up to, but without, the turn of this number: what inference has when that turn is due."""
+        return replace(self, turns=self.turns[:turn])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the dialogue says, JSON-able, without its location; `from_dict` makes an equal dialogue of it."""
+        made = asdict(self)
+        return {key: value for key, value in made.items() if key not in ("source", "line")}
+
+    @classmethod
+    def from_dict(cls, made: dict[str, Any], source: str = "", line: int = 0) -> Dialogue:
+        """The dialogue that `to_dict` described."""
+        turns = tuple(
+            Turn(**{**turn, "calls": tuple(ToolCall(**call) for call in turn["calls"])}) for turn in made["turns"]
+        )
+        return cls(**{**made, "turns": turns, "tools": tuple(made["tools"])}, source=source, line=line)
+
+
+def _length(values: tuple[Any, ...]) -> int:
+    return len(repr(values)) if values else 0

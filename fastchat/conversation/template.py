@@ -142,6 +142,16 @@ class Template:
         return ""
 
     @property
+    def shows_reasoning(self) -> bool:
+        """Whether reasoning in a field of its own is part of a rendered answer."""
+        return bool(self.reasoning_key)
+
+    @property
+    def shows_calls(self) -> bool:
+        """Whether tools, and tool calls that are objects and not text, can be rendered."""
+        return False
+
+    @property
     def stop(self) -> str:
         """The part of `assistant.after` that the model generates to end its turn; "" if EOS ends it."""
         after = (self.last_assistant or self.assistant).after
@@ -189,6 +199,17 @@ class Template:
         if add_generation_prompt:
             segments.append(Segment(self.assistant.open, turn=len(dialogue.turns)))
         return Rendered(tuple(s for s in segments if s.text))
+
+    def renderings(self, dialogue: Dialogue) -> list[Rendered]:
+        """The dialogue as the examples to train on: each trained answer is supervised in exactly one of them, after
+        the prompt that inference would send.
+
+        One rendering holds all answers, unless the template shows an answer differently once it is history.
+        """
+        trained = [k for k, turn in enumerate(dialogue.turns) if turn.role == "assistant" and turn.train]
+        if not self.only_last or not trained:
+            return [self.render(dialogue)]
+        return [self.render(dialogue.before(k + 1)) for k in trained]
 
     @property
     def only_last(self) -> bool:

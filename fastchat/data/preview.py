@@ -39,12 +39,12 @@ from fastchat.data.view.html_report import HtmlReport
 from fastchat.data.view.showing import shown
 from fastchat.data.view.terminal import legend, wants_colour
 from fastchat.errors import EXIT_DONE, DataError, SettingsError, say, show
-from fastchat.settings.arguments import PreviewArguments
 from fastchat.settings.help import asked_for_help, help_text
 from fastchat.settings.options import Option, check_ranges, check_refused, options_of, split_recipe
 from fastchat.settings.parsing import to_shares
 from fastchat.settings.readers import preview_options, preview_reader
 from fastchat.settings.recipe_files import find_recipe
+from fastchat.settings.tool_arguments import PreviewArguments
 from fastchat.streams import kept_output
 
 _READ = (  # the training settings that it reads; the others are accepted, so that every recipe works
@@ -79,8 +79,11 @@ def preview(args: argparse.Namespace) -> None:
     sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
     files = [file for source in sources for file in source.files]
     _check_outputs(args, files)
-    reasoning = bool(chat_encoder.template.reasoning_key)
-    records, counts = Records(files, on_bad_row=args.on_bad_row, reasoning=reasoning), Counter[str]()
+    template = chat_encoder.template
+    records, counts = (
+        Records(files, on_bad_row=args.on_bad_row, reasoning=template.shows_reasoning, calls=template.shows_calls),
+        Counter[str](),
+    )
     report = HtmlReport(chat_encoder, args.model_max_length) if args.html else None
     trained: Counter[str] = Counter()  # examples of each file
     gains: Counter[int] = Counter()

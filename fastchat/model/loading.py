@@ -31,14 +31,24 @@ def load_config(model_dir: str, *, cache_dir: str | None = None, trust_remote_co
         check_model_directory(model_dir)
     with loading(model_dir, "config", trust_remote_code=trust_remote_code):
         config = AutoConfig.from_pretrained(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
-        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized.quant_method
+    method = stored_format(config)
+    if method not in (None, MXFP4):
         raise SettingsError(
             f"{model_dir} is already quantised ({method}). Give the full-precision checkpoint it was made from; "
             "--q_lora True quantises that one to nf4 while loading."
         )
     return config
+
+
+MXFP4 = "mxfp4"  # gpt-oss: the experts in 4 bits, which transformers turns into bf16 while loading
+
+
+def stored_format(config: Any) -> str | None:
+    """The format of the quantised weights in the checkpoint of `config`; None if they are not quantised."""
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
+        return None
+    return str(quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized.quant_method)
 
 
 def load_base_model(
@@ -71,7 +81,7 @@ def load_base_model(
     attention = attn_implementation or choose_attention(False, config=config)[0]
     if attention == FLEX:
         one_flex_kernel()
-    options: dict[str, Any] = {}
+    options = _from_mxfp4(model_dir, q_lora=quantization) if stored_format(config) == MXFP4 else {}
     if quantization:
         options["quantization_config"] = nf4_config(compute_dtype or weights_dtype(dtype, config))
     if device is not None and partitioned is None:
@@ -100,6 +110,20 @@ def load_base_model(
     if for_training:
         model.config.use_cache = False
     return model
+
+
+def _from_mxfp4(model_dir: str, *, q_lora: bool) -> dict[str, Any]:
+    """Options that load a checkpoint in MXFP4 in 16 bits. Raises SettingsError with `q_lora`."""
+    from transformers.utils.quantization_config import Mxfp4Config
+
+    if q_lora:
+        raise SettingsError(
+            f"--q_lora: {model_dir} is quantised already (MXFP4), and transformers loads it in bf16 or in MXFP4, which "
+            "cannot be trained, but not in nf4. Leave out --q_lora: nearly all weights are in the experts, which "
+            "bitsandbytes would not quantise either."
+        )
+    say(f"{model_dir}: its experts are stored in MXFP4 and loaded in bf16.")
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
 
 
 def nf4_config(compute_dtype: torch.dtype) -> Any:

@@ -78,7 +78,7 @@ def _hostile(chat_encoder: ChatEncoder, harmless: Sequence[Dialogue]) -> Iterato
 
 def _prompts(chat_encoder: ChatEncoder, dialogue: Dialogue, encoded: Encoded) -> None:
     for turn in _answers(chat_encoder, dialogue):
-        prompt = encode_prompt(Dialogue(dialogue.turns[:turn], dialogue.system), chat_encoder)
+        prompt = encode_prompt(dialogue.before(turn), chat_encoder)
         _, at = leaves_prompt(encoded.input_ids, prompt)
         if at is not None:
             _fail(chat_encoder, 1, encoded, at)

@@ -68,7 +68,7 @@ def compare_template(tokenizer: Any, chat_encoder: ChatEncoder, dialogues: Itera
         answers = [k for k, turn in enumerate(dialogue.turns) if turn.role == "assistant"]
         _compare(tokenizer, chat_encoder, dialogue, False)
         for turn in answers:
-            _compare(tokenizer, chat_encoder, Dialogue(dialogue.turns[:turn], dialogue.system), True)
+            _compare(tokenizer, chat_encoder, dialogue.before(turn), True)
     return compared
 
 

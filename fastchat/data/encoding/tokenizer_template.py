@@ -70,6 +70,16 @@ class TokenizerTemplate:
         reads = (key for key in REASONING_KEYS if re.search(rf"(?:\.|\[['\"]|get\(['\"]){key}\b", self.source))
         return next(reads, "")
 
+    @property
+    def shows_reasoning(self) -> bool:
+        """Whether reasoning in a field of its own is part of a rendered answer."""
+        return bool(self.reasoning_key)
+
+    @property
+    def shows_calls(self) -> bool:
+        """Whether tools, and tool calls that are objects and not text, can be rendered."""
+        return "tool_calls" in self.source
+
     @cached_property
     def stop(self) -> str:
         """The control string that ends an answer. Raises SettingsError if there is none."""
@@ -138,6 +148,10 @@ class TokenizerTemplate:
                 kept_out = not learned if turn >= 0 else message >= 0 and not _is_trained(dialogue, message - offset)
                 segments.append(Segment(real[left:right], role, learned, owner, excluded=kept_out))
         return Rendered(tuple(segments))
+
+    def renderings(self, dialogue: Dialogue) -> list[Rendered]:
+        """The dialogue as the examples to train on, like `Template.renderings`."""
+        return [self.render(dialogue)]
 
     # -- finding the spans
 

@@ -48,11 +48,14 @@ class Records:
     >>> for record in Records(["a.json", "b.parquet"], on_bad_row="skip"): ...
     """
 
-    def __init__(self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False):
-        """`reasoning`: whether the template shows separate reasoning texts; if not, rows with them are malformed."""
+    def __init__(
+        self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False, calls: bool = False
+    ):
+        """`reasoning`, `calls`: whether the template shows separate reasoning texts, and tools with their calls; if
+        not, rows with them are malformed."""
         assert not isinstance(paths, str), paths
         self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
-        self.reasoning = reasoning
+        self.reasoning, self.calls = reasoning, calls
         self.num_rows = 0
         self.rows_of_file: list[int] = []
         self.bad = BadRowReport()
@@ -133,9 +136,11 @@ class LoadedDialogues:
     counts: dict[str, int]
 
 
-def load_dialogues(paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False) -> LoadedDialogues:
+def load_dialogues(
+    paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False, calls: bool = False
+) -> LoadedDialogues:
     """All records at once, in memory. Arguments and errors are those of `Records`."""
-    records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning)
+    records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning, calls=calls)
     return LoadedDialogues(list(records), records.counts)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastchat.conversation import Dialogue, Turn
+from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.rows.fingerprint import KnownSums, state_of
@@ -140,8 +140,10 @@ class TokenizeJob:
         self.gains.clear()
         settings, samples = self.settings, _Samples(_SAMPLES)
         files = [file for source in self.sources for file in source.files]
-        reasoning = bool(self.chat_encoder.template.reasoning_key)
-        records = Records(files, on_bad_row=settings.on_bad_row, reasoning=reasoning)
+        template = self.chat_encoder.template
+        records = Records(
+            files, on_bad_row=settings.on_bad_row, reasoning=template.shows_reasoning, calls=template.shows_calls
+        )
         workers = num_workers(settings.workers, records.num_bytes)
         parts = tokenised(
             self._batches(records),
@@ -231,13 +233,10 @@ class _Samples:
 def _to_json(record: Record, files: list[str]) -> list[Any]:
     """With the index of its file in `files`: the key does not contain names, and the next run may have other names."""
     assert record.dialogue is not None
-    turns = [[turn.role, turn.text, turn.train, turn.reasoning] for turn in record.dialogue.turns]
-    system = [record.dialogue.system, record.dialogue.system_train]
-    return [turns, system, record.index, files.index(record.source), record.line, record.id]
+    return [record.dialogue.to_dict(), record.index, files.index(record.source), record.line, record.id]
 
 
 def _from_json(value: list[Any], files: list[str]) -> Record:
-    turns, system, index, place, line, name = value
+    made, index, place, line, name = value
     source = files[place]
-    dialogue = Dialogue(tuple(Turn(*turn) for turn in turns), system[0], source, line, system[1])
-    return Record(index, dialogue, None, source, line, name)
+    return Record(index, Dialogue.from_dict(made, source, line), None, source, line, name)

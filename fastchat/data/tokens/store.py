@@ -175,9 +175,10 @@ def collect(examples: Iterable[tuple[Example, int]]) -> TokenShard:
 
 
 def digest(dialogue: Dialogue) -> int:
-    """A 64-bit digest of a dialogue: its system text, roles, texts and reasoning."""
-    turns = [(turn.role, turn.text, *([turn.reasoning] if turn.reasoning else [])) for turn in dialogue.turns]
-    text = repr((dialogue.system, turns)).encode("utf-8", "surrogatepass")
+    """A 64-bit digest of what a dialogue says, apart from what is trained on."""
+    turns = [(turn.role, turn.text, turn.reasoning or "", turn.calls) for turn in dialogue.turns]
+    said = (dialogue.system, turns, dialogue.tools, dialogue.template_arguments)
+    text = repr(said).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 

@@ -1,0 +1,82 @@
+"""`fastchat COMMAND ...`: one name for every command of the project. Each is also a module or a script of its own, with
+the same flags; this file is the table of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import fastchat
+from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, nearest, show
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the module whose `main(words)` runs it, and one line for `fastchat --help`."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "train": Command("fastchat.launch", "fine-tune a model, on all GPUs of this machine"),
+    "preview": Command("fastchat.data.preview", "show which tokens a run would train on"),
+    "plan": Command("fastchat.plan.__main__", "compute the memory of a run, and what fits on a machine"),
+    "recipes": Command("fastchat.settings.recipes", "list the built-in recipes, or copy one"),
+    "chat": Command("fastchat.serve.cli", "chat with an adapter or a model in the terminal"),
+    "merge": Command("fastchat.model.apply_lora", "merge an adapter into its base model"),
+    "verify": Command("fastchat.checkpoint.verify", "check that a checkpoint or a result is complete"),
+    "prepare": Command("fastchat.model.prepare_model", "give a model a pad token or new tokens before training"),
+    "data": Command("", "tools for data files: fastchat data --help"),
+    "doctor": Command("fastchat.doctor", "check the installation and this machine"),
+    "completion": Command("fastchat.completion", "print the completion script of a shell"),
+}
+DATA_COMMANDS = {
+    "stats": Command("fastchat.data.get_stats", "count dialogues, turns and tokens"),
+    "split": Command("fastchat.data.split_train_test", "split a file into training and test rows"),
+    "split-long": Command("fastchat.data.split_long_conversation", "split dialogues that are too long"),
+    "merge": Command("fastchat.data.merge", "merge several files into one"),
+    "clean": Command("fastchat.data.clean_sharegpt", "convert ShareGPT's HTML to Markdown"),
+    "filter": Command("fastchat.data.filter_wrong_format", "remove rows with a wrong format"),
+    "from-alpaca": Command("fastchat.data.convert_alpaca", "convert instructions to conversations"),
+    "from-math": Command("fastchat.data.convert_math", "convert math solutions with code to conversations"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fastchat`; returns the exit code of the command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["data"]:
+        return _run(words[1:], DATA_COMMANDS, "fastchat data", "Tools for data files.")
+    return _run(words, COMMANDS, "fastchat", "Fine-tune an open language model on your own conversations.")
+
+
+def _run(words: list[str], commands: dict[str, Command], name: str, about: str) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        show(_help(commands, name, about))
+        return EXIT_DONE
+    if words[0] in ("-V", "--version"):
+        show(f"fastchat {fastchat.__version__}")
+        return EXIT_DONE
+    if words[0] not in commands:
+        close = nearest(words[0], commands)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"the commands are {', '.join(commands)}"
+        print(f"error: {name} has no command {words[0]!r}; {hint}", file=sys.stderr)
+        return EXIT_SETTINGS
+    # `verify` ends the process itself; the others return their exit code.
+    return import_module(commands[words[0]].module).main(words[1:])
+
+
+def _help(commands: dict[str, Command], name: str, about: str) -> str:
+    width = max(map(len, commands))
+    lines = [f"  {command:<{width}}  {entry.help}" for command, entry in commands.items()]
+    return "\n".join(
+        [f"usage: {name} COMMAND ...", "", about, "", *lines, "", f"{name} COMMAND --help shows its flags."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""`fastchat doctor`: what this machine and installation can do, one line for each thing, with the way out where it
+cannot. Exit code 6 if something that every training needs is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fastchat
+from fastchat.errors import EXIT_DONE, EXIT_RESOURCE, show, without_secrets
+from fastchat.plan.machine import detect_cpu_memory, detect_gpus
+
+_GIB = 1 << 30
+_NEEDED = {  # distribution -> the oldest version that works (also in pyproject.toml; a test compares them)
+    "torch": "2.6", "transformers": "5.10", "tokenizers": "0.22", "peft": "0.18", "accelerate": "1.12",
+    "deepspeed": "0.18", "bitsandbytes": "0.48", "safetensors": "0.6", "datasets": "4.0",
+}  # fmt: skip
+_LITTLE_DISK, _LITTLE_SHM = 20 * _GIB, 1 * _GIB
+GOOD, NOTE, BAD = "ok", "note", "MISSING"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: GOOD, NOTE (something optional is missing, or little) or BAD; what was found; and what to do."""
+
+    state: str
+    what: str
+    found: str
+    way_out: str = ""
+
+    @property
+    def line(self) -> str:
+        hint = f": {self.way_out}" if self.way_out else ""
+        return f"{self.state:<8} {self.what:<16} {self.found}{hint}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="fastchat doctor", description="Check the installation and this machine.")
+    parser.parse_args(argv)
+    worst = EXIT_DONE
+    for check in CHECKS:
+        for finding in check():
+            show(without_secrets(finding.line))
+            worst = EXIT_RESOURCE if finding.state == BAD else worst
+    return worst
+
+
+def _python() -> Iterator[Finding]:
+    good = sys.version_info >= (3, 10)
+    where = f"{platform.python_version()} ({sys.executable})"
+    yield Finding(GOOD if good else BAD, "Python", where, "" if good else "3.10 or newer is needed")
+    yield Finding(GOOD, "fastchat", f"{fastchat.__version__} ({Path(fastchat.__file__).parent})")
+
+
+def _libraries() -> Iterator[Finding]:
+    for name, oldest in _NEEDED.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(BAD, name, "not installed", f"pip install '{name}>={oldest}'")
+            continue
+        good = _numbers(version) >= _numbers(oldest)
+        way_out = "" if good else f"{oldest} or newer is needed: pip install -U '{name}>={oldest}'"
+        yield Finding(GOOD if good else BAD, name, version, way_out)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    numbers = []
+    for part in version.partition("+")[0].split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def _gpus() -> Iterator[Finding]:
+    gpus = detect_gpus()
+    if not gpus:
+        hint = "" if shutil.which("nvidia-smi") else "no NVIDIA driver here; "
+        yield Finding(NOTE, "GPU", "none visible", f"{hint}training runs on the CPU, which is for small models only")
+        return
+    driver = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).splitlines()
+    for gpu in gpus:
+        yield Finding(GOOD, "GPU", f"{gpu.name}, {gpu.memory / _GIB:.0f} GiB, driver {driver[0] if driver else '?'}")
+    build = _output([sys.executable, "-c", "import torch; print(torch.version.cuda or '', torch.cuda.is_available())"])
+    cuda, _, usable = build.strip().rpartition(" ")
+    if usable != "True":
+        why = f"torch is built for CUDA {cuda}" if cuda.strip() else "torch is a CPU build"
+        yield Finding(
+            BAD, "CUDA", f"{why} and sees no GPU", "install the torch build that fits the driver: pytorch.org"
+        )
+    else:
+        yield Finding(GOOD, "CUDA", cuda)
+
+
+def _compiler() -> Iterator[Finding]:
+    found = next((path for name in (os.environ.get("CXX", "c++"), "g++") if (path := shutil.which(name))), None)
+    way_out = "" if found else "DeepSpeed compiles its operations: apt install g++ (or train without --deepspeed)"
+    yield Finding(GOOD if found else NOTE, "C++ compiler", found or "none", way_out)
+    ninja = shutil.which("ninja") or importlib.util.find_spec("ninja")
+    yield Finding(GOOD if ninja else NOTE, "ninja", "found" if ninja else "none", "" if ninja else "pip install ninja")
+
+
+def _optional() -> Iterator[Finding]:
+    uses = {
+        "flash_attn": ("flash attention", "pip install --no-build-isolation '.[flash]'; without it: sdpa"),
+        "wandb": ("wandb", "only for --report_to wandb: pip install wandb"),
+        "tensorboard": ("tensorboard", "only for --report_to tensorboard: pip install tensorboard"),
+    }
+    for module, (name, way_out) in uses.items():
+        if importlib.util.find_spec(module) is None:
+            yield Finding(NOTE, name, "not installed", way_out)
+        else:
+            yield Finding(GOOD, name, importlib.metadata.version(module.replace("_", "-")))
+
+
+def _memory() -> Iterator[Finding]:
+    memory = detect_cpu_memory()
+    if memory is not None:
+        yield Finding(GOOD, "CPU memory", f"{memory / _GIB:.0f} GiB, {os.cpu_count()} CPUs")
+    if os.path.isdir("/dev/shm"):
+        free = shutil.disk_usage("/dev/shm").free
+        way_out = "" if free >= _LITTLE_SHM else "several GPUs exchange data there: docker run --shm-size 8g"
+        yield Finding(NOTE if way_out else GOOD, "shared memory", f"{free / _GIB:.1f} GiB free in /dev/shm", way_out)
+
+
+def _disk() -> Iterator[Finding]:
+    hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    for what, folder, variable in (("disk here", Path.cwd(), "--output_dir"), ("disk of the hub", hub, "HF_HOME")):
+        existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(existing).free
+        little = free < _LITTLE_DISK
+        way_out = f"a 7B model takes 13 GiB; free some space or set {variable} to another disk" if little else ""
+        yield Finding(NOTE if little else GOOD, what, f"{free / _GIB:.0f} GiB free in {folder}", way_out)
+
+
+def _hub() -> Iterator[Finding]:
+    named = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    stored = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
+    if named or stored:
+        yield Finding(GOOD, "hub login", "HF_TOKEN is set" if named else "a token is stored")
+    else:
+        yield Finding(NOTE, "hub login", "none", "gated models (Llama, Gemma) need one: hf auth login")
+
+
+def _output(words: Sequence[str]) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    *(_python, _libraries, _gpus, _compiler, _optional, _memory, _disk, _hub),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

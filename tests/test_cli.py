@@ -1,0 +1,247 @@
+"""The `fastchat` command: its table, the launcher it chooses, completion, recipes, and the doctor."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from fastchat import cli, completion, doctor, launch
+from fastchat.errors import EXIT_RESOURCE, EXIT_SETTINGS, ResourceError, SettingsError
+from fastchat.settings import recipes
+from fastchat.settings.recipe_files import RECIPES
+from tests.test_structure import REPOSITORY
+
+COMMANDS = {**cli.COMMANDS, **{f"data {name}": entry for name, entry in cli.DATA_COMMANDS.items()}}
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "data"])
+def test_every_command_exists_and_takes_words(name: str) -> None:
+    main = import_module(COMMANDS[name].module).main
+    assert next(iter(inspect.signature(main).parameters)) == "argv"
+
+
+def test_help_lists_every_command(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0 and cli.main(["data"]) == 0
+    printed = capfd.readouterr().out
+    assert all(entry.help in printed for entry in COMMANDS.values())
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_one(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["preveiw"]) == EXIT_SETTINGS
+    assert "did you mean preview" in capfd.readouterr().err
+
+
+def test_a_command_gets_its_words_and_returns_its_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "stats", "--in-fil", "x"])
+    assert ended.value.code == EXIT_SETTINGS
+    assert "--in-file" in capfd.readouterr().err
+
+
+def test_help_needs_no_heavy_library() -> None:
+    code = "import sys; from fastchat.cli import main; main(['--help']); main(['recipes']);"
+    code += "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+# --- recipes
+
+
+def test_recipes_are_listed_with_what_they_train(capfd: pytest.CaptureFixture[str]) -> None:
+    assert recipes.main([]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+
+
+def test_a_recipe_is_copied_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "my.yaml"
+    assert recipes.main(["copy", "qwen2.5-7b-lora", str(mine)]) == 0
+    assert mine.read_bytes() == (RECIPES / "qwen2.5-7b-lora.yaml").read_bytes()
+    mine.write_text("mine")
+    for words in (["copy", "qwen2.5-7b-lora", str(mine)], ["copy", "qwen2.5-7b-lora", str(tmp_path)], ["copy", "x"]):
+        assert recipes.main(words) == EXIT_SETTINGS
+    assert recipes.main(["copy", "qwen2.5-7b-lora", str(tmp_path / "no" / "my.yaml")]) == EXIT_SETTINGS
+    assert recipes.main(["show", "quen2.5-7b-lora"]) == EXIT_SETTINGS
+    assert mine.read_text() == "mine" and "did you mean qwen2.5-7b-lora" in capfd.readouterr().err
+
+
+# --- launcher
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Makes nvidia-smi list so many GPUs."""
+    for name in ("RANK", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def have(number: int) -> None:
+        program = tmp_path / "nvidia-smi"
+        rows = "".join(f"echo 'NVIDIA H100, 81559, GPU-{i}'\n" for i in range(number))
+        program.write_text(f"#!/bin/sh\n{rows}")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    return have
+
+
+def _words(*words: str) -> list[str]:
+    return launch.choose(words).words
+
+
+def test_one_gpu_or_none_is_one_process(gpus) -> None:  # noqa: ANN001
+    for number in (0, 1):
+        gpus(number)
+        assert _words("--data_path", "x") == [sys.executable, "-m", "fastchat.train.train_lora", "--data_path", "x"]
+
+
+def test_several_gpus_take_torchrun_or_with_a_configuration_deepspeed(gpus) -> None:  # noqa: ANN001
+    gpus(8)
+    expected = ["torchrun", "--standalone", "--nproc_per_node", "8", "-m", "fastchat.train.train_lora"]
+    assert _words("--data_path", "x")[:6] == expected
+    words = _words("llama-2-7b-lora", "--num_processes", "2")  # the recipe names a DeepSpeed configuration
+    assert words[:3] == ["deepspeed", "--num_gpus", "2"] and words[3].endswith("fastchat/train/train_lora.py")
+    assert words[4:] == ["llama-2-7b-lora"]
+
+
+def test_gpus_chosen_by_the_user_stay_chosen_under_deepspeed(gpus, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+    gpus(8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6")
+    made = launch.choose(["llama-2-7b-lora", "--num_processes", "2"])
+    assert made.words[:3] == ["deepspeed", "--include", "localhost:2,5"]
+    assert made.environment == {"CUDA_VISIBLE_DEVICES": None}
+
+
+def test_processes_on_the_cpu(gpus) -> None:  # noqa: ANN001
+    gpus(0)
+    made = launch.choose(["llama-2-7b-lora", "--num_processes", "2", "--use_cpu", "True"])
+    assert made.words[:3] == ["deepspeed", "--num_gpus", "2"] and made.environment["DS_ACCELERATOR"] == "cpu"
+    assert _words("--num_processes", "2")[0] == "torchrun"
+
+
+def test_a_recipe_without_lora_settings_is_a_full_fine_tuning(gpus) -> None:  # noqa: ANN001
+    gpus(0)
+    assert "fastchat.train.train" in _words("gemma-2b-it")
+    assert "fastchat.train.train_lora" in _words("gemma-2b-it", "--lora_r", "8")
+    assert "fastchat.train.train_lora" in _words("gemma-2b-it", "--full_finetuning", "False")
+    assert "fastchat.train.train" in _words("--full_finetuning", "--data_path", "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--launcher", "mpirun"], "auto, deepspeed, torchrun, python"),
+        (["--num_processes", "0"], "at least 1"),
+        (["--num_processes", "3"], "only 2 GPUs are visible"),
+        (["--num_processes", "2", "--launcher", "python"], "needs --launcher"),
+        (["--launcher"], "needs a value"),
+        (["llama-2-7b-lra"], "did you mean"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused(gpus, words: list[str], message: str) -> None:  # noqa: ANN001
+    gpus(2)
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        launch.choose(words)
+
+
+def test_a_launcher_that_is_not_installed_is_named(gpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+    gpus(2)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ResourceError, match="torchrun is not installed"):
+        launch.choose([])
+
+
+def test_the_plan_and_help_start_no_launcher(gpus) -> None:  # noqa: ANN001
+    gpus(8)
+    assert _words("qwen2.5-7b-lora", "--plan")[0] == sys.executable
+    assert _words("--help")[0] == sys.executable
+
+
+def test_train_runs_the_training_command_and_says_how(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "fastchat.cli", "train", "--no_such_setting", "1", "--output_dir", str(tmp_path / "o")],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert run.returncode == EXIT_SETTINGS, run.stderr
+    assert f"running: {sys.executable} -m fastchat.train.train_lora --no_such_setting 1" in run.stderr
+    assert "no_such_setting" in run.stderr.splitlines()[-1]
+
+
+# --- completion
+
+
+def test_completion_offers_commands_recipes_settings_and_values() -> None:
+    assert completion.candidates([""]) == list(cli.COMMANDS)
+    assert completion.candidates(["data", "split"]) == ["split", "split-long"]
+    assert completion.candidates(["train", "qwen2"]) == ["qwen2.5-7b-lora"]
+    assert "--lora_alpha" in completion.candidates(["train", "x.yaml", "--lora"])
+    assert completion.candidates(["train", "x.yaml", "--bf16", ""]) == ["True", "False"]
+    assert completion.candidates(["recipes", "copy", "llama-2-7b"]) == ["llama-2-7b-lora"]
+    assert completion.candidates(["nothing", ""]) == []
+
+
+@pytest.mark.parametrize("shell", completion.SCRIPTS)
+def test_completion_scripts_are_valid(shell: str, tmp_path: Path) -> None:
+    import shutil
+
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    script = tmp_path / "script"
+    script.write_text(completion.SCRIPTS[shell])
+    assert subprocess.run([shell, "-n", str(script)], capture_output=True).returncode == 0
+
+
+def test_completion_works_in_bash(tmp_path: Path) -> None:
+    program = tmp_path / "fastchat"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -m fastchat.cli "$@"\n')
+    program.chmod(0o755)
+    lines = f"""PATH={tmp_path}:$PATH; eval "$(fastchat completion bash)"
+    COMP_WORDS=(fastchat train --lora_al); COMP_CWORD=2; _fastchat; echo "${{COMPREPLY[@]}}" """
+    run = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "--lora_alpha"
+
+
+# --- doctor
+
+
+def test_the_doctor_finds_what_training_needs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main([]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert all(re.match(r"(ok|note|MISSING) ", line) for line in lines)
+    for name in ("Python", "torch", "deepspeed", "GPU", "C++ compiler", "disk here", "hub login"):
+        assert any(line[9:].startswith(name) for line in lines), name
+
+
+def test_the_doctor_names_what_is_missing_and_the_way_out(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_NEEDED", {"torch": "99.0", "no-such-distribution": "1.0"})
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert doctor.main([]) == EXIT_RESOURCE
+    printed = capfd.readouterr().out
+    assert re.search(r"MISSING  torch .*99.0 or newer is needed", printed)
+    assert "pip install 'no-such-distribution>=1.0'" in printed
+
+
+def test_the_doctor_wants_what_the_project_wants() -> None:
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    for name, oldest in doctor._NEEDED.items():
+        assert f'"{name}>={oldest}"' in project
+
+
+def test_the_doctor_shows_no_secret(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret_value")
+    doctor.main([])
+    assert "hf_very_secret_value" not in capfd.readouterr().out
