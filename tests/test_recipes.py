@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from fastchat.conversation import conv_templates
+from fastchat.plan.api import Machine, estimate, run_of
+from fastchat.plan.command_line import read_flags
+from fastchat.plan.units import GIB
 from fastchat.settings.readers import training_reader
 from fastchat.settings.recipe_files import read_recipe
 
@@ -70,6 +73,36 @@ def lora(rank, quantised, stage, micro, accumulation, epochs):
     }
 
 
+# The models of today: QLoRA or LoRA, microbatch, accumulation, length, learning rate, and whether it packs.
+TODAY = {
+    "deepseek-r1-distill-qwen-7b-lora": (True, 2, 8, 8192, 1e-4, True),
+    "gemma-3-4b-lora": (False, 4, 4, 4096, 2e-4, True),
+    "gemma-3-12b-lora": (True, 2, 8, 4096, 1e-4, True),
+    "gpt-oss-20b-lora": (False, 2, 8, 2048, 1e-4, False),
+    "llama-3.1-8b-lora": (True, 4, 4, 4096, 2e-4, True),
+    "mistral-small-24b-lora": (True, 1, 16, 4096, 1e-4, True),
+    "phi-4-lora": (True, 2, 8, 4096, 1e-4, True),
+    "qwen3-4b-lora": (False, 4, 4, 4096, 2e-4, True),
+    "qwen3-8b-lora": (True, 4, 4, 4096, 2e-4, True),
+    "qwen3-14b-lora": (True, 2, 8, 4096, 1e-4, True),
+    "qwen3-30b-a3b-lora": (False, 1, 16, 4096, 1e-4, True),
+}
+
+
+def today(quantised, micro, accumulation, length, rate, packing):
+    assert micro * accumulation == 16
+    common = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "bf16": True, "gradient_checkpointing": True}
+    return common | {
+        "conv_template": "tokenizer",
+        "q_lora": quantised or None,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "model_max_length": length,
+        "learning_rate": rate,
+        "packing": packing or None,
+    }
+
+
 DOCUMENTED = {
     "gemma-2b-it": math(4, 2, 5e-6, 4, 50, "gemma", "epoch", 4),
     "gemma-7b-it": math(4, 2, 5e-6, 4, 50, "gemma", "epoch", 4),
@@ -79,6 +112,7 @@ DOCUMENTED = {
     "llama-2-7b-lora": lora(8, True, 2, 16, 2, 10),
     "llama-2-13b-lora": lora(16, True, 2, 4, 1, 1),
     "llama-2-70b-lora": lora(64, False, 3, 2, 8, 5),
+    **{name: today(*values) for name, values in TODAY.items()},
     "qwen2.5-7b-lora": {"packing": True, "model_max_length": 4096, "lora_r": 16, "conv_template": "chatml"},
 }
 
@@ -97,7 +131,7 @@ def test_values(path, reader):
     values = reader(path.stem.endswith("-lora")).from_yaml(path)
     wanted = DOCUMENTED[path.stem]
     assert {name: values.get(name) for name in wanted} == wanted
-    assert values["conv_template"] in conv_templates
+    assert values["conv_template"] in (*conv_templates, "tokenizer")
     assert values["output_dir"] == f"output/{path.stem}"
     if "deepspeed" in values:
         assert (ROOT / values["deepspeed"]).is_file()
@@ -120,6 +154,24 @@ def test_header_says_what_needs_launch_and_one_override(path, reader):
     assert flags and all(flags[name] != read_recipe(path).get(name) for name in flags)
     if "deepspeed" in flags:
         assert (ROOT / flags["deepspeed"]).is_file()
+
+
+@pytest.mark.parametrize("name", TODAY)
+def test_the_plan_fits_the_cards_in_the_header(name):
+    """What the header says of a 24 GB and an 80 GB card is what the planner computes, and it fits."""
+    path = ROOT / "playground" / "recipes" / f"{name}.yaml"
+    header = path.read_text(encoding="utf-8").split("\n\n")[0]
+    text = " ".join(line.removeprefix("#").strip() for line in header.splitlines())
+    (override,) = re.findall(r"^# Override: (.*)$", header, re.MULTILINE)
+    stated = re.findall(
+        r"one GPU of (24|80) GB[^:]*:[^:.]*? (\d+\.\d) GiB(?: of the GPU and (\d+) GiB of the host)?", text
+    )
+    assert sorted(card for card, _, _ in stated) == ["24", "80"]
+    for flags, (card, needs, host) in zip(([], override.split()), stated, strict=True):
+        machine = Machine(1, 1, int({"24": 23.5, "80": 79}[card] * GIB))  # what such cards have
+        plan = estimate(run_of(read_flags([str(path), *flags]), machine))
+        assert plan.gpu_fits and f"{plan.total / GIB:.1f}" == needs
+        assert not host or f"{plan.host_total / GIB:.0f}" == host
 
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTED if not name.endswith("-lora")])

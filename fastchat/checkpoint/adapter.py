@@ -9,6 +9,7 @@ import torch
 
 from fastchat.checkpoint.gather import check_finite, compare_files
 from fastchat.errors import CheckpointError
+from fastchat.model.adapter_parts import adapter_parts, file_config, joined, unsaved
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -19,26 +20,33 @@ def write_adapter(folder: Path, model: Any, trained: dict[str, torch.Tensor]) ->
     `model`: the PeftModel; `trained`: as returned by `gather_trained`. NumericError for weights that are not finite,
     CheckpointError if the file does not have every trained tensor exactly.
     """
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     check_finite(trained)
-    tensors = get_peft_model_state_dict(model, state_dict=dict(trained), save_embedding_layers=False)
-    if len(tensors) != len(trained):
-        raise CheckpointError(f"{len(trained)} tensors are trained but the adapter would have {len(tensors)}")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    parts = adapter_parts(model)
+    if left_out := unsaved(model, parts):
+        raise CheckpointError(f"{left_out[0]} is trained, but the adapter's file would not have it")
+    tensors = {name: joined(name, [trained[part] for part in names]) for name, names in parts.items()}
+    save_file(_unshared(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     compare_files([folder / WEIGHTS], tensors)
     write_config(folder, model)
 
 
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same, each tensor in memory of its own: tied weights have several names in the file."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
+        seen.add(tensor.data_ptr())
+    return found
+
+
 def write_config(folder: Path, model: Any) -> None:
     """adapter_config.json, with the base as an absolute path, so that the adapter can be used from anywhere."""
-    config = model.peft_config["default"]
-    base, inference = config.base_model_name_or_path, config.inference_mode
+    config = file_config(model)
+    base = config.base_model_name_or_path
     if base and Path(base).expanduser().is_dir():
         config.base_model_name_or_path = str(Path(base).expanduser().resolve())
     config.inference_mode = True
-    try:
-        config.save_pretrained(str(folder))
-    finally:
-        config.base_model_name_or_path, config.inference_mode = base, inference
+    config.save_pretrained(str(folder))

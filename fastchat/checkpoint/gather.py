@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from fastchat.errors import CheckpointError, NumericError
+from fastchat.model.adapter_parts import adapter_parts
 
 
 class WeightAccess:
@@ -36,13 +37,11 @@ def gather_trained(model: torch.nn.Module, weights: WeightAccess) -> dict[str, t
 
 def adapter_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     """The parameters that `gather_trained` collects, as they are in the model: all trained ones, and those of the
-    adapter that are not trained (an adapter that also has layers for images may be continued on text).
+    adapter that are not trained (an adapter that also has layers for images may be continued on text; one may subtract
+    its beginning).
     """
-    from peft import get_peft_model_state_dict
-
-    named = dict(model.named_parameters())
-    kept = {id(p) for p in get_peft_model_state_dict(model, state_dict=named, save_embedding_layers=False).values()}
-    return {name: p for name, p in named.items() if p.requires_grad or id(p) in kept}
+    saved = {name for names in adapter_parts(model).values() for name in names}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad or name in saved}
 
 
 def gather_all(model: torch.nn.Module, weights: WeightAccess) -> dict[str, torch.Tensor]:

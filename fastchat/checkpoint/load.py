@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from fastchat.checkpoint.gather import WeightAccess, adapter_parameters, stored_tensors
+from fastchat.checkpoint.gather import WeightAccess, stored_tensors
 from fastchat.errors import CheckpointError
+from fastchat.model.adapter_parts import adapter_parts, split
 
 
 @torch.no_grad()
@@ -18,29 +19,28 @@ def load_weights(model: Any, folder: Path, *, adapter: bool, weights: WeightAcce
     `weights`: the engine that trains `model`. CheckpointError if a tensor is missing, unexpected, or has another
     shape or dtype.
     """
-    wanted = _adapter_tensors(model) if adapter else _model_tensors(model)
+    wanted = _adapter_tensors(model) if adapter else {name: [tensor] for name, tensor in _model_tensors(model).items()}
     paths = [folder / "adapter_model.safetensors"] if adapter else sorted(folder.glob("*.safetensors"))
     if not paths or not paths[0].is_file():
         raise CheckpointError(f"{folder} has no weights")
     left = dict(wanted)
     for name, stored in stored_tensors(paths):
-        target = left.pop(name, None)
-        if target is None:
+        targets = left.pop(name, None)
+        if targets is None:
             raise CheckpointError(f"{folder}: {name} is in the checkpoint, but is not trained in this run")
-        with weights.whole(target, write=True):
-            if stored.shape != target.shape:
-                raise CheckpointError(f"{folder}: {name} is {tuple(stored.shape)}, the model's {tuple(target.shape)}")
-            target.copy_(stored)
+        for target, part in zip(targets, split(name, stored, len(targets)), strict=True):
+            with weights.whole(target, write=True):
+                if part.shape != target.shape:
+                    raise CheckpointError(f"{folder}: {name} is {tuple(part.shape)}, the model's {tuple(target.shape)}")
+                target.copy_(part)
     if left:
         raise CheckpointError(f"{folder} lacks {len(left)} trained tensors, such as {next(iter(left))}")
 
 
-def _adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Name in an adapter's file -> the parameter."""
-    from peft import get_peft_model_state_dict
-
-    trained = adapter_parameters(model)
-    return get_peft_model_state_dict(model, state_dict=dict(trained), save_embedding_layers=False)
+def _adapter_tensors(model: Any) -> dict[str, list[torch.Tensor]]:
+    """Name in an adapter's file -> the parameters that it is made of."""
+    named = dict(model.named_parameters())
+    return {name: [named[part] for part in parts] for name, parts in adapter_parts(model).items()}
 
 
 def _model_tensors(model: Any) -> dict[str, torch.Tensor]:

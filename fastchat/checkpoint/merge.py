@@ -96,15 +96,17 @@ def merge_adapter(
 
 @torch.no_grad()
 def merge_weights(model: Any, dtype: torch.dtype) -> Any:
-    """Add each layer's low-rank product to its weight, in float32, rounding once to `dtype`. Returns a plain model."""
+    """Add each layer's low-rank product to its weight, in float32, rounding once to `dtype`, and put trained rows and
+    modules into their places. Returns a plain model."""
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     base = model.get_base_model()
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     _untie_if_adapted(base, layers)
-    for layer in layers:
-        inner: Any = layer.get_base_layer()
-        weight = getattr(inner, getattr(layer, "parameter_name", "weight"))  # experts use other names
+    _check_one_adapter_each(layers)
+    for layer in (*layers, *(m for m in model.modules() if isinstance(m, TrainableTokensLayer))):
+        weight = _adapted_weight(layer)
         weight.data = weight.data.float()
         try:
             layer.merge(safe_merge=True)  # raises where a weight would not be finite
@@ -112,6 +114,19 @@ def merge_weights(model: Any, dtype: torch.dtype) -> Any:
             raise CheckpointError(f"The adapter has values that are not finite: {problem}") from None
         weight.data = weight.data.to(dtype)
     return model.unload().to(dtype)
+
+
+def _adapted_weight(layer: Any) -> torch.nn.Parameter:
+    return getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))  # experts use other names
+
+
+def _check_one_adapter_each(layers: list[Any]) -> None:
+    """Raise CheckpointError if two layers with an adapter each share one weight, as Zamba's blocks do."""
+    if len({id(_adapted_weight(layer)) for layer in layers}) < len(layers):
+        raise CheckpointError(
+            "Some layers of this architecture share one weight and have an adapter each, so these cannot be merged "
+            "into it: use base and adapter unmerged"
+        )
 
 
 def _untie_if_adapted(base: Any, layers: list[Any]) -> None:

@@ -41,12 +41,12 @@ from fastchat.data.view.html_report import HtmlReport
 from fastchat.data.view.showing import shown
 from fastchat.data.view.terminal import legend, wants_colour
 from fastchat.errors import EXIT_DONE, DataError, SettingsError, say, show
-from fastchat.settings.arguments import PreviewArguments
 from fastchat.settings.help import asked_for_help, help_text
 from fastchat.settings.options import Option, check_ranges, check_refused, options_of, split_recipe
 from fastchat.settings.parsing import to_shares
 from fastchat.settings.readers import preview_options, preview_reader
 from fastchat.settings.recipe_files import find_recipe
+from fastchat.settings.tool_arguments import PreviewArguments
 from fastchat.streams import kept_output
 
 _READ = (  # the training settings that it reads; the others are accepted, so that every recipe works

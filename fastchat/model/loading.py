@@ -14,6 +14,7 @@ from torch import nn
 
 from fastchat.errors import SettingsError, say
 from fastchat.model.attention import FLEX, check_attention, choose_attention, one_flex_kernel
+from fastchat.model.lora_experts import in_block, whole_shape
 from fastchat.model.multimodal import auto_class
 from fastchat.model.rope import RopeChoice, apply_rope
 from fastchat.model.source import check_model_directory, is_local, loading
@@ -30,14 +31,24 @@ def load_config(model_dir: str, *, cache_dir: str | None = None, trust_remote_co
         check_model_directory(model_dir)
     with loading(model_dir, "config", trust_remote_code=trust_remote_code):
         config = AutoConfig.from_pretrained(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
-        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized.quant_method
+    method = stored_format(config)
+    if method not in (None, MXFP4):
         raise SettingsError(
             f"{model_dir} is already quantised ({method}). Give the full-precision checkpoint it was made from; "
             "--q_lora True quantises that one to nf4 while loading."
         )
     return config
+
+
+MXFP4 = "mxfp4"  # gpt-oss: the experts in 4 bits, which transformers turns into bf16 while loading
+
+
+def stored_format(config: Any) -> str | None:
+    """The format of the quantised weights in the checkpoint of `config`; None if they are not quantised."""
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
+        return None
+    return str(quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized.quant_method)
 
 
 def load_base_model(
@@ -70,7 +81,7 @@ def load_base_model(
     attention = attn_implementation or choose_attention(False, config=config)[0]
     if attention == FLEX:
         one_flex_kernel()
-    options: dict[str, Any] = {}
+    options = _from_mxfp4(model_dir, q_lora=quantization) if stored_format(config) == MXFP4 else {}
     if quantization:
         options["quantization_config"] = nf4_config(compute_dtype or weights_dtype(dtype, config))
     if device is not None and partitioned is None:
@@ -92,12 +103,27 @@ def load_base_model(
     _check_report(model_dir, report)
     check_attention(model, attention)
     if quantization:
+        _say_unquantised(model, model_dir)
         _keep_nf4_layout(model)
         if partitioned is None:
             _let_go_of_the_files(model)
     if for_training:
         model.config.use_cache = False
     return model
+
+
+def _from_mxfp4(model_dir: str, *, q_lora: bool) -> dict[str, Any]:
+    """Options that load a checkpoint in MXFP4 in 16 bits. Raises SettingsError with `q_lora`."""
+    from transformers.utils.quantization_config import Mxfp4Config
+
+    if q_lora:
+        raise SettingsError(
+            f"--q_lora: {model_dir} is quantised already (MXFP4), and transformers loads it in bf16 or in MXFP4, which "
+            "cannot be trained, but not in nf4. Leave out --q_lora: nearly all weights are in the experts, which "
+            "bitsandbytes would not quantise either."
+        )
+    say(f"{model_dir}: its experts are stored in MXFP4 and loaded in bf16.")
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
 
 
 def nf4_config(compute_dtype: torch.dtype) -> Any:
@@ -157,17 +183,28 @@ def dequantised_base(model_dir: str, **options: Any) -> Any:
 
 @torch.no_grad()
 def dequantise(model: nn.Module) -> None:
-    """Replace every nf4 layer of `model`, in place, by a plain linear layer with its dequantised values."""
-    from bitsandbytes.functional import dequantize_4bit
+    """Replace every nf4 layer of `model`, in place, by the plain layer it was, with its dequantised values."""
+    from transformers.pytorch_utils import Conv1D
 
     for name, layer in linear4bit_layers(model).items():
-        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        weight = dequantised_weight(layer)
+        plain: Any = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        if getattr(layer, "source_cls", None) is Conv1D:
+            plain, weight = Conv1D(layer.out_features, layer.in_features), weight.t().contiguous()
         plain.weight = nn.Parameter(weight, requires_grad=False)
         if layer.bias is not None:
             plain.bias = layer.bias
         model.set_submodule(name, plain.train(layer.training))
     _forget_quantization(model)
+
+
+def dequantised_weight(layer: Any) -> torch.Tensor:
+    """The weight of a linear layer: of an nf4 one the values that its codes stand for."""
+    if type(layer.weight).__name__ != "Params4bit":
+        return layer.weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
 def linear4bit_layers(model: nn.Module) -> dict[str, Any]:
@@ -212,6 +249,31 @@ def _check_report(model_dir: str, report: dict[str, Any]) -> None:
                 f"{model_dir}: {len(names)} weights {what} (such as {', '.join(names[:3])}). The weights and "
                 "config.json do not match: download the folder again, or use the architecture it is for."
             )
+
+
+def _say_unquantised(model: Any, model_dir: str) -> None:
+    """Says which matrices of the blocks bitsandbytes did not quantise: it replaces layers whose class is nn.Linear (or
+    Conv1D), not experts, which are parameters, nor other classes. Raises SettingsError if that is everything."""
+    if not linear4bit_layers(model):
+        raise SettingsError(
+            f"--q_lora True: bitsandbytes quantises layers of the class nn.Linear only, and {type(model).__name__} "
+            f"({model_dir}) has none: train without --q_lora."
+        )
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)] + [model.get_output_embeddings()]
+    apart = {id(p) for m in tables if m is not None for p in m.parameters()}
+    left = {
+        name: p
+        for name, p in model.named_parameters()
+        if len(whole_shape(p)) > 1 and type(p).__name__ != "Params4bit" and id(p) not in apart
+    }
+    if left:
+        number = sum(whole_shape(p).numel() for p in left.values())
+        size = sum(whole_shape(p).numel() * p.element_size() for p in left.values())
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in left.values()})
+        say(
+            f"q_lora: bitsandbytes quantises linear layers only; {number:,} parameters stay in {' and '.join(dtypes)} "
+            f"({size / 2**30:.2f} GiB): {', '.join(sorted({in_block(name) for name in left}))}."
+        )
 
 
 def _keep_nf4_layout(model: nn.Module) -> None:

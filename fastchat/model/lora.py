@@ -11,25 +11,39 @@ never updated and the norms compute in float32 anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from fastchat.errors import CheckpointError, SettingsError, brief, nearest, say
+from fastchat.errors import CheckpointError, SettingsError, brief, say
+from fastchat.model.adapter_parts import adapter_parts
+from fastchat.model.first_weights import FirstWeights, Whole, set_first_weights
+from fastchat.model.full_modules import (
+    check_tied,
+    is_of_copies,
+    layers_of,
+    token_rows,
+    whole_modules,
+    widen,
+)
 from fastchat.model.loading import count_parameters
-from fastchat.model.multimodal import exclusion, freeze_idle, idle_parts, modules_of_text, say_idle
+from fastchat.model.lora_experts import say_frozen_experts
+from fastchat.model.lora_targets import choose_targets
+from fastchat.model.multimodal import freeze_idle, modules_of_text, say_idle
 from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
-from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
-from fastchat.settings.parsing import to_names
+from fastchat.settings.lora_options import GAUSSIAN, LoraOptions, changes_base
 from fastchat.streams import detail
 
 BIAS_KINDS = ("none", "all", "lora_only")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PLAIN, _ZERO = LoraOptions(), FirstWeights()
 
 
 def add_lora(
@@ -39,16 +53,21 @@ def add_lora(
     alpha: float = 16,
     dropout: float = 0.05,
     target_modules: Sequence[str] | str | None = None,
+    target_parameters: Sequence[str] | str | None = None,
     bias: str = "none",
     gradient_checkpointing: bool = False,
     weight_path: str | None = None,
+    options: LoraOptions = _PLAIN,
+    first: FirstWeights = _ZERO,
     numel: Callable[[Tensor], int] = Tensor.numel,
+    whole: Whole = lambda _: nullcontext(),
 ) -> Any:
     """Freeze `model`, add a trainable LoRA adapter to it, and return the PeftModel.
 
-    `target_modules`: names as accepted by `parse_target_modules`; None means those of the usual seven that exist.
-    `weight_path`: an adapter directory to continue; rank, alpha, targets and bias are then the adapter's.
-    `numel`: the size of a whole parameter, which an engine may have partitioned.
+    `target_modules`, `target_parameters`: see `lora_targets.choose_targets`; None for the default, and for none.
+    `weight_path`: an adapter directory to continue; rank, alpha, targets, bias and `options` are then the adapter's.
+    `first`: how a new one starts. `numel`, `whole`: the size of a whole parameter, and a context in which it has all
+    its values: an engine may have partitioned it.
     `model` may be quantised. In a multimodal one, whose weights must be gathered under ZeRO-3, only the modules that
     text passes through are adapted and trained. Raises SettingsError for a value out of range, a target that
     matches nothing (the message lists what exists), or if nothing would be trained.
@@ -56,12 +75,13 @@ def add_lora(
     _check_values(r, alpha, dropout, bias)
     model.requires_grad_(False)
     if weight_path is None:
-        text = modules_of_text(model)
-        targets = choose_targets(model, target_modules, text)
-        idle = _idle_parts(model, targets, text)
-        peft_model = _new_adapter(model, r, alpha, dropout, targets, bias, exclusion(idle))
+        targets = choose_targets(model, target_modules, target_parameters, modules_of_text(model), options.layers)
+        values = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias, **targets.options()}
+        peft_model = _new_adapter(model, values, options, first)
+        set_first_weights(peft_model, first, whole)
     else:
-        peft_model = _continued_adapter(model, weight_path, dropout, {"r": r, "lora_alpha": alpha, "bias": bias})
+        values = {"r": r, "lora_alpha": alpha, "bias": bias, **_own_options(options)}
+        peft_model = _continued_adapter(model, weight_path, dropout, values)
     say_idle(freeze_idle(peft_model, numel))
     trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
     if bias != "none" and not any(name.endswith(".bias") for name in trained):
@@ -71,101 +91,9 @@ def add_lora(
     trainable, total = count_parameters(peft_model, numel)
     if trainable == 0:
         raise SettingsError("No parameter would be trained: check --lora_target_modules and --lora_r.")
+    say_frozen_experts(peft_model, numel, total)
     detail(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")
     return peft_model
-
-
-def parse_target_modules(values: Sequence[str] | str | None) -> list[str] | None:
-    """Module names from a list that may contain spaces, commas and stray quotes; None stays None.
-
-    >>> parse_target_modules(["q_proj,", "'k_proj','v_proj'"])
-    ['q_proj', 'k_proj', 'v_proj']
-    """
-    return None if values is None else to_names(values, "--lora_target_modules")
-
-
-def choose_targets(
-    model: nn.Module, target_modules: Sequence[str] | str | None, text: Collection[str] | None = None
-) -> list[str]:
-    """The module names to adapt, each of which exists in `model`. Raises SettingsError listing what exists.
-
-    `text`: names of the modules that text passes through; the others do not count. None: all do.
-    """
-    everything = adaptable_modules(model)
-    existing = [name for name in everything if text is None or name in text]
-    asked = parse_target_modules(target_modules)
-    names = list(DEFAULT_TARGETS) if asked is None else asked
-    found = [name for name in names if _matches(name, existing)]
-    found = _without_experts(model, found, refuse=asked is not None)
-    missing = [name for name in names if name not in found]
-    leaves = sorted({name.rpartition(".")[2] for name in existing})
-    if asked is None and found:
-        if missing := [name for name in missing if not _matches(name, existing)]:
-            others = [leaf for leaf in leaves if leaf not in names and leaf not in ("lm_head", "embed_tokens")]
-            say(
-                f"LoRA targets: {', '.join(found)}; this architecture has no {', '.join(missing)}. Also there: "
-                f"{', '.join(others) or 'nothing else'} (name them with --lora_target_modules)."
-            )
-        return found
-    if missing:
-        which = (
-            "none of the default targets exist" if asked is None else f"{', '.join(map(repr, missing))} match nothing"
-        )
-        if any(_matches(name, everything) for name in missing):
-            which += " that text passes through"
-        close = [near for name in missing for near in nearest(name, leaves, n=1)] if asked else []
-        raise SettingsError(
-            f"--lora_target_modules: {which} in {type(model).__name__}. Linear and embedding layers there: "
-            f"{', '.join(leaves)}." + (f" Did you mean {', '.join(dict.fromkeys(close))}?" if close else "")
-        )
-    return found
-
-
-def _without_experts(model: nn.Module, names: list[str], *, refuse: bool) -> list[str]:
-    """`names` without those that peft takes for the old names of expert weights in this architecture instead of for
-    layers. Says so, or with `refuse` raises SettingsError.
-
-    The weights of all experts are one fused parameter today, and peft would adapt that instead of the named layers.
-    """
-    from peft import LoraConfig
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    def is_layer(name: str) -> bool:
-        config = LoraConfig(target_modules=[name])
-        try:
-            convert_peft_config_for_transformers(config, model, None)
-        except ValueError:  # one of several that are fused
-            return False
-        return name in (config.target_modules or ())
-
-    taken = [name for name in names if not is_layer(name)]
-    if taken:
-        line = f"in {type(model).__name__}, peft applies {', '.join(taken)} to the fused weights of the experts"
-        if refuse:
-            raise SettingsError(f"--lora_target_modules: {line}, not to layers: leave them out.")
-        say(f"LoRA: {line}, so the layers with these names get no adapter.")
-    return [name for name in names if name not in taken]
-
-
-def adaptable_modules(model: nn.Module) -> list[str]:
-    """Full names of all layers that LoRA can adapt: linear (also nf4), GPT-2's Conv1D, embeddings."""
-    from transformers.pytorch_utils import Conv1D
-
-    return [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, Conv1D))]
-
-
-def _idle_parts(model: nn.Module, targets: list[str], text: Collection[str]) -> list[str]:
-    """The parts of `model` with layers named like the targets that text does not pass through; says so."""
-    everything = adaptable_modules(model)
-    meant = [name for name in everything if any(_matches(target, [name]) for target in targets)]
-    idle = [name for name in meant if name not in text]
-    parts = idle_parts(idle, [name for name in everything if name in text])
-    if idle:
-        say(
-            f"LoRA adapts {len(meant) - len(idle)} layers of the language model. {len(idle)} layers with the same "
-            f"names, in {', '.join(parts)}, are not adapted: text does not pass through them."
-        )
-    return parts
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
@@ -174,7 +102,10 @@ def enable_gradient_checkpointing(model: Any) -> None:
     The reentrant one needs an input that requires a gradient, which a frozen embedding does not give, and skips the
     forward hooks that ZeRO-3 gathers weights with. The hook on the embedding is kept for code that forces it anyway.
     """
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as problem:  # no layer of this architecture has it
+        raise SettingsError(f"--gradient_checkpointing: {brief(problem)}") from None
     model.enable_input_require_grads()
 
 
@@ -193,6 +124,12 @@ def check_adapter_directory(path: str) -> dict[str, Any]:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise SettingsError(f"{path} has no {ADAPTER_WEIGHTS} (pickled adapters are not opened: they can run code).")
     return config
+
+
+def adapter_targets(config: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """(modules, parameters) that an adapter_config has as targets; a regular expression is one module."""
+    modules = config.get("target_modules") or []
+    return [modules] if isinstance(modules, str) else sorted(modules), sorted(config.get("target_parameters") or [])
 
 
 def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: float | None = None) -> Any:
@@ -215,36 +152,85 @@ def load_adapter(model: Any, path: str, *, trainable: bool = False, dropout: flo
             f"trained on): {brief(problem, 300)}"
         ) from problem
     _check_loaded(peft_model, path)
+    widen(peft_model)
+    _read_again(peft_model, path)
     return peft_model
 
 
-def _new_adapter(
-    model: Any, r: int, alpha: float, dropout: float, targets: list[str], bias: str, exclude: str | None
-) -> Any:
+def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first: FirstWeights) -> Any:
+    """A PeftModel; `values` are of peft's config. Says what is trained besides matrices."""
     from peft import LoraConfig, get_peft_model
 
-    options: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "bias": bias}
-    options |= {"target_modules": targets, "exclude_modules": exclude}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    saved = whole_modules(model, options.modules_to_save)
+    rows = token_rows(model, options.trainable_tokens) if options.trainable_tokens else None
+    values |= {"use_rslora": options.use_rslora, "use_dora": options.use_dora, "task_type": "CAUSAL_LM"}
+    ties = tied and any(model.get_submodule(name) in (embedding, head) for name in saved)
+    if ties:  # peft knows the output matrix by its name, but not every name of an embedding
+        both = [name for name, module in model.named_modules() if module in (embedding, head)]
+        saved = list(dict.fromkeys((*saved, *both)))
+    values |= {"modules_to_save": list(saved) or None, "ensure_weight_tying": ties, "trainable_token_indices": rows}
+    values["layers_to_transform"] = layers_of(model, options.layers) if options.layers else None
+    values["init_lora_weights"] = GAUSSIAN if first.init == GAUSSIAN else True
     try:
-        return get_peft_model(model, LoraConfig(**options, task_type="CAUSAL_LM"))
+        peft_model = get_peft_model(model, LoraConfig(**values))
     except (ValueError, TypeError, NotImplementedError) as problem:
+        targets = ", ".join([*values["target_modules"], *(values["target_parameters"] or ())])
         raise SettingsError(
-            f"peft cannot adapt this model with these settings ({', '.join(targets)}): {brief(problem, 300)}"
+            f"peft cannot adapt this model with these settings ({targets}): {brief(problem, 300)}"
         ) from problem
+    check_tied(peft_model, tied)
+    widen(peft_model)
+    if saved:
+        say(f"LoRA: trained whole: {', '.join(saved)}{' (tied: one matrix)' if ties else ''}.")
+    if rows:
+        say(f"LoRA: trained rows: {len(options.trainable_tokens)} of {' and of '.join(rows)}.")
+    return peft_model
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:
     """The adapter in `path`, trainable; says which of the `asked` values are replaced by its own."""
     own = check_adapter_directory(path)
+    if changes_base(str(own.get("init_lora_weights"))):
+        raise SettingsError(
+            f"--lora_weight_path {path} was saved by peft with init_lora_weights {own['init_lora_weights']}: it is not "
+            "for the base itself, but for one whose weights peft has changed. Save it with peft's "
+            "path_initial_model_for_weight_conversion, which makes an ordinary adapter of it"
+        )
     _check_rope(model, path)
+    modules, parameters = adapter_targets(own)
+    if parameters and dropout:
+        say(f"LoRA: no dropout, because the adapter {path} is on parameters, where peft has none.")
+        dropout = 0.0
     peft_model = load_adapter(model, path, trainable=True, dropout=dropout)
-    differ = [f"{name} {asked[name]} -> {own[name]}" for name in asked if own.get(name) != asked[name]]
+    differ = [f"{name} {asked[name]} -> {own.get(name)}" for name in asked if (own.get(name) or None) != asked[name]]
     say(
         f"Continuing the adapter {path}: r {own['r']}, alpha {own['lora_alpha']}, targets "
-        f"{', '.join(sorted(own['target_modules']))}"
+        f"{', '.join(modules + parameters)}{_more_of(own)}"
         + (f" (its own values are used: {', '.join(differ)})." if differ else ".")
     )
     return peft_model
+
+
+def _more_of(own: dict[str, Any]) -> str:
+    """What the config of an adapter says that it trains besides matrices."""
+    saved, rows = own.get("modules_to_save"), own.get("trainable_token_indices")
+    listed = [f", {name}" for name in ("use_rslora", "use_dora") if own.get(name)]
+    listed += [f", trained whole {', '.join(sorted(saved))}"] if saved else []
+    listed += [f", trained rows of {', '.join(sorted(rows))}"] if rows else []
+    return "".join(listed)
+
+
+def _own_options(options: LoraOptions) -> dict[str, Any]:
+    """The options that were asked for, as an adapter's config has them."""
+    asked = {
+        "use_rslora": options.use_rslora,
+        "use_dora": options.use_dora,
+        "layers_to_transform": list(options.layers),
+        "modules_to_save": list(options.modules_to_save),
+    }
+    return {name: value for name, value in asked.items() if value}
 
 
 def _check_rope(model: Any, path: str) -> None:
@@ -279,6 +265,18 @@ def _check_loaded(peft_model: Any, path: str) -> None:
         )
 
 
+@torch.no_grad()
+def _read_again(peft_model: Any, path: str) -> None:
+    """Takes up the stored values of what was rounded to the base's dtype when peft loaded it."""
+    from safetensors import safe_open
+
+    named = dict(peft_model.named_parameters())
+    with safe_open(str(Path(path).expanduser() / ADAPTER_WEIGHTS), framework="pt") as file:
+        for in_file, (name, *_) in adapter_parts(peft_model).items():
+            if is_of_copies(name):
+                named[name].copy_(file.get_tensor(in_file))
+
+
 def _check_values(r: int, alpha: float, dropout: float, bias: str) -> None:
     if r < 1:
         raise SettingsError(f"--lora_r {r} must be at least 1.")
@@ -288,7 +286,3 @@ def _check_values(r: int, alpha: float, dropout: float, bias: str) -> None:
         raise SettingsError(f"--lora_dropout {dropout} must be from 0 up to, but not including, 1.")
     if bias not in BIAS_KINDS:
         raise SettingsError(f"--lora_bias {bias!r} must be one of {', '.join(BIAS_KINDS)}.")
-
-
-def _matches(name: str, existing: list[str]) -> bool:
-    return any(full == name or full.endswith("." + name) for full in existing)

@@ -14,11 +14,10 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from fastchat.errors import SettingsError
-from fastchat.files import JsonError, read_object
+from fastchat.plan.adapter import adapter_settings
 from fastchat.plan.advice import advice_after_oom, plan_lines, warning_line
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.command_line import plan_defaults
@@ -28,7 +27,7 @@ from fastchat.plan.limits import largest_context, largest_microbatch
 from fastchat.plan.machine import detect_cpu_memory, detect_gpus
 from fastchat.plan.model_files import read_architecture
 from fastchat.plan.report import as_json, as_lines, short_line
-from fastchat.plan.run import DEFAULT_TARGETS, Machine, Run
+from fastchat.plan.run import Machine, Run
 from fastchat.plan.search import keep_global_batch
 from fastchat.plan.units import MIB, human
 from fastchat.plan.zero import read_zero
@@ -88,16 +87,13 @@ def run_of(settings: Settings, machine: Machine, architecture: Architecture | No
     lora = not s.get("full_finetuning", False)
     if s["q_lora"] and not lora:
         raise SettingsError("--q_lora needs an adapter: remove --full_finetuning")
-    adapter = _adapter(s["lora_weight_path"]) if lora and s["lora_weight_path"] else {}
-    targets = tuple(adapter.get("target_modules") or s["lora_target_modules"] or ())
+    adapter = adapter_settings(s) if lora else {}
     return Run(
         architecture=shape,
         machine=machine,
         lora=lora,
-        lora_r=int(adapter.get("r") or s["lora_r"]),
+        **adapter,
         lora_dropout=float(s["lora_dropout"]),
-        lora_target_modules=targets if targets and targets != DEFAULT_TARGETS else None,
-        lora_bias=str(s["lora_bias"]),
         q_lora=bool(s["q_lora"]),
         dtype=_one_of("dtype", str(s["dtype"]), ("auto", "float32", "bfloat16", "float16")),
         bf16=bool(s["bf16"]),
@@ -218,17 +214,6 @@ def _architecture(settings: dict[str, Any]) -> Architecture:
 @lru_cache(maxsize=8)
 def _read_once(model: str, cache_dir: str | None) -> Architecture:
     return read_architecture(model, cache_dir)
-
-
-def _adapter(path: str) -> dict[str, Any]:
-    file = Path(path).expanduser() / "adapter_config.json"
-    try:
-        config = read_object(file, constants=True)
-    except (OSError, JsonError) as error:
-        raise SettingsError(f"--lora_weight_path {path}: {file.name} cannot be read: {error}") from None
-    if not isinstance(config.get("target_modules"), list):
-        raise SettingsError(f"--lora_weight_path {path}: {file.name} lists no target_modules")
-    return config
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:

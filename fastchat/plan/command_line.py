@@ -9,12 +9,12 @@ from typing import Any
 
 from fastchat.errors import SettingsError
 from fastchat.plan.units import parse_bytes
-from fastchat.settings.arguments import PlanArguments
 from fastchat.settings.help import asked_for_help, help_text
 from fastchat.settings.options import check_ranges, check_refused, options_of, split_recipe
-from fastchat.settings.parsing import to_names
 from fastchat.settings.readers import LORA_ONLY, plan_options, plan_reader
 from fastchat.settings.recipe_files import find_recipe
+from fastchat.settings.targets import read_targets
+from fastchat.settings.tool_arguments import PlanArguments
 
 _HEAD = (
     "usage: python -m fastchat.plan [RECIPE.yaml] (--model_name_or_path DIR | --model_size 7b) [--setting value ...]",
@@ -48,7 +48,7 @@ def read_flags(argv: Sequence[str], hidden: Collection[str] = ()) -> dict[str, A
         if given.get(name) is not None:
             given[name] = parse_bytes(given[name], f"--{name}")
     if given.get("lora_target_modules") is not None:
-        given["lora_target_modules"] = to_names(given["lora_target_modules"], "--lora_target_modules")
+        given["lora_target_modules"] = read_targets(given["lora_target_modules"])
     values = plan_defaults() | given
     values |= {"given": frozenset(given), "help": None}
     if recipe and "full_finetuning" not in given:

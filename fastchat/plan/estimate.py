@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastchat.plan.activations import Activations, activations_of, layer_bytes
+from fastchat.plan.activations import Activations, activations_of
+from fastchat.plan.layer_memory import group_bytes
 from fastchat.plan.loss import loss_of
 from fastchat.plan.run import Run
 from fastchat.plan.states import States, states_of
@@ -80,7 +81,7 @@ class Plan:
 
 
 def estimate(run: Run) -> Plan:
-    """The plan for `run`. Pure arithmetic, well under a millisecond."""
+    """The plan for `run`. Pure arithmetic, less than a millisecond."""
     states, acts, loss = states_of(run), activations_of(run), loss_of(run)
     standing = states.weights + states.scales + states.optimizer + states.buffers
     moments = moments_of(run, states, acts, loss)
@@ -139,9 +140,9 @@ def moments_of(run: Run, states: States, acts: Activations, loss: int) -> dict[s
     accumulates = run.lora or run.zero is not None or run.gradient_accumulation_steps > 1
     before = gradients if accumulates else 0
     moments = {
-        "forward": before + acts.kept + acts.casts,
+        "forward": before + acts.kept + acts.casts + acts.rebuilt,
         "loss": before + acts.kept + loss,
-        "backward": before + acts.backward + acts.temporary + acts.dequantised,
+        "backward": before + acts.backward + max(acts.temporary, acts.rebuilt) + acts.dequantised,
         "step": gradients + states.stepping,
         "loading": states.loading - states.optimizer - states.buffers,
     }
@@ -158,9 +159,11 @@ def _late_moments(run: Run, gradients: int, acts: Activations) -> dict[str, int]
     a = run.architecture
     table = a.embedding_elements * run.trained_bytes
     added = a.tied or run.gradient_accumulation_steps > 1
-    layer = sum(linear.elements for linear in a.layer_linears) * run.trained_bytes
+    layer, experts = a.kinds[0].elements * run.trained_bytes, a.kinds[0].expert_elements * run.trained_bytes
     missing = layer + (0 if added else table)
+    activations = group_bytes(run, run.groups[0])
     return {
-        "first layer": gradients - missing + layer_bytes(run) + acts.temporary,
+        "first layer": gradients - missing + activations + acts.temporary,
+        "experts": gradients - missing + experts + activations if experts else 0,
         "end": gradients + (table if added else 0),
     }

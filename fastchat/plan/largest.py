@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.estimate import Plan, estimate
-from fastchat.plan.families import LLAMA
+from fastchat.plan.families import architecture_from_config
 from fastchat.plan.run import Run
 from fastchat.plan.search import ENGINES, on_engine, slowdown
 
@@ -56,7 +56,9 @@ def scaled(position: float) -> Architecture:
     heads = hidden // _HEAD_DIM
     kv_heads = heads if position < 2.5 and low >= 1 else max(1, min(8, heads))
     layers, mlp = between(0, 1), between(4, 256)
-    shape = Architecture("scaled", LLAMA, hidden, layers, heads, kv_heads, _HEAD_DIM, mlp, _VOCAB, False)
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": mlp, "vocab_size": _VOCAB}
+    sizes |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": _HEAD_DIM}
+    shape = architecture_from_config(sizes | {"model_type": "llama"}, "scaled")
     return replace(shape, name=f"Llama-like, {shape.parameters / 1e9:.1f}B")
 
 

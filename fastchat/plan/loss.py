@@ -31,7 +31,8 @@ def loss_of(run: Run) -> int:
     rows = rows_per_chunk(a.vocab)
     # The supervised hidden states and their gradients, one chunk of logits, and the accumulated gradient of a trained
     # matrix.
-    adding = a.vocab * a.hidden * (4 + run.weight_bytes) if not run.lora and n > rows else 0
+    trained = not run.lora or "lm_head" in run.copied.tables
+    adding = a.vocab * a.hidden * (4 + run.trained_bytes) if trained and n > rows else 0
     return 2 * hidden + min(n, rows) * a.vocab * _per_logit(run) + adding
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections import Counter
 from dataclasses import replace
@@ -29,9 +30,12 @@ def read_architecture(model: str, cache_dir: str | None = None) -> Architecture:
     if folder is None:
         return _without_files(model)
     architecture = architecture_from_config(_read_json(folder / "config.json"), model)
-    tensors = stored_tensors(folder)
+    tensors = _decoder_tensors(stored_tensors(folder), architecture.num_layers)
     if not tensors:
         return architecture
+    if architecture.packed:
+        how = f"the weights are stored in {architecture.packed} and counted as they are loaded, in 16 bits"
+        return replace(architecture, notes=(*architecture.notes, how))
     kinds: Counter[str] = Counter()
     for dtype, elements in tensors.values():
         kinds[dtype] += elements
@@ -49,6 +53,19 @@ def read_architecture(model: str, cache_dir: str | None = None) -> Architecture:
     if extra > 0:
         notes = (*notes, f"{extra:,} weights outside the decoder (for example a vision tower): counted as frozen")
     return replace(architecture, dtype=dtype, other=max(extra, 0), notes=notes)
+
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+def _decoder_tensors(tensors: dict[str, tuple[str, int]], num_layers: int) -> dict[str, tuple[str, int]]:
+    """Without further layers, which predict more tokens (DeepSeek, GLM) and are not loaded for training."""
+
+    def loaded(name: str) -> bool:
+        match = _LAYER.match(name)
+        return match is None or int(match[1]) < num_layers
+
+    return {name: entry for name, entry in tensors.items() if loaded(name)}
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[str, int]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastchat.errors import SettingsError, say
 from fastchat.files import sha256_of_text, write_text
-from fastchat.plan.recommend import Recommendation
+from fastchat.plan.recommend import OF_ITS_LAYERS, Recommendation
 from fastchat.plan.report import describe
 from fastchat.plan.run import Run
 from fastchat.plan.templates import template_line
@@ -25,7 +25,8 @@ _TEMPLATE = frozenset(("conv_template", "conv_template_file"))
 _OF_A_RUN = frozenset(("plan", "data_path", "data_split", "data_revision", "data_proportions", "output_dir"))
 _OF_A_RUN |= {"data_columns", "data_roles"}
 _OF_A_RUN |= {"run_name", "overwrite_output_dir", "local_rank", "resume_from_checkpoint", "resume_weights_only"}
-_NOT_SEARCHED = ("flash_attn", "lora_weight_path")  # they affect memory, but are not changed
+# They affect memory, but are not changed.
+_NOT_SEARCHED = ("flash_attn", "lora_weight_path", "use_dora", "lora_init", *OF_ITS_LAYERS)
 _WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "null", "none"))  # not strings in YAML without quotes
 
 
@@ -56,7 +57,7 @@ def with_given(recommendation: Recommendation, flags: Mapping[str, Any], own: bo
 
     `own`: it is for the user's model, so a given template or adapter applies to it.
     """
-    left_out = _OF_A_RUN | (frozenset() if own else _TEMPLATE | {"lora_weight_path"})
+    left_out = _OF_A_RUN | (frozenset() if own else _TEMPLATE | {"lora_weight_path", *OF_ITS_LAYERS})
     left_out |= frozenset() if recommendation.wanted.lora else LORA_ONLY
     offered = [option for option in training_options(True) if not option.refused]
     names = [option.name for option in offered if not option.memory or option.name in _NOT_SEARCHED]

@@ -106,6 +106,11 @@ _TAKEN = ("lora_r", "lora_dropout", "lora_bias", "model_max_length", "per_device
 _TAKEN += ("gradient_accumulation_steps", "packing", "chunked_head", "optim", "dtype", "bf16", "fp16")
 
 
+# Settings of an adapter that name parts of one model.
+OF_ITS_LAYERS = ("lora_target_modules", "lora_target_parameters", "lora_layers_to_transform")
+OF_ITS_LAYERS += ("lora_modules_to_save", "trainable_tokens")
+
+
 def _with_given(wanted: Run, given: Run | None, fixed: Sequence[str]) -> Run:
     if given is None:
         return wanted
@@ -114,11 +119,12 @@ def _with_given(wanted: Run, given: Run | None, fixed: Sequence[str]) -> Run:
         changed["attention"] = given.attention
     elif not wanted.architecture.family.sdpa:
         changed["attention"] = "eager"
+    if wanted.lora:
+        changed |= {"use_dora": given.use_dora, "subtracts_start": given.subtracts_start}
     if wanted.lora and wanted.architecture.name == given.architecture.name:
+        changed |= {name: getattr(given, name) for name in OF_ITS_LAYERS}
         if "lora_weight_path" in fixed:  # the rank is the adapter's
             changed["lora_r"] = given.lora_r
-        if {"lora_weight_path", "lora_target_modules"} & set(fixed):
-            changed["lora_target_modules"] = given.lora_target_modules
     return replace(wanted, **changed)
 
 

@@ -100,7 +100,8 @@ def short_line(plan: Plan) -> str:
     if machine.on_cpu or plan.host_total > machine.gpus_per_host * PROCESS:
         line += f", {human(plan.host_total)} per host"
         line += f" of {human(machine.cpu_memory)}" if machine.cpu_memory is not None else ""
-    notes = "".join(f"; {note}" for note in run.architecture.notes)
+    left = experts_notes(run)[-1:] if run.q_lora else []  # training itself says what stays frozen
+    notes = "".join(f"; {note}" for note in (*run.architecture.notes, *left))
     return f"{line} ({parts}; {describe(run)}, {run.attention}, {_processors(machine)}){notes}"
 
 
@@ -201,6 +202,24 @@ def _verdict(plan: Plan) -> list[str]:
     return lines
 
 
+def experts_notes(run: Run) -> list[str]:
+    """What a mixture of experts leaves frozen, and what --q_lora leaves in 16 bits."""
+    a = run.architecture
+    if not run.lora or not a.stacks:
+        return []
+    notes = []
+    if run.frozen_experts:
+        names = " ".join(stack.name for stack in a.stacks if stack not in run.adapted)
+        notes.append(
+            f"{_number(run.frozen_experts)} of {_number(a.parameters)} parameters are weights of experts and stay "
+            f"frozen; --lora_target_parameters {names} --lora_dropout 0 adapts them"
+        )
+    if run.q_lora:
+        size, bits = human(a.expert_elements * run.weight_bytes), 8 * run.weight_bytes
+        notes.append(f"--q_lora quantizes Linear layers only: the experts, {size} of the weights, stay in {bits} bits")
+    return notes
+
+
 def why_not(plan: Plan) -> str:
     """The memory that is insufficient, briefly."""
     machine = plan.run.machine
@@ -214,7 +233,9 @@ def why_not(plan: Plan) -> str:
 
 
 def _notes(run: Run) -> list[str]:
-    notes = []
+    notes = experts_notes(run)
+    if run.copied.unknown:
+        notes.append(f"--lora_modules_to_save {' '.join(run.copied.unknown)}: not known to the planner, so not counted")
     if not optimizer_of(run.optim).known:
         notes.append(f"unknown --optim {run.optim}: AdamW was assumed")
     if run.casts_weights and not run.q_lora:

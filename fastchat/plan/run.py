@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from fastchat.errors import SettingsError, nearest
-from fastchat.plan.architecture import Architecture, Linear
+from fastchat.plan.architecture import Architecture, Layer, Linear
+from fastchat.plan.targets import Copies, adapted_by_layer, copied_modules, tables_of
 from fastchat.plan.zero import Zero
-from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
+from fastchat.settings.targets import matches
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
@@ -35,6 +35,17 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Layers of one kind that are trained in the same way. `adapted`: those of their matrices that have an adapter.
+    `differentiated`: their input has a gradient, because something before them is trained."""
+
+    layer: Layer
+    count: int
+    adapted: tuple[Linear, ...]
+    differentiated: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """A training run. Names and defaults are those of training, except that bf16 is on."""
 
@@ -43,7 +54,13 @@ class Run:
     lora: bool = True  # False: full fine-tuning
     lora_r: int = 8
     lora_dropout: float = 0.05
-    lora_target_modules: tuple[str, ...] | None = None  # None: the existing ones of the default seven
+    lora_target_modules: tuple[str, ...] | None = None  # None: the default
+    lora_target_parameters: tuple[str, ...] = ()  # of the experts' 3-D parameters
+    lora_layers_to_transform: tuple[int, ...] = ()  # empty: all
+    lora_modules_to_save: tuple[str, ...] = ()
+    trainable_tokens: int = 0
+    use_dora: bool = False
+    subtracts_start: bool = False  # the adapter starts from parts of the base, kept in a second, frozen adapter
     lora_bias: str = "none"
     q_lora: bool = False
     dtype: str = "auto"
@@ -125,53 +142,88 @@ class Run:
     # ---- what is trained ----
 
     @cached_property
-    def adapted(self) -> tuple[Linear, ...]:
-        """The adapted matrices of one layer. Raises SettingsError for a target that matches nothing."""
+    def groups(self) -> tuple[Group, ...]:
+        """All layers, in order of their first one. Raises SettingsError for a target that matches nothing."""
+        a = self.architecture
+        mine = self._by_layer
+        first = next((index for index, adapted in enumerate(mine) if adapted), a.num_layers)
+        # Checkpointing makes the embedding's output have a gradient, and so does training the embedding.
+        always = not self.lora or self.gradient_checkpointing or self.trains_embedding
+        counts: dict[tuple[int, tuple[Linear, ...], bool], int] = {}
+        for index, adapted in enumerate(mine):
+            key = a.order[index], adapted, always or index > first
+            counts[key] = counts.get(key, 0) + 1
+        return tuple(Group(a.kinds[kind], count, adapted, live) for (kind, adapted, live), count in counts.items())
+
+    @property
+    def _by_layer(self) -> tuple[tuple[Linear, ...], ...]:
         if not self.lora:
-            return ()
-        linears = self.architecture.layer_linears
-        existing = [linear.name for linear in (*linears, *self._tables)]
-        asked = self.lora_target_modules or DEFAULT_TARGETS
-        missing = [name for name in asked if not any(_matches(name, full) for full in existing)]
-        leaves = sorted({name.rpartition(".")[2] for name in existing})
-        if len(missing) == len(asked) or (missing and self.lora_target_modules):
-            close = nearest(missing[0], leaves, n=1)
-            raise SettingsError(
-                f"--lora_target_modules: {', '.join(missing)} match nothing in this model, which has "
-                f"{', '.join(leaves)}" + (f"; did you mean {close[0]}?" if close else "")
-            )
-        return tuple(linear for linear in linears if any(_matches(name, linear.name) for name in asked))
+            return ((),) * self.architecture.num_layers
+        parameters, layers = self.lora_target_parameters, self.lora_layers_to_transform
+        return adapted_by_layer(self.architecture, self.lora_target_modules, parameters, layers)
+
+    @cached_property
+    def adapted(self) -> tuple[Linear, ...]:
+        """The different adapted matrices."""
+        return tuple(dict.fromkeys(linear for group in self.groups for linear in group.adapted))
 
     @cached_property
     def adapted_tables(self) -> tuple[Linear, ...]:
         """Embedding and output matrix, if a target names them."""
-        asked = self.lora_target_modules or ()
-        return tuple(table for table in self._tables if any(_matches(name, table.name) for name in asked))
+        asked = self.lora_target_modules or () if self.lora else ()
+        tables = tables_of(self.architecture)
+        return tuple(table for table in tables if any(matches(name, table.name) for name in asked))
+
+    @cached_property
+    def adapters(self) -> tuple[tuple[Linear, int], ...]:
+        """(matrix, the number of layers in which it has an adapter), embedding and output matrix included."""
+        counts: dict[Linear, int] = dict.fromkeys(self.adapted_tables, 1)
+        for group in self.groups:
+            for linear in group.adapted:
+                counts[linear] = counts.get(linear, 0) + group.count
+        return tuple(counts.items())
+
+    @cached_property
+    def copied(self) -> Copies:
+        """The modules of `--lora_modules_to_save`."""
+        return copied_modules(self.architecture, self.lora_modules_to_save) if self.lora else Copies()
 
     @property
-    def _tables(self) -> tuple[Linear, Linear]:
-        a = self.architecture
-        return Linear("embed_tokens", a.vocab, a.hidden), Linear("lm_head", a.hidden, a.vocab)
+    def trains_embedding(self) -> bool:
+        """Whether the embedding's output has a gradient because rows of it, or all, are trained."""
+        tables = {table.name for table in self.adapted_tables} | self.copied.tables
+        return "embed_tokens" in tables or bool(self.trainable_tokens)
+
+    @property
+    def trained_rows(self) -> int:
+        """Trained rows of the embedding and, unless it is tied, of the output matrix."""
+        return self.trainable_tokens * (1 if self.architecture.tied else 2) if self.lora else 0
 
     @cached_property
     def trained(self) -> int:
         """Number of trained parameters."""
         a = self.architecture
         if not self.lora:
-            return a.parameters - a.other
-        per_layer = sum(self.lora_r * (linear.inputs + linear.outputs) for linear in self.adapted)
-        tables = sum(self.lora_r * (table.inputs + table.outputs) for table in self.adapted_tables)
-        return a.num_layers * per_layer + tables + self._trained_biases
+            return a.parameters - a.other - sum(kind.experts.fixed * n for kind, n in a.kind_counts if kind.experts)
+        more = self.copied.elements + self.trained_rows * a.hidden + self._trained_biases
+        return self.low_rank + more
+
+    @cached_property
+    def low_rank(self) -> int:
+        """Elements of the matrices A and B, and the lengths of rows that DoRA trains."""
+        lengths = sum(linear.outputs * n for linear, n in self.adapters) if self.use_dora else 0
+        return sum(linear.lora_elements(self.lora_r) * n for linear, n in self.adapters) + lengths
 
     @property
     def _trained_biases(self) -> int:
-        a = self.architecture
         if self.lora_bias == "all":
-            return a.bias_elements
+            return self.architecture.bias_elements
         if self.lora_bias == "lora_only":
-            return a.num_layers * sum(linear.outputs for linear in self.adapted if linear.bias)
+            return sum(linear.bias_elements * n for linear, n in self.adapters)
         return 0
 
-
-def _matches(target: str, name: str) -> bool:
-    return name == target or name.endswith("." + target)
+    @property
+    def frozen_experts(self) -> int:
+        """Elements of the experts' matrices without an adapter."""
+        total = sum(stack.elements * n for stack, n in self.architecture.stack_counts)
+        return total - sum(linear.elements * n for linear, n in self.adapters if linear.stacked) if self.lora else 0

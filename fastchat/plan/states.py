@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fastchat.plan.architecture import Linear
 from fastchat.plan.nf4 import quantised_size
 from fastchat.plan.optimizers import SMALLEST_PAGED, Optimizer, optimizer_of
 from fastchat.plan.run import Run
@@ -45,14 +46,17 @@ def base_weights(run: Run) -> tuple[int, int]:
     a = run.architecture
     if not run.q_lora:
         return a.parameters * run.weight_bytes, 0
-    sizes = [quantised_size(linear.elements) for linear in a.layer_linears]
-    codes, scales = sum(s.codes for s in sizes), sum(s.scales for s in sizes)
-    return a.num_layers * codes + a.unquantised_elements * run.weight_bytes, a.num_layers * scales
+    sizes = [(quantised_size(linear.elements), n) for kind, n in a.kind_counts for linear in kind.linears]
+    codes, scales = sum(s.codes * n for s, n in sizes), sum(s.scales * n for s, n in sizes)
+    return codes + a.unquantised_elements * run.weight_bytes, scales
 
 
 def trained_weights(run: Run) -> int:
-    """Bytes of the adapter; in full fine-tuning the trained weights are the base's own."""
-    return run.trained * run.adapter_bytes if run.lora else 0
+    """Bytes of the adapter; in full fine-tuning the trained weights are the base's own.
+
+    An adapter that starts from parts of the base is kept twice: as it is, and as it began.
+    """
+    return (run.trained + (run.low_rank if run.subtracts_start else 0)) * run.adapter_bytes if run.lora else 0
 
 
 # ---- without DeepSpeed ----
@@ -140,8 +144,9 @@ def _reduce_buckets(run: Run) -> int:
 def _largest_trained(run: Run) -> int:
     a = run.architecture
     if not run.lora:
-        return max(a.embedding_elements, max(linear.elements for linear in a.layer_linears))
-    return run.lora_r * max(max(linear.inputs, linear.outputs) for linear in run.adapted or a.layer_linears)
+        return max(a.embedding_elements, max(linear.elements for linear in (*a.linears, *a.stacks)))
+    matrices = (max(1, m.stacked) * max(m.inputs, m.outputs) for m, _ in run.adapters)
+    return max(run.lora_r * max(matrices, default=0), run.copied.largest)
 
 
 # ---- ZeRO-3 ----
@@ -176,7 +181,7 @@ def _zero3(run: Run) -> States:
 
 
 def _gathered(run: Run, everything: int) -> int:
-    """Gathered weights: up to `stage3_max_live_parameters`, and at least the largest layer.
+    """Gathered weights: up to `stage3_max_live_parameters`, and at least the largest layer, all experts included.
 
     Counted in stored elements: two nf4 weights are one. Prefetched weights are included.
     """
@@ -190,8 +195,10 @@ def _gathered(run: Run, everything: int) -> int:
 
 
 def _layer_bytes(run: Run) -> int:
-    layer = sum(linear.elements for linear in run.architecture.layer_linears)
-    return layer // 2 if run.q_lora else layer * run.weight_bytes
+    """The stored weights of the largest layer."""
+    each = 0.5 if run.q_lora else run.weight_bytes
+    layers = run.architecture.kinds
+    return round(max(layer.linear_elements * each + layer.expert_elements * run.weight_bytes for layer in layers))
 
 
 # ---- optimizer ----
@@ -202,11 +209,12 @@ def _state(run: Run, optimizer: Optimizer, parameters: int, parameter_bytes: int
     a = run.architecture
     if optimizer.factored and run.zero is None:
         if run.lora:  # a matrix of r x n keeps r + n values
-            sides = sum(2 * run.lora_r + linear.inputs + linear.outputs for linear in run.adapted)
-        else:
-            sides = sum(linear.inputs + linear.outputs for linear in a.layer_linears)
-        tables = 0 if run.lora else (a.vocab + a.hidden) * (1 if a.tied else 2) + a.norm_elements + a.bias_elements
-        return 4 * (a.num_layers * sides + tables), 0
+            return 4 * sum(n * _sides(linear, run.lora_r) for linear, n in run.adapters), 0
+        linears = [(linear, n) for kind, n in a.kind_counts for linear in kind.linears]
+        each = ((x, n * max(1, x.stacked)) for x, n in (*linears, *a.stack_counts))
+        sides = sum((linear.inputs + linear.outputs) * n for linear, n in each)
+        tables = (a.vocab + a.hidden) * (1 if a.tied else 2) + a.norm_elements + a.bias_elements
+        return 4 * (sides + tables), 0
     if optimizer.bytes_each is not None and optimizer.bytes_each < 2 and run.zero is None and not run.lora:
         # bitsandbytes keeps 32 bits for embeddings (transformers overrides them), norms and biases
         small = a.embedding_elements + a.norm_elements + a.bias_elements
@@ -214,6 +222,11 @@ def _state(run: Run, optimizer: Optimizer, parameters: int, parameter_bytes: int
     else:
         state = optimizer.state_bytes(parameters, parameter_bytes)
     return round(state), round(state) if optimizer.paged and _pages(run) else 0
+
+
+def _sides(linear: Linear, rank: int) -> int:
+    """Rows and columns of A and of B; a stack has one A and one B, as wide as all its matrices."""
+    return 2 * rank * max(1, linear.stacked) + linear.inputs + linear.outputs
 
 
 def _pages(run: Run) -> bool:

@@ -1,7 +1,8 @@
 """All settings of this project, each defined once: `--help`, the argument reader, the checks, the preview, the planner,
 resume and docs/settings.md all read them here.
 
-To add a plain setting, add a field. The settings of transformers are in `transformers_arguments.py`.
+To add a plain setting, add a field. The settings of transformers are in `transformers_arguments.py`, those of planner
+and preview in `tool_arguments.py`.
 """
 
 from __future__ import annotations
@@ -12,27 +13,24 @@ from typing import Any, Literal
 
 from fastchat.settings.data_names import COLUMNS, roles
 from fastchat.settings.fields import (
+    ABOVE_ZERO,
     AT_LEAST_ONE,
     BELOW_ONE,
     FIXED,
     FREE,
-    NOT_NEGATIVE,
     NUMBER_OR_SHARE,
     SHARE,
     STRETCH,
     setting,
 )
-from fastchat.settings.foreign import ALL_LAYERS, by_value, paths_of, rope, targets, template
+from fastchat.settings.foreign import TARGET_NAMES, by_value, first_weights, paths_of, rope, template
+from fastchat.settings.targets import LORA_TARGETS
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _model = partial(setting, group="Model")
 _data = partial(setting, group="Data")
 _lora = partial(setting, group="LoRA")
 _run = partial(setting, group="Run and checkpoints")
-_plan = partial(setting, group="Planner")
-_preview = partial(setting, group="Preview")
 
 
 @dataclass
@@ -249,13 +247,17 @@ class LoraArguments:
     )
     lora_target_modules: list[str] = _lora(
         list(LORA_TARGETS),
-        "names of the layers to adapt, separated by spaces or commas",
-        translate={
-            **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
-            "lora_target_modules": by_value(dict.fromkeys(("all", "all-linear"), ALL_LAYERS), ""),
-        },
+        "layers to adapt: names, a regular expression, or all-linear (the default where blocks have other layers)",
+        translate=TARGET_NAMES,
         resume=FIXED,
         common=True,
+        memory=True,
+    )
+    lora_target_parameters: list[str] | None = _lora(
+        None,
+        "parameters to adapt that are not layers, such as mlp.experts.down_proj of a mixture of experts; no dropout",
+        elsewhere="target_parameters",
+        resume=FIXED,
         memory=True,
     )
     lora_weight_path: str = _lora(
@@ -267,6 +269,53 @@ class LoraArguments:
         path=True,
     )
     lora_bias: Literal["none", "all", "lora_only"] = _lora("none", "biases to train as well", resume=FIXED, memory=True)
+    lora_init: str = _lora(
+        "default",
+        "first weights of a new adapter: default, gaussian, pissa, pissa_niter_N, olora, eva or loftq",
+        translate={
+            "pissa_init": by_value({"true": "lora_init: pissa"}, "leave it out"),
+            **dict.fromkeys(("peft_init_lora_weights", "init_lora_weights"), first_weights),
+        },
+        resume=FIXED,
+        memory=True,
+    )
+    use_rslora: bool = _lora(
+        False,
+        "scale the adapter's output by lora_alpha / sqrt(lora_r) (rank-stabilized LoRA)",
+        elsewhere="peft_use_rslora",
+        resume=FIXED,
+    )
+    use_dora: bool = _lora(
+        False,
+        "train the length of each weight row apart from its direction (DoRA)",
+        elsewhere="peft_use_dora",
+        resume=FIXED,
+        memory=True,
+    )
+    loraplus_lr_ratio: float | None = _lora(
+        None, "LoRA+: the B matrices learn at learning_rate times this", range=ABOVE_ZERO, resume=FIXED
+    )
+    lora_modules_to_save: list[str] = _lora(
+        [],
+        "names of modules to train and save whole, such as embed_tokens lm_head",
+        elsewhere="modules_to_save additional_target",
+        resume=FIXED,
+        memory=True,
+    )
+    trainable_tokens: list[str] = _lora(
+        [],
+        "tokens whose embedding and output rows are trained: texts, ids, or untrained: all that the base never learned",
+        elsewhere="trainable_token_indices peft_trainable_token_indices",
+        resume=FIXED,
+        memory=True,
+    )
+    lora_layers_to_transform: list[str] = _lora(
+        [],
+        "numbers of the decoder layers to adapt, counted from 0, such as 0-7 15; by default all",
+        elsewhere="peft_layers_to_transform layers_to_transform",
+        resume=FIXED,
+        memory=True,
+    )
     q_lora: bool = _lora(
         False,
         "quantize the base model to 4 bits (nf4, double quantization)",
@@ -326,34 +375,6 @@ class RunArguments(TransformersArguments):
         group="Evaluation",
         range=AT_LEAST_ONE,
     )
-
-
-@dataclass
-class PlanArguments:
-    """Settings of the planner. `plan` and the machine are also read by the training commands with `--plan`."""
-
-    model_size: str | None = _plan(None, "7b, 13b or 70b: plan for Llama-2 of that size, without a model folder")
-    full_finetuning: bool = _plan(False, "train all weights (train.py) instead of an adapter")
-    gpus: int | None = _plan(
-        None, "number of GPUs on all hosts; by default those of this machine", also="num_gpus", range=AT_LEAST_ONE
-    )
-    hosts: int = _plan(1, "number of hosts", range=AT_LEAST_ONE)
-    gpu_memory: str | None = _plan(None, "memory per GPU, such as 24GiB; by default as reported by nvidia-smi")
-    cpu_memory: str | None = _plan(None, "memory per host, such as 256GiB; by default that of this machine")
-    json: bool = _plan(False, "print one flat JSON object, with sizes in bytes")
-    recommend: bool = _plan(False, "find settings that fit, for 7b, 13b, 70b and the given model")
-    recipes: str = _plan("plan_recipes", "folder for the YAML recipes that --recommend writes", path=True)
-    largest: bool = _plan(False, "find the largest dense model that can be trained on this machine")
-    plan: bool = _plan(False, "with a training command: only print the plan; no effect here")
-
-
-@dataclass
-class PreviewArguments:
-    """Settings of the preview."""
-
-    num: int = _preview(3, "number of dialogues to show", range=NOT_NEGATIVE)
-    output: str | None = _preview(None, "write the ids and labels of every row to this JSONL file", path=True)
-    html: str | None = _preview(None, "write an HTML page with every token and why it is (not) supervised", path=True)
 
 
 def all_arguments(lora: bool) -> tuple[type[Any], ...]:

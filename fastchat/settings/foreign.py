@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastchat.settings.fields import Translate
+from fastchat.settings.targets import ALL_LINEAR
 
 
 def yaml_text(value: Any) -> str:
@@ -71,20 +72,28 @@ def rope(raw: Any) -> str:
     )
 
 
-ALL_LAYERS = "leave it out; the default is all seven linear layers of a block"
-
-
 def targets(raw: Any) -> str:
     """The layers to adapt."""
     if str(raw).lower() in ("all", "all-linear", "true"):
-        return ALL_LAYERS
+        return f"lora_target_modules: {ALL_LINEAR}"
     if str(raw).lower() in ("false", "none"):
         return "leave it out, and name the layers in lora_target_modules"
     return f"lora_target_modules: {yaml_text(raw)}"
 
 
+def first_weights(raw: Any) -> str:
+    """The first weights of an adapter, as peft names them."""
+    word = str(raw).lower()
+    return "leave it out; the default is that of peft" if word in ("true", "false") else f"lora_init: {word}"
+
+
+TARGET_NAMES: dict[str, Translate] = {
+    **dict.fromkeys(("lora_target_linear", "lora_target", "lora_modules", "target_modules"), targets),
+    "lora_target_modules": by_value({"all": f"write {ALL_LINEAR}"}, ""),
+}
+
 _ADAPTER = "leave it out: train_lora.py trains an adapter, train.py all weights"
-_ONLY_LORA = "only plain LoRA adapters are supported"
+_ONLY_LORA = "only LoRA adapters and their variants (see LoRA options in the README) are supported"
 _SFT = "only supervised fine-tuning is supported"
 _ENVIRONMENT = "set the environment variable {} instead"
 _BATCH = "the global batch is per_device_train_batch_size x gradient_accumulation_steps x processes; set those"
@@ -108,12 +117,11 @@ _REASONS: dict[str, str] = {
     # adapters and what is trained
     "use_peft peft finetuning": _ADAPTER,
     "lora_task_type": "leave it out; it is always CAUSAL_LM",
-    "peft_use_dora use_dora peft_use_rslora use_rslora loraplus_lr_ratio loraplus_lr_embedding pissa_init pissa_iter "
-    "pissa_convert use_llama_pro mixture_of_depths relora_steps relora_prune_ratio lora_fan_in_fan_out "
-    "peft_init_lora_weights peft_layers_to_transform lora_layers_to_transform use_galore use_apollo use_badam "
-    "use_adam_mini use_muon": _ONLY_LORA,
-    "lora_modules_to_save modules_to_save additional_target": "an adapter trains only the layers in "
-    "lora_target_modules; train.py trains all weights",
+    "use_llama_pro mixture_of_depths relora_steps relora_prune_ratio use_galore use_apollo use_badam use_adam_mini "
+    "use_muon": _ONLY_LORA,
+    "lora_fan_in_fan_out pissa_convert loftq": "leave it out; peft and lora_init know what is needed",
+    "pissa_iter": "lora_init: pissa_niter_N, with that number for N",
+    "loraplus_lr_embedding": "leave it out; loraplus_lr_ratio applies to the B matrices only",
     "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules unfrozen_parameters": "parts of a model "
     "cannot be frozen; train an adapter (train_lora.py) or all weights (train.py)",
     "create_new_adapter": "leave it out: lora_weight_path trains that adapter further, without it a new one is made",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from fastchat.settings.arguments import LoraArguments, PlanArguments, PreviewArguments, all_arguments
+from fastchat.settings.arguments import LoraArguments, all_arguments
 from fastchat.settings.fields import Translate
 from fastchat.settings.foreign import NO_SETTING
 from fastchat.settings.newer import newer_option
 from fastchat.settings.options import Option, Reader, options_of
+from fastchat.settings.tool_arguments import PlanArguments, PreviewArguments
 
 LORA_ONLY = frozenset(option.name for option in options_of((LoraArguments,)))
 _NOT_FULL = "it belongs to train_lora.py, not to full fine-tuning"

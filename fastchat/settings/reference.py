@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 
 from fastchat.errors import show
-from fastchat.settings.arguments import PlanArguments, PreviewArguments
 from fastchat.settings.foreign import NO_SETTING
 from fastchat.settings.help import by_group, kind_of, shown_default
 from fastchat.settings.options import Option, options_of
 from fastchat.settings.readers import training_options
+from fastchat.settings.tool_arguments import PlanArguments, PreviewArguments
 
 _HEAD = """# Settings
 

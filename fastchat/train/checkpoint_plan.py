@@ -12,6 +12,7 @@ from transformers.trainer_utils import SaveStrategy
 from fastchat.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from fastchat.checkpoint.space import check_space, copies_at_once
 from fastchat.checkpoint.staging import checkpoints_in, remove_checkpoint
+from fastchat.model.adapter_parts import file_bytes
 from fastchat.model.loading import count_parameters
 from fastchat.processes import on_main_process
 from fastchat.train.checkpointing import RunCheckpoints
@@ -29,7 +30,7 @@ def plan_checkpoints(trainer: Any, start: Start, *, adapter: bool, hold: Callabl
     output_dir = Path(str(training.output_dir))
     engine: Engine = trainer.engine
     trained = bytes_of(trainer.model, engine, trained=True)
-    result = trained if adapter else bytes_of(trainer.model, engine, trained=False)
+    result = file_bytes(trainer.model, engine.numel) if adapter else bytes_of(trainer.model, engine, trained=False)
     more = engine.state_bytes(count_parameters(trainer.model, engine.numel)[0], trained)
     size = result + (0 if training.save_only_model else more)
 

@@ -112,7 +112,10 @@ class CheckpointTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         path = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
-        if path is not None and (self.plan.resume.weights_only or not self.engine.restores_weights):
+        # The engine's own state has nothing of what is frozen, and that may be a part of the adapter.
+        if path is not None and (
+            self.plan.adapter or self.plan.resume.weights_only or not self.engine.restores_weights
+        ):
             load_weights(self.model, path, adapter=self.plan.adapter, weights=self.engine)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         self.engine.attach(self)

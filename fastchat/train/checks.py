@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.sources import check_source
@@ -10,9 +11,13 @@ from fastchat.data.tokens.mixing import check_proportions
 from fastchat.errors import SettingsError, say
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
+from fastchat.settings.lora_options import DEFAULT, GAUSSIAN, check_combination, check_init, parse_layers
+from fastchat.settings.lora_options import check_engine as check_adapter_engine
 from fastchat.settings.options import COMMAND, check_ranges, check_refused
 from fastchat.settings.parsing import to_names, to_shares
+from fastchat.settings.targets import read_targets
 from fastchat.settings.values import Values
+from fastchat.train.deepspeed_config import stage_of
 
 
 def check(values: Values) -> None:
@@ -145,14 +150,55 @@ def _saving(values: Values) -> None:
 def _adapter(values: Values) -> None:
     if "lora_r" not in values:
         return
-    names = to_names(values["lora_target_modules"], "--lora_target_modules")
-    values.restate("lora_target_modules", names)  # the same names, without commas and quotes
+    targets = read_targets(values["lora_target_modules"])
+    values.restate("lora_target_modules", targets)  # the same names, without commas and quotes
+    if values["lora_target_parameters"] is not None:
+        _target_parameters(values)
     path = values["lora_weight_path"]
+    check_combination(
+        check_init(values["lora_init"]),
+        use_dora=values["use_dora"],
+        modules_to_save=_restated_names(values, "lora_modules_to_save"),
+        trainable_tokens=values["trainable_tokens"],
+        targets=targets,
+        q_lora=values["q_lora"],
+        continues=bool(path),
+    )
+    parse_layers(values["lora_layers_to_transform"])
     if path and not (Path(path).expanduser() / "adapter_config.json").is_file():
         instead = "" if Path(path).expanduser().is_dir() else f".{folders_instead(path)}"
         raise SettingsError(
             f"--lora_weight_path {path}: no adapter_config.json there, so it is no adapter folder{instead}"
         )
+
+
+def _target_parameters(values: Values) -> None:
+    label = "--lora_target_parameters"
+    values.restate("lora_target_parameters", read_targets(values["lora_target_parameters"], label))
+    for name, kept in (("use_dora", (False,)), ("lora_init", (DEFAULT, GAUSSIAN))):
+        if values[name] not in kept:
+            raise SettingsError(f"{label} and --{name} {values[name]}: peft has that for layers only; keep one of them")
+    dropout = values["lora_dropout"]
+    if dropout and values.given("lora_dropout"):
+        raise SettingsError(
+            f"{label}: peft has no dropout for adapters on parameters; write --lora_dropout 0 instead of {dropout:g}"
+        )
+    if dropout:
+        values.derive("lora_dropout", 0.0, f"{label}: --lora_dropout is 0, peft has no dropout for parameters")
+
+
+def _restated_names(values: Values, name: str) -> list[str]:
+    """The names in a list setting, without commas and quotes; empty if it is not set."""
+    names = to_names(values[name], f"--{name}") if values[name] else []
+    values.restate(name, names)
+    return names
+
+
+def check_engine(values: Values, config: dict[str, Any] | None) -> None:
+    """What the engine of the DeepSpeed configuration `config` cannot train."""
+    if "lora_r" in values and config is not None:
+        asked = {name: values[name] for name in ("trainable_tokens", "use_dora", "q_lora")}
+        check_adapter_engine(**asked, zero_stage=stage_of(config))
 
 
 def _batches(values: Values) -> None:

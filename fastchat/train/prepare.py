@@ -180,7 +180,8 @@ def prepare_model(
     engine: Engine,
     *,
     quantized: bool,
-    add_adapter: Callable[[Any], Any] | None,
+    add_adapter: Callable[[Any, Callable[[], Any]], Any] | None,
+    decomposes: bool = False,
     seed: int,
     device: torch.device,
     cache_dir: str | None,
@@ -189,33 +190,39 @@ def prepare_model(
 ) -> tuple[Any, torch.dtype]:
     """(the model to train, the dtype its base was loaded as).
 
-    `add_adapter`: freezes the base and gives it its adapter; None for full fine-tuning. `progress`: show a bar.
+    `add_adapter`: freezes the base and gives it its adapter; None for full fine-tuning. It is called with the base and
+    a function that loads it again without quantisation. `decomposes`: the adapter starts from the weights or their
+    inputs, which is a lot to compute. `progress`: show a bar.
     """
     detail(loading.line)
     bars = transformers.utils.logging
     (bars.enable_progress_bar if progress and not rank() else bars.disable_progress_bar)()
     set_seed(seed)  # the adapter starts from random numbers: the same ones in every process
-    loaded = load_base_model(
-        base,
-        dtype=loading.dtype,
-        attn_implementation=loading.attention,
-        rope=rope,
-        quantization=quantized,
-        compute_dtype=loading.half,
-        cache_dir=cache_dir,
-        trust_remote_code=trust_remote_code,
-        device=device if quantized and device.type != "cpu" else None,
-        partitioned=engine.loading(),
-    )
+
+    def load(quantized: bool) -> Any:
+        return load_base_model(
+            base,
+            dtype=loading.dtype,
+            attn_implementation=loading.attention,
+            rope=rope,
+            quantization=quantized,
+            compute_dtype=loading.half,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+            device=device if quantized and device.type != "cpu" else None,
+            partitioned=engine.loading(),
+        )
+
+    loaded = load(quantized)
     loaded_as = loaded.dtype
     wanted = loading.dtype if isinstance(loading.dtype, torch.dtype) else config.get_text_config().dtype
     if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
         say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}")
-    if is_multimodal(config) and not engine.partitions:
+    if not engine.partitions and (is_multimodal(config) or (decomposes and not quantized)):
         loaded.to(device)  # as the Trainer would a moment later: a few tokens are sent through it now
     with engine.weights_in_reach(loaded):
         if add_adapter is not None:
-            return add_adapter(loaded), loaded_as
+            return add_adapter(loaded, lambda: load(False)), loaded_as
         say_idle(freeze_idle(loaded, engine.numel))
     if not engine.casts_weights and loaded_as in (torch.bfloat16, torch.float16):
         say(

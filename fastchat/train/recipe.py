@@ -7,7 +7,6 @@ model or data is written back into them here (`settings.derive`).
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ from fastchat.data.batches.packing import PackedDataset
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.rows.columns import Columns
 from fastchat.data.tokens.prepare import TokenSettings
-from fastchat.errors import SettingsError, say
-from fastchat.model.loading import count_parameters, load_config
-from fastchat.model.lora import add_lora
+from fastchat.errors import say
+from fastchat.model.loading import load_config
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
+from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
 from fastchat.train import packed
+from fastchat.train.adapter import adapter_of, derived_targets, token_ids
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
 from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
 from fastchat.train.checkpointing import StopCallback
@@ -50,7 +50,7 @@ from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
-from fastchat.train.startup import OutputFolder, check_folder, choose_start, clear_folder, identify
+from fastchat.train.startup import OutputFolder, Start, check_folder, choose_start, clear_folder, identify
 from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
@@ -100,7 +100,7 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     # 8. The model, and its adapter; memory is measured from here.
     memory = MemoryWatch(plan, training.device)
-    model, weights_dtype = load_model(settings, base, config, loading, rope, engine)
+    model, weights_dtype = load_model(settings, base, config, loading, rope, engine, text, data, start)
     memory.built()
 
     # 9. What only the model can tell: untrained tokens, leaks between packed dialogues, files that cannot be saved.
@@ -151,6 +151,8 @@ def read_text(settings: Settings, base: str) -> Text:
     template = text.chat_encoder.template
     if data.conv_template is None:
         settings.derive(data, "conv_template", template.name)
+    if lora is not None:
+        token_ids(text.tokenizer, lora.trainable_tokens)  # raises for a token that is not there
     adapter, q_lora = (lora.lora_weight_path, lora.q_lora) if lora is not None else (None, False)
     on_main_process(lambda: check_sources(base, adapter, template, q_lora=q_lora))
     return text
@@ -283,11 +285,24 @@ def pack(settings: Settings, corpora: dict[str, Corpus], engine: Engine) -> Data
 
 
 def load_model(
-    settings: Settings, base: str, config: Any, loading: Loading, rope: RopeChoice | None, engine: Engine
+    settings: Settings,
+    base: str,
+    config: Any,
+    loading: Loading,
+    rope: RopeChoice | None,
+    engine: Engine,
+    text: Text,
+    data: Data,
+    start: Start,
 ) -> tuple[Any, torch.dtype]:
     """Step 8. Which modules have an adapter is a setting that may follow from the model."""
     training, lora = settings.training, settings.lora
-    chosen = lora is not None and settings.origin["lora_target_modules"] != "default"
+    usual = settings.origin.get("lora_target_modules") == "default"
+    add_adapter = None
+    if lora is not None:
+        more: dict[str, Any] = {"usual_targets": usual, "checkpointing": bool(training.gradient_checkpointing)}
+        more |= {"device": training.device, "resumes": start.resume.checkpoint is not None}
+        add_adapter = adapter_of(lora, text.tokenizer, data.corpora["train"].dataset, engine, **more)
     model, weights_dtype = prepare_model(
         base,
         config,
@@ -295,29 +310,17 @@ def load_model(
         rope,
         engine,
         quantized=lora is not None and lora.q_lora,
-        add_adapter=None
-        if lora is None
-        else partial(
-            add_lora,
-            r=lora.lora_r,
-            alpha=lora.lora_alpha,
-            dropout=lora.lora_dropout,
-            target_modules=lora.lora_target_modules if chosen else None,
-            bias=lora.lora_bias,
-            gradient_checkpointing=training.gradient_checkpointing,
-            weight_path=lora.lora_weight_path or None,
-            numel=engine.numel,
-        ),
+        add_adapter=add_adapter,
+        decomposes=lora is not None and lora.lora_init not in (DEFAULT, GAUSSIAN),
         seed=training.seed,
         device=training.device,
         cache_dir=training.cache_dir,
         trust_remote_code=settings.model.trust_remote_code,
         progress=shows_bars(training.disable_tqdm),
     )
-    if lora is not None and (not chosen or lora.lora_weight_path):
-        settings.derive(lora, "lora_target_modules", sorted(model.peft_config["default"].target_modules))
-    if not count_parameters(model, engine.numel)[0]:
-        raise SettingsError("not one parameter would be trained; check --lora_target_modules and the model")
+    if lora is not None and (usual or lora.lora_weight_path):
+        for name, value in derived_targets(lora, model).items():
+            settings.derive(lora, name, value)
     return model, weights_dtype
 
 
@@ -373,9 +376,6 @@ def make_trainer(
         padding_side=settings.model.padding_side,
     )
 
-    def write_weights(trainer: ChatTrainer, folder: str) -> None:
-        save(run, make_record(run, trainer), trainer, folder, checkpoint=True)
-
     trainer = ChatTrainer(
         model=model,
         args=training,
@@ -385,11 +385,12 @@ def make_trainer(
         callbacks=[MetricsFile(str(training.output_dir)), WarmupNote()],
         engine=engine,
         on_nonfinite=training.on_nonfinite,
-        write_weights=write_weights,
+        write_weights=lambda trainer, folder: save(run, make_record(run, trainer), trainer, folder, checkpoint=True),
         dummy_token=run.text.pad_token_id,
         memory=memory,
         head=head,
         train_lengths=data.corpora["train"].dataset.lengths if grouped else None,
+        loraplus_lr_ratio=settings.lora.loraplus_lr_ratio if settings.lora is not None else None,
     )
     if settings.data.log_samples:
         trainer.add_callback(SamplesFile(str(training.output_dir), trainer.rows_of))

@@ -112,6 +112,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     reporting.choose_reports(values)
     hardware.fit_to_machine(values)
     config = load_deepspeed(values["deepspeed"]) if values["deepspeed"] else None
+    checks.check_engine(values, config)
     hardware.check_compiler(config, values["use_cpu"])
     return _build(values, config, lora)
 

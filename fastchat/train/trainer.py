@@ -22,6 +22,7 @@ from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import prove_head
 from fastchat.train.loaders import EpochLoader, WorkerStart
+from fastchat.train.loraplus import raise_rates
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.nonfinite import FiniteGuard, nan_if_nonfinite
@@ -35,7 +36,7 @@ class ChatTrainer(CheckpointTrainer):
     Args, in addition to the Trainer's: `engine`, not attached yet; `write_weights(trainer, folder)` saves what is
     trained, called in every process; `train_lengths` one token count per dialogue, needed to group by length;
     `dummy_token` any valid token id; `memory` measures the run; `head` is the model's chunked head, None where the
-    loss is to be computed from all logits.
+    loss is to be computed from all logits; `loraplus_lr_ratio` is the setting.
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class ChatTrainer(CheckpointTrainer):
         head: ChunkedCrossEntropy | None = None,
         on_nonfinite: str = "stop",
         train_lengths: Any = None,
+        loraplus_lr_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         for printing in (ProgressCallback, PrinterCallback):  # metric dictionaries; ours prints a line
             self.remove_callback(printing)
         self.add_callback(ProgressLines(shows_bars(self.args.disable_tqdm)))
-        self.engine = engine
+        self.engine, self.loraplus_lr_ratio = engine, loraplus_lr_ratio
         engine.prepare(self)
         handler: Any = self.callback_handler
         handler.callbacks = [
@@ -78,6 +80,12 @@ class ChatTrainer(CheckpointTrainer):
             self.add_callback(self.early_stopping)
         self.guard = FiniteGuard(on_nonfinite, self.rows_of, scaled=bool(self.args.fp16))
         self._loaders = weakref.WeakSet[EpochLoader]()  # those of evaluations are gone when these end
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if self.loraplus_lr_ratio is not None:
+            raise_rates(optimizer, self.model, self.loraplus_lr_ratio)
+        return optimizer
 
     # ---- batches ----
 

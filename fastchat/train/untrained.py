@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from fastchat.data.tokens.dataset import ChatDataset
-from fastchat.errors import say
+from fastchat.errors import SettingsError, say
+from fastchat.model.full_modules import trained_rows
+from fastchat.settings.lora_options import UNTRAINED
 from fastchat.train.engine import Engine
 
 _LOOKED_AT = 16  # dialogues whose control tokens are looked at
+_NAMED = 20  # tokens in a message
 _NEAR = 0.2  # of the median distance from the mean; trained rows are seldom nearer than half of it
 
 
@@ -26,20 +29,44 @@ def warn_untrained(model: Any, tokenizer: Any, stop_ids: Sequence[int], dataset:
     layers = {"embedding": model.get_input_embeddings(), "output matrix": model.get_output_embeddings()}
     found: dict[int, list[str]] = {}
     for name, layer in layers.items():
-        if layer is None or any(p.requires_grad for p in layer.parameters()):
+        if layer is None or any(p.requires_grad for p in layer.parameters()) and not trained_rows(layer):
             continue
-        with engine.whole(layer.weight):
-            for i in untrained_rows(layer.weight.detach(), ids):
-                found.setdefault(i, []).append(name)
+        for i in _untrained(layer, set(ids) - set(trained_rows(layer)), engine):
+            found.setdefault(i, []).append(name)
     if found:
         names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
         leaves = " ".join(names[id(layer)] for layer in layers.values() if layer is not None)
         rows = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({' and '.join(w)})" for i, w in found.items())
         say(
             f"WARNING: the template uses tokens that the base model has never learned, and LoRA leaves their rows as "
-            f"they are: {rows}. The model may never end an answer. Add {leaves} to --lora_target_modules, use full "
-            "fine-tuning, or choose a --conv_template whose control tokens the base model knows"
+            f"they are: {rows}. The model may never end an answer. Train them with --trainable_tokens {UNTRAINED}, "
+            f"add {leaves} to --lora_target_modules, use full fine-tuning, or choose a --conv_template whose control "
+            "tokens the base model knows"
         )
+
+
+def untrained_tokens(model: Any, tokenizer: Any, engine: Engine) -> list[int]:
+    """The ids of the added tokens of `tokenizer` whose row of the embedding or of the output matrix carries nothing.
+
+    `model`: the base, without an adapter. Every process calls it. SettingsError where there is none.
+    """
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    added = set(tokenizer.get_added_vocab().values())
+    found = sorted({i for layer in layers if layer is not None for i in _untrained(layer, added, engine)})
+    if not found:
+        raise SettingsError(
+            f"--trainable_tokens {UNTRAINED}: the base model has learned all added tokens of its tokenizer: "
+            "leave it out, or name the tokens"
+        )
+    names = [repr(token) for token in tokenizer.convert_ids_to_tokens(found[:_NAMED])]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    say(f"--trainable_tokens {UNTRAINED}: {', '.join(names)}{more}")
+    return found
+
+
+def _untrained(layer: Any, ids: Iterable[int], engine: Engine) -> list[int]:
+    with engine.whole(layer.weight):
+        return untrained_rows(layer.weight.detach(), sorted(ids))
 
 
 def untrained_rows(weight: torch.Tensor, ids: list[int]) -> list[int]:

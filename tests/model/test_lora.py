@@ -7,65 +7,12 @@ import torch
 
 from fastchat.errors import CheckpointError, SettingsError
 from fastchat.model.loading import count_parameters, load_base_model
-from fastchat.model.lora import DEFAULT_TARGETS, add_lora, parse_target_modules
+from fastchat.model.lora import add_lora
 from tests.model.adapters import logits, save_random_adapter
-
-
-def targets(model) -> set[str]:
-    return {n.split(".lora_A")[0].rpartition(".")[2] for n, _ in model.named_parameters() if ".lora_A" in n}
 
 
 def trained(model) -> set[str]:
     return {n for n, p in model.named_parameters() if p.requires_grad}
-
-
-@pytest.mark.parametrize(
-    "written",
-    [
-        ["q_proj", "k_proj"],
-        ["q_proj,", "k_proj"],
-        ["q_proj,k_proj"],
-        ["'q_proj',", "'k_proj'"],
-        ['"q_proj"', "k_proj", ","],
-        "q_proj k_proj",
-        "['q_proj', 'k_proj']",
-        ["q_proj", "k_proj", "q_proj"],
-    ],
-)
-def test_target_names_as_people_write_them(written):
-    assert parse_target_modules(written) == ["q_proj", "k_proj"]
-
-
-def test_no_target_is_an_error_and_none_is_the_default():
-    assert parse_target_modules(None) is None
-    for empty in ([], "", [","]):
-        with pytest.raises(SettingsError, match="names no module"):
-            parse_target_modules(empty)
-
-
-def test_the_default_is_the_usual_seven(tiny_model_dir):
-    model = add_lora(load_base_model(str(tiny_model_dir("llama"))))
-    assert targets(model) == set(DEFAULT_TARGETS)
-    assert all("lora_" in name for name in trained(model))
-
-
-def test_the_default_on_fused_projections_says_what_it_left_out(tiny_model_dir, capsys):
-    model = add_lora(load_base_model(str(tiny_model_dir("phi3"))))
-    assert targets(model) == {"o_proj", "down_proj"}
-    err = capsys.readouterr().err
-    assert "has no q_proj, k_proj, v_proj, gate_proj, up_proj" in err and "gate_up_proj, qkv_proj" in err
-
-
-def test_a_name_that_matches_nothing_lists_what_exists(tiny_model_dir):
-    neox = load_base_model(str(tiny_model_dir("gpt_neox")))
-    with pytest.raises(SettingsError, match="none of the default targets exist.*dense_h_to_4h.*query_key_value"):
-        add_lora(neox)
-    llama = load_base_model(str(tiny_model_dir("llama")))
-    with pytest.raises(SettingsError, match="'q_prj' match nothing.*Did you mean q_proj"):
-        add_lora(llama, target_modules=["v_proj", "q_prj"])
-    with pytest.raises(SettingsError, match="'self_attn' match nothing"):
-        add_lora(llama, target_modules="self_attn")
-    assert targets(add_lora(llama, target_modules=["self_attn.q_proj"])) == {"q_proj"}
 
 
 @pytest.mark.parametrize(
@@ -192,19 +139,6 @@ def test_continuing_with_another_rope_is_refused(tmp_path, tiny_model_dir):
     rope = choose_rope(load_config(str(base)), type="yarn", model_max_length=200)
     again = add_lora(load_base_model(str(base), rope=rope), weight_path=str(folder))
     assert torch.equal(logits(again.eval(), 150), logits(before, 150))
-
-
-def test_names_that_peft_takes_for_experts_are_left_out(tmp_path, tiny_model_dir, capsys):
-    """Of DeepSeek-V3: adapting `gate_proj` would adapt the fused weights of all experts, and not the dense layers."""
-    experts = {"first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
-    experts |= {"topk_group": 1, "moe_intermediate_size": 16, "q_lora_rank": 8, "kv_lora_rank": 8}
-    heads = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4}
-    folder = str(tiny_model_dir("deepseek_v3", **experts, **heads))
-    assert targets(add_lora(load_base_model(folder))) == {"o_proj"}
-    err = capsys.readouterr().err
-    assert "in DeepseekV3ForCausalLM, peft applies gate_proj, up_proj, down_proj to the fused weights" in err
-    with pytest.raises(SettingsError, match="peft applies up_proj .* leave them out"):
-        add_lora(load_base_model(folder), target_modules="o_proj,up_proj")
 
 
 def test_what_peft_refuses_is_not_a_bug_of_ours(tiny_model_dir, monkeypatch):

@@ -13,7 +13,9 @@ from fastchat.checkpoint.merge import merge_adapter
 from fastchat.checkpoint.trained_model import find_trained, load_trained
 from fastchat.errors import CheckpointError, SettingsError
 from fastchat.model import apply_lora
+from fastchat.model.first_weights import FirstWeights
 from fastchat.model.loading import load_base_model
+from fastchat.settings.lora_options import LoraOptions
 from tests.model.adapters import logits, save_random_adapter
 
 
@@ -39,6 +41,10 @@ def difference(a, b, **more) -> float:
         ("phi3", {}),
         ("gemma2", {}),
         ("qwen2", {}),
+        ("llama", {"target_modules": ["q_proj", "lm_head"], "options": LoraOptions(use_dora=True, use_rslora=True)}),
+        ("gemma", {"options": LoraOptions(trainable_tokens=(3, 9))}),
+        ("gemma2", {"options": LoraOptions(modules_to_save=("embed_tokens", "norm"))}),
+        ("gpt2", {"target_modules": ["c_attn"], "first": FirstWeights("olora")}),
     ],
 )
 @pytest.mark.parametrize("tied", [False, True])

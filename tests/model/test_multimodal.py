@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from fastchat.errors import SettingsError
+from fastchat.model.first_weights import FirstWeights
 from fastchat.model.loading import load_base_model
 from fastchat.model.lora import add_lora
 from fastchat.model.multimodal import freeze_idle, idle_parts, modules_of_text
+from fastchat.settings.lora_options import LoraOptions
 from tests.multimodal import FAMILIES, make_multimodal
 
 TOWERS = ("vision", "visual", "audio", "projector", "language_model.layers.1.cross_attn")
@@ -46,6 +48,16 @@ def test_every_adapter_gets_a_gradient(multimodal, family: str, capsys: pytest.C
     assert not [name for name, p in trained.items() if p.grad is None or any(tower in name for tower in TOWERS)]
     err = capsys.readouterr().err
     assert "LoRA adapts 14 layers of the language model. " in err and "are not adapted: text does not pass" in err
+
+
+@pytest.mark.parametrize("asked", ["all-linear", r".*\.[qo]_proj"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_and_patterns_are_of_the_language_model(multimodal, family: str, asked: str) -> None:
+    model = add_lora(load_base_model(str(multimodal(family))), dropout=0.0, target_modules=asked).train()
+    loss(model).backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * (7 if asked == "all-linear" else 2) * 2
+    assert not [name for name, p in trained.items() if p.grad is None or any(tower in name for tower in TOWERS)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,3 +112,33 @@ def test_the_largest_part_that_nothing_passes_through() -> None:
         "model.text.10",
         "model.vision",
     ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (LoraOptions(modules_to_save=("embed_tokens",), layers=(0,)), "pissa"),
+        (LoraOptions(trainable_tokens=(5, 9), use_dora=True), "default"),
+    ],
+)
+def test_every_kind_of_adapter_is_saved_and_opened(
+    multimodal, family: str, options: LoraOptions, first: str, tmp_path: Path
+) -> None:
+    from fastchat.checkpoint.adapter import write_adapter
+    from fastchat.checkpoint.gather import IN_PLACE, gather_trained
+    from fastchat.model.lora import load_adapter
+
+    base = str(multimodal(family))
+    plain = load_base_model(base).eval()
+    model = add_lora(load_base_model(base), dropout=0.0, options=options, first=FirstWeights(first)).train()
+    assert loss(model).item() == pytest.approx(loss(plain).item(), abs=1e-4)
+    loss(model).backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None for p in trained)
+    with torch.no_grad():
+        for parameter in trained:
+            parameter -= 0.1 * parameter.grad
+    write_adapter(tmp_path, model, gather_trained(model, IN_PLACE))
+    opened = load_adapter(load_base_model(base), str(tmp_path))
+    assert loss(opened.eval()).item() == pytest.approx(loss(model.eval()).item(), abs=1e-4) != loss(plain).item()

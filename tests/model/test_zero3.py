@@ -37,7 +37,8 @@ def alone(base: str, quantization: bool) -> list[float]:
 def test_two_processes_equal_one(warm, tiny_model_dir, tmp_path):
     base = str(tiny_model_dir("llama", hidden=64, max_positions=64))
     half = str(tiny_model_dir("llama", hidden=64, max_positions=64, dtype="bfloat16"))
-    done = warm.run([base, half], tmp_path / "out", script="tests.model.zero3_program")
+    experts = str(tiny_model_dir("mixtral", hidden=64, num_local_experts=4, num_experts_per_tok=2))
+    done = warm.run([base, half, experts], tmp_path / "out", script="tests.model.zero3_program")
     lines = [line for line in done.err.splitlines() if line.startswith("RESULT ")]
     assert warm.codes == [0, 0] and lines, done.err[-6000:]
     found = json.loads(lines[0].removeprefix("RESULT "))
@@ -46,6 +47,10 @@ def test_two_processes_equal_one(warm, tiny_model_dir, tmp_path):
         assert found[name]["losses"] == pytest.approx(wanted, abs=2e-5), name
         assert wanted[-1] < wanted[0] - 0.01
         assert found[name]["partitioned"]
+    # Adapters on the weights of experts, and a forward pass before the engine exists.
+    wanted = alone(experts, quantization=False)
+    assert found["experts"]["losses"] == pytest.approx(wanted, abs=2e-5) and found["experts"]["partitioned"]
+    assert found["experts"]["loss_before"] == pytest.approx(wanted[0], abs=2e-5)
     assert found["lora"]["parameters"] == found["q_lora"]["parameters"]
     assert found["q_lora"]["quantization"]["type"] == "nf4" and found["q_lora"]["quantization"]["linear4bit"] == 14
     # A bf16 checkpoint stays bf16 although nothing in the DeepSpeed settings says so; in bf16 mode nf4 stays nf4.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 STEPS, LENGTH, ROWS = 3, 48, 4
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
 def batch(vocabulary: int) -> torch.Tensor:
@@ -24,7 +25,8 @@ def build(base: str, quantization: bool, rope_length: int, checkpointing: bool, 
     rope = choose_rope(load_config(base), model_max_length=rope_length)
     model = load_base_model(base, rope=rope, quantization=quantization, partitioned=partitioned)
     torch.manual_seed(0)
-    return add_lora(model, r=4, dropout=0.0, gradient_checkpointing=checkpointing)
+    experts = EXPERTS if model.config.model_type == "mixtral" else None
+    return add_lora(model, r=4, dropout=0.0, target_parameters=experts, gradient_checkpointing=checkpointing)
 
 
 def train(step: Any, evaluate: Any) -> list[float]:
@@ -42,6 +44,7 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
     from transformers.integrations import HfDeepSpeedConfig
 
     from fastchat.model.loading import count_parameters, describe_quantization
+    from fastchat.train.adapter import gathered_with_adapters
     from fastchat.train.engine import ZeRO
 
     settings = {
@@ -53,20 +56,23 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
     }
     alive = HfDeepSpeedConfig(settings)  # read by from_pretrained for as long as it exists
     ours = ZeRO(settings, torch.distributed.get_world_size())
-    model = build(base, quantization, 200, checkpointing=True, partitioned=ours.loading())
-    dtypes = {"weights": str(model.get_base_model().model.norm.weight.dtype)}
+    model = gathered_with_adapters(build(base, quantization, 200, checkpointing=True, partitioned=ours.loading()), ours)
+    dtypes: dict[str, Any] = {"weights": str(model.get_base_model().model.norm.weight.dtype)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(trained, lr=1e-2), config=settings)
     rank = torch.distributed.get_rank()
-    ids = batch(engine.module.get_base_model().config.vocab_size)[rank::2]
-
-    def loss() -> torch.Tensor:
-        return engine(input_ids=ids, labels=ids).loss
+    ids = batch(model.get_base_model().config.vocab_size)[rank::2]
 
     def mean(value: torch.Tensor) -> float:
         value = value.detach().clone()
         torch.distributed.all_reduce(value)
         return value.item() / 2
+
+    with ours.weights_in_reach(model):
+        dtypes["loss_before"] = mean(model(input_ids=ids, labels=ids).loss)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(trained, lr=1e-2), config=settings)
+
+    def loss() -> torch.Tensor:
+        return engine(input_ids=ids, labels=ids).loss
 
     def step() -> float:
         engine.train()
@@ -88,7 +94,7 @@ def zero3(base: str, quantization: bool, precision: str) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> None:
-    """One process; `words` begin with two models, in float32 and in bfloat16. Rank 0 prints the results."""
+    """One process; `words`: models in float32 and in bfloat16, and one with experts. Rank 0 prints the results."""
     from fastchat.processes import start_processes
 
     start_processes(use_cpu=True, deepspeed=True, backend="gloo", timeout_s=600)
@@ -96,6 +102,7 @@ def main(words: list[str]) -> None:
     for name, base, quantization, precision in (
         ("lora", words[0], False, "fp32"),
         ("q_lora", words[0], True, "fp32"),
+        ("experts", words[2], False, "fp32"),
         ("half", words[1], False, "fp32"),
         ("half_q_lora", words[1], True, "bf16"),
     ):

@@ -93,6 +93,8 @@ def _build(config: Any, dtype: str, lora: dict[str, Any] | None, q_lora: bool) -
     config._attn_implementation = register_attention()
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        for parameter in model.parameters():  # as loading does, also with the weights of routers
+            parameter.data = parameter.data.to(getattr(torch, dtype))
         model.config.use_cache = False
         if lora is None:
             return model

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-FAMILIES = ("llama", "mistral", "ministral", "smollm3", "granite", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
-FAMILIES += ("phi3", "olmo2", "olmo3", "cohere", "starcoder2")
+DENSE = ("llama", "mistral", "ministral", "ministral3", "smollm3", "granite", "ernie4_5", "seed_oss", "arcee")
+DENSE += ("hunyuan_v1_dense", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "glm", "glm4", "exaone4")
+DENSE += ("olmo", "olmo2", "olmo3", "cohere", "cohere2", "nemotron", "stablelm", "starcoder2")
+EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "flex_olmo", "granitemoe", "deepseek_v2", "deepseek_v3")
+EXPERTS += ("glm4_moe", "glm4_moe_lite", "ernie4_5_moe", "exaone_moe", "dots1", "minimax_m2", "hunyuan_v1_moe")
+EXPERTS += ("cohere2_moe", "phimoe", "llama4_text", "gpt_oss")
+RECURRENT = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+FAMILIES = DENSE + EXPERTS + RECURRENT
 _EXTRA: dict[str, dict[str, Any]] = {
-    "gemma3_text": {"head_dim": 64},
-    "qwen3": {"head_dim": 128},
-    "phi3": {"pad_token_id": 0},
-    "smollm3": {"pad_token_id": 0},
     "ministral": {"head_dim": 64},
+    "hunyuan_v1_dense": {"head_dim": 64},
+    "hunyuan_v1_moe": {"head_dim": 64},
+    "minimax_m2": {"head_dim": 64},
+    "cohere2_moe": {"head_dim": 64},
+    "qwen2_moe": {"shared_expert_intermediate_size": 384},
+    "deepseek_v2": {"first_k_dense_replace": 1},
+    "deepseek_v3": {"first_k_dense_replace": 1},
+    "dots1": {"n_shared_experts": 2, "first_k_dense_replace": 1},
+    "llama4_text": {"head_dim": 64, "moe_layers": [1, 2], "intermediate_size_mlp": 1024, "num_experts_per_tok": 1},
+    "gpt_oss": {"head_dim": 64},
+    **dict.fromkeys(RECURRENT, {"layer_types": ["linear_attention", "linear_attention", "full_attention"]}),
 }
-TARGETS = {  # the layers that LoRA sits on, where they are not the usual seven
-    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-    "starcoder2": ("q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"),
+_EXPERTS = {  # the sizes of experts and of the attention that some of these models have, where the config has the key
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k"), 2),
+    "moe_intermediate_size": 256,
+    **{"n_group": 1, "topk_group": 1, "q_lora_rank": 192, "kv_lora_rank": 128},
+    **{"qk_rope_head_dim": 32, "qk_nope_head_dim": 48, "v_head_dim": 64},
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 64, "linear_value_head_dim": 96},
 }
 
 
@@ -30,7 +47,12 @@ def config(family: str, **changed: Any) -> Any:
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "vocab_size": 1000,
+        "pad_token_id": 0,
     }
+    if family not in DENSE:
+        plain = AutoConfig.for_model(family)
+        known = plain.to_dict().keys() | plain.attribute_map.keys()
+        values |= {key: value for key, value in _EXPERTS.items() if key in known}
     return AutoConfig.for_model(family, **values | _EXTRA.get(family, {}) | changed)
 
 

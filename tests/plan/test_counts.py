@@ -16,7 +16,7 @@ from fastchat.plan.run import Run
 from fastchat.plan.states import states_of
 from fastchat.plan.zero import Zero
 from tests.plan.counting import Counts, count
-from tests.plan.shapes import FAMILIES, TARGETS, config, llama
+from tests.plan.shapes import DENSE, EXPERTS, RECURRENT, config, llama
 from tests.tiers import pairs, thorough
 
 
@@ -33,6 +33,8 @@ class Case:
     batch: int = 2
     length: int = 256
     targets: tuple[str, ...] | None = None
+    parameters: tuple[str, ...] = ()
+    dora: bool = False
     q_lora: bool = False
 
     def run(self, architecture: Any) -> Run:
@@ -43,6 +45,8 @@ class Case:
             lora_r=self.r,
             lora_dropout=self.dropout,
             lora_target_modules=self.targets,
+            lora_target_parameters=self.parameters,
+            use_dora=self.dora,
             q_lora=self.q_lora,
             dtype=self.dtype,
             zero=None if self.autocast or not self.lora else Zero(stage=0),
@@ -56,7 +60,9 @@ class Case:
     def count(self, cfg: Any, run: Run, head: str = "none", *, backward: bool = True) -> Counts:
         lora = None
         if self.lora:
-            lora = {"r": self.r, "lora_dropout": self.dropout, "target_modules": [a.leaf for a in run.adapted]}
+            modules = [linear.name for linear in run.adapted if not linear.stacked]
+            lora = {"r": self.r, "lora_dropout": self.dropout, "target_modules": modules, "use_dora": self.dora}
+            lora["target_parameters"] = list(self.parameters) or None
         return count(
             cfg,
             batch=self.batch,
@@ -88,14 +94,47 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(("family", "way"), pairs(FAMILIES, WAYS))
-def test_every_family(family: str, way: str) -> None:
-    """Weights exactly; what is saved for the backward pass within 1 % (the tolerance promised is 10 %)."""
-    case = replace(WAYS[way], targets=TARGETS.get(family))
-    plan, counts = compare(config(family, num_hidden_layers=2), case)
+def assert_every_part(cfg: Any, case: Case, *, within: float = 0.01) -> None:
+    """Weights and trained parameters exactly; what is saved for the backward pass with a tolerance (promised: 10 %)."""
+    plan, counts = compare(cfg, case)
     assert plan.weights == counts.weights
     assert plan.run.trained == counts.trained
-    assert activations_of(plan.run).kept == pytest.approx(counts.saved, rel=0.01)
+    assert activations_of(plan.run).kept == pytest.approx(counts.saved, rel=within)
+
+
+@pytest.mark.parametrize(("family", "way"), pairs(DENSE, WAYS))
+def test_every_dense_family(family: str, way: str) -> None:
+    # Ernie rotates in float32 in every layer, and Hunyuan norms after that: nothing in a model of a usual size.
+    assert_every_part(
+        config(family, num_hidden_layers=2), WAYS[way], within=0.03 if family[:2] in ("er", "hu") else 0.01
+    )
+
+
+SIXTEEN_BITS = [way for way, case in WAYS.items() if case.dtype == "bfloat16"]  # torch's grouped product without data
+
+
+@pytest.mark.parametrize(("family", "way"), pairs(EXPERTS + RECURRENT, SIXTEEN_BITS))
+def test_experts_and_linear_attention(family: str, way: str) -> None:
+    assert_every_part(config(family), WAYS[way], within=0.04 if family in (*RECURRENT, "ernie4_5_moe") else 0.01)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text"])
+@pytest.mark.parametrize("parameters", [("experts.gate_up_proj", "experts.down_proj"), ("experts.down_proj",)])
+def test_adapters_of_experts(family: str, parameters: tuple[str, ...]) -> None:
+    case = Case(dropout=0.0, targets=("o_proj",), parameters=parameters)
+    assert_every_part(config(family, vocab_size=100), case)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dora(dropout: float, autocast: bool) -> None:
+    plan, counts = compare(config("llama"), Case(dropout=dropout, autocast=autocast, dora=True))
+    run = plan.run
+    assert plan.weights == counts.weights
+    assert run.trained == counts.trained
+    # The unit matrices are seen by autograd, but the result is detached, so they are free again at once.
+    units = 2 * sum(n * linear.inputs**2 for linear, n in run.adapters)
+    assert activations_of(run).kept == pytest.approx(counts.saved - units, rel=0.01)
 
 
 @pytest.mark.parametrize("way", ["lora", "lora under autocast", "full"])
@@ -123,12 +162,32 @@ PEAKS = {
     "full": Case(lora=False),
     "full, checkpointing": Case(lora=False, checkpointing=True),
 }
+WITHOUT_LOSS = {
+    "lora": Case(),
+    "lora, checkpointing": Case(checkpointing=True),
+    "full, checkpointing": Case(lora=False, checkpointing=True),
+    "experts, checkpointing": Case(
+        dropout=0.0, targets=("o_proj",), parameters=("experts.gate_up_proj", "experts.down_proj"), checkpointing=True
+    ),
+    "dora, checkpointing": Case(dora=True, checkpointing=True),
+}
+
+
+@pytest.mark.parametrize(("family", "way"), pairs(["mixtral", "gpt_oss", "deepseek_v3", "llama4_text"], WITHOUT_LOSS))
+def test_peak_of_forward_and_backward_of_experts(family: str, way: str) -> None:
+    """Without the loss, whose logits would hide the rest; within 15 %."""
+    case = replace(WITHOUT_LOSS[way], length=2048, batch=1)
+    plan, counts = compare(config(family, vocab_size=100), case, backward=True)
+    run = plan.run
+    moments = moments_of(run, states_of(run), activations_of(run), 0)
+    peak = max(size for name, size in moments.items() if name not in ("step", "loading", "loss"))
+    assert peak == pytest.approx(counts.peak, rel=0.15)
 
 
 @pytest.mark.parametrize(("family", "way"), pairs(["llama", "qwen3", "gemma", "phi3", "olmo2"], PEAKS))
 def test_peak_of_forward_loss_and_backward(family: str, way: str) -> None:
     """All tensors that exist at the same time, with the plain loss: within 10 % of the real peak."""
-    case = replace(PEAKS[way], targets=TARGETS.get(family), length=1024, batch=1)
+    case = replace(PEAKS[way], length=1024, batch=1)
     if family == "gemma" and not case.lora:
         pytest.skip("following every operation makes the sum of two tied gradients a new tensor, which it is not")
     plan, counts = compare(config(family, num_hidden_layers=4, vocab_size=8000), case, head="logits", backward=True)

@@ -11,7 +11,8 @@ from fastchat.errors import SettingsError
 from fastchat.plan.families import architecture_from_config
 from fastchat.plan.known import SIZES, architecture_of_size
 from fastchat.plan.run import Run
-from tests.plan.shapes import FAMILIES, TARGETS, config, llama
+from fastchat.plan.targets import adapted_by_layer
+from tests.plan.shapes import EXPERTS, FAMILIES, config, llama
 
 
 def real_model(cfg: Any) -> Any:
@@ -22,23 +23,33 @@ def real_model(cfg: Any) -> Any:
         return AutoModelForCausalLM.from_config(cfg)
 
 
-def real_linears(model: Any) -> dict[str, tuple[int, int, bool]]:
-    """{name in the first layer: (inputs, outputs, has a bias)}"""
+def real_linears(model: Any) -> set[tuple[Any, ...]]:
+    """(name within the layer, inputs, outputs, has a bias) of the Linear layers of all layers."""
     import torch
 
-    layer = model.model.layers[0]
     return {
-        name: (module.in_features, module.out_features, module.bias is not None)
+        (name, module.in_features, module.out_features, module.bias is not None)
+        for layer in model.model.layers
         for name, module in layer.named_modules()
         if isinstance(module, torch.nn.Linear)
+    }
+
+
+def real_stacks(model: Any) -> set[tuple[str, int]]:
+    """(name within the layer, elements) of the 3-D parameters of experts in all layers."""
+    return {
+        (name, parameter.numel())
+        for layer in model.model.layers
+        for name, parameter in layer.named_parameters()
+        if parameter.ndim == 3 and ".experts." in name
     }
 
 
 def assert_same(cfg: Any) -> None:
     architecture = architecture_from_config(cfg.to_dict(), "test")
     model = real_model(cfg)
-    ours = {linear.name: (linear.inputs, linear.outputs, linear.bias) for linear in architecture.layer_linears}
-    assert ours == real_linears(model)
+    assert {(x.name, x.inputs, x.outputs, x.bias) for x in architecture.linears} == real_linears(model)
+    assert {(x.name, x.elements) for x in architecture.stacks} == real_stacks(model)
     assert architecture.parameters == sum(p.numel() for p in model.parameters())
     assert architecture.notes == ()
 
@@ -63,6 +74,13 @@ def test_tied_and_untied(family: str, tied: bool) -> None:
         ("qwen3", {"attention_bias": True}),
         ("gemma3_text", {"attention_bias": True}),
         ("cohere", {"use_qk_norm": True}),
+        ("glm4_moe", {"use_qk_norm": True, "attention_bias": True}),
+        ("deepseek_v3", {"q_lora_rank": None, "attention_bias": True, "first_k_dense_replace": 0}),
+        ("qwen2_moe", {"decoder_sparse_step": 2, "qkv_bias": False}),
+        ("qwen3_moe", {"mlp_only_layers": [0, 2], "head_dim": 128}),
+        ("ernie4_5_moe", {"moe_layer_start_index": 1, "moe_layer_end_index": 1, "use_bias": True}),
+        ("llama4_text", {"moe_layers": None, "interleave_moe_layer_step": 2}),
+        ("gpt_oss", {"attention_bias": False}),
         ("starcoder2", {"use_bias": False}),
     ],
 )
@@ -103,10 +121,37 @@ def test_unknown_family_is_counted_as_llama_and_says_so() -> None:
     assert "brand_new" in architecture.notes[0]
 
 
-@pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts"])
-def test_mixture_of_experts_is_refused(key: str) -> None:
-    with pytest.raises(SettingsError, match="mixture of experts"):
-        architecture_from_config(config("llama").to_dict() | {key: 8, "model_type": "mixtral"}, "test")
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "bloom", "falcon", "mpt", "gptj", "phi"])
+def test_older_families_are_planned_by_their_sizes(family: str) -> None:
+    """Nearly all of the parameters, and targets by names that the planner does not know."""
+    from transformers import AutoConfig
+
+    old = {"n_layer": 4, "n_embd": 512, "n_head": 8, "n_layers": 4, "d_model": 512, "n_heads": 8, "ffn_dim": 2048}
+    old |= {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
+    known = AutoConfig.for_model(family).to_dict().keys()
+    chosen = {key: value for key, value in old.items() if key in known}
+    cfg = AutoConfig.for_model(family, vocab_size=1000, word_embed_proj_dim=512, pad_token_id=0, **chosen)
+    architecture = architecture_from_config(cfg.to_dict() | {"max_position_embeddings": 16}, "test")
+    layers = sum(p.numel() for name, p in real_model(cfg).named_parameters() if ".3." in name) * 4
+    planned = architecture.linear_elements + architecture.bias_elements + architecture.norm_elements
+    assert planned == pytest.approx(layers, rel=0.2)  # some share the keys of all heads
+    run = Run(architecture, lora_target_modules=("query_key_value",))
+    assert run.adapted and "planned as a GPT-2 of the same sizes" in architecture.notes[0]
+
+
+@pytest.mark.parametrize("key", ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"])
+def test_experts_of_an_unknown_family_are_counted(key: str) -> None:
+    mixtral = config("mixtral").to_dict()
+    values = {name: value for name, value in mixtral.items() if name != "num_local_experts"}
+    architecture = architecture_from_config(values | {key: 8, "model_type": "brand_new"}, "test")
+    assert architecture.parameters == architecture_from_config(mixtral, "test").parameters
+    assert "a Llama with experts" in architecture.notes[0]
+
+
+@pytest.mark.parametrize("value", [None, 0, 9, "x"])
+def test_a_number_of_active_experts_that_cannot_be_is_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match="num_experts_per_tok .*training itself does not need a plan"):
+        architecture_from_config(config("mixtral").to_dict() | {"num_experts_per_tok": value}, "test")
 
 
 @pytest.mark.parametrize("value", [None, 0, "big", True])
@@ -125,10 +170,27 @@ def test_adapter_parameters_are_peft_s(family: str) -> None:
     from peft import LoraConfig, get_peft_model
 
     cfg = config(family)
-    run = Run(architecture_from_config(cfg.to_dict(), "test"), lora_r=4, lora_target_modules=TARGETS.get(family))
-    leaves = [linear.leaf for linear in run.adapted]
-    model = get_peft_model(real_model(cfg), LoraConfig(r=4, target_modules=leaves, task_type="CAUSAL_LM"))
+    run = Run(architecture_from_config(cfg.to_dict(), "test"), lora_r=4)
+    names = [linear.name for linear in run.adapted]
+    model = get_peft_model(real_model(cfg), LoraConfig(r=4, target_modules=names, task_type="CAUSAL_LM"))
     assert run.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_adapters_of_experts_are_peft_s(family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    cfg = config(family)
+    architecture = architecture_from_config(cfg.to_dict(), "test")
+    stacks = ("experts.gate_up_proj", "experts.down_proj")
+    run = Run(architecture, lora_r=4, lora_target_modules=("q_proj",), lora_target_parameters=stacks)
+    if architecture.latent:
+        run = replace(run, lora_target_modules=("o_proj",))
+    leaves = [*(run.lora_target_modules or ())]
+    adapter = LoraConfig(r=4, target_modules=leaves, target_parameters=list(stacks), task_type="CAUSAL_LM")
+    model = get_peft_model(real_model(cfg), adapter)
+    assert run.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert run.frozen_experts == 0
 
 
 @pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
@@ -149,6 +211,16 @@ def test_a_target_that_matches_nothing_lists_what_exists() -> None:
         _ = run.trained
 
 
-def test_default_targets_are_those_that_exist() -> None:
-    run = Run(architecture_from_config(config("phi3").to_dict(), "test"))
-    assert [linear.leaf for linear in run.adapted] == ["o_proj", "down_proj"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_targets_are_those_of_training(family: str) -> None:
+    from fastchat.model.lora_targets import choose_targets
+    from fastchat.settings.targets import matches
+
+    cfg = config(family)
+    model = real_model(cfg)
+    architecture = architecture_from_config(cfg.to_dict(), "test")
+    for asked in (None, ("all-linear",)):
+        chosen = choose_targets(model, asked)
+        names = [name for name, _ in model.named_modules() if any(matches(target, name) for target in chosen.modules)]
+        planned = adapted_by_layer(architecture, asked, (), ())
+        assert sorted(names) == sorted(f"model.layers.{i}.{x.name}" for i, found in enumerate(planned) for x in found)

@@ -24,6 +24,17 @@ PUBLISHED = {
     "google/gemma-2-9b-it": 9_241_705_984,
     "mistralai/Mistral-7B-v0.3": 7_248_023_552,
     "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-14B": 14_768_307_200,
+    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": 7_615_616_512,
+    "google/gemma-3-4b-it": 4_300_079_472,
+    "google/gemma-3-12b-it": 12_187_325_040,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "microsoft/phi-4": 14_659_507_200,
+    "mistralai/Mistral-Small-24B-Instruct-2501": 23_572_403_200,
+    "openai/gpt-oss-20b": 20_914_757_184,
 }
 
 

@@ -18,7 +18,7 @@ def parameters_of(run: Run) -> list[torch.Tensor]:
     if run.lora:
         shapes = [s for x in run.adapted for s in ((run.lora_r, x.inputs), (x.outputs, run.lora_r))] * a.num_layers
     else:
-        shapes = [(x.outputs, x.inputs) for x in a.layer_linears] * a.num_layers
+        shapes = [(x.outputs, x.inputs) for x in a.linears] * a.num_layers
         shapes += [(a.vocab, a.hidden)] * 2 + [(a.hidden,)] * (2 * a.num_layers + 1)
     dtype = torch.float32 if run.trained_bytes == 4 else torch.bfloat16
     return [torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape in shapes]

@@ -91,7 +91,7 @@ def test_axolotl(tmp_path: Path) -> None:
     assert told["load_in_4bit"] == "q_lora: true" and told["adapter"].startswith("q_lora: true")
     assert told["datasets"].startswith("data_path: [org/data, b.jsonl] ")
     assert told["sequence_len"] == "model_max_length: 4096" and told["sample_packing"] == "packing: true"
-    assert told["lora_target_linear"].startswith("leave it out") and told["load_in_8bit"] == "leave it out"
+    assert told["lora_target_linear"] == "lora_target_modules: all-linear" and told["load_in_8bit"] == "leave it out"
     assert "WANDB_PROJECT" in told["wandb_project"] and "prepare_model" in told["special_tokens"]
     assert told["micro_batch_size"] == "per_device_train_batch_size: 2" and told["num_epochs"] == "num_train_epochs: 4"
     assert told["optimizer"] == "optim: paged_adamw_32bit" and told["lr_scheduler"] == "lr_scheduler_type: cosine"
@@ -120,7 +120,7 @@ def test_trl_and_alpaca_lora(tmp_path: Path) -> None:
         told["dataset_name"].startswith("data_path: org/data") and told["completion_only_loss"] == "train_on: assistant"
     )
     assert "train_lora.py" in told["use_peft"] and told["dataset_num_proc"] == "preprocessing_num_workers: 8"
-    assert "chunked_head" in told["use_liger"] and "leave it out" in told["lora_target_modules"]
+    assert "chunked_head" in told["use_liger"] and "lora_target_modules" not in told
     told = _told(ALPACA_LORA, tmp_path)
     assert told["val_file"].startswith("eval_data_path: v.json") and "global batch" in told["batch_size"]
     assert told["prompt_template_name"].startswith("conv_template: alpaca")
@@ -202,3 +202,14 @@ def test_a_run_refuses_them_at_once(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert command([str(path)]) == 2
         err = capsys.readouterr().err
         assert "20 settings cannot be used" in err and "base_model" in err and "Traceback" not in err
+
+
+def test_kinds_of_adapters_have_their_names_here(tmp_path: Path) -> None:
+    lines = ["peft_use_dora: true", "peft_use_rslora: true", "pissa_init: true", "pissa_iter: 16"]
+    lines += ["additional_target: lm_head", "peft_layers_to_transform: [0, 1]", "peft_init_lora_weights: olora"]
+    told = _told("\n".join(lines), tmp_path)
+    assert told["peft_use_dora"] == "use_dora: true" and told["peft_use_rslora"] == "use_rslora: true"
+    assert told["pissa_init"] == "lora_init: pissa" and "pissa_niter_N" in told["pissa_iter"]
+    assert told["additional_target"].startswith("lora_modules_to_save: lm_head")
+    assert told["peft_layers_to_transform"].startswith("lora_layers_to_transform: [0, 1]")
+    assert told["peft_init_lora_weights"] == "lora_init: olora"

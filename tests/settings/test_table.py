@@ -15,13 +15,14 @@ import pytest
 
 from fastchat.errors import SettingsError
 from fastchat.settings import newer
-from fastchat.settings.arguments import PlanArguments, PreviewArguments, all_arguments
+from fastchat.settings.arguments import all_arguments
 from fastchat.settings.fields import FIXED, FREE, TOLD
 from fastchat.settings.foreign import NO_SETTING
 from fastchat.settings.help import help_text
 from fastchat.settings.options import Option, options_of
 from fastchat.settings.readers import plan_reader, preview_reader, training_options, training_reader
 from fastchat.settings.reference import names, reference
+from fastchat.settings.tool_arguments import PlanArguments, PreviewArguments
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 REPOSITORY = Path(__file__).resolve().parents[2]

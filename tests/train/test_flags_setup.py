@@ -13,8 +13,10 @@ from fastchat.settings.readers import training_options
 from tests import builders
 from tests.machine import free_port
 from tests.train import (
+    test_adapters,
     test_data_flags,
     test_early_stopping,
+    test_expert_runs,
     test_flags_training,
     test_head_runs,
     test_numbers,
@@ -28,7 +30,7 @@ from tests.train.flags import COVERED, Train, adapter, covers, ok
 pytestmark = pytest.mark.slow
 
 SHOWN_IN = [test_data_flags, test_early_stopping, test_flags_training, test_head_runs, test_numbers, test_packed]
-SHOWN_IN += [test_proof_by_default, test_resume, test_tokenizer_runs]
+SHOWN_IN += [test_proof_by_default, test_resume, test_tokenizer_runs, test_adapters, test_expert_runs]
 
 # ---- text ----
 

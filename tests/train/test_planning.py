@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from fastchat.errors import SettingsError
+from fastchat.plan.families import architecture_from_config
 from fastchat.train import planning
 from fastchat.train.planning import answer, take_plan
 from tests.builders import chat_rows, write_rows
@@ -154,14 +155,30 @@ def test_a_run_says_what_it_expects(train: Train) -> None:
     assert line.endswith("sdpa, 1 process on the CPU)")
 
 
-def test_a_model_that_the_planner_does_not_know_is_trained_all_the_same(
+def test_a_model_that_cannot_be_planned_is_trained_all_the_same(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the planner answers for a config.json without its sizes."""
+
+    def no_sizes(*args: Any, **options: Any) -> Any:
+        return architecture_from_config({"model_type": "brand_new"}, "some/model")
+
+    monkeypatch.setattr(planning, "plan_for", no_sizes)
+    outcome = ok(train("--max_steps", "1"))
+    assert re.search(
+        r"memory: not planned \(some/model: hidden_size .*training itself does not need a plan", outcome.err
+    )
+    assert outcome.record["memory"] is None and "memory_predicted" not in outcome.rows[0]
+
+
+def test_an_unknown_family_is_planned_by_its_sizes(
     train: Train, tiny_model_dir: Any, data_files: tuple[Path, Path]
 ) -> None:
-    model = tiny_model_dir("mixtral", num_local_experts=2, num_experts_per_tok=1)
+    model = tiny_model_dir("helium")
     base = ["--model_name_or_path", str(model), "--data_path", str(data_files[0]), "--max_steps", "1"]
-    outcome = ok(train("--lora_target_modules", "q_proj", "--disable_tqdm", "True", base=base))
-    assert re.search(r"memory: not planned \(.*mixture of experts", outcome.err)
-    assert outcome.record["memory"] is None and "memory_predicted" not in outcome.rows[0]
+    outcome = ok(train("--disable_tqdm", "True", base=base))
+    assert re.search(
+        r"memory expected: .*unknown model type 'helium': planned as a Llama of the same sizes", outcome.err
+    )
+    assert outcome.record["memory"] is not None
 
 
 def test_what_does_not_fit_is_said_loudly_and_tried(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

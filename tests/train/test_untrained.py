@@ -32,7 +32,7 @@ def test_the_template_of_new_tokens_is_warned_of(train: Train, prepared: Path, d
     err = ok(train(base=flags(prepared, data_files))).err
     assert "WARNING: the template uses tokens that the base model has never learned" in err
     assert "'<|im_start|>' (embedding and output matrix), '<|im_end|>' (embedding and output matrix)" in err
-    assert "Add embed_tokens lm_head to --lora_target_modules" in err
+    assert "Train them with --trainable_tokens untrained, add embed_tokens lm_head to --lora_target_modules" in err
 
 
 def test_the_named_way_out_trains_them(train: Train, prepared: Path, data_files: tuple[Path, Path]) -> None:
@@ -44,6 +44,14 @@ def test_the_named_way_out_trains_them(train: Train, prepared: Path, data_files:
     delta = model.get_input_embeddings().get_delta_weight("default")
     assert not torch.equal(delta[-2], delta[-1])
     assert "never learned" not in ok(train(base=flags(prepared, data_files), full=True, name="full")).err
+
+
+def test_single_rows_are_another_way_out(train: Train, prepared: Path, data_files: tuple[Path, Path]) -> None:
+    one = ok(train("--trainable_tokens", "<|im_start|>", base=flags(prepared, data_files)))
+    assert "never learned" in one.err and "'<|im_end|>' (embedding and output matrix)" in one.err
+    assert "'<|im_start|>' (" not in one.err
+    both = ok(train("--trainable_tokens", "untrained", base=flags(prepared, data_files), name="both"))
+    assert "never learned" not in both.err and "'<|im_start|>', '<|im_end|>'" in both.err
 
 
 @pytest.mark.parametrize("kind", ["zero", "equal", "mean"])

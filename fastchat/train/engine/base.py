@@ -56,6 +56,9 @@ class Engine(WeightAccess):
     def gather_as_one(self, module: torch.nn.Module) -> None:
         """From now on all parameters inside `module` are gathered together, when its forward begins."""
 
+    def reads(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:
+        """`module` computes with the `parameter` of another module, which has to be whole then."""
+
     # ---- training ----
 
     def prepare(self, trainer: Any) -> None:

@@ -69,6 +69,12 @@ class ZeRO(Engine):
 
             set_z3_leaf_module(module, True)
 
+    def reads(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:
+        if self.partitions:
+            from deepspeed.runtime.zero import register_external_parameter
+
+            register_external_parameter(module, parameter)
+
     # ---- training ----
 
     def prepare(self, trainer: Any) -> None:

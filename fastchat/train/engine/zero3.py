@@ -8,11 +8,15 @@ things in the same order.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+PARAM_WRAPPER = "ParamWrapper"
 
 
 @contextmanager
@@ -22,11 +26,10 @@ def weights_in_reach(model: torch.nn.Module) -> Iterator[None]:
         yield
         return
     gatherer = Zero3Gatherer()
-    handles = []
-    for module in model.modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            handles.append(module.register_forward_pre_hook(gatherer.gather))
-            handles.append(module.register_forward_hook(gatherer.release, always_call=True))
+    handles = [  # on all modules: an adapter may add some meanwhile, and copies would keep hooks of their own
+        register_module_forward_pre_hook(gatherer.gather),
+        register_module_forward_hook(gatherer.release, always_call=True),
+    ]
     try:
         with torch.autograd.graph.saved_tensors_hooks(gatherer.pack, gatherer.unpack):
             yield
@@ -42,10 +45,20 @@ class Zero3Gatherer:
         self.gathered: dict[torch.nn.Module, ExitStack] = {}
         self.at: dict[int, torch.nn.Parameter] = {}
 
+    def own(self, module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+        """What `module` needs: its own weights, and those of others that `Engine.reads` named. peft's adapter on a
+        parameter changes that of the module inside it before that module's forward begins."""
+        others: Any = getattr(module, "ds_external_parameters", tuple)
+        own = module.parameters(recurse=type(module).__name__ == PARAM_WRAPPER)
+        return itertools.chain(own, (parameter for _, parameter in others()))
+
+    def __deepcopy__(self, memo: Any) -> Zero3Gatherer:
+        return self
+
     def gather(self, module: torch.nn.Module, inputs: Any) -> None:
         """Forward begins: the module's own weights become whole. One that a parent holds already is left alone."""
         stack = self.gathered[module] = ExitStack()
-        for parameter in module.parameters(recurse=False):
+        for parameter in self.own(module):
             if is_partitioned(parameter):
                 stack.enter_context(whole(parameter))
                 address = parameter.untyped_storage().data_ptr()
