@@ -82,7 +82,6 @@ def add_lora(
         values = {"r": r, "lora_alpha": alpha, "bias": bias, **_own_options(options)}
         peft_model = _continued_adapter(model, weight_path, dropout, values)
     say_idle(freeze_idle(peft_model, numel))
-    say_frozen_experts(peft_model, numel)
     trained = [name for name, parameter in peft_model.named_parameters() if parameter.requires_grad]
     if bias != "none" and not any(name.endswith(".bias") for name in trained):
         say(f"--lora_bias {bias}: the adapted layers have no bias, so it has no effect.")
@@ -91,6 +90,7 @@ def add_lora(
     trainable, total = count_parameters(peft_model, numel)
     if trainable == 0:
         raise SettingsError("No parameter would be trained: check --lora_target_modules and --lora_r.")
+    say_frozen_experts(peft_model, numel, total)
     say(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")
     return peft_model
 
@@ -175,9 +175,9 @@ def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first
     try:
         peft_model = get_peft_model(model, LoraConfig(**values))
     except (ValueError, TypeError, NotImplementedError) as problem:
+        targets = ", ".join([*values["target_modules"], *(values["target_parameters"] or ())])
         raise SettingsError(
-            f"peft cannot adapt this model with these settings ({', '.join(values['target_modules'])}): "
-            f"{brief(problem, 300)}"
+            f"peft cannot adapt this model with these settings ({targets}): {brief(problem, 300)}"
         ) from problem
     check_tied(peft_model, tied)
     widen(peft_model)

@@ -107,8 +107,8 @@ def choose_parameters(
     return as_names(targets, chosen, everything)
 
 
-def say_frozen_experts(model: Any, numel: Callable[[torch.Tensor], int]) -> None:
-    """Says how many parameters of experts have no adapter. `model`: the PeftModel."""
+def say_frozen_experts(model: Any, numel: Callable[[torch.Tensor], int], total: int) -> None:
+    """Says how many of the `total` parameters are experts' and have no adapter. `model`: the PeftModel."""
     from peft.tuners.lora import ParamWrapper
 
     base = model.get_base_model()
@@ -121,7 +121,7 @@ def say_frozen_experts(model: Any, numel: Callable[[torch.Tensor], int]) -> None
     frozen = {name: parameter for name, parameter in experts.items() if id(parameter) not in adapted}
     if not frozen:
         return
-    number, total = (sum(numel(p) for p in found) for found in (frozen.values(), base.parameters()))
+    number = sum(numel(parameter) for parameter in frozen.values())
     names = " ".join(sorted({in_block(name.replace(".base_layer", "")) for name in frozen}))
     say(
         f"LoRA: {number:,} of {total:,} parameters are weights of experts and stay frozen; --lora_target_parameters "

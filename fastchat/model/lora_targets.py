@@ -53,9 +53,6 @@ class Targets:
             "fan_in_fan_out": self.transposed,
         }
 
-    def __str__(self) -> str:
-        return ", ".join(self.modules + self.parameters)
-
 
 def choose_targets(
     model: nn.Module,
@@ -76,11 +73,12 @@ def choose_targets(
     asked = None if modules is None else read_targets(modules)
     chosen = _default(model, layers) if asked is None else _asked(model, asked, layers, everything)
     weights = choose_parameters(model, parameters, chosen, text, blocks)
+    if not chosen and not weights:
+        raise SettingsError(_nothing(model, [], layers, everything))
     parts = _idle_parts(chosen, layers, everything)
     others = [name for name, _ in model.named_modules() if not any(_inside(name, part) for part in parts)]
-    return Targets(
-        as_names(asked, chosen, others), weights, exclusion(parts), all(_is_conv1d(model, name) for name in chosen)
-    )
+    transposed = bool(chosen) and all(_is_conv1d(model, name) for name in chosen)
+    return Targets(as_names(asked, chosen, others), weights, exclusion(parts), transposed)
 
 
 def adaptable_modules(model: nn.Module) -> list[str]:
@@ -155,13 +153,13 @@ def _asked(model: nn.Module, asked: list[str], layers: list[str], everything: li
                 say(f"WARNING: adapters on {_listed(names)} may have no effect: {why}.")
         chosen |= found
     missing = [target for target in asked if target != ALL_LINEAR and not any(matches(target, n) for n in layers)]
-    if missing or not chosen:
+    if missing:
         raise SettingsError(_nothing(model, missing, layers, everything))
     return _without_experts(model, chosen, refuse=ALL_LINEAR not in asked)
 
 
 def _nothing(model: nn.Module, missing: list[str], layers: list[str], everything: list[str]) -> str:
-    which = f"{', '.join(map(repr, missing))} match nothing" if missing else "the blocks have no linear layers"
+    which = f"{', '.join(map(repr, missing))} match nothing" if missing else "nothing can be adapted in the blocks"
     if any(matches(target, name) for target in missing for name in everything):
         which += " that text passes through"
     leaves = sorted({_leaf(name) for name in layers})
@@ -200,7 +198,7 @@ def _why_not(model: nn.Module, name: str) -> str | None:
     if any(part.endswith(NO_GRADIENT) for part in name.split(".")):
         return "it would get no gradient"
     owner, _, leaf = name.rpartition(".")
-    if _reads_weight(model.get_submodule(owner), leaf):
+    if not isinstance(model.get_submodule(name), nn.Embedding) and _reads_weight(model.get_submodule(owner), leaf):
         return "the model's code reads the weight itself, without the adapter"
     return _refused_by_peft(model, leaf)
 

@@ -81,7 +81,7 @@ class Plan:
 
 
 def estimate(run: Run) -> Plan:
-    """The plan for `run`. Pure arithmetic, well under a millisecond."""
+    """The plan for `run`. Pure arithmetic, less than a millisecond."""
     states, acts, loss = states_of(run), activations_of(run), loss_of(run)
     standing = states.weights + states.scales + states.optimizer + states.buffers
     moments = moments_of(run, states, acts, loss)

@@ -122,8 +122,8 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> Architectu
         family = _OLDER if kind in _OLDER_TYPES else LLAMA
         like = "GPT-2" if kind in _OLDER_TYPES else "Llama with experts" if num_experts(text) else "Llama"
         notes.append(
-            f"unknown model type {kind!r}: planned as a {like} of the same sizes; compare the plan with the peak memory "
-            "that the first steps of training report"
+            f"unknown model type {kind!r}: planned as a {like} of the same sizes; compare the plan with the peak "
+            "memory that the first steps of training report"
         )
     values: dict[str, Any] = dict(family.defaults) | {key: value for key, value in text.items() if value is not None}
     family = _with_switches(family, kind, values)

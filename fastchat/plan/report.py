@@ -215,11 +215,8 @@ def experts_notes(run: Run) -> list[str]:
             f"frozen; --lora_target_parameters {names} --lora_dropout 0 adapts them"
         )
     if run.q_lora:
-        size = human(a.expert_elements * run.weight_bytes)
-        notes.append(
-            f"--q_lora quantizes Linear layers only: the experts, {size} of the weights, stay in {8 * run.weight_bytes} "
-            "bits"
-        )
+        size, bits = human(a.expert_elements * run.weight_bytes), 8 * run.weight_bytes
+        notes.append(f"--q_lora quantizes Linear layers only: the experts, {size} of the weights, stay in {bits} bits")
     return notes
 
 

@@ -9,6 +9,7 @@ fields.py         the metadata of a setting's field
 options.py        a field as an `Option`; command line and recipe -> typed values; ranges
 readers.py        the argument reader of each command
 unknown.py        messages about unknown names; foreign.py: names and values of other programs
+targets.py        which layers of a model the LoRA targets mean, from the names of its layers
 parsing.py        one raw value -> a bool, a number, a string, a list, a mapping
 recipe_files.py   finding and reading recipes (YAML, or the training.json of a run)
 values.py         the settings of one run, each with its origin

@@ -280,10 +280,7 @@ class LoraArguments:
         memory=True,
     )
     loraplus_lr_ratio: float | None = _lora(
-        None,
-        "LoRA+: the B matrices learn at learning_rate times this",
-        range=ABOVE_ZERO,
-        resume=FIXED,
+        None, "LoRA+: the B matrices learn at learning_rate times this", range=ABOVE_ZERO, resume=FIXED
     )
     lora_modules_to_save: list[str] = _lora(
         [],

@@ -13,7 +13,7 @@ from fastchat.settings.parsing import to_names
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = "all-linear"  # peft's word
-# Ends of the names of parts in which an adapter would get no gradient. `indexer`: sparse attention, as in DeepSeek-V3.2,
+# Ends of the names of parts in which an adapter gets no gradient. `indexer`: sparse attention, as in DeepSeek-V3.2,
 # takes only the indices of its highest scores. `adapter_list`: Zamba2's own adapters, of which a block uses one.
 NO_GRADIENT = ("indexer", "adapter_list")
 # Names that peft takes for the weights of experts and of the router, as older versions of transformers named them, by

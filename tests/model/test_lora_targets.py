@@ -141,6 +141,8 @@ def test_what_matches_nothing_lists_what_exists() -> None:
         add_lora(tiny("phi3"), target_modules=["o_proj", "gate_proj", "up_proj"])
     with pytest.raises(SettingsError, match="'router' match nothing"):
         add_lora(tiny("llama4_text"), target_modules="router")
+    with pytest.raises(SettingsError, match="nothing can be adapted in the blocks in ModuleDict. .* there: stem"):
+        choose_targets(torch.nn.ModuleDict({"stem": torch.nn.Embedding(3, 3)}), None)
 
 
 def test_names_kept_as_typed() -> None:
