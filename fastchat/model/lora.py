@@ -38,6 +38,7 @@ from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
 from fastchat.settings.lora_options import GAUSSIAN, LoraOptions, changes_base
+from fastchat.streams import detail
 
 BIAS_KINDS = ("none", "all", "lora_only")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -91,7 +92,7 @@ def add_lora(
     if trainable == 0:
         raise SettingsError("No parameter would be trained: check --lora_target_modules and --lora_r.")
     say_frozen_experts(peft_model, numel, total)
-    say(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")
+    detail(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")
     return peft_model
 
 

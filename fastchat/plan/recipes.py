@@ -23,6 +23,7 @@ _DIGEST = "# Unchanged since then: "
 _TEMPLATE = frozenset(("conv_template", "conv_template_file"))
 # Given settings that belong to one run and its data; the launch command has placeholders for them.
 _OF_A_RUN = frozenset(("plan", "data_path", "data_split", "data_revision", "data_proportions", "output_dir"))
+_OF_A_RUN |= {"data_columns", "data_roles"}
 _OF_A_RUN |= {"run_name", "overwrite_output_dir", "local_rank", "resume_from_checkpoint", "resume_weights_only"}
 # They affect memory, but are not changed.
 _NOT_SEARCHED = ("flash_attn", "lora_weight_path", "use_dora", "lora_init", *OF_ITS_LAYERS)
