@@ -335,3 +335,5 @@ def _report(target: Path, plan: Plan, before: int, after: int) -> None:
     else:
         rows = f"the embedding's {before} rows are enough"
     say(f"Written to {target}: {added} added, {rows}; read back and compared.")
+    if plan.added:
+        say("An adapter learns new tokens with --trainable_tokens untrained; full fine-tuning always does.")

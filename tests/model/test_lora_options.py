@@ -350,8 +350,7 @@ def test_an_adapter_of_peft_s_for_a_changed_base_is_not_continued(tmp_path: Path
     from peft import LoraConfig, get_peft_model
 
     base = tiny_model_dir("llama")
-    get_peft_model(load(base), LoraConfig(init_lora_weights="pissa", target_modules=["q_proj"])).save_pretrained(
-        tmp_path
-    )
+    config = LoraConfig(init_lora_weights="pissa", target_modules=["q_proj"])
+    get_peft_model(load(base), config).save_pretrained(str(tmp_path))
     with pytest.raises(SettingsError, match="path_initial_model_for_weight_conversion"):
         add_lora(load(base), weight_path=str(tmp_path))
