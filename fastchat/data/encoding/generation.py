@@ -25,6 +25,7 @@ NOT_A_PREFIX = "the inference prompt is not a prefix of the rendered dialogue"
 
 
 NO_SYSTEM = "the template does not show the system message to this answer"
+ALONE = "the answer is written as after its question alone: the template shows it differently after earlier turns"
 NO_TEXT = "the template does not show the text before a tool call"
 
 
@@ -102,6 +103,47 @@ def generate(
     `prepend`: reasoning that the template shows nowhere, and does not open in the prompt, is written before the answer.
     Raises RefusedByTemplate.
     """
+    try:
+        return _after_its_turns(template, dialogue, turn, traits, prepend)
+    except RefusedByTemplate:
+        made = _after_its_question(template, dialogue, turn, traits, prepend)
+        if made is None:
+            raise
+        return made
+
+
+def _after_its_question(
+    template: TokenizerTemplate, dialogue: Dialogue, turn: int, traits: Traits, prepend: bool
+) -> Generated | None:
+    """The answer as the template shows it without the turns before its question, after the prompt with them.
+
+    A template may lose track after earlier calls (DeepSeek-V3 opens the list of calls only once in a dialogue). None if
+    that does not help, or if the prompts do not end alike.
+    """
+    asked = max((k for k in range(turn) if dialogue.turns[k].role == "user"), default=0)
+    if asked == 0:
+        return None
+    alone = replace(dialogue, turns=dialogue.turns[asked : turn + 1])
+    try:
+        made = _after_its_turns(template, alone, turn - asked, traits, prepend)
+        short, prompt = (template.marked(one, True) for one in (alone.before(turn - asked), dialogue.before(turn)))
+    except RefusedByTemplate:
+        return None
+    ends = [(one.found[-1].text.core, one.text[one.found[-1].end :]) for one in (short, prompt) if one.found]
+    if len(ends) < 2 or ends[0] != ends[1]:
+        return None
+    begin = len(prompt.text)
+    own = made.marked.moved(made.begin, made.end, begin)
+    found = (*prompt.found, *(replace(f, text=replace(f.text, turn=turn)) for f in own))
+    text = prompt.text + made.text[made.begin : made.end]
+    shown = replace(dialogue, turns=dialogue.turns[: turn + 1])
+    return _checked(template, Generated(shown, Marked(text, found), begin, len(text), [*made.notes, ALONE]))
+
+
+def _after_its_turns(
+    template: TokenizerTemplate, dialogue: Dialogue, turn: int, traits: Traits, prepend: bool
+) -> Generated:
+    """The answer as the template shows it after the turns before it."""
     shown, said = replace(dialogue, turns=dialogue.turns[: turn + 1]), dialogue.turns[turn]
     marked, prompt = template.marked(shown, False), template.text(shown.before(turn), True)
     found = traits.ending(said, marked.text)
@@ -121,7 +163,9 @@ def generate(
             template, Generated(shown, _with(marked, end, ending), len(prompt), end + len(ending.added), notes)
         )
     if opened is not None:
-        at, between = opened, ("", "" if thoughts else thought, "" if thoughts else thinking.closing)
+        # Without reasoning, no white space twice: a token with both would begin in the prompt.
+        closing = thinking.closing if thought or not prompt[-1:].isspace() else thinking.closing.lstrip()
+        at, between = opened, ("", "" if thoughts else thought, "" if thoughts else closing)
     elif closed is not None and not thought:
         at, between = closed, ("", "", "")
     elif prepend and thought and not thoughts and closed is None and thinking.closing:
