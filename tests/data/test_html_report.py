@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from fastchat.conversation import Dialogue, RoleFormat, Template, Turn, get_template
 from fastchat.data import preview
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.data.encoding.examples import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.examples import IGNORED, Example, tokenize_dialogue, tokenize_dialogues
+from fastchat.data.encoding.renderings import renderings_of
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.records import Record
 from fastchat.data.view.histogram import Histogram, percentile
@@ -177,10 +178,16 @@ def test_an_answer_that_does_not_fit_is_cut_in_the_middle(encoder_of: EncoderOf)
 
 
 def _told(dialogue: Dialogue, chat_encoder: ChatEncoder, max_length: int = 4096) -> list[tuple[str, int, str, str]]:
-    """(text, turn, role, reason) of every token."""
-    rendered = chat_encoder.template.render(dialogue)
+    """(text, turn, role, reason) of every token of the last example; those of the others are compared with labels."""
+    told: list[tuple[str, int, str, str]] = []
+    for example in tokenize_dialogues([(0, dialogue)], chat_encoder, max_length=max_length):
+        told = _of_example(dialogue, example, chat_encoder)
+    return told
+
+
+def _of_example(dialogue: Dialogue, example: Example, chat_encoder: ChatEncoder) -> list[tuple[str, int, str, str]]:
+    rendered = renderings_of(dialogue, chat_encoder)[example.part]
     encoded = chat_encoder.encode(rendered)
-    example = tokenize_dialogue(dialogue, chat_encoder, max_length=max_length)
     texts = TokenTexts(chat_encoder.encoder).of(encoded.input_ids)
     runs = explain(dialogue, rendered, encoded, example, chat_encoder, texts)
     found = [(turn, ROLES[role], EXPLAINED[why][0]) for count, turn, role, why in runs for _ in range(count)]
@@ -217,7 +224,7 @@ def test_boundaries_examples_and_earlier_answers_are_named(encoder_of: EncoderOf
     assert [(t, w) for t, _, _, w in _told(words, encoder_of("metaspace_bos").bind(glued))][1] == (" the", "boundary")
     last = Template("last", RoleFormat("Q:", "\n"), RoleFormat("A:", "</s>\n"), last_user=RoleFormat("Q: ", "\n"))
     told = _told(HELLO, encoder_of("metaspace_bos").bind(last))
-    assert {turn for _, turn, _, why in told if why == "earlier answer"} == {1}
+    assert {turn for _, turn, _, why in told if why == "other example"} == {1}
     assert {turn for _, turn, _, why in told if why in LEARNED} == {3}
 
 

@@ -264,3 +264,22 @@ def test_forms_are_found_by_trying(chat_encoder_of):
         "BOXED": "tool_plan",
         "CHAINED": "reasoning_content",
     }
+
+
+def test_a_template_that_loses_track_after_a_first_call(tmp_path):
+    """As DeepSeek-V3's, which opens the list of calls only once in a dialogue."""
+    once = "{% if not o.done %}\n<|calls|>{% set o.done = true %}\n{% endif %}\n"
+    source = (
+        KINDS["CUTTING"]
+        .replace("<|calls|>", once)
+        .replace("!= 'tool' %}", "!= 'tool' and not (m.tool_calls and o.done) %}", 1)
+    )
+    source = "{% set o = namespace(done=false) %}\n" + source
+    encoder, _ = open_tokenizer(str(with_tokens(source, tmp_path)))
+    template = encoder.choose("tokenizer")
+    turns = DIALOGUES["tools"].turns[:4]
+    made = template.renderings(Dialogue((*turns, *turns), tools=(WEATHER,)))
+    texts = {turn: text for one in made for turn, (_, text) in generated(one).items()}
+    assert sorted(texts) == [1, 3, 5, 7]
+    assert texts[5] == texts[1] and "<|calls|><|call|>weather" in texts[1]
+    assert any("as after its question alone" in note for one in made for note in one.notes)
