@@ -13,6 +13,7 @@ from fastchat.data.encoding.examples import tokenize_dialogues
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.properties import prove
 from fastchat.data.encoding.saved_template import compare_template, install_template
+from tests.builders import make_tokenizer
 from tests.data.own_templates import KINDS, with_tokens
 
 PARAMETERS = {
@@ -263,6 +264,7 @@ def test_forms_are_found_by_trying(chat_encoder_of):
         "RESPONDING": "reasoning",
         "BOXED": "tool_plan",
         "CHAINED": "reasoning_content",
+        "PARTED": "<part>",
     }
 
 
@@ -283,3 +285,25 @@ def test_a_template_that_loses_track_after_a_first_call(tmp_path):
     assert sorted(texts) == [1, 3, 5, 7]
     assert texts[5] == texts[1] and "<|calls|><|call|>weather" in texts[1]
     assert any("as after its question alone" in note for one in made for note in one.notes)
+
+
+@pytest.mark.parametrize("kind", ["RESPONDING", "BOXED", "ENDLESS"])
+def test_stops_that_are_no_tokens_of_the_tokenizer_are_texts(kind, tmp_path):
+    encoder, _ = open_tokenizer(str(make_tokenizer("byte_nobos", tmp_path, chat_template=KINDS[kind])))
+    chat_encoder = encoder.bind(encoder.choose("tokenizer"))
+    assert chat_encoder.template.stops == STOPS[kind]
+    assert chat_encoder.stop_strings == STOPS[kind]
+    for name in ("plain", "tools", "no_arguments"):
+        texts = [
+            text for one in chat_encoder.template.renderings(DIALOGUES[name]) for _, text in generated(one).values()
+        ]
+        assert len(texts) == len(DIALOGUES[name].turns) // 2 and all(text.endswith(STOPS[kind]) for text in texts)
+
+
+def test_turns_after_the_last_trained_one_need_not_be_accepted(chat_encoder_of):
+    """They are context of nothing; a template may reject them."""
+    turns = [user("Hi"), answer("One."), user("So?"), replace(call(PARIS, ROME), train=False), Turn("tool", "wet")]
+    (made,) = chat_encoder_of("CHANNELS").template.renderings(Dialogue(tuple(turns), tools=(WEATHER,)))
+    assert list(generated(made)) == [1]
+    with pytest.raises(RefusedByTemplate):
+        chat_encoder_of("CHANNELS").template.renderings(Dialogue((user("Hi"), replace(call(PARIS, ROME), train=False))))

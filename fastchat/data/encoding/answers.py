@@ -53,12 +53,7 @@ class Answers:
         """The examples, in the order of their last answers. Raises RefusedByTemplate."""
         turns = self.dialogue.turns
         trained = [k for k, turn in enumerate(turns) if turn.role == "assistant" and turn.train]
-        if not trained or trained[-1] < len(turns) - 1:
-            whole = Example(self.dialogue, self.template.marked(self.dialogue, False))
-            whole.notes += check_shown(self.dialogue, whole.marked, bool(self.template.form.system_roles))
-        else:
-            whole = self._own(trained.pop())
-        examples = [whole]
+        examples = [self._whole()] if not trained or trained[-1] < len(turns) - 1 else [self._own(trained.pop())]
         for turn in reversed(trained):
             answer = self._within(examples[-1], turn)
             if answer is None:
@@ -73,6 +68,16 @@ class Answers:
             if self.dialogue.tools and not self.template.shows_tools:
                 example.notes.append("the template does not show the tools")
         return examples[::-1]
+
+    def _whole(self) -> Example:
+        """The whole dialogue, whose last turn is not trained on; an empty example if the template rejects it."""
+        try:
+            marked = self.template.marked(self.dialogue, False)
+            return Example(self.dialogue, marked, notes=check_shown(self.dialogue, marked, self.template.form))
+        except RefusedByTemplate:
+            if not any(turn.role == "assistant" and turn.train for turn in self.dialogue.turns):
+                raise
+            return Example(self.dialogue, Marked("", ()))
 
     def _own(self, turn: int) -> Example:
         made = self._generate(turn)

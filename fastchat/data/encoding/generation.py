@@ -15,6 +15,7 @@ from fastchat.conversation import Dialogue, RefusedByTemplate, Turn
 from fastchat.data.encoding import learn
 from fastchat.data.encoding.learn import THOUGHT, Thinking
 from fastchat.data.encoding.marks import Found, Marked, Text
+from fastchat.data.encoding.messages import MessageForm
 from fastchat.data.encoding.refused import no_span
 from fastchat.data.encoding.stops import Ending
 
@@ -148,7 +149,7 @@ def _after_its_turns(
     marked, prompt = template.marked(shown, False), template.text(shown.before(turn), True)
     found = traits.ending(said, marked.text)
     if found is None:
-        check_shown(shown, marked, bool(template.form.system_roles))
+        check_shown(shown, marked, template.form)
         raise no_span(dialogue, turn, "no control token ends the answer")
     ending, end = found
     thinking, thought = traits.thinking, (said.reasoning or "").strip()
@@ -192,9 +193,7 @@ def _with(marked: Marked, end: int, ending: Ending) -> Marked:
 
 
 def _checked(template: TokenizerTemplate, made: Generated) -> Generated:
-    return replace(
-        made, notes=[*made.notes, *check_shown(made.dialogue, made.marked, bool(template.form.system_roles))]
-    )
+    return replace(made, notes=[*made.notes, *check_shown(made.dialogue, made.marked, template.form)])
 
 
 def _begin(prompt: Marked, at: int, marked: Marked, turn: int, answer_header: str) -> int | None:
@@ -240,7 +239,7 @@ def _composed(
     return Generated(shown, Marked(text, tuple(found)), begin, len(text), notes)
 
 
-def check_shown(dialogue: Dialogue, marked: Marked, shows_system: bool) -> list[str]:
+def check_shown(dialogue: Dialogue, marked: Marked, form: MessageForm) -> list[str]:
     """Raise RefusedByTemplate if a message, or a call, is not shown; return what is not shown that is only counted."""
     texts = {f.text.turn for f in marked.found if f.text.kind == "text"}
     notes = []
@@ -249,7 +248,7 @@ def check_shown(dialogue: Dialogue, marked: Marked, shows_system: bool) -> list[
         if is_said and not found.text.is_in(marked.text[found.start : found.end]):
             raise no_span(dialogue, found.text.turn, "the template changes a message, so it cannot be located")
     if (dialogue.system or "").strip() and -1 not in texts:
-        if not shows_system:
+        if not form.system_roles:
             raise no_span(dialogue, 0, "the system message is not shown at all")
         notes.append(NO_SYSTEM)
     for number, turn in enumerate(dialogue.turns):

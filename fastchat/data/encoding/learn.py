@@ -17,7 +17,7 @@ from typing import Any
 from fastchat.conversation import Dialogue, Turn
 from fastchat.conversation.dialogue import ToolCall
 from fastchat.data.encoding.messages import ABSENT, AS_PART, AS_PARTS, IN_TEXT, PLAIN, MessageForm
-from fastchat.data.encoding.stops import Ending, Tail, closings, ending_of
+from fastchat.data.encoding.stops import Ending, Tail, closings, ending_of, text_ending
 
 # Renders a dialogue in a form; None if the template rejects it.
 Try = Callable[[Dialogue, MessageForm, bool], "str | None"]
@@ -254,9 +254,9 @@ def learn_endings(
     attempt: Try, form: MessageForm, calls: bool, controls: re.Pattern[str] | None, bos: str, special: frozenset[str]
 ) -> dict[str, Ending]:
     """The endings of plain answers ("plain") and of those with calls ("call"), as far as there are any."""
-    begun = attempt(_QUESTION, form, False) or ""
-    opens_answer = frozenset(controls.findall(learn_header(attempt, form)) if controls else ()) - {bos}
-    opens_turn = frozenset({bos, *_leading(begun, controls)} - {""})
+    begun, header = attempt(_QUESTION, form, False) or "", learn_header(attempt, form)
+    parallel = (attempt(calling(parallel=True), form, False) or "") if calls else ""
+    between = parallel[parallel.rfind(_CITY) : parallel.rfind(_TOWN)]
     endings: dict[str, Ending] = {}
     for kind, mark, asked, follow in _ended(calls):
         before = attempt(asked.before(1), form, True) or ""
@@ -270,17 +270,25 @@ def learn_endings(
             after = rest[: min(places)] if places else None
         at = last.rindex(mark)
         said = last[len(commonprefix([last, before])) : at]
-        within = _within(attempt, form, controls, special) if kind == "call" else frozenset()
-        tail = Tail(last[at + len(mark) :], after, said, opens_answer, opens_turn, within)
-        if (found := ending_of(tail, controls)) is not None:
+        tail = Tail(last[at + len(mark) :], after, said)
+        found = None
+        for tokens in filter(None, (controls, _TAG)):
+            opens_answer = frozenset(tokens.findall(header)) - {bos}
+            opens_turn = frozenset({bos, *_leading(begun, tokens)})
+            # What is not special and follows the first of two calls does not end the answer.
+            within = frozenset(tokens.findall(between) if kind == "call" else ()) - special
+            found = found or ending_of(
+                replace(tail, opens_answer=opens_answer, opens_turn=opens_turn, within=within), tokens
+            )
+        if (found := found or text_ending(tail)) is not None:
             endings[kind] = found
     return endings
 
 
-def _leading(text: str, controls: re.Pattern[str] | None) -> Iterator[str]:
+def _leading(text: str, controls: re.Pattern[str]) -> Iterator[str]:
     """The control tokens that a text begins with."""
     text = text.lstrip()
-    while controls is not None and (found := controls.match(text)):
+    while found := controls.match(text):
         yield found.group()
         text = text[found.end() :].lstrip()
 
@@ -289,14 +297,3 @@ def _ended(calls: bool) -> Iterator[tuple[str, str, Dialogue, Dialogue]]:
     yield "plain", SAID, plain(), plain(None, NEXT)
     if calls:
         yield "call", _CITY, calling(), calling(None, ANSWERED)
-
-
-def _within(
-    attempt: Try, form: MessageForm, controls: re.Pattern[str] | None, special: frozenset[str]
-) -> frozenset[str]:
-    """Tokens that are not special and follow the first of two calls: they do not end the answer."""
-    made = attempt(calling(parallel=True), form, False)
-    if made is None or controls is None or _CITY not in made or _TOWN not in made:
-        return frozenset()
-    between = made[made.rindex(_CITY) : made.rindex(_TOWN)]
-    return frozenset(controls.findall(between)) - special

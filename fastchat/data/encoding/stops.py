@@ -6,6 +6,7 @@
 What both begin with is the answer's own end, so the last control token in it is the stop. Some templates end history in
 another token than generation (gpt-oss: `<|end|>` instead of `<|return|>`): then the stop is the first token of the
 former. With some nothing ends an answer but the token that opens the next turn (GLM): then that one is the stop.
+If the tokenizer has no token for what ends an answer, the stop is a text.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Tail:
     last: str
     followed: str | None
     said: str
-    opens_answer: frozenset[str]
-    opens_turn: frozenset[str]
+    opens_answer: frozenset[str] = frozenset()
+    opens_turn: frozenset[str] = frozenset()
     within: frozenset[str] = frozenset()
 
 
@@ -70,24 +71,25 @@ def closings(tag: str) -> list[str]:
     return [closing for closing in dict.fromkeys(made) if closing != tag]
 
 
-def ending_of(tail: Tail, controls: re.Pattern[str] | None) -> Ending | None:
-    """The ending that a tail shows; None if nothing ends the answer."""
+def ending_of(tail: Tail, controls: re.Pattern[str]) -> Ending | None:
+    """The ending that a tail shows; None if no control token ends the answer."""
     last, followed = tail.last, tail.followed if tail.followed is not None else tail.last
-    shared = os.path.commonprefix([last, followed])
-    if controls is not None:
-        inner = _inner(tail, controls)
-        own = _tokens(last, controls, inner, tail.opens_turn | tail.opens_answer)
-        common = [token for token in own if token[1] <= len(shared)]
-        if common or own:
-            _, end, token = common[-1] if common else own[0]
-            return Ending(token, last[end:])
-        opening = _tokens(followed, controls, inner, tail.opens_answer)
-        if opening:
-            start, end, token = opening[0]
-            shared = os.path.commonprefix([last, followed[:start]])
-            return Ending(token, last[len(shared) :], followed[len(shared) : end])
-    stop = shared.rstrip()
-    return Ending(stop, last[len(stop) :]) if stop.strip() and tail.followed is not None else None
+    shared, inner = os.path.commonprefix([last, followed]), _inner(tail, controls)
+    own = _tokens(last, controls, inner, tail.opens_turn | tail.opens_answer)
+    common = [token for token in own if token[1] <= len(shared)]
+    if common or own:
+        _, end, token = common[-1] if common else own[0]
+        return Ending(token, last[end:])
+    for start, end, token in _tokens(followed, controls, inner, tail.opens_answer)[:1]:
+        shared = os.path.commonprefix([last, followed[:start]])
+        return Ending(token, last[len(shared) :], followed[len(shared) : end])
+    return None
+
+
+def text_ending(tail: Tail) -> Ending | None:
+    """The ending of a template without control tokens: the text that an answer ends with in any case."""
+    stop = os.path.commonprefix([tail.last, tail.followed or ""]).rstrip()
+    return Ending(stop, tail.last[len(stop) :]) if stop.strip() else None
 
 
 def _tokens(
