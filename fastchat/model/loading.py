@@ -51,6 +51,7 @@ def load_base_model(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    extra: dict[str, Any] | None = None,
     partitioned: Callable[[torch.dtype], AbstractContextManager[None]] | None = None,
     for_training: bool = True,
 ) -> Any:
@@ -59,6 +60,7 @@ def load_base_model(
     `dtype`: of the weights; "auto" is that of the files. `attn_implementation`: from `choose_attention`; None chooses
     without FlashAttention. `quantization`: linear layers as nf4 with double quantisation, computing in
     `compute_dtype` (default: the weights' dtype). `device`: where to put the model; None leaves that to the trainer.
+    `extra`: further arguments of `from_pretrained`, such as a "device_map" over several GPUs.
     `partitioned`: a context, called with the weights' dtype, in which an engine partitions the weights among the
     processes while they are loaded; then `device` is ignored.
     Raises SettingsError for a folder that is not a base model, and if a weight is missing, unexpected or has another
@@ -70,7 +72,7 @@ def load_base_model(
     attention = attn_implementation or choose_attention(False, config=config)[0]
     if attention == FLEX:
         one_flex_kernel()
-    options: dict[str, Any] = {}
+    options = dict(extra or {})
     if quantization:
         options["quantization_config"] = nf4_config(compute_dtype or weights_dtype(dtype, config))
     if device is not None and partitioned is None:
