@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -73,7 +75,7 @@ def _chat(args: argparse.Namespace) -> None:
     session = _load(args)
     if args.message is not None:
         _tell_all(session.ask(_readable(args.message), PlainView(len(session.chats) > 1)))
-    elif sys.stdin.isatty() and sys.stdout.isatty():
+    elif sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown"):
         from fastchat.serve import terminal
 
         terminal.talk(session)
@@ -149,6 +151,7 @@ def _load(args: argparse.Namespace) -> Session:
     where = (args.device, args.num_gpus, args.max_gpu_memory, bits)
     options = {"cache_dir": args.cache_dir, "trust_remote_code": args.trust_remote_code}
     base = base_to_load(path, args.base_model_path) if args.compare else None
+    warnings.simplefilter("ignore", FutureWarning)  # a user cannot do anything about those of the libraries
     chat = load_chat(
         path,
         base_model_path=None if base else args.base_model_path,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from markdown_it import MarkdownIt
 from rich.console import Console, Group, RenderableType
 from rich.markdown import Markdown
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -158,22 +159,26 @@ class Region:
         self._drawn: list[str] = []
         self._width = console.width
 
-    def update(self, content: RenderableType) -> None:
-        """Show `content`; of more lines than the terminal has, the last ones."""
-        self._draw(self._lines(content)[-max(self._console.height - 1, 1) :])
+    def update(self, content: RenderableType, gap: bool = False) -> None:
+        """Show `content`, after an empty line if `gap`; of more lines than the terminal has, the last ones."""
+        self._draw(self._lines(content, gap)[-max(self._console.height - 1, 1) :])
 
-    def finish(self, content: RenderableType | None) -> None:
-        """Show `content` for good, below what was there before; None: leave nothing."""
-        lines = [] if content is None else self._lines(content)
-        self._draw(lines)
-        if lines:
-            self._write("\n")
+    def finish(self, content: RenderableType, gap: bool = False) -> None:
+        """Show `content` for good; what comes next is below it."""
+        self._draw(self._lines(content, gap))
+        self._write("\n")
         self._drawn = []
 
-    def _lines(self, content: RenderableType) -> list[str]:
+    def clear(self) -> None:
+        """Remove what is shown."""
+        self._draw([])
+
+    def _lines(self, content: RenderableType, gap: bool) -> list[str]:
         with self._console.capture() as captured:
             self._console.print(content)
-        return [line.rstrip(" ") for line in captured.get().removesuffix("\n").split("\n")]
+        lines = [line.rstrip(" ") for line in captured.get().removesuffix("\n").split("\n")]
+        seen = [k for k, line in enumerate(lines) if _is_visible(line)] or [0]
+        return [""] * gap + lines[seen[0] : seen[-1] + 1]
 
     def _draw(self, lines: list[str]) -> None:
         same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(self._drawn, lines, strict=False))))
@@ -199,6 +204,12 @@ class Region:
         self._console.file.flush()
 
 
+def _is_visible(line: str) -> bool:
+    """Whether a line has characters or a background."""
+    text = Text.from_ansi(line)
+    return bool(text.plain.strip()) or any(isinstance(s.style, Style) and s.style.bgcolor for s in text.spans)
+
+
 class MarkdownView:
     """Shows one answer after the other, each block for good as soon as it is final."""
 
@@ -209,7 +220,7 @@ class MarkdownView:
     def begin(self, label: str, chat: Chat) -> None:
         if self._several:
             self._console.print(Text(label, style="bold magenta"))
-        self._chat, self._raw, self._done, self._blank = chat, "", 0, False
+        self._chat, self._raw, self._done, self._gap = chat, "", 0, False
         self._clock = _Clock()
 
     def piece(self, text: str) -> None:
@@ -240,18 +251,15 @@ class MarkdownView:
                 part = Part("text", part.start + length, part.end, False)
             waiting.append(rendered(text, part))
         if final:
-            self._region.finish(None)
+            self._region.clear()
         elif waiting:
-            self._region.update(self._spaced(Group(*waiting)))
+            self._region.update(Group(*waiting), self._gap)
 
     def _print(self, text: str, part: Part) -> None:
         self._done = part.end
         if text[part.start : part.end].strip():
-            self._region.finish(self._spaced(rendered(text, part)))
-            self._blank = True
-
-    def _spaced(self, content: RenderableType) -> RenderableType:
-        return Group(Text(""), content) if self._blank else content
+            self._region.finish(rendered(text, part), self._gap)
+            self._gap = True
 
 
 class CompareView:
@@ -287,7 +295,8 @@ class CompareView:
         for label, (chat, pieces) in self._answers.items():
             table.add_column(label, ratio=1)
             text = printable("".join(pieces))
-            cells.append(Group(*(rendered(text, part) for part in parts_of(text, thinking_of(chat)))))
+            parts = [rendered(text, part) for part in parts_of(text, thinking_of(chat))]
+            cells.append(Group(*(line for part in parts for line in (part, Text("")))))
         table.add_row(*cells)
         return table
 
