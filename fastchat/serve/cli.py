@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -75,7 +74,10 @@ def _chat(args: argparse.Namespace) -> None:
     session = _load(args)
     if args.message is not None:
         _tell_all(session.ask(_readable(args.message), PlainView(len(session.chats) > 1)))
-    elif sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown"):
+        return
+    from fastchat.serve.markdown_view import on_terminal
+
+    if on_terminal():
         from fastchat.serve import terminal
 
         terminal.talk(session)

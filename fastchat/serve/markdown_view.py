@@ -7,7 +7,9 @@ taller than the terminal, its end is shown until it is final.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,6 +99,11 @@ def _enclosed(kind: str, text: str, start: int, inside: int, closing: str) -> An
     return end
 
 
+def on_terminal() -> bool:
+    """Whether input and output are a terminal that can move its cursor."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
 def printable(text: str) -> str:
     r"""`text` with control characters as escapes, except line ends and tabs."""
     text = text.replace("\r\n", "\n")
@@ -126,14 +133,17 @@ def markdown(text: str) -> Markdown:
     return made
 
 
+def block_starts(text: str) -> list[int]:
+    """Where the blocks of a Markdown text start; the first one always at 0."""
+    tokens = _PARSER.parse(text)
+    rows = [token.map[0] for token in tokens if token.level == 0 and token.map and token.nesting >= 0]
+    lines = text.split("\n")
+    return [0, *(sum(len(line) + 1 for line in lines[:row]) for row in rows[1:])]
+
+
 def final_length(text: str) -> int:
-    """How much of a growing Markdown text is final: all blocks but the last of its complete lines."""
-    lines = text.split("\n")[:-1]
-    tokens = _PARSER.parse("\n".join(lines))
-    starts = [token.map[0] for token in tokens if token.level == 0 and token.map and token.nesting >= 0]
-    if len(starts) < 2:
-        return 0
-    return sum(len(line) + 1 for line in lines[: starts[-1]])
+    """How much of a growing Markdown text is final: all blocks but the last one of its complete lines."""
+    return block_starts(text[: text.rfind("\n") + 1])[-1]
 
 
 def rendered(text: str, part: Part) -> RenderableType:
@@ -217,7 +227,7 @@ class MarkdownView:
         self._console, self._several = console, several
         self._region = Region(console)
 
-    def begin(self, label: str, chat: Chat) -> None:
+    def begin(self, label: str, chat: Chat | None) -> None:
         if self._several:
             self._console.print(Text(label, style="bold magenta"))
         self._chat, self._raw, self._done, self._gap = chat, "", 0, False
@@ -257,9 +267,12 @@ class MarkdownView:
 
     def _print(self, text: str, part: Part) -> None:
         self._done = part.end
-        if text[part.start : part.end].strip():
-            self._region.finish(rendered(text, part), self._gap)
-            self._gap = True
+        said = text[part.start : part.end]
+        starts = block_starts(said) if part.kind == "text" else [0]
+        for start, end in zip(starts, [*starts[1:], len(said)], strict=True):
+            if said[start:end].strip():
+                self._region.finish(rendered(said[start:end], Part(part.kind, 0, end - start, True)), self._gap)
+                self._gap = True
 
 
 class CompareView:
@@ -308,9 +321,9 @@ def view_for(console: Console, labels: list[str]) -> MarkdownView | CompareView:
     return MarkdownView(console, several=len(labels) > 1)
 
 
-def thinking_of(chat: Chat) -> str:
+def thinking_of(chat: Chat | None) -> str:
     """The opening of the reasoning if the prompt of the newest answer ends with it, else ""."""
-    prompt = chat.last.lead_text.rstrip() if chat.last else ""
+    prompt = chat.last.lead_text.rstrip() if chat and chat.last else ""
     return next((opening for opening, _ in THOUGHTS if prompt.endswith(opening)), "")
 
 

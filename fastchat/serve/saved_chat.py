@@ -107,8 +107,8 @@ def _rows(data: bytes) -> Sequence[Any]:
 
 
 def _without_source(row: dict[str, Any], path: Path) -> Dialogue:
-    row = _former(row) if all(key in row for key in _FORMER) else row
     try:
+        row = _former(row) if all(key in row for key in _FORMER) else row
         dialogue = parse_row(row, str(path), 1).dialogue
     except BadRow as problem:
         raise DataError(f"{path}: {problem}") from None
@@ -119,10 +119,11 @@ def _without_source(row: dict[str, Any], path: Path) -> Dialogue:
 
 def _former(row: dict[str, Any]) -> dict[str, Any]:
     """A conversation saved by FastChat's `!!save`: pairs of a role's label and a text, after `offset` examples."""
-    pairs, labels = row["messages"], row["roles"]
-    roles = dict(zip(labels, ("user", "assistant"), strict=False)) if isinstance(labels, list) else {}
-    if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
-        return row  # the reader of rows says what is wrong
-    said = pairs[row.get("offset") or 0 :]
-    messages = [{"role": roles.get(label, label), "content": text} for label, text in said if text is not None]
+    pairs, labels, offset = row["messages"], row["roles"], row.get("offset", 0)
+    try:
+        roles = dict(zip(labels, ("user", "assistant"), strict=True))
+        said = [(roles[label], text) for label, text in pairs[offset:] if text is not None]
+    except (TypeError, ValueError, LookupError):
+        raise BadRow("malformed conversation", "it is not as FastChat's !!save writes it") from None
+    messages = [{"role": role, "content": text} for role, text in said]
     return {"system": row.get("system_message") or None, "messages": messages}

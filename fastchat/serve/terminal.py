@@ -46,7 +46,7 @@ def talk(session: Session, console: Console | None = None) -> None:
     view = view_for(console, list(session.chats))
 
     def tell(line: str) -> None:
-        console.print(Text(printable(line), style="red" if line.startswith("error:") else "dim"))
+        console.print(Text(printable(line), style="bold red" if line.startswith("error:") else "dim"))
 
     front = Front(view, tell, lambda dialogue: show_dialogue(console, dialogue))
     greet(session, console)
@@ -60,7 +60,7 @@ def talk(session: Session, console: Console | None = None) -> None:
         except EOFError:
             return
         try:
-            with _keys_are_kept():
+            with keys_are_kept():
                 attempt(lambda said=line: _handle(said, session, front), tell)
         except Exit:
             return
@@ -110,8 +110,9 @@ def show_dialogue(console: Console, dialogue: Dialogue) -> None:
         console.print()
 
 
-def line_editor() -> PromptSession[str]:
-    """The editor: Enter sends, Alt-Enter and a paste of several lines make a message of several lines."""
+def line_editor(mouse: bool = False) -> PromptSession[str]:
+    """The editor: Enter sends, Alt-Enter and a paste of several lines make a message of several lines. `mouse`: a click
+    moves the cursor."""
     keys = KeyBindings()
 
     @keys.add("enter", filter=has_focus(DEFAULT_BUFFER))
@@ -131,6 +132,7 @@ def line_editor() -> PromptSession[str]:
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,
         enable_suspend=True,
+        mouse_support=mouse,
     )
 
 
@@ -144,7 +146,7 @@ class _Commands(Completer):
 
 
 @contextmanager
-def _keys_are_kept() -> Iterator[None]:
+def keys_are_kept() -> Iterator[None]:
     """What is typed during an answer is not echoed into it; the editor gets it afterwards. Ctrl-C still stops."""
     try:
         handle = sys.stdin.fileno()
