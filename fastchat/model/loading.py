@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastchat.errors import SettingsError, say
+from fastchat.errors import ResourceError, SettingsError, say
 from fastchat.model.attention import FLEX, check_attention, choose_attention, one_flex_kernel
 from fastchat.model.multimodal import auto_class
 from fastchat.model.rope import RopeChoice, apply_rope
@@ -60,7 +60,8 @@ def load_base_model(
     `dtype`: of the weights; "auto" is that of the files. `attn_implementation`: from `choose_attention`; None chooses
     without FlashAttention. `quantization`: linear layers as nf4 with double quantisation, computing in
     `compute_dtype` (default: the weights' dtype). `device`: where to put the model; None leaves that to the trainer.
-    `extra`: further arguments of `from_pretrained`, such as a "device_map" over several GPUs.
+    `extra`: further arguments of `from_pretrained`, such as a "device_map" over several GPUs; ResourceError if they
+    are too small.
     `partitioned`: a context, called with the weights' dtype, in which an engine partitions the weights among the
     processes while they are loaded; then `device` is ignored.
     Raises SettingsError for a folder that is not a base model, and if a weight is missing, unexpected or has another
@@ -91,6 +92,7 @@ def load_base_model(
             **options,
         )
     model, report = loaded
+    _check_fit(model, model_dir, (extra or {}).get("max_memory") or {})
     _check_report(model_dir, report)
     check_attention(model, attention)
     if quantization:
@@ -214,6 +216,18 @@ def _check_report(model_dir: str, report: dict[str, Any]) -> None:
                 f"{model_dir}: {len(names)} weights {what} (such as {', '.join(names[:3])}). The weights and "
                 "config.json do not match: download the folder again, or use the architecture it is for."
             )
+
+
+def _check_fit(model: Any, model_dir: str, allowed: dict[int | str, int]) -> None:
+    """Raise ResourceError if accelerate left a part of `model` on another device than those `allowed`."""
+    parts = (getattr(model, "hf_device_map", None) or {}) if allowed else {}
+    known = {str(device) for device in allowed}
+    left = [name for name, device in parts.items() if str(device).removeprefix("cuda:") not in known]
+    if left:
+        raise ResourceError(
+            f"{model_dir} does not fit into the memory that it may use ({len(left)} of {len(parts)} parts are left): "
+            "use more GPUs, --load-8bit or --load-4bit."
+        )
 
 
 def _keep_nf4_layout(model: nn.Module) -> None:

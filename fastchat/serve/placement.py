@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.trained_model import TrainedModel, load_trained
-from fastchat.errors import ResourceError, SettingsError
+from fastchat.errors import SettingsError
 
 GPU_SHARE = 0.85  # of a GPU's free memory is for weights; the rest is for keys, values and activations
 
@@ -46,32 +46,8 @@ class Placement:
         elif self.bits == 4:
             options["quantization"] = True
         model = load_trained(tuned, **options)
-        self._check_fit(model, tuned.base)
         _forget_generation_defaults(model)
         return model
-
-    def load_base(self, base: str, like: Any, **options: Any) -> Any:
-        """The model in `base`, to compare with the model `like`, whose prompts it must be able to read."""
-        own = TrainedModel(base, base, is_adapter=False, record=None)
-        model = self.load(own, **options)
-        rows, needed = (m.get_input_embeddings().weight.shape[0] for m in (model, like))
-        if rows < needed:
-            raise SettingsError(
-                f"{base} has {rows:,} tokens in its vocabulary, the tuned model {needed:,}: it cannot read the same "
-                "prompts, so the two cannot be compared."
-            )
-        return model
-
-    def _check_fit(self, model: Any, base: str) -> None:
-        on_gpus = any(isinstance(device, int) for device in self.devices.get("extra", {}).get("max_memory", {}))
-        left = {"disk", "cpu"} if on_gpus else {"disk"}
-        parts = getattr(model, "hf_device_map", None) or {}
-        missing = [name for name, device in parts.items() if str(device) in left]
-        if missing:
-            raise ResourceError(
-                f"{base} does not fit into the memory that it may use ({len(missing)} of {len(parts)} parts are left "
-                "over): use more GPUs, --load-8bit or --load-4bit."
-            )
 
 
 def choose_placement(

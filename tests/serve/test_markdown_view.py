@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -20,8 +20,8 @@ PIECES = [
     "# Title\n", "## Part\n", "Some *text* with **bold** and `code`.\n", f"{LONG}\n", "\n", "\n", "- one\n", "- two\n",
     "  - below\n", "1. first\n", f"2. {LONG}\n", "10. tenth\n", "> quoted\n", "```python\n", "```\n", "x = 1  # five\n",
     "| a | b |\n", "|---|---|\n", "| 1 | 22 |\n", "---\n", "===\n", "\tindented\n", "a_1 + b_1 <vector> \\(x\\)\n",
-    "<div>\n", "[1]: http://a.b\n", "[name](http://a.b)\n", "数学 naïve 🙂\n", "no end", "~~gone~~\n", "![pic](u)\n", "&lt;\n",
-    "\x1b[31mred\n", "\r\n",
+    "<div>\n", "[1]: http://a.b\n", "[name](http://a.b)\n", "数学 naïve 🙂\n", "no end", "~~gone~~\n",
+    "![pic](u)\n", "&lt;\n", "\x1b[31mred\n", "\r\n",
 ]  # fmt: skip
 
 
@@ -49,6 +49,9 @@ def shown(pieces: list[str], height: int = 8) -> str:
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=10).map("".join), st.integers(1, 20), st.integers(3, 12))
+@example("1. one\n\n2. two\n", 1, 8)  # "2" alone would be a paragraph, and the list final
+@example("".join(f"| {k} | {10**k} |\n|---|---|\n"[: None if k == 0 else -10] for k in range(12)), 3, 5)  # grows wider
+@example("".join(f"{k}. {LONG}\n" for k in range(8, 12)), 5, 4)  # the numbers, and so every line, become wider
 def test_what_is_streamed_looks_as_if_printed_at_once(text: str, size: int, height: int) -> None:
     whole, blocks = shown([text], 1000), shown([text[k : k + size] for k in range(0, len(text), size)], height)
     assert blocks == whole
