@@ -60,12 +60,10 @@ def load_base_model(
     `dtype`: of the weights; "auto" is that of the files. `attn_implementation`: from `choose_attention`; None chooses
     without FlashAttention. `quantization`: linear layers as nf4 with double quantisation, computing in
     `compute_dtype` (default: the weights' dtype). `device`: where to put the model; None leaves that to the trainer.
-    `extra`: further arguments of `from_pretrained`, such as a "device_map" over several GPUs; ResourceError if they
-    are too small.
+    `extra`: more arguments of `from_pretrained`: a "device_map" and "max_memory" (ResourceError if it is not enough).
     `partitioned`: a context, called with the weights' dtype, in which an engine partitions the weights among the
-    processes while they are loaded; then `device` is ignored.
-    Raises SettingsError for a folder that is not a base model, and if a weight is missing, unexpected or has another
-    shape, because a layer left at its random initialisation would go unnoticed.
+    processes while they are loaded; then `device` is ignored. Raises SettingsError for a folder that is not a base
+    model, and if a weight is missing, unexpected or has another shape: random weights would go unnoticed.
     """
     config = load_config(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if rope is not None:
@@ -92,7 +90,7 @@ def load_base_model(
             **options,
         )
     model, report = loaded
-    _check_fit(model, model_dir, (extra or {}).get("max_memory") or {})
+    _check_fit(model, model_dir, options.get("max_memory") or {})
     _check_report(model_dir, report)
     check_attention(model, attention)
     if quantization:
