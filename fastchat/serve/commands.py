@@ -136,9 +136,10 @@ def _save(session: Session, argument: str, front: Front) -> None:
 
 
 def _load(session: Session, argument: str, front: Front) -> None:
-    path = session.load(argument)
+    path, notes = session.load(argument)
     front.show(session.dialogue)
-    front.tell(f"(loaded {path})")
+    for note in (f"loaded {path}", *notes):
+        front.tell(f"({note})")
 
 
 def _stats(session: Session, argument: str, front: Front) -> None:

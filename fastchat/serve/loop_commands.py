@@ -55,7 +55,9 @@ def _save(conv: Conversation, name: str, chatio: ChatIO) -> Conversation:
 def _load(conv: Conversation, name: str, chatio: ChatIO) -> Conversation:
     """The saved conversation, with the template that it names; of another file, with that of `conv`."""
     path = named(name, existing=True)
-    dialogue = load(path)
+    dialogue, notes = load(path)
+    for note in notes:
+        chatio.print_output(note)
     try:
         template = files.read_object(path).get("template_name")
     except files.JsonError:  # rows, not an object

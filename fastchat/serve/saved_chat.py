@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def save(dialogue: Dialogue, path: Path) -> None:
         raise DataError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def load(path: Path) -> Dialogue:
-    """The one dialogue in a file. Raises DataError if there is none, if there are several, or for a malformed row."""
+def load(path: Path) -> tuple[Dialogue, list[str]]:
+    """The one dialogue in a file, and what was changed in it or not read. Raises DataError if there is none, if there
+    are several, or for a malformed row."""
     try:
         rows = _rows(path.read_bytes())
     except OSError as error:
@@ -55,7 +57,7 @@ def load(path: Path) -> Dialogue:
         raise DataError(f"{path} has {len(rows):,} rows: put the one to load into a file of its own.")
     if not isinstance(rows[0], dict):
         raise DataError(f"{path}: the row is not a JSON object")
-    return _without_source(rows[0], path)
+    return _parsed(rows[0], path)
 
 
 def to_row(dialogue: Dialogue) -> dict[str, Any]:
@@ -106,15 +108,17 @@ def _rows(data: bytes) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _without_source(row: dict[str, Any], path: Path) -> Dialogue:
+def _parsed(row: dict[str, Any], path: Path) -> tuple[Dialogue, list[str]]:
     try:
         row = _former(row) if all(key in row for key in _FORMER) else row
-        dialogue = parse_row(row, str(path), 1).dialogue
+        parsed = parse_row(row, str(path), 1)
     except BadRow as problem:
         raise DataError(f"{path}: {problem}") from None
-    if dialogue is None or not dialogue.turns:
+    if parsed.dialogue is None or not parsed.dialogue.turns:
         raise DataError(f"{path} has no dialogue with an answer.")
-    return dialogue
+    notes = [f"{treatment.replace('_', ' ')}: {num}" for treatment, num in parsed.treatments.items()]
+    notes += [f"not read: the key {key!r} of the {holder}" for holder, key in parsed.unread]
+    return replace(parsed.dialogue, source="", line=0), notes
 
 
 def _former(row: dict[str, Any]) -> dict[str, Any]:

@@ -68,9 +68,7 @@ class Session:
     def set_system(self, text: str) -> None:
         """Use another system message from the next answer on. Raises UserError if the template refuses it."""
         changed = {label: replace(dialogue, system=text) for label, dialogue in self.dialogues.items()}
-        for label, chat in self.chats.items():
-            turns = changed[label].turns or (Turn("user", "Hello"),)
-            chat.chat_encoder.template.render(replace(changed[label], turns=turns))
+        self._check(changed)
         self.dialogues = changed
 
     def ask(self, text: str, view: View) -> list[str]:
@@ -104,21 +102,27 @@ class Session:
         self._saved.add(path.resolve())
         return path
 
-    def load(self, name: str) -> Path:
-        """Continue the dialogue in a file, for every model."""
+    def load(self, name: str) -> tuple[Path, list[str]]:
+        """Continue the dialogue in a file, for every model; returns also what was changed in it or not read."""
         path = saved_chat.named(name, existing=True)
-        dialogue = replace(saved_chat.load(path), source="", line=0)
-        for chat in self.chats.values():
-            chat.chat_encoder.template.render(dialogue)
-        self.dialogues = dict.fromkeys(self.chats, dialogue)
+        dialogue, notes = saved_chat.load(path)
+        loaded = dict.fromkeys(self.chats, dialogue)
+        self._check(loaded)
+        self.dialogues = loaded
         self._saved.add(path.resolve())
-        return path
+        return path, notes
 
     def stats(self) -> list[str]:
         """Tokens, speed and used context of each model's last answer, one line each."""
         several = len(self.chats) > 1
         known = [(label, chat) for label, chat in self.chats.items() if chat.last is not None]
         return [(f"{label}: " if several else "") + _stats(chat, chat.last) for label, chat in known if chat.last]
+
+    def _check(self, dialogues: dict[str, Dialogue]) -> None:
+        """Raise UserError if a template cannot render a prompt that continues these dialogues."""
+        for label, dialogue in dialogues.items():
+            probe = _plus(dialogue, Turn("user", "Hello"))
+            self.chats[label].chat_encoder.template.render(probe, add_generation_prompt=True)
 
     def _answer(self, asked: dict[str, Dialogue], view: View) -> list[str]:
         """Let every model answer its dialogue and keep the answers; returns what the user should know about them.

@@ -18,9 +18,11 @@ import pytest
 from fastchat.checkpoint.trained_model import find_trained
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.encoding.chat_encoder import encode_prompt
+from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.formats import parse_row
 from fastchat.errors import DataError, SettingsError
 from fastchat.model import apply_lora
+from fastchat.model.tokenizer import load_tokenizer
 from fastchat.serve import cli, saved_chat
 from fastchat.serve.chat import Chat, load_chat
 from fastchat.serve.commands import Exit, Front, answer, attempt, command_of, names_of_commands, run_command
@@ -28,6 +30,7 @@ from fastchat.serve.compare import with_base
 from fastchat.serve.input_history import MAX_BYTES, InputHistory, without_tokens
 from fastchat.serve.placement import Placement
 from fastchat.serve.session import Session
+from tests.builders import make_tokenizer
 from tests.model.adapters import save_random_adapter
 
 HELLO = {"role": "user", "content": "Hello"}
@@ -127,6 +130,27 @@ def test_the_system_message_is_shown_changed_and_reset(session: Session) -> None
     assert seen.answers[-1] == session.chat.reply([system, HELLO]) != session.chat.reply([HELLO])
     seen.type(session, "/reset")
     assert session.dialogue.system == "Be brief."
+
+
+def test_what_the_template_refuses_changes_nothing(tmp_path: Path) -> None:
+    jinja = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system message here') }}"
+        "{% endif %}"
+        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer, _ = load_tokenizer(str(make_tokenizer("byte_nobos", tmp_path, chat_template=jinja)))
+    encoder = TextEncoder.from_tokenizer(tokenizer)
+    chat: Any = Chat(None, encoder.bind(encoder.choose("tokenizer")), 0)
+    session, seen = Session({"": chat}), Seen()
+    assert seen.type(session, "/system") == ["the template's own, if it has one"]
+    assert "no system message here" in seen.type(session, "/system Be brief.")[0]
+    assert session.dialogue == Dialogue(())
+    saved_chat.save(Dialogue((Turn("user", "a"), Turn("assistant", "b")), system="S."), tmp_path / "s.json")
+    assert "no system message here" in seen.type(session, f"/load {tmp_path / 's.json'}")[0]
+    assert session.dialogue == Dialogue(())
+    saved_chat.save(Dialogue((Turn("user", "a"), Turn("assistant", "b"))), tmp_path / "t.json")
+    assert seen.type(session, f"/load {tmp_path / 't.json'}")[0].startswith("(loaded")
 
 
 def test_unknown_commands_are_told_with_the_nearest(session: Session) -> None:
@@ -230,12 +254,21 @@ def test_files_that_cannot_be_loaded(tmp_path: Path, content: str | None, proble
         saved_chat.load(path)
 
 
+def test_what_is_not_read_of_a_row_is_said(session: Session, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "colour": "red"}
+    row["messages"] += [{"role": "user", "content": "unanswered"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    said = Seen().type(session, f"/load {tmp_path / 'a.jsonl'}")
+    assert said[0].startswith("(loaded") and texts(session) == ["a", "b"]
+    assert said[1:] == ["(trailing user turns: 1)", "(not read: the key 'colour' of the row)"]
+
+
 def test_what_fastchat_saved_is_loaded(tmp_path: Path) -> None:
     former = {"template_name": "vicuna_v1.1", "system_message": "S.", "roles": ["USER", "ASSISTANT"], "offset": 1}
     former["messages"] = [["USER", "example"], ["USER", "Hi"], ["ASSISTANT", "Hello"], ["ASSISTANT", None]]
     (tmp_path / "a.json").write_text(json.dumps(former))
-    dialogue = saved_chat.load(tmp_path / "a.json")
-    assert dialogue.system == "S." and [turn.text for turn in dialogue.turns] == ["Hi", "Hello"]
+    dialogue, notes = saved_chat.load(tmp_path / "a.json")
+    assert notes == [] and dialogue.system == "S." and [turn.text for turn in dialogue.turns] == ["Hi", "Hello"]
 
 
 def test_the_history_is_private_bounded_and_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +334,7 @@ def saved_base_stays_tuned(loaded: Chat, tmp_path: Path) -> str:
     session = Session(with_base(loaded, None, Placement()))
     session.ask("Hello", Seen())
     assert session.dialogues["base"] != session.dialogues["tuned"] and len(session.stats()) == 2
-    return saved_chat.load(session.save(str(tmp_path / "c.json"))).turns[-1].text
+    return saved_chat.load(session.save(str(tmp_path / "c.json")))[0].turns[-1].text
 
 
 def test_a_base_with_a_smaller_vocabulary_is_refused(loaded: Chat, tiny_model_dir: Callable[..., Path]) -> None:
