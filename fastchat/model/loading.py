@@ -60,10 +60,9 @@ def load_base_model(
     `dtype`: of the weights; "auto" is that of the files. `attn_implementation`: from `choose_attention`; None chooses
     without FlashAttention. `quantization`: linear layers as nf4 with double quantisation, computing in
     `compute_dtype` (default: the weights' dtype). `device`: where to put the model; None leaves that to the trainer.
-    `extra`: more arguments of `from_pretrained`: a "device_map" and "max_memory" (ResourceError if it is not enough).
-    `partitioned`: a context, called with the weights' dtype, in which an engine partitions the weights among the
-    processes while they are loaded; then `device` is ignored. Raises SettingsError for a folder that is not a base
-    model, and if a weight is missing, unexpected or has another shape: random weights would go unnoticed.
+    `extra`: more arguments of `from_pretrained`, such as a device map. `partitioned`: a context, called with the
+    weights' dtype, in which an engine partitions the weights while they are loaded; then `device` is ignored.
+    Raises SettingsError for a folder that is not a base model, or whose weights do not match it.
     """
     config = load_config(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if rope is not None:
@@ -90,8 +89,7 @@ def load_base_model(
             **options,
         )
     model, report = loaded
-    _check_fit(model, model_dir, options.get("max_memory") or {})
-    _check_report(model_dir, report)
+    _check_loaded(model_dir, report, model, options)
     check_attention(model, attention)
     if quantization:
         _keep_nf4_layout(model)
@@ -200,8 +198,10 @@ def weights_dtype(dtype: str | torch.dtype, config: Any) -> torch.dtype:
     return config.get_text_config().dtype or config.dtype or torch.float32
 
 
-def _check_report(model_dir: str, report: dict[str, Any]) -> None:
-    """Raise SettingsError unless every weight of the model came from the files and every file entry was used."""
+def _check_loaded(model_dir: str, report: dict[str, Any], model: Any, options: dict[str, Any]) -> None:
+    """Raise SettingsError unless every weight of the model came from the files and every file entry was used, because a
+    layer left at its random initialisation would go unnoticed; ResourceError if a device map left a part out."""
+    _check_fit(model, model_dir, options.get("max_memory") or {})
     for key, what in (
         ("missing_keys", "are missing and would stay randomly initialised"),
         ("mismatched_keys", "have another shape than config.json says"),

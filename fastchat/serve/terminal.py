@@ -62,6 +62,8 @@ def talk(session: Session, console: Console | None = None) -> None:
         try:
             with keys_are_kept():
                 attempt(lambda said=line: _handle(said, session, front), tell)
+        except KeyboardInterrupt:  # in a command; an answer handles it
+            tell("(stopped)")
         except Exit:
             return
 
