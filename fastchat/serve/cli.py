@@ -73,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _chat(args: argparse.Namespace) -> None:
     session = _load(args)
     if args.message is not None:
-        _tell_all(session.ask(_readable(args.message), PlainView(len(session.chats) > 1)))
+        for note in session.ask(_readable(args.message), PlainView(len(session.chats) > 1)):
+            _tell(f"({note})")
+        if session.chat.last is None or session.chat.last.cancelled:
+            raise KeyboardInterrupt  # so that a script notices
         return
     from fastchat.serve.markdown_view import on_terminal
 
@@ -127,11 +130,6 @@ class PlainView:
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _tell_all(notes: Sequence[str]) -> None:
-    for note in notes:
-        _tell(f"({note})")
 
 
 def _show(dialogue: Dialogue) -> None:

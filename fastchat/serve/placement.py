@@ -59,12 +59,14 @@ def choose_placement(
     """The placement for these flags.
 
     Args:
-        device: "cpu" or "cuda"; None uses the GPUs if there are any.
+        device: "cpu" or "cuda"; None uses the GPUs if there are any, another one (cuda:1) is the only one used.
         num_gpus: use the first so many; None for all. The next one is used only once the one before is full.
         max_gpu_memory: for weights on each GPU, such as "13GiB"; the model is then balanced over all of them.
 
     Raises SettingsError for values that this machine or the two together do not allow.
     """
+    if device not in (None, "cpu", "cuda"):
+        return Placement({"device": device}, bits)
     most = None if max_gpu_memory is None else _bytes(max_gpu_memory)
     there = 0 if device == "cpu" else torch.cuda.device_count()
     if not there:
