@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 EXIT_DONE = 0
@@ -138,6 +139,16 @@ def brief(text: object, width: int = 200) -> str:
     return line if len(line) <= width else f"{line[: width - 2].rstrip()} …"
 
 
+def counted(number: float, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "dialogue"), counted(1200, "dialogue"), counted(0, "process"), counted(2.5, "epoch")
+    ('1 dialogue', '1,200 dialogues', '0 processes', '2.5 epochs')
+    """
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "sh", "tch")) else "s"
+    return f"{number:,}".removesuffix(".0") + f" {noun}{ending}"
+
+
 def show(text: str) -> None:
     """Print one line of a command's output on stdout. If the reader is gone (`| head`), the command continues
     silently, because the files that it writes are still wanted; see `streams.kept_output`."""
@@ -147,4 +158,12 @@ def show(text: str) -> None:
 def say(line: str) -> None:
     """Print one line for the user on stderr, once per run: only global rank 0 prints."""
     if os.environ.get("RANK", "0") == "0":
-        print(without_secrets(line), file=sys.stderr, flush=True)
+        with _above_bars():
+            print(without_secrets(line), file=sys.stderr, flush=True)
+
+
+def _above_bars() -> Any:
+    """While a progress bar is drawn, a line is printed above it."""
+    tqdm = sys.modules.get("tqdm")
+    drawn = tqdm is not None and bool(getattr(tqdm.tqdm, "_instances", None))
+    return tqdm.tqdm.external_write_mode(file=sys.stderr) if tqdm is not None and drawn else nullcontext()

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastchat.errors import without_secrets
+from fastchat.errors import say, without_secrets
 
 LOG_NAME = "log.txt"
 _MOST_WAITING = 10_000  # lines
@@ -89,6 +89,23 @@ class Log:
 
 
 LOG = Log()
+
+
+class Details:
+    """Whether `detail` prints. One per process: `DETAILS`; `--log_level info` and `debug` switch it on."""
+
+    shown = False
+
+
+DETAILS = Details()
+
+
+def detail(line: str) -> None:
+    """A line for experts, such as a proof: in the log of a run; on the screen with `--log_level info` or `debug`."""
+    if DETAILS.shown:
+        say(line)
+    elif os.environ.get("RANK", "0") == "0":
+        LOG.line(line)
 
 
 class _Kept:

@@ -29,6 +29,7 @@ from fastchat.conversation.registry import (
     get_template,
     register_conv_template,
     suggest_templates,
+    templates_with_calls,
 )
 from fastchat.conversation.styles import SeparatorStyle
 from fastchat.conversation.template import Rendered, RoleFormat, Segment, Template
@@ -57,6 +58,7 @@ __all__ = [
     "load_template_file",
     "register_conv_template",
     "suggest_templates",
+    "templates_with_calls",
     "to_jinja",
     "use_template_file",
 ]

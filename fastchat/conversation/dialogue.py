@@ -64,6 +64,8 @@ class Dialogue:
         tools: JSON schemas of the tools that the assistant can call, in OpenAI's form:
             {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}.
         template_arguments: further arguments of the chat template, such as {"enable_thinking": False}.
+        plain: a text without turns, for continued pre-training: the text of the only turn (role "assistant") is encoded
+            without a template, and every token of it and the EOS after it are trained on.
     """
 
     turns: tuple[Turn, ...]
@@ -74,6 +76,7 @@ class Dialogue:
     system_role: str = "system"
     tools: tuple[Any, ...] = ()
     template_arguments: dict[str, Any] = field(default_factory=dict)
+    plain: bool = False
 
     @property
     def num_characters(self) -> int:

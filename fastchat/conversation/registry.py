@@ -92,6 +92,12 @@ def get_template(name: str) -> Template:
     )
 
 
+def templates_with_calls() -> list[str]:
+    """Names of the templates that show tools and tool calls."""
+    _known()
+    return [name for name, table in _tables.items() if table.shows_calls]
+
+
 def control_strings(template: Template) -> set[str]:
     """The strings in a template's own text that look like control tokens, except `<s>` and `</s>`."""
     found = {s for text in template.literals(tools=False) for s in CONTROL_PATTERN.findall(text)}

@@ -79,9 +79,17 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The template applied to one dialogue: segments in order, none of them empty."""
+    """The template applied to one dialogue: segments in order, none of them empty.
+
+    Attributes:
+        dialogue: what it shows, where that is not the dialogue that was given: only its first turns, or with further
+            template arguments. The prompt of a supervised answer is that of `dialogue.before(turn)`.
+        notes: what was done to render it that the user should know, in a few words each; they are counted.
+    """
 
     segments: tuple[Segment, ...]
+    dialogue: Dialogue | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -149,6 +157,10 @@ class Template:
     @property
     def shows_calls(self) -> bool:
         """Whether tools, and tool calls that are objects and not text, can be rendered."""
+        return False
+
+    def reads_argument(self, name: str) -> bool:
+        """Whether `Dialogue.template_arguments` of this name change what is rendered; a table reads none."""
         return False
 
     @property

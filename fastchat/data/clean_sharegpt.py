@@ -27,7 +27,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from fastchat.data.rows.formats import ASSISTANT, CALL, TOOL, USER
+from fastchat.data.rows.columns import AS_THEY_ARE, Columns
+from fastchat.data.rows.keys import ASSISTANT, CALL, TOOL, USER
 from fastchat.data.tools.command import run
 from fastchat.data.tools.html_markdown import html_to_markdown
 from fastchat.data.tools.row_tool import Dropped, Tally, add_slice, check_slice, convert, tool_parser, turn_list
@@ -66,9 +67,9 @@ def clean_sharegpt(args: argparse.Namespace) -> None:
     check_slice(args)
     cleaner = Cleaner()
 
-    def clean(index: int, row: dict[str, Any], tally: Tally) -> Iterable[dict[str, Any]]:
+    def clean(index: int, row: dict[str, Any], tally: Tally, columns: Columns) -> Iterable[dict[str, Any]]:
         try:
-            return [cleaner.clean(row, tally)]
+            return [cleaner.clean(row, tally, columns)]
         except Dropped as dropped:
             if args.debug:
                 say(safe(f"row {index} (id {row.get('id')!r}): {dropped.reason}"))
@@ -84,9 +85,9 @@ class Cleaner:
         self._ids: set[Any] = set()
         self._first_rounds: set[tuple[str, ...]] = set()
 
-    def clean(self, row: dict[str, Any], tally: Tally) -> dict[str, Any]:
+    def clean(self, row: dict[str, Any], tally: Tally, columns: Columns = AS_THEY_ARE) -> dict[str, Any]:
         """The cleaned row. Raises Dropped, or BadRow if the row is not a list of turns."""
-        turns = turn_list(row)
+        turns = turn_list(row, columns)
         start, end = _span(turns.roles)
         roles, texts, kinds = turns.roles[start:end], turns.texts[start:end], turns.kinds[start:end]
         if len(roles) < 2:
@@ -96,18 +97,17 @@ class Cleaner:
         if any(word in text.lower() for text in texts for word in BLOCKED_WORDS):
             raise Dropped("blocked words")
         clean = [clean_text(kind, text) for kind, text in zip(kinds, texts, strict=True)]
-        num_kept = _before_empty(kinds, clean)
+        num_kept = _before_empty(kinds, clean, turns.calls[start:end])
         if sum(map(len, clean[:num_kept])) < MIN_CHARACTERS:
             raise Dropped("too short")
         if row.get("plugins") is not None:
             raise Dropped("plugins")
-        self._check_new(row, _first_round(roles, clean))
+        self._check_new(columns.row(row).value, _first_round(roles, clean))
         tally.notes["turns before the first question or after the last answer, removed"] += (
             len(turns.roles) - turns.num_system - len(roles)
         )
         tally.notes["turns from the first empty message onward, removed"] += len(clean) - num_kept
-        pairs = zip(turns.entries[start:], clean[:num_kept], strict=False)
-        kept = [{**entry, turns.text_key: text} for entry, text in pairs]
+        kept = [turns.with_text(entry, text) for entry, text in enumerate(clean[:num_kept], start=start)]
         return {**row, turns.key: [*turns.entries[: turns.num_system], *kept]}
 
     def _check_new(self, row: dict[str, Any], first: tuple[str, ...]) -> None:
@@ -128,9 +128,9 @@ def _span(roles: Sequence[str]) -> tuple[int, int]:
     return (start, end) if end else (0, 0)
 
 
-def _before_empty(kinds: Sequence[str], texts: Sequence[str]) -> int:
+def _before_empty(kinds: Sequence[str], texts: Sequence[str], calls: Sequence[bool]) -> int:
     """The number of turns before the first round with an empty message; all of them if there is none."""
-    empty = next((i for i, text in enumerate(texts) if not text.strip() and kinds[i] != TOOL), None)
+    empty = next((i for i, text in enumerate(texts) if not text.strip() and kinds[i] != TOOL and not calls[i]), None)
     return len(texts) if empty is None else max(i for i in range(empty + 1) if kinds[i] == USER)
 
 

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport, UnreadKeys, shown
-from fastchat.data.rows.formats import TRAIN_KEYS, refuse_unsupported
+from fastchat.data.rows.keys import TRAIN_KEYS
 from fastchat.data.rows.reading import Row, read_rows
+from fastchat.data.rows.train_keys import refuse_unsupported
 from fastchat.data.rows.writing import RowFile, check_output
 from fastchat.data.tools.command import Parser, run
 from fastchat.data.tools.math_rows import READ, Problem, agree, dialogue, number, read_problem

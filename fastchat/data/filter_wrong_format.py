@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.tools.command import run
 from fastchat.data.tools.row_tool import Dropped, Tally, convert, tool_parser, turn_list
 
@@ -26,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(lambda args: convert(args, keep), parser, argv)
 
 
-def keep(_: int, row: dict[str, Any], __: Tally) -> Iterable[dict[str, Any]]:
+def keep(_: int, row: dict[str, Any], __: Tally, columns: Columns = AS_THEY_ARE) -> Iterable[dict[str, Any]]:
     """The row, unchanged. Raises Dropped for one with a wrongly numbered list."""
-    if any(is_wrongly_numbered(text) for text in turn_list(row).texts):
+    if any(is_wrongly_numbered(text) for text in turn_list(row, columns).texts):
         raise Dropped("wrongly numbered list")
     return [row]
 

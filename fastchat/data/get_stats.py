@@ -2,21 +2,23 @@
 
     python -m fastchat.data.get_stats --in-file sharegpt.json --model-name-or-path DIR
 
-Only the tokens of the messages (and of separate reasoning texts) are counted, without a template; for the counts of a
-whole run use the preview. A prompt is a user message, a response an assistant message, and a turn is one prompt. Every
-row that a run would train on is counted (upstream goes by position: it loses the last message of an odd number, and
-counts a leading system message as a prompt).
+Only the tokens of the messages, of separate reasoning texts, and of tools and calls (as JSON) are counted, without a
+template; for the counts of a whole run use the preview. A prompt is a user message, a response an assistant message,
+and a turn is one prompt. Every row that a run would train on is counted (upstream goes by position: it loses the last
+message of an odd number, and counts a leading system message as a prompt).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
+from fastchat.conversation import Dialogue
 from fastchat.data.rows.formats import parse_row
 from fastchat.data.tools.choosing import text_encoder
 from fastchat.data.tools.command import run
@@ -44,17 +46,26 @@ def get_stats(args: argparse.Namespace) -> None:
     """Print the counts. Raises UserError."""
     encoder = text_encoder(args.model_name_or_path, args.trust_remote_code)
     stats = Stats()
-    parsed = Rows([args.in_file], args.on_bad_row).each(lambda _, row: parse_row(row))
+    rows = Rows(args)
+    parsed = rows.each(lambda _, row: parse_row(row, columns=rows.columns))
     while batch := list(islice(parsed, _BATCH)):
         dialogues = [p.dialogue for p in batch if p.dialogue is not None]
         stats.dropped.update(str(p.dropped) for p in batch if p.dialogue is None)
-        messages = [
-            [("system", d.system or ""), *((t.role, (t.reasoning or "") + t.text) for t in d.turns)] for d in dialogues
-        ]
+        messages = [_messages(dialogue) for dialogue in dialogues]
         lengths = map(len, encoder.plain([text for dialogue in messages for _, text in dialogue], "first"))
         for dialogue in messages:
             stats.add([(role, next(lengths)) for role, _ in dialogue])
     show(str(stats))
+
+
+def _messages(dialogue: Dialogue) -> list[tuple[str, str]]:
+    """(role, text) of every message; tools and calls as JSON."""
+    tools = [json.dumps(tool, ensure_ascii=False) for tool in dialogue.tools]
+    made = [("system", "".join([dialogue.system or "", *tools]))]
+    for turn in dialogue.turns:
+        calls = [json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False) for c in turn.calls]
+        made.append((turn.role, "".join([turn.reasoning or "", turn.text, *calls])))
+    return made
 
 
 class Stats:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.formats import row_id
 from fastchat.data.tools.command import run
 from fastchat.data.tools.row_tool import Tally, convert, tool_parser
@@ -19,7 +20,9 @@ from fastchat.data.tools.row_tool import Tally, convert, tool_parser
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("merge", "Write the rows of several files into one.", out="merged.json", several=True)
+    parser = tool_parser(
+        "merge", "Write the rows of several files into one.", out="merged.json", several=True, columns=False
+    )
     return run(merge, parser, argv)
 
 
@@ -27,7 +30,7 @@ def merge(args: argparse.Namespace) -> None:
     """Copy every row. Raises UserError."""
     seen: set[str] = set()
 
-    def copy(_: int, row: dict[str, Any], tally: Tally) -> Iterable[dict[str, Any]]:
+    def copy(_: int, row: dict[str, Any], tally: Tally, __: Columns) -> Iterable[dict[str, Any]]:
         name = row_id(row)
         tally.notes["rows with the id of an earlier row"] += name in seen
         if name is not None:

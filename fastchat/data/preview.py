@@ -25,6 +25,7 @@ from itertools import islice
 
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import Example, tokenize_dialogues
+from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.records import Record, Records
 from fastchat.data.rows.sources import Source, find_sources
 from fastchat.data.rows.writing import StagedFile, check_output
@@ -50,7 +51,7 @@ from fastchat.streams import kept_output
 _READ = (  # the training settings that it reads; the others are accepted, so that every recipe works
     *("model_name_or_path", "conv_template", "conv_template_file", "use_tokenizer_class", "trust_remote_code"),
     *("data_path", "data_split", "data_revision", "data_proportions", "val_set_size", "model_max_length", "overlong"),
-    *("on_bad_row", "train_on"),
+    *("on_bad_row", "train_on", "data_columns", "data_roles"),
 )
 _HEAD = (
     "usage: python -m fastchat.data.preview [RECIPE.yaml] --model_name_or_path DIR --data_path DATA [--flag value ...]",
@@ -75,13 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def preview(args: argparse.Namespace) -> None:
     """Read, tokenise, show and write, one batch of rows at a time. Raises UserError."""
     _check(args)
+    columns = Columns(args.data_columns, args.data_roles)
     chat_encoder = load_chat_encoder(args, args.train_on)
     sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
     files = [file for source in sources for file in source.files]
     _check_outputs(args, files)
     template = chat_encoder.template
     records, counts = (
-        Records(files, on_bad_row=args.on_bad_row, reasoning=template.shows_reasoning, calls=template.shows_calls),
+        Records(
+            files,
+            on_bad_row=args.on_bad_row,
+            reasoning=template.shows_reasoning,
+            calls=template.shows_calls,
+            reads_argument=template.reads_argument,
+            columns=columns,
+        ),
         Counter[str](),
     )
     report = HtmlReport(chat_encoder, args.model_max_length) if args.html else None

@@ -18,11 +18,14 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from fastchat.conversation import Dialogue, Turn
+from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.data.rows.formats import ASSISTANT, TREATMENTS, USER, parse_row, refuse_reasoning
+from fastchat.data.rows.columns import AS_THEY_ARE, Columns
+from fastchat.data.rows.keys import ASSISTANT, IDS, TREATMENTS, USER
+from fastchat.data.rows.unshown import refuse_unshown
 from fastchat.data.tools.choosing import add_model_flags, load_chat_encoder
 from fastchat.data.tools.command import run
 from fastchat.data.tools.row_tool import (
@@ -56,28 +59,33 @@ def split_long_conversation(args: argparse.Namespace) -> None:
     if args.max_length < 1:
         raise SettingsError(f"--max-length {args.max_length}: must be at least 1.")
     chat_encoder = load_chat_encoder(args)
-    convert(args, lambda _, row, tally: split_row(row, chat_encoder, args.max_length, tally))
+    convert(args, lambda _, row, tally, columns: split_row(row, chat_encoder, args.max_length, tally, columns))
 
 
 def split_row(
-    row: dict[str, Any], chat_encoder: ChatEncoder, max_length: int, tally: Tally
+    row: dict[str, Any],
+    chat_encoder: ChatEncoder,
+    max_length: int,
+    tally: Tally,
+    columns: Columns = AS_THEY_ARE,
 ) -> Iterable[dict[str, Any]]:
     """The pieces of one row, each a row. Raises Dropped for one without an answered user turn."""
-    parsed, turns = parse_row(row), turn_list(row)
-    if parsed.dialogue is None:
-        raise Dropped(str(parsed.dropped))
-    if not chat_encoder.template.reasoning_key:
-        refuse_reasoning(parsed.dialogue)
+    template = chat_encoder.template
+    turns = turn_list(row, columns, template.shows_reasoning)
+    dialogue, starts = turns.parsed.dialogue, turns.parsed.entries
+    if dialogue is None:
+        raise Dropped(str(turns.parsed.dropped))
+    refuse_unshown(dialogue, reasoning=template.shows_reasoning, calls=template.shows_calls)
     for name in _REMOVED:
-        tally.notes[TREATMENTS[name]] += parsed.treatments[name]
-    rounds = find_rounds(turns.roles)
-    measure = _Measure(turns, rounds, parsed.dialogue.system, chat_encoder)
+        tally.notes[TREATMENTS[name]] += turns.parsed.treatments[name]
+    rounds = find_rounds([turn.role for turn in dialogue.turns])
+    measure = _Measure(dialogue, rounds, chat_encoder)
     spans = list(fill(len(rounds), measure, max_length))
     tally.notes["conversations split"] += len(spans) > 1
     tally.notes["rounds that are too long by themselves, kept: training cuts the answer"] += sum(
         last == first + 1 and not measure.fits(first, last, max_length) for first, last in spans
     )
-    return [_piece(row, turns, rounds[first][0], rounds[last - 1][1]) for first, last in spans]
+    return [_piece(row, turns, starts[rounds[first][0]], starts[rounds[last - 1][1]], columns) for first, last in spans]
 
 
 def find_rounds(roles: Sequence[str]) -> list[tuple[int, int]]:
@@ -105,22 +113,17 @@ def fill(num_rounds: int, measure: _Measure, max_length: int) -> Iterator[tuple[
 class _Measure:
     """Lengths of pieces of one conversation, in tokens. Nothing is encoded twice."""
 
-    def __init__(self, turns: TurnList, rounds: list[tuple[int, int]], system: str | None, chat_encoder: ChatEncoder):
-        self._turns, self._rounds, self._system, self._bound = turns, rounds, system, chat_encoder
+    def __init__(self, dialogue: Dialogue, rounds: list[tuple[int, int]], chat_encoder: ChatEncoder):
+        self._dialogue, self._rounds, self._bound = dialogue, rounds, chat_encoder
         self._lengths: dict[tuple[int, int], int] = {}
         self._guesses = self._apart()
 
     def _count(self, first: int, last: int) -> Counter[int]:
         """Tokens of each turn, by its position within these rounds; -1 for tokens that belong to no turn."""
         start, end = self._rounds[first][0], self._rounds[last - 1][1]
-        turns = zip(
-            *(part[start:end] for part in (self._turns.roles, self._turns.texts, self._turns.reasoning)), strict=True
-        )
-        # In a separate piece, only the last round has to show its reasoning.
-        dialogue = Dialogue(
-            tuple(Turn(role, text, thought is None, thought) for role, text, thought in turns), self._system
-        )
-        rendered = self._bound.template.render(dialogue)
+        # The example of the last answer is the longest; earlier answers may be shown without their reasoning in it.
+        turns = (replace(turn, train=i == end - 1) for i, turn in enumerate(self._dialogue.turns[:end]) if i >= start)
+        rendered = self._bound.template.render(replace(self._dialogue, turns=tuple(turns)))
         of_turn: Counter[int] = Counter()
         for segment, num in self._bound.count(rendered).items():
             of_turn[rendered.segments[segment].turn if segment >= 0 else -1] += num
@@ -136,8 +139,7 @@ class _Measure:
     def _apart(self) -> list[int]:
         """Roughly how many tokens each round adds; the last entry is what comes before the first round."""
         of_turn = self._count(0, len(self._rounds))
-        start = self._rounds[0][0]
-        per_round = [sum(of_turn.pop(i - start, 0) for i in range(*span)) for span in self._rounds]
+        per_round = [sum(of_turn.pop(i, 0) for i in range(*span)) for span in self._rounds]
         return [*per_round, of_turn.total()]
 
     def guess(self, first: int, max_length: int) -> int:
@@ -150,12 +152,12 @@ class _Measure:
         return max(last, first + 1)
 
 
-def _piece(row: dict[str, Any], turns: TurnList, start: int, end: int) -> dict[str, Any]:
+def _piece(row: dict[str, Any], turns: TurnList, start: int, end: int, columns: Columns) -> dict[str, Any]:
     """The row with the turns from `start` to before `end`, and its system turn."""
     system = turns.entries[: turns.num_system]
     piece = {**row, turns.key: [*system, *turns.entries[start:end]]}
     place = 0 if start == len(system) else start
-    for key in ("id", "idx"):
+    for key in (columns.in_file(key, row) for key in IDS):
         if type(row.get(key)) in (str, int):
             piece[key] = f"{row[key]}_{place}"
     return piece

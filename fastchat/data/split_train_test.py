@@ -31,7 +31,7 @@ _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("split_train_test", "Split a file into a training and a test part.", out=None)
+    parser = tool_parser("split_train_test", "Split a file into a training and a test part.", out=None, columns=False)
     add_slice(parser)
     parser.add_argument(
         "--ratio", type=float, default=0.9, help="fraction of the rows in the training part (%(default)s)"
@@ -50,7 +50,7 @@ def split(args: argparse.Namespace) -> None:
     names = [part_name(args.in_file, part) for part in ("train", "test")]
     for name in names:
         check_output("output", name, [args.in_file])
-    source = Rows([args.in_file], args.on_bad_row, args.begin, args.end)
+    source = Rows(args)
     with ExitStack() as stack:
         waiting = stack.enter_context(_Waiting(names[0]))
         for row in source.each(lambda _, row: row):

@@ -25,6 +25,7 @@ from fastchat.paths import folders_instead
 from fastchat.security import check_references
 from fastchat.settings.arguments import LORA_TARGETS as DEFAULT_TARGETS
 from fastchat.settings.parsing import to_names
+from fastchat.streams import detail
 
 BIAS_KINDS = ("none", "all", "lora_only")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -70,7 +71,7 @@ def add_lora(
     trainable, total = count_parameters(peft_model, numel)
     if trainable == 0:
         raise SettingsError("No parameter would be trained: check --lora_target_modules and --lora_r.")
-    say(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")
+    detail(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")
     return peft_model
 
 

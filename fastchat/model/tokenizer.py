@@ -40,6 +40,9 @@ UNUSED_PATTERNS = (
 )
 
 
+_OWN_PAD = "it is the tokenizer's own pad token"
+
+
 @dataclass(frozen=True)
 class PadChoice:
     """The token that fills up the shorter rows of a batch, and why; `token` is None if only an id is borrowed."""
@@ -47,6 +50,11 @@ class PadChoice:
     id: int
     token: str | None
     reason: str
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the tokenizer's own pad token, so that nothing had to be chosen."""
+        return self.reason == _OWN_PAD
 
     @property
     def line(self) -> str:
@@ -123,7 +131,7 @@ def choose_pad(tokenizer: Any, *, stop_ids: Collection[int] = (), embedding_rows
         why_not_own = f"its own {own} (id {own_id}) has no row in the embedding of {rows}"
     else:
         tokenizer.pad_token = own
-        return PadChoice(own_id, own, "it is the tokenizer's own pad token")
+        return PadChoice(own_id, own, _OWN_PAD)
     for token, token_id, reason in _candidates(tokenizer):
         if token_id not in barred and token_id < rows:
             tokenizer.pad_token = token

@@ -23,6 +23,7 @@ _DIGEST = "# Unchanged since then: "
 _TEMPLATE = frozenset(("conv_template", "conv_template_file"))
 # Given settings that belong to one run and its data; the launch command has placeholders for them.
 _OF_A_RUN = frozenset(("plan", "data_path", "data_split", "data_revision", "data_proportions", "output_dir"))
+_OF_A_RUN |= {"data_columns", "data_roles"}
 _OF_A_RUN |= {"run_name", "overwrite_output_dir", "local_rank", "resume_from_checkpoint", "resume_weights_only"}
 _NOT_SEARCHED = ("flash_attn", "lora_weight_path")  # they affect memory, but are not changed
 _WORDS = frozenset(("true", "false", "yes", "no", "on", "off", "null", "none"))  # not strings in YAML without quotes

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from fastchat.settings.data_names import COLUMNS, roles
 from fastchat.settings.fields import (
     AT_LEAST_ONE,
     BELOW_ONE,
@@ -148,6 +149,18 @@ class DataArguments:
         None,
         "shares of the --data_path values in the dialogues of an epoch; no dialogue is repeated",
         elsewhere="interleave_probs dataset_weights",
+        resume=FIXED,
+    )
+    data_columns: dict[str, str] | None = _data(
+        None,
+        'names of columns and of keys of turns in the data: {"messages": "chat", "role": "speaker"}',
+        translate=COLUMNS,
+        resume=FIXED,
+    )
+    data_roles: dict[str, str] | None = _data(
+        None,
+        'names of roles in the data: {"customer": "user", "agent": "assistant"}',
+        translate={"roles": roles},
         resume=FIXED,
     )
     conv_template: str | None = _data(

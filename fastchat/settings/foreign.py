@@ -144,8 +144,7 @@ _REASONS: dict[str, str] = {
     "dataset_prepared_path tokenized_path dataset_keep_in_memory preprocessing_batch_size buffer_size streaming "
     "dataset_streaming skip_prepare_dataset preprocessed_path dataset_batch_size": _PREPARED,
     "ignore_pad_token_for_loss shuffle_merged_datasets shuffle_dataset tool_format": _AUTOMATIC,
-    "dataset_text_field dataset_kwargs formatting_func field_messages message_property_mappings "
-    "message_field_role message_field_content field field_human field_model roles type ds_type": _CONVERSATIONS,
+    "dataset_kwargs formatting_func type ds_type": _CONVERSATIONS,
     "train_on_eos train_on_eot": "leave it out; the end of every supervised answer is supervised",
     "dataset_config dataset_config_name": "download the dataset first, and give its files in data_path",
     "max_samples max_train_samples max_eval_samples": "shorten the file first, for example with head or "
@@ -157,7 +156,7 @@ _REASONS: dict[str, str] = {
     "push_dataset_to_hub": "nothing is ever uploaded",
     "default_system default_system_message chat_template_path chat_template_jinja add_eos_token": "the template "
     "decides this: set conv_template, or your own template with conv_template_file",
-    "enable_thinking": "leave it out; the template decides this",
+    "enable_thinking": "leave it out; rows can say it (enable_thinking, chat_template_kwargs)",
     "min_sample_len": "leave it out; short dialogues are trained on too",
     "mix_strategy": "leave it out; no dialogue is repeated",
     # optimization

@@ -300,7 +300,10 @@ def _scalar(option: Option, raw: Any, label: str) -> Any:
         if kind in option.parts:
             return function(raw, label)
     if option.is_mapping:
-        return to_mapping(raw, label)
+        value = to_mapping(raw, label)
+        if isinstance(value, str) and str not in option.parts:
+            raise SettingsError(f"{label} is {raw!r}, but a mapping is expected (on the command line, a JSON object)")
+        return value
     if option.path:
         if raw == "None":
             raise SettingsError(f"{label} is 'None'; give a path, or leave it out")

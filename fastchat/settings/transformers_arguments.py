@@ -182,7 +182,12 @@ class TransformersArguments:
     include_num_input_tokens_seen: str | bool = _logging(
         "no", "count input tokens in the logs: no, all (True) or non_padding"
     )
-    log_level: str = _logging("passive", "log level of transformers in the main process", choices=_LEVELS, resume=FREE)
+    log_level: str = _logging(
+        "passive",
+        "how much is printed: info and debug also print the proofs that log.txt has, and the messages of transformers",
+        choices=_LEVELS,
+        resume=FREE,
+    )
     log_level_replica: str = _logging(
         "warning", "log level of transformers in the other processes", choices=_LEVELS, resume=FREE
     )

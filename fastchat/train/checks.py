@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.sources import check_source
 from fastchat.data.tokens.mixing import check_proportions
 from fastchat.errors import SettingsError, say
@@ -73,6 +74,7 @@ def _paths(values: Values) -> None:
 
 
 def _data(values: Values) -> None:
+    Columns(values["data_columns"], values["data_roles"])  # checks the names
     size, proportions = values["val_set_size"], values["data_proportions"]
     if size and values["eval_data_path"]:
         raise SettingsError("--val_set_size and --eval_data_path both say what to evaluate on; keep one")

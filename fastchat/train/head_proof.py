@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from fastchat.errors import brief, say
+from fastchat.streams import detail
 from fastchat.train.auxiliary import HALF_TOLERANCE, TOLERANCE, AuxiliaryLoss, loss_sums
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.loss import count_tokens, loss_sum, sample
@@ -93,7 +94,7 @@ def prove_head(
         head.rows = rows
         model.train(training)
     proof = HeadProof(num, plain, chunked, TOLERANCE.get(dtype, HALF_TOLERANCE), reason)
-    say(proof.line)
+    (detail if proof.agrees else say)(proof.line)
     return _everywhere(proof.agrees, device)
 
 

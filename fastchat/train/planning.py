@@ -32,7 +32,7 @@ from fastchat.settings.options import is_flag, split_recipe
 from fastchat.settings.parsing import FALSE, TRUE
 from fastchat.settings.readers import LORA_ONLY
 from fastchat.settings.values import Values
-from fastchat.streams import kept_output
+from fastchat.streams import detail, kept_output
 
 _PLANNERS_OWN = ("recommend", "largest", "recipes", "full_finetuning")
 _ONLY = (
@@ -122,7 +122,7 @@ def announce(settings: Values, device: Any, *, lora: bool, attention: str) -> Pl
     except UserError as error:
         say(f"memory: not planned ({error})")
         return None
-    say(short_line(plan))
+    detail(short_line(plan))
     warning = warning_line(plan)
     if warning is not None:
         say(warning)

@@ -29,6 +29,7 @@ from fastchat.model.rope import RopeChoice, apply_rope, choose_rope, context_len
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
 from fastchat.model.tokenizer_files import other_class_line
 from fastchat.processes import rank
+from fastchat.streams import detail
 from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import plain_line
@@ -86,9 +87,9 @@ def prepare_text(
     encoder = TextEncoder.from_tokenizer(tokenizer)
     chosen = encoder.choose(use_template_file(template_file, template), model_name=Path(base).name)
     chat_encoder = encoder.bind(chosen, train_on)
-    say(prove(chat_encoder))
+    detail(prove(chat_encoder))
     pad = choose_pad(tokenizer, stop_ids=chat_encoder.stop_ids)
-    say(pad.line)
+    (detail if pad.is_own else say)(pad.line)
     install_template(tokenizer, chat_encoder)
     return Text(tokenizer, pad.id, chat_encoder)
 
@@ -190,7 +191,7 @@ def prepare_model(
 
     `add_adapter`: freezes the base and gives it its adapter; None for full fine-tuning. `progress`: show a bar.
     """
-    say(loading.line)
+    detail(loading.line)
     bars = transformers.utils.logging
     (bars.enable_progress_bar if progress and not rank() else bars.disable_progress_bar)()
     set_seed(seed)  # the adapter starts from random numbers: the same ones in every process

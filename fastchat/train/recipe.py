@@ -16,6 +16,7 @@ import torch
 from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.data.batches.packing import PackedDataset
 from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.rows.columns import Columns
 from fastchat.data.tokens.prepare import TokenSettings
 from fastchat.errors import SettingsError, say
 from fastchat.model.loading import count_parameters, load_config
@@ -43,6 +44,7 @@ from fastchat.train.prepare import (
     rope_for_data,
     say_rope_differs,
 )
+from fastchat.train.progress import shows_bars
 from fastchat.train.record import Run, base_name, make_record
 from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
@@ -255,8 +257,9 @@ def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, 
             max_length=training.model_max_length,
             overlong=data.overlong,
             on_bad_row=data.on_bad_row,
+            columns=Columns(data.data_columns, data.data_roles),
             workers=data.preprocessing_num_workers,
-            progress=not training.disable_tqdm,
+            progress=shows_bars(training.disable_tqdm),
             overwrite=data.overwrite_cache,
         ),
         proportions=[float(share) for share in data.data_proportions or []],
@@ -309,7 +312,7 @@ def load_model(
         device=training.device,
         cache_dir=training.cache_dir,
         trust_remote_code=settings.model.trust_remote_code,
-        progress=not training.disable_tqdm,
+        progress=shows_bars(training.disable_tqdm),
     )
     if lora is not None and (not chosen or lora.lora_weight_path):
         settings.derive(lora, "lora_target_modules", sorted(model.peft_config["default"].target_modules))

@@ -27,6 +27,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"(transformers|peft|accelerate|torch|deepspeed)\b"
     )
+    # It says at every start on a CPU that there is no GPU, which our own line says already.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to" not in record.getMessage())
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
     )  # it announces an optional CPU kernel that is not installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
 from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, say
-from fastchat.model.loading import count_parameters
 from fastchat.model.tokenizer_files import reopened
 from fastchat.processes import on_main_process, rank
+from fastchat.streams import detail
 from fastchat.train.callbacks import LinesFile, number
+from fastchat.train.overview import Overview
 from fastchat.train.record import Run, RunRecord, make_record, used_line
 from fastchat.train.trainer import ChatTrainer
 
@@ -23,9 +25,7 @@ from fastchat.train.trainer import ChatTrainer
 def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) -> None:
     """All steps, from `checkpoint` where there is one, and what follows the last."""
     args = trainer.args
-    model: Any = trainer.model
-    trainable, total = count_parameters(model, trainer.engine.numel)
-    say(f"training {trainable:,} of {total:,} parameters on {len(run.corpora['train'].dataset):,} dialogues")
+    trainer.add_callback(Overview(run, trainer))
     torch.manual_seed(args.seed + rank())  # dropout differs between processes, as it does between rows
     if checkpoint is not None:
         args.eval_on_start = False  # it belongs to step 0
@@ -44,18 +44,19 @@ def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
         if isinstance(file, LinesFile):
             file.finish()
     record = make_record(run, trainer)
-    say(used_line(record))
+    detail(used_line(record))
     record.metrics = measured(trainer, metrics)
     with disk_errors(output_dir, trainer.plan.result_bytes, "result"):
         save(run, record, trainer, str(output_dir))
     if trainer.memory.found is not None:
-        say(trainer.memory.found.line())
+        detail(trainer.memory.found.line())
     if "eval" in run.corpora:
         record.metrics.update(final_evaluation(trainer))
         if rank() == 0:
             with disk_errors(output_dir, 0, "training.json"):
                 record.write(output_dir)
     say(summary(record, output_dir))
+    say(next_steps(output_dir, adapter=trainer.plan.adapter))
 
 
 def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, checkpoint: bool = False) -> None:
@@ -86,7 +87,7 @@ def check_saved(run: Run, folder: str, *, checkpoint: bool) -> None:
         raise CheckpointError(f"{folder}: the weights are saved, but its tokenizer is not usable: {error}") from error
     if not checkpoint:
         rest = f", {len(sample) - compared} with control look-alikes left out" if compared < len(sample) else ""
-        say(f"the saved chat template gives the training ids of {compared} records, and their prompts{rest}")
+        detail(f"the saved chat template gives the training ids of {compared} records, and their prompts{rest}")
 
 
 def measured(trainer: ChatTrainer, metrics: dict[str, float]) -> dict[str, Any]:
@@ -116,6 +117,15 @@ def summary(record: RunRecord, output_dir: Path) -> str:
         before = f"{shown(metrics['eval_loss_before'])} -> " if "eval_loss_before" in metrics else ""
         line += f", eval loss {before}{shown(metrics['eval_loss'])}"
     return line
+
+
+def next_steps(folder: Path, *, adapter: bool) -> str:
+    """The commands that a user may want now."""
+    name = shlex.quote(str(folder))
+    merged = shlex.quote(f"{str(folder).rstrip('/')}-merged")
+    lines = [f"fastchat chat {name}"]
+    lines += [f"fastchat merge --lora-path {name} --target-model-path {merged}"] if adapter else []
+    return "\n".join(f"next       {line}" for line in [*lines, f"fastchat verify {name}"])
 
 
 def shown(loss: float | None) -> str:

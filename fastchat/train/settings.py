@@ -27,6 +27,7 @@ from fastchat.settings.readers import training_options, training_reader
 from fastchat.settings.recipe_files import find_recipe, read_recipe
 from fastchat.settings.transformers_arguments import TransformersArguments
 from fastchat.settings.values import Values
+from fastchat.streams import DETAILS
 
 if TYPE_CHECKING:
     from fastchat.train.arguments import TrainingArguments
@@ -103,6 +104,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     from fastchat.train import checks, reporting
 
     checks.check(values)
+    DETAILS.shown |= values["log_level"] in ("info", "debug")
     reporting.quiet_libraries()  # before the slow imports
     from fastchat.train import hardware
     from fastchat.train.deepspeed_config import load_deepspeed

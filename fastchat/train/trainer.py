@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from fastchat.data.batches.packing import SEQ_LENGTHS, PackedDataset, Packs
@@ -24,6 +25,7 @@ from fastchat.train.loaders import EpochLoader, WorkerStart
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.nonfinite import FiniteGuard, nan_if_nonfinite
+from fastchat.train.progress import ProgressLines, shows_bars
 from fastchat.train.sampling import GlobalBatchSampler, WithDummy
 
 
@@ -49,6 +51,9 @@ class ChatTrainer(CheckpointTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        for printing in (ProgressCallback, PrinterCallback):  # metric dictionaries; ours prints a line
+            self.remove_callback(printing)
+        self.add_callback(ProgressLines(shows_bars(self.args.disable_tqdm)))
         self.engine = engine
         engine.prepare(self)
         handler: Any = self.callback_handler

@@ -28,6 +28,7 @@ from fastchat.data.rows.bad_rows import BadRow
 from fastchat.data.rows.formats import parse_row
 from fastchat.data.rows.reading import read_rows
 from fastchat.data.rows.records import load_dialogues
+from fastchat.data.rows.unshown import refuse_unshown
 from fastchat.errors import DataError, say
 from fastchat.model.model_adapter import get_conversation_template
 from fastchat.model.tokenizer import choose_pad
@@ -132,6 +133,8 @@ def _example(
         dialogue = parse_row(
             {key: value for key, value in row.items() if value is not None}, "raw_data", number
         ).dialogue
+        if dialogue is not None:
+            refuse_unshown(dialogue, reasoning=False, calls=chat_encoder.template.shows_calls)
     except BadRow as bad:
         raise DataError(f"conversation {number}: {bad}") from None
     if dialogue is None:
@@ -205,7 +208,7 @@ def make_split_data_module(
 
 def _rows(path: str) -> list[dict[str, Any]]:
     """The rows of a data file. Raises DataError that lists every malformed one."""
-    load_dialogues([path])
+    load_dialogues([path], calls=True)  # whether the template shows them is checked for each row
     return [row.value for row in read_rows(path) if row.value is not None]
 
 

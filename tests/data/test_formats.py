@@ -8,7 +8,8 @@ import pytest
 
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.rows.bad_rows import BadRow
-from fastchat.data.rows.formats import TREATMENTS, Parsed, parse_row, row_id
+from fastchat.data.rows.formats import Parsed, parse_row, row_id
+from fastchat.data.rows.keys import TREATMENTS
 
 
 def sharegpt(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
@@ -128,7 +129,6 @@ def test_train_must_be_true_or_false(value: object) -> None:
 # --- wrong keys, types and roles
 
 TURN = {"role": "user", "content": "q"}
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}
 
 
 def content(value: object) -> dict[str, Any]:
@@ -140,35 +140,58 @@ def pairs(value: object) -> dict[str, Any]:
 
 
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "no keys": ({}, "no known format: keys: none; one of conversations, items, messages, instruction is needed"),
-    "unknown keys": ({"text": "q"}, "no known format: keys: 'text'; one of"),
-    "neither": (
-        {"prompt": "q", "completion": "a"},
-        "no known format: keys: 'prompt', 'completion'; one of conversations, items, messages, instruction is needed",
+    "no keys": ({}, "no known format: keys: none"),
+    "unknown keys": ({"texts": "q", "n": 1}, "no known format: keys: 'texts', 'n'; did you mean 'text'?"),
+    "question and answer": (
+        {"id": 1, "Question": "q", "Answer": "a"},
+        "no known format: keys: 'id', 'Question', 'Answer'",
     ),
-    "misspelt": ({"conversation": []}, "no known format: keys: 'conversation'; did you mean 'conversations'?"),
-    "two formats": ({"messages": [], "items": []}, "two formats in one row: items and messages"),
-    "alpaca and messages": ({"messages": [], "instruction": ""}, "two formats in one row"),
+    "misspelt": ({"message": []}, "no known format: keys: 'message'; did you mean 'messages'?"),
+    "two lists": (
+        {"items": [{"role": "user", "content": "q"}], "messages": [{"role": "user", "content": "r"}]},
+        "two formats in one row: messages and items",
+    ),
+    "two pairs": (
+        {"instruction": "q", "output": "a", "prompt": "q", "completion": "b"},
+        "two formats in one row: instruction and prompt",
+    ),
+    "no completion": ({"prompt": "q", "chosen": "a"}, "missing key: the row has no 'completion'; keys there: 'prompt'"),
     "turns null": ({"messages": None}, "wrong type: 'messages' is null, not an array"),
     "turns object": ({"items": TURN}, "wrong type: 'items' is an object, not an array"),
     "turns text": ({"conversations": "[]"}, "wrong type: 'conversations' is a string, not an array"),
     "turn text": ({"messages": ["q"]}, "wrong type: turn 1 is a string, not an object"),
     "turn null": ({"messages": [TURN, None]}, "wrong type: turn 2 is null, not an object"),
-    "turn empty": ({"messages": [{}]}, "missing key: turn 1 has no 'role'; keys there: none"),
-    "no content": ({"messages": [{"role": "user"}]}, "missing key: turn 1 has no 'content'; keys there: 'role'"),
-    "misspelt content": ({"messages": [{"role": "user", "contents": "q"}]}, "missing key: turn 1 has no 'content'"),
-    "keys of the other": ({"items": [TURN]}, "missing key: turn 1 has no 'from'; keys there: 'role', 'content'"),
+    "turn empty": (
+        {"messages": [{}]},
+        "missing key: turn 1 has no 'role' or 'from'; keys there: none",
+    ),
+    "no content": (
+        {"messages": [{"role": "user"}]},
+        "missing key: turn 1 has no 'content' or 'value'; keys there: 'role'",
+    ),
+    "misspelt content": ({"messages": [{"role": "user", "contents": "q"}]}, "missing key: turn 1 has no 'content' or "),
+    "two roles": (
+        {"items": [{**TURN, "from": "gpt"}]},
+        "contradictory keys: turn 1 has different 'role' and 'from'",
+    ),
+    "two texts": (
+        {"items": [{**TURN, "value": "r"}]},
+        "contradictory keys: turn 1 has different 'content' and 'value'",
+    ),
     "number": (content(72), "wrong type: 'content' of turn 1 is a number, not a string"),
     "float": (content(7.5), "wrong type: 'content' of turn 1 is a number, not a string"),
     "boolean": (content(True), "wrong type: 'content' of turn 1 is a boolean, not a string"),
     "null": (content(None), "wrong type: 'content' of turn 1 is null, not a string"),
-    "parts": (content([{"type": "text", "text": "q"}]), "wrong type: 'content' of turn 1 is an array, not a string"),
+    "image part": (
+        content([{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {"url": "x"}}]),
+        "part that is not text: 'content' of turn 1 has a part of type 'image_url'; only text is read",
+    ),
+    "part without text": (content([{"type": "text"}]), "missing key: a part of 'content' of turn 1 has no 'text'"),
+    "part number": (content([3]), "wrong type: a part of 'content' of turn 1 is a number, not an object"),
     "object": (content({}), "wrong type: 'content' of turn 1 is an object, not a string"),
     "value number": ({"items": [{"from": "gpt", "value": 7}]}, "wrong type: 'value' of turn 1 is a number"),
     "role number": ({"messages": [{"role": 1, "content": "q"}]}, "wrong type: 'role' of turn 1 is a number"),
     "role unknown": (messages(("asistant", "q")), "unknown role: turn 1 is from 'asistant' (nearest: assistant)"),
-    "role upper case": (sharegpt(("Human", "q")), "unknown role: turn 1 is from 'Human' (nearest: human)"),
-    "role of the other": (messages(("human", "q")), "unknown role: turn 1 is from 'human' (known: system, user,"),
     "role empty": (sharegpt(("", "q")), "unknown role: turn 1 is from '' (known: "),
     "system number": ({"messages": [TURN], "system": 3}, "wrong type: 'system' of the row is a number, not a string"),
     "system turn null": (
@@ -183,9 +206,25 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "history of turns": (pairs([TURN]), "wrong type: entry 1 of 'history' is not"),
     "history pair": (pairs([["q", "a"], ["q"]]), "wrong type: entry 2 of 'history' is not"),
     "history number": (pairs([["q", 1]]), "wrong type: entry 1 of 'history' is not"),
-    "tool_calls": ({"messages": [TURN, CALL]}, "tool_calls without text: turn 2: write the call as text in a"),
-    "tool_calls too": ({"messages": [TURN, {**CALL, "content": "So:"}]}, "tool_calls without text: turn 2"),
 }
+
+
+WAYS_OUT: list[tuple[dict[str, Any], str]] = [
+    ({"id": 1, "Question": "q", "Answer": "a"}, """--data_columns '{"prompt": "Question", "completion": "Answer"}'"""),
+    ({"dialog": [{"speaker": "x"}]}, """--data_columns '{"messages": "dialog"}'"""),
+    ({"prompt": "q", "response": "a"}, """--data_columns '{"completion": "response"}'"""),
+    ({"x": 1}, "One of messages, conversations, conversation, chat, items, instruction, prompt, text is needed"),
+    ({"chat": [{"speaker": "x"}]}, """--data_columns '{"role": "NAME IN THE FILE"}'"""),
+    (messages(("customer", "q")), """--data_roles '{"customer": "user"}'"""),
+    ({"dialog\x1b": [{"speaker": "x"}]}, """--data_columns '{"messages": "dialog\\u001b"}'"""),
+]
+
+
+@pytest.mark.parametrize(("row", "way_out"), WAYS_OUT)
+def test_ways_out(row: dict[str, Any], way_out: str) -> None:
+    with pytest.raises(BadRow) as found:
+        parse_row(row)
+    assert way_out in found.value.way_out and found.value.way_out.isprintable()
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS.values(), ids=BAD_ROWS)
@@ -220,7 +259,7 @@ UNUSUAL: dict[str, tuple[list[tuple[str, str]], str, dict[str, int]]] = {
     "empty answer": ([U, E, U, A], "uEua", {"empty_assistant_turns": 1}),
     "only an empty answer": ([U, E], "uE", {"empty_assistant_turns": 1}),
     "empty user": ([N, A, ("user", " "), A], "uaua", {"empty_user_turns": 2}),
-    "empty output": ([U, A, ("tool", ""), A], "uata", {}),
+    "empty output": ([U, A, ("tool", ""), A], "uata", {"results_without_call": 1}),
     "user twice": ([U, U, A, A], "uuaa", {}),
     "removed, not empty": ([E, U, A, N], "ua", {"leading_assistant_turns": 1, "trailing_user_turns": 1}),
 }  # fmt: skip
@@ -251,20 +290,6 @@ def test_treatments(turns: list[tuple[str, str]], kept: str, counts: dict[str, i
 def test_unusable_dialogues_are_dropped(turns: list[tuple[str, str]], reason: str) -> None:
     parsed = parse_row(messages(*turns))
     assert (parsed.dialogue, parsed.dropped, dict(parsed.treatments)) == (None, reason, {})
-
-
-def test_tools_are_named_as_left_out() -> None:
-    for tools, counted in (("[]", 0), ("", 0), (None, 0), ([], 0), ('[{"name": "f"}]', 1), ([{"name": "f"}], 1)):
-        assert parse_row(sharegpt(("human", "q"), ("gpt", "a"), tools=tools)).treatments["ignored_tools"] == counted
-
-
-def test_function_calls_are_named_as_text() -> None:
-    call = ("function_call", '{"name": "f", "arguments": {}}')
-    called = parse_row(sharegpt(("human", "q"), call, ("observation", "3"), ("gpt", "a")))
-    assert called.treatments["calls_as_text"] == 1 and called.dialogue is not None
-    assert called.dialogue.turns[1].text == call[1]
-    assert not parse_row(sharegpt(("human", "q"), ("gpt", "a"))).treatments["calls_as_text"]
-    assert not parse_row({"instruction": "q", "output": "a"}).treatments["calls_as_text"]
 
 
 def test_row_id() -> None:

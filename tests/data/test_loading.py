@@ -251,7 +251,7 @@ def test_escape_sequences_of_a_row_do_not_reach_the_message(tmp_path: Path) -> N
     with pytest.raises(DataError) as stop:
         load_dialogues([path])
     assert all(line.isprintable() for line in str(stop.value).split("\n"))
-    assert str(stop.value).count("\n") == 5
+    assert str(stop.value).count("\n") == 7
 
 
 # --- files that cannot be read at all
@@ -315,12 +315,16 @@ def test_fingerprint(tmp_path: Path) -> None:
     [
         ("alpaca_en_demo.json", 999, {}),
         ("dummy_conversation.json", 500, {}),
-        ("glaive_toolcall_en_demo.json", 300, {"ignored_tools": 191, "calls_as_text": 153}),
+        ("glaive_toolcall_en_demo.json", 300, {}),
         ("gsm8k_multiturn.jsonl", 6000, {}),
     ],
 )
 def test_shared_data(shared: Path, name: str, num_rows: int, treatments: dict[str, int]) -> None:
-    loaded = load_dialogues([str(shared / "data" / name)])
-    assert len(loaded.records) == num_rows and all(r.dialogue for r in loaded.records)
+    loaded = load_dialogues([str(shared / "data" / name)], calls=True)
+    dialogues = [record.dialogue for record in loaded.records if record.dialogue]
+    assert len(dialogues) == len(loaded.records) == num_rows
+    is_glaive = name.startswith("glaive")
+    assert sum(any(turn.calls for turn in d.turns) for d in dialogues) == (153 if is_glaive else 0)
+    assert sum(bool(d.tools) for d in dialogues) == (191 if is_glaive else 0)
     expected = {"rows": num_rows, "bad_rows": 0}
     assert loaded.counts == expected | treatments

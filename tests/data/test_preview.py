@@ -367,7 +367,7 @@ def test_a_reader_that_leaves_does_not_lose_the_output(
 @pytest.mark.parametrize("name", ["llama-2", "gemma", "llama-3", "qwen2.5"])
 def test_shared_data(shared: Path, run: Run, tmp_path: Path, name: str) -> None:
     template = {"llama-2": "llama-2", "gemma": "gemma", "llama-3": "llama-3", "qwen2.5": "chatml"}[name]
-    paths = [str(shared / "data" / file) for file in ("glaive_toolcall_en_demo.json", "alpaca_en_demo.json")]
+    paths = [str(shared / "data" / file) for file in ("dummy_conversation.json", "alpaca_en_demo.json")]
     out = tmp_path / "out.jsonl"
     code, shown, _ = run(
         *["--data_path", *paths, "--output", str(out), "--model_max_length", "1024"],
@@ -375,7 +375,7 @@ def test_shared_data(shared: Path, run: Run, tmp_path: Path, name: str) -> None:
         template=template,
     )
     assert code == 0 and shown.count("--- ") == 3
-    assert len(out.read_text().splitlines()) == 1299
+    assert len(out.read_text().splitlines()) == 1499
     code, _, err = run(
         "--data_path", paths[0], "--model_name_or_path", str(shared / "tokenizers" / name), template=None
     )

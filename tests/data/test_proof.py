@@ -106,7 +106,7 @@ def test_records_with_look_alikes_are_left_out_and_counted(encoder_of):
 
 
 @pytest.mark.parametrize("tokenizer", ("llama-2", "gemma", "llama-3", "qwen2.5"))
-@pytest.mark.parametrize("file", ("gsm8k_multiturn.jsonl", "glaive_toolcall_en_demo.json", "alpaca_en_demo.json"))
+@pytest.mark.parametrize("file", ("gsm8k_multiturn.jsonl", "dummy_conversation.json", "alpaca_en_demo.json"))
 def test_real_data_agrees(shared, encoder_of, tokenizer, file):
     chat_encoder = encoder_of(f"tokenizers/{tokenizer}").bind(get_template("vicuna_v1.1"))
     records = load_dialogues([str(shared / "data" / file)], on_bad_row="stop").records[:300]

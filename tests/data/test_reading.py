@@ -172,7 +172,7 @@ def test_columns_that_say_nothing_are_not_read_and_unknown_ones_are_named(tmp_pa
     (row,) = read_rows(path)
     assert row.value == {"instruction": "a", "output": "b", "id": 7}
     other = parquet(tmp_path / "b.parquet", [{"prompt": "a", "answer": "b"}])
-    with pytest.raises(DataError, match=r"b.parquet:1: no known format: keys: 'prompt', 'answer'"):
+    with pytest.raises(DataError, match=r"b.parquet:1: missing key: .*'completion'; keys there: 'prompt', 'answer'"):
         load_dialogues([other])
 
 

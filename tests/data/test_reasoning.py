@@ -15,7 +15,7 @@ from fastchat.data.encoding.cross_check import LabelCrossCheck
 from fastchat.data.encoding.examples import tokenize_dialogue
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.preview import main as preview
-from fastchat.data.rows.formats import REASONING_KEYS
+from fastchat.data.rows.keys import REASONING_KEYS
 from fastchat.data.tokens.store import digest
 from fastchat.errors import DataError
 from tests.builders import make_tokenizer

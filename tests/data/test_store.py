@@ -241,7 +241,7 @@ def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
         "truncated_dialogues": 2,
         "truncated_tokens": 30,
         "trailing_user_turns": 7,
-        "ignored_tools": 1195,
+        "calls_as_text": 1195,
         "straddling_tokens": 3,
         "special_token_strings": 9,
         "escaped_strings": 8,
@@ -255,7 +255,7 @@ def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
         "straddling   3 tokens with characters of an answer and of other text",
         "special      9 special-token strings in messages are plain text, 8 of them by an extra split",
         "also         7 user or tool turns after the last answer, removed",
-        "also         1,195 dialogues trained on without their list of tools; describe the tools in the system text",
+        "also         1,195 function_call turns whose text is not the JSON of calls, trained on as text",
     ]
     assert table({}).startswith("rows         0: 0 trained on")
 
@@ -274,7 +274,7 @@ def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
     ],
 )
 def test_shared_data(shared: Path, tokenizer: str, template: str) -> None:
-    names = ("alpaca_en_demo.json", "dummy_conversation.json", "glaive_toolcall_en_demo.json", "gsm8k_multiturn.jsonl")
+    names = ("alpaca_en_demo.json", "dummy_conversation.json", "gsm8k_multiturn.jsonl")
     encoder, note = open_tokenizer(str(shared / tokenizer))
     assert note == ""
     real = encoder.bind(get_template(template))

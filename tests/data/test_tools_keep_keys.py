@@ -21,7 +21,8 @@ TURNS = [
     {"from": "human", "value": "And of Spain? " * 20, "weight": 0},
     {"from": "gpt", "value": "Madrid is the capital of Spain.", "weight": 1},
 ]
-ROW: dict[str, Any] = {"id": "a", "conversations": TURNS, "weight": 1, "source": "web", "tools": [{"name": "f"}]}
+BARE: dict[str, Any] = {"id": "a", "conversations": TURNS, "weight": 1, "source": "web"}
+ROW: dict[str, Any] = {**BARE, "tools": [{"name": "f"}]}
 
 
 def result(tool: Any, tmp_path: Path, rows: list[dict[str, Any]], *words: str) -> list[dict[str, Any]]:
@@ -40,9 +41,9 @@ def test_rows_keep_all_their_keys(tool: Any, tmp_path: Path) -> None:
 
 def test_pieces_keep_all_their_keys(tmp_path: Path, tokenizer_dir: Callable[[str], Path]) -> None:
     model = ("--model-name-or-path", str(tokenizer_dir("metaspace_bos")), "--conv-template", "vicuna_v1.1")
-    first, second = result(split_long_conversation, tmp_path, [ROW], *model, "--max-length", "120")
-    assert first == {**ROW, "id": "a_0", "conversations": TURNS[:2]}
-    assert second == {**ROW, "id": "a_2", "conversations": TURNS[2:]}
+    first, second = result(split_long_conversation, tmp_path, [BARE], *model, "--max-length", "120")
+    assert first == {**BARE, "id": "a_0", "conversations": TURNS[:2]}
+    assert second == {**BARE, "id": "a_2", "conversations": TURNS[2:]}
 
 
 def test_a_piece_never_loses_reasoning(
@@ -58,12 +59,19 @@ def test_a_piece_never_loses_reasoning(
 
 
 def test_alpaca_keeps_what_it_says_about_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    alpaca = {"instruction": "q", "output": "a", "weight": 0, "reasoning": "Hm.", "functions": ["f"], "note": "n"}
+    alpaca = {
+        "instruction": "q",
+        "output": "a",
+        "weight": 0,
+        "reasoning": "Hm.",
+        "functions": [{"name": "f"}],
+        "note": "n",
+    }
     (made,) = result(convert_alpaca, tmp_path, [{**alpaca, "messages": None}])
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "reasoning_content": "Hm."}]
-    assert made == {"id": "alpaca_0", "weight": 0, "functions": ["f"], "conversations": turns}
+    assert made == {"id": "alpaca_0", "weight": 0, "functions": [{"name": "f"}], "conversations": turns}
     assert "rows whose key 'note' is dropped: 1" in capsys.readouterr().out
-    (record,) = load_dialogues([str(tmp_path / "out.jsonl")], reasoning=True).records
+    (record,) = load_dialogues([str(tmp_path / "out.jsonl")], reasoning=True, calls=True).records
     assert record.dialogue is not None and not record.dialogue.turns[1].train
 
 

@@ -64,7 +64,9 @@ def test_pieces(encoder_of: EncoderOf, row: dict[str, Any], max_length: int, tem
     system = whole.entries[: whole.num_system]
     assert all(piece.entries[: len(system)] == system for piece in lists)
     kept = [entry for piece in lists for entry in piece.entries[len(system) :]]
-    assert [entry[whole.text_key] for entry in kept] == [turn.text for turn in parsed.dialogue.turns]
+    assert [text for piece in lists for text in piece.texts[len(system) :]] == [
+        turn.text for turn in parsed.dialogue.turns
+    ]
     removed = sum(n for note, n in tally.notes.items() if note.endswith("removed"))
     assert len(kept) + len(system) + removed == len(whole.entries)
     for piece, turns in zip(pieces, lists, strict=True):
@@ -157,7 +159,9 @@ def test_the_command(tokenizer_dir: Callable[[str], Path], tmp_path: Path, capsy
     out, model = tmp_path / "o.jsonl", str(tokenizer_dir("metaspace_bos"))
     argv = ["--in", data, "--out", str(out), "--model-name-or-path", model, "--max-length", "400", "--end", "5"]
     assert run(split_long_conversation, *argv) == 3
-    assert "not a list of turns: an Alpaca row; convert it with convert_alpaca first" in capsys.readouterr().err
+    assert (
+        "not a list of turns: a row with 'instruction'; convert it with convert_alpaca first" in capsys.readouterr().err
+    )
     assert run(split_long_conversation, *argv, "--on-bad-row", "skip", "--conv-template", "vicuna_v1.1") == 0
     made = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row.get("id") for row in made] == ["long_0", "long_2", "short_0", None]

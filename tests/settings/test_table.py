@@ -21,7 +21,7 @@ from fastchat.settings.foreign import NO_SETTING
 from fastchat.settings.help import help_text
 from fastchat.settings.options import Option, options_of
 from fastchat.settings.readers import plan_reader, preview_reader, training_options, training_reader
-from fastchat.settings.reference import reference
+from fastchat.settings.reference import names, reference
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -119,6 +119,8 @@ def test_the_reference_is_up_to_date() -> None:
     written = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
     assert written == reference(), "run `python -m fastchat.settings.reference > docs/settings.md`"
     assert all(f"`{option.name}`" in written for option in options_of(ALL))
+    written = (REPOSITORY / "docs" / "names.md").read_text(encoding="utf-8")
+    assert written == names(), "run `python -m fastchat.settings.reference names > docs/names.md`"
 
 
 @pytest.mark.parametrize("command", ["train.train_lora", "train.train", "data.preview", "plan"])

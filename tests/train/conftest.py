@@ -31,6 +31,11 @@ class Outcome:
         return json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
 
     @property
+    def log(self) -> str:
+        """log.txt, which also has what is not printed."""
+        return (self.folder / "log.txt").read_text(encoding="utf-8")
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """metrics.jsonl"""
         text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
@@ -77,6 +82,7 @@ def train(
     tmp_path: Path, base_flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Outcome]:
     """`train("--lora_r", "4")`: runs train_lora (or, with `full=True`, train) on top of the base flags."""
+    from fastchat import streams
     from fastchat.train import recipe, train_lora
     from fastchat.train import train as full_module
     from fastchat.train.settings import find_output_dir
@@ -90,6 +96,7 @@ def train(
         return made[-1]
 
     monkeypatch.setattr(recipe, "make_trainer", kept)
+    monkeypatch.setattr(streams.DETAILS, "shown", True)
 
     def go(*flags: str, full: bool = False, name: str = "out", base: list[str] | None = None) -> Outcome:
         run = full_module.run if full else train_lora.run

@@ -122,6 +122,36 @@ def test_a_dataset_of_the_hub_in_its_cache(train: Train, tmp_path: Path) -> None
     assert refused.code == 3 and "HF_HUB_OFFLINE is set" in refused.err and "--revision v2" in refused.err
 
 
+@covers("data_columns", "data_roles")
+def test_files_with_other_names(train: Train, cache: Path, data_files: tuple[Path, Path], tmp_path: Path) -> None:
+    """The run is that of the same dialogues under our names; it is recorded, and has tokens of its own in the cache."""
+    roles = {"human": "Customer", "gpt": "agent"}
+    renamed = [
+        {"key": row["id"], "dialog": [{"who": roles[t["from"]], "said": t["value"]} for t in row["conversations"]]}
+        for row in json.loads(data_files[0].read_text())
+    ]
+    path = builders.write_rows(tmp_path / "renamed.json", renamed)
+    names = {"messages": "dialog", "role": "who", "content": "said", "id": "key"}
+    mapping = ["--data_columns", json.dumps(names), "--data_roles", '{"customer": "user", "agent": "assistant"}']
+    plain, outcome = ok(train()), ok(train("--data_path", path, *mapping, name="b"))
+    assert outcome.losses == plain.losses
+    assert outcome.record["settings"]["data_columns"]["value"] == names
+    recipe = tmp_path / "again.yaml"
+    recipe.write_text(json.dumps({"data_columns": names, "data_roles": {"CUSTOMER": "human", "agent": "gpt"}}))
+    base = [str(recipe), "--model_name_or_path", plain.record["base_model"], "--data_path", str(path)]
+    again = ok(train("--per_device_train_batch_size", "4", "--max_steps", "2", base=base, name="c"))
+    assert again.losses == plain.losses
+    other = ok(train("--data_path", data_files[0], path, *mapping, name="d"))
+    assert corpus(other)["counts"]["dialogues"] == 40
+    for words, code, message in (
+        (["--data_columns", '{"mesages": "dialog"}'], 2, "did you mean messages"),
+        (["--data_columns", '{"messages": "dialogue"}'], 3, "did you mean 'dialog'"),
+        (mapping[:2], 3, "unknown role: turn 1 is from 'Customer'"),
+    ):
+        refused = train("--data_path", path, *words, name="e")
+        assert refused.code == code and message in refused.err
+
+
 @covers("data_proportions")
 def test_proportions(train: Train, folder: Path) -> None:
     flags = ["--data_path", folder / "a.jsonl", folder / "b.parquet", "--data_proportions"]
@@ -240,6 +270,7 @@ OTHER_DATA: dict[str, tuple[list[str], str]] = {
     "held out": (["--val_set_size", "3"], "--val_set_size (2.0 -> 3.0)"),
     "nothing held out": (["--val_set_size", "0"], "--val_set_size (2.0 -> 0.0)"),
     "another file": (["--data_path", "DATA", "{b}"], "the training data ("),
+    "roles": (["--data_roles", '{{"x": "user"}}'], '--data_roles (null -> {"x": "user"})'),
     "proportions": (["--data_proportions", "3", "1"], "--data_proportions ([0.5, 0.5] -> [3.0, 1.0])"),
 }
 

@@ -112,7 +112,7 @@ def test_every_trained_tensor_moves_and_no_frozen_one(train: Train) -> None:
     assert found == len(base)
     tensors = adapter(outcome.folder)
     trained = sum(t.numel() for t in tensors.values())
-    assert f"training {trained:,} of " in outcome.err
+    assert f"LoRA, {trained:,} of " in outcome.err
     start = adapter(ok(train("--max_steps", "1", "--learning_rate", "1e-30", name="start")).folder)
     for name, tensor in tensors.items():
         assert not torch.equal(tensor, start[name]), f"{name} trains and did not move"

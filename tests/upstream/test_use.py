@@ -186,6 +186,9 @@ def test_training_data_has_the_ids_and_labels_of_training(loaded: tuple[Any, Any
     assert (len(split["train_dataset"]), len(split["eval_dataset"])) == (3, 3)
     with pytest.raises(DataError, match="conversation 0: unknown role"):
         preprocess([[{"from": "alien", "value": "x"}]], tokenizer)
+    called = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+    with pytest.raises(DataError, match="conversation 0: tools that the template does not show: a call of 'f'"):
+        preprocess([[{"from": "human", "value": "x"}, called]], tokenizer)
 
 
 def test_arguments_parse_and_a_star_import_works() -> None:

@@ -29,7 +29,7 @@ from fastchat.conversation import Dialogue, Rendered, Segment
 from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
 from fastchat.data.encoding.template_limits import check_operands, joined, try_out
-from fastchat.data.rows.formats import REASONING_KEYS
+from fastchat.data.rows.keys import REASONING_KEYS
 from fastchat.errors import DataError, SettingsError
 
 # Private-use characters, which templates do not use and texts hardly ever.
@@ -79,6 +79,10 @@ class TokenizerTemplate:
     def shows_calls(self) -> bool:
         """Whether tools, and tool calls that are objects and not text, can be rendered."""
         return "tool_calls" in self.source
+
+    def reads_argument(self, name: str) -> bool:
+        """Whether the template reads an argument of this name."""
+        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
 
     @cached_property
     def stop(self) -> str:

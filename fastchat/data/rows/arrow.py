@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.rows.tables import BATCH, NumberedRow, columns_to_read, rows_of
 from fastchat.errors import DataError, brief, nearest
 from fastchat.files import JsonError, read_object
@@ -22,7 +23,7 @@ _END_OF_STREAM = ARROW_STREAM + b"\0\0\0\0"
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
-def arrow_rows(path: str, whole: bool = False) -> Iterator[tuple[NumberedRow, float]]:
+def arrow_rows(path: str, whole: bool = False, columns: Columns = AS_THEY_ARE) -> Iterator[tuple[NumberedRow, float]]:
     """Every row of a file in order, each with the share of the file that has been read, from 0 to 1.
 
     Raises:
@@ -38,7 +39,7 @@ def arrow_rows(path: str, whole: bool = False) -> Iterator[tuple[NumberedRow, fl
                 raise pyarrow.ArrowInvalid("it ends before the end of the stream")
             file.seek(0)
             reader = pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file)
-            wanted, unread = columns_to_read(reader.schema, whole)
+            wanted, unread = columns_to_read(reader.schema, whole, columns)
             size, position = max(file.size(), 1), 0.0
 
             def pieces() -> Iterator[Any]:

@@ -14,12 +14,16 @@ MAX_SHOWN = 60
 
 
 class BadRow(Exception):
-    """One malformed row. Rows are counted by `reason`, which is short and fixed; `detail` says what was found."""
+    """One malformed row. Rows are counted by `reason`, which is short and fixed; `detail` says what was found.
 
-    def __init__(self, reason: str, detail: str = ""):
+    `way_out`: what to do about all rows with this problem; said once.
+    """
+
+    def __init__(self, reason: str, detail: str = "", way_out: str = ""):
         super().__init__(reason)
         self.reason = reason
         self.detail = detail
+        self.way_out = way_out
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
@@ -39,10 +43,13 @@ class BadRowReport:
     def __init__(self) -> None:
         self.listed: list[str] = []
         self.by_reason: Counter[str] = Counter()
+        self._ways_out: dict[str, str] = {}  # by reason, of its first row
 
     def add(self, source: str, line: int, bad: BadRow) -> None:
         """Add one malformed row of `source`; `line` counts from 1."""
         self.by_reason[bad.reason] += 1
+        if bad.way_out:
+            self._ways_out.setdefault(bad.reason, bad.way_out)
         if len(self.listed) < MAX_LISTED:
             self.listed.append(f"{source}:{line}: {bad}")
 
@@ -64,7 +71,7 @@ class BadRowReport:
         way_out = "Fix these rows, or skip them with --on_bad_row skip."
         if self.total == num_rows:
             way_out = "No row is left. Is this the right file? For the supported formats see 'Your data' in the README."
-        lines += [f"by reason: {self.reasons()}", way_out]
+        lines += [f"by reason: {self.reasons()}", *self._ways_out.values(), way_out]
         return DataError("\n".join(lines))
 
     def summary(self, num_rows: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.rows.tables import BATCH, NumberedRow, columns_to_read, rows_of
 from fastchat.errors import DataError, brief
 
@@ -12,7 +13,7 @@ from fastchat.errors import DataError, brief
 _MOST_UNFOLDED = 4 << 30  # bytes of the rows of one batch
 
 
-def parquet_rows(path: str, whole: bool = False) -> Iterator[tuple[NumberedRow, float]]:
+def parquet_rows(path: str, whole: bool = False, columns: Columns = AS_THEY_ARE) -> Iterator[tuple[NumberedRow, float]]:
     """Every row of a file in order, each with the share of the file that has been read, from 0 to 1.
 
     Raises:
@@ -24,7 +25,7 @@ def parquet_rows(path: str, whole: bool = False) -> Iterator[tuple[NumberedRow, 
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             total = file.metadata.num_rows
-            wanted, unread = columns_to_read(file.schema_arrow, whole)
+            wanted, unread = columns_to_read(file.schema_arrow, whole, columns)
             batches = file.iter_batches(_batch_size(file.metadata), columns=wanted, use_threads=False)
             for row in rows_of(batches, unread, whole):
                 yield row, row.number / total

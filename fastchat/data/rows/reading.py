@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from fastchat.data.rows.arrow import ARROW_FILE, ARROW_STREAM, arrow_rows
 from fastchat.data.rows.bad_rows import BadRow
+from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.rows.no_file import refuse_other_kinds, refuse_special, unreadable
 from fastchat.data.rows.parquet import parquet_rows
 from fastchat.data.rows.row_size import LIMIT, MAX_ROW_BYTES, too_large
@@ -62,9 +63,9 @@ class RowReader:
     >>> for row in reader: print(row.line, reader.share)
     """
 
-    def __init__(self, path: str, whole: bool = False):
-        """`whole`: every column of a table is read, not only those that training reads."""
-        self.path, self.whole = path, whole
+    def __init__(self, path: str, whole: bool = False, columns: Columns = AS_THEY_ARE):
+        """`whole`: every column of a table is read, not only those that training reads, with these `columns`."""
+        self.path, self.whole, self.columns = path, whole, columns
         self._file: IO[bytes] | None = None
         self._size = 0
         self._rows_share = 0.0  # of a table
@@ -99,8 +100,8 @@ class RowReader:
         zipped = _starts_with(raw, b"\x1f\x8b") or self.path.endswith(".gz")
         yield from _rows(gzip.open(raw) if zipped else raw, self.path)  # noqa: SIM115 (closed with the file below it)
 
-    def _table_rows(self, rows: Callable[[str, bool], Iterator[tuple[NumberedRow, float]]]) -> Iterator[Row]:
-        for row, share in rows(self.path, self.whole):
+    def _table_rows(self, rows: Callable[[str, bool, Columns], Iterator[tuple[NumberedRow, float]]]) -> Iterator[Row]:
+        for row, share in rows(self.path, self.whole, self.columns):
             self._rows_share = share
             yield Row(self.path, row.number, row.value, row.problem, row.unread)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fastchat.conversation import Dialogue
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport, UnreadKeys
-from fastchat.data.rows.formats import parse_row, refuse_reasoning, row_id
+from fastchat.data.rows.columns import Columns
+from fastchat.data.rows.formats import parse_row
 from fastchat.data.rows.no_file import unreadable
 from fastchat.data.rows.reading import Row, RowReader
+from fastchat.data.rows.unshown import refuse_unshown
 from fastchat.errors import say
 
 OnBadRow = Literal["stop", "skip"]
@@ -49,17 +51,27 @@ class Records:
     """
 
     def __init__(
-        self, paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False, calls: bool = False
+        self,
+        paths: Sequence[str],
+        *,
+        on_bad_row: OnBadRow = "stop",
+        reasoning: bool = False,
+        calls: bool = False,
+        reads_argument: Callable[[str], bool] = lambda name: True,
+        columns: Columns | None = None,
     ):
         """`reasoning`, `calls`: whether the template shows separate reasoning texts, and tools with their calls; if
-        not, rows with them are malformed."""
+        not, rows with them are malformed. `reads_argument`: whether the template reads an argument of that name; rows
+        with others are counted. `columns`: the names of keys and roles in these files."""
         assert not isinstance(paths, str), paths
         self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
-        self.reasoning, self.calls = reasoning, calls
+        self.reasoning, self.calls, self._reads_argument = reasoning, calls, reads_argument
+        self.columns = (columns or Columns()).fresh()
         self.num_rows = 0
         self.rows_of_file: list[int] = []
         self.bad = BadRowReport()
         self._unread = UnreadKeys()
+        self._notes: list[str] = []
         self._treatments: Counter[str] = Counter()
         self._reader: RowReader | None = None  # of the file being read
         self._bytes_done = 0  # of the files before it
@@ -68,16 +80,18 @@ class Records:
         """One Record per row.
 
         Raises:
-            DataError: a file cannot be read or is empty; or, after the last row, rows are malformed and `on_bad_row`
-                is "stop": the message then lists the first 20 as file:line: reason, and the total by reason.
+            DataError: a file cannot be read or is empty; or, after the last row, no row has a mapped column, or rows
+                are malformed and `on_bad_row` is "stop": the message then lists the first 20 as file:line: reason, and
+                the total by reason.
         """
         for path in self.paths:
-            self._reader, before = RowReader(path), self.num_rows
+            self._reader, before = RowReader(path, columns=self.columns), self.num_rows
             for row in self._reader:
                 self.num_rows += 1
                 yield self._record(self.num_rows - 1, row)
             self.rows_of_file.append(self.num_rows - before)
             self._bytes_done += _size(path)
+        self._notes = self.columns.check_found()
         if self.stopping:
             raise self.bad.error(self.num_rows)
         for line in self.lines:
@@ -89,13 +103,13 @@ class Records:
 
     @property
     def lines(self) -> list[str]:
-        """Messages about the rows: skipped rows, and keys that were not read."""
+        """Messages about the rows: skipped rows, mapped names that were not found, and keys that were not read."""
         skipped = [self.bad.summary(self.num_rows)] if self.bad.total else []
-        return skipped + self._unread.lines
+        return skipped + self._notes + self._unread.lines
 
     @property
     def counts(self) -> dict[str, int]:
-        """rows, bad_rows, and how often each treatment of formats.TREATMENTS was applied."""
+        """rows, bad_rows, and how often each treatment of keys.TREATMENTS was applied."""
         totals = {"rows": self.num_rows, "bad_rows": self.bad.total}
         return {**totals, **dict(sorted(self._treatments.items()))}
 
@@ -117,15 +131,17 @@ class Records:
             if row.problem is not None:
                 raise row.problem
             assert row.value is not None
-            parsed = parse_row(row.value, row.source, row.line)
-            if parsed.dialogue is not None and not self.reasoning:
-                refuse_reasoning(parsed.dialogue)
+            parsed = parse_row(row.value, row.source, row.line, self.columns, self.reasoning)
+            if parsed.dialogue is not None:
+                refuse_unshown(parsed.dialogue, reasoning=self.reasoning, calls=self.calls)
         except BadRow as bad:
             self.bad.add(row.source, row.line, bad)
             return Record(index, None, f"bad_row: {bad.reason}", row.source, row.line)
         self._treatments.update(parsed.treatments)
+        if parsed.dialogue and not all(map(self._reads_argument, parsed.dialogue.template_arguments)):
+            self._treatments["ignored_arguments"] += 1
         self._unread.add(parsed.unread, row.unread)
-        return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, row_id(row.value))
+        return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, parsed.id)
 
 
 @dataclass
@@ -137,10 +153,15 @@ class LoadedDialogues:
 
 
 def load_dialogues(
-    paths: Sequence[str], *, on_bad_row: OnBadRow = "stop", reasoning: bool = False, calls: bool = False
+    paths: Sequence[str],
+    *,
+    on_bad_row: OnBadRow = "stop",
+    reasoning: bool = False,
+    calls: bool = False,
+    columns: Columns | None = None,
 ) -> LoadedDialogues:
     """All records at once, in memory. Arguments and errors are those of `Records`."""
-    records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning, calls=calls)
+    records = Records(paths, on_bad_row=on_bad_row, reasoning=reasoning, calls=calls, columns=columns)
     return LoadedDialogues(list(records), records.counts)
 
 

@@ -1,4 +1,4 @@
-"""Decodes one JSON object, strictly by the standard.
+"""Decodes JSON, strictly by the standard.
 
 What Python's own parser accepts (NaN, duplicate keys, half a surrogate pair) raises `BadRow` here.
 """
@@ -38,9 +38,17 @@ class StrictDecoder:
             BadValue: it is complete, but is not an object, or has a duplicate key, a NaN, a NUL or a lone surrogate.
             BadRow: it is not JSON; "truncated JSON" where the text ends before the object does.
         """
+        value, end = self.value(text, start)
+        if not isinstance(value, dict):
+            raise BadValue("not an object", f"a JSON {json_kind(value)}", end)
+        self._check(text, start, value, end)
+        return value, end
+
+    def value(self, text: str, start: int) -> tuple[Any, int]:
+        """Like `decode`, for a value of any kind, which is not checked yet."""
         self._seen.clear()
         try:
-            value, end = self._json.raw_decode(text, start)
+            return self._json.raw_decode(text, start)
         except json.JSONDecodeError as error:
             cut = error.pos >= len(text) or error.msg.startswith("Unterminated string")
             near = text[max(start, error.pos - 15) : error.pos + 15]
@@ -50,13 +58,21 @@ class StrictDecoder:
             raise BadRow("broken JSON", "nested too deeply") from None
         except ValueError as error:  # an integer of more than 4,300 digits
             raise BadRow("broken JSON", str(error)[:60]) from None
-        if not isinstance(value, dict):
-            raise BadValue("not an object", f"a JSON {json_kind(value)}", end)
+
+    def whole(self, text: str) -> Any:
+        """The one value that `text` consists of. Raises BadRow, and BadValue, as `decode` does."""
+        start = len(text) - len(text.lstrip(" \t\r\n"))
+        value, end = self.value(text, start)
+        if text[end:].strip(" \t\r\n"):
+            raise BadRow("broken JSON", f"text after the value, at character {end + 1}")
+        self._check(text, start, value, end)
+        return value
+
+    def _check(self, text: str, start: int, value: Any, end: int) -> None:
         if self._seen:
             raise BadValue(*self._seen[0], end)
         if _SUSPECT_ESCAPE.search(text, start, end):
             check_strings(value, end)
-        return value, end
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -67,6 +83,11 @@ class StrictDecoder:
 
     def _constant(self, name: str) -> None:
         self._seen.append(("not a JSON number", name))
+
+
+def parse_strictly(text: str) -> Any:
+    """The JSON value of a whole text, by the same rules. Raises BadRow."""
+    return StrictDecoder().whole(text)
 
 
 def json_kind(value: object) -> str:

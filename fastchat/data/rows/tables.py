@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastchat.data.rows.bad_rows import BadRow, shown
-from fastchat.data.rows.formats import FORMAT_KEYS, is_read
+from fastchat.data.rows.columns import Columns
+from fastchat.data.rows.keys import FORM_KEYS, PAIRS, is_read
 from fastchat.data.rows.row_size import MAX_ROW_BYTES, too_large
 from fastchat.data.rows.strict_json import check_strings
 
@@ -32,16 +33,18 @@ class NumberedRow:
     unread: tuple[str, ...] = ()
 
 
-def columns_to_read(schema: Any, whole: bool) -> tuple[list[str], tuple[str, ...]]:
+def columns_to_read(schema: Any, whole: bool, columns: Columns) -> tuple[list[str], tuple[str, ...]]:
     """(columns that are read, columns with values that are not) of a table's `pyarrow.Schema`. `whole`: all are read.
 
-    All are also read if none identifies the format, so that the error message can name them.
+    All are also read if they do not make a form, or a mapped one is missing, so that the error message can name them.
     """
-    names = schema.names
-    if whole or not set(names) & set(FORMAT_KEYS):
+    names, mapped = schema.names, columns.of_row
+    found = {*names, *(ours for ours, theirs in columns.names.items() if theirs in names)}
+    if whole or not mapped <= set(names) or not any(found >= {key, PAIRS.get(key, key)} for key in FORM_KEYS):
         return list(names), ()
-    unread = tuple(name for name in names if not is_read(name) and str(schema.field(name).type) != "null")
-    return [name for name in names if is_read(name)], unread
+    wanted = [name for name in names if is_read(name) or name in mapped]
+    unread = (name for name in names if name not in wanted and str(schema.field(name).type) != "null")
+    return wanted, tuple(unread)
 
 
 def rows_of(batches: Iterable[Any], unread: tuple[str, ...], json_only: bool = False) -> Iterator[NumberedRow]:

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from fastchat.data.encoding.examples import REFUSED, Example
-from fastchat.data.rows.formats import TREATMENTS
+from fastchat.data.rows.keys import TREATMENTS
 
 _DROPPED = "dropped_"
 # Why rows without supervised tokens are dropped, and what to do.

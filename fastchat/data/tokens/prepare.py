@@ -16,6 +16,7 @@ from typing import Any
 from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.cross_check import LabelCrossCheck
+from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.rows.fingerprint import KnownSums, state_of
 from fastchat.data.rows.records import OnBadRow, Record, Records
 from fastchat.data.rows.sources import Source
@@ -42,6 +43,7 @@ class TokenSettings:
     max_length: int
     overlong: str
     on_bad_row: OnBadRow
+    columns: Columns = AS_THEY_ARE
     workers: int | None = None
     progress: bool = False
     overwrite: bool = False
@@ -94,6 +96,7 @@ def get_or_create_tokens(
         max_length=settings.max_length,
         overlong=settings.overlong,
         on_bad_row=settings.on_bad_row,
+        columns=settings.columns.described,
         about=_ABOUT,
     )
     making = TokenizeJob(name, sources, chat_encoder, settings, states)
@@ -142,7 +145,12 @@ class TokenizeJob:
         files = [file for source in self.sources for file in source.files]
         template = self.chat_encoder.template
         records = Records(
-            files, on_bad_row=settings.on_bad_row, reasoning=template.shows_reasoning, calls=template.shows_calls
+            files,
+            on_bad_row=settings.on_bad_row,
+            reasoning=template.shows_reasoning,
+            calls=template.shows_calls,
+            reads_argument=template.reads_argument,
+            columns=settings.columns,
         )
         workers = num_workers(settings.workers, records.num_bytes)
         parts = tokenised(

@@ -9,17 +9,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport
-from fastchat.data.rows.formats import CALL, REASONING_KEYS, SYSTEM, TURN_LISTS, format_of, parse_row
+from fastchat.data.rows.columns import AS_THEY_ARE, Columns
+from fastchat.data.rows.formats import Parsed, parse_row
+from fastchat.data.rows.keys import ASSISTANT, CALL, CALLS, DEVELOPER, PAIRS, SYSTEM, TURN_LISTS, TURN_TEXT
 from fastchat.data.rows.reading import Row, read_rows
+from fastchat.data.rows.turns import kind_of
+from fastchat.data.rows.values import content_of, is_given
 from fastchat.data.rows.writing import RowFile, check_output
 from fastchat.data.tools.command import Parser
 from fastchat.errors import SettingsError, say, show
+from fastchat.settings.parsing import to_mapping
 
 T = TypeVar("T")
 
@@ -52,10 +57,13 @@ class Tally:
 # --- flags
 
 
-def tool_parser(name: str, description: str, *, out: str | None = "", several: bool = False) -> Parser:
+def tool_parser(
+    name: str, description: str, *, out: str | None = "", several: bool = False, columns: bool = True
+) -> Parser:
     """A parser with the flags that all tools share.
 
-    `out` is the default of --out-file, "" if it is required, None if the tool does not write such a file.
+    `out` is the default of --out-file, "" if it is required, None if the tool does not write such a file. `columns`:
+    whether the tool reads turns, so that it has to know the names of the file's columns and roles.
     """
     parser = Parser(prog=f"python -m fastchat.data.{name}", description=description)
     more: dict[str, Any] = {"nargs": "+"} if several else {}
@@ -66,9 +74,24 @@ def tool_parser(name: str, description: str, *, out: str | None = "", several: b
         wanted: dict[str, Any] = {"default": out} if out else {"required": True}
         shown = "; .jsonl: one row per line, else one array" + (" (%(default)s)" if out else "")
         parser.add_argument("--out-file", "--out", metavar="FILE", help=f"output file{shown}", **wanted)
+    if columns:
+        names = "names of the file's columns: a JSON object, our key -> the file's"
+        parser.add_argument("--data-columns", metavar="JSON", help=names)
+        roles = "names of the file's roles: a JSON object, the file's role -> ours"
+        parser.add_argument("--data-roles", metavar="JSON", help=roles)
     on_bad_row = "what to do with rows that cannot be read (%(default)s)"
     parser.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop", help=on_bad_row)
     return parser
+
+
+def columns_of(args: argparse.Namespace) -> Columns:
+    """The names of the file's columns and roles, from the flags. Raises SettingsError."""
+    given = {name: getattr(args, name, None) for name in ("data_columns", "data_roles")}
+    made = {name: to_mapping(text or "{}", f"--{name.replace('_', '-')}") for name, text in given.items()}
+    for name, value in made.items():
+        if not isinstance(value, dict):
+            raise SettingsError(f"--{name.replace('_', '-')} is {value!r}, but a JSON object is expected")
+    return Columns(made["data_columns"], made["data_roles"])
 
 
 def add_slice(parser: Parser) -> None:
@@ -92,13 +115,18 @@ def check_slice(args: argparse.Namespace) -> None:
 class Rows:
     """The rows of some files, concatenated, from row `begin` up to but not including row `end`."""
 
-    def __init__(self, paths: Sequence[str], on_bad_row: str, begin: int | None = None, end: int | None = None):
-        self.paths, self.on_bad_row, self.begin, self.end = paths, on_bad_row, begin or 0, end
+    def __init__(self, args: argparse.Namespace):
+        """`args`: the flags of `tool_parser` and `add_slice`."""
+        self.paths = [args.in_file] if isinstance(args.in_file, str) else args.in_file
+        self.on_bad_row = args.on_bad_row
+        self.begin, self.end = getattr(args, "begin", None) or 0, getattr(args, "end", None)
+        self.columns = columns_of(args)
         self.num_read = 0
         self.report = BadRowReport()
 
     def each(self, function: Callable[[int, dict[str, Any]], T]) -> Iterator[T]:
         """The result of `function` for each good row; its arguments are the row's position in the input and the row.
+        `columns` maps the keys of these rows.
 
         Raises:
             DataError: rows cannot be read, or `function` raised BadRow, and --on_bad_row is "stop"; raised after the
@@ -121,27 +149,29 @@ class Rows:
     def _finish(self) -> None:
         if not self.num_read:
             raise SettingsError(f"--begin {self.begin}: is after the last row of {', '.join(self.paths)}.")
+        for line in self.columns.check_found("--data-columns"):
+            say(line)
         if self.report.total and self.on_bad_row == "stop":
             raise self.report.error(self.num_read)
         if self.report.total:
             say(self.report.summary(self.num_read))
 
 
-def convert(
-    args: argparse.Namespace, function: Callable[[int, dict[str, Any], Tally], Iterable[dict[str, Any]]]
-) -> None:
+Convert = Callable[[int, dict[str, Any], Tally, Columns], Iterable[dict[str, Any]]]
+
+
+def convert(args: argparse.Namespace, function: Convert) -> None:
     """Write the rows that `function` returns for each row of --in-file to --out-file, and print the counts.
 
-    `function` gets the row's position, the row, and the tally for its notes; it may raise BadRow or Dropped.
+    `function` gets the row's position, the row, the tally for its notes, and the names of the file's columns; it may
+    raise BadRow or Dropped.
     """
-    paths = [args.in_file] if isinstance(args.in_file, str) else args.in_file
-    check_output("--out-file", args.out_file, paths)
-    slice_ = (getattr(args, "begin", None), getattr(args, "end", None))
-    tally, rows = Tally(), Rows(paths, args.on_bad_row, *slice_)
+    tally, rows = Tally(), Rows(args)
+    check_output("--out-file", args.out_file, rows.paths)
 
     def made(index: int, row: dict[str, Any]) -> list[dict[str, Any]]:
         try:
-            return list(function(index, row, tally))
+            return list(function(index, row, tally, rows.columns))
         except Dropped as dropped:
             tally.dropped[dropped.reason] += 1
             return []
@@ -173,42 +203,54 @@ class TurnList:
     """The turns of a row, as they are in the file.
 
     Attributes:
-        key: the key of the list: "conversations", "items" or "messages".
-        text_key: the key of a turn's text.
-        entries: the turns, and `roles`: the role of each ("system", "user", "assistant", "tool").
-        kinds: the roles, except "function_call" for an assistant turn that is marked as a call.
+        key: the key of the list in the file: "conversations", "messages" ...
+        entries: the turns, and `texts`: the text of each, "" for one that only calls tools.
+        kinds: "system", "user", "assistant", "tool", or "function_call" for an assistant turn that calls tools.
+        calls: whether a turn has calls that are not in its text.
+        parsed: what training reads.
     """
 
     key: str
-    text_key: str
     entries: list[dict[str, Any]]
-    roles: list[str]
+    texts: list[str]
     kinds: list[str]
+    calls: list[bool]
+    parsed: Parsed
+    text_keys: list[str]
 
     @property
-    def texts(self) -> list[str]:
-        return [entry[self.text_key] for entry in self.entries]
-
-    @property
-    def reasoning(self) -> list[str | None]:
-        return [
-            next((said for key in REASONING_KEYS if (said := entry.get(key) or "").strip()), None)
-            for entry in self.entries
-        ]
+    def roles(self) -> list[str]:
+        """The role of each turn: "system", "user", "assistant" or "tool"."""
+        return [ASSISTANT if kind == CALL else kind for kind in self.kinds]
 
     @property
     def num_system(self) -> int:
         """1 if the first turn is a system turn, else 0."""
-        return int(self.roles[:1] == [SYSTEM])
+        return int(self.kinds[:1] == [SYSTEM])
+
+    def with_text(self, entry: int, text: str) -> dict[str, Any]:
+        """The turn at this position with another text; all else is kept."""
+        old = self.entries[entry]
+        return old if self.texts[entry] == text else {**old, self.text_keys[entry]: text}
 
 
-def turn_list(row: dict[str, Any]) -> TurnList:
-    """The turns of a ShareGPT or messages row. Raises BadRow for a row that training cannot read either."""
-    parse_row(row)
-    key = format_of(row)
-    if key not in TURN_LISTS:
-        raise BadRow("not a list of turns", "an Alpaca row; convert it with convert_alpaca first")
-    keys = TURN_LISTS[key]
-    names = [entry[keys.role] for entry in row[key]]
-    kinds = [CALL if name == CALL else keys.roles[name] for name in names]
-    return TurnList(key, keys.text, row[key], [keys.roles[name] for name in names], kinds)
+def turn_list(row: dict[str, Any], columns: Columns = AS_THEY_ARE, thinks: bool = False) -> TurnList:
+    """The turns of a row that is a list of turns. Arguments as of `parse_row`. Raises BadRow for other rows, and if
+    training cannot read it."""
+    parsed = parse_row(row, columns=columns, thinks=thinks)
+    if parsed.form not in TURN_LISTS:
+        hint = "convert it with convert_alpaca first" if parsed.form in PAIRS else "a plain text has no turns"
+        raise BadRow("not a list of turns", f"a row with {parsed.form!r}; {hint}")
+    key = columns.in_file(parsed.form, row)
+    made = TurnList(key, row[key], [], [], [], parsed, [])
+    for number, entry in enumerate(row[key], start=1):
+        turn, where = columns.turn(entry), f"turn {number}"
+        kind = kind_of(turn, columns, where)
+        ours = next((name for name in TURN_TEXT if turn.get(name) is not None), TURN_TEXT[0])
+        is_object = isinstance(turn.get(ours), dict)
+        apart = is_object or any(is_given(turn.get(name)) for name in CALLS)
+        made.texts.append("" if is_object or turn.get(ours) is None else content_of(turn, ours, where))
+        made.text_keys.append(columns.in_file(ours, entry))
+        made.calls.append(apart)
+        made.kinds.append(CALL if apart or kind == CALL else SYSTEM if kind == DEVELOPER else kind)
+    return made
