@@ -17,6 +17,7 @@ from fastchat import files
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.rows.bad_rows import BadRow
 from fastchat.data.rows.formats import parse_row
+from fastchat.data.rows.keys import TREATMENTS
 from fastchat.errors import DataError
 
 _FORMER = ("template_name", "roles", "messages")  # the keys of a conversation saved by FastChat's `!!save`
@@ -114,9 +115,9 @@ def _parsed(row: dict[str, Any], path: Path) -> tuple[Dialogue, list[str]]:
         parsed = parse_row(row, str(path), 1)
     except BadRow as problem:
         raise DataError(f"{path}: {problem}") from None
-    if parsed.dialogue is None or not parsed.dialogue.turns:
+    if parsed.dialogue is None or parsed.dialogue.plain:
         raise DataError(f"{path} has no dialogue with an answer.")
-    notes = [f"{treatment.replace('_', ' ')}: {num}" for treatment, num in parsed.treatments.items()]
+    notes = [f"{TREATMENTS[treatment]}: {num}" for treatment, num in parsed.treatments.items()]
     notes += [f"not read: the key {key!r} of the {holder}" for holder, key in parsed.unread]
     return replace(parsed.dialogue, source="", line=0), notes
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastchat.conversation import Dialogue, Turn
+from fastchat.data.rows.bad_rows import BadRow
+from fastchat.data.rows.unshown import refuse_unshown
 from fastchat.errors import ResourceError, SettingsError
 from fastchat.serve import saved_chat
 
@@ -119,10 +121,15 @@ class Session:
         return [(f"{label}: " if several else "") + _stats(chat, chat.last) for label, chat in known if chat.last]
 
     def _check(self, dialogues: dict[str, Dialogue]) -> None:
-        """Raise UserError if a template cannot render a prompt that continues these dialogues."""
+        """Raise UserError if a template cannot render a prompt that continues these dialogues, with all that they say
+        (reasoning before earlier answers is left out of prompts by most templates)."""
         for label, dialogue in dialogues.items():
-            probe = _plus(dialogue, Turn("user", "Hello"))
-            self.chats[label].chat_encoder.template.render(probe, add_generation_prompt=True)
+            template = self.chats[label].chat_encoder.template
+            try:
+                refuse_unshown(dialogue, reasoning=True, calls=template.shows_calls)
+            except BadRow as problem:
+                raise SettingsError(f"{problem}. {problem.way_out}") from None
+            template.render(_plus(dialogue, Turn("user", "Hello")), add_generation_prompt=True)
 
     def _answer(self, asked: dict[str, Dialogue], view: View) -> list[str]:
         """Let every model answer its dialogue and keep the answers; returns what the user should know about them.

@@ -9,6 +9,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from fastchat.checkpoint.trained_model import find_trained
-from fastchat.conversation import Dialogue, Turn
+from fastchat.conversation import Dialogue, ToolCall, Turn, get_template
 from fastchat.data.encoding.chat_encoder import encode_prompt
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.formats import parse_row
@@ -224,6 +225,21 @@ def test_a_saved_chat_is_training_data_and_is_loaded_again(session: Session, tmp
     assert parse_row(json.loads((tmp_path / "l.jsonl").read_text())).dialogue == session.dialogue
 
 
+def test_calls_tools_and_reasoning_are_saved(session: Session, tmp_path: Path) -> None:
+    schema = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+    call = Turn("assistant", "", calls=(ToolCall("f", {"x": [1, None]}, "c1"),), reasoning="Hm.")
+    result = Turn("tool", "3", name="f", call_id="c1")
+    turns = (Turn("user", "a"), call, result, Turn("assistant", "b", train=False))
+    dialogue = Dialogue(turns, "S.", system_role="developer", tools=(schema,))
+    dialogue = replace(dialogue, template_arguments={"enable_thinking": False})
+    saved_chat.save(dialogue, tmp_path / "a.json")
+    assert saved_chat.load(tmp_path / "a.json") == (dialogue, [])
+    session.chats[""].chat_encoder = bound = copy(session.chat.chat_encoder)
+    bound.template = get_template("vicuna_v1.1")
+    assert "tools that the template does not show" in Seen().type(session, f"/load {tmp_path / 'a.json'}")[0]
+    assert session.dialogue.turns == ()
+
+
 def test_a_file_of_something_else_is_not_replaced(session: Session, tmp_path: Path) -> None:
     seen, other = Seen(), tmp_path / "notes.json"
     other.write_text("mine")
@@ -242,6 +258,7 @@ def test_a_file_of_something_else_is_not_replaced(session: Session, tmp_path: Pa
         ('{"messages": []}\n{"messages": []}', "has 2 rows"),
         ('{"messages": [{"role": "alien", "content": "x"}]}', "alien"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "no dialogue with an answer"),
+        ('{"text": "without turns"}', "no dialogue with an answer"),
         ('{"template_name": "vicuna", "roles": ["A", "B"], "messages": [["C", "x"]]}', "malformed conversation"),
         ('{"template_name": "vicuna", "roles": ["A", "B"], "messages": 3}', "malformed conversation"),
     ],
@@ -260,7 +277,9 @@ def test_what_is_not_read_of_a_row_is_said(session: Session, tmp_path: Path) -> 
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     said = Seen().type(session, f"/load {tmp_path / 'a.jsonl'}")
     assert said[0].startswith("(loaded") and texts(session) == ["a", "b"]
-    assert said[1:] == ["(trailing user turns: 1)", "(not read: the key 'colour' of the row)"]
+    assert said[1:] == [
+        "(user or tool turns after the last answer, removed: 1)", "(not read: the key 'colour' of the row)",
+    ]  # fmt: skip
 
 
 def test_what_fastchat_saved_is_loaded(tmp_path: Path) -> None:
