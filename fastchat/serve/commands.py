@@ -160,7 +160,7 @@ COMMANDS = {
     "save": Command("FILE", "save the chat as training data", _save),
     "load": Command("FILE", "continue a saved chat, or a dialogue of a data file", _load),
     "stats": Command("", "tokens, speed and context of the last answer", _stats),
-    "exit": Command("", "leave (also Ctrl-D)", _exit),
+    "exit": Command("", "leave, like Ctrl-D", _exit),
 }
 # FastChat's name -> ours.
 FORMER = {"exit": "exit", "reset": "reset", "remove": "undo", "regen": "retry", "save": "save", "load": "load"}

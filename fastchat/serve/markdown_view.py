@@ -11,10 +11,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
 from rich.console import Console, Group, RenderableType
@@ -46,6 +46,7 @@ CALLS = (
     ("<|tool_call>", "<tool_call|>"),
     ("<|tool_call_begin|>", "<|tool_call_end|>"),
 )
+_CALL = re.compile(rf"^[ ]*({'|'.join(re.escape(opening) for opening, _ in CALLS)})", re.M)
 # What would move the cursor, change colours or reverse the order of characters, if a model writes it.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
 
@@ -71,7 +72,7 @@ def parts_of(text: str, thinking: str = "") -> Iterator[Part]:
     at = 0
     if thinking:
         at = yield from _enclosed("thought", text, 0, 0, dict(THOUGHTS)[thinking])
-    while opening := _opens(text, at, THOUGHTS):
+    while opening := _thought_at(text, at):
         at = yield from _enclosed("thought", text, at, text.index(opening, at) + len(opening), dict(THOUGHTS)[opening])
     while at < len(text):
         found = _CALL.search(text, at)
@@ -83,15 +84,14 @@ def parts_of(text: str, thinking: str = "") -> Iterator[Part]:
         at = yield from _enclosed("call", text, found.start(), found.end(), dict(CALLS)[found[1]])
 
 
-_CALL = re.compile(rf"^[ ]*({'|'.join(re.escape(opening) for opening, _ in CALLS)})", re.M)
-
-
-def _opens(text: str, at: int, marks: tuple[tuple[str, str], ...]) -> str:
+def _thought_at(text: str, at: int) -> str:
+    """The opening of reasoning that begins there, after white space; "" if none does."""
     begins = text[at:].lstrip()
-    return next((opening for opening, _ in marks if begins.startswith(opening)), "")
+    return next((opening for opening, _ in THOUGHTS if begins.startswith(opening)), "")
 
 
-def _enclosed(kind: str, text: str, start: int, inside: int, closing: str) -> Any:
+def _enclosed(kind: str, text: str, start: int, inside: int, closing: str) -> Generator[Part, None, int]:
+    """The part from `start` to the `closing` after `inside`, or to the end; returns where it ends."""
     found = text.find(closing, inside)
     end = len(text) if found < 0 else found + len(closing)
     if end > start:
