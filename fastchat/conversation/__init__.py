@@ -6,6 +6,9 @@ template files depend on it; a `Conversation` is translated into the table once,
 
     dialogue.py   Turn, ToolCall, Dialogue: the messages and their roles
     template.py   Template, Rendered: the table and the one loop that renders it
+    segments.py   RoleFormat, Segment: the text around a message, the pieces of a rendered dialogue
+    calls.py      tools, calls and results: their part of a table, and their segments
+    python_stubs.py  a tool as a Python function, as one family shows it
     styles.py     SeparatorStyle and its translation into the table
     upstream.py   Conversation: upstream's class
     builtin.py    the built-in templates and facts about model families; the data is templates.json
@@ -13,11 +16,13 @@ template files depend on it; a `Conversation` is translated into the table once,
     registry.py   names, and which template fits a tokenizer
     files.py      template files, and the choice of a template in one
     jinja.py      export of a template as a Jinja chat template, for other software
+    jinja_calls.py   the part of it for tools, calls and results
 """
 
 from typing import TYPE_CHECKING, Any
 
 from fastchat.conversation import registry
+from fastchat.conversation.calls import CallsFormat, RefusedByTemplate, ResultFormat, ToolsFormat
 from fastchat.conversation.dialogue import Dialogue, ToolCall, Turn
 from fastchat.conversation.files import load_template_file, use_template_file
 from fastchat.conversation.jinja import to_jinja
@@ -31,8 +36,9 @@ from fastchat.conversation.registry import (
     suggest_templates,
     templates_with_calls,
 )
+from fastchat.conversation.segments import RoleFormat, Segment
 from fastchat.conversation.styles import SeparatorStyle
-from fastchat.conversation.template import Rendered, RoleFormat, Segment, Template
+from fastchat.conversation.template import Rendered, Template
 from fastchat.conversation.upstream import Conversation
 from fastchat.upstream_names import refuse
 
@@ -42,14 +48,18 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_TEMPLATE",
     "OWN_TEMPLATE",
+    "CallsFormat",
     "Conversation",
     "Dialogue",
+    "RefusedByTemplate",
     "Rendered",
+    "ResultFormat",
     "RoleFormat",
     "Segment",
     "SeparatorStyle",
     "Template",
     "ToolCall",
+    "ToolsFormat",
     "Turn",
     "choose_template",
     "conv_templates",

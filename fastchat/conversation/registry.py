@@ -93,7 +93,7 @@ def get_template(name: str) -> Template:
 
 
 def templates_with_calls() -> list[str]:
-    """Names of the templates that show tools and tool calls."""
+    """The names of the tables that can show tools and their calls. (A tokenizer's own template may, too.)"""
     _known()
     return [name for name, table in _tables.items() if table.shows_calls]
 

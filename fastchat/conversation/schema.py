@@ -101,6 +101,13 @@ def whole(value: Any, place: Place) -> int:
     return value
 
 
+def flag(value: Any, place: Place) -> bool:
+    """True or false."""
+    if type(value) is not bool:
+        raise place.wrong(value, "true or false")
+    return value
+
+
 def or_null(kind: Kind) -> Kind:
     """`kind` or None."""
     return lambda value, place: None if value is None else kind(value, place)

@@ -4,7 +4,8 @@
         [--model_max_length N] [--num 3] [--output OUT.jsonl] [--html report.html]
 
 Shows the first dialogues with their supervised tokens in green (in [[brackets]] without colour), and the counts of
-everything dropped, cut or changed. With `--output` it writes one JSON line per row, in input order:
+everything dropped, cut or changed. With `--output` it writes one JSON line per row, in input order; a row that is
+several examples has one line for each, all with its index:
 
     {"index": 0, "input_ids": [...], "labels": [...], "dropped": null, "truncated_tokens": 0}
 
@@ -29,7 +30,7 @@ from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.records import Record, Records
 from fastchat.data.rows.sources import Source, find_sources
 from fastchat.data.rows.writing import StagedFile, check_output
-from fastchat.data.tokens.counts import count_example, hint_at_causes, refused_line, table
+from fastchat.data.tokens.counts import count_example, hint_at_causes, plain_line, refused_line, table
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.mixing import check_proportions, held_out_line, num_held_out, proportional, proportions_line
 from fastchat.data.tokens.progress import byte_bar
@@ -94,9 +95,9 @@ def preview(args: argparse.Namespace) -> None:
         Counter[str](),
     )
     report = HtmlReport(chat_encoder, args.model_max_length) if args.html else None
-    trained: Counter[str] = Counter()  # examples of each file
+    trained: Counter[str] = Counter()  # dialogues of each file
     gains: Counter[int] = Counter()
-    num_shown, refusal = 0, ""
+    num_shown, last_shown, refusal = 0, -1, ""  # the rows that are shown, with all their examples
     colour = wants_colour(sys.stdout)
     with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
         for record, example in _examples(records, chat_encoder, args):
@@ -106,17 +107,19 @@ def preview(args: argparse.Namespace) -> None:
                 count_example(counts, example)
                 gains.update(dict(example.gains))
             refusal = refusal or example.refusal
-            trained[record.source] += example.dropped is None
-            if example.dropped is None and num_shown < args.num:
-                num_shown += 1
+            trained[record.source] += example.is_last and example.outcome.trained > 0
+            if example.dropped is None and (num_shown < args.num or record.index == last_shown):
+                num_shown += record.index != last_shown
+                last_shown = record.index
                 show(shown(record, example, chat_encoder, args.model_max_length, colour=colour) + "\n")
             if output:
                 output.write(_line(example))
             if report:
                 report.add(record, example)
     counts.update(records.counts)
-    for line in refused_line(counts, refusal):
-        say(line)
+    for line in [*refused_line(counts, refusal), plain_line(counts)]:
+        if line:
+            say(line)
     if num_shown:
         show(f"{legend(colour)}\n")
     show(table(counts))
@@ -185,7 +188,7 @@ def _check_outputs(args: argparse.Namespace, files: Sequence[str]) -> None:
 def _examples(
     records: Records, chat_encoder: ChatEncoder, args: argparse.Namespace
 ) -> Iterator[tuple[Record, Example]]:
-    """Every record with its example, in input order; a record without a dialogue has an example without ids.
+    """Every record with each of its examples, in input order; one without a dialogue has an example without ids.
 
     After a malformed row that will stop the command, the rest of the files is only checked.
     """
@@ -195,9 +198,14 @@ def _examples(
             how = {"overlong": args.overlong, "on_bad_row": args.on_bad_row}
             made = tokenize_dialogues(usable(batch), chat_encoder, max_length=args.model_max_length, **how)
             for record in batch:
-                example = next(made) if record.dialogue is not None else Example(record.index, dropped=record.dropped)
-                assert example.index == record.index, (example.index, record.index)
-                yield record, example
+                if record.dialogue is None:
+                    yield record, Example(record.index, dropped=record.dropped)
+                    continue
+                for example in made:
+                    assert example.index == record.index, (example.index, record.index)
+                    yield record, example
+                    if example.is_last:
+                        break
             update(records.bytes_read, len(batch))
 
 
@@ -225,7 +233,7 @@ def _about(args: argparse.Namespace, chat_encoder: ChatEncoder) -> dict[str, str
 
 
 def _line(example: Example) -> str:
-    """The line of one row in the output file."""
+    """The line of one example in the output file."""
     keys = ("index", "input_ids", "labels", "dropped", "truncated_tokens")
     return json.dumps({key: getattr(example, key) for key in keys}) + "\n"
 

@@ -15,9 +15,14 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.trained_model import TrainedModel, find_trained, load_trained_tokenizer
-from fastchat.conversation import Dialogue, Template, Turn
+from fastchat.conversation import Dialogue, Template
 from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.bad_rows import BadRow
+from fastchat.data.rows.columns import AS_THEY_ARE
+from fastchat.data.rows.tool_calls import tools_of, with_names
+from fastchat.data.rows.turns import Reading, read_turns
+from fastchat.data.rows.unshown import refuse_unshown
 from fastchat.errors import SettingsError
 from fastchat.model.rope import context_length, rope_type
 from fastchat.serve.placement import Placement, choose_placement
@@ -54,22 +59,28 @@ class Chat:
 
     def reply(
         self,
-        messages: Sequence[dict[str, str]] | Dialogue,
+        messages: Sequence[dict[str, Any]] | Dialogue,
         *,
+        tools: Sequence[dict[str, Any]] = (),
         greedy: bool = False,
         max_new_tokens: int | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> str:
         """The answer to a conversation that ends with a user's or a tool's turn.
 
-        `messages`: dicts with "role" (system first, user, assistant, tool) and "content", or a Dialogue. `on_text` is
-        called with each new piece of the answer. Raises SettingsError if the conversation does not fit into
-        the model's context.
+        `messages`: as in a row of training data, dicts with "role" (system first, user, assistant, tool) and "content",
+        "tool_calls" and so on; or a Dialogue. `tools`: schemas of tools that the model can call; a call is in the
+        answer, in the model's own syntax. `on_text` is called with each new piece of the answer. Raises SettingsError
+        if the template has no tools, or the conversation does not fit into the model's context.
 
         >>> chat.reply([{"role": "user", "content": "What is 2 plus 2?"}], greedy=True)        # doctest: +SKIP
         'The answer is 4.'
         """
-        dialogue = messages if isinstance(messages, Dialogue) else to_dialogue(messages, self.system)
+        dialogue = messages if isinstance(messages, Dialogue) else to_dialogue(messages, self.system, tools)
+        try:
+            refuse_unshown(dialogue, reasoning=True, calls=self.chat_encoder.template.shows_calls)
+        except BadRow as bad:
+            raise SettingsError(f"the conversation: {bad}. {bad.way_out}") from None
         prompt = encode_prompt(dialogue, self.chat_encoder)
         room = self._room(len(prompt), max_new_tokens or self.max_new_tokens)
         answer = Answer(self.chat_encoder, prompt, on_text)
@@ -245,20 +256,23 @@ def load_chat(
     return Chat(model, chat_encoder, pad_id, system, temperature, max_new_tokens, context_length(model.config), tuned)
 
 
-def to_dialogue(messages: Sequence[dict[str, str]], system: str | None = None) -> Dialogue:
-    """Messages as a Dialogue whose next turn is the assistant's. Raises SettingsError if they are not."""
-    turns = []
-    for place, message in enumerate(messages):
-        role, text = message["role"], message["content"]
-        if role == "system" and place == 0:
-            system = text
-        elif role in ("user", "assistant", "tool"):
-            turns.append(Turn(role, text))
-        else:
-            raise SettingsError(f"message {place}: role {role!r} is not user, assistant or tool (system only first).")
-    if not turns or turns[-1].role == "assistant":
+def to_dialogue(
+    messages: Sequence[dict[str, Any]], system: str | None = None, tools: Sequence[dict[str, Any]] = ()
+) -> Dialogue:
+    """Messages, read like those of training data, as a Dialogue whose next turn is the assistant's.
+
+    Raises SettingsError if they are not. `system`: the system message if they have none.
+    """
+    reading = Reading(AS_THEY_ARE, thinks=False)
+    try:
+        made = read_turns(messages, reading)
+        schemas = tools_of({"tools": list(tools)}, reading.treatments)
+    except BadRow as bad:
+        raise SettingsError(f"the conversation: {bad}. {bad.way_out}".rstrip(". ") + ".") from None
+    if not made.turns or made.turns[-1].role == "assistant":
         raise SettingsError("The conversation must end with a user's or a tool's turn to be answered.")
-    return Dialogue(tuple(turns), system=system)
+    said = system if made.system is None else made.system
+    return Dialogue(tuple(with_names(made.turns)), said, system_role=made.system_role, tools=schemas)
 
 
 def _bind(tuned: TrainedModel, name: str | None, encoder: TextEncoder) -> ChatEncoder:

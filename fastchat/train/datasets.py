@@ -61,14 +61,14 @@ class Corpus:
 class Data:
     """What a run trains and evaluates on, by name: "train" and, where an evaluation was asked for, "eval".
 
-    packs: which dialogues share a row; empty without --packing.
+    packs: which examples share a row; empty without --packing.
     """
 
     corpora: dict[str, Corpus]
     packs: dict[str, Packs]
 
     def rows(self, name: str) -> ChatDataset | PackedDataset:
-        """What the Trainer indexes: dialogues, or packs of them."""
+        """What the Trainer indexes: examples, or packs of them."""
         dataset = self.corpora[name].dataset
         return PackedDataset(dataset, self.packs[name]) if name in self.packs else dataset
 
@@ -100,8 +100,8 @@ def read_corpora(
     """{"train": ..., "eval": ...}; the second only where the run `evaluates`. Every process calls it.
 
     `proportions`: shares of the sources of `train`, empty for all that they hold. `val_set_size`: how many of the
-    dialogues, or which share of them, are held out. `seed` decides which. `output_dir`: of the run.
-    A DataError in the one process that reads is raised in all.
+    dialogues, or which share of them, are held out, with all their examples. `seed` decides which. `output_dir`: of the
+    run. A DataError in the one process that reads is raised in all.
     """
 
     def read(name: str, named: Named) -> Corpus:
@@ -123,7 +123,7 @@ def read_corpora(
 
 
 def check_enough(data: Data, global_batch: int) -> None:
-    """SettingsError where `--dataloader_drop_last` would leave nothing of the dialogues or packs."""
+    """SettingsError where `--dataloader_drop_last` would leave nothing of the examples or packs."""
     num_rows = len(data.rows("train"))
     if num_rows < global_batch:
         raise SettingsError(
@@ -133,7 +133,7 @@ def check_enough(data: Data, global_batch: int) -> None:
 
 
 def longest(corpora: dict[str, Corpus]) -> int:
-    """Tokens of the longest dialogue of all, as it is trained on or evaluated."""
+    """Tokens of the longest example of all, as it is trained on or evaluated."""
     return max(int(corpus.dataset.lengths.max(initial=0)) for corpus in corpora.values())
 
 
@@ -178,7 +178,9 @@ def _show_first(records: Sequence[Record], chat_encoder: ChatEncoder, how: Token
 
 def _mixed(corpus: Corpus, proportions: Sequence[float], seed: int) -> Corpus:
     """What `--data_proportions` takes of each source."""
-    ends = np.searchsorted(corpus.dataset.store.index, np.cumsum([source["rows"] for source in corpus.sources]))
+    dataset = corpus.dataset
+    row_of = dataset.store.index[dataset.dialogue_starts]
+    ends = np.searchsorted(row_of, np.cumsum([source["rows"] for source in corpus.sources]))
     starts = np.concatenate([[0], ends[:-1]])
     taken = proportional((ends - starts).tolist(), proportions, seed)
     empty = [i for i, part in enumerate(taken) if not len(part)]
@@ -195,14 +197,14 @@ def _mixed(corpus: Corpus, proportions: Sequence[float], seed: int) -> Corpus:
     names = [source["name"] for source in corpus.sources]
     say(proportions_line(names, list(map(len, taken)), (ends - starts).tolist()))
     what = {"sources": [source["rows"] for source in corpus.sources], "proportions": list(proportions), "seed": seed}
-    return _chosen(corpus, corpus.name, chosen, what)
+    return _chosen(corpus, corpus.name, dataset.examples_of(chosen), what)
 
 
 def _split(corpus: Corpus, val_set_size: float, seed: int) -> tuple[Corpus, Corpus]:
     """(what is trained on, what `--val_set_size` holds out)."""
-    num = len(corpus.dataset)
+    num = corpus.dataset.num_dialogues
     size = num_held_out(val_set_size, num)
-    stays, out = held_out(num, size, seed)
+    stays, out = (corpus.dataset.examples_of(part) for part in held_out(num, size, seed))
     say(held_out_line(size, num))
     before = corpus.dataset.chosen
     if before is not None:
@@ -212,10 +214,11 @@ def _split(corpus: Corpus, val_set_size: float, seed: int) -> tuple[Corpus, Corp
 
 
 def _chosen(corpus: Corpus, name: str, numbers: np.ndarray, what: dict[str, Any]) -> Corpus:
-    """The part of a corpus with these numbers; `what` says how they were chosen."""
+    """The part of a corpus with these examples; `what` says how they were chosen."""
     dataset = ChatDataset(corpus.dataset.store, numbers)
     counts = {
-        "dialogues": len(dataset),
+        "dialogues": dataset.num_dialogues,
+        "examples": len(dataset),
         "tokens": int(dataset.lengths.sum()),
         "supervised_tokens": int(dataset.num_supervised.sum()),
     }
@@ -226,7 +229,7 @@ def _chosen(corpus: Corpus, name: str, numbers: np.ndarray, what: dict[str, Any]
 
 def overlap_line(train: ChatDataset, evaluation: ChatDataset) -> str:
     """Says how many dialogues of the evaluation are trained as well, word for word; "" where none is."""
-    digests = evaluation.digests
+    digests = evaluation.digests[evaluation.dialogue_starts]
     same = int(np.isin(digests, train.digests).sum())
     if not same:
         return ""

@@ -57,7 +57,7 @@ class Overview(TrainerCallback):
 
     def _data(self) -> str:
         corpora = self.run.corpora
-        evaluation = f"; evaluation: {counted(len(corpora['eval'].dataset), 'dialogue')}" if "eval" in corpora else ""
+        evaluation = f"; evaluation: {corpora['eval'].dataset.size}" if "eval" in corpora else ""
         return f"{_corpus(corpora['train'])}{evaluation}"
 
     def _batch(self, args: Any) -> str:
@@ -84,7 +84,7 @@ def _corpus(corpus: Corpus) -> str:
     dataset = corpus.dataset
     tokens, learned = int(dataset.lengths.sum()), int(dataset.num_supervised.sum())
     share = f" ({learned / tokens:.1%})" if tokens else ""
-    return f"{counted(len(dataset), 'dialogue')}, {counted(tokens, 'token')}, {learned:,} of them learned{share}"
+    return f"{dataset.size}, {counted(tokens, 'token')}, {learned:,} of them learned{share}"
 
 
 def _memory(plan: Any) -> str:

@@ -29,12 +29,12 @@ LENGTH = ("num_train_epochs", "max_steps")
 _RESUME = {option.name: option.resume for option in training_options(lora=True)}
 NAMES = {
     "data": "the training data",
-    "num_dialogues": "the number of training dialogues",
+    "num_dialogues": "the number of training examples",
     "template": "the conversation template",
     "tokenizer": "the tokenizer",
     "base_model": "the base model's weights",
     "training": "what is trained (adapter or whole model)",
-    "packs": "which dialogues share a pack",
+    "packs": "which examples share a pack",
     "global_batch": "the global batch (per-device batch x accumulation x processes)",
 }
 

@@ -22,7 +22,7 @@ from fastchat.checkpoint.gather import gather
 from fastchat.conversation import get_template
 from fastchat.data.batches.collate import collate
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.data.encoding.examples import IGNORED, tokenize_dialogue
+from fastchat.data.encoding.examples import IGNORED, tokenize_dialogues
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.bad_rows import BadRow
 from fastchat.data.rows.formats import parse_row
@@ -139,7 +139,8 @@ def _example(
         raise DataError(f"conversation {number}: {bad}") from None
     if dialogue is None:
         return {"input_ids": [pad], "labels": [IGNORED]}
-    example = tokenize_dialogue(dialogue, chat_encoder, max_length=limit, index=number)
+    # One tensor per conversation: of several examples that of the last answer, which upstream learns too.
+    *_, example = tokenize_dialogues([(number, dialogue)], chat_encoder, max_length=limit)
     if example.dropped is None:
         return {"input_ids": example.input_ids, "labels": example.labels}
     ids = list(chat_encoder.encode(chat_encoder.template.render(dialogue)).input_ids[:limit])

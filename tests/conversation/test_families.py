@@ -99,7 +99,7 @@ def test_a_system_message_is_trimmed_where_the_family_trims_it(name, trims):
 
 def test_tool_outputs_have_their_place():
     turns = (*ROUNDS[:2], Turn("tool", "42"), Turn("assistant", "a2"))
-    assert "ipython<|end_header_id|>\n\n42<|eot_id|>" in get_template("llama-3.1").render(Dialogue(turns)).text
+    assert 'ipython<|end_header_id|>\n\n"42"<|eot_id|>' in get_template("llama-3.1").render(Dialogue(turns)).text
     assert "user\n<tool_response>\n42\n</tool_response>" in get_template("qwen2.5").render(Dialogue(turns)).text
 
 

@@ -22,6 +22,9 @@ HELLO = Dialogue((Turn("user", "u"), Turn("assistant", "a")))
 USER, ANSWER = 'user: {before: "Q: ", after: "\\n"}\n', 'assistant: {before: "A: ", after: "</s>", open: "A:"}\n'
 TABLE = f"name: k\n{USER}{ANSWER}"
 STYLE = "name: k\nroles: [Q, A]\n"
+TOOLS = f"{TABLE}tools: {{system: '{{system_message}} {{tools}}', "
+CALL = f"{TABLE}calls: {{call: '{{name}} {{arguments}}'"
+CALLS = "calls: {call: '{name} {arguments}'}\n"
 
 
 def test_python_file_in_upstreams_way(tmp_path):
@@ -81,6 +84,30 @@ MISTAKES = [
     (f"name: k\nuser: {{before: Q, after: x, open: z}}\n{ANSWER}", ['user.open is "z"', "a prefix of 'Q'"]),
     (f"{TABLE}tool: {{before: x}}\n", ["tool.after is missing"]),
     (f"{TABLE}first_user: 1\n", ["first_user is 1; expected keys"]),
+    # tools and calls
+    (f"{TABLE}tools: yes\n", ["tools is true; expected keys with values, such as {system:"]),
+    (f"{TABLE}tools: {{system: a}}\n", ["tools.no_system is missing"]),
+    (f"{TABLE}tools: {{system: a, no_system: b}}\n", ['tools.system is "a"', "{system_message} exactly once"]),
+    (f"{TOOLS}no_system: b}}\n{CALLS}", ['tools.no_system is "b"', "{tools} exactly once, or the tools would be lost"]),
+    (f"{TOOLS}no_system: '{{tools}}', where: user}}\n{CALLS}", ['tools.where is "user"; expected last_user']),
+    (f"{TOOLS}no_system: '{{tools}}', where: last_user}}\n{CALLS}", ["tools.user is null", "the last user message"]),
+    (f"{TOOLS}no_system: '{{tools}}', user: {{before: a, after: b}}}}\n{CALLS}", ["tools.user", "where: system"]),
+    (
+        f"{TOOLS}no_system: '{{tools}}', schema: xml}}\n{CALLS}",
+        ['tools.schema is "xml"; expected one of tool, function'],
+    ),
+    (f"{TOOLS}no_system: '{{tools}}', indent: -1}}\n{CALLS}", ["tools.indent is -1; expected a whole number"]),
+    (f"{TABLE}calls: {{call: x}}\n", ['calls.call is "x"; expected a string with {name} exactly once']),
+    (f"{TABLE}calls: {{call: '{{name}}'}}\n", ["expected a string with {arguments} exactly once"]),
+    (f"{CALL}, parallel: maybe}}\n", ['calls.parallel is "maybe"; expected true or false']),
+    (f"{CALL}, id_length: 3}}\n", ["calls.id_length is 3; expected 0 for any length, or at least 9"]),
+    (
+        f"{CALL}, seperator: x}}\n",
+        ['calls.seperator ("x") is not a key of the format of the calls; nearest: separator'],
+    ),
+    (f"{CALL}}}\n", ["`tools` and `calls` belong together"]),
+    (f"{TABLE}tool: {{before: a, after: b, content: xml}}\n", ['tool.content is "xml"; expected one of as_is, json']),
+    (f"{TABLE}tool: {{before: a, after: b, separator: 5}}\n", ["tool.separator is 5; expected a string"]),
     # the table
     (f"name: k\n{USER}", ["'k': assistant is missing (the keys are name, user)", "expected as in {name: mine"]),
     (f"{TABLE}stopstrings: x\n", ['stopstrings ("x") is not a key', "nearest: stop_strings"]),

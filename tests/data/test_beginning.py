@@ -81,6 +81,10 @@ def test_what_is_kept_is_the_same(
             for whole, part in zip(*made, strict=True):
                 assert not whole.pop("at_least")
                 num_cut += (cut := part.pop("at_least"))
+                outcomes = whole.pop("outcome"), part.pop("outcome")
+                for key in ("at_least", "loses", "escaped") if cut else ():
+                    assert [outcome.pop(key) for outcome in outcomes]
+                assert outcomes[0] == outcomes[1]
                 if cut:
                     for key in ("truncated_tokens", "escaped", "lost"):
                         assert part.pop(key) <= whole.pop(key)

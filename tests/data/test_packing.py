@@ -109,13 +109,13 @@ def test_another_seed_puts_others_together():
 
 
 def test_a_dialogue_longer_than_a_pack_is_an_error():
-    with pytest.raises(DataError, match=r"2 dialogues do not fit into a pack of 8 tokens \(the longest has 11\)"):
+    with pytest.raises(DataError, match=r"2 examples do not fit into a pack of 8 tokens \(the longest has 11\)"):
         plan_packs([3, 9, 8, 11], 8)
 
 
 def test_nothing_to_pack():
     packs = plan_packs([], 8)
-    assert len(packs) == 0 and packs.fill == 0 and packs.line.startswith("packing: 0 dialogues in 0 packs")
+    assert len(packs) == 0 and packs.fill == 0 and packs.line.startswith("packing: 0 examples in 0 packs")
 
 
 def test_importing_needs_no_torch():

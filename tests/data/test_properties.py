@@ -8,6 +8,7 @@
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -202,6 +203,9 @@ def test_supervised_ids_decode_to_the_answer(encoder_of, tokenizer, template):
 
 def check_cuts(chat_encoder, dialogue):
     """At every length what is kept is how the whole begins, labels and all: no stop is made up, no prompt trained."""
+    if chat_encoder.template.only_last:  # otherwise each answer is an example of its own
+        earlier = (replace(turn, train=False) for turn in dialogue.turns[:-1])
+        dialogue = replace(dialogue, turns=(*earlier, *dialogue.turns[-1:]))
     whole = tokenize_dialogue(dialogue, chat_encoder, max_length=1 << 30)
     total = len(whole.input_ids)
     where, _, _ = spans(chat_encoder, dialogue)

@@ -4,6 +4,7 @@ import pytest
 
 from fastchat.conversation import get_template
 from fastchat.data.encoding import properties
+from fastchat.data.encoding.probes import probes_of
 from fastchat.data.encoding.properties import prove
 from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS
@@ -16,7 +17,10 @@ def test_it_holds_for_every_kind_of_template(encoder_of, tokenizer):
     for name in KINDS:
         for train_on in ("assistant", "all"):
             line = prove(encoder_of(tokenizer).bind(get_template(name), train_on))
-            assert line.startswith(f"proven on this tokenizer with template {name}, on 9 dialogues")
+            with_calls = get_template(name).shows_calls
+            num_dialogues = len(probes_of(get_template(name))) + (3 if with_calls else 2)
+            assert line.startswith(f"proven on this tokenizer with template {name}, on {num_dialogues} dialogues")
+            assert with_calls == (num_dialogues > 9)
 
 
 def broken(chat_encoder, how):
@@ -61,14 +65,14 @@ def test_a_broken_property_is_named_with_the_tokens_around_it(encoder_of, how, n
 
 
 def test_labels_that_disagree_are_property_five(encoder_of, monkeypatch):
-    tokenize = properties.tokenize_dialogue
+    tokenize = properties.tokenize_dialogues
 
     def shifted(*args, **more):
-        example = tokenize(*args, **more)
-        first = next(i for i, label in enumerate(example.labels) if label >= 0)
-        example.labels[first] = -100
-        return example
+        for example in tokenize(*args, **more):
+            first = next(i for i, label in enumerate(example.labels) if label >= 0)
+            example.labels[first] = -100
+            yield example
 
-    monkeypatch.setattr(properties, "tokenize_dialogue", shifted)
+    monkeypatch.setattr(properties, "tokenize_dialogues", shifted)
     with pytest.raises(SettingsError, match="property 5 of the labels does not hold .*: two ways of deriving"):
         prove(encoder_of("byte_bos").bind(get_template("llama-3")))

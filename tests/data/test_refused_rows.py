@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fastchat.conversation import Dialogue, Turn
 from fastchat.data import preview
 from fastchat.data.encoding.examples import REFUSED, tokenize_dialogues
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.rows.records import Records
 from fastchat.data.tokens.store import make_shard, usable
-from fastchat.errors import DataError, SettingsError
+from fastchat.errors import DataError
 from tests.builders import make_tokenizer
 from tests.data.test_tokenizer_template import CHATML
 
@@ -62,5 +63,7 @@ def test_refused_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_template_that_renders_nothing_says_why(tmp_path: Path, source: str, why: str) -> None:
     model = make_tokenizer("byte_nobos", tmp_path / "t", chat_template=source)
     encoder, _ = open_tokenizer(str(model))
-    with pytest.raises(SettingsError, match=f"cannot render even the simplest dialogues: .*{why}"):
-        encoder.bind(encoder.choose("tokenizer"))
+    chat_encoder = encoder.bind(encoder.choose("tokenizer"))
+    row = Dialogue((Turn("user", "Hi"), Turn("assistant", "Hello.")), None, "a.jsonl", 7)
+    with pytest.raises(DataError, match=f"a.jsonl:7: .*{why}"):
+        chat_encoder.template.renderings(row)

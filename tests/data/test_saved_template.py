@@ -4,7 +4,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from fastchat.conversation import Conversation, Dialogue, SeparatorStyle, Turn, get_template
-from fastchat.data.encoding.saved_template import install_template, to_messages
+from fastchat.data.encoding.messages import to_messages
+from fastchat.data.encoding.saved_template import install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS

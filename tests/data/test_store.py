@@ -77,6 +77,7 @@ def test_every_usable_record_is_one_example_and_everything_is_counted(chat_encod
     assert {key: n for key, n in counts.items() if n} == {
         "rows": 9,
         "dialogues": 4,
+        "examples": 4,
         "tokens": tokens,
         "supervised_tokens": supervised,
         "trained_turns": 4,
@@ -161,7 +162,7 @@ def test_indexing(tmp_path: Path) -> None:
     assert len(list(ChatDataset(store))) == 3  # iteration ends  # type: ignore[call-overload]
 
 
-NAMES = ("ids", "labels", "offsets", "index", "supervised", "digests")
+NAMES = ("ids", "labels", "offsets", "index", "part", "supervised", "digests")
 
 
 def test_what_is_written_in_parts_is_read_as_one(tmp_path: Path) -> None:
@@ -225,7 +226,14 @@ def test_a_choice_of_examples_is_a_dataset_of_its_own() -> None:
 
 
 def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
-    plain = {"rows": 1200, "dialogues": 1200, "tokens": 4000, "supervised_tokens": 1000, "trained_turns": 1200}
+    plain = {
+        "rows": 1200,
+        "dialogues": 1200,
+        "examples": 1200,
+        "tokens": 4000,
+        "supervised_tokens": 1000,
+        "trained_turns": 1200,
+    }
     assert table({**plain, "turns": 2400, "truncated_dialogues": 0, "bad_rows": 0}).splitlines() == [
         "rows         1,200: 1,200 trained on, none dropped",
         "turns        2,400: 1,200 answers trained on, 0 not",
@@ -236,6 +244,7 @@ def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
     ]
     more = {
         "dialogues": 1195,
+        "examples": 1195,
         "dropped_overlong": 1,
         "dropped_empty_dialogue": 4,
         "truncated_dialogues": 2,

@@ -275,9 +275,9 @@ def test_an_encoder_is_what_it_says_of_itself(chat_encoder: ChatEncoder, tokeniz
 def test_a_template_that_writes_the_date_is_another_one_tomorrow(
     tokenizer_dir: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastchat.data.encoding import tokenizer_template
+    from fastchat.data.encoding import jinja_environment
 
-    class Tomorrow(tokenizer_template.datetime):
+    class Tomorrow(jinja_environment.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return super().now(tz).replace(year=2031)
@@ -291,7 +291,7 @@ def test_a_template_that_writes_the_date_is_another_one_tomorrow(
     one = encoder.bind(encoder.choose("tokenizer"))
     today = token_cache.key_of(encoder=one.described())
     assert token_cache.key_of(encoder=one.described()) == today
-    monkeypatch.setattr(tokenizer_template, "datetime", Tomorrow)
+    monkeypatch.setattr(jinja_environment, "datetime", Tomorrow)
     assert token_cache.key_of(encoder=one.described()) != today
 
 

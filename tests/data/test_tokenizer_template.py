@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.encoding.cross_check import LabelCrossCheck
-from fastchat.data.encoding.examples import tokenize_dialogue
+from fastchat.data.encoding.examples import tokenize_dialogues
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.properties import prove
 from fastchat.data.encoding.saved_template import compare_template, install_template
@@ -59,9 +59,12 @@ def bind(tmp_path, source):
 
 def learned(chat_encoder, dialogue):
     """The supervised text of each turn."""
-    segments = chat_encoder.template.render(dialogue).segments
-    turns = sorted({s.turn for s in segments if s.supervised})
-    return ["".join(s.text for s in segments if s.supervised and s.turn == turn) for turn in turns]
+    said = {}
+    for rendered in chat_encoder.template.renderings(dialogue):
+        for segment in rendered.segments:
+            if segment.supervised:
+                said[segment.turn] = said.get(segment.turn, "") + segment.text
+    return [said[turn] for turn in sorted(said)]
 
 
 @pytest.mark.parametrize("source", [CHATML, MARKED])
@@ -79,12 +82,14 @@ def test_a_template_that_always_opens_the_next_answer_is_told(tmp_path, capsys):
     assert learned(chat_encoder, TALK) == [t.text + "<|im_end|>" for t in TALK.turns if t.role == "assistant"]
 
 
-def test_thinking_that_becomes_history_is_not_in_the_earlier_span(tmp_path):
+def test_thinking_that_becomes_history_makes_an_example_of_each_answer(tmp_path):
     chat_encoder = bind(tmp_path, THINKING)
-    assert learned(chat_encoder, TALK) == ["Hello.<|im_end|>", "<think>\nlong\n</think>\n\nBye.<|im_end|>"]
-    encoded = chat_encoder.encode(chat_encoder.template.render(TALK))
+    assert learned(chat_encoder, TALK) == [t.text + "<|im_end|>" for t in TALK.turns if t.role == "assistant"]
     think = chat_encoder.encoder.vocabulary["<think>"]
-    assert encoded.input_ids.count(think) == 1
+    made = chat_encoder.template.renderings(TALK)
+    assert [chat_encoder.encode(rendered).input_ids.count(think) for rendered in made] == [1, 1]
+    assert [len(rendered.dialogue.turns) for rendered in made] == [2, 4]
+    assert chat_encoder.template.render(TALK) == made[-1]
 
 
 @pytest.mark.parametrize("source", [CHATML, MERGED])
@@ -123,7 +128,7 @@ def test_ids_are_those_of_apply_chat_template(tmp_path, source):
         (CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ 'other' }}"), "inference prompt is not a prefix"),
         (CHATML.replace("m['content'] +", "m['content'].upper() +"), "changes a message"),
         (
-            CHATML.replace("for m in messages", "for m in messages if m['role'] != 'system'"),
+            CHATML.replace("for m in messages", "for m in messages if m['role'] not in ('system', 'developer')"),
             "system message is not shown",
         ),
     ],
@@ -204,8 +209,11 @@ def test_properties_second_check_and_saved_template_hold(tmp_path, source, train
     chat_encoder = encoder.bind(encoder.choose("tokenizer"), train_on)
     assert "proven on this tokenizer with template tokenizer" in prove(chat_encoder)
     dialogues = [NO_MARKS, TALK, Dialogue(NO_MARKS.turns, None, "x", 1), *([] if source == MERGED else [CALL])]
-    made = [(d, tokenize_dialogue(d, chat_encoder, max_length=1 << 30)) for d in dialogues]
-    assert LabelCrossCheck(chat_encoder).check((d, x.input_ids, x.labels) for d, x in made).records == len(dialogues)
+    made = list(tokenize_dialogues(enumerate(dialogues), chat_encoder, max_length=1 << 30))
+    samples = ((dialogues[x.index], x.input_ids, x.labels, x.part) for x in made)
+    checked = LabelCrossCheck(chat_encoder).check(samples)
+    assert checked.records + checked.skipped == len(made) >= len(dialogues)
+    assert not checked.skipped or train_on == "all"
     assert compare_template(AutoTokenizer.from_pretrained(directory), install(chat_encoder), dialogues) == len(
         dialogues
     )
@@ -218,7 +226,7 @@ def install(chat_encoder):
 
 def test_thinking_of_the_last_answer_is_learned_and_of_earlier_ones_it_is_gone(tmp_path):
     chat_encoder = bind(tmp_path, REASONING)
-    assert learned(chat_encoder, TALK) == ["Hello.<|im_end|>", "<think>\nlong\n</think>\n\nBye.<|im_end|>"]
+    assert learned(chat_encoder, TALK) == [t.text + "<|im_end|>" for t in TALK.turns if t.role == "assistant"]
     # Without a thought the template still writes the place for it, and the model has to write it too.
     assert learned(chat_encoder, NO_MARKS)[-1] == "<think>\n\n</think>\n\nBye.<|im_end|>"
     # What a tool returned does not make an answer history: both keep their thoughts.
@@ -235,14 +243,14 @@ def test_a_date_and_a_header_that_is_always_there(tmp_path):
     assert learned(chat_encoder, NO_MARKS) == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
 
 
-def test_a_system_message_that_moves_is_refused_by_name_and_learned_where_it_cannot(tmp_path):
+def test_a_system_message_that_moves_makes_an_example_of_each_answer(tmp_path):
     chat_encoder = bind(tmp_path, LAST_USER)
-    with pytest.raises(DataError, match=r"talk.json:3: .*turn 2: the inference prompt is not a prefix"):
-        chat_encoder.template.render(NO_MARKS)
-    one = Dialogue(NO_MARKS.turns[:2], "Be kind.")
-    assert chat_encoder.template.render(one).text == "<|im_start|>Be kind.\n\n Hi there <tool_call>Hello.<|im_end|>"
-    assert learned(chat_encoder, one) == ["Hello.<|im_end|>"]
-    assert learned(chat_encoder, Dialogue(NO_MARKS.turns)) == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
+    assert [rendered.text for rendered in chat_encoder.template.renderings(NO_MARKS)] == [
+        "<|im_start|>Be kind.\n\n Hi there <tool_call>Hello.<|im_end|>",
+        "<|im_start|> Hi there <tool_call>Hello.<|im_end|><|im_start|>Be kind.\n\nAnd?<tool_call>Bye.<|im_end|>",
+    ]
+    assert learned(chat_encoder, NO_MARKS) == ["Hello.<|im_end|>", "Bye.<|im_end|>"]
+    assert len(chat_encoder.template.renderings(Dialogue(NO_MARKS.turns))) == 1
 
 
 @pytest.mark.parametrize("name", ["tokenizers/llama-3", "tokenizers/qwen2.5"])

@@ -154,6 +154,37 @@ def test_messages_become_a_dialogue():
             to_dialogue(wrong)
 
 
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+CALLED = [
+    {"role": "developer", "content": "Be brief."},
+    *ASK,
+    {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "Ask.",
+        "tool_calls": [
+            {"id": "a1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "a1", "content": "wet"},
+]
+
+
+def test_a_conversation_with_tools(tokenizer_dir):
+    dialogue = to_dialogue(CALLED, tools=[WEATHER])
+    assert dialogue.system == "Be brief." and dialogue.system_role == "developer" and dialogue.tools == (WEATHER,)
+    answer, result = dialogue.turns[1:]
+    assert (answer.text, answer.reasoning) == ("", "Ask.")
+    assert [(call.name, call.arguments, call.id) for call in answer.calls] == [("weather", {"city": "Oslo"}, "a1")]
+    assert (result.role, result.text, result.call_id, result.name) == ("tool", "wet", "a1", "weather")
+    with pytest.raises(SettingsError, match="the conversation: unknown role: turn 1 is from 'wizard'"):
+        to_dialogue([{"role": "wizard", "content": "x"}])
+    chat = Chat(SimpleNamespace(), chat_encoder(tokenizer_dir, "metaspace_bos", "vicuna_v1.1"), 0)
+    for messages, tools in ((CALLED, ()), (ASK, [WEATHER])):
+        with pytest.raises(SettingsError, match="tools that the template does not show.*need a --conv_template"):
+            chat.reply(messages, tools=tools)
+
+
 @pytest.mark.parametrize("q_lora", [False, True])
 @pytest.mark.parametrize("rope_type", [None, "linear", "dynamic"])
 def test_an_adapter_is_used_as_it_was_trained(tmp_path, tiny_model_dir, q_lora, rope_type):

@@ -172,6 +172,28 @@ def test_proportions(train: Train, folder: Path) -> None:
     assert len(rows_of(ok(train(*flags[:-1], base=[str(recipe), *base], name="d")))) == 16
 
 
+def test_a_dialogue_that_is_several_examples_and_a_text(train: Train, tmp_path: Path) -> None:
+    """With a template that shows earlier answers differently; epochs count examples, shares dialogues."""
+    rows = [*builders.chat_rows(9, rounds=3), {"text": "A text that is continued, without any template. " * 40}]
+    data = builders.write_rows(tmp_path / "rows.jsonl", rows)
+    flags = ["--data_path", data, "--conv_template", "yuan2", "--model_max_length", "128", "--val_set_size", "2"]
+    outcome = ok(train(*flags, "--eval_strategy", "epoch", "--max_steps", "-1", "--num_train_epochs", "1"))
+    counts = corpus(outcome)["counts"]
+    trained, held_out = rows_of(outcome), rows_of(outcome, "eval")
+    assert (counts["dialogues"], counts["split_dialogues"], counts["plain_texts"], counts["split_texts"]) == (
+        10,
+        9,
+        1,
+        1,
+    )
+    assert counts["examples"] == len(trained) + len(held_out) > 27 and not set(trained) & set(held_out)
+    assert len(set(trained)) == 8 and all((trained + held_out).count(row) == 3 for row in range(9))
+    assert outcome.trainer.state.global_step == -(-len(trained) // 4)
+    assert f"{counts['examples']} of 10 rows; 9 dialogues are several" in outcome.err
+    assert "WARNING: 1 of 10 rows are plain texts" in outcome.err
+    assert f"on 8 dialogues ({len(trained)} examples)" in outcome.err
+
+
 def test_a_source_of_which_nothing_is_left_is_named(train: Train, folder: Path, data_files: tuple[Path, Path]) -> None:
     rows = builders.chat_rows(3)
     for row in rows:

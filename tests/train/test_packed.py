@@ -87,7 +87,7 @@ def test_every_dialogue_is_in_one_pack_and_every_pack_in_one_step(train: Train) 
     found = outcome.record["packing"]["train"]
     tokens = outcome.record["data"]["train"]["counts"]["tokens"]
     assert (found["dialogues"], found["tokens"], found["capacity"]) == (20, tokens, 300)
-    assert f"train packing: 20 dialogues in {found['packs']} packs of up to 300 tokens, {found['fill']:.2%} filled" in (
+    assert f"train packing: 20 examples in {found['packs']} packs of up to 300 tokens, {found['fill']:.2%} filled" in (
         outcome.err
     )
     per_epoch = -(-found["packs"] // 2)
@@ -155,7 +155,7 @@ def test_verifying_prints_one_line_and_changes_nothing(train: Train) -> None:
     plain = ok(train("--packing", "True"))
     verified = ok(train("--packing", "True", "--verify_packing", "True", name="verified"))
     (line,) = (line for line in verified.err.splitlines() if line.startswith("packing verified"))
-    assert "on 16 dialogues in 3 packs: loss off by" in line and "allowed: 1e-05" in line
+    assert "on 16 examples in 3 packs: loss off by" in line and "allowed: 1e-05" in line
     assert "packing verified" not in plain.err
     same_run(plain, verified)
 
@@ -186,7 +186,7 @@ def test_verifying_takes_the_memory_that_training_takes(train: Train, monkeypatc
 
     monkeypatch.setattr(packed, "compare_packing", watched)
     outcome = ok(train("--packing", "True", "--verify_packing", "True", "--gradient_checkpointing", "True"))
-    assert "packing verified on 16 dialogues in 3 packs" in outcome.err
+    assert "packing verified on 16 examples in 3 packs" in outcome.err
     batches = 16 + 1  # the dialogues one by one, and one batch of three packs
     assert len(rows) == batches and rows[-1] == sum(rows[:-1]), "supervised tokens only"
     depth = outcome.trainer.model.config.num_hidden_layers

@@ -51,7 +51,7 @@ def test_two_processes_give_the_gradients_of_the_dialogues_alone(
     assert distance(gradient(alone, gemma), gradient(outcome, gemma)) < 1e-5
     assert outcome.losses == pytest.approx(alone.losses, abs=1e-5)
     assert outcome.metrics[0]["num_tokens"] == alone.metrics[0]["num_tokens"]
-    assert outcome.err.count("packing verified on 16 dialogues") == 1, outcome.err
+    assert outcome.err.count("packing verified on 16 examples") == 1, outcome.err
     rows = [json.loads(line) for line in (outcome.folder / "samples.jsonl").read_text().splitlines()]
     assert sorted(i for row in rows for i in row["samples"]) == list(range(20)) and len(rows) == 2
 

@@ -76,7 +76,7 @@ class Packs:
     def line(self) -> str:
         """One line for the log."""
         return (
-            f"packing: {len(self.members):,} dialogues in {len(self):,} packs of up to {self.capacity:,} tokens, "
+            f"packing: {len(self.members):,} examples in {len(self):,} packs of up to {self.capacity:,} tokens, "
             f"{self.fill:.2%} filled"
         )
 
@@ -92,7 +92,7 @@ class Packs:
 
 
 def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> Packs:
-    """Best-fit-decreasing: the longest dialogue first, each into the fullest pack that still has room for it.
+    """Best-fit-decreasing: the longest example first, each into the fullest pack that still has room for it.
 
     Packs are in the order of their first example; the Trainer shuffles them again in every epoch.
 
@@ -114,7 +114,7 @@ def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0
     assert not len(lengths) or lengths.min() >= 1, f"example {lengths.argmin()} has no token"
     if len(lengths) and lengths.max() > capacity:
         raise DataError(
-            f"{int((lengths > capacity).sum())} dialogues do not fit into a pack of {capacity} tokens (the longest has "
+            f"{int((lengths > capacity).sum())} examples do not fit into a pack of {capacity} tokens (the longest has "
             f"{lengths.max()}): raise --model_max_length, or let --overlong truncate or drop them."
         )
     shuffled = np.random.default_rng(seed).permutation(len(lengths))

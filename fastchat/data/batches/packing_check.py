@@ -51,7 +51,7 @@ class PackingReport:
     @property
     def line(self) -> str:
         """One line for the log."""
-        return f"packing verified on {self.num_dialogues} dialogues in {self.num_packs} packs: {self.numbers}"
+        return f"packing verified on {self.num_dialogues} examples in {self.num_packs} packs: {self.numbers}"
 
     @property
     def numbers(self) -> str:

@@ -26,7 +26,7 @@ from tokenizers import AddedToken
 from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
 from fastchat.conversation.template import CONTROL_PATTERN
 from fastchat.data.encoding.prefix import first_difference
-from fastchat.data.encoding.probes import HARMLESS
+from fastchat.data.encoding.probes import HARMLESS, probes_of
 from fastchat.data.encoding.supervision import (
     ASSISTANT,
     SAID,
@@ -168,14 +168,18 @@ class ChatEncoder:
         return ids | {c.id for c in (encoder.bos, encoder.eos) if c}
 
     def _stop_ids(self) -> tuple[int, ...]:
-        written = CONTROL_PATTERN.findall(self.template.stop) + list(self.template.stop_strings)
-        found = [self.controls.get(s) or self.encoder.control(s) for s in written if CONTROL_PATTERN.fullmatch(s)]
+        if isinstance(self.template, TokenizerTemplate):
+            found = [self.controls.get(stop) for stop in self.template.stops]
+        else:
+            written = CONTROL_PATTERN.findall(self.template.stop) + list(self.template.stop_strings)
+            found = [self.controls.get(s) or self.encoder.control(s) for s in written if CONTROL_PATTERN.fullmatch(s)]
         return tuple(dict.fromkeys(c.id for c in [*found, self.encoder.eos] if c))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Texts that end a generation because they are not a single token here."""
-        written = [*self.template.stop_strings, self.template.stop.strip()]
+        own = self.template.stops if isinstance(self.template, TokenizerTemplate) else (self.template.stop,)
+        written = [*self.template.stop_strings, *(stop.strip() for stop in own)]
         return tuple(dict.fromkeys(s for s in written if s and not self.controls.get(s)))
 
     def substitute(self, literal: str) -> str:
@@ -186,7 +190,8 @@ class ChatEncoder:
         """The number of special-token strings in messages, where they are plain text."""
         found = 0
         for segment in segments:
-            pattern = self._looks_in_answers if segment.role == "assistant" else self._looks_like_control
+            spoken = segment.role == "assistant" and not segment.plain
+            pattern = self._looks_in_answers if spoken else self._looks_like_control
             if pattern is not None and segment.role != "template":
                 found += sum(1 for _ in pattern.finditer(segment.text))
         return found
@@ -202,6 +207,16 @@ class ChatEncoder:
         pieces = [self._pieces(r.segments) for r in rendered]
         tokens = self._plain_tokens([piece for ps in pieces for piece in ps])
         return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
+
+    def encode_text(self, text: str, position: str) -> tuple[list[int], int]:
+        """The ids of a text that is in no dialogue, and the number of splits that kept it plain text.
+
+        `position`: as in `TextEncoder.plain`. Raises DataError as `encode` does.
+        """
+        found, cuts = self.encoder.plain([text], position)[0], 0
+        if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
+            found, cuts = self._escape(Piece(parts=[(text, 0)], position=position))
+        return [token_id for token_id, _, _ in found], cuts
 
     def count(self, rendered: Rendered) -> Counter[int]:
         """The number of tokens in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.
@@ -281,7 +296,7 @@ class ChatEncoder:
     def _split(self, segment: Segment) -> Iterator[tuple[str, Control | None]]:
         if segment.role == "template":
             yield from self._split_literal(segment.text)
-        elif segment.role == "assistant" and self._in_answers:
+        elif segment.role == "assistant" and self._in_answers and not segment.plain:
             yield from _cut(segment.text, self._in_answers, self._answer_controls)
         else:
             yield segment.text, None
@@ -318,7 +333,7 @@ class ChatEncoder:
         """Compare with the tokenizer's own ids of the whole rendered text, on texts without special-token strings."""
         vocabulary_only = [c.content for c in self.controls.values() if c and c.content not in self.encoder.added]
         self.encoder.whole.add_special_tokens([AddedToken(c, normalized=False, special=True) for c in vocabulary_only])
-        for dialogue in self.template.probes if isinstance(self.template, TokenizerTemplate) else HARMLESS:
+        for dialogue in probes_of(self.template):
             rendered = self.template.render(dialogue)
             ours, theirs = self.encode(rendered).input_ids, self.whole_ids(rendered)
             at = first_difference(ours, theirs)

@@ -1,6 +1,10 @@
 """Dialogues -> examples: ids, labels, and what was cut.
 
-A dialogue that is longer than the maximum length is cut after the last assistant turn that fits, so that a complete
+A dialogue is one example, or several if the template shows an answer differently once it is history: then each of them
+has the prompt that inference would send for its answers (renderings.py). A plain text is one example, or several if it
+is longer than the maximum length (plain_text.py).
+
+An example that is longer than the maximum length is cut after the last assistant turn that fits, so that a complete
 dialogue remains. If not even the first answer fits, it is cut inside that answer: its first tokens are supervised and
 no stop token is, because the model must not learn to stop there.
 """
@@ -9,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
-from fastchat.conversation import Dialogue, Rendered
+from fastchat.conversation import Dialogue, Rendered, Segment
 from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.plain_text import encode_text, lead_of, pieces_of, text_of
+from fastchat.data.encoding.renderings import renderings_of
 from fastchat.data.encoding.supervision import Encoded, learned_segments
 from fastchat.data.encoding.tokenizer_template import RefusedByTemplate
 from fastchat.data.tokens.lost import gains_of
@@ -22,58 +27,127 @@ from fastchat.errors import DataError
 IGNORED = -100
 REFUSED = "refused_by_template"  # the reason for dropping it
 OVERLONG = ("truncate", "drop", "error")
-# Dialogues per call of the tokenizer: enough to keep its threads busy, small enough to keep memory flat.
+# Renderings per call of the tokenizer: enough to keep its threads busy, small enough to keep memory flat.
 _BATCH = 256
 
 
 @dataclass(slots=True)
+class Outcome:
+    """What has become of one dialogue; its examples share it, and it is complete with the last of them.
+
+    Attributes:
+        turns: turns of all roles in the whole dialogue. answers: those of the assistant.
+        plain: whether it is a plain text.
+        trained, left_out: examples that are trained on, and that are not.
+        dropped: the reason why the first one that is not trained on is not.
+        learned: answers that are trained on, or would be without the length limit; of these, `unreached` are in
+            examples that are not trained on.
+        loses, cut, at_least: whether an example of it loses supervised tokens, was cut, or is only partly counted.
+        special_token_strings: in its messages. escaped: those of them that needed an extra split.
+    """
+
+    turns: int = 0
+    answers: int = 0
+    plain: bool = False
+    trained: int = 0
+    left_out: int = 0
+    dropped: str | None = None
+    learned: int = 0
+    unreached: int = 0
+    loses: bool = False
+    cut: bool = False
+    at_least: bool = False
+    special_token_strings: int = 0
+    escaped: int = 0
+
+    @property
+    def untrained_turns(self) -> int:
+        """Answers that are not trained on because of the row's own keys or --train_on last."""
+        return self.answers - self.learned
+
+    def add(self, example: Example, learned: int) -> None:
+        """Count one more example, with `learned` answers to train on before any cut."""
+        self.learned += learned
+        if example.dropped is None:
+            self.trained += 1
+            self.cut = self.cut or example.truncated_tokens > 0
+            self.at_least = self.at_least or example.at_least
+        else:
+            self.left_out += 1
+            self.unreached += learned
+            self.dropped = self.dropped or example.dropped
+        self.loses = self.loses or example.lost > 0
+        # Later examples of a dialogue show the messages of the earlier ones again.
+        self.special_token_strings = max(self.special_token_strings, example.special_token_strings)
+        self.escaped = max(self.escaped, example.escaped)
+
+
+@dataclass(slots=True)
 class Example:
-    """One dialogue, ready to train on.
+    """Some or all answers of one dialogue with the prompts before them, or a piece of a plain text, ready to train on.
 
     Attributes:
         index: the number of its row in the input, from 0.
         input_ids, labels: [T], equal lengths; a label is the token's own id or -100.
-        dropped: the reason why the dialogue is not trained on, None if it is.
+        part, parts: its number among the examples of its dialogue, from 0, and how many these are.
+        answers: the turns of the answers that are trained on, in full or up to a cut.
+        dropped: the reason why it is not trained on, None if it is.
         truncated_tokens: number of ids cut off. If `at_least` is set, a lower bound: the end of a dialogue that is far
             too long is never encoded (and `escaped` covers only its beginning).
         cut_turns: answers that would be trained on but are after the cut.
-        trained_turns, untrained_turns: assistant turns that are trained on (in full or up to a cut), and those that are
-            not because of the row's own keys or because the template shows only the last answer as it was generated.
         straddling: tokens with characters of an answer and of other text.
-        turns: turns of all roles in the whole dialogue.
         special_token_strings: special-token strings in its messages, which are encoded as plain text.
         escaped: those of them that needed an extra split.
-        lost: supervised tokens that are cut off, or dropped with the dialogue.
+        lost: supervised tokens that are cut off, or dropped with the example.
         refusal: why the template rejects the dialogue, if it does.
         gains: (length, tokens): a limit of `length` would keep that many more of the lost tokens, see lost.py.
+        notes: what the template had to do to show it, see `Rendered.notes`.
+        outcome: of the whole dialogue; complete with its last example.
     """
 
     index: int
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    part: int = 0
+    parts: int = 1
+    answers: tuple[int, ...] = ()
     dropped: str | None = None
     truncated_tokens: int = 0
-    trained_turns: int = 0
-    untrained_turns: int = 0
     cut_turns: int = 0
     straddling: int = 0
-    turns: int = 0
     special_token_strings: int = 0
     escaped: int = 0
     lost: int = 0
     gains: list[tuple[int, int]] = field(default_factory=list)
     refusal: str = ""
     at_least: bool = False
+    notes: tuple[str, ...] = ()
+    outcome: Outcome = field(default_factory=Outcome)
 
     @property
     def num_supervised(self) -> int:
         return sum(label != IGNORED for label in self.labels)
 
+    @property
+    def trained_turns(self) -> int:
+        """The number of answers that are trained on."""
+        return len(self.answers)
+
+    @property
+    def untrained_turns(self) -> int:
+        """Answers of the whole dialogue that are not trained on, see `Outcome`."""
+        return self.outcome.untrained_turns
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the last example of its dialogue."""
+        return self.part + 1 == self.parts
+
 
 def tokenize_dialogue(
     dialogue: Dialogue, chat_encoder: ChatEncoder, *, max_length: int, overlong: str = "truncate", index: int = 0
 ) -> Example:
-    """Convert one dialogue to one example.
+    """Convert a dialogue that is one example; `tokenize_dialogues` also converts those that are several.
 
     Args:
         max_length: the maximum number of ids in an example.
@@ -86,7 +160,8 @@ def tokenize_dialogue(
     the labels `[..., -100, -100, id("▁Yo"), id("</s>")]`.
     """
     pairs = [(index, dialogue)]
-    return next(tokenize_dialogues(pairs, chat_encoder, max_length=max_length, overlong=overlong))
+    (example,) = tokenize_dialogues(pairs, chat_encoder, max_length=max_length, overlong=overlong)
+    return example
 
 
 def tokenize_dialogues(
@@ -97,75 +172,122 @@ def tokenize_dialogues(
     overlong: str = "truncate",
     on_bad_row: str = "stop",
 ) -> Iterator[Example]:
-    """Convert (index, dialogue) pairs to examples, in order and in batches.
+    """Convert (index, dialogue) pairs to examples, one or more of each, in order; they are tokenised in batches.
 
     Raises DataError for a dialogue that the template rejects; with `on_bad_row` "skip" it is dropped (REFUSED).
     """
     assert overlong in OVERLONG, overlong
-    pairs = iter(dialogues)
-    while batch := list(islice(pairs, _BATCH)):
-        rendered = [_rendered(dialogue, chat_encoder, on_bad_row) for _, dialogue in batch]
-        texts = [text for text in rendered if isinstance(text, Rendered)]
-        encodings = encode_beginnings(texts, chat_encoder, max_length)
-        for (index, dialogue), text in zip(batch, rendered, strict=True):
-            if isinstance(text, Rendered):
-                yield _example(index, dialogue, text, next(encodings), chat_encoder.train_on, max_length, overlong)
-            else:
-                yield Example(index, dropped=REFUSED, refusal=text, turns=len(dialogue.turns))
+    maker = _Maker(chat_encoder, max_length, overlong)
+    for index, dialogue in dialogues:
+        if dialogue.plain:
+            yield from maker.finished()
+            yield from maker.of_text(index, dialogue)
+            continue
+        outcome = Outcome(len(dialogue.turns), sum(turn.role == "assistant" for turn in dialogue.turns))
+        try:
+            rendered = renderings_of(dialogue, chat_encoder)
+        except RefusedByTemplate as refusal:
+            if on_bad_row != "skip":
+                raise DataError(f"{str(refusal).rstrip('.')}. Skip such rows with --on_bad_row skip.") from refusal
+            refused = Example(index, dropped=REFUSED, refusal=str(refusal), outcome=outcome)
+            outcome.add(refused, 0)
+            maker.waiting.append((dialogue, None, refused))
+            continue
+        for part, one in enumerate(rendered):
+            example = Example(index, part=part, parts=len(rendered), notes=one.notes, outcome=outcome)
+            maker.waiting.append((dialogue, one, example))
+            if len(maker.waiting) >= _BATCH:
+                yield from maker.finished()
+    yield from maker.finished()
 
 
-def _rendered(dialogue: Dialogue, chat_encoder: ChatEncoder, on_bad_row: str) -> Rendered | str:
-    """The rendered dialogue; or, if rejected dialogues are skipped, the reason for the rejection."""
-    try:
-        return chat_encoder.template.render(dialogue)
-    except RefusedByTemplate as refusal:
-        if on_bad_row == "skip":
-            return str(refusal)
-        raise DataError(f"{str(refusal).rstrip('.')}. Skip such rows with --on_bad_row skip.") from refusal
+@dataclass
+class _Maker:
+    """Fills the ids and labels of examples in. `waiting`: those to fill, None instead of the rendering of a refused
+    dialogue."""
 
+    chat_encoder: ChatEncoder
+    max_length: int
+    overlong: str
+    waiting: list[tuple[Dialogue, Rendered | None, Example]] = field(default_factory=list)
 
-def _example(
-    index: int, dialogue: Dialogue, rendered: Rendered, encoded: Encoded, train_on: str, max_length: int, overlong: str
-) -> Example:
-    total = len(encoded.input_ids)
-    answers = sum(turn.role == "assistant" for turn in dialogue.turns)
-    learned = len(
-        _learned(rendered, encoded, total) | (set() if encoded.whole else _behind(rendered, encoded, train_on))
-    )
-    example = Example(
-        index,
-        untrained_turns=answers - learned,
-        turns=len(dialogue.turns),
-        special_token_strings=encoded.special_token_strings,
-    )
-    example.at_least = not encoded.whole
-    keep = total
-    if total > max_length:
-        if overlong == "error":
-            at_least = "" if encoded.whole else "at least "
+    def finished(self) -> Iterator[Example]:
+        """The waiting examples, complete."""
+        rendered = [one for _, one, _ in self.waiting if one is not None]
+        encodings = encode_beginnings(rendered, self.chat_encoder, self.max_length)
+        for dialogue, one, example in self.waiting:
+            if one is not None:
+                self._fill(example, dialogue, one, next(encodings))
+            yield example
+        self.waiting.clear()
+
+    def _fill(self, example: Example, dialogue: Dialogue, rendered: Rendered, encoded: Encoded) -> None:
+        total = len(encoded.input_ids)
+        after = set() if encoded.whole else _behind(rendered, encoded, self.chat_encoder.train_on)
+        learned = len(_learned(rendered, encoded, total) | after)
+        example.special_token_strings = encoded.special_token_strings
+        example.at_least = not encoded.whole
+        self._cut(example, dialogue, rendered, encoded, learned)
+        example.outcome.add(example, learned)
+
+    def _cut(self, example: Example, dialogue: Dialogue, rendered: Rendered, encoded: Encoded, learned: int) -> None:
+        """`learned`: how many answers the rendering has to train on."""
+        keep = total = len(encoded.input_ids)
+        if total > self.max_length:
+            what = "the dialogue" if example.parts == 1 else f"the dialogue up to turn {_last_turn(rendered) + 1}"
+            self._check_length(dialogue, what, total, encoded.whole)
+            ends = _ends(rendered, encoded)
+            example.lost, example.gains = gains_of(encoded.supervised, ends, self.max_length, self.overlong)
+            if self.overlong == "drop":
+                example.dropped, example.truncated_tokens = "overlong", total
+                return
+            # Up to the end of the last assistant turn that fits, else as much as fits.
+            keep = max((end for end in ends if end <= self.max_length), default=self.max_length)
+            example.truncated_tokens = total - keep
+        example.input_ids = encoded.input_ids[:keep]
+        supervised = encoded.supervised[:keep]
+        example.labels = [i if s else IGNORED for i, s in zip(example.input_ids, supervised, strict=True)]
+        example.answers = tuple(sorted(_learned(rendered, encoded, keep)))
+        example.cut_turns = learned - len(example.answers)
+        example.straddling = sum(position < keep for position in encoded.straddling)
+        example.escaped = encoded.escaped
+        if not any(supervised):
+            example.dropped = "no_answer_within_length" if example.truncated_tokens else "no_trained_turn"
+            example.input_ids, example.labels = [], []
+
+    def of_text(self, index: int, dialogue: Dialogue) -> Iterator[Example]:
+        """The examples of a plain text; nothing of it is lost, unless --overlong drops it."""
+        text, lead, outcome = text_of(dialogue), lead_of(self.chat_encoder), Outcome(plain=True)
+        trained = all(turn.train for turn in dialogue.turns)
+        if not text.strip() or not trained:
+            left_out = Example(index, dropped="no_trained_turn" if text.strip() else "empty_dialogue", outcome=outcome)
+            outcome.add(left_out, 0)
+            yield left_out
+            return
+        ids, escaped = encode_text(text, self.chat_encoder)
+        pieces = pieces_of(len(ids), len(lead), self.max_length)
+        found = self.chat_encoder.special_token_strings([Segment(text, "user")])
+        if len(pieces) > 1 and self.overlong != "truncate":
+            self._check_length(dialogue, "the text", len(lead) + len(ids), True)
+            lost = Example(index, dropped="overlong", truncated_tokens=len(lead) + len(ids), outcome=outcome)
+            lost.lost, lost.gains = len(ids), [(len(lead) + len(ids), len(ids))]
+            outcome.add(lost, 0)
+            yield lost
+            return
+        for part, (start, end) in enumerate(pieces):
+            context, own = [*lead, *ids[max(start - 1, 0) : start]], ids[start:end].tolist()
+            example = Example(index, [*context, *own], [IGNORED] * len(context) + own, part, len(pieces))
+            example.special_token_strings, example.escaped, example.outcome = found, escaped, outcome
+            outcome.add(example, 0)
+            yield example
+
+    def _check_length(self, dialogue: Dialogue, what: str, total: int, exact: bool) -> None:
+        """Raise DataError for something overlong under --overlong error."""
+        if self.overlong == "error":
             raise DataError(
-                f"{dialogue.where}: the dialogue has {at_least}{total} tokens and --model_max_length is {max_length}. "
-                "Raise --model_max_length, or use --overlong truncate|drop."
+                f"{dialogue.where}: {what} has {'' if exact else 'at least '}{total} tokens and --model_max_length is "
+                f"{self.max_length}. Raise --model_max_length, or use --overlong truncate|drop."
             )
-        ends = _ends(rendered, encoded)
-        example.lost, example.gains = gains_of(encoded.supervised, ends, max_length, overlong)
-        if overlong == "drop":
-            example.dropped, example.truncated_tokens = "overlong", total
-            return example
-        # Up to the end of the last assistant turn that fits, else as much as fits.
-        keep = max((end for end in ends if end <= max_length), default=max_length)
-        example.truncated_tokens = total - keep
-    example.input_ids = encoded.input_ids[:keep]
-    supervised = encoded.supervised[:keep]
-    example.labels = [i if s else IGNORED for i, s in zip(example.input_ids, supervised, strict=True)]
-    example.trained_turns = len(_learned(rendered, encoded, keep))
-    example.cut_turns = learned - example.trained_turns
-    example.straddling = sum(position < keep for position in encoded.straddling)
-    example.escaped = encoded.escaped
-    if not any(supervised):
-        example.dropped = "no_answer_within_length" if example.truncated_tokens else "no_trained_turn"
-        example.input_ids, example.labels = [], []
-    return example
 
 
 def _learned(rendered: Rendered, encoded: Encoded, keep: int) -> set[int]:
@@ -192,3 +314,7 @@ def _ends(rendered: Rendered, encoded: Encoded) -> list[int]:
         if supervised and segments[segment].supervised:
             last_trained[segments[segment].turn] = position
     return sorted(position + 1 for position in last_trained.values())
+
+
+def _last_turn(rendered: Rendered) -> int:
+    return max(segment.turn for segment in rendered.segments)

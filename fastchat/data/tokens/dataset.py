@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastchat.data.tokens.store import TokenStore
+from fastchat.errors import counted
 
 
 class ChatDataset:
@@ -27,8 +28,33 @@ class ChatDataset:
         return self._of_chosen(self.store.lengths)
 
     @property
+    def dialogue_starts(self) -> np.ndarray:
+        """The number of the first example of each dialogue, int64 [D], ascending: a dialogue may be several examples,
+        one after the other, of which all or none are chosen."""
+        index = self._of_chosen(self.store.index)
+        return np.flatnonzero(np.diff(index, prepend=-1))
+
+    @property
+    def num_dialogues(self) -> int:
+        """The number of dialogues."""
+        return len(self.dialogue_starts)
+
+    @property
+    def size(self) -> str:
+        """The number of dialogues, and of examples if that is another number, for messages."""
+        examples = f" ({counted(len(self), 'example')})" if len(self) != self.num_dialogues else ""
+        return f"{counted(self.num_dialogues, 'dialogue')}{examples}"
+
+    def examples_of(self, dialogues: np.ndarray) -> np.ndarray:
+        """The numbers of all examples of some dialogues, int64, ascending. `dialogues`: their numbers, int64."""
+        starts = self.dialogue_starts
+        wanted = np.zeros(len(starts), bool)
+        wanted[dialogues] = True
+        return np.flatnonzero(np.repeat(wanted, np.diff(starts, append=len(self))))
+
+    @property
     def digests(self) -> np.ndarray:
-        """64-bit digest of each dialogue's texts, uint64 [E]."""
+        """64-bit digest of the texts of each example's dialogue, uint64 [E]."""
         return self._of_chosen(self.store.digests)
 
     @property

@@ -15,22 +15,23 @@ from typing import Any
 
 from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.data.encoding.cross_check import LabelCrossCheck
+from fastchat.data.encoding.cross_check import Checked, LabelCrossCheck
 from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.rows.fingerprint import KnownSums, state_of
 from fastchat.data.rows.records import OnBadRow, Record, Records
 from fastchat.data.rows.sources import Source
 from fastchat.data.tokens import cache as token_cache
 from fastchat.data.tokens.code_digest import file_digest
-from fastchat.data.tokens.counts import refused_line
+from fastchat.data.tokens.counts import plain_line, refused_line
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.progress import byte_bar
-from fastchat.data.tokens.store import StoreWriter, TokenShard, check_supervised
+from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, check_supervised
 from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
 from fastchat.errors import DataError, say
 
-_ABOUT = 3  # increment whenever the result of `TokenizeJob` changes: it is part of the key
-_SAMPLES = 64  # dialogues whose labels are derived a second time
+_ABOUT = 4  # increment whenever the result of `TokenizeJob` changes: it is part of the key
+_SAMPLES = 64  # examples whose labels are derived a second time
+_MOST_CHARACTERS = 1 << 26  # of the examples of a batch, so that their arrays stay small
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,19 @@ def get_or_create_tokens(
     for line in entry.about["lines"] if found else ():
         say(line)
     samples = [(number, _from_json(value, list(states))) for number, value in entry.about["samples"]]
-    store = entry.store()
-    examples = [(record.dialogue, store[number]) for number, record in samples if record.dialogue is not None]
-    checked = LabelCrossCheck(chat_encoder).check(
-        (d, x["input_ids"].tolist(), x["labels"].tolist()) for d, x in examples
-    )
-    say(f"{name} {checked.line}")
+    say(f"{name} {_checked(samples, entry.store(), chat_encoder).line}")
     counts, records = entry.about["counts"], [record for _, record in samples]
+    if line := plain_line(counts):
+        say(line)
     lost = Lost.of(counts, [(length, tokens) for length, tokens in entry.about["gains"]])
     return TokenizedData(entry, counts, entry.about["rows"], sums, records, found, lost)
+
+
+def _checked(samples: Sequence[tuple[int, Record]], store: TokenStore, chat_encoder: ChatEncoder) -> Checked:
+    examples = [(record.dialogue, store[number]) for number, record in samples if record.dialogue is not None]
+    return LabelCrossCheck(chat_encoder).check(
+        (dialogue, found["input_ids"].tolist(), found["labels"].tolist(), found["part"]) for dialogue, found in examples
+    )
 
 
 class TokenizeJob:
@@ -196,19 +201,21 @@ class TokenizeJob:
 
     def _batches(self, records: Records) -> Iterator[Batch]:
         """The dialogues, in batches. After a malformed row that will stop the run, the files are only checked."""
-        batch = Batch()
+        batch, size = Batch(), 0
         for record in records:
             if records.stopping:
                 continue
             if record.dialogue is not None:
                 batch.dialogues.append((record.index, record.dialogue))
                 batch.names[record.index] = record.id
+                # At most: each answer may be an example of its own, with everything before it.
+                size += record.dialogue.num_characters * len(record.dialogue.turns)
             else:
                 batch.dropped[f"dropped_{record.dropped}"] += 1
-            if len(batch.dialogues) == BATCH:
+            if len(batch.dialogues) == BATCH or size > _MOST_CHARACTERS:
                 batch.bytes_read = records.bytes_read
                 yield batch
-                batch = Batch()
+                batch, size = Batch(), 0
         batch.bytes_read = records.num_bytes
         yield batch
 

@@ -4,6 +4,7 @@ ids         int32  [N]      the token ids of all examples, one after the other
 labels      int32  [N]      for each id: the id itself if it is supervised, else -100
 offsets     int64  [E + 1]  example i is ids[offsets[i]:offsets[i + 1]]
 index       int64  [E]      the row of the input it was made from
+part        int32  [E]      its number among the examples of that row, from 0
 supervised  int32  [E]      the number of its supervised tokens
 digests     uint64 [E]      of its dialogue's texts: equal digests mean the same dialogue, word for word
 """
@@ -15,7 +16,7 @@ import os
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +35,7 @@ _FIELDS: dict[str, Any] = {
     "labels": np.int32,
     "offsets": np.int64,
     "index": np.int64,
+    "part": np.int32,
     "supervised": np.int32,
     "digests": np.uint64,
 }
@@ -42,7 +44,7 @@ _BLOCK = 1 << 24
 
 
 class TokenStore:
-    """Examples in flat arrays; `store[i]` is a dict with input_ids and labels (int32 [T], views) and index.
+    """Examples in flat arrays; `store[i]` is a dict with input_ids and labels (int32 [T], views), index and part.
 
     `folder` is where the arrays are mapped from, None if they are in memory; an unpickled store is mapped again.
     """
@@ -50,7 +52,8 @@ class TokenStore:
     def __init__(self, arrays: dict[str, np.ndarray], folder: Path | None = None):
         self.folder = folder
         self.ids, self.labels, self.offsets = arrays["ids"], arrays["labels"], arrays["offsets"]
-        self.index, self.supervised, self.digests = arrays["index"], arrays["supervised"], arrays["digests"]
+        self.index, self.part = arrays["index"], arrays["part"]
+        self.supervised, self.digests = arrays["supervised"], arrays["digests"]
 
     @classmethod
     def of_parts(cls, parts: Iterable[TokenShard]) -> TokenStore:
@@ -85,7 +88,8 @@ class TokenStore:
             raise IndexError(i)
         self._check_whole()
         span = slice(*self.offsets[i % len(self) :][:2])
-        return {"input_ids": self.ids[span], "labels": self.labels[span], "index": int(self.index[i])}
+        place = {"index": int(self.index[i]), "part": int(self.part[i])}
+        return {"input_ids": self.ids[span], "labels": self.labels[span], **place}
 
     def __reduce__(self) -> Any:
         if self.folder is not None:
@@ -110,8 +114,9 @@ class TokenStore:
                 )
 
     def _is_consistent(self) -> bool:
-        sizes = len(self.offsets) - 1 == len(self.index) == len(self.supervised) == len(self.digests)
-        if not (sizes and len(self.ids) == len(self.labels)):
+        per_example = (self.index, self.part, self.supervised, self.digests)
+        sizes = {len(self.offsets) - 1, *map(len, per_example)}
+        if not (len(sizes) == 1 and len(self.ids) == len(self.labels)):
             return False
         return bool(self.offsets[0] == 0 and self.offsets[-1] == len(self.ids) and (np.diff(self.offsets) > 0).all())
 
@@ -148,7 +153,15 @@ def make_shard(
     """Tokenise (index, dialogue) pairs. Raises DataError as `tokenize_dialogues` does."""
     how = {"max_length": max_length, "overlong": overlong, "on_bad_row": on_bad_row}
     examples = tokenize_dialogues(dialogues, chat_encoder, **how)
-    return collect(zip(examples, (digest(dialogue) for _, dialogue in dialogues), strict=True))
+    return collect(_with_digests(examples, dict(dialogues)))
+
+
+def _with_digests(examples: Iterable[Example], dialogues: Mapping[int, Dialogue]) -> Iterator[tuple[Example, int]]:
+    number = 0
+    for example in examples:
+        if example.part == 0:
+            number = digest(dialogues[example.index])
+        yield example, number
 
 
 def collect(examples: Iterable[tuple[Example, int]]) -> TokenShard:
@@ -168,6 +181,7 @@ def collect(examples: Iterable[tuple[Example, int]]) -> TokenShard:
             made["labels"].extend(example.labels)
             made["lengths"].append(len(example.input_ids))
             made["index"].append(example.index)
+            made["part"].append(example.part)
             made["supervised"].append(example.num_supervised)
             made["digests"].append(number)
     arrays = {n: np.frombuffer(made[n], dtype=d) if made[n] else np.empty(0, d) for n, d in names.items()}

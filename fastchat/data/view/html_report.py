@@ -5,7 +5,8 @@ everything else), its data is one block of JSON in ASCII that cannot be parsed a
 only with `textContent`, a part of one record at a time. The data:
 
     tokens    every token of the page once, most frequent first: [id, text, vocabulary entry, 1 if a control token]
-    records   t: the tokens, as indices into `tokens`     r: runs, flat: count, turn, role, reason, count, ...
+    records   one per example                             p: [part, parts] of a row that is several examples
+              t: the tokens, as indices into `tokens`     r: runs, flat: count, turn, role, reason, count, ...
               x: texts that differ from `tokens`, flat: position, text, ...     s: the role of every turn
 """
 
@@ -16,27 +17,30 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import chain
 from typing import Any
 
+from fastchat.conversation import Dialogue, Rendered
 from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import REFUSED, Example
+from fastchat.data.encoding.renderings import renderings_of
+from fastchat.data.encoding.supervision import Encoded
 from fastchat.data.rows.records import Record
 from fastchat.data.rows.writing import StagedFile
 from fastchat.data.tokens.counts import table
 from fastchat.data.view.histogram import Histogram
-from fastchat.data.view.reasons import EXPLAINED, ROLES, Why, explain
+from fastchat.data.view.reasons import EXPLAINED, ROLES, Run, Why, explain, explain_text
 from fastchat.data.view.token_text import TokenTexts
 from fastchat.files import sha256_of_text
 
 # 3 M tokens make a page of about 12 MB; later records are shown without tokens, and the page says so.
 MAX_TOKENS = 3_000_000
 _SCRIPTS = ("base.js", "search.js", "record.js", "overview.js", "main.js")
-_BATCH = 256  # dialogues per call of the tokenizer
+_BATCH = 256  # examples per call of the tokenizer
 
 
 @dataclass
@@ -49,13 +53,19 @@ class _Entry:
     runs: list[int] = field(default_factory=list)
     texts: list[int | str] = field(default_factory=list)
 
+    @property
+    def dialogue(self) -> Dialogue | None:
+        """The dialogue, if it was tokenised."""
+        return None if self.example.dropped == REFUSED else self.record.dialogue
+
 
 class HtmlReport:
     """Collects the records and examples of the preview, then writes the page."""
 
     def __init__(self, chat_encoder: ChatEncoder, max_length: int, max_tokens: int = MAX_TOKENS):
         self.chat_encoder, self.max_length, self.left = chat_encoder, max_length, max_tokens
-        self.num_records = 0
+        self.num_examples = self.num_rows = 0
+        self._renderings: tuple[Dialogue | None, list[Rendered]] = (None, [])  # of the last dialogue
         self._texts = TokenTexts(chat_encoder.encoder)
         self._waiting: list[_Entry] = []
         self._entries: list[_Entry] = []
@@ -63,8 +73,9 @@ class HtmlReport:
         self._lengths = Histogram()
 
     def add(self, record: Record, example: Example) -> None:
-        """Add the next record, with the example that training uses."""
-        self.num_records += 1
+        """Add the next example that training uses, with its record; of a record, all examples in order."""
+        self.num_examples += 1
+        self.num_rows += example.part == 0
         self._lengths.add(_length(example, self.max_length), _fate(example))
         if self.left > 0:
             self._waiting.append(_Entry(record, example))
@@ -86,7 +97,8 @@ class HtmlReport:
             "lengths": self._lengths.table(self.max_length),
             "roles": ROLES,
             "reasons": [[*EXPLAINED[why], int(why.learned)] for why in Why],
-            "total": self.num_records,
+            "total": self.num_examples,
+            "unit": "row" if self.num_examples == self.num_rows else "example",
             "tokens": [self._token(token_id) for token_id in place_of],
         }
         before, after = _page()
@@ -95,33 +107,47 @@ class HtmlReport:
             for number, entry in enumerate(self._entries):
                 file.write((",\n" if number else "") + safe_json(_row(entry, place_of)))
             file.write("]}" + after)
-        rest = "" if shown == self.num_records else f" (tokens only of the first {shown:,}, counts of all)"
-        return f"report: {path} shows {self.num_records:,} rows{rest}"
+        rest = "" if shown == self.num_examples else f" (tokens only of the first {shown:,}, counts of all)"
+        several = "" if self.num_examples == self.num_rows else f", {self.num_examples:,} examples"
+        return f"report: {path} shows {self.num_rows:,} rows{several}{rest}"
 
     def _encode(self) -> None:
         """Encode the waiting records, up to the page's limit of tokens."""
-        usable = [e for e in self._waiting if e.record.dialogue is not None and e.example.dropped != REFUSED]
-        rendered = [
-            self.chat_encoder.template.render(entry.record.dialogue) for entry in usable if entry.record.dialogue
-        ]
+        usable = [e for e in self._waiting if e.dialogue is not None and not e.dialogue.plain]
+        rendered = [self._rendering(entry) for entry in usable]
         tokens = encode_beginnings(rendered, self.chat_encoder, self.max_length)
         encoded = dict(zip(map(id, usable), zip(rendered, tokens, strict=True), strict=True))
         for entry in self._waiting:
             if self.left <= 0:
                 break
             self._entries.append(entry)
-            if entry.record.dialogue is None or id(entry) not in encoded:
-                continue
-            text, ids = encoded[id(entry)]
-            texts = self._texts.of(ids.input_ids)
-            told = explain(entry.record.dialogue, text, ids, entry.example, self.chat_encoder, texts)
-            entry.runs = [n for run in told for n in run]
-            entry.ids.extend(ids.input_ids)
-            self.left -= len(entry.ids)
-            for place, (token_id, own) in enumerate(zip(entry.ids, texts, strict=True)):
-                if self._text_of.setdefault(token_id, own) != own:
-                    entry.texts += [place, own]
+            if id(entry) in encoded:
+                self._explain(entry, *encoded[id(entry)])
+            elif entry.dialogue is not None:
+                texts = self._texts.of(entry.example.input_ids)
+                self._keep(entry, entry.example.input_ids, explain_text(entry.example, self.chat_encoder), texts)
         self._waiting.clear()
+
+    def _rendering(self, entry: _Entry) -> Rendered:
+        assert entry.dialogue is not None
+        if self._renderings[0] is not entry.dialogue:
+            self._renderings = (entry.dialogue, renderings_of(entry.dialogue, self.chat_encoder))
+        return self._renderings[1][entry.example.part]
+
+    def _explain(self, entry: _Entry, rendered: Rendered, encoded: Encoded) -> None:
+        assert entry.dialogue is not None
+        texts = self._texts.of(encoded.input_ids)
+        shown = rendered.dialogue or entry.dialogue
+        runs = explain(shown, rendered, encoded, entry.example, self.chat_encoder, texts)
+        self._keep(entry, encoded.input_ids, runs, texts)
+
+    def _keep(self, entry: _Entry, ids: Sequence[int], runs: Sequence[Run], texts: Sequence[str]) -> None:
+        entry.runs = [n for run in runs for n in run]
+        entry.ids.extend(ids)
+        self.left -= len(entry.ids)
+        for place, (token_id, own) in enumerate(zip(entry.ids, texts, strict=True)):
+            if self._text_of.setdefault(token_id, own) != own:
+                entry.texts += [place, own]
 
     def _token(self, token_id: int) -> list[Any]:
         piece = self._texts.pieces[token_id]
@@ -141,13 +167,16 @@ def _row(entry: _Entry, place_of: Mapping[int, int]) -> dict[str, Any]:
             example.num_supervised,
             example.truncated_tokens,
             example.trained_turns,
-            example.untrained_turns,
+            example.untrained_turns if example.parts == 1 else 0,
             example.straddling,
             example.escaped,
         ],
     }
+    if example.parts > 1:
+        row["p"] = [example.part, example.parts]
     if record.dialogue is not None:
-        row["s"] = [ROLES.index(turn.role) for turn in record.dialogue.turns]
+        turns = record.dialogue.turns
+        row["s"] = [ROLES.index("text" if record.dialogue.plain else turn.role) for turn in turns]
         row |= {"t": [place_of[token_id] for token_id in entry.ids], "r": entry.runs, "x": entry.texts}
     return row
 

@@ -13,34 +13,38 @@ from typing import NamedTuple
 from fastchat.conversation import Dialogue, Rendered, Segment
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import IGNORED, Example
+from fastchat.data.encoding.plain_text import lead_of
 from fastchat.data.encoding.supervision import ALL, Encoded, learned_segments
 
 
 class Why(IntEnum):
-    """The reasons; tokens with those up to CONTEXT_LEARNED are supervised."""
+    """The reasons; tokens with those up to TEXT are supervised."""
 
     ANSWER = 0
     ANSWER_START = 1
     STOP = 2
     BOUNDARY_LEARNED = 3
     CONTEXT_LEARNED = 4
-    TEMPLATE = 5
-    BOS = 6
-    SYSTEM = 7
-    USER = 8
-    TOOL = 9
-    EXCLUDED = 10
-    EMPTY = 11
-    ONLY_LAST = 12
-    NOT_LAST = 13
-    EXAMPLE = 14
-    BOUNDARY = 15
-    CUT = 16
-    DROPPED = 17
+    TEXT = 5
+    TEMPLATE = 6
+    BOS = 7
+    SYSTEM = 8
+    USER = 9
+    TOOL = 10
+    TOOLS = 11
+    BEFORE = 12
+    EXCLUDED = 13
+    EMPTY = 14
+    OTHER_EXAMPLE = 15
+    NOT_LAST = 16
+    EXAMPLE = 17
+    BOUNDARY = 18
+    CUT = 19
+    DROPPED = 20
 
     @property
     def learned(self) -> bool:
-        return self <= Why.CONTEXT_LEARNED
+        return self <= Why.TEXT
 
 
 # reason: (its name, one sentence that explains it)
@@ -60,16 +64,19 @@ EXPLAINED = {
         "context, supervised",
         "--train_on all supervises everything except BOS; part of the prompt at inference",
     ),
+    Why.TEXT: ("text", "continued pre-training supervises every token of a plain text"),
     Why.TEMPLATE: ("template", "the template writes it; part of the prompt at inference"),
     Why.BOS: ("sequence start", "the tokenizer or the template adds it at the start; the model never has to write it"),
     Why.SYSTEM: ("system", "a system message is context"),
     Why.USER: ("user", "a user's message is context"),
     Why.TOOL: ("tool", "the output of a tool is context"),
+    Why.TOOLS: ("tools", "the schemas of the tools are context"),
+    Why.BEFORE: ("text before", "the token before this piece of a longer text; it is supervised in the piece before"),
     Why.EXCLUDED: ("excluded", 'not supervised: its turn, or the row, has "train": false'),
     Why.EMPTY: ("empty answer", "an answer without text is kept but not supervised"),
-    Why.ONLY_LAST: (
-        "earlier answer",
-        "this template renders earlier answers differently, so only the last one can be supervised",
+    Why.OTHER_EXAMPLE: (
+        "other example",
+        "supervised in another example of this dialogue, which has the prompt that inference sends for it",
     ),
     Why.NOT_LAST: ("not the last", "--train_on last supervises only the last trained answer of a dialogue"),
     Why.EXAMPLE: ("example", "an example that the template adds before every dialogue"),
@@ -80,7 +87,9 @@ EXPLAINED = {
     Why.CUT: ("cut", "after --model_max_length; training does not see it"),
     Why.DROPPED: ("dropped", "the whole row is not trained on"),
 }
-ROLES = ("template", "system", "user", "tool", "assistant")
+# The roles of turns, and kinds of text within them.
+ROLES = ("template", "system", "user", "tool", "assistant", "reasoning", "tool call", "tools", "text")
+_KINDS = {"reasoning": "reasoning", "call": "tool call", "tools": "tools"}  # of a segment -> role
 _MESSAGES = {"system": Why.SYSTEM, "user": Why.USER, "tool": Why.TOOL}
 
 
@@ -101,16 +110,20 @@ def explain(
     chat_encoder: ChatEncoder,
     texts: Sequence[str],
 ) -> list[Run]:
-    """Turn, role and reason of every token of the whole dialogue, including those after the cut.
+    """Turn, role and reason of every token of a rendering of the dialogue, including those after the cut.
 
     Args:
+        rendered: the rendering that the example is made from.
         encoded: `rendered` encoded by `chat_encoder`, uncut.
         example: what training uses of it.
         texts: what each token contributes to the text.
     """
     flags = learned_segments(rendered.segments, chat_encoder.train_on)
     keep, size, owners = len(example.input_ids), len(texts), _owners(rendered, encoded, chat_encoder, texts, flags)
-    base = [_base_reasons(segment, dialogue, chat_encoder) for segment in rendered.segments]
+    base = [
+        _base_reasons(segment, kind, dialogue, chat_encoder, example.parts > 1)
+        for segment, kind in zip(rendered.segments, _kinds(rendered.segments), strict=True)
+    ]
     straddling, bos = set(encoded.straddling), _bos_positions(encoded, chat_encoder)
     starts = _answer_starts(rendered, encoded, owners)
     alone = straddling | bos | starts
@@ -166,31 +179,61 @@ def _answer_starts(rendered: Rendered, encoded: Encoded, owners: Sequence[int]) 
     return set(starts.values())
 
 
-def _base_reasons(segment: Segment, dialogue: Dialogue, chat_encoder: ChatEncoder) -> list[tuple[int, int, Why]]:
-    """(turn, role, reason) of a segment's tokens that are not supervised, and of those that are."""
-    role = ROLES.index(segment.role)
-    not_learned = (segment.turn, role, _not_learned(segment, dialogue, chat_encoder))
+def explain_text(example: Example, chat_encoder: ChatEncoder) -> list[Run]:
+    """The same for an example that is a piece of a plain text."""
+    text, lead = ROLES.index("text"), len(lead_of(chat_encoder))
+    before, eos = int(example.part > 0), chat_encoder.encoder.eos
+    num, ends = len(example.input_ids), int(example.is_last and eos is not None)
+    runs = [
+        Run(lead, -1, 0, Why.BOS),
+        Run(before, 0, text, Why.BEFORE),
+        Run(num - lead - before - ends, 0, text, Why.TEXT),
+        Run(ends, 0, 0, Why.STOP),
+    ]
+    return [run for run in runs if run.count] if num else []
+
+
+def _kinds(segments: Sequence[Segment]) -> list[str]:
+    """The kind of each segment; the template's own text between two of one kind in one turn is of that kind too."""
+    kinds = [segment.kind for segment in segments]
+    written = [i for i, segment in enumerate(segments) if segment.role != "template"]
+    for a, b in pairwise(written):
+        if kinds[a] == kinds[b] != "" and segments[a].turn == segments[b].turn:
+            kinds[a + 1 : b] = [kinds[a]] * (b - a - 1)
+    return kinds
+
+
+def _base_reasons(
+    segment: Segment, kind: str, dialogue: Dialogue, chat_encoder: ChatEncoder, several: bool
+) -> list[tuple[int, int, Why]]:
+    """(turn, role, reason) of a segment's tokens that are not supervised, and of those that are. `several`: whether the
+    dialogue is several examples."""
+    role = ROLES.index(_KINDS.get(kind, segment.role))
+    not_learned = (segment.turn, role, _not_learned(segment, dialogue, chat_encoder, several))
     if not segment.supervised:
         return [not_learned, (segment.turn, role, Why.CONTEXT_LEARNED)]
-    learned = Why.ANSWER if segment.role == "assistant" else Why.STOP
-    return [not_learned, (segment.turn, ROLES.index("assistant"), learned)]
+    learned = Why.ANSWER if segment.role == "assistant" or kind else Why.STOP
+    return [not_learned, (segment.turn, role if kind else ROLES.index("assistant"), learned)]
 
 
-def _not_learned(segment: Segment, dialogue: Dialogue, chat_encoder: ChatEncoder) -> Why:
+def _not_learned(segment: Segment, dialogue: Dialogue, chat_encoder: ChatEncoder, several: bool) -> Why:
+    if segment.excluded and chat_encoder.train_on == ALL and segment.role != "assistant":
+        train = dialogue.system_train if segment.turn < 0 else dialogue.turns[segment.turn].train
+        return Why.OTHER_EXAMPLE if several and train else Why.EXCLUDED
     if segment.role == "template":
-        return Why.EXCLUDED if segment.excluded and chat_encoder.train_on == ALL else Why.TEMPLATE
+        return Why.TEMPLATE
     if segment.turn < 0 and segment.role != "system":
         return Why.EXAMPLE
-    if segment.excluded and segment.role != "assistant" and chat_encoder.train_on == ALL:
-        return Why.EXCLUDED
+    if segment.kind == "tools":
+        return Why.TOOLS
     if segment.role in _MESSAGES:
         return _MESSAGES[segment.role]
     turn = dialogue.turns[segment.turn]
-    if not turn.text.strip():
+    if turn.is_empty:
         return Why.EMPTY
     if not turn.train:
         return Why.EXCLUDED
-    return Why.ONLY_LAST if chat_encoder.template.only_last else Why.NOT_LAST
+    return Why.OTHER_EXAMPLE if several else Why.NOT_LAST
 
 
 def _owners(

@@ -1,13 +1,16 @@
-"""One example for the terminal: a line of counts, its tokens with supervised ones marked, and straddling tokens."""
+"""One example for the terminal: a line of counts, what the dialogue has besides texts, its tokens with supervised ones
+marked, and straddling tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
 
+from fastchat.conversation import Dialogue
 from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.data.encoding.examples import Example, tokenize_dialogue
+from fastchat.data.encoding.examples import Example, tokenize_dialogues
+from fastchat.data.encoding.renderings import renderings_of
 from fastchat.data.rows.records import Record
 from fastchat.data.view.terminal import legend, paint, safe, token_texts
 
@@ -18,23 +21,41 @@ _HEAD, _TAIL, _LEAST, _RUNS = 64, 24, 12, 8
 def shown(
     record: Record, example: Example, chat_encoder: ChatEncoder, max_length: int, *, colour: bool, short: bool = False
 ) -> str:
-    """One dialogue for the terminal; `short` omits the middle of long runs, and everything after the first few runs."""
+    """One example for the terminal; `short` omits the middle of long runs, and everything after the first few runs."""
     texts = token_texts(chat_encoder.encoder, example.input_ids)
     supervised = [label == token for label, token in zip(example.labels, example.input_ids, strict=True)]
+    plain = record.dialogue is not None and record.dialogue.plain
+    in_turns = "" if plain else f" in {example.trained_turns} turns"
+    if example.parts > 1 and not plain:
+        in_turns = f" in turn {', '.join(str(turn + 1) for turn in example.answers)}"
+    untrained = example.untrained_turns if example.parts == 1 else 0
     parts = [
+        f"example {example.part + 1} of {example.parts}" if example.parts > 1 else "",
         f"{len(texts):,} tokens",
-        f"{example.num_supervised:,} supervised in {example.trained_turns} turns",
-        f"{example.untrained_turns} turns not trained on" if example.untrained_turns else "",
+        f"{example.num_supervised:,} supervised{in_turns}",
+        f"{untrained} turns not trained on" if untrained else "",
         f"{example.truncated_tokens:,} more tokens cut off at --model_max_length {max_length}"
         if example.truncated_tokens
         else "",
         f"{example.escaped} special-token strings kept as plain text" if example.escaped else "",
     ]
     painted = paint(*(shorten(texts, supervised) if short else (texts, supervised)), colour)
-    lines = [f"--- {safe(record.place)}: {', '.join(part for part in parts if part)}", painted]
+    contents = _contents(record.dialogue) if record.dialogue is not None and example.part == 0 else ""
+    lines = [f"--- {safe(record.place)}: {', '.join(part for part in parts if part)}", safe(contents), painted]
     if example.straddling:
-        lines.append(_straddling(record, texts, supervised, chat_encoder, max_length))
-    return "\n".join(lines)
+        lines.append(_straddling(record, example, texts, supervised, chat_encoder, max_length))
+    return "\n".join(line for line in lines if line)
+
+
+def _contents(dialogue: Dialogue) -> str:
+    """What a dialogue has besides the texts of its turns; "" if nothing."""
+    names = [str(tool.get("function", tool).get("name")) if isinstance(tool, dict) else "?" for tool in dialogue.tools]
+    parts = [f"tools: {', '.join(names)}"] if names else []
+    parts += [f"{key}={value!r}" for key, value in dialogue.template_arguments.items()]
+    for number, turn in enumerate(dialogue.turns, start=1):
+        parts += [f"turn {number}: reasoning"] if turn.reasoning else []
+        parts += [f"turn {number}: calls {', '.join(call.name for call in turn.calls)}"] if turn.calls else []
+    return "; ".join(parts)
 
 
 def first_example(
@@ -42,8 +63,8 @@ def first_example(
 ) -> str:
     """The first record with supervised tokens, shortened, and a legend; "" if there is none."""
     for record in records:
-        if record.dialogue is not None:
-            example = tokenize_dialogue(record.dialogue, chat_encoder, max_length=max_length, overlong=overlong)
+        pairs = [] if record.dialogue is None else [(record.index, record.dialogue)]
+        for example in tokenize_dialogues(pairs, chat_encoder, max_length=max_length, overlong=overlong):
             if example.dropped is None:
                 text = shown(record, example, chat_encoder, max_length, colour=colour, short=True)
                 return f"{text}\n{legend(colour)}"
@@ -76,10 +97,15 @@ def shorten(texts: Sequence[str], supervised: Sequence[bool]) -> tuple[list[str]
 
 
 def _straddling(
-    record: Record, texts: Sequence[str], supervised: Sequence[bool], chat_encoder: ChatEncoder, max_length: int
+    record: Record,
+    example: Example,
+    texts: Sequence[str],
+    supervised: Sequence[bool],
+    chat_encoder: ChatEncoder,
+    max_length: int,
 ) -> str:
     assert record.dialogue is not None
-    rendered = chat_encoder.template.render(record.dialogue)
+    rendered = renderings_of(record.dialogue, chat_encoder)[example.part]
     positions = next(encode_beginnings([rendered], chat_encoder, max_length)).straddling
     named = [
         f"{safe(repr(texts[at]))} at {at} ({'supervised' if supervised[at] else 'not supervised'})"

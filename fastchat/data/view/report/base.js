@@ -8,8 +8,10 @@ const { tokens, records, roles, reasons } = data;
 const [ID, TEXT, PIECE, CONTROL] = [0, 1, 2, 3];
 const reasonNamed = new Map(reasons.map(([name], why) => [name, why]));
 // How each reason looks; the order is that of the class Why in reasons.py.
-const LOOKS = ["learned", "learned first", "learned stop", "learned boundary", "learned", "template", "start", "", "", "",
-  "unlearned", "unlearned", "unlearned", "unlearned", "", "boundary", "cut", "dropped"];
+const LOOKS = ["learned", "learned first", "learned stop", "learned boundary", "learned", "learned", "template", "start",
+  "", "", "", "", "", "unlearned", "unlearned", "unlearned", "unlearned", "", "boundary", "cut", "dropped"];
+// Roles from this one on are kinds of text within a turn; they are named in front of it.
+const KINDS = roles.indexOf("reasoning");
 
 // The state, also in the address; `record` is an index into `records`, `token` an index into the record's tokens.
 const state = { record: null, token: null, query: "", reason: "", state: "all" };
@@ -81,6 +83,8 @@ function* runsOf(record) {
 }
 
 const nameOf = (record) => visible((record.id === null ? record.at.split("/").at(-1) : record.id).slice(0, 120));
+
+const exampleOf = (record) => (record.p ? `, example ${record.p[0] + 1} of ${record.p[1]}` : "");
 
 // What is unusual about a record, as [text, kind].
 function badgesOf(record) {

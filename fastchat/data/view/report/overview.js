@@ -33,8 +33,8 @@ function reasonsTable() {
 function leftOut() {
   const more = data.total - records.length;
   if (!more) return "";
-  const textContent = `Only the first ${plural(records.length, "row")}: with the tokens of ${number(more)} more, this page `
-    + `would be too large. Counts and lengths cover all ${number(data.total)} rows.`;
+  const textContent = `Only the first ${plural(records.length, data.unit)}: with the tokens of ${number(more)} more, this page `
+    + `would be too large. Counts and lengths cover all ${plural(data.total, data.unit)}.`;
   return make("p", { className: "sum", textContent });
 }
 

@@ -40,7 +40,7 @@ function recordBar() {
     id, type: "button", textContent, disabled: found[place + by] === undefined, onclick: () => stepRecord(by),
   });
   const name = record.id === null ? "" : `: ${visible(record.id.slice(0, 200))}`;
-  return make("div", { className: "bar" }, make("h2", { textContent: `Row ${record.i}${name}` }),
+  return make("div", { className: "bar" }, make("h2", { textContent: `Row ${record.i}${exampleOf(record)}${name}` }),
     make("div", { className: "hits", id: "hits" }), step("previous", -1, "← previous"), step("next", 1, "next →"));
 }
 
@@ -83,6 +83,8 @@ function drawTokens() {
       block = make("div", { className: "tokens" });
       blocks.push(make("div", { className: "turn" }, whoSays(i), block));
     }
+    const kind = view.role[i] >= KINDS && (i === from || turn[i] !== turn[i - 1] || view.role[i] !== view.role[i - 1]);
+    if (kind) block.append(make("span", { className: "kind", textContent: roles[view.role[i]] }));
     block.append(drawToken(i));
   }
   $("tokens").replaceChildren(...blocks);

@@ -64,7 +64,7 @@ function drawRow(i) {
   bar.style.width = `${size ? 100 * record.n[0] / size : 0}%`;
   const facts = [make("span", { className: "share" }, bar), `${number(record.n[0])} of ${number(size)} supervised`];
   const button = make("button", { type: "button" },
-    make("span", { className: "name" }, make("b", { textContent: record.i }), make("span", { textContent: nameOf(record) })),
+    make("span", { className: "name" }, make("b", { textContent: record.p ? `${record.i}.${record.p[0] + 1}` : record.i }), make("span", { textContent: nameOf(record) })),
     make("span", { className: "facts" }, ...facts, ...badgesOf(record).slice(0, 1).map(badge)));
   button.dataset.record = i;
   return make("li", {}, button);
@@ -75,7 +75,7 @@ function drawList() {
   $("list").replaceChildren(...shown.map(drawRow));
   $("more-records").hidden = shown.length === found.length;
   const of = found.length === records.length ? "" : `${number(found.length)} of `;
-  $("found").textContent = of + plural(records.length, "row") + (more ? `; ${number(more)} more are only counted` : "");
+  $("found").textContent = of + plural(records.length, data.unit) + (more ? `; ${number(more)} more are only counted` : "");
   markCurrent();
 }
 

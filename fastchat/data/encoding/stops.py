@@ -1,0 +1,109 @@
+"""Where an answer ends: learned from what a template writes after one, at the end of a dialogue and in the middle.
+
+    last        ...Hello.<|im_end|>\\n                     as the last turn of a dialogue
+    followed    ...Hello.<|im_end|>\\n<|im_start|>user\\n   before the next one
+
+What both begin with is the answer's own end, so the last control token in it is the stop. Some templates end history in
+another token than generation (gpt-oss: `<|end|>` instead of `<|return|>`): then the stop is the first token of the
+former. With some nothing ends an answer but the token that opens the next turn (GLM): then that one is the stop.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+# What opens and closes something within an answer: <x> </x>, [X] [/X], <|x> <x|>, <|x_start|> <|x_end|> ...
+_PAIRS = (
+    (r"<([^/|].*)>", r"</\1>"),
+    (r"\[([^/].*)\]", r"[/\1]"),
+    (r"<\|(.*[^|])>", r"<\1|>"),
+    (r"(\W+)([^/\W].*)", r"\1/\2"),
+    (r"(.*)START(.*)", r"\1END\2"),
+    (r"(.*)start(.*)", r"\1end\2"),
+    (r"(.*)BEGIN(.*)", r"\1END\2"),
+    (r"(.*)begin(.*)", r"\1end\2"),
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a rendering ends whose last turn is an answer.
+
+    Attributes:
+        stop: the string that the model generates last.
+        cut: what the template writes after it, which is not generated.
+        added: what is generated though the template does not write it here, up to and including the stop.
+    """
+
+    stop: str
+    cut: str = ""
+    added: str = ""
+
+    def end_of(self, text: str) -> int | None:
+        """The length of the generated part of a rendering, before `added`; None if it does not end like this."""
+        written = ("" if self.added else self.stop) + self.cut
+        return len(text) - len(self.cut) if text.endswith(written) else None
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What follows the last text of an answer: as the last turn, and (if that is accepted) before the next one.
+
+    `said` is the answer's own text as rendered, where things are opened that the tail closes. `opens_answer`: control
+    tokens of the generation prompt; `opens_turn`: those that begin any turn.
+    """
+
+    last: str
+    followed: str | None
+    said: str
+    opens_answer: frozenset[str]
+    opens_turn: frozenset[str]
+    within: frozenset[str] = frozenset()
+
+
+def closings(tag: str) -> list[str]:
+    """The strings that may close what `tag` opens."""
+    made = (re.sub(f"^{pattern}$", closing, tag) for pattern, closing in _PAIRS)
+    return [closing for closing in dict.fromkeys(made) if closing != tag]
+
+
+def ending_of(tail: Tail, controls: re.Pattern[str] | None) -> Ending | None:
+    """The ending that a tail shows; None if nothing ends the answer."""
+    last, followed = tail.last, tail.followed if tail.followed is not None else tail.last
+    shared = os.path.commonprefix([last, followed])
+    if controls is not None:
+        inner = _inner(tail, controls)
+        own = _tokens(last, controls, inner, tail.opens_turn | tail.opens_answer)
+        common = [token for token in own if token[1] <= len(shared)]
+        if common or own:
+            _, end, token = common[-1] if common else own[0]
+            return Ending(token, last[end:])
+        opening = _tokens(followed, controls, inner, tail.opens_answer)
+        if opening:
+            start, end, token = opening[0]
+            shared = os.path.commonprefix([last, followed[:start]])
+            return Ending(token, last[len(shared) :], followed[len(shared) : end])
+    stop = shared.rstrip()
+    return Ending(stop, last[len(stop) :]) if stop.strip() and tail.followed is not None else None
+
+
+def _tokens(
+    text: str, controls: re.Pattern[str], inner: Collection[str], openers: Collection[str]
+) -> list[tuple[int, int, str]]:
+    """(start, end, token) of the control tokens that may be a stop: those before the first that opens a turn."""
+    found = []
+    for match in controls.finditer(text):
+        if match.group() in openers:
+            break
+        if match.group() not in inner:
+            found.append((match.start(), match.end(), match.group()))
+    return found
+
+
+def _inner(tail: Tail, controls: re.Pattern[str]) -> set[str]:
+    """The tokens that close what the answer itself opened, and those after every one of several calls."""
+    opened: Sequence[str] = controls.findall(tail.said)
+    return {closing for tag in opened for closing in closings(tag)} | tail.within
