@@ -135,8 +135,8 @@ def test_the_system_message_is_shown_changed_and_reset(session: Session) -> None
 
 def test_what_the_template_refuses_changes_nothing(tmp_path: Path) -> None:
     jinja = (
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system message here') }}"
-        "{% endif %}"
+        "{% for m in messages %}{% if m['role'] not in ('user', 'assistant') %}"
+        "{{ raise_exception('no system message here') }}{% endif %}"
         "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
