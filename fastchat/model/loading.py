@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastchat.errors import SettingsError, say
+from fastchat.errors import ResourceError, SettingsError, say
 from fastchat.model.attention import FLEX, check_attention, choose_attention, one_flex_kernel
 from fastchat.model.lora_experts import in_block, whole_shape
 from fastchat.model.multimodal import auto_class
@@ -62,6 +62,7 @@ def load_base_model(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    extra: dict[str, Any] | None = None,
     partitioned: Callable[[torch.dtype], AbstractContextManager[None]] | None = None,
     for_training: bool = True,
 ) -> Any:
@@ -70,10 +71,9 @@ def load_base_model(
     `dtype`: of the weights; "auto" is that of the files. `attn_implementation`: from `choose_attention`; None chooses
     without FlashAttention. `quantization`: linear layers as nf4 with double quantisation, computing in
     `compute_dtype` (default: the weights' dtype). `device`: where to put the model; None leaves that to the trainer.
-    `partitioned`: a context, called with the weights' dtype, in which an engine partitions the weights among the
-    processes while they are loaded; then `device` is ignored.
-    Raises SettingsError for a folder that is not a base model, and if a weight is missing, unexpected or has another
-    shape, because a layer left at its random initialisation would go unnoticed.
+    `extra`: more arguments of `from_pretrained`, such as a device map. `partitioned`: a context, called with the
+    weights' dtype, in which an engine partitions the weights while they are loaded; then `device` is ignored.
+    Raises SettingsError for a folder that is not a base model, or whose weights do not match it.
     """
     config = load_config(model_dir, cache_dir=cache_dir, trust_remote_code=trust_remote_code)
     if rope is not None:
@@ -82,6 +82,7 @@ def load_base_model(
     if attention == FLEX:
         one_flex_kernel()
     options = _from_mxfp4(model_dir, q_lora=quantization) if stored_format(config) == MXFP4 else {}
+    options |= extra or {}
     if quantization:
         options["quantization_config"] = nf4_config(compute_dtype or weights_dtype(dtype, config))
     if device is not None and partitioned is None:
@@ -100,7 +101,7 @@ def load_base_model(
             **options,
         )
     model, report = loaded
-    _check_report(model_dir, report)
+    _check_loaded(model_dir, report, model, options)
     check_attention(model, attention)
     if quantization:
         _say_unquantised(model, model_dir)
@@ -235,8 +236,10 @@ def weights_dtype(dtype: str | torch.dtype, config: Any) -> torch.dtype:
     return config.get_text_config().dtype or config.dtype or torch.float32
 
 
-def _check_report(model_dir: str, report: dict[str, Any]) -> None:
-    """Raise SettingsError unless every weight of the model came from the files and every file entry was used."""
+def _check_loaded(model_dir: str, report: dict[str, Any], model: Any, options: dict[str, Any]) -> None:
+    """Raise SettingsError unless every weight of the model came from the files and every file entry was used, because a
+    layer left at its random initialisation would go unnoticed; ResourceError if a device map left a part out."""
+    _check_fit(model, model_dir, options.get("max_memory") or {})
     for key, what in (
         ("missing_keys", "are missing and would stay randomly initialised"),
         ("mismatched_keys", "have another shape than config.json says"),
@@ -273,6 +276,18 @@ def _say_unquantised(model: Any, model_dir: str) -> None:
         say(
             f"q_lora: bitsandbytes quantises linear layers only; {number:,} parameters stay in {' and '.join(dtypes)} "
             f"({size / 2**30:.2f} GiB): {', '.join(sorted({in_block(name) for name in left}))}."
+        )
+
+
+def _check_fit(model: Any, model_dir: str, allowed: dict[int | str, int]) -> None:
+    """Raise ResourceError if accelerate left a part of `model` on another device than those `allowed`."""
+    parts = (getattr(model, "hf_device_map", None) or {}) if allowed else {}
+    known = {str(device) for device in allowed}
+    left = [name for name, device in parts.items() if str(device).removeprefix("cuda:") not in known]
+    if left:
+        raise ResourceError(
+            f"{model_dir} does not fit into the memory that it may use ({len(left)} of {len(parts)} parts are left): "
+            "use more GPUs, --load-8bit or --load-4bit."
         )
 
 

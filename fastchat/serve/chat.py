@@ -7,13 +7,14 @@ Template, RoPE and nf4 come from the adapter's `training.json`.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from fastchat.checkpoint.trained_model import TrainedModel, find_trained, load_trained, load_trained_tokenizer
+from fastchat.checkpoint.trained_model import TrainedModel, find_trained, load_trained_tokenizer
 from fastchat.conversation import Dialogue, Template
 from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.text_encoder import TextEncoder
@@ -24,6 +25,7 @@ from fastchat.data.rows.turns import Reading, read_turns
 from fastchat.data.rows.unshown import refuse_unshown
 from fastchat.errors import SettingsError
 from fastchat.model.rope import context_length, rope_type
+from fastchat.serve.placement import Placement, choose_placement
 
 GREEDY_BELOW = 1e-5  # below this temperature, decoding is greedy
 LEAD_TOKENS = 8  # decoded in front of an answer, so that its first token keeps its leading space
@@ -41,6 +43,8 @@ class Chat:
         system: the system message; None for the template's own.
         temperature, max_new_tokens: defaults for `reply`.
         context: maximum number of tokens of prompt and answer together; None if the model has no limit.
+        trained: where the model comes from, None if it was not loaded by `load_chat`.
+        last: the newest answer, even if it is not complete.
     """
 
     model: Any
@@ -50,6 +54,8 @@ class Chat:
     temperature: float = 0.7
     max_new_tokens: int = 512
     context: int | None = None
+    trained: TrainedModel | None = None
+    last: Answer | None = field(default=None, init=False, repr=False)
 
     def reply(
         self,
@@ -96,6 +102,7 @@ class Chat:
     def _generate(self, prompt: list[int], room: int, answer: Answer, greedy: bool) -> None:
         from transformers import GenerationConfig
 
+        self.last = answer
         ids = torch.tensor([prompt], device=self.model.device)
         sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": self.temperature, "top_k": 0}
         config = GenerationConfig(
@@ -112,12 +119,20 @@ class Chat:
             attention_mask=torch.ones_like(ids),
             generation_config=config,
             streamer=answer,
-            stopping_criteria=[lambda input_ids, scores, **_: _verdict(input_ids, answer.stopped)],
+            stopping_criteria=[lambda input_ids, scores, **_: _verdict(input_ids, answer.ends)],
         )
 
 
 class Answer:
-    """Collects generated ids, turns them into text piece by piece, and notices the end of the turn."""
+    """Collects generated ids, turns them into text piece by piece, and notices the end of the turn.
+
+    Attributes:
+        num_prompt: the number of tokens of the prompt.
+        ids: the generated ids, without the stop.
+        stopped: whether the model ended its turn.
+        cancelled: set it to True to end the generation after the next token.
+        began, first, newest: `time.perf_counter()` at the start, at the first and at the newest token.
+    """
 
     def __init__(self, chat_encoder: ChatEncoder, prompt: Sequence[int], on_text: Callable[[str], None] | None = None):
         self.chat_encoder = chat_encoder
@@ -133,14 +148,23 @@ class Answer:
         self.ids: list[int] = []
         self.text = ""
         self.given = 0
-        self.stopped = False
+        self.stopped = self.cancelled = False
         self.saw_prompt = False
+        self.num_prompt = len(prompt)
+        self.began = self.first = self.newest = time.perf_counter()
+
+    @property
+    def ends(self) -> bool:
+        """Whether no further token is wanted."""
+        return self.stopped or self.cancelled
 
     def put(self, value: torch.Tensor) -> None:
         """Take the next ids, as `generate` passes them to a streamer; its first call passes the prompt."""
         if not self.saw_prompt:
             self.saw_prompt = True
             return
+        self.newest = time.perf_counter()
+        self.first = self.first if self.ids else self.newest
         for token_id in value.reshape(-1).tolist():
             if token_id in self.chat_encoder.stop_ids:
                 self.stopped = True
@@ -211,6 +235,7 @@ def load_chat(
     system: str | None = None,
     temperature: float = 0.7,
     max_new_tokens: int = 512,
+    placement: Placement | None = None,
     device: str | None = None,
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
@@ -218,17 +243,17 @@ def load_chat(
     """Load an adapter (with the base, RoPE, nf4 and template of its run) or a full model, ready to chat.
 
     `conv_template` is only needed if no template is recorded; it overrides a recorded one, with a warning.
-    `device`: "cpu" or "cuda"; None uses the GPU if there is one. Raises SettingsError for a folder that cannot be
-    used, or if no template is known.
+    `device`: "cpu" or "cuda"; None uses the GPUs if there are any. `placement` replaces it: on which GPUs, and in how
+    many bits. Raises SettingsError for a folder that cannot be used, or if no template is known; ResourceError if the
+    model does not fit.
     """
     tuned = find_trained(model_path, base_model_path)
     options: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     tokenizer = load_trained_tokenizer(tuned, **options)
     chat_encoder = _bind(tuned, conv_template, TextEncoder.from_tokenizer(tokenizer))
-    model = load_trained(tuned, device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **options)
-    _forget_generation_defaults(model)
+    model = (placement or choose_placement(device)).load(tuned, **options)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Chat(model, chat_encoder, pad_id, system, temperature, max_new_tokens, context_length(model.config))
+    return Chat(model, chat_encoder, pad_id, system, temperature, max_new_tokens, context_length(model.config), tuned)
 
 
 def to_dialogue(
@@ -258,14 +283,6 @@ def _bind(tuned: TrainedModel, name: str | None, encoder: TextEncoder) -> ChatEn
     template = encoder.choose(name, tuned.base)
     tuned.say_other_template(template)
     return encoder.bind(template)
-
-
-def _forget_generation_defaults(model: Any) -> None:
-    """Drop the base's own sampling settings and stop ids, so that only ours apply."""
-    from transformers import GenerationConfig
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.generation_config = GenerationConfig()
 
 
 def _verdict(input_ids: torch.Tensor, stopped: bool) -> torch.Tensor:

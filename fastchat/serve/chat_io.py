@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 from fastchat.serve.inference import ChatIO
+from fastchat.serve.markdown_view import MarkdownView, markdown, on_terminal, printable
 
 _END = " __END_OF_A_MESSAGE_47582648__\n"  # upstream's mark at the end of a program's message
 
@@ -44,10 +49,55 @@ class SimpleChatIO(ChatIO):
 
 
 class RichChatIO(SimpleChatIO):
-    """Upstream's coloured terminal; here the plain one, and `mouse` has no effect."""
+    """An editor with history, and answers in Markdown. Without a terminal it is the same as SimpleChatIO.
+
+    `multiline` has no effect in a terminal, where Alt-Enter begins a new line. `mouse`: a click moves the cursor.
+    """
 
     def __init__(self, multiline: bool = False, mouse: bool = False):
         super().__init__(multiline)
+        self._mouse = mouse
+
+    @cached_property
+    def _terminal(self) -> tuple[Any, Console] | None:
+        """The editor and the screen, None without a terminal."""
+        if not on_terminal():
+            return None
+        from fastchat.serve.terminal import line_editor
+
+        return line_editor(self._mouse), Console(highlight=False)
+
+    def prompt_for_input(self, role: str) -> str:
+        """The next message. Raises EOFError at the end of input."""
+        if self._terminal is None:
+            return super().prompt_for_input(role)
+        return self._terminal[0].prompt(f"{role}: ")
+
+    def prompt_for_output(self, role: str) -> None:
+        if self._terminal is None:
+            super().prompt_for_output(role)
+        else:
+            self._terminal[1].print(Text(f"{role}:", style="bold"))
+
+    def stream_output(self, output_stream: Iterable[dict[str, Any]]) -> str:
+        if self._terminal is None:
+            return super().stream_output(output_stream)
+        view, text = MarkdownView(self._terminal[1]), ""
+        view.begin("", None)
+        try:
+            for piece in output_stream:
+                view.piece(piece["text"][len(text) :])
+                text = piece["text"]
+        finally:
+            view.end()
+            view.close()
+        return text
+
+    def print_output(self, text: str) -> None:
+        if self._terminal is None:
+            super().print_output(text)
+        else:
+            self._terminal[1].print(markdown(printable(text)))
 
 
 class ProgrammaticChatIO(SimpleChatIO):

@@ -16,6 +16,7 @@ import torch
 
 from fastchat.conversation import Conversation, SeparatorStyle, get_conv_template
 from fastchat.model.model_adapter import get_conversation_template, get_generate_stream_function, load_model
+from fastchat.serve.loop_commands import run_command
 from fastchat.utils import get_context_length, is_partial_stop, is_sentence_complete
 
 if TYPE_CHECKING:
@@ -215,9 +216,10 @@ def chat_loop(
     debug: bool = True,
     history: bool = True,
 ) -> None:
-    """Chat through `chatio` until `!!exit`, an empty message or the end of input; `!!reset` starts over.
+    """Chat through `chatio` until `!!exit`, an empty message or the end of input.
 
-    Model settings as in `load_model`. Upstream's `!!remove`, `!!regen`, `!!save` and `!!load` are not available.
+    `!!reset` starts over, `!!remove` takes back the last message with its answer, `!!regen` answers it again, `!!save
+    FILE` and `!!load FILE` write and read the conversation. Model settings as in `load_model`.
     """
     model, tokenizer = load_model(
         model_path, device, num_gpus, max_gpu_memory, dtype, load_8bit, cpu_offloading,
@@ -234,9 +236,9 @@ def chat_loop(
             return
         if message == "!!reset":
             conv = None
-        elif message.startswith(("!!remove", "!!regen", "!!save", "!!load")):
-            chatio.print_output(f"{message.split()[0]} is not available here; !!reset starts over, !!exit leaves")
-        else:
+            continue
+        conv, message = run_command(conv, message, chatio)
+        if message:
             _answer(conv, message, chatio, (model, tokenizer, params, device, length))
 
 

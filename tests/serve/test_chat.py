@@ -291,7 +291,7 @@ def test_both_spellings_of_every_flag(tmp_path, tiny_model_dir, monkeypatch, cap
     assert capsys.readouterr().out == plain
     for module in (cli, apply_lora):
         parser = module.build_parser()
-        given = [action for action in parser._actions if action.dest != "help"]
+        given = [action for action in parser._actions if action.option_strings and action.dest != "help"]
         assert all(len(action.option_strings) == 1 and "_" not in action.option_strings[0] for action in given)
         values = {action.dest: (action.choices or ["1"])[0] for action in given if action.nargs != 0}
         dashed = parser.parse_args([f"--{name.replace('_', '-')}={value}" for name, value in values.items()])

@@ -120,12 +120,14 @@ class _Beyond:
         return argparse.Namespace(input_ids=[10**6])
 
 
-def test_chat_loop(tiny_model_dir: Callable[..., Path]) -> None:
+def test_chat_loop(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     from fastchat.serve.inference import ChatIO, chat_loop
 
     class Scripted(ChatIO):
         def __init__(self) -> None:
-            self.lines, self.shown = iter(["Hi", "!!save x", "!!reset", "Again", "!!exit"]), []
+            saved = tmp_path / "x"
+            lines = ["Hi", f"!!save {saved}", "!!remove", "!!regen", "!!load", f"!!load {saved}", "!!regen", "!!reset"]
+            self.lines, self.shown = iter([*lines, "Again", "!!exit"]), []
 
         def prompt_for_input(self, role: str) -> str:
             return next(self.lines)
@@ -142,9 +144,15 @@ def test_chat_loop(tiny_model_dir: Callable[..., Path]) -> None:
 
     io, path = Scripted(), str(tiny_model_dir("llama", "metaspace_bos"))
     chat_loop(path, "cpu", 1, "", None, False, False, "vicuna_v1.1", None, 0.0, 1.0, 4, io, debug=False)
-    said, refused, *again = io.shown[1:]
-    assert io.shown[0] == "ASSISTANT" and said and "!!save is not available" in refused
-    assert again == ["ASSISTANT", again[1]] and again[1]
+    answer = ["ASSISTANT", io.shown[1]]
+    assert io.shown[1] in ("length", "stop")
+    assert io.shown[:3] == [*answer, f"saved {tmp_path / 'x.json'}"]
+    nothing, usage, *loaded = io.shown[3:9]
+    assert "nothing to take back" in nothing and usage == "error: usage: !!load FILE"
+    assert loaded == ["USER", "Hi", "ASSISTANT", "an answer"]
+    assert io.shown[9] == io.shown[11] == "ASSISTANT" and len(io.shown) == 13, (
+        "the loaded message, and one after !!reset"
+    )
 
 
 def test_training_data_has_the_ids_and_labels_of_training(loaded: tuple[Any, Any], tmp_path: Path) -> None:
