@@ -59,7 +59,7 @@ def template(raw: Any) -> str:
     name = str(raw).lower().replace("-", "").replace(".", "")
     if name in TEMPLATES:
         return f"conv_template: {TEMPLATES[name] or name} (tokenizer is the chat template of the model)"
-    return "conv_template: tokenizer (the chat template of the model), or a built-in one, see the README"
+    return "conv_template: tokenizer (the chat template of the model), or a built-in one, see docs/templates.md"
 
 
 def rope(raw: Any) -> str:
@@ -93,7 +93,7 @@ TARGET_NAMES: dict[str, Translate] = {
 }
 
 _ADAPTER = "leave it out: train_lora.py trains an adapter, train.py all weights"
-_ONLY_LORA = "only LoRA adapters and their variants (see LoRA options in the README) are supported"
+_ONLY_LORA = "only LoRA adapters and their variants (see LoRA options in docs/training.md) are supported"
 _SFT = "only supervised fine-tuning is supported"
 _ENVIRONMENT = "set the environment variable {} instead"
 _BATCH = "the global batch is per_device_train_batch_size x gradient_accumulation_steps x processes; set those"
@@ -101,7 +101,7 @@ _ATTENTION = "flash_attn: true asks for FlashAttention; otherwise the fastest ke
 _AUTOMATIC = "leave it out; this is always done"
 _TOKENIZER = "leave it out; the tokenizer of the model folder is used"
 _MODEL = "leave it out; it is read from config.json in the model folder"
-_CONVERSATIONS = "leave it out; rows are conversations, see 'Your data' in the README"
+_CONVERSATIONS = "leave it out; rows are conversations, see docs/data.md"
 _TOKENS = "add tokens first with `python -m fastchat.model.prepare_model`"
 _SAVED = "weights are always saved as safetensors; leave it out"
 _HALF = "leave it out; --bf16 True or --fp16 True is enough"

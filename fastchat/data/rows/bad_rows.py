@@ -70,7 +70,7 @@ class BadRowReport:
         lines += [f"  ... and {more} more"] if more else []
         way_out = "Fix these rows, or skip them with --on_bad_row skip."
         if self.total == num_rows:
-            way_out = "No row is left. Is this the right file? For the supported formats see 'Your data' in the README."
+            way_out = "No row is left. Is this the right file? For the supported formats see docs/data.md."
         lines += [f"by reason: {self.reasons()}", *self._ways_out.values(), way_out]
         return DataError("\n".join(lines))
 

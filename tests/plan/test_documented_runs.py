@@ -1,4 +1,4 @@
-"""The README's table of documented runs matches the planner."""
+"""The table of documented runs in docs/planner.md matches the planner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROW = re.compile(rf"^\| {RUN}\| (yes|no) \| (.*?) \| (.*?) \| (.*?) \|$")
 def rows(repository: Path) -> list[tuple[str, ...]]:
     """(size, rank, method, stage, batch, checkpointing, per GPU, fits on, largest batches), blanks filled in."""
     found: list[tuple[str, ...]] = []
-    for line in (repository / "README.md").read_text(encoding="utf-8").splitlines():
+    for line in (repository / "docs" / "planner.md").read_text(encoding="utf-8").splitlines():
         match = ROW.match(line)
         if match:
             own = match.groups()
@@ -50,7 +50,7 @@ def test_each_row(at: int, repository: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_hosts_memory(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
-    text = " ".join((repository / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((repository / "docs" / "planner.md").read_text(encoding="utf-8").split())
     found = re.search(r"which needs (\d+) to (\d+) GiB for 1 to 8 GPUs", text)
     row = next(row for row in rows(repository) if row[0] == "70b")
     assert found and [round(plan(row, n, 80).host_total / GIB) for n in (1, 8)] == [int(n) for n in found.groups()]
@@ -62,7 +62,7 @@ def test_the_command_in_it_works(
     from fastchat.plan.__main__ import main
 
     monkeypatch.chdir(repository)
-    text = (repository / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    text = (repository / "docs" / "planner.md").read_text(encoding="utf-8").replace("\\\n", " ")
     (line,) = re.findall(r"^python -m fastchat.plan (--model_size 13b .*)$", text, re.MULTILINE)
     assert main(line.split()) == 0
     assert "fits" in capsys.readouterr().out.splitlines()
