@@ -213,9 +213,8 @@ class ChatEncoder:
 
         `position`: as in `TextEncoder.plain`. Raises DataError as `encode` does.
         """
-        found, cuts = self.encoder.plain([text], position)[0], 0
-        if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
-            found, cuts = self._escape(Piece(parts=[(text, 0)], position=position))
+        piece = Piece(parts=[(text, 0)], position=position)
+        found, cuts = self._kept_plain(piece, self.encoder.plain([text], position)[0])
         return [token_id for token_id, _, _ in found], cuts
 
     def count(self, rendered: Rendered) -> Counter[int]:
@@ -250,9 +249,7 @@ class ChatEncoder:
         for piece in pieces:
             cuts = 0
             if piece.control is None:
-                found = tokens[id(piece)]
-                if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
-                    found, cuts = self._escape(piece)
+                found, cuts = self._kept_plain(piece, tokens[id(piece)])
             elif piece.control == opens and last == piece.control.id:
                 continue
             else:
@@ -303,6 +300,12 @@ class ChatEncoder:
 
     def _split_literal(self, text: str) -> Iterator[tuple[str, Control | None]]:
         yield from _cut(text, self._in_literals, self.controls) if self._in_literals else [(text, None)]
+
+    def _kept_plain(self, piece: Piece, found: PlainTokens) -> tuple[PlainTokens, int]:
+        """The tokens of a piece without control tokens, and the number of splits that this needed."""
+        if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
+            return self._escape(piece)
+        return found, 0
 
     def _escape(self, piece: Piece) -> tuple[PlainTokens, int]:
         """Encode a text again with a split inside every substring that became a control token."""
