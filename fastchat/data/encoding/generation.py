@@ -74,7 +74,8 @@ class Traits:
     def ending(self, turn: Turn, text: str) -> tuple[Ending, int] | None:
         """The ending of a rendering whose last turn is `turn`, and where the generated part of it ends."""
         first = "call" if turn.calls else "plain"
-        for kind in sorted(self.endings, key=lambda kind: kind != first):
+        # A stop that is written comes before one that is not: a template may end one call otherwise than two.
+        for kind in sorted(self.endings, key=lambda kind: (self.endings[kind].added != "", kind != first)):
             end = self.endings[kind].end_of(text)
             if end is not None:
                 return self.endings[kind], end

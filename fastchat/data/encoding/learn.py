@@ -102,7 +102,7 @@ def _shows_system(attempt: Try, form: MessageForm, role: str) -> bool:
 
 def _call_form(attempt: Try, form: MessageForm) -> MessageForm | None:
     """The form of calls and of their results; None if the template does not show calls."""
-    for own_ids, text, empty in itertools.product((False, True), (False, True), ("", None, ABSENT)):
+    for own_ids, text, empty in itertools.product((False, True), (False, True), ("", ABSENT)):
         tried = replace(form, own_ids=own_ids, text_arguments=text, no_text=empty)
         made = attempt(calling(), tried, False)
         if made is None or not _shows_call(made):
@@ -112,7 +112,7 @@ def _call_form(attempt: Try, form: MessageForm) -> MessageForm | None:
             with_result = attempt(calling(None, ANSWERED), whole, True)
             if with_result is not None and RESULT in with_result:
                 return whole
-    for own_ids, text, empty in itertools.product((False, True), (False, True), ("", None, ABSENT)):
+    for own_ids, text, empty in itertools.product((False, True), (False, True), ("", ABSENT)):
         tried = replace(form, own_ids=own_ids, text_arguments=text, no_text=empty)
         made = attempt(calling(), tried, False)
         if made is not None and _shows_call(made):
@@ -121,10 +121,10 @@ def _call_form(attempt: Try, form: MessageForm) -> MessageForm | None:
 
 
 def _shows_call(made: str) -> bool:
-    """Whether a call is shown as it should be: no Python, no JSON in JSON."""
+    """Whether a call is shown as it should be: no Python, no JSON in JSON, no HTML."""
     said = made[made.rfind(ASKED) :]
     shown = _CITY in said and (_NAME in said or _CALL_ID in said)
-    return shown and not any(wrong in said for wrong in ("'zcity':", '\\"zcity', "None"))
+    return shown and not any(wrong in said for wrong in ("'zcity':", '\\"zcity', "None", "&#34;", "&quot;"))
 
 
 @dataclass(frozen=True)
@@ -269,20 +269,32 @@ def learn_endings(
             places = [rest.find(next_) for next_ in (ASKED_NEXT, RESULT) if next_ in rest]
             after = rest[: min(places)] if places else None
         at = last.rindex(mark)
-        said = last[len(commonprefix([last, before])) : at]
-        tail = Tail(last[at + len(mark) :], after, said)
         found = None
         for tokens in filter(None, (controls, _TAG)):
-            opens_answer = frozenset(tokens.findall(header)) - {bos}
+            tail = Tail(last[at + len(mark) :], after, last[_whole_tokens(last, before, tokens) : at])
             opens_turn = frozenset({bos, *_leading(begun, tokens)})
+            opens_answer = frozenset(_opening(header, opens_turn - {bos}, tokens)) - {bos}
             # What is not special and follows the first of two calls does not end the answer.
             within = frozenset(tokens.findall(between) if kind == "call" else ()) - special
             found = found or ending_of(
                 replace(tail, opens_answer=opens_answer, opens_turn=opens_turn, within=within), tokens
             )
-        if (found := found or text_ending(tail)) is not None:
+        if (found := found or text_ending(Tail(last[at + len(mark) :], after, ""))) is not None:
             endings[kind] = found
     return endings
+
+
+def _whole_tokens(text: str, prompt: str, tokens: re.Pattern[str]) -> int:
+    """How much of a text its prompt has too, without a token that is only partly the same (`<think>`, `<tool_call>`)."""
+    size = len(commonprefix([text, prompt]))
+    return next((m.start() for m in tokens.finditer(text) if m.start() < size < m.end()), size)
+
+
+def _opening(header: str, opens_turn: frozenset[str], tokens: re.Pattern[str]) -> list[str]:
+    """The tokens of a generation prompt that open the answer: some templates end the question only there."""
+    found = tokens.findall(header)
+    first = next((k for k, token in enumerate(found) if token in opens_turn), 0)
+    return found[first:]
 
 
 def _leading(text: str, controls: re.Pattern[str]) -> Iterator[str]:

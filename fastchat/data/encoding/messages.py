@@ -30,7 +30,7 @@ class MessageForm:
         reasoning, call_reasoning: the key of the reasoning before an answer, and before calls; "" if there is none.
         opening, closing: what IN_TEXT writes around it.
         tags: the strings that separate reasoning from text.
-        no_text: the content of an answer that only calls tools: "", None or ABSENT.
+        no_text: the content of an answer that only calls tools: "" or ABSENT (never null, which transformers removes).
         text_arguments: the arguments of a call are JSON text.
         own_ids: the ids of calls are replaced by others of nine letters and digits (Mistral's templates demand that).
         names: a tool's result has the name of the tool even if the data does not name it.
@@ -43,7 +43,7 @@ class MessageForm:
     opening: str = "<think>\n"
     closing: str = "\n</think>\n\n"
     tags: tuple[str, ...] = _TAGS
-    no_text: str | None = ""
+    no_text: str = ""
     text_arguments: bool = False
     own_ids: bool = False
     names: bool = False

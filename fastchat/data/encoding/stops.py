@@ -78,8 +78,9 @@ def ending_of(tail: Tail, controls: re.Pattern[str]) -> Ending | None:
     own = _tokens(last, controls, inner, tail.opens_turn | tail.opens_answer)
     common = [token for token in own if token[1] <= len(shared)]
     if common or own:
-        _, end, token = common[-1] if common else own[0]
-        return Ending(token, last[end:])
+        stop = common[-1][2] if common else own[0][2]
+        end = next(end for _, end, token in own if token == stop)  # generation ends at the first, if it is doubled
+        return Ending(stop, last[end:])
     for start, end, token in _tokens(followed, controls, inner, tail.opens_answer)[:1]:
         shared = os.path.commonprefix([last, followed[:start]])
         return Ending(token, last[len(shared) :], followed[len(shared) : end])
