@@ -263,6 +263,7 @@ def test_forms_are_found_by_trying(chat_encoder_of):
         "ENDLESS": "reasoning_content",
         "RESPONDING": "reasoning",
         "BOXED": "tool_plan",
+        "SWITCHED": "",
         "CHAINED": "reasoning_content",
         "PARTED": "<part>",
     }

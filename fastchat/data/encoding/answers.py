@@ -65,6 +65,7 @@ class Answers:
         for example in examples:
             example.answers += self._excluded(example)
             example.answers.sort(key=lambda answer: answer.begin)
+            example.notes[:] = dict.fromkeys(example.notes)
             if self.dialogue.tools and not self.template.shows_tools:
                 example.notes.append("the template does not show the tools")
         return examples[::-1]

@@ -8,7 +8,9 @@ template's closing tag and the rest of the answer.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from fastchat.conversation import Dialogue, RefusedByTemplate, Turn
@@ -27,6 +29,14 @@ NOT_A_PREFIX = "the inference prompt is not a prefix of the rendered dialogue"
 
 NO_SYSTEM = "the template does not show the system message to this answer"
 ALONE = "the answer is written as after its question alone: the template shows it differently after earlier turns"
+
+
+def closes_at_once(thinking: Thinking) -> str:
+    """The note of an answer without reasoning after a prompt that opens it."""
+    return f"the answer has no reasoning, so it closes {thinking.tags[0]} at once"
+
+
+NAMED_IDS = "calls have the ids functions.NAME:NUMBER, as the template writes or expects them"
 NO_TEXT = "the template does not show the text before a tool call"
 
 
@@ -123,23 +133,41 @@ def _after_its_question(
     that does not help, or if the prompts do not end alike.
     """
     asked = max((k for k in range(turn) if dialogue.turns[k].role == "user"), default=0)
-    if asked == 0:
-        return None
-    alone = replace(dialogue, turns=dialogue.turns[asked : turn + 1])
+    turns = dialogue.turns[: turn + 1]
+    tried = [turns[asked:]] if asked else []
+    # In a chain of calls, also without the calls between the question and this one, and their results.
+    tried += [(turns[asked], turns[turn])] if turns[turn].calls and turn > asked + 1 else []
+    for alone in tried:
+        made = _elsewhere(template, dialogue, turn, replace(dialogue, turns=alone), traits, prepend)
+        if made is not None:
+            return made
+    return None
+
+
+def _elsewhere(
+    template: TokenizerTemplate, dialogue: Dialogue, turn: int, alone: Dialogue, traits: Traits, prepend: bool
+) -> Generated | None:
+    """The answer as the template shows it at the end of another dialogue, `alone`."""
+    last = len(alone.turns) - 1
     try:
-        made = _after_its_turns(template, alone, turn - asked, traits, prepend)
-        short, prompt = (template.marked(one, True) for one in (alone.before(turn - asked), dialogue.before(turn)))
+        made = _after_its_turns(template, alone, last, traits, prepend)
+        short, prompt = (template.marked(one, True) for one in (alone.before(last), dialogue.before(turn)))
     except RefusedByTemplate:
         return None
     ends = [(one.found[-1].text.core, one.text[one.found[-1].end :]) for one in (short, prompt) if one.found]
+    thinking, start = traits.thinking, made.begin
     if len(ends) < 2 or ends[0] != ends[1]:
-        return None
+        if last > 1 or (dialogue.turns[turn].reasoning or "").strip() or thinking.opened_at(prompt.text) is not None:
+            return None
+        # A prompt after a result does not open the reasoning again.
+        start = made.end - len(thinking.after_empty(made.text[made.begin : made.end]))
     begin = len(prompt.text)
-    own = made.marked.moved(made.begin, made.end, begin)
+    own = made.marked.moved(start, made.end, begin)
     found = (*prompt.found, *(replace(f, text=replace(f.text, turn=turn)) for f in own))
-    text = prompt.text + made.text[made.begin : made.end]
+    text = prompt.text + made.text[start : made.end]
     shown = replace(dialogue, turns=dialogue.turns[: turn + 1])
-    return _checked(template, Generated(shown, Marked(text, found), begin, len(text), [*made.notes, ALONE]))
+    notes = [note for note in made.notes if start == made.begin or note != closes_at_once(thinking)]
+    return _checked(template, Generated(shown, Marked(text, found), begin, len(text), [*notes, ALONE]))
 
 
 def _after_its_turns(
@@ -156,9 +184,7 @@ def _after_its_turns(
     thinking, thought = traits.thinking, (said.reasoning or "").strip()
     thoughts = [f.start for f in marked.found if f.text.turn == turn and f.text.kind == "reasoning"]
     opened, closed = thinking.opened_at(prompt), thinking.closed_at(prompt)
-    notes = [f"the answer has no reasoning, so it closes {thinking.tags[0]} at once"] * bool(
-        not thought and opened is not None
-    )
+    notes = [closes_at_once(thinking)] * bool(not thought and opened is not None)
     is_shown = bool(thoughts) and thoughts[0] >= len(prompt) and closed is None
     if marked.text[:end].startswith(prompt) and (not thought or is_shown):
         return _checked(
@@ -213,8 +239,19 @@ def _begin(prompt: Marked, at: int, marked: Marked, turn: int, answer_header: st
     if marked.text.startswith(header, last):
         return last + len(header)
     first = next((f.start for f in marked.found if f.text.turn == turn), None)
+    if first is None:
+        return None
+    own = marked.text[last:first]
     # The prompt ends the turn in which a tool was called, and the answer continues it, or opens its own.
-    return last if first is not None and marked.text[last:first].strip() in ("", answer_header.strip()) else None
+    if own.strip() in ("", answer_header.strip()):
+        return last
+    # The prompt has other white space than the history, or more text, which does not ask for reasoning.
+    same = re.match(r"\s*" + r"\s*".join(map(re.escape, "".join(header.split()))) + r"\s*", own)
+    if same:
+        return last + same.end()
+    shared = len(commonprefix([own, header]))
+    more = not own[shared:].strip() and not re.search("think|thought|reason", header[shared:], re.I)
+    return first if more else None
 
 
 def _composed(
@@ -260,24 +297,26 @@ def check_shown(dialogue: Dialogue, marked: Marked, form: MessageForm) -> list[s
                 notes.append(NO_TEXT)
         if turn.calls:
             _check_calls(dialogue, number, turn, marked)
+    if form.named_ids and any(call.name not in (call.id or "") for turn in dialogue.turns for call in turn.calls):
+        notes.append(NAMED_IDS)
     return notes
 
 
 def _check_calls(dialogue: Dialogue, number: int, turn: Turn, marked: Marked) -> None:
-    names = {f.text.part for f in marked.found if f.text.turn == number and f.text.kind == "name"}
-    arguments = {f.text.part for f in marked.found if f.text.turn == number and f.text.kind == "call"}
-    lost = [
-        k for k, call in enumerate(turn.calls) if k not in names | arguments and (names or _has_text(call.arguments))
-    ]
-    if lost and (names or arguments):
-        call = turn.calls[lost[0]]
-        raise no_span(dialogue, number, f"the call of {call.name!r}, number {lost[0] + 1} of this turn, is not shown")
-
-
-def _has_text(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_text, value.values()))
-    return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str) and bool(value.strip())
+    """Raise RefusedByTemplate if the name of a call is not shown. Where names have no marks, as in an id, they are
+    counted in the template's own text of the turn."""
+    own = [f for f in marked.found if f.text.turn == number]
+    shown = [f.end for f in own if f.text.kind in ("name", "call")]
+    names = {f.text.part for f in own if f.text.kind == "name"}
+    start = max((f.end for f in marked.found if -1 < f.text.turn < number), default=0)
+    end = min((f.start for f in marked.found if f.text.turn > number), default=len(marked.text))
+    said = marked.text[start : max(shown, default=end)]
+    for spoken in (f for f in own if f.text.kind in ("text", "reasoning")):
+        said = said.replace(marked.text[spoken.start : spoken.end], "", 1)
+    for k, call in enumerate(turn.calls):
+        needed = sum(call.name in other.name for other in turn.calls[: k + 1])
+        if k not in names and said.count(call.name) < needed:
+            raise no_span(dialogue, number, f"the call of {call.name!r}, number {k + 1} of this turn, is not shown")
 
 
 def _generated_or_none(template: TokenizerTemplate, dialogue: Dialogue, turn: int, traits: Traits) -> Generated | None:

@@ -91,7 +91,9 @@ def learn_form(attempt: Try) -> tuple[MessageForm, bool]:
     with_calls = _call_form(attempt, form)
     if with_calls is None:
         return form, False
-    return with_calls, True
+    said = attempt(calling(), with_calls, False) or ""
+    said = said[said.rfind(ASKED) :]
+    return replace(with_calls, named_ids=_NAME not in said or f"functions.{_NAME}:" in said), True
 
 
 def _shows_system(attempt: Try, form: MessageForm, role: str) -> bool:
@@ -177,8 +179,18 @@ def learn_reasoning(attempt: Try, form: MessageForm, calls: bool, known: str) ->
     if any(found.values()):
         key = found["reasoning"] or found["call_reasoning"]
         return replace(form, reasoning=key, call_reasoning=found.get("call_reasoning") or key)
-    in_text = {field: IN_TEXT for field in asked if form.tags[-1] in known and shows(field, IN_TEXT)}
+    in_text = {
+        field: IN_TEXT
+        for field, dialogue in asked.items()
+        if form.tags[-1] in known and shows(field, IN_TEXT) and not _closes_before(attempt, form, field, dialogue)
+    }
     return replace(form, **in_text)
+
+
+def _closes_before(attempt: Try, form: MessageForm, field: str, dialogue: Dialogue) -> bool:
+    """Whether the template closes a reasoning of its own before the one that is in the text (`</think><think>...`)."""
+    made = attempt(dialogue, replace(form, **{field: IN_TEXT}), False) or ""
+    return form.tags[-1] in made[made.rfind(ASKED) : made.rfind(THOUGHT)]
 
 
 def learn_thinking(attempts: Sequence[Try], form: MessageForm, source: str) -> Thinking:
@@ -192,6 +204,8 @@ def learn_thinking(attempts: Sequence[Try], form: MessageForm, source: str) -> T
         before, found, after = made.rpartition(THOUGHT)
         if found and SAID in after:
             own = before[len(prompt) :] if prompt and before.startswith(prompt) else ""
+            if form.reasoning == IN_TEXT and own.endswith(form.opening):
+                own = form.opening  # what is before it is the template's, with and without reasoning
             return Thinking(own if own.strip() else _last_tag(before), after[: after.find(SAID)])
     for attempt in attempts if form.call_reasoning != IN_TEXT else ():
         before, found, after = (attempt(calling(THOUGHT), form, False) or "").rpartition(THOUGHT)
@@ -285,7 +299,7 @@ def learn_endings(
 
 
 def _whole_tokens(text: str, prompt: str, tokens: re.Pattern[str]) -> int:
-    """How much of a text its prompt has too, without a token that is only partly the same (`<think>`, `<tool_call>`)."""
+    """How much of a text its prompt has too, without a token that is partly the same (`<think>`, `<tool_call>`)."""
     size = len(commonprefix([text, prompt]))
     return next((m.start() for m in tokens.finditer(text) if m.start() < size < m.end()), size)
 
@@ -297,12 +311,15 @@ def _opening(header: str, opens_turn: frozenset[str], tokens: re.Pattern[str]) -
     return found[first:]
 
 
-def _leading(text: str, controls: re.Pattern[str]) -> Iterator[str]:
-    """The control tokens that a text begins with."""
+def _leading(text: str, controls: re.Pattern[str]) -> list[str]:
+    """The control tokens that a text begins with, without one that ends an empty turn: what opens the next follows."""
+    leading: list[str] = []
     text = text.lstrip()
     while found := controls.match(text):
-        yield found.group()
+        leading.append(found.group())
         text = text[found.end() :].lstrip()
+    ends = {one for k, (one, next_) in enumerate(itertools.pairwise(leading)) if next_ in leading[:k]}
+    return [token for token in leading if token not in ends]
 
 
 def _ended(calls: bool) -> Iterator[tuple[str, str, Dialogue, Dialogue]]:

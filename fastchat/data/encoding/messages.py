@@ -33,6 +33,8 @@ class MessageForm:
         no_text: the content of an answer that only calls tools: "" or ABSENT (never null, which transformers removes).
         text_arguments: the arguments of a call are JSON text.
         own_ids: the ids of calls are replaced by others of nine letters and digits (Mistral's templates demand that).
+        named_ids: the ids of calls are replaced by `functions.NAME:NUMBER` if they lack the name: Kimi-K2's templates show
+            the id of a call and no other name, or write that id themselves.
         names: a tool's result has the name of the tool even if the data does not name it.
         tool_role, system_roles: the role of a tool's result; the roles of the system message that are shown.
     """
@@ -46,6 +48,7 @@ class MessageForm:
     no_text: str = ""
     text_arguments: bool = False
     own_ids: bool = False
+    named_ids: bool = False
     names: bool = False
     tool_role: str = "tool"
     system_roles: tuple[str, ...] = ("system", "developer")
@@ -187,6 +190,7 @@ def _call_ids(dialogue: Dialogue, form: MessageForm) -> _Ids:
         for k, call in enumerate(turn.calls):
             made = f"call{len(calls):05d}"
             own = made if form.own_ids or call.id is None else call.id
+            own = f"functions.{call.name}:{len(calls)}" if form.named_ids and call.name not in own else own
             calls[number, k] = own
             waiting.append((own, call.name))
             if call.id is not None:

@@ -82,7 +82,10 @@ def ending_of(tail: Tail, controls: re.Pattern[str]) -> Ending | None:
         end = next(end for _, end, token in own if token == stop)  # generation ends at the first, if it is doubled
         return Ending(stop, last[end:])
     for start, end, token in _tokens(followed, controls, inner, tail.opens_answer)[:1]:
-        shared = os.path.commonprefix([last, followed[:start]])
+        before, shared = followed[:start].rstrip(), os.path.commonprefix([last, followed[:start]])
+        ends_alike = before[-1:] and last.rstrip().endswith(before[-1:])
+        if shared != last and ends_alike:  # the history has more in it, such as the id of a call
+            return Ending(token, last[len(last.rstrip()) :], followed[len(before) : end])
         return Ending(token, last[len(shared) :], followed[len(shared) : end])
     return None
 
