@@ -306,16 +306,17 @@ def _check_calls(dialogue: Dialogue, number: int, turn: Turn, marked: Marked) ->
     """Raise RefusedByTemplate if the name of a call is not shown. Where names have no marks, as in an id, they are
     counted in the template's own text of the turn."""
     own = [f for f in marked.found if f.text.turn == number]
-    shown = [f.end for f in own if f.text.kind in ("name", "call")]
     names = {f.text.part for f in own if f.text.kind == "name"}
     start = max((f.end for f in marked.found if -1 < f.text.turn < number), default=0)
-    end = min((f.start for f in marked.found if f.text.turn > number), default=len(marked.text))
-    said = marked.text[start : max(shown, default=end)]
+    end = max((f.end for f in own if f.text.kind == "call"), default=0) or min(
+        (f.start for f in marked.found if f.text.turn > number), default=len(marked.text)
+    )
+    said = marked.text[start:end]
     for spoken in (f for f in own if f.text.kind in ("text", "reasoning")):
         said = said.replace(marked.text[spoken.start : spoken.end], "", 1)
     for k, call in enumerate(turn.calls):
         needed = sum(call.name in other.name for other in turn.calls[: k + 1])
-        if k not in names and said.count(call.name) < needed:
+        if k not in names and (names or said.count(call.name) < needed):
             raise no_span(dialogue, number, f"the call of {call.name!r}, number {k + 1} of this turn, is not shown")
 
 

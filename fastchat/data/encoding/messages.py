@@ -33,8 +33,8 @@ class MessageForm:
         no_text: the content of an answer that only calls tools: "" or ABSENT (never null, which transformers removes).
         text_arguments: the arguments of a call are JSON text.
         own_ids: the ids of calls are replaced by others of nine letters and digits (Mistral's templates demand that).
-        named_ids: the ids of calls are replaced by `functions.NAME:NUMBER` if they lack the name: Kimi-K2's templates show
-            the id of a call and no other name, or write that id themselves.
+        named_ids: the ids of calls are replaced by `functions.NAME:NUMBER` if they lack the name: Kimi-K2's templates
+            show the id of a call and no other name, or write that id themselves.
         names: a tool's result has the name of the tool even if the data does not name it.
         tool_role, system_roles: the role of a tool's result; the roles of the system message that are shown.
     """
