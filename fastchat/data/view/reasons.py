@@ -40,7 +40,8 @@ class Why(IntEnum):
     EXAMPLE = 17
     BOUNDARY = 18
     CUT = 19
-    DROPPED = 20
+    AFTER = 20
+    DROPPED = 21
 
     @property
     def learned(self) -> bool:
@@ -56,35 +57,36 @@ EXPLAINED = {
     ),
     Why.STOP: ("stop", "ends the turn: the assistant has to write it in order to stop"),
     Why.BOUNDARY_LEARNED: (
-        "boundary, supervised",
-        "one token has characters of the answer and of the template next to it; it is supervised, because the "
+        "boundary, learned",
+        "one token has characters of the answer and of the template next to it; it is learned, because the "
         "assistant has to write part of it",
     ),
     Why.CONTEXT_LEARNED: (
-        "context, supervised",
-        "--train_on all supervises everything except BOS; part of the prompt at inference",
+        "context, learned",
+        "--train_on all learns everything except BOS; part of the prompt at inference",
     ),
-    Why.TEXT: ("text", "continued pre-training supervises every token of a plain text"),
+    Why.TEXT: ("text", "continued pre-training learns every token of a plain text"),
     Why.TEMPLATE: ("template", "the template writes it; part of the prompt at inference"),
     Why.BOS: ("sequence start", "the tokenizer or the template adds it at the start; the model never has to write it"),
     Why.SYSTEM: ("system", "a system message is context"),
     Why.USER: ("user", "a user's message is context"),
     Why.TOOL: ("tool", "the output of a tool is context"),
     Why.TOOLS: ("tools", "the schemas of the tools are context"),
-    Why.BEFORE: ("text before", "the token before this piece of a longer text; it is supervised in the piece before"),
-    Why.EXCLUDED: ("excluded", 'not supervised: its turn, or the row, has "train": false'),
-    Why.EMPTY: ("empty answer", "an answer without text is kept but not supervised"),
+    Why.BEFORE: ("text before", "the token before this piece of a longer text; it is learned in the piece before"),
+    Why.EXCLUDED: ("excluded", 'not learned: its turn, or the row, has "train": false'),
+    Why.EMPTY: ("empty answer", "an answer without text is kept but not learned"),
     Why.OTHER_EXAMPLE: (
         "other example",
-        "supervised in another example of this dialogue, which has the prompt that inference sends for it",
+        "learned in another example of this dialogue, which has the prompt that inference sends for it",
     ),
-    Why.NOT_LAST: ("not the last", "--train_on last supervises only the last trained answer of a dialogue"),
+    Why.NOT_LAST: ("not the last", "--train_on last learns only the last answer of a dialogue"),
     Why.EXAMPLE: ("example", "an example that the template adds before every dialogue"),
     Why.BOUNDARY: (
         "boundary",
-        "one token has characters of an answer and of another message; it is not supervised",
+        "one token has characters of an answer and of another message; it is not learned",
     ),
-    Why.CUT: ("cut", "after --model_max_length; training does not see it"),
+    Why.CUT: ("cut", "after --model_max_length, which cuts off something to learn; training does not see it"),
+    Why.AFTER: ("after the end", "after --model_max_length; nothing in it would be learned, training does not see it"),
     Why.DROPPED: ("dropped", "the whole row is not trained on"),
 }
 # The roles of turns, and kinds of text within them.
@@ -141,7 +143,7 @@ def explain(
         if example.dropped is not None:
             why = Why.DROPPED if learned else why
         elif start >= keep:
-            why = Why.CUT
+            why = Why.CUT if example.lost else Why.AFTER
         runs.append(Run(end - start, turn, role, why))
     _check(runs, encoded, example)
     return runs
