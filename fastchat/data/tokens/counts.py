@@ -185,8 +185,7 @@ def _cut(counts: Mapping[str, int]) -> Line:
     parts = [Part(f"{at_least}{counted(lost, 'token')} that would be learned, in ")]
     parts.append(Part(counted(lossy, "dialogue"), "cut"))
     if dialogues:
-        where = f"at the end of {counted(dialogues, 'dialogue')} that training uses"
-        parts.append(Part(f"; {at_least}{counted(tokens, 'token')} of any kind {where}"))
+        parts.append(Part(f"; {at_least}{counted(tokens, 'token')} of any kind, from {counted(dialogues, 'dialogue')}"))
     return Line("cut", parts, lossy + dialogues > 0)
 
 
@@ -223,7 +222,7 @@ def verdict(counts: Mapping[str, int], lost: Lost | None = None, max_length: int
     said = [f"{percent(counts.get('supervised_tokens', 0), counts.get('tokens', 0))} of the tokens are learned"]
     if lossy := counts.get("lossy_dialogues", 0):
         at = f" at {max_length:,} tokens" if max_length else ""
-        ways = ", ".join(f"{length:,} keeps {what}" for what, length in (lost.lengths if lost else []))
+        ways = ", ".join(f"{length:,} keeps {what}" for length, what in (lost.lengths if lost else []))
         said.append(f"{counted(lossy, 'dialogue')} lost answers or parts of them{at}" + (f": {ways}" if ways else ""))
     else:
         said.append("no answer is cut off")
@@ -240,7 +239,7 @@ def table(counts: Mapping[str, int], lost: Lost | None = None, max_length: int |
         rows         6,000: 6,000 trained on, none dropped
         turns        30,000: 14,985 answers learned, 15 after a cut
         tokens       1,722,503: 1,012,345 learned (58.8 %)
-        cut          310 tokens that would be learned, in 12 dialogues; 345 tokens of any kind at the end of ...
+        cut          310 tokens that would be learned, in 12 dialogues; 345 tokens of any kind, from 14 dialogues
         special      3 special-token strings in messages, kept as plain text; 1 by an extra split
     """
     said = [f"{line.name:<12} {line.text}" for line in lines(counts) if line.happened]

@@ -11,6 +11,7 @@ from fastchat.errors import counted
 
 LOUD = 0.05  # a warning is logged if a larger fraction is lost
 _MOST = 0.95  # the fraction that the shorter of the two recommended lengths keeps
+_KEEPS = f"{100 * _MOST:.0f} %"
 _STEP = 16  # granularity of lengths inside one answer, in tokens
 
 
@@ -94,10 +95,10 @@ class Lost:
         """(limit, what it keeps), shortest first; empty if nothing is lost, or if no such limit is known."""
         most, everything = self.length_for(_MOST), self.length_for(1.0)
         if self.at_least:  # what would keep everything is not known
-            return [(most, f"{_MOST:.0%} of what was counted")] if self.loud else []
+            return [(most, f"{_KEEPS} of what was counted")] if self.loud else []
         if not self.tokens:
             return []
-        short = [(most, f"{_MOST:.0%}")] if self.loud and most < everything else []
+        short = [(most, _KEEPS)] if self.loud and most < everything else []
         return [*short, (everything, "all")]
 
     def line(self, max_length: int, costs: Mapping[int, str] | None = None) -> str | None:
@@ -114,7 +115,7 @@ class Lost:
             return ways
         at_least = "at least " if self.at_least else ""
         return (
-            f"WARNING: {at_least}{self.share:.1%} of the tokens to learn ({self.tokens:,} of "
+            f"WARNING: {at_least}{100 * self.share:.1f} % of the tokens to learn ({self.tokens:,} of "
             f"{self.kept + self.tokens:,}, in {counted(self.dialogues, 'dialogue')}) are cut off at --model_max_length "
             f"{max_length}: {ways}"
         )

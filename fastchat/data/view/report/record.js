@@ -40,12 +40,13 @@ function drawRecord() {
 
 function recordBar() {
   const { record } = view, place = found.indexOf(view.i);
-  const step = (id, by, textContent) => make("button", {
-    id, type: "button", textContent, disabled: found[place + by] === undefined, onclick: () => stepRecord(by),
-  });
+  const step = (id, by, ...children) => make("button", {
+    id, type: "button", "aria-label": `${id} row`, disabled: found[place + by] === undefined, onclick: () => stepRecord(by),
+  }, ...children);
+  const word = (textContent) => make("span", { className: "word", textContent });
   const name = record.id === null ? "" : `: ${visible(record.id.slice(0, 200))}`;
   return make("div", { className: "bar" }, make("h2", { textContent: `Row ${record.i}${exampleOf(record)}${name}` }),
-    make("div", { className: "hits", id: "hits" }), edgesSwitch(), step("previous", -1, "← previous"), step("next", 1, "next →"));
+    make("div", { className: "hits", id: "hits" }), edgesSwitch(), step("previous", -1, "←", word(" previous")), step("next", 1, word("next "), "→"));
 }
 
 function edgesSwitch() {
