@@ -95,7 +95,7 @@ function badgesOf(record) {
   const [, , , untrained, straddling, lookalikes, lost] = record.n;
   const badges = [];
   if (record.drop !== null) badges.push([`dropped: ${record.drop}`, "warn"]);
-  else if (lost) badges.push([`cut: ${number(lost)} lost`, "warn"]);
+  else if (lost) badges.push([`${number(lost)} lost`, "warn"]);
   if (straddling) badges.push([plural(straddling, "boundary token"), "warn"]);
   if (lookalikes) badges.push([plural(lookalikes, "special-token string") + " kept as plain text", "warn"]);
   if (untrained && record.drop === null) badges.push([plural(untrained, "answer") + " not learned", ""]);

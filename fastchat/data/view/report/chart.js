@@ -16,7 +16,7 @@ function drawChart() {
   box.dataset.wide = wide;
   const most = Math.max(...bins.map(([, , ...counts]) => counts.reduce((a, b) => a + b, 0)));
   const said = Object.entries(facts).map(([name, value]) => `${name} ${number(value)}`).join(", ");
-  const size = { wide, high: 240, left: 12 + 8 * number(most).length, top: 40, base: 190 };
+  const size = { wide, high: 250, left: 12 + 8 * number(most).length, top: 52, base: 200 };
   size.slot = (wide - size.left - 16) / bins.length;
   const chart = svg("svg", { viewBox: `0 0 ${wide} ${size.high}`, class: "chart", role: "img", tabindex: 0,
     "aria-label": `Histogram of tokens per dialogue: ${said}` });
@@ -88,7 +88,7 @@ function limitLine(bins, max, size) {
   if (at < 0) return [];
   const [first, last] = bins[at], x = size.left + (at + (max + 1 - first) / (last + 1 - first)) * size.slot;
   const left = x > size.wide / 2;
-  return [svg("line", { class: "limit", x1: x, x2: x, y1: 20, y2: size.base }),
-    svg("text", { class: "limit-text", x: left ? x - 5 : x + 5, y: 31, "text-anchor": left ? "end" : "start" },
+  return [svg("line", { class: "limit", x1: x, x2: x, y1: 18, y2: size.base }),
+    svg("text", { class: "limit-text", x: left ? x - 5 : x + 5, y: 29, "text-anchor": left ? "end" : "start" },
       `--model_max_length ${number(max)}`)];
 }

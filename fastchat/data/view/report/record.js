@@ -78,7 +78,7 @@ function summary() {
 }
 
 function recordBadges() {
-  const badges = badgesOf(view.record).filter(([text]) => !/^cut:|not learned$/.test(text));
+  const badges = badgesOf(view.record).filter(([text]) => !/ lost$|not learned$/.test(text));
   return badges.length ? [make("p", { className: "sum badges" }, ...badges.map(badge))] : [];
 }
 
