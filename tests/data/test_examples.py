@@ -225,9 +225,9 @@ def test_the_preview_has_a_line_and_a_page_for_every_example(
     reasons = {found["reasons"][why][0] for why in found["records"][2]["r"][3::4]}
     assert {"other example", "answer", "stop"} <= reasons
     assert {found["roles"][role] for role in found["records"][4]["r"][2::4]} >= {"text"}
-    assert "example 2 of 3" in said.out and "supervised in turn 4" in said.out
+    assert "example 2 of 3" in said.out and "learned in turn 4" in said.out
     assert "1 of 3 dialogues are held out" in said.out
-    assert "WARNING: 1 of 3 rows are plain texts (continued pre-training)" in said.err
+    assert "WARNING: 1 of 3 rows hold plain text (continued pre-training)" in said.err
 
 
 # --- plain texts

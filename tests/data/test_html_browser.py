@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.data.chromium import NAMES, Chromium, find_chromium
-from tests.data.own_templates import KINDS, with_tokens
+from tests.data.chromium import Chromium
+from tests.data.pages import DETAILS, TOKENS, chat, show
 from tests.data.test_html_report import LEARNED, data_of, runs_of, texts_of
 from tests.machine import wait_for
 
@@ -36,56 +32,6 @@ ATTACKS = (
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """One Chromium for all tests of this file."""
-    binary = find_chromium()
-    if binary is None:
-        pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)})")
-    made = Chromium(binary, tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def write_page(
-    tokenizer_dir: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory, repository: Path
-) -> Callable[..., Path]:
-    """Write the report of some rows."""
-
-    def make(
-        rows: list[Any],
-        *argv: str,
-        kind: str = "metaspace_bos",
-        template: str = "vicuna_v1.1",
-        model: Path | None = None,
-    ) -> Path:
-        folder = tmp_path_factory.mktemp("report")
-        data, page = folder / "rows.json", folder / "report.html"
-        data.write_text(json.dumps(rows), encoding="utf-8")
-        named = ["--model_name_or_path", str(model or tokenizer_dir(kind)), "--conv_template", template]
-        command = [sys.executable, "-m", "fastchat.data.preview", *named, "--data_path", str(data), "--html", str(page)]
-        subprocess.run([*command, *argv], check=True, capture_output=True, timeout=120, cwd=repository)
-        return page
-
-    return make
-
-
-def chat(*texts: str, **more: Any) -> dict[str, Any]:
-    roles = ("human", "gpt")
-    return {"conversations": [{"from": roles[i % 2], "value": text} for i, text in enumerate(texts)], **more}
-
-
-@pytest.fixture(scope="module")
-def plain(write_page: Callable[..., Path]) -> Path:
-    """250 small dialogues; in the third one answer is not to be learned and the other is cut in the middle."""
-    rows = [chat(f"What is {i} plus {i}?", f"The answer is {2 * i}.", id=f"sum-{i}") for i in range(250)]
-    rows[2] = chat("Hi", "Secret", "And?", "needle " * 80, id="mixed")
-    rows[2]["conversations"][1]["train"] = False
-    rows[3] = chat("Only a question")
-    return write_page(rows, "--model_max_length", "150")
-
-
-@pytest.fixture(scope="module")
 def hostile(write_page: Callable[..., Path]) -> Path:
     """Dialogues that try to leave the data, and two turns of a megabyte."""
     rows = [chat(f"a {text} b", f"c {text} d", system=text, id=text) for text in ATTACKS]
@@ -98,16 +44,6 @@ def huge(write_page: Callable[..., Path]) -> Path:
     """Two turns of a megabyte; with so long a window they are encoded whole, not only in their beginning."""
     rows = [chat("write", "word 你好 " * 100_000, id="long answer"), chat("x" * 1_000_000, "late", id="long question")]
     return write_page(rows, "--model_max_length", "20000", kind="byte_bos", template="vicuna_v1.1")
-
-
-TOKENS = "[...document.querySelectorAll('#tokens [data-token]')]"
-DETAILS = "document.getElementById('details').innerText"
-
-
-def show(browser: Chromium, page: Path, fragment: str = "") -> None:
-    browser.look()
-    browser.open(page, fragment)
-    assert [entry for entry in browser.log if entry[0] != "request"] == []
 
 
 # --- what it shows
@@ -135,7 +71,8 @@ def test_the_overview_has_counts_lengths_and_reasons(browser: Chromium, plain: P
     chart = browser.run("document.querySelector('.chart').textContent")
     assert "--model_max_length 150" in chart and "Dialogues" in chart and "Tokens per dialogue" in chart
     verdict = browser.run("document.querySelector('header').innerText")
-    assert data["verdict"] in verdict and re.search(r"\d % of the tokens are learned; 1 dialogue lost .* keeps all", verdict)
+    assert data["verdict"] in verdict
+    assert re.search(r"\d % of the tokens are learned; 1 dialogue lost .* keeps all", verdict)
 
 
 def test_every_token_is_shown_as_the_data_has_it(browser: Chromium, plain: Path) -> None:
@@ -257,7 +194,8 @@ def test_searching_as_a_person_does(browser: Chromium, plain: Path) -> None:
 
 def test_filters_by_fate_and_by_reason(browser: Chromium, plain: Path) -> None:
     for fragment, found in (
-        ("records=dropped", "1 of 250"), ("records=cut", "1 of 250"), ("records=complete", "248 of 250"), ("records=trained", "249 of 250"),
+        ("records=dropped", "1 of 250"), ("records=cut", "1 of 250"), ("records=complete", "248 of 250"),
+        ("records=trained", "249 of 250"),
         ("records=untrained", "1 of 250"), ("tokens=excluded", "1 of 250"), ("tokens=cut&records=cut", "1 of 250"),
         ("tokens=nonsense&records=toString", "250"),
     ):  # fmt: skip
@@ -287,188 +225,7 @@ def test_the_list_grows_on_demand(browser: Chromium, plain: Path) -> None:
     assert browser.run("document.querySelector('#record h2').innerText") == "Row 229: sum-229"
 
 
-def test_counts_lead_to_the_rows_that_they_count(browser: Chromium, plain: Path) -> None:
-    links = "[...document.querySelectorAll('#counts button')]"
-    show(browser, plain)
-    said = browser.run(f"{links}.map(link => link.innerText)")
-    assert said == ["249 trained on", "1 dropped", "1 not", "1 dialogue"]
-    for i, text in enumerate(said):
-        show(browser, plain, "search=nothing&tokens=user")
-        browser.run(f"{links}[{i}].click()")
-        assert browser.run("document.getElementById('found').innerText") == f"{text.split()[0]} of 250 rows"
-        assert browser.run("document.querySelector('#list [aria-current=true]') !== null")
-
-
-CURRENT = "document.querySelector('#list [aria-current=true]')"
-IN_SIGHT = (
-    f"(() => {{ const box = document.getElementById('rows').getBoundingClientRect(), row = {CURRENT}"
-    ".getBoundingClientRect(); return row.top >= box.top - 1 && row.bottom <= box.bottom + 1; })()"
-)
-
-
-def test_the_list_follows_the_row_and_marks_it(browser: Chromium, plain: Path) -> None:
-    show(browser, plain, "record=240")
-    assert browser.run(f"{CURRENT}.innerText").startswith("240") and browser.run(IN_SIGHT)
-    browser.press(*"jjjj")
-    assert browser.run(f"{CURRENT}.innerText").startswith("244") and browser.run(IN_SIGHT)
-    browser.click("#earlier-records")
-    assert browser.run("document.querySelector('#list button').dataset.record") == "115"
-    show(browser, plain, "record=99")
-    browser.press("j")  # the first one that was not in the list
-    assert browser.run(f"{CURRENT}.innerText").startswith("100") and browser.run(IN_SIGHT)
-    browser.look(width=400)
-    browser.open(plain, "record=200")
-    assert browser.run(f"{CURRENT}.innerText").startswith("200") and browser.run(IN_SIGHT)
-
-
-def test_sorting_and_jumping(browser: Chromium, plain: Path) -> None:
-    data = data_of(plain)
-    order = "[...document.querySelectorAll('#list button')].map(b => Number(b.dataset.record))"
-    sizes = [len(record.get("t", ())) for record in data["records"]]
-    learned = [record["n"][0] / max(size - record["n"][1], 1) for record, size in zip(data["records"], sizes, strict=True)]
-    for sort, value in (("longest", [-size for size in sizes]), ("least", learned), ("most", [-x for x in learned])):
-        show(browser, plain)
-        browser.run(f"const s = document.getElementById('sort'); s.value = '{sort}'; s.dispatchEvent(new Event('change'))")
-        assert browser.run(order) == sorted(range(250), key=lambda i: value[i])[:100]
-        assert f"sort={sort}" in browser.run("location.hash")
-    show(browser, plain, "records=cut")
-    browser.press("g", *"231", "Enter")
-    assert browser.run("document.querySelector('#record h2').innerText") == "Row 231: sum-231"
-    assert browser.run(f"{CURRENT}.innerText").startswith("231") and browser.run(IN_SIGHT)
-    browser.run("document.getElementById('row').value = '999'; document.getElementById('jump').requestSubmit()")
-    assert "no row 999 on this page" in browser.run("document.getElementById('found').innerText")
-    assert "record=231" in browser.run("location.hash")
-
-
-# --- reading
-
-
-def test_prose_can_be_read_and_edges_are_a_switch(browser: Chromium, plain: Path) -> None:
-    looks = (
-        f"{TOKENS}.filter(t => t.className.split(' ').slice(0, 2).join() === 'k,learned' && !t.matches('.hit, .at, .stop'))"
-        ".map(t => getComputedStyle(t).backgroundColor)"
-    )
-    show(browser, plain, "record=0")
-    assert len(set(browser.run(looks))) == 1  # neighbours with the same reason are one
-    prose = browser.run("getComputedStyle(document.querySelector('#tokens .tokens')).fontFamily")
-    browser.click("#edges")
-    assert len(set(browser.run(looks))) == 2 and "edges=on" in browser.run("location.hash")
-    assert browser.run("document.getElementById('edges').getAttribute('aria-pressed')") == "true"
-    edges = browser.run("getComputedStyle(document.querySelector('#tokens .tokens')).fontFamily")
-    assert "mono" in edges and "mono" not in prose
-    browser.press("j", "e")
-    assert len(set(browser.run(looks))) == 1 and "edges" not in browser.run("location.hash")
-
-
-def test_cut_is_one_rule_and_only_where_something_to_learn_is_lost(
-    browser: Chromium, plain: Path, write_page: Callable[..., Path]
-) -> None:
-    show(browser, plain, "record=2")
-    rules = "[...document.querySelectorAll('.rule')].map(r => r.innerText)"
-    (rule,), lost = browser.run(rules), data_of(plain)["records"][2]["n"][6]
-    assert rule.startswith("cut at 150: ") and f"with {lost} tokens to learn" in rule
-    assert f"{lost} lost" in browser.run("document.querySelector('#list li:nth-child(3)').innerText")
-    page = write_page([chat("Hi", "Yes.", "And then? " * 50, "")], "--model_max_length", "150")
-    show(browser, page, "record=0")
-    (rule,) = browser.run(rules)
-    assert rule.startswith("end of the example (limit 150): nothing to learn in the next ")
-    assert "lost" not in browser.run("document.getElementById('list').innerText")
-    assert browser.run(f"{TOKENS}.some(t => t.classList.contains('after'))")
-    assert "no answer is cut off" in browser.run("document.getElementById('verdict').innerText")
-    assert browser.run("document.querySelectorAll('.chart .cut').length") == 0
-
-
-def test_calls_reasoning_and_system_text_look_different(
-    browser: Chromium, write_page: Callable[..., Path], tmp_path: Path
-) -> None:
-    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
-    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
-    turns = [
-        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+2?"},
-        {"role": "assistant", "content": "", "reasoning_content": "A sum.", "tool_calls": [call]},
-        {"role": "tool", "name": "add", "content": "3"}, {"role": "assistant", "content": "3."},
-    ]  # fmt: skip
-    model = with_tokens(KINDS["DROPPING"], tmp_path)
-    page = write_page([{"messages": turns, "tools": [tool]}], model=model, template="tokenizer")
-    show(browser, page, "record=0")
-    parts = dict(browser.run("[...document.querySelectorAll('.part')].map(p => [p.className, p.innerText])"))
-    assert '{"name": "add", "arguments": {' in parts["part is-tool-call"] and "A sum." in parts["part is-reasoning"]
-    assert parts["part is-tool-call"].startswith("tool call") and parts["part is-reasoning"].startswith("reasoning")
-    turns_of = "[...document.querySelectorAll('.turn')]"
-    colours = dict(
-        browser.run(f"{turns_of}.map(t => [t.className, getComputedStyle(t.querySelector('.who b')).color])")
-    )
-    spoken = [colours[f"turn is-{role}"] for role in ("system", "user", "assistant", "tool")]
-    assert len(set(spoken)) == 4
-
-
 # --- for everybody
-
-
-def test_keys_work_at_once_and_escape_closes(browser: Chromium, plain: Path) -> None:
-    at = "Number(document.querySelector('.at')?.dataset.token ?? -1)"
-    show(browser, plain, "record=1")
-    browser.press("ArrowRight")  # nothing has the focus
-    assert browser.run(at) == 0
-    browser.run("document.querySelector('#list button').focus()")
-    browser.press("ArrowRight")
-    assert browser.run(at) == 1
-    browser.press("?")
-    assert browser.run("document.getElementById('help').open")
-    assert {"/", "g", "j", "k", "n", "p", "e", "o", "?", "Esc"} <= set(
-        browser.run("[...document.querySelectorAll('#help kbd')].map(k => k.innerText)")
-    )
-    browser.press("j", "Escape")  # only the list of keys is closed
-    assert not browser.run("document.getElementById('help').open") and browser.run(at) == 1
-    browser.press("Escape")
-    assert browser.run("document.getElementById('details').hidden") and "record=1" in browser.run("location.hash")
-    browser.press("Escape")
-    assert not browser.run("document.getElementById('overview').hidden")
-    show(browser, plain, "record=1&token=3")
-    browser.click("#close-details")
-    assert browser.run("document.getElementById('details').hidden")
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_shows_everything_large_enough(browser: Chromium, plain: Path, dark: bool) -> None:
-    browser.look(width=400, dark=dark)
-    for fragment in ("", "record=2&token=40"):
-        browser.open(plain, fragment)
-        small = browser.run(
-            "[...document.querySelectorAll('button, input, select')].filter(e => e.checkVisibility())"
-            ".map(e => [e.getBoundingClientRect(), e]).filter(([b]) => b.height < 30 || b.width < 24)"
-            ".map(([b, e]) => e.outerHTML)"
-        )
-        assert small == []
-        beyond = browser.run(
-            "[...document.querySelectorAll('main *, header *, #details *')].filter(e => e.checkVisibility())"
-            ".filter(e => { const b = e.getBoundingClientRect(); return b.width && (b.right > 401 || b.left < -1); })"
-            ".map(e => e.outerHTML.slice(0, 90))"
-        )
-        assert beyond == []
-    browser.open(plain)
-    texts = browser.run(
-        "[...document.querySelectorAll('.chart text')].map(t => { const b = t.getBoundingClientRect();"
-        " return [t.textContent, b.left, b.top, b.right, b.bottom]; })"
-    )
-    assert all(bottom - top >= 12 and 0 <= left < right <= 400 for _, left, top, right, bottom in texts)
-    for i, (_, left, top, right, bottom) in enumerate(texts):
-        for _, x, y, to_x, to_y in texts[:i]:
-            assert right <= x or to_x <= left or bottom <= y + 2 or to_y <= top + 2, "texts of the chart overlap"
-
-
-def test_a_finger_and_keys_read_the_bars(browser: Chromium, plain: Path) -> None:
-    browser.look(width=400)
-    browser.open(plain)
-    reading = "document.getElementById('bin').innerText"
-    assert "median" in browser.run(reading)
-    browser.click(".chart rect.cut")
-    bins = data_of(plain)["lengths"]["bins"]
-    first, last, *_ = next(bin_ for bin_ in bins if bin_[3])
-    assert browser.run(reading) == f"{first} to {last} tokens: 1 cut"
-    browser.run("document.querySelector('.chart').focus()")
-    browser.press(*["ArrowLeft"] * len(bins))
-    assert browser.run(reading).startswith(f"{bins[0][0]} to {bins[0][1]} tokens: ")
 
 
 def test_keys_move_through_records_turns_and_tokens(browser: Chromium, plain: Path) -> None:

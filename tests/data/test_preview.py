@@ -198,7 +198,9 @@ def test_cut_and_untrained_turns_are_named(run: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", [record])
     _, out, _ = run("--data_path", data, "--model_max_length", "150")
     assert re.search(
-        r"learned in 1 answer, 1 answer not learned, (\d+) tokens cut off at --model_max_length 150, \1 of them would be learned\n", out
+        r"learned in 1 answer, 1 answer not learned, (\d+) tokens cut off at --model_max_length 150, \1 of them would"
+        r" be learned\n",
+        out,
     )
     shown = out.splitlines()[1]
     assert "Not this.</s>" in shown and "[[ Not" not in shown

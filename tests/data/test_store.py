@@ -19,8 +19,8 @@ from fastchat.data.encoding.examples import Example, tokenize_dialogue
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.rows.records import Record, load_dialogues
 from fastchat.data.tokens.counts import lines, table, verdict
-from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, collect, damage
 from fastchat.errors import DataError
 from tests.data.in_memory import build_store
@@ -282,7 +282,9 @@ def test_the_page_has_the_lines_that_count_nothing_too() -> None:
     assert all(line.text[0] == "0" for line in lines(PLAIN) if not line.happened)
 
 
-@pytest.mark.parametrize("key", ["straddling_tokens", "special_token_strings", "truncated_dialogues", "lossy_dialogues"])
+@pytest.mark.parametrize(
+    "key", ["straddling_tokens", "special_token_strings", "truncated_dialogues", "lossy_dialogues"]
+)
 def test_one_is_singular(key: str) -> None:
     told = table({**PLAIN, key: 1, "truncated_tokens": 1, "lost_supervised_tokens": 1, "rows": 1, "dropped_x": 1})
     assert re.search(r"\b1 (token|dialogue|special-token string)\b", told) and "1 of 1 row dropped" in told
@@ -298,9 +300,9 @@ def test_what_keeps_the_lost_tokens() -> None:
     )
     line = loud.line(512, {600: "+1 GiB per GPU, fits", 4000: "+9 GiB per GPU, does not fit"})
     assert line == (
-        "WARNING: 50.0 % of the tokens to learn (1,000 of 2,000, in 12 dialogues) are cut off at --model_max_length 512: "
-        "--model_max_length 600 keeps 95 % (+1 GiB per GPU, fits); --model_max_length 4000 keeps all (+9 GiB per GPU, "
-        "does not fit)"
+        "WARNING: 50.0 % of the tokens to learn (1,000 of 2,000, in 12 dialogues) are cut off at --model_max_length "
+        "512: --model_max_length 600 keeps 95 % (+1 GiB per GPU, fits); --model_max_length 4000 keeps all (+9 GiB "
+        "per GPU, does not fit)"
     )
     little = Lost(100_000, 1, gains)
     assert not little.loud and little.line(512) is None

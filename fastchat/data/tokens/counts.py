@@ -85,7 +85,7 @@ def refused_line(counts: Mapping[str, int], first: str) -> list[str]:
     """The message about rows that the template rejects, if there are any. `first`: the reason for the first one."""
     num = counts.get(_DROPPED + REFUSED, 0)
     return (
-        [f"skipped {num:,} of {counted(counts.get('rows', 0), 'row')}: the template rejects them; first: {first}"]
+        [f"skipped {num:,} of {counted(counts.get('rows', 0), 'row')} that the template rejects; first: {first}"]
         if num
         else []
     )
@@ -110,8 +110,8 @@ def plain_line(counts: Mapping[str, int]) -> str:
     if not num:
         return ""
     return (
-        f"WARNING: {num:,} of {counted(counts.get('rows', 0), 'row')} hold plain text (continued pre-training): no chat "
-        "template is applied to it, and every token except BOS is learned"
+        f"WARNING: {num:,} of {counted(counts.get('rows', 0), 'row')} hold plain text (continued pre-training): no "
+        "chat template is applied to it, and every token except BOS is learned"
     )
 
 
@@ -149,12 +149,15 @@ def lines(counts: Mapping[str, int]) -> list[Line]:
             Part(f" ({_listed(out)})" if out else ""),
         ]),
         *_examples(counts),
-        Line("turns", [Part(f"{n('turns'):,}: {counted(n('trained_turns'), 'answer')} learned"), *_not_learned(counts)]),
+        Line("turns", [Part(f"{n('turns'):,}: {counted(n('trained_turns'), 'answer')} learned"), *_others(counts)]),
         Line("tokens", [Part(f"{tokens:,}: {learned:,} learned ({percent(learned, tokens)})")]),
         _cut(counts),
         Line(
             "boundary",
-            [Part(counted(n("straddling_tokens"), "token"), "boundary"), Part(" with characters of an answer and of other text")],
+            [
+                Part(counted(n("straddling_tokens"), "token"), "boundary"),
+                Part(" with characters of an answer and of other text"),
+            ],
             n("straddling_tokens") > 0,
         ),
         Line(
@@ -166,12 +169,14 @@ def lines(counts: Mapping[str, int]) -> list[Line]:
             special > 0,
         ),
     ]  # fmt: skip
-    found += [Line("also", [Part(f"{meaning}: {counts[key]:,}")]) for key, meaning in TREATMENTS.items() if counts.get(key)]
+    found += [
+        Line("also", [Part(f"{meaning}: {counts[key]:,}")]) for key, meaning in TREATMENTS.items() if counts.get(key)
+    ]
     notes = _by_reason(counts, _NOTE).items()
     return found + [Line("also", [Part(f"{counted(number, 'example')}: {note}")]) for note, number in notes]
 
 
-def _not_learned(counts: Mapping[str, int]) -> list[Part]:
+def _others(counts: Mapping[str, int]) -> list[Part]:
     untrained, cut = counts.get("untrained_turns", 0), counts.get("cut_turns", 0)
     left_out = [Part(", "), Part(f"{untrained:,} not", "untrained")] if untrained else []
     return left_out + ([Part(f", {cut:,} after a cut")] if cut else [])

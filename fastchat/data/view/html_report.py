@@ -86,9 +86,7 @@ class HtmlReport:
             if len(self._waiting) == _BATCH:
                 self._encode()
 
-    def write(
-        self, path: str, counts: Mapping[str, int], about: Mapping[str, str], lost: Lost | None = None
-    ) -> str:
+    def write(self, path: str, counts: Mapping[str, int], about: Mapping[str, str], lost: Lost | None = None) -> str:
         """Write the page; returns one line about it. `about`: the settings that were previewed, as names and values;
         `lost`: what the length limit costs.
 

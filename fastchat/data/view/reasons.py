@@ -130,7 +130,15 @@ def explain(
     straddling, bos = set(encoded.straddling), _bos_positions(encoded, chat_encoder)
     starts = _answer_starts(rendered, encoded, owners)
     alone, stops = straddling | bos | starts, _stop_starts(rendered.segments, owners, texts, chat_encoder)
-    edges = {0, min(keep, size), *stops.values(), *_changes(owners), *_changes(encoded.supervised), *alone, *(i + 1 for i in alone)}
+    edges = {
+        0,
+        min(keep, size),
+        *stops.values(),
+        *_changes(owners),
+        *_changes(encoded.supervised),
+        *alone,
+        *(i + 1 for i in alone),
+    }
     runs = []
     for start, end in pairwise([*sorted(edges - {size}), size]):
         learned = encoded.supervised[start]
