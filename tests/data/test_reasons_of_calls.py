@@ -50,6 +50,8 @@ def test_only_the_stop_is_called_stop_and_markup_belongs_to_its_call(chat_encode
         except RefusedByTemplate:
             continue
         for said in examples:
+            prompts = [(text, role) for text, _, role, why in said if why is Why.TEMPLATE]
+            assert not [text for text, role in prompts if "<|im_start|>" in text and role != "template"]
             learned = [(text, turn, role, why) for text, turn, role, why in said if why.learned]
             for turn in {turn for _, turn, *_ in learned}:
                 own = [(text, role, why) for text, t, role, why in learned if t == turn]

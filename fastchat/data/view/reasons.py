@@ -215,7 +215,7 @@ def _kinds(segments: Sequence[Segment]) -> list[str]:
         if kinds[a] == kinds[b] != "" and segments[a].turn == segments[b].turn:
             kinds[a + 1 : b] = [kinds[a]] * (b - a - 1)
     for i, segment in enumerate(segments):
-        if segment.role == "template" and segment.turn >= 0 and not kinds[i]:
+        if segment.role == "template" and (segment.supervised or segment.excluded) and not kinds[i]:
             before, after = (_next_kind(segments, i, by) for by in (-1, 1))
             kinds[i] = after if after == "call" else before or after
     return kinds
