@@ -27,6 +27,18 @@ def test_counts_lead_to_the_rows_that_they_count(browser: Chromium, plain: Path)
         assert browser.run("document.querySelector('#list [aria-current=true]') !== null")
 
 
+def test_every_count_of_rows_has_its_filter(browser: Chromium, write_page: Callable[..., Path]) -> None:
+    rows = [chat("Hi", "Yes."), chat("Say </s>", "No <s> and </s>."), chat("And?", "a </s>")]
+    page = write_page(rows)
+    show(browser, page)
+    said = "[...document.querySelectorAll('#counts button')].map(b => b.innerText)"
+    assert "4 special-token strings" in browser.run(said)
+    browser.run("[...document.querySelectorAll('#counts button')].find(b => b.innerText.startsWith('4 spe')).click()")
+    assert browser.run("document.getElementById('found').innerText") == "2 of 3 rows"
+    known = set(browser.run("Object.keys(STATES)"))
+    assert {name for _, parts in data_of(page)["counts"] for _, name in parts if name} <= known
+
+
 CURRENT = "document.querySelector('#list [aria-current=true]')"
 IN_SIGHT = (
     f"(() => {{ const box = document.getElementById('rows').getBoundingClientRect(), row = {CURRENT}"

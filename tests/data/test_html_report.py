@@ -181,10 +181,8 @@ def test_an_answer_that_does_not_fit_is_cut_in_the_middle(encoder_of: EncoderOf)
 
 def _told(dialogue: Dialogue, chat_encoder: ChatEncoder, max_length: int = 4096) -> list[tuple[str, int, str, str]]:
     """(text, turn, role, reason) of every token of the last example; those of the others are compared with labels."""
-    told = []
-    for example in tokenize_dialogues([(0, dialogue)], chat_encoder, max_length=max_length):
-        told = _of_example(dialogue, example, chat_encoder)
-    return told
+    examples = tokenize_dialogues([(0, dialogue)], chat_encoder, max_length=max_length)
+    return [_of_example(dialogue, example, chat_encoder) for example in examples][-1]
 
 
 def _of_example(dialogue: Dialogue, example: Example, chat_encoder: ChatEncoder) -> list[tuple[str, int, str, str]]:

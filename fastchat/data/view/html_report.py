@@ -9,7 +9,7 @@ only with `textContent`, a part of one record at a time. The data:
               t: the tokens, as indices into `tokens`     r: runs, flat: count, turn, role, reason, count, ...
               x: texts that differ from `tokens`, flat: position, text, ...     s: the role of every turn
               n: numbers of its tokens learned and cut off, of its answers learned and not, of boundary tokens, of
-                 special-token strings with an extra split, and of tokens lost that would be learned
+                 special-token strings in messages, and of tokens lost that would be learned
     counts    the lines of the table: name, [[text, filter], ...]; a filter is a name of STATES in search.js
 """
 
@@ -175,7 +175,7 @@ def _row(entry: _Entry, place_of: Mapping[int, int]) -> dict[str, Any]:
             example.trained_turns,
             example.untrained_turns if example.parts == 1 else 0,
             example.straddling,
-            example.escaped,
+            example.special_token_strings,
             example.lost,
         ],
     }
