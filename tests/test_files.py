@@ -20,7 +20,7 @@ from fastchat.data.encoding.raw_tokenizer import read_raw
 from fastchat.data.rows.arrow import saved_files
 from fastchat.errors import UserError
 from fastchat.model.source import check_model_directory
-from fastchat.plan.api import _adapter
+from fastchat.plan.adapter import adapter_settings
 from fastchat.plan.model_files import read_architecture
 from fastchat.plan.zero import read_zero
 from fastchat.settings.recipe_files import read_recipe
@@ -158,7 +158,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "a recipe": ("x.json", lambda folder: read_recipe(folder / "x.json")),
     "a model's index": ("model.safetensors.index.json", lambda folder: check_model_directory(str(folder))),
     "a model to plan": ("config.json", lambda folder: read_architecture(str(folder))),
-    "an adapter to plan": ("adapter_config.json", lambda folder: _adapter(str(folder))),
+    "an adapter to plan": ("adapter_config.json", lambda folder: adapter_settings({"lora_weight_path": str(folder)})),
     "a tokenizer": ("tokenizer.json", lambda folder: read_raw(str(folder))),
     "a tokenizer's names": ("tokenizer_config.json", lambda folder: read_raw(str(folder))),
     "data of `datasets`": ("state.json", lambda folder: saved_files(str(folder), "train")),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastchat.plan.architecture import Architecture, Family
-from fastchat.plan.layers import head_dim_of, latent_of, layers_of, num_experts, recurrent_of, size
+from fastchat.plan.layers import head_dim_of, latent_of, layers_of, num_experts, number, recurrent_of, size
 
 LLAMA = Family()
 _GEMMA = Family(norm="gemma", tied=True, defaults=(("head_dim", 256),))
@@ -136,18 +136,18 @@ def architecture_from_config(config: Mapping[str, Any], name: str) -> Architectu
         family=family,
         hidden=hidden,
         num_heads=heads,
-        num_kv_heads=int(values.get("num_key_value_heads") or heads),
+        num_kv_heads=number(values, "num_key_value_heads", name) or heads,
         head_dim=head_dim_of(values, name),
-        intermediate=int(values.get("intermediate_size") or 0),
+        intermediate=number(values, "intermediate_size", name),
         vocab=size(values, "vocab_size", name),
         tied=bool(values.get("tie_word_embeddings", family.tied)),
         kinds=kinds,
         order=order,
-        latent=latent_of(values),
-        recurrent=recurrent_of(values),
-        dtype=values.get("dtype") or values.get("torch_dtype"),
+        latent=latent_of(values, name),
+        recurrent=recurrent_of(values, name),
+        dtype=_dtype(values.get("dtype") or values.get("torch_dtype")),
         packed=_packed(config),
-        max_positions=int(values.get("max_position_embeddings") or 0),
+        max_positions=number(values, "max_position_embeddings", name),
         head_bias=bool(values.get("lm_head_bias") or (kind in _BIASED["use_bias"][1:] and values.get("use_bias"))),
         residual_dropout=any(values.get(key) for key in ("residual_dropout", "resid_pdrop", "hidden_dropout")),
         softcap=bool(values.get("final_logit_softcapping")),
@@ -164,6 +164,11 @@ def _renamed(text: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if kind in _OLDER_TYPES and values["intermediate_size"] is None and isinstance(values["hidden_size"], int):
         values["intermediate_size"] = 4 * values["hidden_size"]
     return values
+
+
+def _dtype(value: Any) -> str | None:
+    """The dtype of the checkpoint; None if training does not load it as it is."""
+    return value if value in ("float32", "bfloat16", "float16", "float64") else None
 
 
 def _packed(config: Mapping[str, Any]) -> str | None:

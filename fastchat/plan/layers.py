@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from fastchat.errors import SettingsError
 from fastchat.plan.architecture import Experts, Family, Latent, Layer, Linear, Recurrent
@@ -19,13 +19,32 @@ _ATTENTION, _RECURRENT = "full_attention", "linear_attention"
 
 def size(values: Values, key: str, name: str) -> int:
     """The positive integer `key`. Raises SettingsError that names the model `name`."""
+    return number(values, key, name) or _refuse(values, key, name)
+
+
+def number(values: Values, key: str, name: str) -> int:
+    """The integer `key`, at least 0, and 0 if it is missing. Raises SettingsError for any other value."""
     value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingsError(
-            f"{name}: {key} in config.json is {value!r}, so its memory cannot be planned; training itself does not "
-            "need a plan"
-        )
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        _refuse(values, key, name)
     return value
+
+
+def _indices(values: Values, key: str, name: str) -> list[int] | None:
+    """The numbers of layers in `key`; None if it is missing."""
+    value = values.get(key)
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, int) for item in value)):
+        _refuse(values, key, name)
+    return value
+
+
+def _refuse(values: Values, key: str, name: str) -> NoReturn:
+    raise SettingsError(
+        f"{name}: {key} in config.json is {values.get(key)!r}, so its memory cannot be planned; training itself does "
+        "not need a plan"
+    )
 
 
 def num_experts(values: Values) -> int:
@@ -37,31 +56,27 @@ def num_experts(values: Values) -> int:
 def layers_of(family: Family, values: Values, name: str) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
     """(the kinds of layers, the kind of every layer as an index). Raises SettingsError if a size is missing."""
     count = size(values, "num_hidden_layers", name)
-    mixers, mlps = _mixers(values, count), _mlps(values, count)
+    mixers, mlps = _mixers(values, count, name), _mlps(values, count, name)
     kinds = list(dict.fromkeys(zip(mixers, mlps, strict=True)))
     made = tuple(_layer(family, values, name, *kind) for kind in kinds)
     return made, tuple(kinds.index(kind) for kind in zip(mixers, mlps, strict=True))
 
 
-def latent_of(values: Values) -> Latent | None:
+def latent_of(values: Values, name: str) -> Latent | None:
     """The widths of multi-head latent attention; None for other attention."""
-    if not values.get("kv_lora_rank"):
+    rank = number(values, "kv_lora_rank", name)
+    if not rank:
         return None
-    return Latent(
-        q_rank=int(values.get("q_lora_rank") or 0),
-        kv_rank=int(values["kv_lora_rank"]),
-        nope=int(values.get("qk_nope_head_dim") or 0),
-        rope=int(values.get("qk_rope_head_dim") or 0),
-        value=int(values.get("v_head_dim") or 0),
-    )
+    nope, rope, value = (size(values, key, name) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    return Latent(number(values, "q_lora_rank", name), rank, nope, rope, value)
 
 
-def recurrent_of(values: Values) -> Recurrent | None:
+def recurrent_of(values: Values, name: str) -> Recurrent | None:
     """The widths of the gated delta nets; None without them."""
-    if not values.get("linear_num_value_heads"):
+    if not number(values, "linear_num_value_heads", name):
         return None
     names = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim")
-    sizes = [int(values[f"linear_{key}"]) for key in names]
+    sizes = [size(values, f"linear_{key}", name) for key in names]
     return Recurrent(*sizes, fused=str(values.get("model_type", "")).startswith("qwen3_next"))
 
 
@@ -73,37 +88,41 @@ def _first(values: Values, keys: tuple[str, ...]) -> int:
 # ---- which layers are which ----
 
 
-def _mixers(values: Values, count: int) -> list[str]:
+def _mixers(values: Values, count: int, name: str) -> list[str]:
     """Attention or a gated delta net, per layer."""
     given = values.get("layer_types")
-    if not values.get("linear_num_value_heads"):
+    if not number(values, "linear_num_value_heads", name):
         return [_ATTENTION] * count
     if isinstance(given, list) and len(given) == count:
         return [_RECURRENT if kind == _RECURRENT else _ATTENTION for kind in given]
-    every = int(values.get("full_attention_interval") or 4)
+    every = number(values, "full_attention_interval", name) or 4
     return [_ATTENTION if (index + 1) % every == 0 else _RECURRENT for index in range(count)]
 
 
-def _mlps(values: Values, count: int) -> list[str]:
+def _mlps(values: Values, count: int, name: str) -> list[str]:
     """Dense or sparse, per layer, as each family's config says it."""
     if not num_experts(values):
         return [_DENSE] * count
     given = values.get("mlp_layer_types")
     if isinstance(given, list) and len(given) == count:
         return [_SPARSE if kind == _SPARSE else _DENSE for kind in given]
-    return [_SPARSE if _is_sparse(values, index, count) else _DENSE for index in range(count)]
+    return [_SPARSE if _is_sparse(values, index, count, name) else _DENSE for index in range(count)]
 
 
-def _is_sparse(values: Values, index: int, count: int) -> bool:
-    if isinstance(values.get("moe_layers"), list):  # Llama 4
-        return index in values["moe_layers"]
-    if index in (values.get("mlp_only_layers") or ()):  # Qwen
+def _is_sparse(values: Values, index: int, count: int, name: str) -> bool:
+    listed = _indices(values, "moe_layers", name)  # Llama 4
+    if listed is not None:
+        return index in listed
+    if index in (_indices(values, "mlp_only_layers", name) or ()):  # Qwen
         return False
-    first = max(_first(values, ("first_k_dense_replace", "num_dense_layers")), values.get("moe_layer_start_index") or 0)
-    last = values.get("moe_layer_end_index")
-    last = count - 1 if last is None or last < 0 else last  # Ernie
+    first = max(number(values, key, name) for key in ("first_k_dense_replace", "num_dense_layers", _START))
+    last = values.get("moe_layer_end_index")  # Ernie; -1: the last layer
+    last = count - 1 if last in (None, -1) else number(values, "moe_layer_end_index", name)
     steps = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval")
     return first <= index <= last and (index + 1) % (_first(values, steps) or 1) == 0
+
+
+_START = "moe_layer_start_index"
 
 
 # ---- matrices ----
@@ -113,8 +132,8 @@ def _layer(family: Family, values: Values, name: str, mixer: str, mlp: str) -> L
     hidden = size(values, "hidden_size", name)
     norms = family.norms * hidden * family.norm_weights
     if mixer == _RECURRENT:
-        readers, inner, out, own, inside = _recurrent(values, hidden)
-    elif latent_of(values):
+        readers, inner, out, own, inside = _recurrent(values, hidden, name)
+    elif latent_of(values, name):
         readers, inner, out, own, inside = _latent(family, values, hidden, name)
     else:
         readers, inner, out, own, inside = _attention(family, values, hidden, name)
@@ -141,12 +160,13 @@ _Mixer = tuple[tuple[Linear, ...], tuple[Linear, ...], Linear, int, int]  # read
 
 
 def head_dim_of(values: Values, name: str) -> int:
-    return int(values.get("head_dim") or size(values, "hidden_size", name) // size(values, "num_attention_heads", name))
+    heads = size(values, "num_attention_heads", name)
+    return number(values, "head_dim", name) or size(values, "hidden_size", name) // heads
 
 
 def _attention(family: Family, values: Values, hidden: int, name: str) -> _Mixer:
     heads, dim = size(values, "num_attention_heads", name), head_dim_of(values, name)
-    groups = int(values.get("num_key_value_heads") or heads)
+    groups = number(values, "num_key_value_heads", name) or heads
     queries, keys = heads * dim, groups * dim
     out = Linear(f"self_attn.{family.o_name}", queries, hidden, family.o_bias)
     if family.fused_qkv:
@@ -160,7 +180,7 @@ def _attention(family: Family, values: Values, hidden: int, name: str) -> _Mixer
 
 
 def _latent(family: Family, values: Values, hidden: int, name: str) -> _Mixer:
-    wide, heads = latent_of(values), size(values, "num_attention_heads", name)
+    wide, heads = latent_of(values, name), size(values, "num_attention_heads", name)
     assert wide is not None
     queries, bias = heads * (wide.nope + wide.rope), family.qkv_bias
     compressed = Linear("self_attn.kv_a_proj_with_mqa", hidden, wide.kv_rank + wide.rope, bias)
@@ -173,8 +193,8 @@ def _latent(family: Family, values: Values, hidden: int, name: str) -> _Mixer:
     return readers, inner, out, 0, wide.q_rank + wide.kv_rank
 
 
-def _recurrent(values: Values, hidden: int) -> _Mixer:
-    wide = recurrent_of(values)
+def _recurrent(values: Values, hidden: int, name: str) -> _Mixer:
+    wide = recurrent_of(values, name)
     assert wide is not None
     channels = 2 * wide.keys + wide.values
     if wide.fused:

@@ -33,8 +33,8 @@ from tests.conversation.calling import (
 
 NAMES = templates_with_calls()
 LLAMAS = ("llama-3.1", "llama-3.2", "llama-3.3")
-ONE_CALL = {*LLAMAS}  # the family's template refuses several
-NO_TEXT = {*LLAMAS, "mistral-v0.3", "mistral-nemo"}  # it drops the text of an answer with calls, or refuses it
+ONE_CALL = (*LLAMAS,)  # the family's template refuses several
+NO_TEXT = (*LLAMAS, "mistral-v0.3", "mistral-nemo")  # it drops the text of an answer with calls, or refuses it
 REFUSED = {
     **dict.fromkeys((name, case) for name in ONE_CALL for case in CASES if case.startswith("parallel")),
     **dict.fromkeys((name, "text and call") for name in NO_TEXT),

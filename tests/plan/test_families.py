@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fastchat.errors import SettingsError
+from fastchat.plan.estimate import estimate
 from fastchat.plan.families import architecture_from_config
 from fastchat.plan.known import SIZES, architecture_of_size
 from fastchat.plan.run import Run
@@ -152,6 +155,17 @@ def test_experts_of_an_unknown_family_are_counted(key: str) -> None:
 def test_a_number_of_active_experts_that_cannot_be_is_refused(value: Any) -> None:
     with pytest.raises(SettingsError, match="num_experts_per_tok .*training itself does not need a plan"):
         architecture_from_config(config("mixtral").to_dict() | {"num_experts_per_tok": value}, "test")
+
+
+@pytest.mark.parametrize(
+    "family", ["gemma3_text", "qwen2_moe", "deepseek_v3", "ernie4_5_moe", "llama4_text", "qwen3_next"]
+)
+def test_nonsense_in_a_config_is_planned_or_refused(family: str) -> None:
+    """Every key with values of other types: no traceback."""
+    values = config(family).to_dict()
+    for key, value in itertools.product(values, (None, "x", [], [1], ["a"], {}, -1, 0, True, 1.5)):
+        with contextlib.suppress(SettingsError):
+            _ = estimate(Run(architecture_from_config(values | {key: value}, "test"))).total
 
 
 @pytest.mark.parametrize("value", [None, 0, "big", True])

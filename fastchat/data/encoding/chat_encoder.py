@@ -213,8 +213,8 @@ class ChatEncoder:
 
         `position`: as in `TextEncoder.plain`. Raises DataError as `encode` does.
         """
-        piece = Piece(parts=[(text, 0)], position=position)
-        found, cuts = self._kept_plain(piece, self.encoder.plain([text], position)[0])
+        plain = self.encoder.plain([text], position)[0]
+        found, cuts = self._kept_plain(Piece(parts=[(text, 0)], position=position), plain)
         return [token_id for token_id, _, _ in found], cuts
 
     def count(self, rendered: Rendered) -> Counter[int]:
@@ -303,9 +303,8 @@ class ChatEncoder:
 
     def _kept_plain(self, piece: Piece, found: PlainTokens) -> tuple[PlainTokens, int]:
         """The tokens of a piece without control tokens, and the number of splits that this needed."""
-        if not self._forbidden.isdisjoint([token_id for token_id, _, _ in found]):
-            return self._escape(piece)
-        return found, 0
+        ids = [token_id for token_id, _, _ in found]
+        return (found, 0) if self._forbidden.isdisjoint(ids) else self._escape(piece)
 
     def _escape(self, piece: Piece) -> tuple[PlainTokens, int]:
         """Encode a text again with a split inside every substring that became a control token."""
@@ -394,10 +393,8 @@ def _cut(
 
 def _strip_end(pieces: list[Piece]) -> None:
     """Remove the white space at the end of the last text piece, and the piece if nothing else is left."""
-    parts = pieces[-1].parts
-    while parts:
+    while parts := pieces[-1].parts:
         text, index = parts.pop()
         if text.rstrip():
-            parts.append((text.rstrip(), index))
-            return
+            return parts.append((text.rstrip(), index))
     pieces.pop()
