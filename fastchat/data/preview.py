@@ -122,12 +122,13 @@ def preview(args: argparse.Namespace) -> None:
             say(line)
     if num_shown:
         show(f"{legend(colour)}\n")
-    show(table(counts))
-    if warning := Lost.of(counts, gains.items()).warning(args.model_max_length):
+    lost = Lost.of(counts, gains.items())
+    show(table(counts, lost, args.model_max_length))
+    if lost.loud and (warning := lost.line(args.model_max_length)):
         say(f"{warning}. For the memory this needs, add --plan to the training command")
     _print_choice(args, sources, trained)
     if report:
-        say(report.write(args.html, counts, _about(args, chat_encoder)))
+        say(report.write(args.html, counts, _about(args, chat_encoder), lost))
     if not counts["supervised_tokens"]:
         cause = hint_at_causes(counts, args.model_max_length)
         raise DataError(f"no supervised tokens in the data: training would stop. {cause}")

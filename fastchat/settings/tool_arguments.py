@@ -36,4 +36,4 @@ class PreviewArguments:
 
     num: int = _preview(3, "number of dialogues to show", range=NOT_NEGATIVE)
     output: str | None = _preview(None, "write the ids and labels of every row to this JSONL file", path=True)
-    html: str | None = _preview(None, "write an HTML page with every token and why it is (not) supervised", path=True)
+    html: str | None = _preview(None, "write an HTML page with every token and why it is (not) learned", path=True)

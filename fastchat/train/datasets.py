@@ -157,7 +157,8 @@ def _read(name: str, sources: list[Source], chat_encoder: ChatEncoder, how: Toke
             shutil.rmtree(made.entry.folder, ignore_errors=True)
     if name == "train":
         _show_first(made.samples[:1], chat_encoder, how)
-    say(f"{name} data, {', '.join(source.name for source in sources)}:\n{table(made.counts)}")
+    told = table(made.counts, made.lost, how.max_length)
+    say(f"{name} data, {', '.join(source.name for source in sources)}: {told}")
     records = [_record(source) | {"rows": rows} for source, rows in zip(sources, made.rows, strict=True)]
     fingerprint = combined([s for sums in made.sums for s in sums])
     sample = spread([r.dialogue for r in made.samples if r.dialogue is not None], _SAMPLE)

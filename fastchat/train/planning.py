@@ -152,11 +152,11 @@ def length_costs(plan: Plan | None, lengths: Sequence[int]) -> dict[int, str]:
 
 
 def say_lost(plan: Plan | None, lost: Lost | None, max_length: int) -> None:
-    """Warns where much of what would be learned is cut off, with the lengths that keep it and what they take."""
+    """Says which lengths keep what is cut off, and the memory they take; a warning where much is lost."""
     if lost is not None:
-        costs = length_costs(plan, [length for _, length in lost.lengths])
-        if warning := lost.warning(max_length, costs):
-            say(warning)
+        costs = length_costs(plan, [length for length, _ in lost.lengths])
+        if line := lost.line(max_length, costs):
+            say(line)
 
 
 def for_batch(plan: Plan, batch: int, length: int) -> Plan:

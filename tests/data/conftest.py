@@ -8,6 +8,9 @@ import pytest
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.text_encoder import TextEncoder
 from tests.builders import TOKENIZER_KINDS
+from tests.data.pages import browser, plain, write_page
+
+__all__ = ["browser", "plain", "write_page"]  # fixtures
 
 
 @pytest.fixture(scope="session")

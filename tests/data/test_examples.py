@@ -127,7 +127,7 @@ def test_dialogues_and_examples_are_told_apart(chat_encoder: Callable[..., ChatE
     assert counts["dialogues"] == 3 and counts["examples"] == len(examples) and counts["split_dialogues"] == 2
     assert (counts["turns"], counts["trained_turns"], counts["untrained_turns"]) == (14, 7, 0)
     assert (
-        f"examples     {len(examples)} of 3 rows; 2 dialogues are several: the template shows earlier answers "
+        f"examples     {len(examples)} of 3 rows; several from 2 dialogues: the template shows earlier answers "
         "differently"
     ) in table(counts)
 
@@ -146,7 +146,7 @@ def test_what_the_length_limit_costs_is_counted_per_example(encoder_of: EncoderO
     )
     assert (counts["dialogues"], counts["examples"], counts["left_out_no_answer_within_length"]) == (1, 2, 1)
     assert (counts["trained_turns"], counts["cut_turns"], counts["truncated_dialogues"]) == (2, 1, 1)
-    assert "1 more are not trained on (no_answer_within_length 1)" in table(counts)
+    assert "1 more not trained on (no_answer_within_length 1)" in table(counts)
     dropped = counted(examples_of(encoder, THREE, max_length=5), 1)
     assert dropped["dropped_no_answer_within_length"] == 1 and not dropped["dialogues"]
     assert "none dropped" not in table(dropped)
@@ -225,9 +225,9 @@ def test_the_preview_has_a_line_and_a_page_for_every_example(
     reasons = {found["reasons"][why][0] for why in found["records"][2]["r"][3::4]}
     assert {"other example", "answer", "stop"} <= reasons
     assert {found["roles"][role] for role in found["records"][4]["r"][2::4]} >= {"text"}
-    assert "example 2 of 3" in said.out and "supervised in turn 4" in said.out
+    assert "example 2 of 3" in said.out and "learned in turn 4" in said.out
     assert "1 of 3 dialogues are held out" in said.out
-    assert "WARNING: 1 of 3 rows are plain texts (continued pre-training)" in said.err
+    assert "WARNING: 1 of 3 rows hold plain text (continued pre-training)" in said.err
 
 
 # --- plain texts

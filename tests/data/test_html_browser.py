@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.data.chromium import NAMES, Chromium, find_chromium
+from tests.data.chromium import Chromium
+from tests.data.pages import DETAILS, TOKENS, chat, show
 from tests.data.test_html_report import LEARNED, data_of, runs_of, texts_of
 from tests.machine import wait_for
 
@@ -34,50 +32,6 @@ ATTACKS = (
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """One Chromium for all tests of this file."""
-    binary = find_chromium()
-    if binary is None:
-        pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)})")
-    made = Chromium(binary, tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def write_page(
-    tokenizer_dir: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory, repository: Path
-) -> Callable[..., Path]:
-    """Write the report of some rows."""
-
-    def make(rows: list[Any], *argv: str, kind: str = "metaspace_bos", template: str = "vicuna_v1.1") -> Path:
-        folder = tmp_path_factory.mktemp("report")
-        data, page = folder / "rows.json", folder / "report.html"
-        data.write_text(json.dumps(rows), encoding="utf-8")
-        named = ["--model_name_or_path", str(tokenizer_dir(kind)), "--conv_template", template]
-        command = [sys.executable, "-m", "fastchat.data.preview", *named, "--data_path", str(data), "--html", str(page)]
-        subprocess.run([*command, *argv], check=True, capture_output=True, timeout=120, cwd=repository)
-        return page
-
-    return make
-
-
-def chat(*texts: str, **more: Any) -> dict[str, Any]:
-    roles = ("human", "gpt")
-    return {"conversations": [{"from": roles[i % 2], "value": text} for i, text in enumerate(texts)], **more}
-
-
-@pytest.fixture(scope="module")
-def plain(write_page: Callable[..., Path]) -> Path:
-    """250 small dialogues; in the third one answer is not to be learned and the other is cut in the middle."""
-    rows = [chat(f"What is {i} plus {i}?", f"The answer is {2 * i}.", id=f"sum-{i}") for i in range(250)]
-    rows[2] = chat("Hi", "Secret", "And?", "needle " * 80, id="mixed")
-    rows[2]["conversations"][1]["train"] = False
-    rows[3] = chat("Only a question")
-    return write_page(rows, "--model_max_length", "150")
-
-
-@pytest.fixture(scope="module")
 def hostile(write_page: Callable[..., Path]) -> Path:
     """Dialogues that try to leave the data, and two turns of a megabyte."""
     rows = [chat(f"a {text} b", f"c {text} d", system=text, id=text) for text in ATTACKS]
@@ -90,16 +44,6 @@ def huge(write_page: Callable[..., Path]) -> Path:
     """Two turns of a megabyte; with so long a window they are encoded whole, not only in their beginning."""
     rows = [chat("write", "word 你好 " * 100_000, id="long answer"), chat("x" * 1_000_000, "late", id="long question")]
     return write_page(rows, "--model_max_length", "20000", kind="byte_bos", template="vicuna_v1.1")
-
-
-TOKENS = "[...document.querySelectorAll('#tokens [data-token]')]"
-DETAILS = "document.getElementById('details').innerText"
-
-
-def show(browser: Chromium, page: Path, fragment: str = "") -> None:
-    browser.look()
-    browser.open(page, fragment)
-    assert [entry for entry in browser.log if entry[0] != "request"] == []
 
 
 # --- what it shows
@@ -116,15 +60,19 @@ def test_it_opens_without_a_network_or_a_complaint(browser: Chromium, plain: Pat
 def test_the_overview_has_counts_lengths_and_reasons(browser: Chromium, plain: Path) -> None:
     show(browser, plain)
     text, data = browser.run("document.getElementById('overview').innerText"), data_of(plain)
-    for name, value in data["counts"]:
-        assert f"{name}\t{value}" in text
+    for name, parts in data["counts"]:
+        assert f"{name}\t{''.join(said for said, _ in parts)}" in text
     assert "250: 249 trained on, 1 dropped (no_assistant_turn 1)" in text
     told = [why for record in data["records"] if "t" in record for _, _, why in runs_of(record)]
     rows = browser.run("[...document.querySelectorAll('#reasons tbody tr')].map(r => r.innerText.split('\\t'))")
     assert {name: int(n.replace(",", "")) for name, _, n, _ in rows} == {why: told.count(why) for why in set(told)}
     bars = browser.run("[...document.querySelectorAll('.chart rect.whole')].map(r => Number(r.getAttribute('height')))")
     assert len(bars) == sum(bin_[2] > 0 for bin_ in data["lengths"]["bins"]) and all(height >= 1 for height in bars)
-    assert "--model_max_length 150" in browser.run("document.querySelector('.chart').textContent")
+    chart = browser.run("document.querySelector('.chart').textContent")
+    assert "--model_max_length 150" in chart and "Dialogues" in chart and "Tokens per dialogue" in chart
+    verdict = browser.run("document.querySelector('header').innerText")
+    assert data["verdict"] in verdict
+    assert re.search(r"\d % of the tokens are learned; 1 dialogue lost .* keeps all", verdict)
 
 
 def test_every_token_is_shown_as_the_data_has_it(browser: Chromium, plain: Path) -> None:
@@ -140,7 +88,7 @@ def test_every_token_is_shown_as_the_data_has_it(browser: Chromium, plain: Path)
             assert why not in looks or looks[why] in look.split()
     who = browser.run("[...document.querySelectorAll('.who')].map(w => w.innerText.replace(/\\s+/g, ' '))")
     assert [said.split(" turn")[0] for said in who] == ["template"] + ["user", "assistant"] * 2
-    assert "excluded" in who[2] and "supervised cut" in who[4]
+    assert "excluded" in who[2] and "learned cut" in who[4]
 
 
 def test_a_token_tells_all_about_itself(browser: Chromium, plain: Path) -> None:
@@ -153,10 +101,10 @@ def test_a_token_tells_all_about_itself(browser: Chromium, plain: Path) -> None:
     for why, token in reasons.items():
         show(browser, plain, f"record=2&token={token}")
         told, (turn, role, _), entry = " ".join(browser.run(DETAILS).split()), told_of[token], entries[token]
-        learned = f"{entry[0]}, its own id" if why in LEARNED else "−100, not supervised"
+        learned = f"{entry[0]}, its own id" if why in LEARNED else "−100, not learned"
         assert told.startswith(f"token {token} text") and f"id {entry[0]} in the vocabulary" in told
         assert f"role {role}{'' if turn < 0 else f', turn {turn + 1}'} label" in told
-        assert f"label {'none, it is cut' if why == 'cut' else learned} {why}" in told
+        assert f"label {'none, training does not see it' if why == 'cut' else learned} {why}" in told
         assert ("control token" in told) == (entry[3] == 1)
 
 
@@ -177,7 +125,7 @@ def test_what_is_in_the_data_stays_text(browser: Chromium, hostile: Path) -> Non
         assert browser.run("typeof window.pwned") == "undefined"
         assert browser.run("document.querySelectorAll('script').length") == 2
         assert browser.run("document.querySelectorAll('main img, main iframe, main script, svg[onload]').length") == 0
-        assert browser.run("document.title") == "Preview of supervised tokens"
+        assert browser.run("document.title") == "Preview of learned tokens"
         shown = browser.run(
             "document.getElementById('tokens').innerText + document.querySelector('#record h2').innerText"
         )
@@ -246,7 +194,8 @@ def test_searching_as_a_person_does(browser: Chromium, plain: Path) -> None:
 
 def test_filters_by_fate_and_by_reason(browser: Chromium, plain: Path) -> None:
     for fragment, found in (
-        ("records=dropped", "1 of 250"), ("records=cut", "1 of 250"), ("records=learned", "248 of 250"),
+        ("records=dropped", "1 of 250"), ("records=cut", "1 of 250"), ("records=complete", "248 of 250"),
+        ("records=trained", "249 of 250"),
         ("records=untrained", "1 of 250"), ("tokens=excluded", "1 of 250"), ("tokens=cut&records=cut", "1 of 250"),
         ("tokens=nonsense&records=toString", "250"),
     ):  # fmt: skip
@@ -313,7 +262,7 @@ def test_everything_can_be_reached_and_has_a_name(browser: Chromium, plain: Path
     for _ in range(24):
         browser.press("Tab")
         seen.append(browser.run("document.activeElement.id || document.activeElement.tagName"))
-    assert {"query", "state", "reason", "to-overview"} <= set(seen)
+    assert {"query", "state", "reason", "sort", "row", "to-overview", "open-help"} <= set(seen)
     nameless = browser.run(
         "[...document.querySelectorAll('button, input, select')].filter(e => !e.hidden && !(e.innerText.trim()"
         " || e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML)"
@@ -352,7 +301,7 @@ def test_light_and_dark_can_be_read(browser: Chromium, plain: Path, hostile: Pat
     assert (red + green + blue < 200) == dark
 
 
-@pytest.mark.parametrize("width", [360, 700, 1000, 1600])
+@pytest.mark.parametrize("width", [360, 400, 700, 1000, 1600])
 def test_it_fits_the_window(browser: Chromium, plain: Path, hostile: Path, width: int) -> None:
     for page, fragment in ((plain, ""), (plain, "record=2&token=40"), (hostile, "record=3"), (hostile, "record=13")):
         browser.look(width=width)

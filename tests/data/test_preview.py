@@ -176,10 +176,11 @@ def test_supervised_runs_stand_in_brackets(run: Run, tmp_path: Path) -> None:
     code, out, err = run("--data_path", data)
     assert code == 0 and err == ""
     lines = out.splitlines()
-    assert re.fullmatch(rf"--- {data}:1 \(id 'first'\): \d+ tokens, \d+ supervised in 2 turns", lines[0])
+    assert re.fullmatch(rf"--- {data}:1 \(id 'first'\): \d+ tokens, \d+ learned in 2 answers", lines[0])
     assert lines[1].endswith("USER: Hi ASSISTANT:[[ Hello there.</s>]]USER: More? ASSISTANT:[[ Yes, more.</s>]]")
-    assert lines[3] == "[[ ]] encloses the supervised tokens"
-    assert lines[5] == "rows         1: 1 trained on, none dropped"
+    assert lines[3] == "[[ ]] encloses the learned tokens"
+    assert re.fullmatch(r"\d+\.\d % of the tokens are learned; no answer is cut off", lines[5])
+    assert lines[6] == "rows         1: 1 trained on, none dropped"
 
 
 def test_num_counts_dialogues_that_are_trained(run: Run, tmp_path: Path) -> None:
@@ -197,7 +198,9 @@ def test_cut_and_untrained_turns_are_named(run: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", [record])
     _, out, _ = run("--data_path", data, "--model_max_length", "150")
     assert re.search(
-        r"supervised in 1 turns, 1 turns not trained on, \d+ more tokens cut off at --model_max_length 150\n", out
+        r"learned in 1 answer, 1 answer not learned, (\d+) tokens cut off at --model_max_length 150, \1 of them would"
+        r" be learned\n",
+        out,
     )
     shown = out.splitlines()[1]
     assert "Not this.</s>" in shown and "[[ Not" not in shown
@@ -208,9 +211,9 @@ def test_straddling_tokens_are_named(run: Run, tmp_path: Path) -> None:
     # Without <|im_end|> in the vocabulary its ">" merges with the line end after it, which is not supervised.
     data = write(tmp_path / "a.jsonl", ROWS[:1])
     _, out, err = run("--data_path", data, template="chatml")
-    found = re.findall(r"'>\\n' at (\d+) \(supervised\)", out)
+    found = re.findall(r"'>\\n' at (\d+) \(learned\)", out)
     assert "tokens with characters of an answer and of other text: '>\\n' at" in out and len(found) == 2
-    assert "straddling   2 tokens with characters of an answer" in out
+    assert "boundary     2 tokens with characters of an answer" in out
     assert "<|im_end|>" in err and "Suitable templates" in err
 
 

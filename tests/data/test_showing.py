@@ -37,7 +37,7 @@ def test_the_first_record_that_is_learned_is_the_example(encoder_of, colour):
         Record(2, spoken, None, "x", 3),
     ]
     text = first_example(records, chat_encoder, max_length=512, overlong="truncate", colour=colour)
-    assert text.startswith("--- x:3: ") and "supervised in 1 turns" in text and "\x1b[31m" not in text
+    assert text.startswith("--- x:3: ") and "learned in 1 answer" in text and "\x1b[31m" not in text
     assert colour or r"Hi \x1b[31m" in text
     assert ("[[Yo<|eot_id|>]]" in text) != colour and ("\x1b[32m" in text or "\x1b[92m" in text) == colour
     assert first_example(records[:2], chat_encoder, max_length=512, overlong="truncate", colour=colour) == ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import Example, tokenize_dialogue
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.rows.records import Record, load_dialogues
-from fastchat.data.tokens.counts import table
+from fastchat.data.tokens.counts import lines, table, verdict
 from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, collect, damage
 from fastchat.errors import DataError
 from tests.data.in_memory import build_store
@@ -225,48 +228,87 @@ def test_a_choice_of_examples_is_a_dataset_of_its_own() -> None:
 # --- the table
 
 
-def test_the_table_always_tells_the_same_and_what_else_happened() -> None:
-    plain = {
-        "rows": 1200,
-        "dialogues": 1200,
-        "examples": 1200,
-        "tokens": 4000,
-        "supervised_tokens": 1000,
-        "trained_turns": 1200,
-    }
-    assert table({**plain, "turns": 2400, "truncated_dialogues": 0, "bad_rows": 0}).splitlines() == [
+PLAIN = {
+    "rows": 1200,
+    "dialogues": 1200,
+    "examples": 1200,
+    "tokens": 4000,
+    "supervised_tokens": 1000,
+    "trained_turns": 1200,
+}
+MORE = {
+    "dialogues": 1195,
+    "examples": 1195,
+    "dropped_overlong": 1,
+    "dropped_empty_dialogue": 4,
+    "lossy_dialogues": 1,
+    "lost_supervised_tokens": 20,
+    "truncated_dialogues": 2,
+    "truncated_tokens": 30,
+    "trailing_user_turns": 7,
+    "calls_as_text": 1195,
+    "straddling_tokens": 3,
+    "special_token_strings": 9,
+    "escaped_strings": 8,
+    "untrained_turns": 5,
+    "cut_turns": 1,
+}
+
+
+def test_the_table_leads_with_its_verdict_and_leaves_out_what_did_not_happen() -> None:
+    assert table({**PLAIN, "turns": 2400, "truncated_dialogues": 0, "bad_rows": 0}).splitlines() == [
+        "25.0 % of the tokens are learned; no answer is cut off",
         "rows         1,200: 1,200 trained on, none dropped",
-        "turns        2,400: 1,200 answers trained on, 0 not",
-        "tokens       4,000: 1,000 supervised (25.0 %)",
-        "truncated    0 dialogues, by 0 tokens",
-        "straddling   0 tokens with characters of an answer and of other text",
-        "special      0 special-token strings in messages are plain text, 0 of them by an extra split",
+        "turns        2,400: 1,200 answers learned",
+        "tokens       4,000: 1,000 learned (25.0 %)",
     ]
-    more = {
-        "dialogues": 1195,
-        "examples": 1195,
-        "dropped_overlong": 1,
-        "dropped_empty_dialogue": 4,
-        "truncated_dialogues": 2,
-        "truncated_tokens": 30,
-        "trailing_user_turns": 7,
-        "calls_as_text": 1195,
-        "straddling_tokens": 3,
-        "special_token_strings": 9,
-        "escaped_strings": 8,
-        "untrained_turns": 5,
-    }
-    assert table({**plain, **more}).splitlines() == [
+    assert table({**PLAIN, **MORE}, Lost(1000, 1, Counter({700: 20})), 512).splitlines() == [
+        "25.0 % of the tokens are learned; 1 dialogue lost answers or parts of them at 512 tokens: 700 keeps all; "
+        "5 of 1,200 rows dropped",
         "rows         1,200: 1,195 trained on, 5 dropped (empty_dialogue 4, overlong 1)",
-        "turns        0: 1,200 answers trained on, 5 not",
-        "tokens       4,000: 1,000 supervised (25.0 %)",
-        "truncated    2 dialogues, by 30 tokens",
-        "straddling   3 tokens with characters of an answer and of other text",
-        "special      9 special-token strings in messages are plain text, 8 of them by an extra split",
-        "also         7 user or tool turns after the last answer, removed",
-        "also         1,195 function_call turns whose text is not the JSON of calls, trained on as text",
+        "turns        0: 1,200 answers learned, 5 not, 1 after a cut",
+        "tokens       4,000: 1,000 learned (25.0 %)",
+        "cut          20 tokens that would be learned, in 1 dialogue; 30 tokens of any kind, from 2 dialogues",
+        "boundary     3 tokens with characters of an answer and of other text",
+        "special      9 special-token strings in messages, kept as plain text; 8 by an extra split",
+        "also         user or tool turns after the last answer, removed: 7",
+        "also         function_call turns whose text is not the JSON of calls, trained on as text: 1,195",
     ]
-    assert table({}).startswith("rows         0: 0 trained on")
+    assert table({}).startswith("0 % of the tokens are learned; no answer is cut off\nrows         0: 0 trained on")
+
+
+def test_the_page_has_the_lines_that_count_nothing_too() -> None:
+    assert [line.name for line in lines(PLAIN) if not line.happened] == ["cut", "boundary", "special"]
+    assert all(line.text[0] == "0" for line in lines(PLAIN) if not line.happened)
+
+
+@pytest.mark.parametrize(
+    "key", ["straddling_tokens", "special_token_strings", "truncated_dialogues", "lossy_dialogues"]
+)
+def test_one_is_singular(key: str) -> None:
+    told = table({**PLAIN, key: 1, "truncated_tokens": 1, "lost_supervised_tokens": 1, "rows": 1, "dropped_x": 1})
+    assert re.search(r"\b1 (token|dialogue|special-token string)\b", told) and "1 of 1 row dropped" in told
+    assert not re.search(r"(?<![\d,.])1 (tokens|dialogues|special-token strings|rows|answers)\b", told)
+
+
+def test_what_keeps_the_lost_tokens() -> None:
+    gains = Counter({600: 900, 4000: 100})
+    loud = Lost(1000, 12, gains)
+    assert loud.lengths == [(600, "95 %"), (4000, "all")] and loud.loud
+    assert "12 dialogues lost answers or parts of them at 512 tokens: 600 keeps 95 %, 4,000 keeps all" in verdict(
+        {**PLAIN, "lossy_dialogues": 12}, loud, 512
+    )
+    line = loud.line(512, {600: "+1 GiB per GPU, fits", 4000: "+9 GiB per GPU, does not fit"})
+    assert line == (
+        "WARNING: 50.0 % of the tokens to learn (1,000 of 2,000, in 12 dialogues) are cut off at --model_max_length "
+        "512: --model_max_length 600 keeps 95 % (+1 GiB per GPU, fits); --model_max_length 4000 keeps all (+9 GiB "
+        "per GPU, does not fit)"
+    )
+    little = Lost(100_000, 1, gains)
+    assert not little.loud and little.line(512) is None
+    assert little.line(512, {4000: "+9 GiB per GPU"}) == "--model_max_length 4000 keeps all (+9 GiB per GPU)"
+    partly = Lost(1000, 12, gains, at_least=True)
+    assert partly.lengths == [(600, "95 % of what was counted")] and Lost(9, 0).lengths == []
 
 
 # --- the real data and tokenizers

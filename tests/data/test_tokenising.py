@@ -26,6 +26,7 @@ from fastchat.data.tokens import workers
 from fastchat.data.tokens.prepare import TokenizedData, TokenSettings, get_or_create_tokens
 from fastchat.data.tokens.store import TokenStore
 from fastchat.errors import DataError, ResourceError
+from fastchat.streams import DETAILS
 from tests import builders
 from tests.data.in_memory import build_store
 from tests.data.test_loading import LINE, named, write
@@ -154,6 +155,9 @@ def test_samples_are_spread_evenly_and_proven(
     chat_encoder: ChatEncoder, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = obtain(data, chat_encoder=chat_encoder)
+    assert "derived a second time" not in capsys.readouterr().err  # a detail: for the log, and --log_level info
+    monkeypatch.setattr(DETAILS, "shown", True)
+    obtain(data, chat_encoder=chat_encoder)
     assert "train labels derived a second time: " in capsys.readouterr().err
     numbers = [number for number, _ in made.entry.about["samples"]]
     assert numbers == list(range(0, len(made.entry.store()), numbers[1])) and 32 <= len(numbers) <= 64

@@ -73,12 +73,12 @@ def test_what_a_limit_loses_and_what_a_longer_one_keeps_is_what_tokenising_with_
         for longer, tokens in cut.gains:
             expected += tokens
             assert longer > length and kept[longer] == expected, "exact at each length that is named"
-        if lost.share > LOUD:
-            enough, everything = lost.lengths[0][1], lost.lengths[-1][1]
+        if lost.loud:
+            enough, everything = lost.lengths[0][0], lost.lengths[-1][0]
             assert kept[everything] == kept[-1] > kept[everything - 1] and kept[enough] >= 0.95 * kept[-1]
             assert not any(kept[n] >= 0.95 * kept[-1] for n in range(length, enough - 16))
         else:
-            assert lost.lengths == [] and lost.warning(length) is None
+            assert lost.share <= LOUD and lost.line(length) is None
 
 
 def test_drop_and_error_for_overlong(chat_encoder):

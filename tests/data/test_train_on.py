@@ -196,11 +196,11 @@ def test_the_preview_and_its_page_give_the_reasons(tokenizer_dir, tmp_path, caps
         reasons[name] = reasons.get(name, 0) + count
     labels = json.loads(out.read_text())["labels"]
     assert sum(n for name, n in reasons.items() if _is_learned(found, name)) == sum(x != IGNORED for x in labels)
-    assert ("context, supervised" in reasons) == (train_on == "all") and ("not the last" in reasons) == (
+    assert ("context, learned" in reasons) == (train_on == "all") and ("not the last" in reasons) == (
         train_on == "last"
     )
     assert "excluded" in reasons and dict(found["about"])["--train_on"] == train_on
-    turns_line = re.search(r"turns +6: (\d) answers trained on, (\d) not", capsys.readouterr().out)
+    turns_line = re.search(r"turns +6: (\d) answers? learned, (\d) not", capsys.readouterr().out)
     assert turns_line and turns_line.groups() == (("1", "2") if train_on == "last" else ("2", "1"))
 
 

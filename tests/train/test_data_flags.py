@@ -189,8 +189,8 @@ def test_a_dialogue_that_is_several_examples_and_a_text(train: Train, tmp_path: 
     assert counts["examples"] == len(trained) + len(held_out) > 27 and not set(trained) & set(held_out)
     assert len(set(trained)) == 8 and all((trained + held_out).count(row) == 3 for row in range(9))
     assert outcome.trainer.state.global_step == -(-len(trained) // 4)
-    assert f"{counts['examples']} of 10 rows; 9 dialogues are several" in outcome.err
-    assert "WARNING: 1 of 10 rows are plain texts" in outcome.err
+    assert f"{counts['examples']} of 10 rows; several from 9 dialogues" in outcome.err
+    assert "WARNING: 1 of 10 rows hold plain text" in outcome.err
     assert f"on 8 dialogues ({len(trained)} examples)" in outcome.err
 
 

@@ -223,10 +223,12 @@ def test_lost_answers_are_warned_of_with_what_longer_limits_take(train: Any, tmp
     flags = ["--data_path", str(data), "--max_steps", "1", "--overlong", overlong, "--model_max_length"]
     outcome = train(*flags, "300")
     assert outcome.code == 0, outcome.err
-    (line,) = (line for line in outcome.err.splitlines() if "of the supervised tokens" in line)
-    found = re.search(r"loses ([\d.]+)% .* in 2 dialogues\): --model_max_length (\d+) keeps 100% \(\+[\d.]+ ", line)
+    (line,) = (line for line in outcome.err.splitlines() if "of the tokens to learn" in line)
+    found = re.search(
+        r"([\d.]+) % of .* in 2 dialogues\) are cut off .*: --model_max_length (\d+) keeps all \(\+[\d.]+ ", line
+    )
     assert found and float(found[1]) > 5, line
     whole = train(*flags, found[2], "--rope_scaling_type", "linear", name="whole")
-    assert whole.code == 0 and "of the supervised tokens" not in whole.err, whole.err
+    assert whole.code == 0 and "of the tokens to learn" not in whole.err, whole.err
     counts = whole.record["data"]["train"]["counts"]
     assert counts["dialogues"] == 6 and not counts.get("lost_supervised_tokens")

@@ -20,15 +20,13 @@ def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None
         r"proven on this tokenizer with template vicuna_v1.1, on 9 dialogues: prompts are prefixes, "
         r"stops are supervised, one BOS, no text becomes a control token, labels agree",
         r"train labels derived a second time: \d+ answers in 20 rows agree",
-        r"--- .*train.json:1 \(id 'sum-0'\): \d+ tokens, \d+ supervised in 1 turns",
+        r"--- .*train.json:1 \(id 'sum-0'\): \d+ tokens, \d+ learned in 1 answer",
         r"<s> A chat between .* USER: What is 0 plus 0\? ASSISTANT:\[\[ The answer is 0\.</s>\]\]",
-        r"\[\[ \]\] encloses the supervised tokens",
+        r"\[\[ \]\] encloses the learned tokens",
+        r"train data, .*: \d+\.\d % of the tokens are learned; no answer is cut off",
         r"rows         20: 20 trained on, none dropped",
-        r"turns        \d+: \d+ answers trained on, 0 not",
-        r"tokens       [\d,]+: [\d,]+ supervised \(\d+\.\d %\)",
-        r"truncated    0 dialogues, by 0 tokens",
-        r"straddling   0 tokens .*",
-        r"special      0 special-token strings .*",
+        r"turns        \d+: \d+ answers learned",
+        r"tokens       [\d,]+: [\d,]+ learned \(\d+\.\d %\)",
         r"the saved chat template gives the training ids of 16 records, and their prompts",
     ):
         assert re.search(f"^{line}$", err, re.M), (line, err)

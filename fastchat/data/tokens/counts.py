@@ -23,10 +23,13 @@ and one for each treatment in keys.TREATMENTS
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from fastchat.data.encoding.examples import REFUSED, Example, Outcome
 from fastchat.data.rows.keys import TREATMENTS
+from fastchat.data.tokens.lost import Lost
+from fastchat.errors import counted
 
 _DROPPED, _LEFT_OUT, _NOTE = "dropped_", "left_out_", "note_"
 # Why rows without supervised tokens are dropped, and what to do.
@@ -82,7 +85,9 @@ def refused_line(counts: Mapping[str, int], first: str) -> list[str]:
     """The message about rows that the template rejects, if there are any. `first`: the reason for the first one."""
     num = counts.get(_DROPPED + REFUSED, 0)
     return (
-        [f"skipped {num:,} of {counts.get('rows', 0):,} rows that the template rejects; first: {first}"] if num else []
+        [f"skipped {num:,} of {counted(counts.get('rows', 0), 'row')} that the template rejects; first: {first}"]
+        if num
+        else []
     )
 
 
@@ -99,64 +104,151 @@ def _listed(by_reason: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {n:,}" for reason, n in sorted(by_reason.items(), key=lambda item: -item[1]))
 
 
-def _examples_lines(counts: Mapping[str, int]) -> list[str]:
-    """How many examples the dialogues are, where that is another number; else nothing."""
-    examples, left_out = counts.get("examples", 0), _by_reason(counts, _LEFT_OUT)
-    if examples == counts.get("dialogues", 0) and not left_out:
-        return []
-    why = []
-    if n := counts.get("split_dialogues"):
-        why.append(f"{n:,} dialogues are several: the template shows earlier answers differently")
-    if n := counts.get("split_texts"):
-        why.append(f"{n:,} texts are several: they are longer than --model_max_length")
-    more = f"; {sum(left_out.values()):,} more are not trained on ({_listed(left_out)})" if left_out else ""
-    return [f"{examples:,} of {counts.get('dialogues', 0):,} rows; {'; '.join(why)}{more}"]
-
-
 def plain_line(counts: Mapping[str, int]) -> str:
     """The warning about plain texts; "" if there are none."""
     num = counts.get("plain_texts", 0)
     if not num:
         return ""
     return (
-        f"WARNING: {num:,} of {counts.get('rows', 0):,} rows are plain texts (continued pre-training): no chat "
-        "template is applied to them, and every token except BOS is supervised"
+        f"WARNING: {num:,} of {counted(counts.get('rows', 0), 'row')} hold plain text (continued pre-training): no "
+        "chat template is applied to it, and every token except BOS is learned"
     )
 
 
-def table(counts: Mapping[str, int]) -> str:
-    """The counts for the log: six lines, one more if dialogues are several examples, and one for each treatment that
-    was applied.
+# --- the table
+
+
+class Part(NamedTuple):
+    """A piece of a line. `filter`: the rows on the page that it counts, a name of STATES in the page's script."""
+
+    text: str
+    filter: str = ""
+
+
+class Line(NamedTuple):
+    """A line of the table. `happened`: False if all that it counts is zero."""
+
+    name: str
+    parts: Sequence[Part]
+    happened: bool = True
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts)
+
+
+def lines(counts: Mapping[str, int]) -> list[Line]:
+    """All counts in words, also those that are zero."""
+    n: Callable[[str], int] = lambda key: counts.get(key, 0)  # noqa: E731
+    out, tokens, learned = dropped(counts), n("tokens"), n("supervised_tokens")
+    special = n("special_token_strings")
+    found = [
+        Line("rows", [
+            Part(f"{n('rows'):,}: "), Part(f"{n('dialogues'):,} trained on", "trained"), Part(", "),
+            Part(f"{sum(out.values()):,} dropped", "dropped") if out else Part("none dropped"),
+            Part(f" ({_listed(out)})" if out else ""),
+        ]),
+        *_examples(counts),
+        Line("turns", [Part(f"{n('turns'):,}: {counted(n('trained_turns'), 'answer')} learned"), *_others(counts)]),
+        Line("tokens", [Part(f"{tokens:,}: {learned:,} learned ({percent(learned, tokens)})")]),
+        _cut(counts),
+        Line(
+            "boundary",
+            [
+                Part(counted(n("straddling_tokens"), "token"), "boundary"),
+                Part(" with characters of an answer and of other text"),
+            ],
+            n("straddling_tokens") > 0,
+        ),
+        Line(
+            "special",
+            [
+                Part(counted(special, "special-token string"), "lookalikes"),
+                Part(f" in messages, kept as plain text; {n('escaped_strings'):,} by an extra split"),
+            ],
+            special > 0,
+        ),
+    ]  # fmt: skip
+    found += [
+        Line("also", [Part(f"{meaning}: {counts[key]:,}")]) for key, meaning in TREATMENTS.items() if counts.get(key)
+    ]
+    notes = _by_reason(counts, _NOTE).items()
+    return found + [Line("also", [Part(f"{counted(number, 'example')}: {note}")]) for note, number in notes]
+
+
+def _others(counts: Mapping[str, int]) -> list[Part]:
+    untrained, cut = counts.get("untrained_turns", 0), counts.get("cut_turns", 0)
+    left_out = [Part(", "), Part(f"{untrained:,} not", "untrained")] if untrained else []
+    return left_out + ([Part(f", {cut:,} after a cut")] if cut else [])
+
+
+def _cut(counts: Mapping[str, int]) -> Line:
+    """What the length limit costs: it matters where something that would be learned is lost."""
+    lossy, lost = counts.get("lossy_dialogues", 0), counts.get("lost_supervised_tokens", 0)
+    dialogues, tokens = counts.get("truncated_dialogues", 0), counts.get("truncated_tokens", 0)
+    at_least = "at least " if counts.get("partly_counted") else ""
+    parts = [Part(f"{at_least}{counted(lost, 'token')} that would be learned, in ")]
+    parts.append(Part(counted(lossy, "dialogue"), "cut"))
+    if dialogues:
+        parts.append(Part(f"; {at_least}{counted(tokens, 'token')} of any kind, from {counted(dialogues, 'dialogue')}"))
+    return Line("cut", parts, lossy + dialogues > 0)
+
+
+def _examples(counts: Mapping[str, int]) -> list[Line]:
+    """How many examples the dialogues are, where that is another number; else nothing."""
+    examples, left_out = counts.get("examples", 0), _by_reason(counts, _LEFT_OUT)
+    if examples == counts.get("dialogues", 0) and not left_out:
+        return []
+    why = []
+    if n := counts.get("split_dialogues"):
+        why.append(f"several from {counted(n, 'dialogue')}: the template shows earlier answers differently")
+    if n := counts.get("split_texts"):
+        why.append(f"several from {counted(n, 'text')} longer than --model_max_length")
+    more = [f"{sum(left_out.values()):,} more not trained on ({_listed(left_out)})"] if left_out else []
+    said = [f"{examples:,} of {counted(counts.get('dialogues', 0), 'row')}", *why, *more]
+    return [Line("examples", [Part("; ".join(said))])]
+
+
+def percent(part: int, whole: int) -> str:
+    """
+    >>> percent(588, 1000), percent(1, 4000), percent(1, 100_000), percent(0, 0)
+    ('58.8 %', '0.03 %', '0.001 %', '0 %')
+    """
+    share = 100 * part / whole if whole else 0
+    return f"{share:.1f} %" if share >= 1 else f"{share:.1g} %"
+
+
+def verdict(counts: Mapping[str, int], lost: Lost | None = None, max_length: int | None = None) -> str:
+    """The most important facts in one sentence: how much is learned, and what is lost.
 
     Example:
-        rows         6,000: 5,998 trained on, 2 dropped (empty_dialogue 2)
-        turns        30,000: 14,985 answers trained on, 0 not, 15 after a cut
-        tokens       1,722,503: 1,012,345 supervised (58.8 %)
-        truncated    12 dialogues, by 345 tokens
-        straddling   0 tokens with characters of an answer and of other text
-        special      3 special-token strings in messages are plain text, 1 of them by an extra split
+        58.8 % of the tokens are learned; 34 dialogues lost answers or parts of them at 1,024 tokens: 2,048 keeps all
     """
-    out = dropped(counts)
-    left_out = f", {sum(out.values()):,} dropped ({_listed(out)})" if out else ", none dropped"
-    n: Callable[[str], str] = lambda key: f"{counts.get(key, 0):,}"  # noqa: E731
-    tokens, supervised = counts.get("tokens", 0), counts.get("supervised_tokens", 0)
-    share = f" ({100 * supervised / tokens:.1f} %)" if tokens else ""
-    special = f"{n('special_token_strings')} special-token strings in messages are plain text"
-    at_least = "at least " if counts.get("partly_counted") else ""
-    cut = f", {n('cut_turns')} after a cut" if counts.get("cut_turns") else ""
-    lost = f", {n('lost_supervised_tokens')} supervised tokens are lost" if counts.get("lost_supervised_tokens") else ""
-    lines = [
-        ("rows", f"{n('rows')}: {n('dialogues')} trained on{left_out}"),
-        *(("examples", line) for line in _examples_lines(counts)),
-        ("turns", f"{n('turns')}: {n('trained_turns')} answers trained on, {n('untrained_turns')} not{cut}"),
-        ("tokens", f"{tokens:,}: {supervised:,} supervised{share}"),
-        ("truncated", f"{n('truncated_dialogues')} dialogues, by {at_least}{n('truncated_tokens')} tokens{lost}"),
-        ("straddling", f"{n('straddling_tokens')} tokens with characters of an answer and of other text"),
-        ("special", f"{special}, {n('escaped_strings')} of them by an extra split"),
-    ]
-    lines += [("also", f"{counts[key]:,} {meaning}") for key, meaning in TREATMENTS.items() if counts.get(key)]
-    lines += [("also", f"{number:,} examples: {note}") for note, number in _by_reason(counts, _NOTE).items()]
-    return "\n".join(f"{name:<12} {value}" for name, value in lines)
+    said = [f"{percent(counts.get('supervised_tokens', 0), counts.get('tokens', 0))} of the tokens are learned"]
+    if lossy := counts.get("lossy_dialogues", 0):
+        at = f" at {max_length:,} tokens" if max_length else ""
+        ways = ", ".join(f"{length:,} keeps {what}" for length, what in (lost.lengths if lost else []))
+        said.append(f"{counted(lossy, 'dialogue')} lost answers or parts of them{at}" + (f": {ways}" if ways else ""))
+    else:
+        said.append("no answer is cut off")
+    if num := sum(dropped(counts).values()):
+        said.append(f"{num:,} of {counted(counts.get('rows', 0), 'row')} dropped")
+    return "; ".join(said)
+
+
+def table(counts: Mapping[str, int], lost: Lost | None = None, max_length: int | None = None) -> str:
+    """The counts for the terminal: the verdict, then one line for everything that happened.
+
+    Example:
+        58.8 % of the tokens are learned; 12 dialogues lost answers or parts of them at 1,024 tokens: 2,048 keeps all
+        rows         6,000: 6,000 trained on, none dropped
+        turns        30,000: 14,985 answers learned, 15 after a cut
+        tokens       1,722,503: 1,012,345 learned (58.8 %)
+        cut          310 tokens that would be learned, in 12 dialogues; 345 tokens of any kind, from 14 dialogues
+        special      3 special-token strings in messages, kept as plain text; 1 by an extra split
+    """
+    said = [f"{line.name:<12} {line.text}" for line in lines(counts) if line.happened]
+    return "\n".join([verdict(counts, lost, max_length), *said])
 
 
 def hint_at_causes(counts: Mapping[str, int], max_length: int) -> str:

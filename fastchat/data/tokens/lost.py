@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from fastchat.errors import counted
+
 LOUD = 0.05  # a warning is logged if a larger fraction is lost
 _MOST = 0.95  # the fraction that the shorter of the two recommended lengths keeps
+_KEEPS = f"{100 * _MOST:.0f} %"
 _STEP = 16  # granularity of lengths inside one answer, in tokens
 
 
@@ -83,25 +86,36 @@ class Lost:
         return max(self.gains, default=0)
 
     @property
-    def lengths(self) -> list[tuple[str, int]]:
-        """(what it keeps, limit) if so much is lost that a warning is logged; else empty."""
-        if self.share <= LOUD:
-            return []
+    def loud(self) -> bool:
+        """Whether so much is lost that a warning is logged."""
+        return self.share > LOUD
+
+    @property
+    def lengths(self) -> list[tuple[int, str]]:
+        """(limit, what it keeps), shortest first; empty if nothing is lost, or if no such limit is known."""
         most, everything = self.length_for(_MOST), self.length_for(1.0)
         if self.at_least:  # what would keep everything is not known
-            return [(f"{_MOST:.0%} of what was counted", most)]
-        return [(f"{_MOST:.0%}", most), ("100%", everything)] if most < everything else [("100%", everything)]
+            return [(most, f"{_KEEPS} of what was counted")] if self.loud else []
+        if not self.tokens:
+            return []
+        short = [(most, _KEEPS)] if self.loud and most < everything else []
+        return [*short, (everything, "all")]
 
-    def warning(self, max_length: int, costs: Mapping[int, str] | None = None) -> str | None:
-        """The warning before training; None if little is lost. `costs`: the memory that each of `lengths` takes."""
-        if not self.lengths:
+    def line(self, max_length: int, costs: Mapping[int, str] | None = None) -> str | None:
+        """What is said before training: a warning if much is lost; else only what the longer limit takes, if that is
+        known; None if there is nothing to say. `costs`: the memory that each of `lengths` takes."""
+        costs = costs or {}
+        if not self.lengths or not (self.loud or costs):
             return None
-        ways = []
-        for what, length in self.lengths:
-            cost = (costs or {}).get(length)
-            ways.append(f"--model_max_length {length} keeps {what}" + (f" ({cost})" if cost else ""))
+        ways = "; ".join(
+            f"--model_max_length {length} keeps {what}" + (f" ({costs[length]})" if costs.get(length) else "")
+            for length, what in self.lengths
+        )
+        if not self.loud:
+            return ways
         at_least = "at least " if self.at_least else ""
         return (
-            f"WARNING: --model_max_length {max_length} loses {at_least}{self.share:.1%} of the supervised tokens "
-            f"({self.tokens:,} of {self.kept + self.tokens:,}, in {self.dialogues:,} dialogues): {'; '.join(ways)}"
+            f"WARNING: {at_least}{100 * self.share:.1f} % of the tokens to learn ({self.tokens:,} of "
+            f"{self.kept + self.tokens:,}, in {counted(self.dialogues, 'dialogue')}) are cut off at --model_max_length "
+            f"{max_length}: {ways}"
         )

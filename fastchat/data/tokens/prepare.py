@@ -28,6 +28,7 @@ from fastchat.data.tokens.progress import byte_bar
 from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, check_supervised
 from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
 from fastchat.errors import DataError, say
+from fastchat.streams import detail
 
 _ABOUT = 4  # increment whenever the result of `TokenizeJob` changes: it is part of the key
 _SAMPLES = 64  # examples whose labels are derived a second time
@@ -107,7 +108,7 @@ def get_or_create_tokens(
     for line in entry.about["lines"] if found else ():
         say(line)
     samples = [(number, _from_json(value, list(states))) for number, value in entry.about["samples"]]
-    say(f"{name} {_checked(samples, entry.store(), chat_encoder).line}")
+    detail(f"{name} {_checked(samples, entry.store(), chat_encoder).line}")
     counts, records = entry.about["counts"], [record for _, record in samples]
     if line := plain_line(counts):
         say(line)

@@ -8,6 +8,9 @@ only with `textContent`, a part of one record at a time. The data:
     records   one per example                             p: [part, parts] of a row that is several examples
               t: the tokens, as indices into `tokens`     r: runs, flat: count, turn, role, reason, count, ...
               x: texts that differ from `tokens`, flat: position, text, ...     s: the role of every turn
+              n: numbers of its tokens learned and cut off, of its answers learned and not, of boundary tokens, of
+                 special-token strings in messages, and of tokens lost that would be learned
+    counts    the lines of the table: name, [[text, filter], ...]; a filter is a name of STATES in search.js
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from fastchat.data.encoding.renderings import renderings_of
 from fastchat.data.encoding.supervision import Encoded
 from fastchat.data.rows.records import Record
 from fastchat.data.rows.writing import StagedFile
-from fastchat.data.tokens.counts import table
+from fastchat.data.tokens.counts import lines, verdict
+from fastchat.data.tokens.lost import Lost
 from fastchat.data.view.histogram import Histogram
 from fastchat.data.view.reasons import EXPLAINED, ROLES, Run, Why, explain, explain_text
 from fastchat.data.view.token_text import TokenTexts
@@ -39,7 +43,7 @@ from fastchat.files import sha256_of_text
 
 # 3 M tokens make a page of about 12 MB; later records are shown without tokens, and the page says so.
 MAX_TOKENS = 3_000_000
-_SCRIPTS = ("base.js", "search.js", "record.js", "overview.js", "main.js")
+_SCRIPTS = ("base.js", "search.js", "list.js", "record.js", "token.js", "overview.js", "chart.js", "keys.js", "main.js")
 _BATCH = 256  # examples per call of the tokenizer
 
 
@@ -82,8 +86,9 @@ class HtmlReport:
             if len(self._waiting) == _BATCH:
                 self._encode()
 
-    def write(self, path: str, counts: Mapping[str, int], about: Mapping[str, str]) -> str:
-        """Write the page; returns one line about it. `about`: the settings that were previewed, as names and values.
+    def write(self, path: str, counts: Mapping[str, int], about: Mapping[str, str], lost: Lost | None = None) -> str:
+        """Write the page; returns one line about it. `about`: the settings that were previewed, as names and values;
+        `lost`: what the length limit costs.
 
         Raises ResourceError if `path` cannot be written.
         """
@@ -93,7 +98,8 @@ class HtmlReport:
         shown = len(self._entries)
         head = {
             "about": list(about.items()),
-            "counts": [_split_line(line) for line in table(counts).splitlines()],
+            "verdict": verdict(counts, lost, self.max_length),
+            "counts": [[line.name, line.parts] for line in lines(counts)],
             "lengths": self._lengths.table(self.max_length),
             "roles": ROLES,
             "reasons": [[*EXPLAINED[why], int(why.learned)] for why in Why],
@@ -169,7 +175,8 @@ def _row(entry: _Entry, place_of: Mapping[int, int]) -> dict[str, Any]:
             example.trained_turns,
             example.untrained_turns if example.parts == 1 else 0,
             example.straddling,
-            example.escaped,
+            example.special_token_strings,
+            example.lost,
         ],
     }
     if example.parts > 1:
@@ -188,13 +195,7 @@ def _length(example: Example, max_length: int) -> int:
 
 
 def _fate(example: Example) -> str:
-    return "dropped" if example.dropped else "cut" if example.truncated_tokens else "whole"
-
-
-def _split_line(line: str) -> list[str]:
-    """A line of the table of counts as (name, value)."""
-    found = re.match(r"(\S+) +(.*)", line)
-    return list(found.groups()) if found else ["", line]
+    return "dropped" if example.dropped else "cut" if example.lost else "whole"
 
 
 # --- the page around the data

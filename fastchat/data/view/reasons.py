@@ -15,6 +15,7 @@ from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import IGNORED, Example
 from fastchat.data.encoding.plain_text import lead_of
 from fastchat.data.encoding.supervision import ALL, Encoded, learned_segments
+from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 
 
 class Why(IntEnum):
@@ -40,7 +41,8 @@ class Why(IntEnum):
     EXAMPLE = 17
     BOUNDARY = 18
     CUT = 19
-    DROPPED = 20
+    AFTER = 20
+    DROPPED = 21
 
     @property
     def learned(self) -> bool:
@@ -56,35 +58,36 @@ EXPLAINED = {
     ),
     Why.STOP: ("stop", "ends the turn: the assistant has to write it in order to stop"),
     Why.BOUNDARY_LEARNED: (
-        "boundary, supervised",
-        "one token has characters of the answer and of the template next to it; it is supervised, because the "
+        "boundary, learned",
+        "one token has characters of the answer and of the template next to it; it is learned, because the "
         "assistant has to write part of it",
     ),
     Why.CONTEXT_LEARNED: (
-        "context, supervised",
-        "--train_on all supervises everything except BOS; part of the prompt at inference",
+        "context, learned",
+        "--train_on all learns everything except BOS; part of the prompt at inference",
     ),
-    Why.TEXT: ("text", "continued pre-training supervises every token of a plain text"),
+    Why.TEXT: ("text", "continued pre-training learns every token of a plain text"),
     Why.TEMPLATE: ("template", "the template writes it; part of the prompt at inference"),
     Why.BOS: ("sequence start", "the tokenizer or the template adds it at the start; the model never has to write it"),
     Why.SYSTEM: ("system", "a system message is context"),
     Why.USER: ("user", "a user's message is context"),
     Why.TOOL: ("tool", "the output of a tool is context"),
     Why.TOOLS: ("tools", "the schemas of the tools are context"),
-    Why.BEFORE: ("text before", "the token before this piece of a longer text; it is supervised in the piece before"),
-    Why.EXCLUDED: ("excluded", 'not supervised: its turn, or the row, has "train": false'),
-    Why.EMPTY: ("empty answer", "an answer without text is kept but not supervised"),
+    Why.BEFORE: ("text before", "the token before this piece of a longer text; it is learned in the piece before"),
+    Why.EXCLUDED: ("excluded", 'not learned: its turn, or the row, has "train": false'),
+    Why.EMPTY: ("empty answer", "an answer without text is kept but not learned"),
     Why.OTHER_EXAMPLE: (
         "other example",
-        "supervised in another example of this dialogue, which has the prompt that inference sends for it",
+        "learned in another example of this dialogue, which has the prompt that inference sends for it",
     ),
-    Why.NOT_LAST: ("not the last", "--train_on last supervises only the last trained answer of a dialogue"),
+    Why.NOT_LAST: ("not the last", "--train_on last learns only the last answer of a dialogue"),
     Why.EXAMPLE: ("example", "an example that the template adds before every dialogue"),
     Why.BOUNDARY: (
         "boundary",
-        "one token has characters of an answer and of another message; it is not supervised",
+        "one token has characters of an answer and of another message; it is not learned",
     ),
-    Why.CUT: ("cut", "after --model_max_length; training does not see it"),
+    Why.CUT: ("cut", "after --model_max_length, which cuts off something to learn; training does not see it"),
+    Why.AFTER: ("after the end", "after --model_max_length; nothing in it would be learned, training does not see it"),
     Why.DROPPED: ("dropped", "the whole row is not trained on"),
 }
 # The roles of turns, and kinds of text within them.
@@ -126,12 +129,22 @@ def explain(
     ]
     straddling, bos = set(encoded.straddling), _bos_positions(encoded, chat_encoder)
     starts = _answer_starts(rendered, encoded, owners)
-    alone = straddling | bos | starts
-    edges = {0, min(keep, size), *_changes(owners), *_changes(encoded.supervised), *alone, *(i + 1 for i in alone)}
+    alone, stops = straddling | bos | starts, _stop_starts(rendered.segments, owners, texts, chat_encoder)
+    edges = {
+        0,
+        min(keep, size),
+        *stops.values(),
+        *_changes(owners),
+        *_changes(encoded.supervised),
+        *alone,
+        *(i + 1 for i in alone),
+    }
     runs = []
     for start, end in pairwise([*sorted(edges - {size}), size]):
         learned = encoded.supervised[start]
         turn, role, why = (-1, 0, Why.BOS) if owners[start] < 0 else base[owners[start]][learned]
+        if start >= stops.get(owners[start], size):
+            role, why = ROLES.index("assistant"), Why.STOP if learned else why
         if start in straddling:
             why = Why.BOUNDARY_LEARNED if learned else Why.BOUNDARY
         elif start in starts:
@@ -141,7 +154,7 @@ def explain(
         if example.dropped is not None:
             why = Why.DROPPED if learned else why
         elif start >= keep:
-            why = Why.CUT
+            why = Why.CUT if example.lost else Why.AFTER
         runs.append(Run(end - start, turn, role, why))
     _check(runs, encoded, example)
     return runs
@@ -194,26 +207,65 @@ def explain_text(example: Example, chat_encoder: ChatEncoder) -> list[Run]:
 
 
 def _kinds(segments: Sequence[Segment]) -> list[str]:
-    """The kind of each segment; the template's own text between two of one kind in one turn is of that kind too."""
+    """The kind of each segment; the template's own text around those of one kind in one turn is of that kind too: the
+    markup of a tool call, the tags around reasoning."""
     kinds = [segment.kind for segment in segments]
     written = [i for i, segment in enumerate(segments) if segment.role != "template"]
     for a, b in pairwise(written):
         if kinds[a] == kinds[b] != "" and segments[a].turn == segments[b].turn:
             kinds[a + 1 : b] = [kinds[a]] * (b - a - 1)
+    for i, segment in enumerate(segments):
+        if segment.role == "template" and (segment.supervised or segment.excluded) and not kinds[i]:
+            before, after = (_next_kind(segments, i, by) for by in (-1, 1))
+            kinds[i] = after if after == "call" else before or after
     return kinds
+
+
+def _next_kind(segments: Sequence[Segment], at: int, by: int) -> str:
+    """The kind of the next text that is not the template's, in the same turn; "" if there is none."""
+    turn, at = segments[at].turn, at + by
+    while 0 <= at < len(segments) and segments[at].turn == turn:
+        if segments[at].role != "template":
+            return segments[at].kind
+        at += by
+    return ""
+
+
+def _stop_starts(
+    segments: Sequence[Segment], owners: Sequence[int], texts: Sequence[str], chat_encoder: ChatEncoder
+) -> dict[int, int]:
+    """The last segment of every learned turn, if it is the template's -> the first token of its stop. With tool calls
+    the segment also has the end of their markup, which is before the stop."""
+    template = chat_encoder.template
+    own = template.stops if isinstance(template, TokenizerTemplate) else (template.stop,)
+    stops = sorted(filter(None, map(chat_encoder.substitute, own)), key=len, reverse=True)
+    last = {segment.turn: i for i, segment in enumerate(segments) if segment.supervised}
+    ends = {i for i in last.values() if segments[i].role == "template"}
+    places: dict[int, tuple[int, int]] = {}
+    for start, end in pairwise([0, *_changes(owners), len(owners)] if owners else []):
+        places[owners[start]] = (places.get(owners[start], (start, end))[0], end)
+    starts = {}
+    for owner in ends & places.keys():
+        text = chat_encoder.substitute(segments[owner].text)
+        left = len(next((stop for stop in stops if text.endswith(stop)), text))
+        first, start = places[owner]
+        while left > 0 and start > first:
+            start -= 1
+            left -= len(texts[start])
+        starts[owner] = start
+    return starts
 
 
 def _base_reasons(
     segment: Segment, kind: str, dialogue: Dialogue, chat_encoder: ChatEncoder, several: bool
 ) -> list[tuple[int, int, Why]]:
-    """(turn, role, reason) of a segment's tokens that are not supervised, and of those that are. `several`: whether the
-    dialogue is several examples."""
+    """(turn, role, reason) of a segment's tokens that are not supervised, and of those that are, unless they are a
+    stop. `several`: whether the dialogue is several examples."""
     role = ROLES.index(_KINDS.get(kind, segment.role))
     not_learned = (segment.turn, role, _not_learned(segment, dialogue, chat_encoder, several))
     if not segment.supervised:
         return [not_learned, (segment.turn, role, Why.CONTEXT_LEARNED)]
-    learned = Why.ANSWER if segment.role == "assistant" or kind else Why.STOP
-    return [not_learned, (segment.turn, role if kind else ROLES.index("assistant"), learned)]
+    return [not_learned, (segment.turn, role if kind else ROLES.index("assistant"), Why.ANSWER)]
 
 
 def _not_learned(segment: Segment, dialogue: Dialogue, chat_encoder: ChatEncoder, several: bool) -> Why:

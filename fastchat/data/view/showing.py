@@ -13,6 +13,7 @@ from fastchat.data.encoding.examples import Example, tokenize_dialogues
 from fastchat.data.encoding.renderings import renderings_of
 from fastchat.data.rows.records import Record
 from fastchat.data.view.terminal import legend, paint, safe, token_texts
+from fastchat.errors import counted
 
 # For a shortened example: tokens at both ends of each run, the minimum to omit between them, and runs.
 _HEAD, _TAIL, _LEAST, _RUNS = 64, 24, 12, 8
@@ -25,19 +26,17 @@ def shown(
     texts = token_texts(chat_encoder.encoder, example.input_ids)
     supervised = [label == token for label, token in zip(example.labels, example.input_ids, strict=True)]
     plain = record.dialogue is not None and record.dialogue.plain
-    in_turns = "" if plain else f" in {example.trained_turns} turns"
+    in_turns = "" if plain else f" in {counted(example.trained_turns, 'answer')}"
     if example.parts > 1 and not plain:
         in_turns = f" in turn {', '.join(str(turn + 1) for turn in example.answers)}"
     untrained = example.untrained_turns if example.parts == 1 else 0
     parts = [
         f"example {example.part + 1} of {example.parts}" if example.parts > 1 else "",
-        f"{len(texts):,} tokens",
-        f"{example.num_supervised:,} supervised{in_turns}",
-        f"{untrained} turns not trained on" if untrained else "",
-        f"{example.truncated_tokens:,} more tokens cut off at --model_max_length {max_length}"
-        if example.truncated_tokens
-        else "",
-        f"{example.escaped} special-token strings kept as plain text" if example.escaped else "",
+        counted(len(texts), "token"),
+        f"{example.num_supervised:,} learned{in_turns}",
+        f"{counted(untrained, 'answer')} not learned" if untrained else "",
+        _after_the_end(example, max_length) if example.truncated_tokens else "",
+        f"{counted(example.escaped, 'special-token string')} kept as plain text" if example.escaped else "",
     ]
     painted = paint(*(shorten(texts, supervised) if short else (texts, supervised)), colour)
     contents = _contents(record.dialogue) if record.dialogue is not None and example.part == 0 else ""
@@ -45,6 +44,13 @@ def shown(
     if example.straddling:
         lines.append(_straddling(record, example, texts, supervised, chat_encoder, max_length))
     return "\n".join(line for line in lines if line)
+
+
+def _after_the_end(example: Example, max_length: int) -> str:
+    """What training does not see of the dialogue."""
+    at_least = "at least " if example.at_least else ""
+    cut = f"{at_least}{counted(example.truncated_tokens, 'token')} cut off at --model_max_length {max_length}"
+    return f"{cut}, {example.lost:,} of them would be learned" if example.lost else f"{cut}, none would be learned"
 
 
 def _contents(dialogue: Dialogue) -> str:
@@ -108,7 +114,7 @@ def _straddling(
     rendered = renderings_of(record.dialogue, chat_encoder)[example.part]
     positions = next(encode_beginnings([rendered], chat_encoder, max_length)).straddling
     named = [
-        f"{safe(repr(texts[at]))} at {at} ({'supervised' if supervised[at] else 'not supervised'})"
+        f"{safe(repr(texts[at]))} at {at} ({'learned' if supervised[at] else 'not learned'})"
         for at in positions
         if at < len(texts)
     ]

@@ -51,9 +51,9 @@ def paint(texts: Sequence[str], supervised: Sequence[bool], colour: bool) -> str
 def legend(colour: bool) -> str:
     """How to read the output of `paint`."""
     if not colour:
-        return "[[ ]] encloses the supervised tokens"
+        return "[[ ]] encloses the learned tokens"
     green, grey = (f"{shades[0]}{name}{_RESET}" for shades, name in ((_SUPERVISED, "green"), (_OTHERS, "grey")))
-    return f"{green}: supervised, {grey}: not supervised; the shades alternate from token to token"
+    return f"{green}: learned, {grey}: not learned; the shades alternate from token to token"
 
 
 def _coloured(texts: Sequence[str], supervised: Sequence[bool]) -> str:

@@ -9,12 +9,13 @@ const [ID, TEXT, PIECE, CONTROL] = [0, 1, 2, 3];
 const reasonNamed = new Map(reasons.map(([name], why) => [name, why]));
 // How each reason looks; the order is that of the class Why in reasons.py.
 const LOOKS = ["learned", "learned first", "learned stop", "learned boundary", "learned", "learned", "template", "start",
-  "", "", "", "", "", "unlearned", "unlearned", "unlearned", "unlearned", "", "boundary", "cut", "dropped"];
+  "", "", "", "", "", "unlearned", "unlearned", "unlearned", "unlearned", "", "boundary", "cut", "cut after", "dropped"];
 // Roles from this one on are kinds of text within a turn; they are named in front of it.
 const KINDS = roles.indexOf("reasoning");
 
-// The state, also in the address; `record` is an index into `records`, `token` an index into the record's tokens.
-const state = { record: null, token: null, query: "", reason: "", state: "all" };
+// The state, also in the address; `record` is an index into `records`, `token` an index into the record's tokens;
+// `edges`: whether the edges of tokens are visible.
+const state = { record: null, token: null, query: "", reason: "", state: "all", sort: "file", edges: false };
 let found = [];   // the records that pass the filters, as indices into `records`
 let view = null;  // the open record: its tokens, its hits, and which part of it is in the page
 
@@ -84,16 +85,19 @@ function* runsOf(record) {
 
 const nameOf = (record) => visible((record.id === null ? record.at.split("/").at(-1) : record.id).slice(0, 120));
 
+// The number of a record's row; of a row that is several examples, with that of the example.
+const rowOf = (record) => (record.p ? `${record.i}.${record.p[0] + 1}` : `${record.i}`);
+
 const exampleOf = (record) => (record.p ? `, example ${record.p[0] + 1} of ${record.p[1]}` : "");
 
 // What is unusual about a record, as [text, kind].
 function badgesOf(record) {
-  const [, cut, , untrained, straddling, lookalikes] = record.n;
+  const [, , , untrained, straddling, lookalikes, lost] = record.n;
   const badges = [];
   if (record.drop !== null) badges.push([`dropped: ${record.drop}`, "warn"]);
-  else if (cut) badges.push([`cut by ${number(cut)}`, "warn"]);
+  else if (lost) badges.push([`${number(lost)} lost`, "warn"]);
   if (straddling) badges.push([plural(straddling, "boundary token"), "warn"]);
   if (lookalikes) badges.push([plural(lookalikes, "special-token string") + " kept as plain text", "warn"]);
-  if (untrained && record.drop === null) badges.push([plural(untrained, "answer") + " not trained on", ""]);
+  if (untrained && record.drop === null) badges.push([plural(untrained, "answer") + " not learned", ""]);
   return badges;
 }

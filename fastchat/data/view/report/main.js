@@ -2,11 +2,13 @@
 
 function remember() {
   const words = new URLSearchParams();
-  if (state.record !== null) words.set("record", records[state.record].i);
+  if (state.record !== null) words.set("record", rowOf(records[state.record]));
   if (state.token !== null) words.set("token", state.token);
   if (state.query) words.set("search", state.query);
   if (state.reason) words.set("tokens", state.reason);
   if (state.state !== "all") words.set("records", state.state);
+  if (state.sort !== "file") words.set("sort", state.sort);
+  if (state.edges) words.set("edges", "on");
   history.replaceState(null, "", `#${words}`);
 }
 
@@ -16,11 +18,14 @@ function recall() {
   state.query = words.get("search") || "";
   state.reason = named("tokens", (name) => reasonNamed.has(name), "");
   state.state = named("records", (name) => Object.hasOwn(STATES, name), "all");
+  state.sort = named("sort", (name) => Object.hasOwn(SORTS, name), "file");
+  state.edges = words.get("edges") === "on";
   showFilters();
   filter();
-  const record = records.findIndex((r) => String(r.i) === words.get("record"));
-  drawList();
-  go(record < 0 ? null : record, Number.parseInt(words.get("token"), 10));
+  const record = recordNamed(words.get("record"));
+  state.record = record < 0 ? null : record;
+  redrawList();
+  go(state.record, Number.parseInt(words.get("token"), 10));
 }
 
 // Open a record (an index into `records`), or the overview for null; select the token if it exists.
@@ -30,26 +35,25 @@ function go(record, token = NaN) {
   view = null;
   $("overview").hidden = record !== null;
   $("record").hidden = record === null;
-  if (record !== null) showRecord(record);
+  if (record !== null) showRecord(record); else drawChart();
+  followRecord();
   scrollTo(0, matchMedia("(max-width: 800px)").matches && record !== null ? $("main").offsetTop : 0);
   if (view && token >= 0 && token < view.size) goToToken(token, "center");
   else if (view && view.hits.length) goToHit(1);
   else drawDetails(null);
-  markCurrent();
   remember();
 }
 
 function stepRecord(by) {
-  const next = found[found.indexOf(state.record) + by];
+  const place = found.indexOf(state.record), next = found[place < 0 ? 0 : place + by];
   if (next !== undefined) go(next);
 }
 
 function search(change) {
   Object.assign(state, change);
-  rowsShown = ROWS;
   showFilters();
   filter();
-  drawList();
+  redrawList();
   if (view) {
     drawRecord();
     goToHit(1);
@@ -61,37 +65,7 @@ function showFilters() {
   if ($("query").value !== state.query) $("query").value = state.query;
   $("state").value = state.state;
   $("reason").value = state.reason;
-}
-
-// --- keys
-
-function onTokenKey(event) {
-  const { size, turn } = view, at = state.token;
-  const start = (i) => { while (i > 0 && turn[i - 1] === turn[i]) i -= 1; return i; };
-  const next = () => { let i = at; while (i < size && turn[i] === turn[at]) i += 1; return i; };
-  const before = () => (start(at) < at ? start(at) : start(at - 1));
-  const moves = {
-    ArrowRight: () => at + 1, ArrowLeft: () => at - 1, ArrowDown: next, ArrowUp: before, Home: () => 0, End: () => size - 1,
-  };
-  if (!Object.hasOwn(moves, event.key)) return;
-  event.preventDefault();
-  goToToken(at === null ? view.from : Math.min(Math.max(moves[event.key](), 0), size - 1));
-}
-
-function onKey(event) {
-  if (event.ctrlKey || event.altKey || event.metaKey) return;
-  if (event.target.matches("input, select")) {
-    if (event.key === "Escape" && event.target.id === "query") search({ query: "" });
-    return;
-  }
-  if (event.target.id === "tokens") onTokenKey(event);
-  const acts = {
-    "/": () => $("query").focus(), o: () => go(null),
-    j: () => stepRecord(1), k: () => stepRecord(-1), n: () => goToHit(1), p: () => goToHit(-1),
-  };
-  if (!Object.hasOwn(acts, event.key)) return;
-  event.preventDefault();
-  acts[event.key]();
+  $("sort").value = state.sort;
 }
 
 // --- pointers
@@ -119,7 +93,12 @@ function listen() {
     const button = event.target.closest("button");
     if (button) go(Number(button.dataset.record));
   };
-  $("more-records").onclick = () => { rowsShown += ROWS; drawList(); };
+  $("sort").onchange = () => { state.sort = $("sort").value; filter(); redrawList(); if (view) drawRecord(); remember(); };
+  $("jump").onsubmit = (event) => { event.preventDefault(); if ($("row").value.trim()) jump($("row").value); };
+  $("earlier-records").onclick = () => showMoreRecords(true);
+  $("more-records").onclick = () => showMoreRecords(false);
+  $("open-help").onclick = toggleHelp;
+  new ResizeObserver(drawChart).observe($("overview"));
   $("to-overview").onclick = () => go(null);
   $("record").onclick = (event) => { const i = tokenAt(event); if (i !== null) goToToken(i); };
   $("record").onmouseover = (event) => { const i = tokenAt(event); if (i !== null) drawDetails(i); };
@@ -129,12 +108,15 @@ function listen() {
   addEventListener("hashchange", recall);
 }
 
+$("verdict").textContent = `${data.verdict}.`;
 for (const [name, value] of data.about) {
   $("about").append(make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: visible(value) })));
 }
 for (const [value, [textContent]] of Object.entries(STATES)) $("state").append(make("option", { value, textContent }));
+for (const [value, [textContent]] of Object.entries(SORTS)) $("sort").append(make("option", { value, textContent }));
 $("reason").append(make("option", { value: "", textContent: "of any kind" }));
 for (const [name] of reasons) $("reason").append(make("option", { value: name, textContent: name }));
+drawHelp();
 listen();
 drawOverview();
 recall();

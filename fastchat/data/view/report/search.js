@@ -1,15 +1,23 @@
-// --- the records in the list, and the search hits in the open one
+// --- the records that the filters let through, in order, and the search hits in the open one
 
 const STATES = {
   all: ["all", () => true],
-  learned: ["complete", (r) => r.drop === null && !r.n[1]],
-  cut: ["cut", (r) => r.drop === null && r.n[1] > 0],
+  trained: ["trained on", (r) => r.drop === null],
+  complete: ["complete", (r) => r.drop === null && !r.n[6]],
+  cut: ["cut", (r) => r.n[6] > 0],
   dropped: ["dropped", (r) => r.drop !== null],
-  untrained: ["with answers not trained on", (r) => r.n[3] > 0],
+  untrained: ["with answers not learned", (r) => r.n[3] > 0],
   boundary: ["with boundary tokens", (r) => r.n[4] > 0],
   lookalikes: ["with special-token strings", (r) => r.n[5] > 0],
 };
-let rowsShown = ROWS;
+
+const shareOf = (record) => record.n[0] / Math.max(sizeOf(record) - record.n[1], 1);
+const SORTS = {
+  file: ["as in the data", null],
+  longest: ["longest first", (a, b) => sizeOf(b) - sizeOf(a)],
+  least: ["least learned first", (a, b) => shareOf(a) - shareOf(b)],
+  most: ["most learned first", (a, b) => shareOf(b) - shareOf(a)],
+};
 
 const pattern = (query) => new RegExp(query.replace(/[.*+?^${}()|[\]\\\/]/g, "\\$&"), "giu");
 
@@ -31,6 +39,8 @@ function filter() {
   }
   found = [];
   records.forEach((record, i) => { if (tests.every((test) => test(record))) found.push(i); });
+  const order = SORTS[state.sort][1];
+  if (order) found.sort((a, b) => order(records[a], records[b]) || a - b);
 }
 
 // The hits of the open record, as [first token, last token].
@@ -57,31 +67,4 @@ function textHits(texts) {
     if (hits.length > MAX_HITS) break;
   }
   return hits;
-}
-
-function drawRow(i) {
-  const record = records[i], size = sizeOf(record), bar = make("i");
-  bar.style.width = `${size ? 100 * record.n[0] / size : 0}%`;
-  const facts = [make("span", { className: "share" }, bar), `${number(record.n[0])} of ${number(size)} supervised`];
-  const button = make("button", { type: "button" },
-    make("span", { className: "name" }, make("b", { textContent: record.p ? `${record.i}.${record.p[0] + 1}` : record.i }), make("span", { textContent: nameOf(record) })),
-    make("span", { className: "facts" }, ...facts, ...badgesOf(record).slice(0, 1).map(badge)));
-  button.dataset.record = i;
-  return make("li", {}, button);
-}
-
-function drawList() {
-  const shown = found.slice(0, rowsShown), more = data.total - records.length;
-  $("list").replaceChildren(...shown.map(drawRow));
-  $("more-records").hidden = shown.length === found.length;
-  const of = found.length === records.length ? "" : `${number(found.length)} of `;
-  $("found").textContent = of + plural(records.length, data.unit) + (more ? `; ${number(more)} more are only counted` : "");
-  markCurrent();
-}
-
-function markCurrent() {
-  for (const button of $("list").querySelectorAll("button")) {
-    button.setAttribute("aria-current", Number(button.dataset.record) === state.record);
-  }
-  $("to-overview").setAttribute("aria-current", state.record === null);
 }
