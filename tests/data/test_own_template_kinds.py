@@ -68,6 +68,10 @@ DIALOGUES = {
             answer("Three."),
         )
     ),
+    "chain": Dialogue(
+        (user("Rain?"), call(PARIS), Turn("tool", "wet"), call(ROME), Turn("tool", "dry"), answer("Only in Paris.")),
+        tools=(WEATHER,),
+    ),
     "reasoning_tools": Dialogue(
         (
             user("Rain?"),
@@ -81,11 +85,12 @@ DIALOGUES = {
     ),
 }
 # What a kind cannot show.
-TOOLS, REASONING = {"tools", "parallel", "no_arguments", "reasoning_tools"}, {"reasoning", "reasoning_tools"}
+TOOLS, REASONING = {"tools", "chain", "parallel", "no_arguments", "reasoning_tools"}, {"reasoning", "reasoning_tools"}
 REFUSED = {
     "CHANNELS": {"parallel"},
     "PARTS": TOOLS,
     "TWICE": TOOLS,
+    "WAITING": TOOLS,
 }
 
 
@@ -197,6 +202,10 @@ STOPS = {
     "MOVING": ("<|eos|>",),
     "BOXED": ("<|turn_end|>",),
     "TWICE": ("<|end|>",),
+    "WAITING": ("<|im_end|>",),
+    "DOUBLED": ("<|end|>",),
+    "SPACED": ("<|eom|>",),
+    "CONTINUING": ("<|end|>", "<|run|>"),
 }
 
 
@@ -252,8 +261,9 @@ def test_a_switch_shows_reasoning_and_the_rows_own_arguments_win(chat_encoder_of
 
 def test_forms_are_found_by_trying(chat_encoder_of):
     forms = {kind: chat_encoder_of(kind).template.form for kind in KINDS}
-    assert {kind for kind, form in forms.items() if form.text_arguments} == {"CUTTING", "SWITCHED"}
+    assert {kind for kind, form in forms.items() if form.text_arguments} == {"CUTTING", "SWITCHED", "SPACED"}
     assert {kind for kind, form in forms.items() if form.own_ids} == {"MOVING"}
+    assert {kind for kind, form in forms.items() if form.named_ids} == {"DOUBLED"}
     assert {kind for kind, form in forms.items() if form.parts} == {"PARTS"}
     keys = {kind: form.reasoning or form.call_reasoning for kind, form in forms.items()}
     assert keys == dict.fromkeys(KINDS, "<text>") | {
@@ -264,6 +274,7 @@ def test_forms_are_found_by_trying(chat_encoder_of):
         "RESPONDING": "reasoning",
         "BOXED": "tool_plan",
         "SWITCHED": "",
+        "DOUBLED": "",
         "CHAINED": "reasoning_content",
         "PARTED": "<part>",
     }

@@ -12,7 +12,8 @@ import pytest
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.cross_check import LabelCrossCheck
-from fastchat.data.encoding.examples import tokenize_dialogue
+from fastchat.data.encoding.examples import tokenize_dialogue, tokenize_dialogues
+from fastchat.data.encoding.messages import IN_TEXT
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.preview import main as preview
 from fastchat.data.rows.keys import REASONING_KEYS
@@ -66,20 +67,25 @@ def test_reasoning_is_learned_before_its_answer(bind: Bind, key: str) -> None:
     assert learned(chat_encoder, same) == "<think>\nYo.\n</think>\n\nYo.<|im_end|>"
 
 
-def test_reasoning_that_a_learned_answer_would_lose_is_refused(bind: Bind) -> None:
+def test_reasoning_that_a_later_prompt_drops_is_learned_in_an_example_of_its_own(bind: Bind) -> None:
     chat_encoder = bind(APART.replace("KEY", "reasoning_content"))
-    with pytest.raises(DataError, match=r"a.jsonl:3: .* turn 2: its reasoning_content is not shown \(set \"train\""):
-        chat_encoder.template.render(TWO)
+    examples = list(tokenize_dialogues([(0, TWO)], chat_encoder, max_length=999))
+    assert [chat_encoder.encoder.decode([x for x in one.labels if x >= 0]) for one in examples] == [
+        "<think>\nHm.\n</think>\n\nIt.<|im_end|>",
+        "<think>\nA greeting.\n</think>\n\nYo.<|im_end|>",
+    ]
     context = replace(TWO, turns=(TWO.turns[0], replace(TWO.turns[1], train=False), *TWO.turns[2:]))
     assert learned(chat_encoder, context) == "<think>\nA greeting.\n</think>\n\nYo.<|im_end|>"
     text = chat_encoder.template.render(TWO, add_generation_prompt=True).text
     assert "Hm." not in text  # as inference has it
 
 
-def test_templates_that_name_no_key_show_no_reasoning(bind: Bind) -> None:
-    assert bind(PLAIN).template.reasoning_key == ""
+def test_templates_that_read_no_key_show_reasoning_in_the_text(bind: Bind) -> None:
+    """If the tokenizer has the tags."""
     thinks = "{%- set thinking = enable_thinking is defined -%}{# reasoning_content #}"
-    assert bind(thinks + PLAIN).template.reasoning_key == ""
+    for source in (PLAIN, thinks + PLAIN):
+        assert bind(source).template.reasoning_key == IN_TEXT
+        assert learned(bind(source), ONE) == "<think>\nA greeting.\n</think>\n\nYo.<|im_end|>"
 
 
 def test_dialogues_that_differ_in_reasoning_differ() -> None:

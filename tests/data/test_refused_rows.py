@@ -33,7 +33,7 @@ def test_refused_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     encoder, _ = open_tokenizer(str(model))
     chat_encoder = encoder.bind(encoder.choose("tokenizer"))
     pairs = usable(Records([_rows(tmp_path / "a.jsonl")]))
-    with pytest.raises(DataError, match=r"a.jsonl:2: .*not this\. Skip such rows with --on_bad_row skip"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: .*not this\. Choose .* Skip such rows with --on_bad_row skip"):
         list(tokenize_dialogues(pairs, chat_encoder, max_length=64))
     examples = list(tokenize_dialogues(pairs, chat_encoder, max_length=64, on_bad_row="skip"))
     assert [example.dropped for example in examples] == [None, REFUSED, None, REFUSED]

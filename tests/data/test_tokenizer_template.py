@@ -143,7 +143,7 @@ def test_no_exact_span_names_record_turn_and_property(tmp_path, source, property
 
 def test_template_that_refuses_a_record_is_quoted(tmp_path):
     chat_encoder = bind(tmp_path, MERGED)
-    with pytest.raises(DataError, match="x.json:1: the tokenizer's chat template rejects the row: no tools here"):
+    with pytest.raises(DataError, match="x.json:1: the tokenizer's chat template rejects turn 2: no tools here"):
         chat_encoder.template.render(Dialogue((Turn("user", "u"), Turn("tool", "t")), None, "x.json", 1))
 
 

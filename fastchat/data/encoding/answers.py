@@ -65,6 +65,7 @@ class Answers:
         for example in examples:
             example.answers += self._excluded(example)
             example.answers.sort(key=lambda answer: answer.begin)
+            example.notes += self._stops_inside(example)
             example.notes[:] = dict.fromkeys(example.notes)
             if self.dialogue.tools and not self.template.shows_tools:
                 example.notes.append("the template does not show the tools")
@@ -126,6 +127,19 @@ class Answers:
         if found[own[0]].start < len(prompt) or at < 0:
             return None
         return Answer(turn, len(prompt), at + len(ending.stop))
+
+    def _stops_inside(self, example: Example) -> Iterator[str]:
+        """A note for each stop that the template writes within an answer that goes on after it."""
+        stops = [ending.stop for ending in self.traits.endings.values()]
+        for answer in example.answers:
+            inside = [f for f in example.marked.found if answer.begin <= f.start and f.end <= answer.end]
+            edges = [answer.begin, *(edge for f in inside for edge in (f.start, f.end)), answer.end]
+            own = "\n".join(example.marked.text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True))
+            yield from (
+                f"the template writes {stop!r}, which ends answers, within one: generation would end there"
+                for stop in stops
+                if stop in own.removesuffix(next((s for s in stops if own.endswith(s)), ""))
+            )
 
     def _excluded(self, example: Example) -> Iterator[Answer]:
         """The answers of an example that are not trained on, as far as they can be located."""

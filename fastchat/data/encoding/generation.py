@@ -37,6 +37,9 @@ def closes_at_once(thinking: Thinking) -> str:
 
 
 NAMED_IDS = "calls have the ids functions.NAME:NUMBER, as the template writes or expects them"
+SEPARATE = (
+    "Write each call as a turn of its own, followed by its result, or choose a built-in template with --conv_template."
+)
 NO_TEXT = "the template does not show the text before a tool call"
 
 
@@ -204,7 +207,7 @@ def _after_its_turns(
     else:
         at, between = len(prompt), ("", "", "")
     before = template.marked(shown.before(turn), True)
-    begin = _begin(before, at, marked, turn, traits.header)
+    begin = _begin(before, at, marked, turn, traits)
     if begin is None:
         raise no_span(dialogue, turn, NOT_A_PREFIX)
     if opened is not None and thoughts:
@@ -223,7 +226,7 @@ def _checked(template: TokenizerTemplate, made: Generated) -> Generated:
     return replace(made, notes=[*made.notes, *check_shown(made.dialogue, made.marked, template.form)])
 
 
-def _begin(prompt: Marked, at: int, marked: Marked, turn: int, answer_header: str) -> int | None:
+def _begin(prompt: Marked, at: int, marked: Marked, turn: int, traits: Traits) -> int | None:
     """Where the generated part of an answer begins in a rendering that ends with it.
 
     Its prompt, up to `at`, may show earlier turns otherwise than that rendering does (gpt-oss drops earlier reasoning
@@ -243,15 +246,16 @@ def _begin(prompt: Marked, at: int, marked: Marked, turn: int, answer_header: st
         return None
     own = marked.text[last:first]
     # The prompt ends the turn in which a tool was called, and the answer continues it, or opens its own.
-    if own.strip() in ("", answer_header.strip()):
+    if own.strip() in ("", traits.header.strip()):
         return last
     # The prompt has other white space than the history, or more text, which does not ask for reasoning.
     same = re.match(r"\s*" + r"\s*".join(map(re.escape, "".join(header.split()))) + r"\s*", own)
     if same:
         return last + same.end()
     shared = len(commonprefix([own, header]))
-    more = not own[shared:].strip() and not re.search("think|thought|reason", header[shared:], re.I)
-    return first if more else None
+    rest = own[shared:].strip()
+    more = rest in ("", traits.thinking.tags[0]) and not re.search("think|thought|reason", header[shared:], re.I)
+    return last + own.rindex(rest, shared) if more and rest else first if more else None
 
 
 def _composed(
@@ -317,7 +321,8 @@ def _check_calls(dialogue: Dialogue, number: int, turn: Turn, marked: Marked) ->
     for k, call in enumerate(turn.calls):
         needed = sum(call.name in other.name for other in turn.calls[: k + 1])
         if k not in names and (names or said.count(call.name) < needed):
-            raise no_span(dialogue, number, f"the call of {call.name!r}, number {k + 1} of this turn, is not shown")
+            why = f"the call of {call.name!r}, number {k + 1} of this turn, is not shown"
+            raise no_span(dialogue, number, why, SEPARATE if len(turn.calls) > 1 else "")
 
 
 def _generated_or_none(template: TokenizerTemplate, dialogue: Dialogue, turn: int, traits: Traits) -> Generated | None:

@@ -139,7 +139,7 @@ class _Writer:
             if self.marks is not None:
                 thought = self.marks.text(thought, Text(number, "assistant", "reasoning"))
             if key == IN_TEXT:
-                content = self.content(f"{self.form.opening}{thought}{self.form.closing}{said}")
+                content = self.content(f"{self.form.opening}{thought.strip()}{self.form.closing}{said}")
             elif key in (AS_PART, AS_PARTS):
                 inner = thought if key == AS_PART else [{"type": "text", "text": thought}]
                 content = [{"type": "thinking", "thinking": inner}, {"type": "text", "text": said}]

@@ -43,7 +43,7 @@ from fastchat.data.encoding.marks import Marked, Marks, Text
 from fastchat.data.encoding.messages import MessageForm, to_messages, to_tools
 from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
-from fastchat.data.encoding.refused import no_span
+from fastchat.data.encoding.refused import Rejected, no_span
 from fastchat.errors import DataError
 
 __all__ = ["RefusedByTemplate", "TokenizerTemplate", "compile_template", "failures", "to_messages"]
@@ -189,11 +189,31 @@ class TokenizerTemplate:
 
         Raises: RefusedByTemplate, see `render`.
         """
-        answers = Answers(self, dialogue)
+        try:
+            examples = Answers(self, dialogue).examples()
+        except Rejected as rejected:
+            raise rejected.at(self._first_rejected(dialogue), self._needs_tools(dialogue)) from rejected
         return [
             replace(_rendered(one.dialogue, one.marked, one.answers), dialogue=one.dialogue, notes=tuple(one.notes))
-            for one in answers.examples()
+            for one in examples
         ]
+
+    def _first_rejected(self, dialogue: Dialogue) -> int | None:
+        """The turn with which a dialogue is rejected; None if it is rejected whatever its turns are."""
+        for turn in range(len(dialogue.turns)):
+            try:
+                self.text(replace(dialogue, turns=dialogue.turns[: turn + 1]), dialogue.turns[turn].role != "assistant")
+            except RefusedByTemplate:
+                return turn if turn else None
+        return None
+
+    def _needs_tools(self, dialogue: Dialogue) -> bool:
+        """Whether a dialogue is rejected only because it has no tools."""
+        try:
+            self.text(replace(dialogue, tools=(WEATHER,)), False)
+        except RefusedByTemplate:
+            return False
+        return not dialogue.tools
 
     def arguments(self, dialogue: Dialogue, marks: Marks | None = None) -> dict[str, Any]:
         """The arguments of the chat template for a dialogue: its messages, its tools, its template arguments."""
@@ -226,8 +246,7 @@ class TokenizerTemplate:
         try:
             return self._compiled.render(**{**self._names, **arguments, "add_generation_prompt": add_generation_prompt})
         except failures() as error:
-            reason = f"{dialogue.where}: the tokenizer's chat template rejects the row: {error}"
-            raise RefusedByTemplate(reason) from error
+            raise Rejected(dialogue, str(error)) from error
 
     def _attempt(self, arguments: Mapping[str, Any]) -> Try:
         def attempt(dialogue: Dialogue, form: MessageForm, add_generation_prompt: bool) -> str | None:
