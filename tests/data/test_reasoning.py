@@ -18,7 +18,6 @@ from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.preview import main as preview
 from fastchat.data.rows.keys import REASONING_KEYS
 from fastchat.data.tokens.store import digest
-from fastchat.errors import DataError
 from tests.builders import make_tokenizer
 
 # As Qwen3 has it: an answer after the last question is shown with what was thought, earlier ones without.

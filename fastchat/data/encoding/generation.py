@@ -18,7 +18,7 @@ from fastchat.data.encoding import learn
 from fastchat.data.encoding.learn import THOUGHT, Thinking
 from fastchat.data.encoding.marks import Found, Marked, Text
 from fastchat.data.encoding.messages import MessageForm
-from fastchat.data.encoding.refused import no_span
+from fastchat.data.encoding.refused import SEPARATE, no_span
 from fastchat.data.encoding.stops import Ending
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def closes_at_once(thinking: Thinking) -> str:
 
 
 NAMED_IDS = "calls have the ids functions.NAME:NUMBER, as the template writes or expects them"
-SEPARATE = (
-    "Write each call as a turn of its own, followed by its result, or choose a built-in template with --conv_template."
-)
+FORGETS = "the template does not show the calls before the last question, or their results"
 NO_TEXT = "the template does not show the text before a tool call"
 
 
@@ -252,7 +250,7 @@ def _begin(prompt: Marked, at: int, marked: Marked, turn: int, traits: Traits) -
     same = re.match(r"\s*" + r"\s*".join(map(re.escape, "".join(header.split()))) + r"\s*", own)
     if same:
         return last + same.end()
-    shared = len(commonprefix([own, header]))
+    shared = len(commonprefix([own, header]).rstrip("<[|"))  # without the beginning of a tag
     rest = own[shared:].strip()
     more = rest in ("", traits.thinking.tags[0]) and not re.search("think|thought|reason", header[shared:], re.I)
     return last + own.rindex(rest, shared) if more and rest else first if more else None
@@ -293,14 +291,20 @@ def check_shown(dialogue: Dialogue, marked: Marked, form: MessageForm) -> list[s
         if not form.system_roles:
             raise no_span(dialogue, 0, "the system message is not shown at all")
         notes.append(NO_SYSTEM)
+    last = max((k for k, turn in enumerate(dialogue.turns[:-1]) if turn.role == "user"), default=0)
     for number, turn in enumerate(dialogue.turns):
-        if turn.text.strip() and number not in texts:
-            if not turn.calls:
-                raise no_span(dialogue, number, f"the {turn.role} message is not shown at all")
-            if number == len(dialogue.turns) - 1:
-                notes.append(NO_TEXT)
-        if turn.calls:
-            _check_calls(dialogue, number, turn, marked)
+        try:
+            if turn.text.strip() and number not in texts:
+                if not turn.calls:
+                    raise no_span(dialogue, number, f"the {turn.role} message is not shown at all")
+                if number == len(dialogue.turns) - 1:
+                    notes.append(NO_TEXT)
+            if turn.calls:
+                _check_calls(dialogue, number, turn, marked)
+        except RefusedByTemplate:
+            if number > last or not (turn.calls or turn.role == "tool"):
+                raise
+            notes.append(FORGETS)
     if form.named_ids and any(call.name not in (call.id or "") for turn in dialogue.turns for call in turn.calls):
         notes.append(NAMED_IDS)
     return notes
