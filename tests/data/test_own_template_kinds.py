@@ -205,6 +205,7 @@ STOPS = {
     "WAITING": ("<|im_end|>",),
     "DOUBLED": ("<|end|>",),
     "SPACED": ("<|eom|>",),
+    "LISTED": ("<|eot|>",),
     "CONTINUING": ("<|end|>", "<|run|>"),
 }
 
@@ -264,6 +265,7 @@ def test_forms_are_found_by_trying(chat_encoder_of):
     assert {kind for kind, form in forms.items() if form.text_arguments} == {"CUTTING", "SWITCHED", "SPACED"}
     assert {kind for kind, form in forms.items() if form.own_ids} == {"MOVING"}
     assert {kind for kind, form in forms.items() if form.named_ids} == {"DOUBLED"}
+    assert {kind for kind, form in forms.items() if form.result_parts} == {"LISTED"}
     assert {kind for kind, form in forms.items() if form.parts} == {"PARTS"}
     keys = {kind: form.reasoning or form.call_reasoning for kind, form in forms.items()}
     assert keys == dict.fromkeys(KINDS, "<text>") | {
@@ -275,6 +277,7 @@ def test_forms_are_found_by_trying(chat_encoder_of):
         "BOXED": "tool_plan",
         "SWITCHED": "",
         "DOUBLED": "",
+        "LISTED": "thinking",
         "CHAINED": "reasoning_content",
         "PARTED": "<part>",
     }

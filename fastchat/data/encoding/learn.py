@@ -16,7 +16,7 @@ from typing import Any
 
 from fastchat.conversation import Dialogue, Turn
 from fastchat.conversation.dialogue import ToolCall
-from fastchat.data.encoding.messages import ABSENT, AS_PART, AS_PARTS, IN_TEXT, PLAIN, MessageForm
+from fastchat.data.encoding.messages import ABSENT, AS_PART, AS_PARTS, EMPTY_PART, IN_TEXT, PLAIN, MessageForm
 from fastchat.data.encoding.stops import Ending, Tail, closings, ending_of, text_ending
 
 # Renders a dialogue in a form; None if the template rejects it.
@@ -104,17 +104,17 @@ def _shows_system(attempt: Try, form: MessageForm, role: str) -> bool:
 
 def _call_form(attempt: Try, form: MessageForm) -> MessageForm | None:
     """The form of calls and of their results; None if the template does not show calls."""
-    for own_ids, text, empty in itertools.product((False, True), (False, True), ("", ABSENT)):
+    for own_ids, text, empty in itertools.product((False, True), (False, True), ("", ABSENT, EMPTY_PART)):
         tried = replace(form, own_ids=own_ids, text_arguments=text, no_text=empty)
         made = attempt(calling(), tried, False)
         if made is None or not _shows_call(made):
             continue
-        for role, names in itertools.product(_TOOL_ROLES, (False, True)):
-            whole = replace(tried, tool_role=role, names=names)
+        for result_parts, role, names in itertools.product((False, True), _TOOL_ROLES, (False, True)):
+            whole = replace(tried, tool_role=role, names=names, result_parts=result_parts)
             with_result = attempt(calling(None, ANSWERED), whole, True)
             if with_result is not None and RESULT in with_result:
                 return whole
-    for own_ids, text, empty in itertools.product((False, True), (False, True), ("", ABSENT)):
+    for own_ids, text, empty in itertools.product((False, True), (False, True), ("", ABSENT, EMPTY_PART)):
         tried = replace(form, own_ids=own_ids, text_arguments=text, no_text=empty)
         made = attempt(calling(), tried, False)
         if made is not None and _shows_call(made):

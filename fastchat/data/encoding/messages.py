@@ -15,7 +15,7 @@ from fastchat.conversation import Dialogue, Turn
 from fastchat.conversation.dialogue import ToolCall
 from fastchat.data.encoding.marks import Marks, Text
 
-ABSENT = "absent"
+ABSENT, EMPTY_PART = "absent", "<empty part>"
 # Where the reasoning is, if it has no key of its own: in the text, between tags; or as a part of the content.
 IN_TEXT, AS_PART, AS_PARTS = "<text>", "<part>", "<parts>"
 _TAGS = ("<think>", "</think>")
@@ -30,12 +30,14 @@ class MessageForm:
         reasoning, call_reasoning: the key of the reasoning before an answer, and before calls; "" if there is none.
         opening, closing: what IN_TEXT writes around it.
         tags: the strings that separate reasoning from text.
-        no_text: the content of an answer that only calls tools: "" or ABSENT (never null, which transformers removes).
+        no_text: the content of an answer that only calls tools: "", ABSENT or EMPTY_PART, a list with an empty text
+            (never null, which transformers removes).
         text_arguments: the arguments of a call are JSON text.
         own_ids: the ids of calls are replaced by others of nine letters and digits (Mistral's templates demand that).
         named_ids: the ids of calls are replaced by `functions.NAME:NUMBER` if they lack the name: Kimi-K2's templates
             show the id of a call and no other name, or write that id themselves.
         names: a tool's result has the name of the tool even if the data does not name it.
+        result_parts: the content of a tool's result is a list of parts, even if that of other messages is not.
         tool_role, system_roles: the role of a tool's result; the roles of the system message that are shown.
     """
 
@@ -50,6 +52,7 @@ class MessageForm:
     own_ids: bool = False
     named_ids: bool = False
     names: bool = False
+    result_parts: bool = False
     tool_role: str = "tool"
     system_roles: tuple[str, ...] = ("system", "developer")
 
@@ -121,8 +124,8 @@ class _Writer:
         of = Text(number, role)
         return self.marks.answer(text, of, self.form.tags) if role == "assistant" else self.marks.text(text, of)
 
-    def content(self, text: str) -> Any:
-        return [{"type": "text", "text": text}] if self.form.parts else text
+    def content(self, text: str, parts: bool = False) -> Any:
+        return [{"type": "text", "text": text}] if parts or self.form.parts else text
 
     def system(self, dialogue: Dialogue) -> dict[str, Any]:
         shown = self.form.system_roles
@@ -148,7 +151,7 @@ class _Writer:
         if turn.text or not turn.calls or not isinstance(content, str) or content:
             message["content"] = content
         elif self.form.no_text != ABSENT:
-            message["content"] = self.form.no_text
+            message["content"] = self.content("", True) if self.form.no_text == EMPTY_PART else self.form.no_text
         if turn.calls:
             message["tool_calls"] = [self.call(number, k, call) for k, call in enumerate(turn.calls)]
         return message
@@ -166,7 +169,8 @@ class _Writer:
 
     def result(self, number: int, turn: Turn) -> dict[str, Any]:
         of = Text(number, "tool")
-        message = {"role": self.form.tool_role, "content": self.content(self.text(turn.text, number, "tool"))}
+        content = self.content(self.text(turn.text, number, "tool"), self.form.result_parts)
+        message = {"role": self.form.tool_role, "content": content}
         name = turn.name or (self.ids.names.get(number) if self.form.names else None)
         id_ = self.ids.results.get(number)
         for key, value in (("name", name), ("tool_call_id", id_)):
