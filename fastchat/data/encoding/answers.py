@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fastchat.conversation import Dialogue, RefusedByTemplate
-from fastchat.data.encoding.generation import NO_TEXT, Generated, check_shown, generate
+from fastchat.data.encoding.generation import FORGETS, NO_TEXT, Generated, check_shown, generate
 from fastchat.data.encoding.learn import Thinking
 from fastchat.data.encoding.marks import Marked
 from fastchat.data.encoding.messages import IN_TEXT
@@ -88,7 +88,8 @@ class Answers:
     def _within(self, example: Example, turn: int) -> Answer | None:
         """An answer in the example of a later one, if it is there as it is generated."""
         same = example.dialogue.template_arguments == self.dialogue.template_arguments
-        if same and self.traits.append_only[self._has_tools] and self._is_usual(turn):
+        keeps = self.traits.append_only[self._has_tools] and FORGETS not in example.notes
+        if same and keeps and self._is_usual(turn):
             answer = self._in_history(example, turn)
             if answer is not None:
                 said = self.dialogue.turns[turn]

@@ -109,10 +109,10 @@ def _call_form(attempt: Try, form: MessageForm) -> MessageForm | None:
         made = attempt(calling(), tried, False)
         if made is None or not _shows_call(made):
             continue
-        for result_parts, role, names in itertools.product((False, True), _TOOL_ROLES, (False, True)):
+        for role, result_parts, names in itertools.product(_TOOL_ROLES, (False, True), (False, True)):
             whole = replace(tried, tool_role=role, names=names, result_parts=result_parts)
             with_result = attempt(calling(None, ANSWERED), whole, True)
-            if with_result is not None and RESULT in with_result:
+            if with_result is not None and RESULT in with_result and "'type'" not in with_result:
                 return whole
     for own_ids, text, empty in itertools.product((False, True), (False, True), ("", ABSENT, EMPTY_PART)):
         tried = replace(form, own_ids=own_ids, text_arguments=text, no_text=empty)
