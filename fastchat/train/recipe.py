@@ -35,6 +35,7 @@ from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce, say_lost
 from fastchat.train.prepare import (
     Loading,
+    check_trained,
     Text,
     check_sources,
     choose_loading,
@@ -334,8 +335,8 @@ def try_model(
     engine: Engine,
 ) -> ChunkedCrossEntropy | None:
     """Step 9. Gives the chunked head, None where the loss is computed from all logits."""
-    training, adapter = settings.training, settings.lora is not None
-    train = data.corpora["train"]
+    training, adapter, train = settings.training, settings.lora is not None, data.corpora["train"]
+    check_trained(model, engine)
     if adapter:
         warn_untrained(model, text.tokenizer, text.chat_encoder.stop_ids, train.dataset, engine)
     head = prepare_head(model, engine, adapter=adapter) if training.chunked_head else None
