@@ -35,9 +35,9 @@ from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce, say_lost
 from fastchat.train.prepare import (
     Loading,
-    check_trained,
     Text,
     check_sources,
+    check_trained,
     choose_loading,
     prepare_head,
     prepare_model,
