@@ -11,6 +11,7 @@ import pytest
 from fastchat.plan.__main__ import main
 from fastchat.plan.api import Machine, plan_for
 from tests.builders import chat_rows, write_rows
+from tests.tiers import thorough
 from tests.train.warm import Warm
 
 CASES = {  # training command, DeepSpeed configuration, flags
@@ -20,10 +21,11 @@ CASES = {  # training command, DeepSpeed configuration, flags
     "full, ZeRO-2": ("train", "s2", {"bf16": True}),
     "full, ZeRO-3": ("train", "s3", {"bf16": True}),
 }
+DEFAULT = ("QLoRA, ZeRO-3", "full, ZeRO-2")
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [thorough(case, in_default=case in DEFAULT) for case in CASES])
 def test_what_two_processes_hold(case: str, warm: Warm, tiny_model_dir: Any, tmp_path: Path, repository: Path) -> None:
     script, config, flags = CASES[case]
     model = tiny_model_dir("llama", hidden=128, layers=3)

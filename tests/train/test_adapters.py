@@ -15,6 +15,7 @@ from fastchat.checkpoint.verify import verify
 from fastchat.model.loading import load_base_model
 from fastchat.serve import cli
 from tests.model.adapters import logits
+from tests.tiers import thorough
 from tests.train.flags import Train, covers, ok
 
 # Four steps with a checkpoint after two; dropout on, so that a resumed run needs its random numbers.
@@ -34,6 +35,7 @@ KINDS: dict[str, tuple[str, list[str]]] = {
     "new tokens": ("new", ["--trainable_tokens", "untrained", "--lora_init", "pissa"]),
     "new tokens of a tied head": ("new tied half", ["--trainable_tokens", "<|im_start|>", "<|im_end|>", "5"]),
 }
+FURTHER = ("dora on nf4", "fast pissa in half precision", "olora on nf4", "a tied head", "new tokens")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def flags_of(base: Path, data_files: tuple[Path, Path], *more: str) -> list[str]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [thorough(name, in_default=name not in FURTHER) for name in KINDS])
 @covers("lora_init", "use_rslora", "use_dora", "lora_modules_to_save", "trainable_tokens", "lora_layers_to_transform")
 def test_a_whole_life(
     name: str,

@@ -10,6 +10,7 @@ import pytest
 
 from fastchat.checkpoint.trained_model import find_trained, load_trained
 from tests.model.adapters import logits
+from tests.tiers import thorough
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, adapter, ok
 from tests.train.launches import STEADY_ADAM
@@ -41,8 +42,8 @@ TOKENS = ["--trainable_tokens", "5", "6", "7"]
 @pytest.mark.parametrize(
     ("stage", "options", "resumed"),
     [
-        (3, [*WHOLE, *PLUS], False),
-        (3, DORA, False),
+        thorough(3, [*WHOLE, *PLUS], False, in_default=False),
+        thorough(3, DORA, False, in_default=False),
         (3, QUANTISED, False),
         (2, [*HALF, *TOKENS, *PLUS], True),
     ],

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests import builders
+from tests.tiers import thorough
 from tests.train.conftest import Outcome
 from tests.train.launches import REPOSITORY, STEADY_ADAM, same_weights
 from tests.train.warm import Warm
@@ -38,6 +39,8 @@ ENGINES: dict[str, tuple[list[str], bool]] = {
     "zero3 offload": (["--deepspeed", "deepspeed_config_s3_offload.json"], False),
     "zero3 offload bf16": (["--deepspeed", "deepspeed_config_s3_offload.json", *HALF], True),
 }
+# One of each way to hold the weights, and both dtypes; the others differ from these in one respect.
+DEFAULT = ("plain", "ddp", "zero2 bf16", "zero2 offload", "zero3 offload bf16")
 Runs = Callable[..., tuple[Outcome, Path]]
 
 
@@ -86,7 +89,7 @@ def same_numbers(outcome: Outcome, plain: Outcome, half: bool) -> None:
         assert found == pytest.approx(theirs, rel=0.05 if half else 1e-5, abs=1e-5), key
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [thorough(name, in_default=name in DEFAULT) for name in ENGINES])
 def test_a_whole_model(runs: Runs, engine: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -133,9 +136,9 @@ def check_result(folder: Path, held: Path) -> None:
 @pytest.mark.parametrize(
     ("engine", "targets"),
     [
-        ("ddp", "q_proj lm_head embed_tokens"),
+        thorough("ddp", "q_proj lm_head embed_tokens", in_default=False),
         ("zero3 offload", "q_proj lm_head embed_tokens"),
-        ("zero3 offload", "lm_head"),
+        thorough("zero3 offload", "lm_head", in_default=False),
     ],
 )
 def test_an_adapter_on_the_head(runs: Runs, engine: str, targets: str) -> None:
@@ -150,6 +153,7 @@ def test_an_adapter_on_the_head(runs: Runs, engine: str, targets: str) -> None:
     same_weights(*saved)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_256k_vocabulary_at_4096_tokens_fits_into_8_gib(
     warm: Warm, tiny_model_dir: Callable[..., Path], tmp_path: Path

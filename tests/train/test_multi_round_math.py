@@ -107,7 +107,7 @@ def check_result(outcome: Outcome, data: Path) -> str:
 @pytest.mark.launch
 def test_the_whole_run_under_zero3(warm: Warm, gemma: Path, math_file: Path, tmp_path: Path) -> None:
     outcome = run_under_zero3(
-        warm, math_file, gemma, tmp_path / "out", *("--per_device_train_batch_size", "1", "--max_steps", "60"),
+        warm, math_file, gemma, tmp_path / "out", *("--per_device_train_batch_size", "1", "--max_steps", "40"),
         *("--model_max_length", "512", "--verify_packing", "True"),
     )  # fmt: skip
     assert outcome.err.count("packing verified on") == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastchat.checkpoint.manifest import read_manifest
+from tests.tiers import thorough
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
 from tests.train.test_packed import PACKED, RUN, STEP, distance, gradient
@@ -36,7 +37,7 @@ def engine_flags(engine: str, folder: Path) -> list[str]:
     return ["--deepspeed", str(path)]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [thorough(name, in_default=name == "zero3") for name in ENGINES])
 def test_two_processes_give_the_gradients_of_the_dialogues_alone(
     warm: Warm, train: Train, gemma: Path, data_files: tuple[Path, Path], tmp_path: Path, engine: str
 ) -> None:
@@ -56,7 +57,7 @@ def test_two_processes_give_the_gradients_of_the_dialogues_alone(
     assert sorted(i for row in rows for i in row["samples"]) == list(range(20)) and len(rows) == 2
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+@pytest.mark.parametrize("engine", [thorough("ddp", in_default=False), "zero3"])
 def test_two_processes_resume_bit_for_bit(
     warm: Warm, model_dir: Path, data_files: tuple[Path, Path], tmp_path: Path, engine: str
 ) -> None:
