@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fastchat.bars import each
 from fastchat.errors import SettingsError, say
 from fastchat.model.adapter_parts import START, TRAINED
 from fastchat.model.loading import dequantised_weight, linear4bit_layers
@@ -80,7 +81,7 @@ def _add_start(model: Any) -> None:
 
 def _decompose(model: Any, init: str, whole: Whole) -> None:
     """PiSSA: the largest singular values; OLoRA: the first columns of a QR decomposition; of each layer's weight."""
-    for name, layer in _layers(model, init):
+    for name, layer in each(_layers(model, init), f"--lora_init {init}", "layer"):
         with _in_place_of_base(layer, whole) as weight:
             _check_rank(name, layer, min(weight.shape))
             if init == OLORA:
@@ -158,7 +159,7 @@ def _correct_quantisation(model: Any, first: FirstWeights, whole: Whole) -> None
     original = first.original()
     quantised = {id(layer) for layer in linear4bit_layers(model).values()}
     plain = 0
-    for name, layer in _layers(model, LOFTQ):
+    for name, layer in each(_layers(model, LOFTQ), f"--lora_init {LOFTQ}", "layer"):
         base = layer.get_base_layer()
         if id(base) not in quantised:
             plain += 1

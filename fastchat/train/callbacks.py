@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from fastchat.errors import SettingsError, brief, say
 from fastchat.files import JsonError, atomic, parse_json
+from fastchat.processes import on_all_processes
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
@@ -134,29 +135,41 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 class Guarded:
-    """A report to somewhere else (wandb, TensorBoard). Its failure is a SettingsError while training starts; later it
-    is said, and ends the report instead of the run."""
+    """A report to somewhere else (wandb, TensorBoard). Its failure is a SettingsError while training starts, in every
+    process; later it is said, and ends the report instead of the run.
+
+    in_output_dir: whether it writes into the run's output folder.
+    """
 
     def __init__(self, inner: Any) -> None:
         self._inner, self._failed = inner, False
+        self.in_output_dir = type(inner).__name__ == "TensorBoardCallback"
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
         return functools.partial(self._call, name, found) if name.startswith("on_") else found
 
     def _call(self, event: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if event == "on_train_begin":
+            return on_all_processes(lambda: self._start(work, *args, **kwargs))
         if self._failed:
             return None
         try:
             return work(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - of a library that is not needed for training
-            report = type(self._inner).__name__.removesuffix("Callback")
-            told = f"{report}: {type(error).__name__}: {brief(error)}"
-            if event == "on_train_begin":
-                raise SettingsError(f"--report_to: {told}; --report_to none trains without it") from None
             self._failed = True
-            say(f"WARNING: {told}; nothing more is reported there, training continues")
+            say(f"WARNING: {self._told(error)}; nothing more is reported there, training continues")
             return None
+
+    def _start(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return work(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001
+            raise SettingsError(f"--report_to: {self._told(error)}; --report_to none trains without it") from None
+
+    def _told(self, error: Exception) -> str:
+        report = type(self._inner).__name__.removesuffix("Callback")
+        return f"{report}: {type(error).__name__}: {brief(error)}"
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -14,13 +14,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from fastchat.bars import clock
 from fastchat.errors import say
 from fastchat.plan.units import GIB, MIB
-
-
-def shows_bars(disabled: bool | None) -> bool:
-    """Whether progress bars are drawn: in a terminal only, because a file would keep every state of them."""
-    return not disabled and sys.stderr.isatty()
 
 
 class ProgressLines(TrainerCallback):
@@ -132,14 +128,3 @@ def memory(measured: float, planned: float | None) -> str:
     """
     unit, name, digits = (GIB, "GiB", 1) if max(measured, planned or 0) >= GIB else (MIB, "MiB", 0)
     return "/".join(f"{size / unit:.{digits}f}" for size in (measured, planned) if size is not None) + f" {name}"
-
-
-def clock(seconds: float) -> str:
-    """A duration as hours, minutes and seconds.
-
-    >>> clock(61), clock(3600 * 25 + 5)
-    ('1:01', '25:00:05')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

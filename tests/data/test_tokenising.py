@@ -259,7 +259,7 @@ def test_anything_that_decides_ids_is_part_of_the_key(
 
 def test_what_decides_no_id_is_not(chat_encoder: ChatEncoder, data: Path) -> None:
     obtain(data, chat_encoder=chat_encoder)
-    assert obtain(data, chat_encoder=chat_encoder, how=replace(HOW, workers=7, progress=True)).found
+    assert obtain(data, chat_encoder=chat_encoder, how=replace(HOW, workers=7)).found
     renamed = TextEncoder(replace(chat_encoder.encoder.raw, name="/another/place")).bind(chat_encoder.template)
     assert obtain(data, chat_encoder=renamed).found
 
