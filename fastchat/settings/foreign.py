@@ -196,8 +196,10 @@ _REASONS: dict[str, str] = {
     "wandb_entity": _ENVIRONMENT.format("WANDB_ENTITY"),
     "wandb_mode": _ENVIRONMENT.format("WANDB_MODE"),
     "wandb_watch wandb_log_model wandb_run_id use_wandb": "leave it out; report_to: wandb logs the metrics to wandb",
-    "mlflow_tracking_uri mlflow_experiment_name use_mlflow comet_project_name use_comet use_swanlab swanlab_project "
-    "use_tensorboard": "set report_to to wandb, tensorboard or none",
+    "mlflow_tracking_uri": _ENVIRONMENT.format("MLFLOW_TRACKING_URI"),
+    "mlflow_experiment_name": _ENVIRONMENT.format("MLFLOW_EXPERIMENT_NAME"),
+    "use_mlflow comet_project_name use_comet use_swanlab swanlab_project use_tensorboard": "set report_to to wandb, "
+    "tensorboard, mlflow, trackio or none",
     "plot_loss print_param_status include_tokens_per_second include_effective_tokens_per_second "
     "compute_accuracy": "leave it out; every run logs its loss and speed to metrics.jsonl",
     # evaluation and checkpoints

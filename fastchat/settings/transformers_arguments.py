@@ -194,12 +194,13 @@ class TransformersArguments:
     disable_tqdm: bool | None = _logging(None, "show no progress bars", resume=FREE)
     report_to: list[str] | str | None = _logging(
         "none",
-        "where to log in addition to metrics.jsonl: wandb, tensorboard, all or none; by default wandb if configured",
+        "where to log in addition to metrics.jsonl: wandb, tensorboard, mlflow, trackio, all or none; by default wandb "
+        "if configured",
         elsewhere="report_to_integrations",
         resume=FREE,
     )
     run_name: str | None = _logging(
-        None, "name of the run in wandb", elsewhere="wandb_name wandb_run_name", resume=FREE
+        None, "name of the run in wandb, mlflow or trackio", elsewhere="wandb_name wandb_run_name", resume=FREE
     )
     eval_strategy: Literal["no", "steps", "epoch"] = _evaluation(
         "no", "when to evaluate", also="evaluation_strategy", common=True

@@ -160,6 +160,8 @@ def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Setting
     training._n_gpu = min(
         training.n_gpu, 1
     )  # several GPUs without a launcher: transformers would copy the model to each
+    if hasattr(training, "trackio_static_space_id"):
+        training.trackio_static_space_id = False  # else a copy of the metrics goes to the hub after training
     settings = Settings(
         model=ModelArguments(**{n: values[n] for n in _names(ModelArguments)}),
         data=DataArguments(**{n: values[n] for n in _names(DataArguments)}),

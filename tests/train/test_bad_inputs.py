@@ -60,7 +60,7 @@ SETTINGS = [
     (["--hub_token", "secret-value"], 2, ["--hub_token"]),
     (["--torch_compile"], 2, ["--torch_compile"]),
     (["--logging_dir", "x"], 2, ["--logging_dir", "TENSORBOARD_LOGGING_DIR"]),
-    (["--report_to", "paper"], 2, ["'paper'", "wandb, tensorboard"]),
+    (["--report_to", "paper"], 2, ["'paper'", "wandb, tensorboard, mlflow, trackio"]),
     (["--deepspeed", "/nowhere.json"], 2, ["/nowhere.json", "cannot be read"]),
     (["--dataloader_prefetch_factor", "2"], 2, ["--dataloader_prefetch_factor", "--dataloader_num_workers"]),
     (["--train_sampling_strategy", "batch_rebalance"], 2, ["batch_rebalance", "group_by_length"]),
