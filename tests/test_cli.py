@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -190,6 +191,21 @@ def test_completion_offers_commands_recipes_settings_and_values() -> None:
     assert completion.candidates(["train", "x.yaml", "--bf16", ""]) == ["True", "False"]
     assert completion.candidates(["recipes", "copy", "llama-2-7b"]) == ["llama-2-7b-lora"]
     assert completion.candidates(["nothing", ""]) == []
+    assert completion.candidates(["train", "--launcher", "tor"]) == ["torchrun"]
+    assert completion.candidates(["chat", "--load"]) == ["--load-8bit", "--load-4bit"]
+    assert completion.candidates(["chat", "--device", ""]) == ["cpu", "cuda"]
+    assert completion.candidates(["data", "split", "--on-bad-row", ""]) == ["stop", "skip"]
+
+
+@pytest.mark.parametrize("words", [[n] for n in cli.COMMANDS if n != "data"] + [["data", n] for n in cli.DATA_COMMANDS])
+def test_completion_offers_the_flags_of_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """From its own parser, without running it; a command that has no flags offers none."""
+    found = completion.candidates([*words, "--"])
+    assert capsys.readouterr() == ("", "") and all(flag.startswith("--") for flag in found)
+    with contextlib.suppress(SystemExit):
+        cli.main([*words, "--help"])
+    shown = capsys.readouterr().out
+    assert set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", shown, re.M)) <= {*found, "--help"}
 
 
 @pytest.mark.parametrize("shell", completion.SCRIPTS)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastchat.errors import ResourceError, UserError, brief
+from fastchat.errors import ResourceError, UserError, brief, counted
 
 _MARGIN = 1 << 20  # the tokenizer's files and the file system's overhead
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last one: a limit on the size of files (ulimit -f)
@@ -49,7 +49,7 @@ def check_space(folder: Path, checkpoint: int, copies: int, result: int, freed: 
     needed, free = checkpoint * copies + result + _MARGIN, free_bytes(folder) + freed
     if needed > free:
         raise ResourceError(
-            f"--output_dir {folder}: {copies} checkpoint{'s' if copies != 1 else ''} of about {checkpoint:,} bytes and "
+            f"--output_dir {folder}: {counted(copies, 'checkpoint')} of about {checkpoint:,} bytes and "
             f"a result of {result:,} need {needed:,} bytes, {free:,} are free; lower --save_total_limit, save less "
             "often, free some space or name another --output_dir"
         )

@@ -34,7 +34,7 @@ from fastchat.data.tools.math_rows import READ, Problem, agree, dialogue, number
 from fastchat.data.tools.reading import read_with_bar
 from fastchat.data.tools.sandbox import Limits, guarantee, run_python
 from fastchat.data.view.terminal import safe
-from fastchat.errors import DataError, SettingsError, say
+from fastchat.errors import DataError, SettingsError, counted, say
 
 _FAILURES = {
     "error": "the code fails",
@@ -79,8 +79,8 @@ def convert(
                 keys = (row.value or {}).keys() - {*READ, *TRAIN_KEYS}
                 unread.add({("row", key): 1 for key in sorted(keys) if (row.value or {})[key] is not None})
         if not file.num_rows:
-            raise DataError(f"{source}: none of the {num_rows} rows could be converted.{_listed(report)}")
-    say(f"{file.num_rows:,} of {num_rows:,} rows converted to {target}.{_listed(report)}")
+            raise DataError(f"{source}: none of {counted(num_rows, 'row')} could be converted.{_listed(report)}")
+    say(f"{file.num_rows:,} of {counted(num_rows, 'row')} converted to {target}.{_listed(report)}")
     for line in unread.lines:
         say(line)
     return file.num_rows, report

@@ -131,7 +131,7 @@ def preview(args: argparse.Namespace) -> None:
         say(report.write(args.html, counts, _about(args, chat_encoder), lost))
     if not counts["supervised_tokens"]:
         cause = hint_at_causes(counts, args.model_max_length)
-        raise DataError(f"no supervised tokens in the data: training would stop. {cause}")
+        raise DataError(f"no learned tokens in the data: training would stop. {cause}")
 
 
 # --- the command line

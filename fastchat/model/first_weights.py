@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fastchat.bars import each
-from fastchat.errors import SettingsError, say
+from fastchat.errors import SettingsError, counted, say
 from fastchat.model.adapter_parts import START, TRAINED
 from fastchat.model.loading import dequantised_weight, linear4bit_layers
 from fastchat.settings.lora_options import DEFAULT, EVA, LOFTQ, OLORA, subtracts_start
@@ -126,7 +126,8 @@ def _from_activations(model: Any, first: FirstWeights) -> None:
         model, batches, forward_fn=forward, gather_distributed_inputs=False, show_progress_bar=False
     )
     config.eva_config, config.init_lora_weights, config.target_modules = None, True, targets
-    say(f"--lora_init eva: the A matrices are the main directions of the layers' inputs in {batches.given} batches")
+    used = counted(batches.given, "batch")
+    say(f"--lora_init eva: the A matrices are the main directions of the layers' inputs in {used}")
 
 
 class _Batches:
@@ -142,7 +143,7 @@ class _Batches:
         for batch in self.batches():
             if int((batch["labels"] != -100).sum()) < self.r:
                 raise SettingsError(
-                    f"--lora_init eva needs at least --lora_r {self.r} supervised tokens, and the data has fewer"
+                    f"--lora_init eva needs at least --lora_r {self.r} learned tokens, and the data has fewer"
                 )
             if self.given == _MOST_BATCHES:
                 raise SettingsError(

@@ -303,7 +303,7 @@ class RefusedArguments:
     liger_kernel_config: dict[str, bool] | None = _refused(None, refused=_NO)
     auto_find_batch_size: bool = _refused(False, refused="set --per_device_train_batch_size yourself")
     average_tokens_across_devices: bool = _refused(
-        True, refused="the loss is always divided by the global number of supervised tokens"
+        True, refused="the loss is always divided by the global number of learned tokens"
     )
     accelerator_config: dict[str, Any] | str | None = _refused(None, refused=_OURS)
     parallelism_config: str | None = _refused(None, refused=_NO)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import math
+import re
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from fastchat.errors import SettingsError, brief, say
+from fastchat.errors import SettingsError, brief, counted, say
 from fastchat.files import JsonError, atomic, parse_json
 from fastchat.processes import on_all_processes
+from fastchat.streams import detail
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 16 << 20  # bytes of a line; a longer one is damage
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
 
@@ -41,7 +46,7 @@ class LinesFile(TrainerCallback):
         """The last attempt; what the disk refuses now is lost, and that is said."""
         self.add([])
         if self.waiting:
-            say(f"WARNING: the last {len(self.waiting):,} rows of {self.path} could not be written")
+            say(f"WARNING: the last {counted(len(self.waiting), 'row')} of {self.path} could not be written")
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows, or none of them."""
@@ -92,8 +97,9 @@ class WarmupNote(TrainerCallback):
         elif (warmup := args.get_warmup_steps(steps)) >= steps:
             reached = args.learning_rate * (steps - 1) / warmup
             say(
-                f"warning: the warmup takes {warmup:,} steps and the run has {steps:,}: the learning rate only reaches "
-                f"{reached:.3g} of --learning_rate {args.learning_rate:g}; lower --warmup_steps or --warmup_ratio"
+                f"warning: the warmup takes {counted(warmup, 'step')} and the run has {steps:,}: the learning rate "
+                f"only reaches {reached:.3g} of --learning_rate {args.learning_rate:g}; lower --warmup_steps or "
+                "--warmup_ratio"
             )
 
 
@@ -155,7 +161,7 @@ class Guarded:
         if self._failed:
             return None
         try:
-            return work(*args, **kwargs)
+            return _silently(work, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - of a library that is not needed for training
             self._failed = True
             say(f"WARNING: {self._told(error)}; nothing more is reported there, training continues")
@@ -163,13 +169,24 @@ class Guarded:
 
     def _start(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            return work(*args, **kwargs)
+            return _silently(work, *args, **kwargs)
         except Exception as error:  # noqa: BLE001
             raise SettingsError(f"--report_to: {self._told(error)}; --report_to none trains without it") from None
 
     def _told(self, error: Exception) -> str:
         report = type(self._inner).__name__.removesuffix("Callback")
         return f"{report}: {type(error).__name__}: {brief(error)}"
+
+
+def _silently(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The result of `work`; what it prints, such as trackio's greeting in colours, is a detail."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            return work(*args, **kwargs)
+    finally:
+        for line in filter(None, _COLOUR.sub("", printed.getvalue()).splitlines()):
+            detail(line)
 
 
 def cut_back(path: Path, step: int) -> None:
@@ -187,9 +204,7 @@ def cut_back(path: Path, step: int) -> None:
                 except (JsonError, KeyError, TypeError):
                     damaged += bool(line.strip())
     if damaged:
-        say(
-            f"{path}: {damaged:,} damaged line{'s' if damaged > 1 else ''} left out (a run that was killed leaves such)"
-        )
+        say(f"{path}: {counted(damaged, 'damaged line')} left out (a run that was killed leaves such)")
     with atomic(path, "wb") as file:
         file.writelines(kept)
 

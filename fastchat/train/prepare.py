@@ -196,6 +196,7 @@ def prepare_model(
     set_seed(seed)  # the adapter starts from random numbers: the same ones in every process
 
     def load(quantized: bool) -> Any:
+        """The base, in nf4 or not, as the run's settings say."""
         return load_base_model(
             base,
             dtype=loading.dtype,

@@ -19,6 +19,7 @@ TARGETS = {
     "mlflow": ("mlflow", "mlflow-skinny"),
     "trackio": ("trackio",),
 }
+_LOOK_AT = {"tensorboard": "tensorboard --logdir {output_dir}", "mlflow": "mlflow ui", "trackio": "trackio show"}
 
 
 def quiet_libraries() -> None:
@@ -72,6 +73,9 @@ def choose_reports(values: Values) -> None:
     if "mlflow" in names and os.environ.get("DISABLE_MLFLOW_INTEGRATION", "").upper() in ("TRUE", "1"):
         say("mlflow is switched off in the environment (DISABLE_MLFLOW_INTEGRATION): no metrics go there")
         names.remove("mlflow")
+    for name in names:
+        if name in _LOOK_AT:
+            say(f"{name}: to look at the metrics, run {_LOOK_AT[name].format(output_dir=values['output_dir'])}")
     origin = values.origin["report_to"]
     values.derive("report_to", names or ["none"])
     values.origin["report_to"] = origin

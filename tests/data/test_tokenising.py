@@ -171,7 +171,7 @@ def test_samples_are_spread_evenly_and_proven(
 
     monkeypatch.setattr(tokenising.StoreWriter, "add", wrong)
     for how in (replace(HOW, overwrite=True), HOW):  # cached tokens are proven anew
-        with pytest.raises(DataError, match="two ways of deriving the supervised tokens disagree"):
+        with pytest.raises(DataError, match="two ways of deriving the learned tokens disagree"):
             obtain(data, chat_encoder=chat_encoder, how=how)
 
 
@@ -309,7 +309,7 @@ def test_overwriting(chat_encoder: ChatEncoder, data: Path, cache: Path) -> None
 
 def test_nothing_to_learn_is_not_cached(chat_encoder: ChatEncoder, cache: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", LINE.replace("Yo", ""))
-    with pytest.raises(DataError, match=r"(?s)No supervised tokens in the data.*has \"train\": false"):
+    with pytest.raises(DataError, match=r"(?s)No learned tokens in the data.*has \"train\": false"):
         obtain(path, chat_encoder=chat_encoder)
     assert entries(cache) == [] and not list(cache.glob(".*")) and not list(cache.glob("*.making"))
 

@@ -122,7 +122,7 @@ DATA = [
     (
         "users.jsonl",
         '{"conversations": [{"from": "human", "value": "x"}]}\n',
-        ["supervised", "nothing to train on"],
+        ["learned", "nothing to train on"],
     ),
     ("empty.jsonl", "", ["empty.jsonl"]),
 ]

@@ -34,7 +34,11 @@ def no_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPa
 
 
 def reports(*asked: str) -> tuple[list[str], str]:
-    values = Values([Option("report_to", list[str], "none")], {}, {"report_to": list(asked)} if asked else {})
+    values = Values(
+        [Option("report_to", list[str], "none"), Option("output_dir", str, "out")],
+        {},
+        {"report_to": list(asked)} if asked else {},
+    )
     reporting.choose_reports(values)
     return values["report_to"], values.origin["report_to"]
 

@@ -262,6 +262,6 @@ def check_supervised(counts: Counter[str], max_length: int) -> None:
     """Raise DataError if there are no supervised tokens."""
     if not counts["supervised_tokens"]:
         raise DataError(
-            "No supervised tokens in the data: there is nothing to train on.\n"
+            "No learned tokens in the data: there is nothing to train on.\n"
             f"{table(counts)}\n{hint_at_causes(counts, max_length)}"
         )
