@@ -109,7 +109,9 @@ def test_several_gpus_take_torchrun_or_with_a_configuration_deepspeed(gpus) -> N
     expected = ["torchrun", "--standalone", "--nproc_per_node", "8", "-m", "fastchat.train.train_lora"]
     assert _words("--data_path", "x")[:6] == expected
     words = _words("llama-2-7b-lora", "--num_processes", "2")  # the recipe names a DeepSpeed configuration
-    assert words[:3] == ["deepspeed", "--num_gpus", "2"] and words[3].endswith("fastchat/train/train_lora.py")
+    assert words[:5] == ["deepspeed", "--log_level", "error", "--num_gpus", "2"] and words[5].endswith(
+        "fastchat/train/train_lora.py"
+    )
     assert words[4:] == ["llama-2-7b-lora"]
 
 
@@ -117,14 +119,17 @@ def test_gpus_chosen_by_the_user_stay_chosen_under_deepspeed(gpus, monkeypatch: 
     gpus(8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6")
     made = launch.choose(["llama-2-7b-lora", "--num_processes", "2"])
-    assert made.words[:3] == ["deepspeed", "--include", "localhost:2,5"]
+    assert made.words[:5] == ["deepspeed", "--log_level", "error", "--include", "localhost:2,5"]
     assert made.environment == {"CUDA_VISIBLE_DEVICES": None}
 
 
 def test_processes_on_the_cpu(gpus) -> None:  # noqa: ANN001
     gpus(0)
     made = launch.choose(["llama-2-7b-lora", "--num_processes", "2", "--use_cpu", "True"])
-    assert made.words[:3] == ["deepspeed", "--num_gpus", "2"] and made.environment["DS_ACCELERATOR"] == "cpu"
+    assert (
+        made.words[:5] == ["deepspeed", "--log_level", "error", "--num_gpus", "2"]
+        and made.environment["DS_ACCELERATOR"] == "cpu"
+    )
     assert _words("--num_processes", "2")[0] == "torchrun"
 
 

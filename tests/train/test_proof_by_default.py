@@ -27,7 +27,7 @@ def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None
         r"rows         20: 20 trained on, none dropped",
         r"turns        \d+: \d+ answers learned",
         r"tokens       [\d,]+: [\d,]+ learned \(\d+\.\d %\)",
-        r"the saved chat template gives the training ids of 16 records, and their prompts",
+        r"the saved chat template gives the training ids of 16 rows, and their prompts",
     ):
         assert re.search(f"^{line}$", err, re.M), (line, err)
     order = [err.index(text) for text in ("proven on this", "second time", "rows  ", "model      ", "the saved chat")]
