@@ -21,8 +21,8 @@ from fastchat.data.encoding.saved_template import install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import CheckpointError, SettingsError, say
-from fastchat.model.attention import choose_attention
-from fastchat.model.loading import load_base_model
+from fastchat.model.attention import FLASH, choose_attention
+from fastchat.model.loading import count_parameters, load_base_model
 from fastchat.model.multimodal import freeze_idle, is_multimodal, say_idle
 from fastchat.model.rope import RopeChoice, apply_rope, choose_rope, context_length
 from fastchat.model.tokenizer import choose_pad, load_tokenizer
@@ -48,13 +48,15 @@ class Loading:
     """How the base will be loaded, known before it is.
 
     dtype: what to load the weights as, "auto" for the checkpoint's own. half: the 16-bit dtype that forward and
-    backward compute in, None where it is the weights' own. attention: the kernel; line: says why.
+    backward compute in, None where it is the weights' own. attention: the kernel; line: says why; falls_back: it is
+    not the one that the settings ask for.
     """
 
     dtype: str | torch.dtype
     half: torch.dtype | None
     attention: str
     line: str
+    falls_back: bool
 
 
 def prepare_text(
@@ -166,9 +168,8 @@ def choose_loading(
         say("--fp16: the weights are loaded as float32, computing is in float16")
         asked = torch.float32
     runs_in = half or (asked if isinstance(asked, torch.dtype) else config.get_text_config().dtype)
-    return Loading(
-        asked, half, *choose_attention(flash_attn, config=config, dtype=runs_in, device=device, packing=packing)
-    )
+    attention, line = choose_attention(flash_attn, config=config, dtype=runs_in, device=device, packing=packing)
+    return Loading(asked, half, attention, line, falls_back=flash_attn and attention != FLASH)
 
 
 def prepare_model(
@@ -192,7 +193,7 @@ def prepare_model(
     a function that loads it again without quantisation. `decomposes`: the adapter starts from the weights or their
     inputs, which is a lot to compute.
     """
-    detail(loading.line)
+    (say if loading.falls_back else detail)(loading.line)
     set_seed(seed)  # the adapter starts from random numbers: the same ones in every process
 
     def load(quantized: bool) -> Any:
@@ -227,6 +228,12 @@ def prepare_model(
             "updates round away: --dtype float32 or --deepspeed keeps one"
         )
     return loaded, loaded_as
+
+
+def check_trained(model: Any, engine: Engine) -> None:
+    """Raises SettingsError if no parameter of `model` would be trained."""
+    if not count_parameters(model, engine.numel)[0]:
+        raise SettingsError("no parameter would be trained; check --lora_target_modules and the model")
 
 
 def prepare_head(model: Any, engine: Engine, *, adapter: bool) -> ChunkedCrossEntropy | None:

@@ -37,6 +37,7 @@ from fastchat.train.prepare import (
     Loading,
     Text,
     check_sources,
+    check_trained,
     choose_loading,
     prepare_head,
     prepare_model,
@@ -330,8 +331,8 @@ def try_model(
     engine: Engine,
 ) -> ChunkedCrossEntropy | None:
     """Step 9. Gives the chunked head, None where the loss is computed from all logits."""
-    training, adapter = settings.training, settings.lora is not None
-    train = data.corpora["train"]
+    training, adapter, train = settings.training, settings.lora is not None, data.corpora["train"]
+    check_trained(model, engine)
     if adapter:
         warn_untrained(model, text.tokenizer, text.chat_encoder.stop_ids, train.dataset, engine)
     head = prepare_head(model, engine, adapter=adapter) if training.chunked_head else None

@@ -9,7 +9,7 @@ from fastchat.data.rows.records import load_dialogues
 
 
 def test_the_example_conversations_show_what_a_record_can_hold(repository: Path) -> None:
-    loaded = load_dialogues([str(repository / "playground" / "data" / "dummy_conversation.json")])
+    loaded = load_dialogues([str(repository / "playground" / "data" / "dummy_conversation.json")], calls=True)
     dialogues = {record.id: record.dialogue for record in loaded.records}
     assert all(dialogues.values())
     systems = {name: dialogue.system for name, dialogue in dialogues.items() if dialogue and dialogue.system}

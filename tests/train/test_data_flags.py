@@ -191,7 +191,7 @@ def test_a_dialogue_that_is_several_examples_and_a_text(train: Train, tmp_path: 
     assert outcome.trainer.state.global_step == -(-len(trained) // 4)
     assert f"{counts['examples']} of 10 rows; several from 9 dialogues" in outcome.err
     assert "WARNING: 1 of 10 rows hold plain text" in outcome.err
-    assert f"on 8 dialogues ({len(trained)} examples)" in outcome.err
+    assert f"data       8 dialogues ({len(trained)} examples), " in outcome.err
 
 
 def test_a_source_of_which_nothing_is_left_is_named(train: Train, folder: Path, data_files: tuple[Path, Path]) -> None:
@@ -213,7 +213,7 @@ def test_held_out_dialogues(train: Train, size: str) -> None:
     trained, held_out = rows_of(outcome), rows_of(outcome, "eval")
     assert sorted(trained + held_out) == list(range(20)) and len(held_out) == 5
     assert "--val_set_size: 5 of 20 dialogues are held out, 15 are trained on" in outcome.err
-    assert "training" in outcome.err and "on 15 dialogues" in outcome.err
+    assert "data       15 dialogues, " in outcome.err
     samples = [json.loads(line) for line in (outcome.folder / "samples.jsonl").read_text().splitlines()]
     assert {row for line in samples for row in line["samples"]} == set(trained)
     chosen, evaluated = corpus(outcome)["chosen"], corpus(outcome, "eval")["chosen"]
@@ -258,7 +258,7 @@ def test_held_out_of_a_mixture(train: Train, folder: Path) -> None:
 def test_held_out_without_evaluation_is_said(train: Train) -> None:
     outcome = ok(train("--val_set_size", "0.1"))
     assert "holds dialogues out that nothing looks at" in outcome.err and outcome.trainer.eval_dataset is None
-    assert "on 18 dialogues" in outcome.err and "eval" not in outcome.record["data"]
+    assert "data       18 dialogues, " in outcome.err and "eval" not in outcome.record["data"]
 
 
 def test_the_same_words_on_both_sides_are_said(train: Train, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_a_store_notices(tmp_path: Path) -> None:
     from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore
 
     arrays = {name: np.arange(8, dtype=np.int32) for name in ("ids", "labels")} | {"lengths": np.array([4, 4])}
-    arrays |= {name: np.arange(2) for name in ("index", "supervised", "digests")}
+    arrays |= {name: np.arange(2) for name in ("index", "part", "supervised", "digests")}
     writer = StoreWriter(tmp_path)
     writer.add(TokenShard(arrays))
     writer.close()

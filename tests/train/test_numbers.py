@@ -138,7 +138,7 @@ def test_nothing_to_train_is_an_error(train: Train, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(recipe, "prepare_model", frozen)
     outcome = train()
-    assert outcome.code == 2 and "not one parameter would be trained" in outcome.err
+    assert outcome.code == 2 and "no parameter would be trained" in outcome.err
     assert not outcome.folder.exists()
 
 

@@ -175,9 +175,8 @@ def test_an_unknown_family_is_planned_by_its_sizes(
     model = tiny_model_dir("helium")
     base = ["--model_name_or_path", str(model), "--data_path", str(data_files[0]), "--max_steps", "1"]
     outcome = ok(train("--disable_tqdm", "True", base=base))
-    assert re.search(
-        r"memory expected: .*unknown model type 'helium': planned as a Llama of the same sizes", outcome.err
-    )
+    log = (outcome.folder / "log.txt").read_text()
+    assert re.search(r"memory expected: .*unknown model type 'helium': planned as a Llama of the same sizes", log)
     assert outcome.record["memory"] is not None
 
 

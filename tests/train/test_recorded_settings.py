@@ -84,7 +84,7 @@ def test_every_command_reads_it(train: Train, capsys: pytest.CaptureFixture[str]
     assert flags["lora_r"] == 4 and flags["lora_target_modules"] == ["q_proj", "v_proj"] and flags["bf16"] is False
     capsys.readouterr()
     assert preview.main([recipe, "--num", "1"]) == 0
-    assert "supervised" in capsys.readouterr().out
+    assert "learned" in capsys.readouterr().out
 
 
 def test_every_default_is_accepted_as_it_is_recorded(tmp_path: Path) -> None:
