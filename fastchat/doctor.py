@@ -25,6 +25,7 @@ _NEEDED = {  # distribution -> the oldest version that works (also in pyproject.
     "torch": "2.6", "transformers": "5.10", "tokenizers": "0.22", "peft": "0.18", "accelerate": "1.12",
     "deepspeed": "0.18", "bitsandbytes": "0.48", "safetensors": "0.6", "datasets": "4.0",
 }  # fmt: skip
+_TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")  # see train/reporting.py; a test compares them
 _LITTLE_DISK, _LITTLE_SHM = 20 * _GIB, 1 * _GIB
 GOOD, NOTE, BAD = "ok", "note", "MISSING"
 
@@ -116,14 +117,15 @@ def _compiler() -> Iterator[Finding]:
 def _optional() -> Iterator[Finding]:
     uses = {
         "flash_attn": ("flash attention", "pip install --no-build-isolation '.[flash]'; without it: sdpa"),
-        "wandb": ("wandb", "only for --report_to wandb: pip install wandb"),
-        "tensorboard": ("tensorboard", "only for --report_to tensorboard: pip install tensorboard"),
+        **{name: (name, f"only for --report_to {name}: pip install {name}") for name in _TRACKERS},
     }
     for module, (name, way_out) in uses.items():
-        if importlib.util.find_spec(module) is None:
-            yield Finding(NOTE, name, "not installed", way_out)
+        # By distribution: a `wandb/` folder of an earlier run is importable too, but is not the library.
+        distributions = importlib.metadata.packages_distributions().get(module)
+        if distributions:
+            yield Finding(GOOD, name, importlib.metadata.version(distributions[0]))
         else:
-            yield Finding(GOOD, name, importlib.metadata.version(module.replace("_", "-")))
+            yield Finding(NOTE, name, "not installed", way_out)
 
 
 def _memory() -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -144,10 +144,17 @@ def sync(path: str | Path) -> None:
 # --- digests
 
 
-def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file in hex, as `sha256sum` prints it. Raises OSError."""
+def sha256_of(path: str | Path, on_read: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """The sha256 of a file in hex, as `sha256sum` prints it. `on_read` is told the size of each block. Raises
+    OSError."""
+
+    def blocks(file: IO[bytes]) -> Iterator[bytes]:
+        while block := file.read(_BLOCK):
+            yield block
+            on_read(len(block))
+
     with open(path, "rb") as file:
-        return sha256_of_blocks(iter(lambda: file.read(_BLOCK), b""))
+        return sha256_of_blocks(blocks(file))
 
 
 def sha256_of_blocks(blocks: Iterable[bytes]) -> str:

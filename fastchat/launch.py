@@ -28,7 +28,8 @@ from fastchat.settings.readers import LORA_ONLY, training_reader
 from fastchat.settings.recipe_files import find_recipe
 
 LAUNCHERS = ("auto", "deepspeed", "torchrun", "python")
-_OWN = {"launcher": "auto", "num_processes": None, "full_finetuning": None}
+_QUIET = ("--log_level", "error")  # else a screenful of the launcher's own lines
+OWN = {"launcher": "auto", "num_processes": None, "full_finetuning": None}
 _HELP = """usage: fastchat train [RECIPE.yaml] [--setting value ...]
 
 Start a training. The launcher is chosen from the number of GPUs and the DeepSpeed configuration:
@@ -103,10 +104,10 @@ def _deepspeed(module: str, rest: list[str], number: int, on_cpu: bool) -> Launc
     if visible and not on_cpu:
         # deepspeed ignores CUDA_VISIBLE_DEVICES when a number is given, so the GPUs are named.
         chosen = ",".join(visible.split(",")[:number])
-        head = ["deepspeed", "--include", f"localhost:{chosen}"]
+        head = ["deepspeed", *_QUIET, "--include", f"localhost:{chosen}"]
         return Launch([*head, script, *rest], {"CUDA_VISIBLE_DEVICES": None})
     environment: dict[str, str | None] = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": None} if on_cpu else {}
-    return Launch(["deepspeed", "--num_gpus", str(number), script, *rest], environment)
+    return Launch(["deepspeed", *_QUIET, "--num_gpus", str(number), script, *rest], environment)
 
 
 def _facts(recipe: str | None, flags: list[str], own: dict[str, str | None]) -> tuple[bool, bool, bool]:
@@ -125,14 +126,14 @@ def _facts(recipe: str | None, flags: list[str], own: dict[str, str | None]) -> 
 
 def _own(words: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
     """The values of this command's own flags, and the other words."""
-    own: dict[str, str | None] = dict(_OWN)
+    own: dict[str, str | None] = dict(OWN)
     rest: list[str] = []
     at = 0
     while at < len(words):
         name, equals, value = words[at].partition("=")
         key = name.removeprefix("--").replace("-", "_")
         at += 1
-        if not name.startswith("--") or key not in _OWN:
+        if not name.startswith("--") or key not in OWN:
             rest.append(words[at - 1])
         elif equals:
             own[key] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -108,22 +109,27 @@ def test_several_gpus_take_torchrun_or_with_a_configuration_deepspeed(gpus) -> N
     expected = ["torchrun", "--standalone", "--nproc_per_node", "8", "-m", "fastchat.train.train_lora"]
     assert _words("--data_path", "x")[:6] == expected
     words = _words("llama-2-7b-lora", "--num_processes", "2")  # the recipe names a DeepSpeed configuration
-    assert words[:3] == ["deepspeed", "--num_gpus", "2"] and words[3].endswith("fastchat/train/train_lora.py")
-    assert words[4:] == ["llama-2-7b-lora"]
+    assert words[:5] == ["deepspeed", "--log_level", "error", "--num_gpus", "2"] and words[5].endswith(
+        "fastchat/train/train_lora.py"
+    )
+    assert words[6:] == ["llama-2-7b-lora"]
 
 
 def test_gpus_chosen_by_the_user_stay_chosen_under_deepspeed(gpus, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
     gpus(8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6")
     made = launch.choose(["llama-2-7b-lora", "--num_processes", "2"])
-    assert made.words[:3] == ["deepspeed", "--include", "localhost:2,5"]
+    assert made.words[:5] == ["deepspeed", "--log_level", "error", "--include", "localhost:2,5"]
     assert made.environment == {"CUDA_VISIBLE_DEVICES": None}
 
 
 def test_processes_on_the_cpu(gpus) -> None:  # noqa: ANN001
     gpus(0)
     made = launch.choose(["llama-2-7b-lora", "--num_processes", "2", "--use_cpu", "True"])
-    assert made.words[:3] == ["deepspeed", "--num_gpus", "2"] and made.environment["DS_ACCELERATOR"] == "cpu"
+    assert (
+        made.words[:5] == ["deepspeed", "--log_level", "error", "--num_gpus", "2"]
+        and made.environment["DS_ACCELERATOR"] == "cpu"
+    )
     assert _words("--num_processes", "2")[0] == "torchrun"
 
 
@@ -190,6 +196,25 @@ def test_completion_offers_commands_recipes_settings_and_values() -> None:
     assert completion.candidates(["train", "x.yaml", "--bf16", ""]) == ["True", "False"]
     assert completion.candidates(["recipes", "copy", "llama-2-7b"]) == ["llama-2-7b-lora"]
     assert completion.candidates(["nothing", ""]) == []
+    assert completion.candidates(["train", "--launcher", "tor"]) == ["torchrun"]
+    assert completion.candidates(["chat", "--load"]) == ["--load-8bit", "--load-4bit"]
+    assert completion.candidates(["chat", "--device", ""]) == ["cpu", "cuda"]
+    assert completion.candidates(["data", "split", "--on-bad-row", ""]) == ["stop", "skip"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[n] for n in cli.COMMANDS if n not in ("data", "train", "preview", "plan")]
+    + [["data", n] for n in cli.DATA_COMMANDS],
+)
+def test_completion_offers_the_flags_of_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """From its own parser, without running it; a command that has no flags offers none. (Those of settings: above.)"""
+    found = completion.candidates([*words, "--"])
+    assert capsys.readouterr() == ("", "") and all(flag.startswith("--") for flag in found)
+    with contextlib.suppress(SystemExit):
+        cli.main([*words, "--help"])
+    shown = capsys.readouterr().out
+    assert set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", shown, re.M)) <= {*found, "--help"}
 
 
 @pytest.mark.parametrize("shell", completion.SCRIPTS)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastchat.bars import each
 from fastchat.files import sha256_of_blocks
 
 _WHOLE = 64 << 20  # files up to this size are read whole
@@ -22,7 +23,13 @@ def model_fingerprint(folder: str | Path) -> str | None:
     if not folder.is_dir():
         return None
     names = sorted(n for n in os.listdir(folder) if n.endswith(".safetensors") and not n.startswith("adapter_model."))
-    return sha256_of_blocks(block for name in names for block in _blocks(folder / name)) if names else None
+    return (
+        sha256_of_blocks(
+            block for name in each(names, "reading the weights", "file") for block in _blocks(folder / name)
+        )
+        if names
+        else None
+    )
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastchat.bars import each
 from fastchat.errors import SettingsError, say
 from fastchat.files import Lock, NoLocks, sync
 
@@ -104,7 +105,7 @@ def settle(folder: Path) -> None:
     probe.touch()
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
-    for path in sorted(folder.rglob("*")):
+    for path in each(sorted(folder.rglob("*")), "flushing to disk", "file"):
         if path.is_file():
             path.chmod(mode)
         sync(path)

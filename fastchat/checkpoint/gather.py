@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fastchat.bars import bar, each
 from fastchat.errors import CheckpointError, NumericError
 from fastchat.model.adapter_parts import adapter_parts
 
@@ -54,7 +55,7 @@ def gather(named: Iterable[tuple[str, torch.Tensor]], weights: WeightAccess) -> 
     found: dict[str, torch.Tensor] = {}
     first = not dist.is_initialized() or dist.get_rank() == 0
     copies: dict[int, torch.Tensor] = {}  # tied weights stay one tensor, so that they are saved as one
-    for name, tensor in named:
+    for name, tensor in each(list(named), "collecting the weights", "tensor"):
         with weights.whole(tensor):
             if first:
                 if id(tensor) not in copies:
@@ -75,16 +76,20 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
 def compare_files(files: Iterable[Path], expected: dict[str, torch.Tensor]) -> None:
     """CheckpointError unless the safetensors files have exactly `expected`: every name, shape, dtype and bit."""
     left = dict(expected)
-    for name, stored in stored_tensors(files):
-        if name not in left:
-            raise CheckpointError(f"the saved file has {name}, which was not trained here; the result was not saved")
-        tensor = left.pop(name)
-        if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
-            raise CheckpointError(
-                f"{name}: saved {stored.dtype} {tuple(stored.shape)}, trained {tensor.dtype} {tuple(tensor.shape)}"
-            )
-        if not torch.equal(_bits(stored), _bits(tensor)):
-            raise CheckpointError(f"{name} read back from disk differs from what was trained; check the disk")
+    with bar("reading back", sum(tensor.nbytes for tensor in expected.values())) as progress:
+        for name, stored in stored_tensors(files):
+            if name not in left:
+                raise CheckpointError(
+                    f"the saved file has {name}, which was not trained here; the result was not saved"
+                )
+            tensor = left.pop(name)
+            if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
+                raise CheckpointError(
+                    f"{name}: saved {stored.dtype} {tuple(stored.shape)}, trained {tensor.dtype} {tuple(tensor.shape)}"
+                )
+            if not torch.equal(_bits(stored), _bits(tensor)):
+                raise CheckpointError(f"{name} read back from disk differs from what was trained; check the disk")
+            progress.advance(tensor.nbytes)
     if left:
         raise CheckpointError(
             f"{len(left)} trained tensors are missing from the saved file, such as {next(iter(left))}"

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fastchat.bars import Progress, bar
 from fastchat.errors import CheckpointError, values_without_secrets
 from fastchat.files import read_object, sha256_of, sha256_of_json, write_json
 
@@ -60,7 +61,11 @@ def files_in(folder: Path) -> list[str]:
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """{name: {"size", "sha256"}} of some files, for `Manifest.files`."""
-    return {name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    with bar("computing digests", sum(sizes.values())) as progress:
+        return {
+            name: {"size": size, "sha256": sha256_of(folder / name, progress.advance)} for name, size in sizes.items()
+        }
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -112,11 +117,13 @@ def find_problems(folder: Path, manifest: Manifest | None = None) -> list[str]:
 
 def file_problems(folder: Path, files: dict[str, dict[str, Any]], *, links: bool = False) -> list[str]:
     """The problems of `files` (from `describe_files`), one line each. `links`: files may be links."""
-    found = ((name, _problem(folder, name, expected, links)) for name, expected in sorted(files.items()))
+    size = sum(entry["size"] for entry in files.values() if isinstance(entry.get("size"), int))
+    with bar(f"verifying {folder.name}", size) as progress:
+        found = [(name, _problem(folder, name, entry, links, progress)) for name, entry in sorted(files.items())]
     return [f"{name}: {problem}" for name, problem in found if problem]
 
 
-def _problem(folder: Path, name: str, expected: dict[str, Any], links: bool) -> str | None:
+def _problem(folder: Path, name: str, expected: dict[str, Any], links: bool, progress: Progress) -> str | None:
     parts = PurePosixPath(name).parts
     if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
         return "points outside the folder"
@@ -129,7 +136,7 @@ def _problem(folder: Path, name: str, expected: dict[str, Any], links: bool) -> 
     if size != expected.get("size"):
         return f"has {size} bytes instead of {expected.get('size')}"
     try:
-        found = sha256_of(path)
+        found = sha256_of(path, progress.advance)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return None if found == expected.get("sha256") else "has the right size but different content (sha256 differs)"

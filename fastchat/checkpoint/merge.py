@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fastchat.bars import each
 from fastchat.checkpoint.digests import record_digests
 from fastchat.checkpoint.folders import check_new_folder, new_folder
 from fastchat.checkpoint.full import write_model
@@ -105,7 +106,8 @@ def merge_weights(model: Any, dtype: torch.dtype) -> Any:
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     _untie_if_adapted(base, layers)
     _check_one_adapter_each(layers)
-    for layer in (*layers, *(m for m in model.modules() if isinstance(m, TrainableTokensLayer))):
+    rows = [m for m in model.modules() if isinstance(m, TrainableTokensLayer)]
+    for layer in each([*layers, *rows], "merging", "layer"):
         weight = _adapted_weight(layer)
         weight.data = weight.data.float()
         try:

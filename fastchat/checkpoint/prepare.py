@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from fastchat.bars import each
 from fastchat.checkpoint.digests import check_result, record_digests
 from fastchat.checkpoint.folders import check_new_folder, new_folder
 from fastchat.checkpoint.space import disk_errors
@@ -230,7 +231,7 @@ def _write_weights(
     """Copies every weight file; those with a tensor to resize are rewritten. `used`: rows that tokens use. `taken`:
     spare rows that get a token now; they are reinitialised if they are zero or identical."""
     grown = 0
-    for path in _weight_files(source):
+    for path in each(_weight_files(source), "writing the weights", "file"):
         with safe_open(str(path), framework="pt") as file:
             names, metadata = list(file.keys()), file.metadata()
             ours = {name: file.get_tensor(name) for name in set(names) & set(resized)}
@@ -285,7 +286,7 @@ def _with_new_rows(weight: torch.Tensor, rows: int, used: int) -> torch.Tensor:
 
 def _check_weights(source: Path, folder: Path, resized: Sequence[str], before: int, taken: Sequence[int]) -> None:
     """CheckpointError unless the new files have every old bit, and nothing else but new rows."""
-    for old_path in _weight_files(source):
+    for old_path in each(_weight_files(source), "reading back", "file"):
         with (
             safe_open(str(old_path), framework="pt") as old_file,
             safe_open(str(folder / old_path.name), framework="pt") as new_file,

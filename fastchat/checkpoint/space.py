@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastchat.errors import ResourceError, UserError, brief
+from fastchat.errors import ResourceError, UserError, brief, counted
 
 _MARGIN = 1 << 20  # the tokenizer's files and the file system's overhead
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last one: a limit on the size of files (ulimit -f)
@@ -31,12 +31,25 @@ def free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def check_space(folder: Path, checkpoint: int, copies: int, result: int) -> None:
-    """ResourceError unless `copies` checkpoints of `checkpoint` bytes and a result of `result` bytes fit."""
-    needed, free = checkpoint * copies + result + _MARGIN, free_bytes(folder)
+def bytes_in(path: Path) -> int:
+    """Bytes that removing a file or a folder frees; a link frees none, nor does what cannot be read."""
+    if path.is_symlink():
+        return 0
+    files = path.rglob("*") if path.is_dir() else [path]
+    total = 0
+    for file in files:
+        with suppress(OSError):
+            total += file.lstat().st_size
+    return total
+
+
+def check_space(folder: Path, checkpoint: int, copies: int, result: int, freed: int = 0) -> None:
+    """ResourceError unless `copies` checkpoints of `checkpoint` bytes and a result of `result` bytes fit. `freed`:
+    bytes in the folder that are removed before anything is saved."""
+    needed, free = checkpoint * copies + result + _MARGIN, free_bytes(folder) + freed
     if needed > free:
         raise ResourceError(
-            f"--output_dir {folder}: {copies} checkpoint{'s' if copies != 1 else ''} of about {checkpoint:,} bytes and "
+            f"--output_dir {folder}: {counted(copies, 'checkpoint')} of about {checkpoint:,} bytes and "
             f"a result of {result:,} need {needed:,} bytes, {free:,} are free; lower --save_total_limit, save less "
             "often, free some space or name another --output_dir"
         )

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
+from fastchat.bars import each
 from fastchat.checkpoint.manifest import MANIFEST, find_problems
 from fastchat.files import sync
 
@@ -161,7 +162,7 @@ def recover(run: Path) -> list[str]:
 def settle_files(folder: Path, names: Collection[str], on_file: Callable[[str], None] | None = None) -> None:
     """Gives files the mode given by the umask (safetensors writes 0600) and flushes them to disk."""
     mode = 0o666 & ~_umask()
-    for name in names:
+    for name in each(names, "flushing to disk", "file"):
         path = folder / name
         os.chmod(path, mode)
         sync(path)

@@ -18,7 +18,7 @@ from fastchat.checkpoint.digests import result_problems
 from fastchat.checkpoint.manifest import MANIFEST, find_problems, read_manifest
 from fastchat.checkpoint.record import RECORD_NAME, read_training_record
 from fastchat.checkpoint.staging import checkpoints_in, step_of
-from fastchat.errors import EXIT_CHECKPOINT, EXIT_DONE, CheckpointError
+from fastchat.errors import EXIT_CHECKPOINT, EXIT_DONE, CheckpointError, counted
 from fastchat.paths import folders_instead
 from fastchat.streams import kept_output
 
@@ -61,14 +61,14 @@ def _verify_result(folder: Path, alone: bool) -> tuple[list[str], bool]:
     if not record.files:
         return [f"{folder}: not verified, its {RECORD_NAME} has no digests"], not alone
     size = sum(int(entry["size"]) for entry in record.files.values())
-    return [f"{folder}: valid, result, {len(record.files)} files, {size:,} bytes"], True
+    return [f"{folder}: valid, result, {counted(len(record.files), 'file')}, {counted(size, 'byte')}"], True
 
 
 def _summary(path: Path) -> str:
     manifest = read_manifest(path)
     return (
-        f"{path}: valid, step {manifest.step}, {len(manifest.files)} files, {manifest.size:,} bytes, "
-        f"{manifest.engine} on {manifest.world_size} process{'es' if manifest.world_size != 1 else ''}"
+        f"{path}: valid, step {manifest.step}, {counted(len(manifest.files), 'file')}, "
+        f"{counted(manifest.size, 'byte')}, {manifest.engine} on {counted(manifest.world_size, 'process')}"
     )
 
 

@@ -26,14 +26,15 @@ from typing import Any
 
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport, UnreadKeys, shown
 from fastchat.data.rows.keys import TRAIN_KEYS
-from fastchat.data.rows.reading import Row, read_rows
+from fastchat.data.rows.reading import Row
 from fastchat.data.rows.train_keys import refuse_unsupported
 from fastchat.data.rows.writing import RowFile, check_output
 from fastchat.data.tools.command import Parser, run
 from fastchat.data.tools.math_rows import READ, Problem, agree, dialogue, number, read_problem
+from fastchat.data.tools.reading import read_with_bar
 from fastchat.data.tools.sandbox import Limits, guarantee, run_python
 from fastchat.data.view.terminal import safe
-from fastchat.errors import DataError, SettingsError, say
+from fastchat.errors import DataError, SettingsError, counted, say
 
 _FAILURES = {
     "error": "the code fails",
@@ -65,11 +66,11 @@ def convert(
     """
     say(guarantee())
     limits, report, unread, num_rows = Limits(timeout=timeout), BadRowReport(), UnreadKeys(), 0
-    rows = itertools.islice(read_rows(source), max_rows)
+    rows = itertools.islice(read_with_bar([source], "converting"), max_rows)
     stem = Path(source).name.split(".")[0]
     jobs = ((row, f"{stem}-{number}") for number, row in enumerate(rows))
     with RowFile(target, "--out") as file:
-        for (row, _), result in _with_bar(_in_order(lambda job: _convert(job, limits), jobs, workers)):
+        for (row, _), result in _in_order(lambda job: _convert(job, limits), jobs, workers):
             num_rows += 1
             if isinstance(result, BadRow):
                 report.add(row.source, row.line, result)
@@ -78,8 +79,8 @@ def convert(
                 keys = (row.value or {}).keys() - {*READ, *TRAIN_KEYS}
                 unread.add({("row", key): 1 for key in sorted(keys) if (row.value or {})[key] is not None})
         if not file.num_rows:
-            raise DataError(f"{source}: none of the {num_rows} rows could be converted.{_listed(report)}")
-    say(f"{file.num_rows:,} of {num_rows:,} rows converted to {target}.{_listed(report)}")
+            raise DataError(f"{source}: none of {counted(num_rows, 'row')} could be converted.{_listed(report)}")
+    say(f"{file.num_rows:,} of {counted(num_rows, 'row')} converted to {target}.{_listed(report)}")
     for line in unread.lines:
         say(line)
     return file.num_rows, report
@@ -140,12 +141,6 @@ def _in_order(work: Callable[[Any], Any], items: Iterable[Any], workers: int) ->
             yield first, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _with_bar(results: Iterable[Any]) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(results, desc="converting", unit=" rows", file=sys.stderr, disable=None)
 
 
 def _listed(report: BadRowReport) -> str:

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 
+from fastchat.bars import bar
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import Example, tokenize_dialogues
 from fastchat.data.rows.columns import Columns
@@ -33,14 +34,13 @@ from fastchat.data.rows.writing import StagedFile, check_output
 from fastchat.data.tokens.counts import count_example, hint_at_causes, plain_line, refused_line, table
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.mixing import check_proportions, held_out_line, num_held_out, proportional, proportions_line
-from fastchat.data.tokens.progress import byte_bar
 from fastchat.data.tokens.store import usable
 from fastchat.data.tools.choosing import check_model, load_chat_encoder
 from fastchat.data.tools.command import guarded
 from fastchat.data.view.html_report import HtmlReport
 from fastchat.data.view.showing import shown
 from fastchat.data.view.terminal import legend, wants_colour
-from fastchat.errors import EXIT_DONE, DataError, SettingsError, say, show
+from fastchat.errors import EXIT_DONE, DataError, SettingsError, counted, say, show
 from fastchat.settings.help import asked_for_help, help_text
 from fastchat.settings.options import Option, check_ranges, check_refused, options_of, split_recipe
 from fastchat.settings.parsing import to_shares
@@ -131,7 +131,7 @@ def preview(args: argparse.Namespace) -> None:
         say(report.write(args.html, counts, _about(args, chat_encoder), lost))
     if not counts["supervised_tokens"]:
         cause = hint_at_causes(counts, args.model_max_length)
-        raise DataError(f"no supervised tokens in the data: training would stop. {cause}")
+        raise DataError(f"no learned tokens in the data: training would stop. {cause}")
 
 
 # --- the command line
@@ -193,7 +193,8 @@ def _examples(
 
     After a malformed row that will stop the command, the rest of the files is only checked.
     """
-    with byte_bar("tokenising", records.num_bytes, progress=sys.stderr.isatty()) as update:
+    num_rows = 0
+    with bar("tokenising", records.num_bytes) as progress:
         rows = (record for record in records if not records.stopping)
         while batch := list(islice(rows, _BATCH)):
             how = {"overlong": args.overlong, "on_bad_row": args.on_bad_row}
@@ -207,7 +208,8 @@ def _examples(
                     yield record, example
                     if example.is_last:
                         break
-            update(records.bytes_read, len(batch))
+            num_rows += len(batch)
+            progress.to(records.bytes_read, counted(num_rows, "row"))
 
 
 def _print_choice(args: argparse.Namespace, sources: Sequence[Source], trained: Counter[str]) -> None:

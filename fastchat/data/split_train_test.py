@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fastchat.bars import each
 from fastchat.data.rows.writing import RowFile, check_output
 from fastchat.data.tools.command import run
 from fastchat.data.tools.row_tool import Rows, add_slice, check_slice, tool_parser
@@ -62,7 +63,7 @@ def split(args: argparse.Namespace) -> None:
             )
         for name, part in zip(names, parts, strict=True):
             file = stack.enter_context(RowFile(name, "output"))
-            for number in part:
+            for number in each(part, f"writing {name}", "row"):
                 file.add(waiting.get(number))
     show(f"#train: {len(parts[0]):,} in {names[0]}, #test: {len(parts[1]):,} in {names[1]}")
 

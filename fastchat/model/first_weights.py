@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastchat.errors import SettingsError, say
+from fastchat.bars import each
+from fastchat.errors import SettingsError, counted, say
 from fastchat.model.adapter_parts import START, TRAINED
 from fastchat.model.loading import dequantised_weight, linear4bit_layers
 from fastchat.settings.lora_options import DEFAULT, EVA, LOFTQ, OLORA, subtracts_start
@@ -80,7 +81,7 @@ def _add_start(model: Any) -> None:
 
 def _decompose(model: Any, init: str, whole: Whole) -> None:
     """PiSSA: the largest singular values; OLoRA: the first columns of a QR decomposition; of each layer's weight."""
-    for name, layer in _layers(model, init):
+    for name, layer in each(_layers(model, init), f"--lora_init {init}", "layer"):
         with _in_place_of_base(layer, whole) as weight:
             _check_rank(name, layer, min(weight.shape))
             if init == OLORA:
@@ -125,7 +126,8 @@ def _from_activations(model: Any, first: FirstWeights) -> None:
         model, batches, forward_fn=forward, gather_distributed_inputs=False, show_progress_bar=False
     )
     config.eva_config, config.init_lora_weights, config.target_modules = None, True, targets
-    say(f"--lora_init eva: the A matrices are the main directions of the layers' inputs in {batches.given} batches")
+    used = counted(batches.given, "batch")
+    say(f"--lora_init eva: the A matrices are the main directions of the layers' inputs in {used}")
 
 
 class _Batches:
@@ -141,7 +143,7 @@ class _Batches:
         for batch in self.batches():
             if int((batch["labels"] != -100).sum()) < self.r:
                 raise SettingsError(
-                    f"--lora_init eva needs at least --lora_r {self.r} supervised tokens, and the data has fewer"
+                    f"--lora_init eva needs at least --lora_r {self.r} learned tokens, and the data has fewer"
                 )
             if self.given == _MOST_BATCHES:
                 raise SettingsError(
@@ -158,7 +160,7 @@ def _correct_quantisation(model: Any, first: FirstWeights, whole: Whole) -> None
     original = first.original()
     quantised = {id(layer) for layer in linear4bit_layers(model).values()}
     plain = 0
-    for name, layer in _layers(model, LOFTQ):
+    for name, layer in each(_layers(model, LOFTQ), f"--lora_init {LOFTQ}", "layer"):
         base = layer.get_base_layer()
         if id(base) not in quantised:
             plain += 1

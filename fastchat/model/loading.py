@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastchat.bars import each
 from fastchat.errors import ResourceError, SettingsError, say
 from fastchat.model.attention import FLEX, check_attention, choose_attention, one_flex_kernel
 from fastchat.model.lora_experts import in_block, whole_shape
@@ -187,7 +188,7 @@ def dequantise(model: nn.Module) -> None:
     """Replace every nf4 layer of `model`, in place, by the plain layer it was, with its dequantised values."""
     from transformers.pytorch_utils import Conv1D
 
-    for name, layer in linear4bit_layers(model).items():
+    for name, layer in each(linear4bit_layers(model).items(), "dequantising", "layer"):
         weight = dequantised_weight(layer)
         plain: Any = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         if getattr(layer, "source_cls", None) is Conv1D:

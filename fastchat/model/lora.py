@@ -92,7 +92,7 @@ def add_lora(
     if trainable == 0:
         raise SettingsError("No parameter would be trained: check --lora_target_modules and --lora_r.")
     say_frozen_experts(peft_model, numel, total)
-    detail(f"LoRA: {trainable:,} of {total:,} parameters are trained ({trainable / total:.3%}).")
+    detail(f"LoRA: {trainable:,} of {total:,} parameters are trained ({100 * trainable / total:.3f} %).")
     return peft_model
 
 

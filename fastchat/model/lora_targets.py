@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastchat.errors import SettingsError, nearest, say
+from fastchat.errors import SettingsError, counted, nearest, say
 from fastchat.model.lora_experts import choose_parameters, in_block, routers
 from fastchat.model.multimodal import exclusion, idle_parts
 from fastchat.settings.targets import (
@@ -286,7 +286,7 @@ def _without_experts(model: nn.Module, chosen: Iterable[str], *, refuse: bool) -
         )
         if refuse:
             raise SettingsError(f"--lora_target_modules: {line}: leave them out; {way}.")
-        say(f"LoRA: {line}, so {len(lost)} layers ({numbers:,} parameters) get no adapter; {way}.")
+        say(f"LoRA: {line}, so {counted(len(lost), 'layer')} ({numbers:,} parameters) get no adapter; {way}.")
     return chosen - lost
 
 
@@ -310,8 +310,8 @@ def _idle_parts(chosen: set[str], layers: list[str], everything: list[str]) -> l
     parts = idle_parts(idle, layers)
     if idle:
         say(
-            f"LoRA adapts {len(chosen)} layers of the language model. {len(idle)} layers with the same "
-            f"names, in {', '.join(parts)}, are not adapted: text does not pass through them."
+            f"LoRA adapts {counted(len(chosen), 'layer')} of the language model. {counted(len(idle), 'layer')} with "
+            f"the same names, in {', '.join(parts)}, are not adapted: text does not pass through them."
         )
     return parts
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastchat.bars import are_drawn
 from fastchat.errors import SettingsError, brief
 from fastchat.files import JsonError, read_object
 from fastchat.paths import meant_here, model_instead, say_hub_is_asked
@@ -77,9 +78,12 @@ def _check_weight_files(folder: Path, source: str) -> None:
 
 @contextmanager
 def loading(source: str, what: str, *, trust_remote_code: bool = False) -> Iterator[None]:
-    """Turn what the hub client and `from_pretrained` raise while loading `what` into one SettingsError."""
+    """Turn what the hub client and `from_pretrained` raise while loading `what` into one SettingsError. The library's
+    own bar, which counts weights, is drawn where ours are."""
     from safetensors import SafetensorError
+    from transformers.utils import logging as library
 
+    (library.enable_progress_bar if are_drawn() else library.disable_progress_bar)()
     try:
         yield
     except SettingsError:

@@ -74,12 +74,14 @@ class RichChatIO(SimpleChatIO):
         return self._terminal[0].prompt(f"{role}: ")
 
     def prompt_for_output(self, role: str) -> None:
+        """Show whose answer follows."""
         if self._terminal is None:
             super().prompt_for_output(role)
         else:
             self._terminal[1].print(Text(f"{role}:", style="bold"))
 
     def stream_output(self, output_stream: Iterable[dict[str, Any]]) -> str:
+        """Show an answer while it is generated, as Markdown in a terminal; returns its text."""
         if self._terminal is None:
             return super().stream_output(output_stream)
         view, text = MarkdownView(self._terminal[1]), ""

@@ -126,6 +126,7 @@ def _tokens(
     streamer, input_ids = _Queue(), torch.tensor([prompt], device=model.device)
 
     def work() -> None:
+        """Generates in a thread of its own; an error reaches the reader through the queue."""
         try:
             model.generate(
                 input_ids=input_ids,

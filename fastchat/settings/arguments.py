@@ -356,7 +356,7 @@ class RunArguments(TransformersArguments):
     group_by_length: bool = _data(False, "batch dialogues of similar length (less padding)", resume=FREE)
     chunked_head: bool = setting(
         True,
-        "compute logits of supervised tokens only, in chunks; False: of all tokens at once",
+        "compute logits of learned tokens only, in chunks; False: of all tokens at once",
         group="Precision and memory",
         memory=True,
     )

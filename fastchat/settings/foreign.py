@@ -153,7 +153,7 @@ _REASONS: dict[str, str] = {
     "dataset_streaming skip_prepare_dataset preprocessed_path dataset_batch_size": _PREPARED,
     "ignore_pad_token_for_loss shuffle_merged_datasets shuffle_dataset tool_format": _AUTOMATIC,
     "dataset_kwargs formatting_func type ds_type": _CONVERSATIONS,
-    "train_on_eos train_on_eot": "leave it out; the end of every supervised answer is supervised",
+    "train_on_eos train_on_eot": "leave it out; the end of every learned answer is learned",
     "dataset_config dataset_config_name": "download the dataset first, and give its files in data_path",
     "max_samples max_train_samples max_eval_samples": "shorten the file first, for example with head or "
     "`python -m fastchat.data.split_train_test`",
@@ -172,7 +172,7 @@ _REASONS: dict[str, str] = {
     "lr_quadratic_warmup": "warmup is linear; set warmup_ratio or warmup_steps",
     "cosine_min_lr_ratio": "lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr_rate: SHARE}",
     "cosine_constant_lr_ratio": "not available; set lr_scheduler_type and lr_scheduler_kwargs",
-    "loss_type moe_aux_loss_coef": "leave it out; the loss is always cross-entropy over supervised tokens",
+    "loss_type moe_aux_loss_coef": "leave it out; the loss is always cross-entropy over learned tokens",
     "disable_shuffling": "train_sampling_strategy: sequential",
     "pure_bf16 bfloat16 float16": "set dtype for the weights, and bf16: true or fp16: true for the computation",
     "upcast_layernorm upcast_lmhead_output embeddings_skip_upcast": _AUTOMATIC,
@@ -182,7 +182,7 @@ _REASONS: dict[str, str] = {
     "use_liger enable_liger_kernel liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
     "liger_cross_entropy flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp "
     "lora_mlp_kernel lora_qkv_kernel lora_o_kernel use_unsloth unsloth_cross_entropy_loss "
-    "cut_cross_entropy": "leave it out; logits are computed for supervised tokens only (chunked_head)",
+    "cut_cross_entropy": "leave it out; logits are computed for learned tokens only (chunked_head)",
     "use_unsloth_gc": "gradient_checkpointing: true",
     "disable_gradient_checkpointing": "set gradient_checkpointing: true or false",
     "use_reentrant_gc": "gradient_checkpointing_kwargs: {use_reentrant: true}",
@@ -196,8 +196,10 @@ _REASONS: dict[str, str] = {
     "wandb_entity": _ENVIRONMENT.format("WANDB_ENTITY"),
     "wandb_mode": _ENVIRONMENT.format("WANDB_MODE"),
     "wandb_watch wandb_log_model wandb_run_id use_wandb": "leave it out; report_to: wandb logs the metrics to wandb",
-    "mlflow_tracking_uri mlflow_experiment_name use_mlflow comet_project_name use_comet use_swanlab swanlab_project "
-    "use_tensorboard": "set report_to to wandb, tensorboard or none",
+    "mlflow_tracking_uri": _ENVIRONMENT.format("MLFLOW_TRACKING_URI"),
+    "mlflow_experiment_name": _ENVIRONMENT.format("MLFLOW_EXPERIMENT_NAME"),
+    "use_mlflow comet_project_name use_comet use_swanlab swanlab_project use_tensorboard": "set report_to to wandb, "
+    "tensorboard, mlflow, trackio or none",
     "plot_loss print_param_status include_tokens_per_second include_effective_tokens_per_second "
     "compute_accuracy": "leave it out; every run logs its loss and speed to metrics.jsonl",
     # evaluation and checkpoints

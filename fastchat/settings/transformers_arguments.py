@@ -194,12 +194,13 @@ class TransformersArguments:
     disable_tqdm: bool | None = _logging(None, "show no progress bars", resume=FREE)
     report_to: list[str] | str | None = _logging(
         "none",
-        "where to log in addition to metrics.jsonl: wandb, tensorboard, all or none; by default wandb if configured",
+        "where to log in addition to metrics.jsonl: wandb, tensorboard, mlflow, trackio, all or none; by default wandb "
+        "if configured",
         elsewhere="report_to_integrations",
         resume=FREE,
     )
     run_name: str | None = _logging(
-        None, "name of the run in wandb", elsewhere="wandb_name wandb_run_name", resume=FREE
+        None, "name of the run in wandb, mlflow or trackio", elsewhere="wandb_name wandb_run_name", resume=FREE
     )
     eval_strategy: Literal["no", "steps", "epoch"] = _evaluation(
         "no", "when to evaluate", also="evaluation_strategy", common=True
@@ -302,7 +303,7 @@ class RefusedArguments:
     liger_kernel_config: dict[str, bool] | None = _refused(None, refused=_NO)
     auto_find_batch_size: bool = _refused(False, refused="set --per_device_train_batch_size yourself")
     average_tokens_across_devices: bool = _refused(
-        True, refused="the loss is always divided by the global number of supervised tokens"
+        True, refused="the loss is always divided by the global number of learned tokens"
     )
     accelerator_config: dict[str, Any] | str | None = _refused(None, refused=_OURS)
     parallelism_config: str | None = _refused(None, refused=_NO)

@@ -32,7 +32,7 @@ class TrainingArguments(RunArguments, transformers.TrainingArguments):  # pyrigh
         super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
 
     def to_dict(self) -> dict[str, Any]:
-        """What reports (wandb, TensorBoard) are given, and write into files of their own: without secrets."""
+        """What reports (wandb, TensorBoard, ...) are given, and write into files of their own: without secrets."""
         return values_without_secrets(super().to_dict())
 
     def get_warmup_steps(self, num_training_steps: int) -> int:

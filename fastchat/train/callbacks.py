@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import math
+import re
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from fastchat.errors import SettingsError, brief, say
+from fastchat.errors import SettingsError, brief, counted, say
 from fastchat.files import JsonError, atomic, parse_json
+from fastchat.processes import on_all_processes
+from fastchat.streams import detail
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 16 << 20  # bytes of a line; a longer one is damage
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
 
@@ -40,7 +46,7 @@ class LinesFile(TrainerCallback):
         """The last attempt; what the disk refuses now is lost, and that is said."""
         self.add([])
         if self.waiting:
-            say(f"WARNING: the last {len(self.waiting):,} rows of {self.path} could not be written")
+            say(f"WARNING: the last {counted(len(self.waiting), 'row')} of {self.path} could not be written")
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows, or none of them."""
@@ -91,8 +97,9 @@ class WarmupNote(TrainerCallback):
         elif (warmup := args.get_warmup_steps(steps)) >= steps:
             reached = args.learning_rate * (steps - 1) / warmup
             say(
-                f"warning: the warmup takes {warmup:,} steps and the run has {steps:,}: the learning rate only reaches "
-                f"{reached:.3g} of --learning_rate {args.learning_rate:g}; lower --warmup_steps or --warmup_ratio"
+                f"warning: the warmup takes {counted(warmup, 'step')} and the run has {steps:,}: the learning rate "
+                f"only reaches {reached:.3g} of --learning_rate {args.learning_rate:g}; lower --warmup_steps or "
+                "--warmup_ratio"
             )
 
 
@@ -134,29 +141,52 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 class Guarded:
-    """A report to somewhere else (wandb, TensorBoard). Its failure is a SettingsError while training starts; later it
-    is said, and ends the report instead of the run."""
+    """A report to somewhere else (wandb, TensorBoard). Its failure is a SettingsError while training starts, in every
+    process; later it is said, and ends the report instead of the run.
+
+    in_output_dir: whether it writes into the run's output folder.
+    """
 
     def __init__(self, inner: Any) -> None:
         self._inner, self._failed = inner, False
+        self.in_output_dir = type(inner).__name__ == "TensorBoardCallback"
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
         return functools.partial(self._call, name, found) if name.startswith("on_") else found
 
     def _call(self, event: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if event == "on_train_begin":
+            return on_all_processes(lambda: self._start(work, *args, **kwargs))
         if self._failed:
             return None
         try:
-            return work(*args, **kwargs)
+            return _silently(work, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - of a library that is not needed for training
-            report = type(self._inner).__name__.removesuffix("Callback")
-            told = f"{report}: {type(error).__name__}: {brief(error)}"
-            if event == "on_train_begin":
-                raise SettingsError(f"--report_to: {told}; --report_to none trains without it") from None
             self._failed = True
-            say(f"WARNING: {told}; nothing more is reported there, training continues")
+            say(f"WARNING: {self._told(error)}; nothing more is reported there, training continues")
             return None
+
+    def _start(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return _silently(work, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001
+            raise SettingsError(f"--report_to: {self._told(error)}; --report_to none trains without it") from None
+
+    def _told(self, error: Exception) -> str:
+        report = type(self._inner).__name__.removesuffix("Callback")
+        return f"{report}: {type(error).__name__}: {brief(error)}"
+
+
+def _silently(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The result of `work`; what it prints, such as trackio's greeting in colours, is a detail."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            return work(*args, **kwargs)
+    finally:
+        for line in filter(None, _COLOUR.sub("", printed.getvalue()).splitlines()):
+            detail(line)
 
 
 def cut_back(path: Path, step: int) -> None:
@@ -174,9 +204,7 @@ def cut_back(path: Path, step: int) -> None:
                 except (JsonError, KeyError, TypeError):
                     damaged += bool(line.strip())
     if damaged:
-        say(
-            f"{path}: {damaged:,} damaged line{'s' if damaged > 1 else ''} left out (a run that was killed leaves such)"
-        )
+        say(f"{path}: {counted(damaged, 'damaged line')} left out (a run that was killed leaves such)")
     with atomic(path, "wb") as file:
         file.writelines(kept)
 

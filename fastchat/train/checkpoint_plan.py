@@ -10,7 +10,7 @@ from typing import Any
 from transformers.trainer_utils import SaveStrategy
 
 from fastchat.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from fastchat.checkpoint.space import check_space, copies_at_once
+from fastchat.checkpoint.space import bytes_in, check_space, copies_at_once
 from fastchat.checkpoint.staging import checkpoints_in, remove_checkpoint
 from fastchat.model.adapter_parts import file_bytes
 from fastchat.model.loading import count_parameters
@@ -18,7 +18,7 @@ from fastchat.processes import on_main_process
 from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.engine import Engine
 from fastchat.train.resuming import Identity, Resume, differing
-from fastchat.train.startup import Start
+from fastchat.train.startup import Start, outdated
 
 
 def plan_checkpoints(trainer: Any, start: Start, *, adapter: bool, hold: Callable[[], None]) -> RunCheckpoints:
@@ -35,9 +35,11 @@ def plan_checkpoints(trainer: Any, start: Start, *, adapter: bool, hold: Callabl
     size = result + (0 if training.save_only_model else more)
 
     def work() -> None:
-        there = len(checkpoints_in(output_dir))
+        replaced, later = outdated(output_dir, resume)
+        there = len([path for _, path in checkpoints_in(output_dir) if path not in (*replaced, *later)])
         copies = copies_at_once(_saves_to_come(trainer, resume), training.save_total_limit)
-        check_space(output_dir, size, max(copies - there, min(copies, 1)), result)
+        freed = sum(bytes_in(path) for path in replaced)
+        check_space(output_dir, size, max(copies - there, min(copies, 1)), result, freed)
 
     on_main_process(work)
     changed = differing(resume.manifest, identity.settings) if resume.manifest else []

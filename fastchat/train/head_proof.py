@@ -42,7 +42,7 @@ class HeadProof:
         if self.agrees:
             off = abs(self.chunked - self.plain) / abs(self.plain) if self.plain else 0.0
             return (
-                f"the head runs on supervised tokens only, in chunks: on {self.num_tokens} tokens of this data the "
+                f"the head runs on learned tokens only, in chunks: on {self.num_tokens} tokens of this data the "
                 f"loss is {self.chunked:.4f}, off by {off:.0e} from that of all logits"
             )
         why = (

@@ -6,7 +6,7 @@ template   vicuna_v1.1
 batch      16 dialogues = 2 processes x 8 x accumulation 1
 steps      60 in 3 epochs; learning rate 3e-3, cosine, 2 warmup steps
 memory     181 MiB per process planned
-output     /work/out
+output     out
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Overview(TrainerCallback):
         self.run, self.trainer = run, trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called once by the Trainer, after the engine is ready and before step 1."""
         plan = self.trainer.memory.plan
         rows = {
             "model": self._model(),
@@ -51,7 +52,7 @@ class Overview(TrainerCallback):
         trained, total = count_parameters(model, self.trainer.engine.numel)
         kind = describe_quantization(model)["type"]
         what = "LoRA" if self.trainer.plan.adapter else "full fine-tuning"
-        share = f" ({trained / total:.3%})" if trained < total else ""
+        share = f" ({100 * trained / total:.3f} %)" if trained < total else ""
         of = f"{trained:,} of {total:,} parameters{share}" if trained < total else f"{total:,} parameters"
         return f"{self.run.base_model}: {what}, {of}" + (f", {kind}" if kind else "")
 
@@ -83,7 +84,7 @@ class Overview(TrainerCallback):
 def _corpus(corpus: Corpus) -> str:
     dataset = corpus.dataset
     tokens, learned = int(dataset.lengths.sum()), int(dataset.num_supervised.sum())
-    share = f" ({learned / tokens:.1%})" if tokens else ""
+    share = f" ({100 * learned / tokens:.1f} %)" if tokens else ""
     return f"{dataset.size}, {counted(tokens, 'token')}, {learned:,} of them learned{share}"
 
 

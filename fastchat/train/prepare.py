@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import set_seed
 
 from fastchat.checkpoint.digests import check_result
@@ -187,20 +186,18 @@ def prepare_model(
     device: torch.device,
     cache_dir: str | None,
     trust_remote_code: bool,
-    progress: bool,
 ) -> tuple[Any, torch.dtype]:
     """(the model to train, the dtype its base was loaded as).
 
     `add_adapter`: freezes the base and gives it its adapter; None for full fine-tuning. It is called with the base and
     a function that loads it again without quantisation. `decomposes`: the adapter starts from the weights or their
-    inputs, which is a lot to compute. `progress`: show a bar.
+    inputs, which is a lot to compute.
     """
     (say if loading.falls_back else detail)(loading.line)
-    bars = transformers.utils.logging
-    (bars.enable_progress_bar if progress and not rank() else bars.disable_progress_bar)()
     set_seed(seed)  # the adapter starts from random numbers: the same ones in every process
 
     def load(quantized: bool) -> Any:
+        """The base, in nf4 or not, as the run's settings say."""
         return load_base_model(
             base,
             dtype=loading.dtype,

@@ -1,7 +1,7 @@
 """What a run prints while it trains: one line for each logged step and each evaluation, and a bar in a terminal.
 
-    step 5/58  epoch 0.09  loss 4.083  lr 9.3e-4  grad 1.2  1,840 tok/s (640 supervised)  mem 11.2/12.7 GiB  ETA 12:31
-    step 20/58  evaluation  loss 3.912 (was 4.120)  670 supervised tokens  1.4 s
+    step 5/58  epoch 0.09  loss 4.083  lr 9.3e-4  grad 1.2  1,840 tok/s (640 learned)  mem 11.2/12.7 GiB  ETA 12:31
+    step 20/58  evaluation  loss 3.912 (was 4.120)  670 learned tokens  1.4 s
 
 `mem` is the measured peak, then what was planned for it. Speed does not count evaluation and saving; ETA does.
 """
@@ -14,13 +14,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from fastchat.bars import clock
 from fastchat.errors import say
 from fastchat.plan.units import GIB, MIB
-
-
-def shows_bars(disabled: bool | None) -> bool:
-    """Whether progress bars are drawn: in a terminal only, because a file would keep every state of them."""
-    return not disabled and sys.stderr.isatty()
 
 
 class ProgressLines(TrainerCallback):
@@ -81,7 +77,7 @@ class ProgressLines(TrainerCallback):
             parts.append(f"grad {float(logs['grad_norm']):.2g}")
         if self._stepping > 0 and "num_tokens" in logs:
             per_second = [logs[name] / self._stepping for name in ("num_tokens", "num_supervised_tokens")]
-            parts.append(f"{per_second[0]:,.0f} tok/s ({per_second[1]:,.0f} supervised)")
+            parts.append(f"{per_second[0]:,.0f} tok/s ({per_second[1]:,.0f} learned)")
         if "memory_measured" in logs:
             parts.append(f"mem {memory(logs['memory_measured'], logs.get('memory_predicted'))}")
         done = state.global_step - self._first_step - 1
@@ -96,7 +92,7 @@ class ProgressLines(TrainerCallback):
         parts.append(f"loss {number(logs['eval_loss'])}{was}")
         self._last_eval = logs["eval_loss"]
         if "eval_num_supervised_tokens" in logs:
-            parts.append(f"{logs['eval_num_supervised_tokens']:,.0f} supervised tokens")
+            parts.append(f"{logs['eval_num_supervised_tokens']:,.0f} learned tokens")
         if self._eval_began:
             parts.append(f"{time.monotonic() - self._eval_began:.1f} s")
             self._eval_began = 0.0
@@ -132,14 +128,3 @@ def memory(measured: float, planned: float | None) -> str:
     """
     unit, name, digits = (GIB, "GiB", 1) if max(measured, planned or 0) >= GIB else (MIB, "MiB", 0)
     return "/".join(f"{size / unit:.{digits}f}" for size in (measured, planned) if size is not None) + f" {name}"
-
-
-def clock(seconds: float) -> str:
-    """A duration as hours, minutes and seconds.
-
-    >>> clock(61), clock(3600 * 25 + 5)
-    ('1:01', '25:00:05')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

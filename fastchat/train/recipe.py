@@ -1,8 +1,8 @@
 """The recipe, LoRA and full fine-tuning alike: tokenizer, template, data, model, training, saving, evaluation, record.
 
-Every process runs all of it. What can be wrong with settings or data is found before the model loads, and nothing is
-written into `--output_dir` before every check has passed. Only this module takes the settings apart; what follows from
-model or data is written back into them here (`settings.derive`).
+Every process runs all of it. What can be wrong with settings or data is found before the model loads, and
+`--output_dir` is neither made nor written to before every check has passed. Only this module takes the settings apart;
+what follows from model or data is written back into them here (`settings.derive`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastchat.model.loading import load_config
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
-from fastchat.train import packed
+from fastchat.train import packed, startup
 from fastchat.train.adapter import adapter_of, derived_targets, token_ids
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
 from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
@@ -45,13 +45,11 @@ from fastchat.train.prepare import (
     rope_for_data,
     say_rope_differs,
 )
-from fastchat.train.progress import shows_bars
 from fastchat.train.record import Run, base_name, make_record
 from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
-from fastchat.train.startup import OutputFolder, Start, check_folder, choose_start, clear_folder, identify
 from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
@@ -67,7 +65,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     # 1. The output folder holds no result that must stay, and no other run uses it.
     folder = output_folder(settings)
     STOPPING.know_peers(known_processes(), lambda dead: end_with_dead_peer(status, dead))
-    check_folder(folder)
+    startup.check_folder(folder)
     on_all_processes(lambda: status.lock(folder.path))
 
     # 2. Tokenizer and template; the base and the adapter to continue are what was saved.
@@ -95,7 +93,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     data = pack(settings, corpora, engine)
 
     # 7. Where the run starts: at step 0, from a checkpoint, or not at all because it is finished.
-    start = choose_start(folder, identity, data, settings=settings.record())
+    start = startup.choose_start(folder, identity, data, settings=settings.record())
     if start.resume.finished:
         return
 
@@ -107,14 +105,14 @@ def train(settings: Settings, status: RunStatus) -> None:
     # 9. What only the model can tell: untrained tokens, leaks between packed dialogues, files that cannot be saved.
     head = try_model(settings, model, text, data, loading, weights_dtype, engine)
 
-    # 10. The folder is this run's from now on; what an earlier one left goes.
-    on_all_processes(lambda: status.claim(folder.path))
-    on_main_process(lambda: clear_folder(folder.path, start.resume))
-
-    # 11. The Trainer; whether its checkpoints have room on the disk; training.json tried before the first step.
+    # 10. The Trainer; whether its checkpoints have room on the disk.
     run = Run(settings.record(), base, text, rope, weights_dtype, corpora, start.identity.fingerprints)
     trainer = make_trainer(run, settings, data, model, head, memory, engine)
     trainer.plan = plan_checkpoints(trainer, start, adapter=lora is not None, hold=status.hold)
+
+    # 11. The folder is this run's as soon as training begins: the engine and the reports are ready by then.
+    claim = startup.FolderClaim(lambda: status.claim(folder.path), folder.path, start.resume)
+    trainer.begin_with(RecordRehearsal(lambda: make_record(run, trainer)), claim)
 
     # 12. All steps; then the result saved and verified, evaluated, and the record of it all.
     train_and_finish(run, trainer, start.resume.checkpoint)
@@ -125,10 +123,10 @@ def train(settings: Settings, status: RunStatus) -> None:
 # ---- the steps in their order: which settings each takes, and what it adds to them ----
 
 
-def output_folder(settings: Settings) -> OutputFolder:
+def output_folder(settings: Settings) -> startup.OutputFolder:
     """Step 1. The folder, and what the settings say about what it may hold."""
     training = settings.training
-    return OutputFolder(
+    return startup.OutputFolder(
         Path(str(training.output_dir)),
         resume=training.resume_from_checkpoint,
         weights_only=training.resume_weights_only,
@@ -222,10 +220,10 @@ def accept_rope(settings: Settings, config: Any, rope: RopeChoice | None, adapte
 
 
 def identify_run(
-    settings: Settings, folder: OutputFolder, base: str, config: Any, text: Text, engine: Engine
+    settings: Settings, folder: startup.OutputFolder, base: str, config: Any, text: Text, engine: Engine
 ) -> Identity:
     """Step 5, in the first process."""
-    return identify(
+    return startup.identify(
         folder,
         base,
         config,
@@ -262,7 +260,6 @@ def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, 
             on_bad_row=data.on_bad_row,
             columns=Columns(data.data_columns, data.data_roles),
             workers=data.preprocessing_num_workers,
-            progress=shows_bars(training.disable_tqdm),
             overwrite=data.overwrite_cache,
         ),
         proportions=[float(share) for share in data.data_proportions or []],
@@ -294,7 +291,7 @@ def load_model(
     engine: Engine,
     text: Text,
     data: Data,
-    start: Start,
+    start: startup.Start,
 ) -> tuple[Any, torch.dtype]:
     """Step 8. Which modules have an adapter is a setting that may follow from the model."""
     training, lora = settings.training, settings.lora
@@ -317,7 +314,6 @@ def load_model(
         device=training.device,
         cache_dir=training.cache_dir,
         trust_remote_code=settings.model.trust_remote_code,
-        progress=shows_bars(training.disable_tqdm),
     )
     if lora is not None and (usual or lora.lora_weight_path):
         for name, value in derived_targets(lora, model).items():
@@ -367,7 +363,7 @@ def make_trainer(
     memory: MemoryWatch,
     engine: Engine,
 ) -> ChatTrainer:
-    """Step 11. Checkpoints that the Trainer saves on the way are as complete as the final result."""
+    """Step 10. Checkpoints that the Trainer saves on the way are as complete as the final result."""
     training = settings.training
     grouped = training.train_sampling_strategy == "group_by_length"
     collator = packed.collator(
@@ -395,6 +391,5 @@ def make_trainer(
     )
     if settings.data.log_samples:
         trainer.add_callback(SamplesFile(str(training.output_dir), trainer.rows_of))
-    trainer.add_callback(RecordRehearsal(lambda: make_record(run, trainer)))
     trainer.add_callback(StopCallback(trainer))
     return trainer

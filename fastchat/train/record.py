@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.record import TrainingRecord
-from fastchat.errors import brief, say
+from fastchat.errors import brief, counted, say
 from fastchat.model.attention import used_attention
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.model.rope import RopeChoice, max_positions
@@ -138,7 +138,7 @@ def used_line(record: RunRecord) -> str:
     """
     quantization = record.quantization["type"] if record.quantization else "no quantisation"
     return (
-        f"actually used: {record.engine}, {record.world_size} process{'es' if record.world_size > 1 else ''} "
+        f"actually used: {record.engine}, {counted(record.world_size, 'process')} "
         f"({record.device}), attention {record.attention}, weights {record.dtype}, {quantization}, computing in "
         f"{record.compute_dtype}, {record.head} head, optimizer {record.optimizer}"
     )

@@ -9,10 +9,17 @@ import os
 import warnings
 from urllib.parse import urlparse
 
-from fastchat.errors import SettingsError, say
+from fastchat.errors import SettingsError, not_among, say
 from fastchat.settings.values import Values
 
-_TARGETS = ("wandb", "tensorboard")
+# {where metrics can go: the distributions that have it}; each target is an extra of this project.
+TARGETS = {
+    "wandb": ("wandb",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "trackio": ("trackio",),
+}
+_LOOK_AT = {"tensorboard": "tensorboard --logdir {output_dir}", "mlflow": "mlflow ui", "trackio": "trackio show"}
 
 
 def quiet_libraries() -> None:
@@ -21,6 +28,8 @@ def quiet_libraries() -> None:
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
         ("WANDB_ERROR_REPORTING", "false"),
         ("WANDB_SILENT", "true"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("GRADIO_ANALYTICS_ENABLED", "False"),
         ("TOKENIZERS_PARALLELISM", "true"),
     ):
         os.environ.setdefault(name, value)
@@ -48,19 +57,25 @@ def choose_reports(values: Values) -> None:
         )
         return
     if names == ["all"]:
-        names = [name for name in _TARGETS if _installed(name) and (name != "wandb" or wandb_key_known())]
+        names = [name for name in TARGETS if _installed(name) and (name != "wandb" or wandb_key_known())]
     names = [name for name in names if name != "none"]
     for name in names:
-        if name not in _TARGETS:
-            raise SettingsError(f"--report_to is {name!r}; it can be {', '.join(_TARGETS)}, all or none")
+        if name not in TARGETS:
+            raise not_among("--report_to", name, (*TARGETS, "all", "none"))
         if not _installed(name):
-            raise SettingsError(f"--report_to {name}: not installed here (pip install {name})")
+            raise SettingsError(f"--report_to {name}: not installed here (pip install {TARGETS[name][0]})")
     if "wandb" in names and _wandb_off():
         say("wandb is switched off in the environment (WANDB_MODE or WANDB_DISABLED): no metrics go there")
         names.remove("wandb")
     if "wandb" in names and not (wandb_key_known() or _wandb_offline()):
         say("wandb has no API key here: logging offline into wandb/ (`wandb sync` uploads it later)")
         os.environ["WANDB_MODE"] = "offline"
+    if "mlflow" in names and os.environ.get("DISABLE_MLFLOW_INTEGRATION", "").upper() in ("TRUE", "1"):
+        say("mlflow is switched off in the environment (DISABLE_MLFLOW_INTEGRATION): no metrics go there")
+        names.remove("mlflow")
+    for name in names:
+        if name in _LOOK_AT:
+            say(f"{name}: to look at the metrics, run {_LOOK_AT[name].format(output_dir=values['output_dir'])}")
     origin = values.origin["report_to"]
     values.derive("report_to", names or ["none"])
     values.origin["report_to"] = origin
@@ -88,8 +103,10 @@ def _wandb_off() -> bool:
 
 def _installed(name: str) -> bool:
     """As a distribution: a `wandb/` folder of an earlier offline run is importable too, but is not the library."""
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    for distribution in TARGETS.get(name, (name,)):
+        try:
+            importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return True
+    return False

@@ -12,7 +12,7 @@ from fastchat.checkpoint.digests import mark_unusable
 from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
 from fastchat.data.encoding.saved_template import compare_template
-from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.errors import CheckpointError, SettingsError, counted, say
 from fastchat.model.tokenizer_files import reopened
 from fastchat.processes import on_main_process, rank
 from fastchat.streams import detail
@@ -86,8 +86,8 @@ def check_saved(run: Run, folder: str, *, checkpoint: bool) -> None:
         mark_unusable(Path(folder), str(error))
         raise CheckpointError(f"{folder}: the weights are saved, but its tokenizer is not usable: {error}") from error
     if not checkpoint:
-        rest = f", {len(sample) - compared} with control look-alikes left out" if compared < len(sample) else ""
-        detail(f"the saved chat template gives the training ids of {compared} records, and their prompts{rest}")
+        rest = f", {len(sample) - compared} with the text of a control token left out" if compared < len(sample) else ""
+        detail(f"the saved chat template gives the training ids of {counted(compared, 'row')}, and their prompts{rest}")
 
 
 def measured(trainer: ChatTrainer, metrics: dict[str, float]) -> dict[str, Any]:
@@ -112,7 +112,8 @@ def final_evaluation(trainer: ChatTrainer) -> dict[str, Any]:
 def summary(record: RunRecord, output_dir: Path) -> str:
     """The last line of a run."""
     metrics = record.metrics
-    line = f"saved and verified in {output_dir}: {metrics['steps']} steps, train loss {shown(metrics['train_loss'])}"
+    steps = counted(metrics["steps"], "step")
+    line = f"saved and verified in {output_dir}: {steps}, train loss {shown(metrics['train_loss'])}"
     if "eval_loss" in metrics:
         before = f"{shown(metrics['eval_loss_before'])} -> " if "eval_loss_before" in metrics else ""
         line += f", eval loss {before}{shown(metrics['eval_loss'])}"

@@ -16,8 +16,8 @@ from fastchat.checkpoint.fingerprint import model_fingerprint
 from fastchat.checkpoint.manifest import Manifest, file_problems, find_problems, read_manifest
 from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_status, read_training_record
 from fastchat.checkpoint.resume_state import STATE, rank_file
-from fastchat.checkpoint.staging import checkpoints_in, set_aside
-from fastchat.errors import CheckpointError, SettingsError, say, values_without_secrets
+from fastchat.checkpoint.staging import checkpoints_in
+from fastchat.errors import CheckpointError, SettingsError, values_without_secrets
 from fastchat.files import read_json, sha256_of_text
 from fastchat.settings.fields import FIXED, FREE, TOLD
 from fastchat.settings.readers import training_options
@@ -240,13 +240,6 @@ def _both_derived(record: TrainingRecord, identity: Identity, name: str) -> bool
     """A value that only the model decides is not known yet when the next run asks."""
     was = record.settings.get(name, {}).get("from")
     return was == "derived" and identity.origins.get(name) in ("default", "derived")
-
-
-def set_aside_later(run: Path, step: int) -> None:
-    """Where a run resumes from an older checkpoint by name: the newer ones no longer belong to it."""
-    for later, path in checkpoints_in(run):
-        if later > step:
-            say(f"{path.name} is newer than the checkpoint to resume from: renamed to {set_aside(path).name}")
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastchat.bars import BARS
 from fastchat.errors import SettingsError, hide, say, show, values_without_secrets, without_secrets
 from fastchat.settings.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
 from fastchat.settings.help import asked_for_help, common, help_text
@@ -65,7 +66,7 @@ class Settings:
 
 
 def find_output_dir(argv: Sequence[str]) -> str | None:
-    """The `--output_dir` somebody meant, even if the rest of the settings is wrong: `status.json` goes there."""
+    """The `--output_dir` somebody meant, even if the rest of the settings is wrong."""
     recipe, words = split_recipe(argv)
     found: str | None = None
     if recipe is not None:
@@ -105,6 +106,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
 
     checks.check(values)
     DETAILS.shown |= values["log_level"] in ("info", "debug")
+    BARS.wanted = not values["disable_tqdm"]
     reporting.quiet_libraries()  # before the slow imports
     from fastchat.train import hardware
     from fastchat.train.deepspeed_config import load_deepspeed
@@ -158,6 +160,8 @@ def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Setting
     training._n_gpu = min(
         training.n_gpu, 1
     )  # several GPUs without a launcher: transformers would copy the model to each
+    if hasattr(training, "trackio_static_space_id"):
+        training.trackio_static_space_id = False  # else a copy of the metrics goes to the hub after training
     settings = Settings(
         model=ModelArguments(**{n: values[n] for n in _names(ModelArguments)}),
         data=DataArguments(**{n: values[n] for n in _names(DataArguments)}),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastchat.checkpoint.staging import checkpoints_in, recover
+from transformers import TrainerCallback
+
+from fastchat.checkpoint.staging import checkpoints_in, recover, set_aside
 from fastchat.errors import say
-from fastchat.processes import on_main_process
+from fastchat.processes import on_all_processes, on_main_process
 from fastchat.train.datasets import Data
 from fastchat.train.engine import Engine
 from fastchat.train.resuming import (
@@ -21,9 +24,8 @@ from fastchat.train.resuming import (
     is_done,
     plan_resume,
     refuse_other_run,
-    set_aside_later,
 )
-from fastchat.train.status import check_output_dir, clear_results
+from fastchat.train.status import check_output_dir, clear_results, existing_results
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def choose_start(
     """
 
     def work() -> Start:
+        """Reads and cleans the folder; for the first process."""
         assert identity is not None
         whole = replace(
             identity,
@@ -139,12 +142,37 @@ def _with_data(fingerprints: dict[str, Any], data: Data) -> dict[str, Any]:
     return found if packs is None else found | {"packs": packs.fingerprint}
 
 
-def clear_folder(output_dir: Path, resume: Resume) -> None:
-    """Removes what an earlier run left where this one starts over; or what no longer belongs to it. First process."""
+def outdated(output_dir: Path, resume: Resume) -> tuple[list[Path], list[Path]]:
+    """(the earlier run's result and checkpoints, to be removed where this one starts over; the checkpoints of later
+    steps, to be set aside where it resumes from an older one)."""
     if resume.checkpoint is None or resume.manifest is None:
-        clear_results(output_dir)
-        return
+        return existing_results(output_dir), []
     own = resume.checkpoint.parent.resolve() == output_dir.resolve()
     fell_back = any(line.startswith("WARNING") for line in resume.lines)  # the damaged ones are replaced in time
-    if own and not fell_back:
-        set_aside_later(output_dir, resume.manifest.step)
+    if not own or fell_back:
+        return [], []
+    return [], [path for step, path in checkpoints_in(output_dir) if step > resume.manifest.step]
+
+
+def clear_folder(output_dir: Path, resume: Resume) -> None:
+    """Removes or sets aside what is `outdated`. First process."""
+    replaced, later = outdated(output_dir, resume)
+    if replaced:
+        clear_results(output_dir)
+    for path in later:
+        say(f"{path.name} is newer than the checkpoint to resume from: renamed to {set_aside(path).name}")
+
+
+class FolderClaim(TrainerCallback):
+    """Makes the output folder this run's, and clears it, after all that may still refuse the run.
+
+    `claim`: `RunStatus.claim` of the folder.
+    """
+
+    def __init__(self, claim: Callable[[], None], output_dir: Path, resume: Resume) -> None:
+        self.claim, self.output_dir, self.resume = claim, output_dir, resume
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called in every process."""
+        on_all_processes(self.claim)
+        on_main_process(lambda: clear_folder(self.output_dir, self.resume))

@@ -1,6 +1,7 @@
 """How a run ends: one message, one exit code, and `status.json` in the output folder saying the same.
 
-What is printed goes into `log.txt` there as well, see `fastchat.streams`.
+What is printed goes into `log.txt` there as well, see `fastchat.streams`. A run that is refused before its first step
+writes neither and leaves no folder; what its processes have to tell each other then is in an `EndNote`.
 
 `status.json`: {"exit_code": 0 | 2 | 3 | 4 | 5 | 6 | 75 | 1 | null, "status": "running" | "done" | "failed" | "bug",
 "message": ..., "started": ..., "time": ...}. Launchers hide exit codes (torchrun turns every one into 1), the file
@@ -18,9 +19,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fastchat.bars import BARS
 from fastchat.checkpoint.record import STATUS_NAME as STATUS
 from fastchat.checkpoint.record import read_status
 from fastchat.checkpoint.space import FULL
@@ -37,29 +40,33 @@ from fastchat.errors import (
     without_secrets,
 )
 from fastchat.files import Lock, NoLocks, atomic, sync
-from fastchat.streams import LOG, LOG_NAME, kept_output
+from fastchat.streams import LOG, kept_output
+from fastchat.train.end_note import EndNote
 from fastchat.train.ending import EXIT_BUG, LESS_MEMORY, describe, lost_another_process, lost_line
 from fastchat.train.stopping import STOPPING, Preempted
 
 _OTHERS_SPEAK_FIRST_S = 4.0
+_TIME = "%Y-%m-%dT%H:%M:%S%z"
 _RESULTS = ("adapter_model.safetensors", "adapter_config.json", "training.json", "model.safetensors.index.json")
 _RESULT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
 
 
 class RunStatus:
-    """Keeps `status.json` of one run, and the rule that nothing which was there before is touched by a failed start.
+    """Keeps `status.json` of one run, and the rule that a refused start leaves everything as it was.
 
-    Before `claim` only a missing folder, an empty one, or one that holds nothing but an earlier failure's
-    `status.json` is written to. `claim` is called once every check has passed; from then on the folder is this run's.
+    `claim` is called once every check has passed; from then on the folder is this run's. Before it, nothing is written
+    there, and folders that the start has made are removed again.
     """
 
     def __init__(self, output_dir: str | Path | None = None) -> None:
         known = output_dir and not os.path.expanduser(output_dir).startswith("~")  # else the settings are refused
         self.folder = Path(output_dir).expanduser() if output_dir and known else None
+        self._missing = _missing_folders(self.folder) if self.folder is not None else []
+        self._note = EndNote(self.folder) if self.folder is not None else None
         self.claimed = False
         self.advise: Callable[[], str] = lambda: LESS_MEMORY  # a run that was planned knows better
         self._lock: Lock | None = None
-        self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self.started = time.strftime(_TIME)
 
     def lock(self, output_dir: str | Path) -> None:
         """Keeps other runs out of an existing folder, until the end. SettingsError where one is in there."""
@@ -93,12 +100,14 @@ class RunStatus:
             if is_first_process():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.lock(self.folder)
-                self._write(None, "running", "")
+                write_json(self.folder / STATUS, self._content(None, "running", ""))
         except OSError as error:
             if error.errno in FULL:
                 raise ResourceError(f"--output_dir {self.folder}: the disk is full") from None
             raise SettingsError(f"--output_dir {self.folder} cannot be written: {error.strerror}") from None
         self.claimed = True
+        if self._note is not None and is_first_process():
+            self._note.forget()
         LOG.open(self.folder)
 
     def hold(self) -> None:
@@ -135,27 +144,39 @@ class RunStatus:
         return self.claimed and is_first_process() and started != self.started
 
     def may_record(self) -> bool:
-        """Whether a process of this run that ends now can leave its word."""
-        return self.folder is not None and (self.claimed or only_failed_status(self.folder))
+        """Whether a process of this run that ends now can tell the others why."""
+        return self.folder is not None and (self.claimed or self._note is not None and self._note.has_readers)
 
     def end(self, exit_code: int, status: str, message: str) -> None:
         """Records the end where that is allowed; a disk that refuses must not hide the message on the screen."""
-        try:
-            if self.may_record() and not self._is_anothers():
+        if not self.claimed:
+            self._undo()
+        with suppress(OSError):
+            if not self.may_record() or self._is_anothers():
+                return
+            content = self._content(exit_code, status, message)
+            if self.claimed:
                 self.folder_or_fail.mkdir(parents=True, exist_ok=True)
-                self._write(exit_code, status, message)
-        except OSError:
-            pass
+                write_json(self.folder_or_fail / STATUS, content)
+            elif self._note is not None and exit_code != EXIT_DONE:
+                self._note.leave(content)
+
+    def _undo(self) -> None:
+        """Removes the folders that this start has made: the Trainer makes an empty one."""
+        for folder in self._missing:
+            with suppress(OSError, ValueError):
+                folder.rmdir()
 
     def ended_by_another(self) -> int | None:
         """The exit code that another process of this run has recorded already."""
-        found = read_status(self.folder) if self.folder is not None else {}
+        if self.folder is None:
+            return None
+        found = read_status(self.folder) if self.claimed else self._note.read() if self._note is not None else {}
         return found["exit_code"] if found.get("exit_code") and found.get("time", "") >= self.started else None
 
-    def _write(self, exit_code: int | None, status: str, message: str) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        content = {"exit_code": exit_code, "status": status, "message": message, "started": self.started, "time": now}
-        write_json(self.folder_or_fail / STATUS, content)
+    def _content(self, exit_code: int | None, status: str, message: str) -> dict[str, Any]:
+        now = time.strftime(_TIME)
+        return {"exit_code": exit_code, "status": status, "message": message, "started": self.started, "time": now}
 
     @property
     def folder_or_fail(self) -> Path:
@@ -182,18 +203,9 @@ def write_json(path: Path, content: Any) -> None:
         sync(path)
 
 
-def only_failed_status(folder: Path) -> bool:
-    """Whether writing `status.json` there loses nothing: no folder, an empty one, or only a failed start's file."""
-    if not folder.exists():
-        return True
-    if not folder.is_dir():
-        return False
-    names = os.listdir(folder)
-    if not names:
-        return True
-    if STATUS not in names or not set(names) <= {STATUS, LOG_NAME}:
-        return False
-    return read_status(folder).get("status") in ("failed", "bug", "preempted")
+def _missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist, innermost first."""
+    return [path for path in (folder, *folder.parents) if not os.path.exists(path)]
 
 
 def check_output_dir(output_dir: str | Path, *, overwrite: bool) -> None:
@@ -249,6 +261,7 @@ def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
     try:
         return _attempt(body, status)
     finally:
+        BARS.wanted = True
         STOPPING.close()
         status.release()
         LOG.close()

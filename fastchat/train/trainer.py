@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from fastchat.bars import are_drawn, each
 from fastchat.data.batches.packing import SEQ_LENGTHS, PackedDataset, Packs
 from fastchat.train.auxiliary import AuxiliaryLoss, find_auxiliary, loss_sums
 from fastchat.train.callbacks import EarlyStopping, Guarded
@@ -26,7 +27,7 @@ from fastchat.train.loraplus import raise_rates
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.nonfinite import FiniteGuard, nan_if_nonfinite
-from fastchat.train.progress import ProgressLines, shows_bars
+from fastchat.train.progress import ProgressLines
 from fastchat.train.sampling import GlobalBatchSampler, WithDummy
 
 
@@ -55,7 +56,7 @@ class ChatTrainer(CheckpointTrainer):
         super().__init__(*args, **kwargs)
         for printing in (ProgressCallback, PrinterCallback):  # metric dictionaries; ours prints a line
             self.remove_callback(printing)
-        self.add_callback(ProgressLines(shows_bars(self.args.disable_tqdm)))
+        self.add_callback(ProgressLines(are_drawn()))
         self.engine, self.loraplus_lr_ratio = engine, loraplus_lr_ratio
         engine.prepare(self)
         handler: Any = self.callback_handler
@@ -80,6 +81,14 @@ class ChatTrainer(CheckpointTrainer):
             self.add_callback(self.early_stopping)
         self.guard = FiniteGuard(on_nonfinite, self.rows_of, scaled=bool(self.args.fp16))
         self._loaders = weakref.WeakSet[EpochLoader]()  # those of evaluations are gone when these end
+
+    def begin_with(self, check: TrainerCallback, claim: TrainerCallback) -> None:
+        """The order in which training begins: the last check, the reports elsewhere, which may refuse the run too,
+        `claim`, then whatever writes into the output folder."""
+        handler: Any = self.callback_handler
+        remote = [found for found in handler.callbacks if isinstance(found, Guarded) and not found.in_output_dir]
+        others = [found for found in handler.callbacks if found not in remote]
+        handler.callbacks = [check, *remote, claim, *others]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
@@ -321,7 +330,7 @@ class ChatTrainer(CheckpointTrainer):
         handler: Any = self.callback_handler
         handler.eval_dataloader = dataloader  # the progress bar asks for its length
         sums = torch.zeros(2, dtype=torch.float64)
-        for batch in dataloader:
+        for batch in each(dataloader, "evaluating", "batch"):
             if (reason := self.stop_asked()) is not None:
                 raise EvaluationStopped(reason)
             sums[1] += count_tokens([batch])[0]

@@ -150,7 +150,7 @@ def test_order_and_max_rows_and_gzip(tmp_path):
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/no/out.jsonl"], 2, "create it first"),
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl", "--max-rows", "0"], 2, "at least 1"),
         (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl", "--timeout", "0"], 2, "above 0"),
-        (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl"], 3, "none of the 1 rows could be converted"),
+        (["--in", "{tmp}/rows.jsonl", "--out", "{tmp}/out.jsonl"], 3, "none of 1 row could be converted"),
     ],
 )
 def test_bad_requests(tmp_path, capsys, flags, status, message):

@@ -268,7 +268,7 @@ def test_the_second_derivation_of_texts(encoder_of: EncoderOf, kind: str) -> Non
     second = pieces[1]
     lead = plain_text.lead_of(chat_encoder)
     planted = {
-        "a token of a text is not supervised": ([*second.labels[:-1], IGNORED], second.input_ids),
+        "a token of a text is not learned": ([*second.labels[:-1], IGNORED], second.input_ids),
         "does not begin with what is before it": (list(second.input_ids[:]), second.input_ids),
         "does not have these tokens": (
             [*second.labels[:-2], *second.input_ids[:-3:-1]],

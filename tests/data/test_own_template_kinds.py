@@ -95,19 +95,6 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def chat_encoder_of(tmp_path_factory):
-    made = {}
-
-    def bound(kind):
-        if kind not in made:
-            encoder, _ = open_tokenizer(str(with_tokens(KINDS[kind], tmp_path_factory.mktemp(kind.lower()))))
-            made[kind] = encoder.bind(encoder.choose("tokenizer"))
-        return made[kind]
-
-    return bound
-
-
-@pytest.fixture(scope="module")
 def tokenizer_of(chat_encoder_of):
     made = {}
 

@@ -7,9 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastchat.conversation import Dialogue, ToolCall, Turn
-from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.properties import _no_control
-from tests.data.own_templates import KINDS, with_tokens
 from tests.tiers import examples
 
 CALLING = ("APPENDING", "DROPPING", "CUTTING", "CHANNELS", "ENDLESS", "RESPONDING", "MOVING", "BOXED", "CHAINED")
@@ -26,19 +24,6 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
     max_leaves=4,
 )
-
-
-@pytest.fixture(scope="module")
-def chat_encoder_of(tmp_path_factory):
-    made = {}
-
-    def bound(kind):
-        if kind not in made:
-            encoder, _ = open_tokenizer(str(with_tokens(KINDS[kind], tmp_path_factory.mktemp(kind.lower()))))
-            made[kind] = encoder.bind(encoder.choose("tokenizer"))
-        return made[kind]
-
-    return bound
 
 
 @st.composite

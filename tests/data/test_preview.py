@@ -229,7 +229,7 @@ def test_nothing_supervised_is_said(run: Run, tmp_path: Path) -> None:
     data, out = write(tmp_path / "a.jsonl", [row("q"), row()]), tmp_path / "out.jsonl"
     code, shown, err = run("--data_path", data, "--output", str(out))
     assert code == 3 and "0 trained on, 2 dropped" in shown and len(out.read_text().splitlines()) == 2
-    assert "error: no supervised tokens in the data: training would stop. Likely cause: no user turn" in err
+    assert "error: no learned tokens in the data: training would stop. Likely cause: no user turn" in err
 
 
 def test_several_files_are_one_input(run: Run, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_planted_wrong_label_is_caught_with_the_tokens_around_it(encoder_of, tok
     dialogue, ids, labels = sample(chat_encoder, TALK)
     with pytest.raises(DataError, match=r"talk.json:9: two ways .* disagree at token \d+") as error:
         LabelCrossCheck(chat_encoder).check([(dialogue, ids, plant(kind, ids, labels))])
-    assert "supervised tokens in brackets" in str(error.value)
+    assert "learned tokens in brackets" in str(error.value)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZER_KINDS)

@@ -119,7 +119,7 @@ def test_overlong_drop_and_error(chat_encoder: ChatEncoder) -> None:
     ],
 )
 def test_nothing_supervised_stops(chat_encoder: ChatEncoder, records: list[Record], max_length: int, hint: str) -> None:
-    with pytest.raises(DataError, match="(?s)No supervised tokens in the data.*" + hint):
+    with pytest.raises(DataError, match="(?s)No learned tokens in the data.*" + hint):
         build_store(records, chat_encoder, max_length=max_length, overlong="truncate")
 
 

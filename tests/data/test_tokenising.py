@@ -171,7 +171,7 @@ def test_samples_are_spread_evenly_and_proven(
 
     monkeypatch.setattr(tokenising.StoreWriter, "add", wrong)
     for how in (replace(HOW, overwrite=True), HOW):  # cached tokens are proven anew
-        with pytest.raises(DataError, match="two ways of deriving the supervised tokens disagree"):
+        with pytest.raises(DataError, match="two ways of deriving the learned tokens disagree"):
             obtain(data, chat_encoder=chat_encoder, how=how)
 
 
@@ -259,7 +259,7 @@ def test_anything_that_decides_ids_is_part_of_the_key(
 
 def test_what_decides_no_id_is_not(chat_encoder: ChatEncoder, data: Path) -> None:
     obtain(data, chat_encoder=chat_encoder)
-    assert obtain(data, chat_encoder=chat_encoder, how=replace(HOW, workers=7, progress=True)).found
+    assert obtain(data, chat_encoder=chat_encoder, how=replace(HOW, workers=7)).found
     renamed = TextEncoder(replace(chat_encoder.encoder.raw, name="/another/place")).bind(chat_encoder.template)
     assert obtain(data, chat_encoder=renamed).found
 
@@ -309,7 +309,7 @@ def test_overwriting(chat_encoder: ChatEncoder, data: Path, cache: Path) -> None
 
 def test_nothing_to_learn_is_not_cached(chat_encoder: ChatEncoder, cache: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", LINE.replace("Yo", ""))
-    with pytest.raises(DataError, match=r"(?s)No supervised tokens in the data.*has \"train\": false"):
+    with pytest.raises(DataError, match=r"(?s)No learned tokens in the data.*has \"train\": false"):
         obtain(path, chat_encoder=chat_encoder)
     assert entries(cache) == [] and not list(cache.glob(".*")) and not list(cache.glob("*.making"))
 

@@ -125,12 +125,12 @@ def test_the_second_check_agrees_with_every_kind_of_template(encoder_of, kind):
 @pytest.mark.parametrize(
     ("train_on", "wrong", "said"),
     [
-        ("last", "first answer too", "tokens are supervised but the answers account for"),
+        ("last", "first answer too", "tokens are learned but the answers account for"),
         ("last", "nothing", "do not begin after the prompt"),
         ("all", "excluded answer", "do not begin after the prompt"),
-        ("all", "prompt left out", "are unsupervised but the answers account for"),
-        ("all", "bos", "BOS is supervised"),
-        ("assistant", "bos", "BOS is supervised"),
+        ("all", "prompt left out", "are not learned but the answers account for"),
+        ("all", "bos", "BOS is learned"),
+        ("assistant", "bos", "BOS is learned"),
     ],
 )
 def test_planted_wrong_labels_are_caught_under_every_choice(encoder_of, train_on, wrong, said):
@@ -172,7 +172,7 @@ def test_cut_at_every_length(encoder_of, train_on):
 def test_the_choice_is_said_and_a_wrong_one_refused(encoder_of, capsys):
     encoder, template = encoder_of("gemma"), get_template("gemma")
     encoder.bind(template, "all")
-    assert "WARNING: --train_on all: prompts are supervised as well" in capsys.readouterr().err
+    assert "WARNING: --train_on all: prompts are learned as well" in capsys.readouterr().err
     encoder.bind(template, "last")
     assert "--train_on last: only the last trained answer of each dialogue" in capsys.readouterr().err
     encoder.bind(template)

@@ -195,7 +195,7 @@ def test_eva_takes_the_main_directions_of_the_inputs(tiny_model_dir: Any) -> Non
 
 def test_eva_without_enough_data_or_an_end(tiny_model_dir: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_model_dir("llama")
-    with pytest.raises(SettingsError, match="needs at least --lora_r 8 supervised tokens"):
+    with pytest.raises(SettingsError, match="needs at least --lora_r 8 learned tokens"):
         add_lora(load(base), first=FirstWeights("eva", lambda: repeat(batch(load(base), length=3))))
 
     monkeypatch.setattr(first_weights, "_MOST_BATCHES", 2)

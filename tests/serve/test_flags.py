@@ -19,17 +19,6 @@ from tests.model.adapters import save_random_adapter
 HELLO = {"role": "user", "content": "Hello"}
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Callable[..., Path]) -> Path:
-    base = tiny_model_dir("llama", "byte_nobos")
-    return save_random_adapter(tmp_path_factory.mktemp("chat") / "a", base, template="chatml", spread=0.3)[0]
-
-
-@pytest.fixture(scope="module")
-def loaded(adapter: Path) -> Chat:
-    return load_chat(str(adapter), device="cpu", temperature=0.0, max_new_tokens=6)
-
-
 def run_cli(monkeypatch: pytest.MonkeyPatch, words: list[str], text: str = "") -> int:
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     return cli.main([*words, "--device", "cpu", "--temperature", "0", "--max-new-tokens", "6"])

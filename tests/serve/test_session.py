@@ -32,7 +32,6 @@ from fastchat.serve.input_history import MAX_BYTES, InputHistory, without_tokens
 from fastchat.serve.placement import Placement
 from fastchat.serve.session import Session
 from tests.builders import make_tokenizer
-from tests.model.adapters import save_random_adapter
 
 HELLO = {"role": "user", "content": "Hello"}
 
@@ -68,17 +67,6 @@ class Seen:
         else:
             attempt(lambda: answer(session, line, front), self.lines.append)
         return list(self.lines)
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Callable[..., Path]) -> Path:
-    base = tiny_model_dir("llama", "byte_nobos")
-    return save_random_adapter(tmp_path_factory.mktemp("chat") / "a", base, template="chatml", spread=0.3)[0]
-
-
-@pytest.fixture(scope="module")
-def loaded(adapter: Path) -> Chat:
-    return load_chat(str(adapter), device="cpu", temperature=0.0, max_new_tokens=6)
 
 
 @pytest.fixture

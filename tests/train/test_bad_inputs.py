@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +60,7 @@ SETTINGS = [
     (["--hub_token", "secret-value"], 2, ["--hub_token"]),
     (["--torch_compile"], 2, ["--torch_compile"]),
     (["--logging_dir", "x"], 2, ["--logging_dir", "TENSORBOARD_LOGGING_DIR"]),
-    (["--report_to", "paper"], 2, ["'paper'", "wandb, tensorboard"]),
+    (["--report_to", "paper"], 2, ["'paper'", "wandb, tensorboard, mlflow, trackio"]),
     (["--deepspeed", "/nowhere.json"], 2, ["/nowhere.json", "cannot be read"]),
     (["--dataloader_prefetch_factor", "2"], 2, ["--dataloader_prefetch_factor", "--dataloader_num_workers"]),
     (["--train_sampling_strategy", "batch_rebalance"], 2, ["batch_rebalance", "group_by_length"]),
@@ -123,7 +122,7 @@ DATA = [
     (
         "users.jsonl",
         '{"conversations": [{"from": "human", "value": "x"}]}\n',
-        ["supervised", "nothing to train on"],
+        ["learned", "nothing to train on"],
     ),
     ("empty.jsonl", "", ["empty.jsonl"]),
 ]
@@ -136,7 +135,7 @@ def test_data(train: Callable[..., Outcome], tmp_path: Path, name: str, content:
     for word in words:
         assert word in outcome.err
     assert "Loading weights" not in outcome.err, "data is checked before the model loads"
-    assert os.listdir(outcome.folder) == ["status.json"] and outcome.status["exit_code"] == 3
+    assert not outcome.folder.exists(), "a refused start leaves no folder"
 
 
 def test_harmless_forms_of_a_file_are_read(train: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -228,8 +227,4 @@ def test_a_missing_compiler_is_named(
 def test_a_recipe_is_checked_like_the_command_line(train: Callable[..., Outcome], tmp_path: Path) -> None:
     recipe = _write(tmp_path / "r.yaml", "learning_rate: 1e-4\nlora_rank: 4\n")
     outcome = train(base=[str(recipe)])
-    assert (
-        outcome.code == 2
-        and "r.yaml: unknown setting lora_rank; here it is lora_r: 4" in outcome.err
-        and outcome.status["exit_code"] == 2
-    )
+    assert outcome.code == 2 and "r.yaml: unknown setting lora_rank; here it is lora_r: 4" in outcome.err

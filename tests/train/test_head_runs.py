@@ -41,7 +41,7 @@ def test_both_ways_train_the_same(train: Train, eval_flags: list[str], full: boo
     chunked = ok(train(*more, full=full))
     plain = ok(train(*more, "--chunked_head", "False", full=full, name="plain"))
     assert (chunked.record["head"], plain.record["head"]) == ("chunked", "plain")
-    assert "the head runs on supervised tokens only, in chunks" in chunked.err and "chunked head" in chunked.err
+    assert "the head runs on learned tokens only, in chunks" in chunked.err and "chunked head" in chunked.err
     assert "chunks" not in plain.err and "plain head" in plain.err
     for key in ("loss", "eval_loss", "grad_norm"):
         theirs = [row.get(key) for row in plain.metrics]

@@ -261,3 +261,53 @@ def test_a_report_that_fails_ends_only_itself(train: Train, monkeypatch: pytest.
     monkeypatch.setenv("WANDB_MODE", "offline")
     outcome = ok(train("--report_to", "wandb"))
     assert outcome.err.count("Failing: ConnectionError: the server is gone; nothing more is reported there") == 1
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_report_that_cannot_begin_refuses_the_run_and_leaves_nothing(
+    train: Train, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from transformers.integrations import integration_utils
+
+    class RefusingCallback(integration_utils.TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            raise ConnectionError("the key is not valid")
+
+    RefusingCallback.__module__ = "transformers.integrations.integration_utils"
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, name, RefusingCallback)
+    monkeypatch.setattr("fastchat.train.reporting._installed", lambda name: True)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    ok(train("--report_to", "none"))
+    refused = train("--report_to", name, "--overwrite_output_dir")
+    assert refused.code == 2 and "Refusing: ConnectionError: the key is not valid; --report_to none" in refused.err
+    assert (refused.folder / "adapter_model.safetensors").is_file(), "the earlier result is not cleared"
+    new = train("--report_to", name, name="new")
+    assert new.code == 2 and not new.folder.exists()
+
+
+@pytest.mark.slow
+def test_trackio_logs_to_this_machine_only(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real one: nothing is sent, every logged step is in its data base, and the log has no lines of its own."""
+    import sqlite3
+
+    trackio = pytest.importorskip("trackio")
+    storage = pytest.importorskip("trackio.sqlite_storage")
+    monkeypatch.setattr(storage, "TRACKIO_DIR", tmp_path / "trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    asked: list[Any] = []
+    monkeypatch.setattr(trackio, "freeze", lambda *args, **kwargs: asked.append(args), raising=False)
+    monkeypatch.setattr(trackio, "sync", lambda *args, **kwargs: asked.append(args), raising=False)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if recording and event in ("socket.connect", "socket.getaddrinfo") and "127.0.0.1" not in repr(arguments):
+            asked.append((event, arguments))
+
+    recording = [True]
+    sys.addaudithook(watch)
+    outcome = ok(train("--report_to", "trackio", "--run_name", "mine", "--logging_steps", "1"))
+    recording.clear()
+    assert asked == []
+    (found,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(found) as base:
+        rows = base.execute("select metrics from metrics").fetchall()
+    assert sum("train/loss" in str(row) for row in rows) == len(outcome.losses) == 2

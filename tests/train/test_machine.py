@@ -34,7 +34,11 @@ def no_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPa
 
 
 def reports(*asked: str) -> tuple[list[str], str]:
-    values = Values([Option("report_to", list[str], "none")], {}, {"report_to": list(asked)} if asked else {})
+    values = Values(
+        [Option("report_to", list[str], "none"), Option("output_dir", str, "out")],
+        {},
+        {"report_to": list(asked)} if asked else {},
+    )
     reporting.choose_reports(values)
     return values["report_to"], values.origin["report_to"]
 
@@ -79,13 +83,39 @@ def test_switched_off_stays_off(no_wandb: pytest.MonkeyPatch) -> None:
 
 
 def test_all_means_what_works_without_asking(no_wandb: pytest.MonkeyPatch) -> None:
-    assert reports("all")[0] == ["tensorboard"]
+    assert reports("all")[0] == ["tensorboard", "mlflow", "trackio"]
 
 
 def test_what_is_not_installed_is_named(no_wandb: pytest.MonkeyPatch) -> None:
     no_wandb.setattr(reporting, "_installed", lambda name: False)
-    with pytest.raises(SettingsError, match="pip install tensorboard"):
-        reports("tensorboard")
+    for name in reporting.TARGETS:
+        with pytest.raises(SettingsError, match=f"--report_to {name}: not installed here .pip install {name}"):
+            reports(name)
+
+
+def test_every_target_is_an_extra_and_none_is_needed(no_wandb: pytest.MonkeyPatch) -> None:
+    """The doctor knows them too; transformers has a callback for each."""
+    tomllib = pytest.importorskip("tomllib")
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    from fastchat import doctor
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    needed = " ".join(project["dependencies"])
+    assert tuple(reporting.TARGETS) == doctor._TRACKERS
+    for name in reporting.TARGETS:
+        assert name in project["optional-dependencies"] and name not in needed and name in INTEGRATION_TO_CALLBACK
+        assert reports(name) == ([name], "command line")
+
+
+def test_a_mistyped_target_is_suggested(no_wandb: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="did you mean trackio"):
+        reports("trackoi")
+
+
+def test_mlflow_is_left_alone_where_the_environment_says_so(no_wandb: pytest.MonkeyPatch) -> None:
+    no_wandb.setenv("DISABLE_MLFLOW_INTEGRATION", "TRUE")
+    assert reports("mlflow,trackio")[0] == ["trackio"]
 
 
 def test_a_wandb_folder_is_not_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_an_adapter_is_saved_merged_and_answers(
     from fastchat.checkpoint.trained_model import find_trained, load_trained
 
     done = ok(train(base=flags(mllama, data_files)))
-    assert "the head runs on supervised tokens only, in chunks" in done.err and done.record["head"] == "chunked"
+    assert "the head runs on learned tokens only, in chunks" in done.err and done.record["head"] == "chunked"
     merged = merge_adapter(str(done.folder), str(tmp_path / "merged"))
     assert merged.effect > 0.01
     model = load_trained(find_trained(str(merged.path)))

@@ -87,8 +87,9 @@ def test_every_dialogue_is_in_one_pack_and_every_pack_in_one_step(train: Train) 
     found = outcome.record["packing"]["train"]
     tokens = outcome.record["data"]["train"]["counts"]["tokens"]
     assert (found["dialogues"], found["tokens"], found["capacity"]) == (20, tokens, 300)
-    assert f"train packing: 20 examples in {found['packs']} packs of up to 300 tokens, {found['fill']:.2%} filled" in (
-        outcome.err
+    assert (
+        f"train packing: 20 examples in {found['packs']} packs of up to 300 tokens, {100 * found['fill']:.2f} % filled"
+        in (outcome.err)
     )
     per_epoch = -(-found["packs"] // 2)
     assert len(outcome.losses) == 2 * per_epoch > 4, "the batch size counts packs"

@@ -209,7 +209,6 @@ def test_running_out_of_memory_says_what_fits(train: Train, tmp_path: Path, mode
     assert "planned for LoRA r8, one process, microbatch 64 x 512 tokens" in outcome.err
     smaller = re.search(r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+)", outcome.err)
     assert smaller and int(smaller[1]) * int(smaller[2]) == 64 and int(smaller[1]) < 64
-    assert outcome.status["exit_code"] == 6
 
 
 @pytest.mark.slow

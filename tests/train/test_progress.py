@@ -71,9 +71,9 @@ def test_a_line_for_each_logged_step(now: list[float], capfd: pytest.CaptureFixt
     logs = {**TRAINED, "memory_measured": 11 << 30, "memory_predicted": 13 << 30}
     lines.on_log(None, _state(5), None, logs=logs)
     first, second = capfd.readouterr().err.splitlines()
-    assert first == "step 1/58  epoch 0.09  loss 4.083  lr 9.3e-4  grad 1.2  31 tok/s (11 supervised)"
+    assert first == "step 1/58  epoch 0.09  loss 4.083  lr 9.3e-4  grad 1.2  31 tok/s (11 learned)"
     assert second == (
-        "step 5/58  epoch 0.09  loss 4.083  lr 9.3e-4  grad 1.2  230 tok/s (80 supervised)  "
+        "step 5/58  epoch 0.09  loss 4.083  lr 9.3e-4  grad 1.2  230 tok/s (80 learned)  "
         "mem 11.0/13.0 GiB  ETA 1:46"  # 53 steps of 2 s: the first, which compiles, does not count
     )
 
@@ -85,8 +85,8 @@ def test_evaluations_are_compared_with_the_one_before(now: list[float], capfd: p
         now[0] += 1.4
         lines.on_log(None, _state(step), None, logs={"eval_loss": loss, "eval_num_supervised_tokens": 670})
     first, second = capfd.readouterr().err.splitlines()
-    assert first == "step 0/58  evaluation  loss 4.120  670 supervised tokens  1.4 s"
-    assert second == "step 20/58  evaluation  loss 3.912 (was 4.120)  670 supervised tokens  1.4 s"
+    assert first == "step 0/58  evaluation  loss 4.120  670 learned tokens  1.4 s"
+    assert second == "step 20/58  evaluation  loss 3.912 (was 4.120)  670 learned tokens  1.4 s"
 
 
 def test_lines_are_printed_above_the_bar(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None
     err = ok(train()).err
     for line in (
         r"proven on this tokenizer with template vicuna_v1.1, on 9 dialogues: prompts are prefixes, "
-        r"stops are supervised, one BOS, no text becomes a control token, labels agree",
+        r"stops are learned, one BOS, no text becomes a control token, labels agree",
         r"train labels derived a second time: \d+ answers in 20 rows agree",
         r"--- .*train.json:1 \(id 'sum-0'\): \d+ tokens, \d+ learned in 1 answer",
         r"<s> A chat between .* USER: What is 0 plus 0\? ASSISTANT:\[\[ The answer is 0\.</s>\]\]",
@@ -27,7 +27,7 @@ def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None
         r"rows         20: 20 trained on, none dropped",
         r"turns        \d+: \d+ answers learned",
         r"tokens       [\d,]+: [\d,]+ learned \(\d+\.\d %\)",
-        r"the saved chat template gives the training ids of 16 records, and their prompts",
+        r"the saved chat template gives the training ids of 16 rows, and their prompts",
     ):
         assert re.search(f"^{line}$", err, re.M), (line, err)
     order = [err.index(text) for text in ("proven on this", "second time", "rows  ", "model      ", "the saved chat")]
@@ -50,8 +50,8 @@ def test_a_wrong_label_stops_the_run_before_the_model_loads(
     monkeypatch.setattr(tokenising.StoreWriter, "add", shifted)
     monkeypatch.setattr("fastchat.train.recipe.prepare_model", lambda *_, **__: pytest.fail("the model was loaded"))
     outcome = train()
-    assert outcome.code == 3 and "two ways of deriving the supervised tokens disagree at token" in outcome.err
-    assert "supervised tokens in brackets: " in outcome.err and not (outcome.folder / "training.json").exists()
+    assert outcome.code == 3 and "two ways of deriving the learned tokens disagree at token" in outcome.err
+    assert "learned tokens in brackets: " in outcome.err and not (outcome.folder / "training.json").exists()
 
 
 def _other_template(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
@@ -70,7 +70,7 @@ def test_what_cannot_be_saved_is_found_before_the_first_step(train: Train, monke
     _other_template(monkeypatch, "rehearsal")
     outcome = train()
     assert outcome.code == 2 and "the result of this run could not be used: template" in outcome.err
-    assert outcome.trainer is None and sorted(p.name for p in outcome.folder.iterdir()) == ["status.json"]
+    assert outcome.trainer is None and not outcome.folder.exists()
 
 
 def test_a_record_that_cannot_be_made_is_found_before_the_first_step(
@@ -81,7 +81,7 @@ def test_a_record_that_cannot_be_made_is_found_before_the_first_step(
 
     monkeypatch.setattr("fastchat.train.record.RunRecord.write", write)
     outcome = train()
-    assert outcome.code == 1 and outcome.trainer.state.global_step == 0
+    assert outcome.code == 1 and outcome.trainer.state.global_step == 0 and not outcome.folder.exists()
 
 
 def test_a_value_that_no_record_can_hold_is_told_once(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_train_on(train: Train) -> None:
         counts = outcome.record["data"]["train"]["counts"]
         seen[train_on] = counts["supervised_tokens"]
         assert outcome.record["settings"]["train_on"]["value"] == train_on
-        said = {"last": "--train_on last: only the last", "all": "WARNING: --train_on all: prompts are supervised"}.get(
+        said = {"last": "--train_on last: only the last", "all": "WARNING: --train_on all: prompts are learned"}.get(
             train_on
         )
         assert (said or "--train_on") in outcome.err or not said

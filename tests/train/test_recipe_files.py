@@ -18,7 +18,7 @@ def test_a_bare_name_is_found_from_any_folder(name: str, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     stem = name.removesuffix(".yaml").removesuffix(".yml")
     assert find_recipe(name) == RECIPES / f"{stem}.yaml"
-    assert find_output_dir([name]) == f"output/{stem}", "status.json goes there"
+    assert find_output_dir([name]) == f"output/{stem}"
 
 
 def test_every_recipe_has_its_bare_name() -> None:

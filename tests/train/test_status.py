@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fastchat.errors import CheckpointError, DataError, NumericError, PeerFailed, ResourceError, SettingsError
+from fastchat.train.end_note import EndNote
 from fastchat.train.ending import is_out_of_memory, lost_another_process
 from fastchat.train.status import RunStatus, attempt, check_output_dir, clear_results
 from fastchat.train.stopping import STOPPING, Preempted
@@ -59,6 +60,13 @@ def test_every_end_has_its_code(
     err = capsys.readouterr().err
     assert said in err
     assert ("Traceback" in err) == (code == 1), "tracebacks are for our own mistakes only"
+    assert os.listdir(tmp_path) == [], "a refused start leaves no folder"
+
+    def claimed(status: RunStatus) -> None:
+        status.claim(tmp_path / "out")
+        raise error
+
+    assert attempt(claimed, str(tmp_path / "out")) == code
     status = _status(tmp_path / "out")
     assert status["exit_code"] == code and status["status"] == {1: "bug", 75: "preempted"}.get(code, "failed")
     assert said.removeprefix("error: ") in status["message"]
@@ -83,24 +91,39 @@ def _snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
 
 
-@pytest.mark.parametrize("other", ["notes.txt", "adapter_model.safetensors"])
-def test_a_failed_start_touches_nothing_that_was_there(tmp_path: Path, other: str) -> None:
-    (tmp_path / other).write_text("mine")
-    (tmp_path / "status.json").write_text('{"status": "done", "exit_code": 0}')
+@pytest.mark.parametrize(
+    "files", [[], ["notes.txt"], ["status.json"], ["adapter_model.safetensors", "status.json", "log.txt"]]
+)
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_refused_start_touches_nothing_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], processes: str
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    for name in files:
+        (tmp_path / name).write_text('{"status": "failed", "exit_code": 3}')
     before = _snapshot(tmp_path)
     assert attempt(_raise(SettingsError("no")), str(tmp_path)) == 2
-    assert _snapshot(tmp_path) == before
+    assert _snapshot(tmp_path) == before and tmp_path.is_dir()
 
 
-def test_only_an_earlier_failure_is_replaced(tmp_path: Path) -> None:
-    attempt(_raise(SettingsError("first")), str(tmp_path / "out"))
-    attempt(_raise(DataError("second")), str(tmp_path / "out"))
-    assert _status(tmp_path / "out")["message"] == "second"
-    assert os.listdir(tmp_path / "out") == ["status.json"]
-    (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "status.json").write_text('{"status": "done", "exit_code": 0}')
-    attempt(_raise(SettingsError("third")), str(tmp_path / "done"))
-    assert _status(tmp_path / "done")["exit_code"] == 0
+def test_folders_that_a_refused_start_has_made_go_and_others_stay(tmp_path: Path) -> None:
+    """The Trainer makes the output folder before the last checks."""
+    (tmp_path / "mine").mkdir()
+
+    def body(status: RunStatus) -> None:
+        (tmp_path / "mine" / "new" / "out").mkdir(parents=True)
+        raise ResourceError("no compiler")
+
+    assert attempt(body, str(tmp_path / "mine" / "new" / "out")) == 6
+    assert (tmp_path / "mine").is_dir() and os.listdir(tmp_path / "mine") == []
+
+    def filled(status: RunStatus) -> None:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "notes.txt").write_text("by somebody, meanwhile")
+        raise ResourceError("no compiler")
+
+    assert attempt(filled, str(tmp_path / "other")) == 6 and (tmp_path / "other" / "notes.txt").is_file()
 
 
 def test_an_output_folder_that_is_a_file_is_left_alone(tmp_path: Path) -> None:
@@ -186,18 +209,44 @@ def test_a_folder_without_the_right_to_use_it_is_named(tmp_path: Path, mode: int
     assert code == 0 and os.listdir(tmp_path / "out") == []
 
 
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """This is rank 0 of a run of four processes, with a token cache of its own."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29555")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))
+
+
+def _note(folder: Path) -> dict[str, Any]:
+    return EndNote(folder).read()
+
+
 def test_another_rank_speaks_for_itself(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: None
 ) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 0.0)
     assert attempt(_raise(ResourceError("only here")), str(tmp_path / "out")) == 6
     assert "[rank 3] error: only here" in capsys.readouterr().err
-    assert _status(tmp_path / "out")["exit_code"] == 6
+    assert _note(tmp_path / "out")["exit_code"] == 6 and not (tmp_path / "out").exists()
+
+
+def test_notes_are_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launched: None) -> None:
+    attempt(_raise(ResourceError("only here")), str(tmp_path / "out"))
+    assert _note(tmp_path / "out")["message"] == "only here" and _note(tmp_path / "other") == {}
+    monkeypatch.setenv("MASTER_PORT", "29556")
+    assert _note(tmp_path / "out") == {}, "another launch"
+    monkeypatch.setenv("MASTER_PORT", "29555")
+    status = RunStatus(tmp_path / "out")
+    monkeypatch.setattr(status, "started", "9999")
+    assert status.ended_by_another() is None, "of an earlier start"
+    status.claim(tmp_path / "out")
+    assert _note(tmp_path / "out") == {}, "from here on it is status.json that tells"
+    status.release()
 
 
 def test_a_lost_partner_leaves_the_word_to_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: None
 ) -> None:
     monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 0.0)
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2411")
@@ -207,13 +256,13 @@ def test_a_lost_partner_leaves_the_word_to_it(
         raise lost
 
     assert attempt(body, str(tmp_path / "out")) == 3
-    assert capsys.readouterr().err == "" and _status(tmp_path / "out")["message"] == "the other one's words"
+    assert capsys.readouterr().err == "" and _note(tmp_path / "out")["message"] == "the other one's words"
     assert attempt(_raise(lost), str(tmp_path / "alone")) == 6
     assert "ended without an error message" in capsys.readouterr().err
 
 
 def test_a_launcher_that_clears_up_does_not_cut_the_message_short(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: None
 ) -> None:
     def signalled(status: RunStatus) -> None:
         STOPPING._on_signal(signal.SIGTERM, None)
@@ -223,14 +272,13 @@ def test_a_launcher_that_clears_up_does_not_cut_the_message_short(
     monkeypatch.setattr(STOPPING, "_owner", os.getpid())
     monkeypatch.setattr(STOPPING, "can_wait", False)
     assert attempt(_raise(RuntimeError("Connection reset by peer")), str(tmp_path / "out")) == 6
-    assert capsys.readouterr().err.count("error: ") == 1 and _status(tmp_path / "out")["exit_code"] == 6
+    assert capsys.readouterr().err.count("error: ") == 1 and _note(tmp_path / "out")["exit_code"] == 6
 
 
 def test_a_signal_after_the_death_of_another_where_nobody_can_leave_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder with checkpoints, before the run may write to it: the other may have ended because it was asked to."""
-    (tmp_path / "checkpoint-1").mkdir()
+    """The other may have ended because it was asked to."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     monkeypatch.setattr(STOPPING, "can_wait", False)
@@ -240,12 +288,12 @@ def test_a_signal_after_the_death_of_another_where_nobody_can_leave_word(
         STOPPING.know_peers([(here, os.getpid()), (here, gone.pid)], lambda dead: None)
         raise Preempted("received SIGTERM before the first step: nothing was saved")
 
-    assert attempt(body, str(tmp_path)) == 75 and os.listdir(tmp_path) == ["checkpoint-1"]
+    assert attempt(body, str(tmp_path / "out")) == 75 and os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("word", [False, True])
 def test_a_signal_after_the_death_of_another_is_no_wish_to_stop(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, word: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, word: bool, launched: None
 ) -> None:
     """A scheduler that starts a stopped run again (75) would do so for ever. Unless the other one has said 75."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -262,11 +310,11 @@ def test_a_signal_after_the_death_of_another_is_no_wish_to_stop(
     assert attempt(body, str(tmp_path / "out")) == (75 if word else 6)
     said = f"error: rank 0 (process {gone.pid}) ended without an error message"
     assert (said in capsys.readouterr().err) is not word
-    assert _status(tmp_path / "out")["exit_code"] == (75 if word else 6)
+    assert _note(tmp_path / "out")["exit_code"] == (75 if word else 6)
 
 
 def test_a_signal_after_the_failure_of_another_leaves_its_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: None
 ) -> None:
     """torchrun and deepspeed send the others a SIGTERM; it may come before the broken connection does."""
     monkeypatch.setattr(STOPPING, "can_wait", False)
@@ -276,7 +324,7 @@ def test_a_signal_after_the_failure_of_another_leaves_its_word(
         raise Preempted("received SIGTERM before the first step: nothing was saved")
 
     assert attempt(body, str(tmp_path / "out")) == 2 and capsys.readouterr().err == ""
-    assert _status(tmp_path / "out")["message"] == "the other one's words"
+    assert _note(tmp_path / "out")["message"] == "the other one's words"
 
 
 @pytest.mark.parametrize(

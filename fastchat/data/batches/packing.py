@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastchat.data.encoding.examples import IGNORED
-from fastchat.errors import DataError, SettingsError
+from fastchat.errors import DataError, SettingsError, counted
 from fastchat.files import sha256_of_blocks
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class Packs:
     def line(self) -> str:
         """One line for the log."""
         return (
-            f"packing: {len(self.members):,} examples in {len(self):,} packs of up to {self.capacity:,} tokens, "
-            f"{self.fill:.2%} filled"
+            f"packing: {counted(len(self.members), 'example')} in {counted(len(self), 'pack')} of up to "
+            f"{self.capacity:,} tokens, {100 * self.fill:.2f} % filled"
         )
 
     def describe(self) -> dict[str, Any]:

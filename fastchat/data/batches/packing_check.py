@@ -20,7 +20,7 @@ import numpy as np
 
 from fastchat.data.batches.collate import collate
 from fastchat.data.batches.packing import PackedDataset, pack_collate, plan_packs
-from fastchat.errors import SettingsError
+from fastchat.errors import SettingsError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,8 @@ class PackingReport:
     @property
     def line(self) -> str:
         """One line for the log."""
-        return f"packing verified on {self.num_dialogues} examples in {self.num_packs} packs: {self.numbers}"
+        examples, packs = counted(self.num_dialogues, "example"), counted(self.num_packs, "pack")
+        return f"packing verified on {examples} in {packs}: {self.numbers}"
 
     @property
     def numbers(self) -> str:

@@ -98,7 +98,7 @@ class ChatEncoder:
         if SAID[train_on]:
             say(SAID[train_on])
         if isinstance(template, TokenizerTemplate) and template.ending:
-            say(f"the tokenizer's chat template writes {template.ending!r} after the last answer; it is not supervised")
+            say(f"the tokenizer's chat template writes {template.ending!r} after the last answer; it is not learned")
         self._prove()
 
     def described(self) -> dict[str, Any]:

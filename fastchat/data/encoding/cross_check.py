@@ -22,7 +22,7 @@ from fastchat.data.encoding.renderings import answers_of, renderings_of
 from fastchat.data.encoding.saved_template import MOST_COMPARED, chat_template, jinja_arguments
 from fastchat.data.encoding.supervision import ALL, LAST
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate, compile_template
-from fastchat.errors import DataError
+from fastchat.errors import DataError, counted
 
 T = TypeVar("T")
 
@@ -49,7 +49,8 @@ class Checked:
         """One line for the log."""
         more = f", {self.skipped} skipped: special-token strings, or too long" if self.skipped else ""
         more += f"; {self.torn} prompts end inside a token of the dialogue" if self.torn else ""
-        return f"labels derived a second time: {self.turns} answers in {self.records} rows agree{more}"
+        agree = f"{counted(self.turns, 'answer')} in {counted(self.records, 'row')} agree"
+        return f"labels derived a second time: {agree}{more}"
 
 
 class LabelCrossCheck:
@@ -128,7 +129,7 @@ class LabelCrossCheck:
             if label not in (IGNORED, token):
                 raise sample.disagreement(i, "a label is not its token's own id")
             if label != IGNORED and token == self._bos:
-                raise sample.disagreement(i, "BOS is supervised")
+                raise sample.disagreement(i, "BOS is learned")
 
     def _check_text(self, sample: _Sample, first: bool) -> None:
         """A piece of a plain text: consecutive tokens of the text encoded as a whole, all supervised but the lead."""
@@ -137,9 +138,9 @@ class LabelCrossCheck:
         whole = [*self._ids(text), *([encoder.eos.id] if encoder.eos else [])]
         own, num_lead = sample.ids[len(lead) :], len(lead) + (not first)
         if sample.ids[: len(lead)] != lead or any(label != IGNORED for label in sample.labels[:num_lead]):
-            raise sample.disagreement(0, "the piece of a text does not begin with what is before it, unsupervised")
+            raise sample.disagreement(0, "the piece of a text does not begin with what is before it, not learned")
         if IGNORED in sample.labels[num_lead:]:
-            raise sample.disagreement(sample.labels.index(IGNORED, num_lead), "a token of a text is not supervised")
+            raise sample.disagreement(sample.labels.index(IGNORED, num_lead), "a token of a text is not learned")
         starts = [0] if first else range(len(whole) - len(own) + 1)
         if len(text) <= AT_ONCE and not any(whole[start : start + len(own)] == own for start in starts):
             raise sample.disagreement(len(lead), "the text encoded as a whole does not have these tokens")
@@ -162,7 +163,7 @@ class LabelCrossCheck:
             checked.turns += 1
         rest = [i for i, mark in enumerate(marked) if mark]
         if claimed != len(rest):
-            kind = "unsupervised" if inverted else "supervised"
+            kind = "not learned" if inverted else "learned"
             reason = f"{len(rest)} tokens are {kind} but the answers account for {claimed}"
             raise sample.disagreement(rest[-1] if rest else 0, reason)
 
@@ -203,11 +204,11 @@ class LabelCrossCheck:
         for part in map(_bare, parts):
             place = found.find(part, at)
             if place < 0 and end < len(sample.ids):
-                reason = f"the supervised tokens decode to {found[:60]!r}, without {part[:60]!r}"
+                reason = f"the learned tokens decode to {found[:60]!r}, without {part[:60]!r}"
                 raise sample.disagreement(begin, reason)
             at = max(place, at)
         if end < len(sample.ids) and not any(stop and found.endswith(_bare(stop)) for stop in self._ends):
-            raise sample.disagreement(end, "the supervised tokens do not end with a stop")
+            raise sample.disagreement(end, "the learned tokens do not end with a stop")
 
     def _turns(self, dialogue: Dialogue) -> list[int]:
         """The answers whose tokens are to be located: the supervised ones, or under "all" the excluded ones."""
@@ -227,7 +228,7 @@ class LabelCrossCheck:
         near = range(max(size - TORN, 0), min(size + 1, len(ids))) if torn else range(size, size + 1)
         begin = next((i for i in near if marked[i]), None)
         if begin is None or (not torn and size and marked[size - 1]):
-            raise sample.disagreement(size, "the supervised tokens do not begin after the prompt")
+            raise sample.disagreement(size, "the learned tokens do not begin after the prompt")
         return begin
 
     def _stop(self, text: str, start: int, answer: str) -> int:
@@ -248,10 +249,10 @@ class LabelCrossCheck:
         wanted = self._ids(prompt + rest)
         aligned = sample.ids[: len(wanted)] == wanted[: len(sample.ids)]
         if aligned and end != min(len(wanted), len(sample.ids)):
-            raise sample.disagreement(end, "the supervised tokens do not end with the answer's stop")
+            raise sample.disagreement(end, "the learned tokens do not end with the answer's stop")
         if not (self._says(sample, span, rest) or self._has_unknown(sample.ids[begin:end])):
             found = self._text(sample.ids[begin:end])
-            reason = f"the supervised tokens decode to {found[:60]!r}, but the answer is {_bare(rest)[:60]!r}"
+            reason = f"the learned tokens decode to {found[:60]!r}, but the answer is {_bare(rest)[:60]!r}"
             raise sample.disagreement(begin, reason)
 
     def _says(self, sample: _Sample, span: tuple[int, int], rest: str) -> bool:
@@ -308,8 +309,8 @@ class _Sample:
         name: Any = self.chat_encoder.encoder.whole.id_to_token
         shown = " ".join(f"[{name(self.ids[i])}]" if self.labels[i] != IGNORED else name(self.ids[i]) for i in window)
         return DataError(
-            f"{self.dialogue.where}: two ways of deriving the supervised tokens disagree at token {at}: {reason}. "
-            f"Around it, supervised tokens in brackets: {shown}. Nothing was trained; please report this with the row."
+            f"{self.dialogue.where}: two ways of deriving the learned tokens disagree at token {at}: {reason}. "
+            f"Around it, learned tokens in brackets: {shown}. Nothing was trained; please report this with the row."
         )
 
 

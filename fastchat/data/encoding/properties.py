@@ -30,8 +30,8 @@ from fastchat.errors import DataError, SettingsError, say
 
 _NAMES = (
     "the ids of the inference prompt are a prefix of the training ids",
-    "every supervised answer ends with its stop, which is supervised",
-    "one BOS at the start, never doubled and never supervised",
+    "every learned answer ends with its stop, which is learned",
+    "one BOS at the start, never doubled and never learned",
     "no text becomes a control token",
     "the labels derived a second time agree",
 )
@@ -57,7 +57,7 @@ def prove(chat_encoder: ChatEncoder) -> str:
         more = []
     return (
         f"proven on this tokenizer with template {chat_encoder.template.name}, on {len(dialogues) + len(more)} "
-        "dialogues: prompts are prefixes, stops are supervised, one BOS, no text becomes a control token, labels agree"
+        "dialogues: prompts are prefixes, stops are learned, one BOS, no text becomes a control token, labels agree"
     )
 
 

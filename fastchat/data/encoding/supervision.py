@@ -21,8 +21,8 @@ TRAIN_ON = (ASSISTANT, LAST, ALL)
 # What a run logs for a choice that is not the default.
 SAID = {
     ASSISTANT: "",
-    LAST: "--train_on last: only the last trained answer of each dialogue is supervised; the others are context",
-    ALL: "WARNING: --train_on all: prompts are supervised as well, every token except BOS and the turns with "
+    LAST: "--train_on last: only the last trained answer of each dialogue is learned; the others are context",
+    ALL: "WARNING: --train_on all: prompts are learned as well, every token except BOS and the turns with "
     '"train": false; the model learns to write the user\'s turns too',
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from fastchat.errors import DataError
+from fastchat.errors import DataError, counted
 
 MAX_LISTED = 20
 _MAX_KEYS = 8  # named in a message; _MAX_COUNTED are counted separately (a row may have arbitrary keys)
@@ -65,7 +65,7 @@ class BadRowReport:
     def error(self, num_rows: int) -> DataError:
         """The error that stops a run: file:line: reason of the first 20, and the total by reason."""
         more = self.total - len(self.listed)
-        lines = [f"{self.total} of {num_rows} rows cannot be read:"]
+        lines = [f"{self.total:,} of {counted(num_rows, 'row')} cannot be read:"]
         lines += [f"  {entry}" for entry in self.listed]
         lines += [f"  ... and {more} more"] if more else []
         way_out = "Fix these rows, or skip them with --on_bad_row skip."
@@ -76,9 +76,8 @@ class BadRowReport:
 
     def summary(self, num_rows: int) -> str:
         """One line about the rows that `--on_bad_row skip` skipped."""
-        return (
-            f"skipped {self.total} of {num_rows} rows that cannot be read ({self.reasons()}); first: {self.listed[0]}"
-        )
+        rows = f"{self.total:,} of {counted(num_rows, 'row')}"
+        return f"skipped {rows} that cannot be read ({self.reasons()}); first: {self.listed[0]}"
 
 
 class UnreadKeys:

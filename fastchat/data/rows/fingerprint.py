@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastchat import files
+from fastchat.bars import bar
 from fastchat.data.rows.no_file import refuse_special, unreadable
 
 # A file modified this shortly before it was read may be modified again without a change of its timestamps.
@@ -24,7 +25,8 @@ def sha256_of(path: str) -> str:
     """What `sha256sum` prints. Raises DataError if the file cannot be read."""
     refuse_special(path)
     try:
-        return files.sha256_of(path)
+        with bar(f"reading {os.path.basename(path)}", os.path.getsize(path)) as progress:
+            return files.sha256_of(path, progress.advance)
     except OSError as error:
         raise unreadable(path, error) from None
 

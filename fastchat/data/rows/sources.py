@@ -17,7 +17,7 @@ from pathlib import Path
 from fastchat.data.rows.arrow import saved_files
 from fastchat.data.rows.hub import download
 from fastchat.data.rows.no_file import refuse_special, unreadable
-from fastchat.errors import DataError, say
+from fastchat.errors import DataError, counted, say
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".arrow")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -131,7 +131,7 @@ def _files_in(flag: str, name: str, folder: str, tell: bool) -> list[str]:
 
 
 def _num_files(files: Sequence[str]) -> str:
-    return f"{len(files):,} file{'s' if len(files) > 1 else ''}"
+    return counted(len(files), "file")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastchat.bars import bar
 from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.cross_check import Checked, LabelCrossCheck
@@ -24,10 +25,9 @@ from fastchat.data.tokens import cache as token_cache
 from fastchat.data.tokens.code_digest import file_digest
 from fastchat.data.tokens.counts import plain_line, refused_line
 from fastchat.data.tokens.lost import Lost
-from fastchat.data.tokens.progress import byte_bar
 from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, check_supervised
 from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
-from fastchat.errors import DataError, say
+from fastchat.errors import DataError, counted, say
 from fastchat.streams import detail
 
 _ABOUT = 4  # increment whenever the result of `TokenizeJob` changes: it is part of the key
@@ -47,7 +47,6 @@ class TokenSettings:
     on_bad_row: OnBadRow
     columns: Columns = AS_THEY_ARE
     workers: int | None = None
-    progress: bool = False
     overwrite: bool = False
 
 
@@ -167,9 +166,9 @@ class TokenizeJob:
             on_bad_row=settings.on_bad_row,
             workers=workers,
         )
-        writer, refusal = StoreWriter(folder), ""
+        writer, refusal, num_dialogues = StoreWriter(folder), "", 0
         of = f" ({workers} processes)" if workers > 1 else ""
-        with byte_bar(f"tokenising {self.name} data{of}", records.num_bytes, settings.progress) as update:
+        with bar(f"tokenising {self.name} data{of}", records.num_bytes) as progress:
             for batch, part in parts:
                 writer.add(part)
                 samples.add(batch, part)
@@ -177,7 +176,8 @@ class TokenizeJob:
                 self.counts.update(part.counts)
                 self.gains.update(part.gains)
                 self.counts.update(batch.dropped)
-                update(batch.bytes_read, len(batch.dialogues))
+                num_dialogues += len(batch.dialogues)
+                progress.to(batch.bytes_read, counted(num_dialogues, "dialogue"))
         files = writer.close()
         self._check_unchanged()
         counts = {**records.counts, **self.counts}

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from fastchat.bars import bar
 from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import Example, tokenize_dialogues
@@ -232,18 +233,20 @@ class StoreWriter:
 
 def damage(folder: Path, files: dict[str, list[int]]) -> str:
     """What is wrong with the files listed by `StoreWriter.close`; "" if every byte is as it was written."""
-    for name, (size, wanted) in files.items():
-        try:
-            if (folder / name).stat().st_size != size:
-                return f"{name} has another size"
-            found = 0
-            with open(folder / name, "rb") as file:
-                while block := file.read(_BLOCK):
-                    found = zlib.crc32(block, found)
-        except OSError as error:
-            return f"{name}: {error.strerror or error}"
-        if found != wanted:
-            return f"{name} is not what was written"
+    with bar("checking the cached tokens", sum(size for size, _ in files.values())) as progress:
+        for name, (size, wanted) in files.items():
+            try:
+                if (folder / name).stat().st_size != size:
+                    return f"{name} has another size"
+                found = 0
+                with open(folder / name, "rb") as file:
+                    while block := file.read(_BLOCK):
+                        found = zlib.crc32(block, found)
+                        progress.advance(len(block))
+            except OSError as error:
+                return f"{name}: {error.strerror or error}"
+            if found != wanted:
+                return f"{name} is not what was written"
     return ""
 
 
@@ -259,6 +262,6 @@ def check_supervised(counts: Counter[str], max_length: int) -> None:
     """Raise DataError if there are no supervised tokens."""
     if not counts["supervised_tokens"]:
         raise DataError(
-            "No supervised tokens in the data: there is nothing to train on.\n"
+            "No learned tokens in the data: there is nothing to train on.\n"
             f"{table(counts)}\n{hint_at_causes(counts, max_length)}"
         )

@@ -7,22 +7,21 @@ A tool is a function from one row to the rows that replace it. It raises BadRow 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, TypeVar
 
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport
 from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.rows.formats import Parsed, parse_row
 from fastchat.data.rows.keys import ASSISTANT, CALL, CALLS, DEVELOPER, PAIRS, SYSTEM, TURN_LISTS, TURN_TEXT
-from fastchat.data.rows.reading import Row, read_rows
 from fastchat.data.rows.turns import kind_of
 from fastchat.data.rows.values import content_of, is_given
 from fastchat.data.rows.writing import RowFile, check_output
 from fastchat.data.tools.command import Parser
+from fastchat.data.tools.reading import read_with_bar
 from fastchat.errors import SettingsError, say, show
 from fastchat.settings.parsing import to_mapping
 
@@ -133,8 +132,8 @@ class Rows:
                 last row, listing the bad rows.
             SettingsError: --begin is after the last row.
         """
-        rows = enumerate(chain.from_iterable(read_rows(path, whole=True) for path in self.paths))
-        for index, row in _with_bar(islice(rows, self.begin, self.end)):
+        rows = enumerate(read_with_bar(self.paths, "reading", whole=True))
+        for index, row in islice(rows, self.begin, self.end):
             self.num_read += 1
             try:
                 if row.value is None:
@@ -184,15 +183,6 @@ def convert(args: argparse.Namespace, function: Convert) -> None:
     if rows.report.total:
         tally.dropped["cannot be read"] = rows.report.total
     show(str(tally))
-
-
-def _with_bar(rows: Iterator[tuple[int, Row]]) -> Iterable[tuple[int, Row]]:
-    """The same rows, with a progress bar if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        return rows
-    from tqdm import tqdm
-
-    return tqdm(rows, unit=" rows", file=sys.stderr, delay=1)
 
 
 # --- conversations

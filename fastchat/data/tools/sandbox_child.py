@@ -206,6 +206,7 @@ def refuse_events(readable):
         return any(path == root or path.startswith(root.rstrip("/") + "/") for root in readable)
 
     def hook(event, arguments):
+        """Raises PermissionError, in the program, for an event that is not allowed; see sys.addaudithook."""
         if event == "open":
             path, _, flags = arguments
             if isinstance(path, int):
