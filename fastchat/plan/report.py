@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastchat.errors import counted
 from fastchat.plan.activations import layer_bytes
 from fastchat.plan.estimate import PROCESS, Plan, cuda_of
 from fastchat.plan.limits import largest_context, largest_microbatch
@@ -176,7 +177,7 @@ def _host(plan: Plan) -> str:
             ("weights", plan.host_weights),
             ("gradients", plan.host_gradients),
             ("optimizer", plan.host_optimizer),
-            (f"{plan.run.machine.gpus_per_host} process(es)", plan.host_processes),
+            (counted(plan.run.machine.gpus_per_host, "process"), plan.host_processes),
         )
         if size
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.gather import WeightAccess
-from fastchat.errors import SettingsError
+from fastchat.errors import SettingsError, counted
 
 
 class Engine(WeightAccess):
@@ -114,7 +114,7 @@ def find_mismatch(path: Path, saved: tuple[str, int], now: tuple[str, int]) -> s
     (engine, processes), (our_engine, our_processes) = saved, now
     if processes != our_processes:
         return (
-            f"{path} was saved by {processes} process(es) and this run has {our_processes}: start it "
+            f"{path} was saved by {counted(processes, 'process')} and this run has {our_processes}: start it "
             f"with {processes}, or continue with the weights alone (--resume_weights_only)"
         )
     if engine != our_engine:
