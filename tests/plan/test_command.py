@@ -1,4 +1,4 @@
-"""`python -m fastchat.plan` as a user runs it."""
+"""`fastchat plan` as a user runs it."""
 
 from __future__ import annotations
 
