@@ -42,6 +42,7 @@ DATA_COMMANDS = {
     "clean": Command("fastchat.data.clean_sharegpt", "convert ShareGPT's HTML to Markdown"),
     "filter": Command("fastchat.data.filter_wrong_format", "remove rows with a wrong format"),
     "from-alpaca": Command("fastchat.data.convert_alpaca", "convert instructions to conversations"),
+    "from-csv": Command("fastchat.data.convert_csv", "convert a CSV or TSV file to rows"),
     "from-math": Command("fastchat.data.convert_math", "convert math solutions with code to conversations"),
 }
 
@@ -55,14 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], commands: dict[str, Command], name: str, about: str) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words[:1] == ["help"]:  # help train, data help stats
+        return main([*name.split()[1:], *words[1:], "--help"])
+    if not words or words[0] in ("-h", "--help"):
         show(_help(commands, name, about))
         return EXIT_DONE
     if words[0] in ("-V", "--version"):
         show(f"fastchat {fastchat.__version__}")
         return EXIT_DONE
     if words[0] not in commands:
-        close = nearest(words[0], commands)
+        names = {entry.module.rpartition(".")[2]: command for command, entry in commands.items()}  # upstream's names
+        names |= {command: command for command in commands}
+        close = list(dict.fromkeys(names[found] for found in nearest(words[0].replace("-", "_"), names)))
         hint = f"did you mean {' or '.join(close)}?" if close else f"the commands are {', '.join(commands)}"
         print(f"error: {name} has no command {words[0]!r}; {hint}", file=sys.stderr)
         return EXIT_SETTINGS
@@ -73,9 +78,8 @@ def _run(words: list[str], commands: dict[str, Command], name: str, about: str) 
 def _help(commands: dict[str, Command], name: str, about: str) -> str:
     width = max(map(len, commands))
     lines = [f"  {command:<{width}}  {entry.help}" for command, entry in commands.items()]
-    return "\n".join(
-        [f"usage: {name} COMMAND ...", "", about, "", *lines, "", f"{name} COMMAND --help shows its flags."]
-    )
+    end = f"{name} COMMAND --help shows examples and flags."
+    return "\n".join([f"usage: {name} COMMAND ...", "", about, "", *lines, "", end])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from fastchat.cli import COMMANDS, DATA_COMMANDS, Command
 from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, show
+from fastchat.settings.help import asked_for_help, help_head
 from fastchat.settings.options import Option
 from fastchat.settings.readers import plan_options, preview_options, training_options
 from fastchat.settings.recipe_files import RECIPES
@@ -52,11 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(words) == 1 and words[0] in SCRIPTS:
         show(SCRIPTS[words[0]])
         return EXIT_DONE
-    usage = f"usage: fastchat completion {'|'.join(SCRIPTS)}"
-    if words in (["-h"], ["--help"]):
-        show(f'{usage}\n\nPrint the completion script of a shell: eval "$(fastchat completion bash)"')
+    usage = f"fastchat completion {'|'.join(SCRIPTS)}"
+    if asked_for_help(words) is not None:
+        about = "Print the completion script of a shell: commands, recipes, settings and their values."
+        show("\n".join(help_head(usage, about, ['eval "$(fastchat completion bash)"     # in ~/.bashrc'])))
         return EXIT_DONE
-    print(f"error: completion {' '.join(words)} is not understood; {usage}", file=sys.stderr)
+    problem = f"no script for {' '.join(words)!r}" if words else "the name of the shell is missing"
+    print(f"error: {problem}; usage: {usage}", file=sys.stderr)
     return EXIT_SETTINGS
 
 

@@ -4,7 +4,6 @@ cannot. Exit code 6 if something that every training needs is missing.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -17,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fastchat
-from fastchat.errors import EXIT_DONE, EXIT_RESOURCE, show, without_secrets
+from fastchat.errors import EXIT_DONE, EXIT_RESOURCE, EXIT_SETTINGS, show, without_secrets
 from fastchat.plan.machine import detect_cpu_memory, detect_gpus
+from fastchat.settings.help import asked_for_help, help_head
 
 _GIB = 1 << 30
 _NEEDED = {  # distribution -> the oldest version that works (also in pyproject.toml; a test compares them)
@@ -28,6 +28,9 @@ _NEEDED = {  # distribution -> the oldest version that works (also in pyproject.
 _TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")  # see train/reporting.py; a test compares them
 _LITTLE_DISK, _LITTLE_SHM = 20 * _GIB, 1 * _GIB
 GOOD, NOTE, BAD = "ok", "note", "MISSING"
+_ABOUT = """Check the installation and this machine: one line for each thing.
+ok: it is there. note: something optional is missing, or there is little of it. MISSING: no training without it (exit
+code 6). What to do is at the end of the line."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,13 @@ class Finding:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="fastchat doctor", description="Check the installation and this machine.")
-    parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words:
+        if asked_for_help(words) is not None:
+            show("\n".join(help_head("fastchat doctor", _ABOUT, ["fastchat doctor"])))
+            return EXIT_DONE
+        print(f"error: doctor takes no arguments, not {' '.join(words)!r}", file=sys.stderr)
+        return EXIT_SETTINGS
     worst = EXIT_DONE
     for check in CHECKS:
         for finding in check():

@@ -21,27 +21,29 @@ from pathlib import Path
 import fastchat
 from fastchat.errors import EXIT_DONE, ResourceError, SettingsError, UserError, say, show
 from fastchat.plan.machine import detect_gpus
-from fastchat.settings.help import asked_for_help
+from fastchat.settings.help import RECIPES, asked_for_help, common, entry, help_head, help_text
 from fastchat.settings.options import split_recipe
 from fastchat.settings.parsing import to_bool, to_choice, to_int
-from fastchat.settings.readers import LORA_ONLY, training_reader
+from fastchat.settings.readers import LORA_ONLY, training_options, training_reader
 from fastchat.settings.recipe_files import find_recipe
 
 LAUNCHERS = ("auto", "deepspeed", "torchrun", "python")
 _QUIET = ("--log_level", "error")  # else a screenful of the launcher's own lines
 OWN = {"launcher": "auto", "num_processes": None, "full_finetuning": None}
-_HELP = """usage: fastchat train [RECIPE.yaml] [--setting value ...]
-
-Start a training. The launcher is chosen from the number of GPUs and the DeepSpeed configuration:
-
-  --launcher auto|deepspeed|torchrun|python (default auto)
-  --num_processes INTEGER
-        number of processes, one per GPU (default: all visible GPUs; 1 on the CPU)
-  --full_finetuning True|False
-        train all weights instead of a LoRA adapter (default: as the recipe says, else False)
-
-All other settings are those of training:
-"""
+_ABOUT = f"""Fine-tune a model on conversations, with the launcher that fits the GPUs and the DeepSpeed configuration.
+The command line that it runs is printed first.
+{RECIPES}"""
+_EXAMPLES = (
+    "fastchat recipes copy qwen3-8b-lora my.yaml",
+    "fastchat train my.yaml --data_path chats.json --output_dir out",
+    "fastchat train my.yaml --plan --gpus 8 --gpu_memory 24GiB",
+)
+_FLAGS = {
+    "--launcher auto|deepspeed|torchrun|python (default auto)": "auto: deepspeed for several processes with a "
+    "DeepSpeed configuration, torchrun for several without, python for one",
+    "--num_processes INTEGER": "number of processes, one per GPU; by default all visible GPUs, and 1 on the CPU",
+    "--full_finetuning True|False": "train all weights instead of a LoRA adapter; by default as the recipe says",
+}
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,16 @@ class Launch:
 def main(argv: Sequence[str] | None = None) -> int:
     """Replace this process by the training; returns an exit code if it does not start."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if asked_for_help(words) is not None:
-        show(_HELP.rstrip("\n"))
+    asked = asked_for_help(words)
+    if asked is not None:
+        show(_help(asked))
+        return EXIT_DONE
     try:
         launch = choose(words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if asked_for_help(words) is None:
-        say(f"running: {_shown(launch)}")
+    say(f"running: {_shown(launch)}")
     environment = dict(os.environ)
     for name, value in launch.environment.items():
         environment.pop(name, None)
@@ -74,6 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
+def _help(asked: str) -> str:
+    head = help_head("fastchat train [RECIPE.yaml] [--setting value ...]", _ABOUT, _EXAMPLES)
+    launcher = [line for flag, text in _FLAGS.items() for line in entry(flag, text)]
+    options = training_options(True)
+    return help_text([*head, "", "Launcher:", *launcher], options, common(options), asked)
+
+
 def choose(words: Sequence[str]) -> Launch:
     """The command for these words. Raises SettingsError, or ResourceError for a launcher that is not installed."""
     own, rest = _own(words)
@@ -81,7 +91,7 @@ def choose(words: Sequence[str]) -> Launch:
     full, deepspeed, use_cpu = _facts(recipe, flags, own)
     module = "fastchat.train.train" if full else "fastchat.train.train_lora"
     alone = [sys.executable, "-m", module, *rest]
-    if "RANK" in os.environ or asked_for_help(rest) is not None or any(_is(word, "plan") for word in flags):
+    if "RANK" in os.environ or any(_is(word, "plan") for word in flags):
         return Launch(alone, {})
     on_cpu = use_cpu or not (gpus := len(detect_gpus()))
     number = _number(own["num_processes"], 1 if on_cpu else gpus, on_cpu)

@@ -6,10 +6,11 @@ import os
 from functools import cache
 from pathlib import Path
 
-from fastchat.errors import nearest, say
+from fastchat.errors import brief, nearest, say
 
 _VERY_NEAR = 0.75  # the similarity of o11 and o1 is 0.8
 _LISTED = 5
+_HUB_TIMEOUT = 10  # seconds
 
 
 def meant_here(name: str) -> bool:
@@ -46,10 +47,27 @@ def model_instead(name: str) -> str:
 
 @cache
 def say_hub_is_asked(name: str) -> None:
-    """Print a message, once, if a hub name is very similar to a local folder: without a network the hub is slow."""
+    """Print a message, once, if a hub name is very similar to a local folder, and if the hub cannot be reached."""
     first = name.partition("/")[0]
     if near := nearest(first, _folders(Path()), n=1, cutoff=_VERY_NEAR):
         say(f"{name}: no such folder (there is {near[0]}), so it is looked up on the hub")
+    _use_cache_without_network()
+
+
+@cache
+def _use_cache_without_network() -> None:
+    """Take the hub's cache alone if the hub does not answer: its library would retry each file for half a minute."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
+    except Exception as error:  # noqa: BLE001 (the class depends on the version of the hub's library)
+        say(f"{constants.ENDPOINT} cannot be reached ({brief(error, 80)}); only the models in its cache are used")
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that this one starts
 
 
 def _path_like(name: str) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from fastchat import cli, completion, doctor, launch
 from fastchat.errors import EXIT_RESOURCE, EXIT_SETTINGS, ResourceError, SettingsError
 from fastchat.settings import recipes
-from fastchat.settings.recipe_files import RECIPES
+from fastchat.settings.recipe_files import RECIPES, read_recipe
 from tests.test_structure import REPOSITORY
 
 COMMANDS = {**cli.COMMANDS, **{f"data {name}": entry for name, entry in cli.DATA_COMMANDS.items()}}
@@ -32,6 +32,56 @@ def test_help_lists_every_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0 and cli.main(["data"]) == 0
     printed = capfd.readouterr().out
     assert all(entry.help in printed for entry in COMMANDS.values())
+
+
+def _run(words: list[str]) -> int:
+    try:
+        return cli.main(words)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "data"])
+def test_help_has_one_form_with_examples_first(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = name.split()
+    printed = []
+    # help comes before the command, or is one of its flags
+    for asked in ([*words, "--help"], [*words[:-1], "help", words[-1]]):
+        assert _run(asked) == 0
+        printed.append(capfd.readouterr().out)
+    assert printed[0] == printed[1]
+    lines = printed[0].splitlines()
+    assert re.fullmatch(f"usage: fastchat {name}( .*)?", lines[0])
+    examples = [*lines[lines.index("Examples:") + 1 :], ""]
+    assert examples[0].startswith("  ") and f"fastchat {name}" in "\n".join(examples[: examples.index("")])
+    assert max(map(len, lines)) <= 190 and not printed[0].endswith("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data", "get_stats"], "did you mean stats"),
+        (["data", "convert_alpaca"], "did you mean from-alpaca"),
+        (["apply_lora"], "did you mean merge"),
+        (["verify"], "FOLDER missing; usage: fastchat verify FOLDER"),
+        (["merge"], "--lora-path and --target-model-path missing; usage: fastchat merge"),
+        (["doctor", "me"], "doctor takes no arguments, not 'me'"),
+        (["completion"], "the name of the shell is missing"),
+        (["completion", "fsh"], "no script for 'fsh'"),
+        (["plan"], "error: no model"),
+        (["recipes", "copy"], "the name of a recipe is missing"),
+        (["recipes", "copy", "phi-4-lora"], "the name of the new file is missing: fastchat recipes copy phi-4-lora my"),
+        (["recipes", "copy", "phi-4-lora", "a", "b"], "'b' is too much"),
+        (["recipes", "shw"], "did you mean show"),
+        (["recipes", "phi-4-lora"], "to see it: fastchat recipes show phi-4-lora"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_said(
+    words: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(words) == EXIT_SETTINGS
+    said = capfd.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
 
 
 def test_an_unknown_command_is_refused_with_the_nearest_one(capfd: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +116,8 @@ def test_recipes_are_listed_with_what_they_train(capfd: pytest.CaptureFixture[st
 def test_a_recipe_is_copied_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "my.yaml"
     assert recipes.main(["copy", "qwen2.5-7b-lora", str(mine)]) == 0
-    assert mine.read_bytes() == (RECIPES / "qwen2.5-7b-lora.yaml").read_bytes()
+    assert read_recipe(mine) == read_recipe(RECIPES / "qwen2.5-7b-lora.yaml")
+    assert f"fastchat train {mine} " in mine.read_text()
     mine.write_text("mine")
     for words in (["copy", "qwen2.5-7b-lora", str(mine)], ["copy", "qwen2.5-7b-lora", str(tmp_path)], ["copy", "x"]):
         assert recipes.main(words) == EXIT_SETTINGS
@@ -166,10 +217,9 @@ def test_a_launcher_that_is_not_installed_is_named(gpus, tmp_path: Path, monkeyp
         launch.choose([])
 
 
-def test_the_plan_and_help_start_no_launcher(gpus) -> None:  # noqa: ANN001
+def test_the_plan_starts_no_launcher(gpus) -> None:  # noqa: ANN001
     gpus(8)
     assert _words("qwen2.5-7b-lora", "--plan")[0] == sys.executable
-    assert _words("--help")[0] == sys.executable
 
 
 def test_train_runs_the_training_command_and_says_how(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fastchat import paths
 from fastchat.checkpoint import verify
 from fastchat.data import preview
 from fastchat.errors import SettingsError
@@ -108,3 +110,35 @@ def test_a_mistyped_adapter_is_told_with_the_nearest(capsys: pytest.CaptureFixtu
     for base in ([], ["--base-model-path", "w"]):
         assert apply_lora.main(["--lora-path", "o11", "--target-model-path", "m", *base]) == 2
         assert "No such adapter directory: 'o11'. There is no o11 here; nearest: o1." in capsys.readouterr().err
+
+
+def test_a_hub_that_does_not_answer_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its library would try each file six times, for half a minute."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    paths._use_cache_without_network.cache_clear()
+    for _ in range(2):
+        paths._use_cache_without_network()
+    said = capsys.readouterr().err
+    assert constants.HF_HUB_OFFLINE and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert said.count("http://127.0.0.1:9 cannot be reached") == 1
+
+
+def test_a_hub_that_answers_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    class Session:
+        def head(self, address: str, timeout: float) -> None:
+            assert address == constants.ENDPOINT and timeout > 0
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    paths._use_cache_without_network.cache_clear()
+    paths._use_cache_without_network()
+    assert not constants.HF_HUB_OFFLINE and not capsys.readouterr().err

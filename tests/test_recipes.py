@@ -148,8 +148,7 @@ def test_header_says_what_needs_launch_and_one_override(path, reader):
     (launch,) = (line[12:] for line in header if line.startswith("# Launch:"))
     (override,) = (line[12:] for line in header if line.startswith("# Override:"))
     lora = path.stem.endswith("-lora")
-    assert f" playground/recipes/{path.name}" in launch
-    assert re.search(r"fastchat[./]train[./]train_lora" if lora else r"-m fastchat\.train\.train ", launch)
+    assert launch.split()[:3] == ["fastchat", "train", path.stem]
     flags = reader(lora).from_words(shlex.split(override))
     assert flags and all(flags[name] != read_recipe(path).get(name) for name in flags)
     if "deepspeed" in flags:

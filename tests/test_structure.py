@@ -33,7 +33,7 @@ ARROWS = {
     "train": LEAVES
     | {"checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
     "launch": {"errors", "plan", "settings"},
-    "doctor": {"errors", "plan"},
+    "doctor": {"errors", "plan", "settings"},
     "completion": {"errors", "cli", "settings"},
     "cli": {"errors"},  # a table of names: it imports the module of a command only when that runs
     "serve": LEAVES | {"checkpoint", "model", "data", "plan", "conversation", "modules", "upstream_names", "utils"},
@@ -43,6 +43,7 @@ REACHES_UP = {
     ("model/apply_lora.py", "checkpoint"),
     ("model/apply_lora.py", "data"),
     ("model/prepare_model.py", "checkpoint"),
+    ("model/prepare_model.py", "data"),
     ("data/encoding/open_tokenizer.py", "model"),  # the preview loads a tokenizer if the raw file is not enough
     # Upstream's interface is here: its load_model also opens adapters, and it exports `generate_stream`.
     ("model/model_adapter.py", "checkpoint"),

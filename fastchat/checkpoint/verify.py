@@ -1,14 +1,13 @@
 """Checks byte by byte whether checkpoints and results are as they were written:
 
-    python -m fastchat.checkpoint.verify OUTPUT_DIR              every checkpoint in it, and its result
-    python -m fastchat.checkpoint.verify OUTPUT_DIR/checkpoint-20
+    fastchat verify OUTPUT_DIR              every checkpoint in it, and its result
+    fastchat verify OUTPUT_DIR/checkpoint-20
 
 Prints the problems and exits with 5 if there are any, else with 0. Does not import torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from fastchat.checkpoint.digests import result_problems
 from fastchat.checkpoint.manifest import MANIFEST, find_problems, read_manifest
 from fastchat.checkpoint.record import RECORD_NAME, read_training_record
 from fastchat.checkpoint.staging import checkpoints_in, step_of
+from fastchat.data.tools.command import Parser
 from fastchat.errors import EXIT_CHECKPOINT, EXIT_DONE, CheckpointError, counted
 from fastchat.paths import folders_instead
 from fastchat.streams import kept_output
@@ -75,8 +75,10 @@ def _summary(path: Path) -> str:
 @kept_output()
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m fastchat.checkpoint.verify")
-    parser.add_argument("folder", type=Path, help="a checkpoint, a result, or an output folder with both")
+    about = "Check byte by byte that checkpoints and results are as they were written. Exit code 5: they are not."
+    examples = ["fastchat verify out", "fastchat verify out/checkpoint-20"]
+    parser = Parser(examples, prog="fastchat verify", description=about)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a checkpoint, or an output folder")
     lines, good = verify(parser.parse_args(argv).folder.expanduser())
     print("\n".join(lines), file=sys.stdout if good else sys.stderr)
     sys.exit(EXIT_DONE if good else EXIT_CHECKPOINT)

@@ -56,7 +56,11 @@ _CODE_HEADER = re.compile(r"```\s*([\w+#.-]{0,40}?)(?:Copy code)+\n?")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("clean_sharegpt", "Clean conversations copied from chat pages.", out="sharegpt_clean.json")
+    about = (
+        "Clean conversations copied from chat pages: HTML becomes Markdown; malformed and repeated ones are left out."
+    )
+    example = "--in-file sharegpt_html.json --out-file clean.json"
+    parser = tool_parser("clean", about, example, out="sharegpt_clean.json")
     add_slice(parser)
     parser.add_argument("--debug", action="store_true", help="report every dropped conversation")
     return run(clean_sharegpt, parser, argv)

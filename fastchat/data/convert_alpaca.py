@@ -45,7 +45,10 @@ _KEPT = (*TRAIN_KEYS, *TOOLS, ARGUMENTS, THINKING_SWITCH)  # keys of the row
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("convert_alpaca", "Convert Alpaca and prompt/completion rows to the ShareGPT format.")
+    about = (
+        "Convert Alpaca and prompt/completion rows to the ShareGPT format. Training reads such rows as they are, too."
+    )
+    parser = tool_parser("from-alpaca", about, "--in-file alpaca.json --out-file chats.json")
     return run(lambda args: convert(args, to_sharegpt), parser, argv)
 
 

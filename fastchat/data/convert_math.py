@@ -157,7 +157,8 @@ def _listed(report: BadRowReport) -> str:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m fastchat.data.convert_math",
+        ["fastchat data from-math --in rows.jsonl --out math.jsonl"],
+        prog="fastchat data from-math",
         description="Make multi-round math dialogues (code, its output, answer) from question/answer rows.",
     )
     add = parser.add_argument
@@ -170,13 +171,13 @@ def _parser() -> Parser:
         help="where to write the dialogues, in the messages format (.json: one array)",
     )
     add("--max-rows", type=int, metavar="N", help="read only the first N rows")
-    add("--timeout", type=float, default=5.0, metavar="S", help="time limit for each program, in seconds (%(default)s)")
+    add("--timeout", type=float, default=5.0, metavar="S", help="time limit for each program, in seconds")
     add(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="programs to run in parallel (%(default)s)",
+        help="programs to run in parallel",
     )
     return parser
 

@@ -23,7 +23,8 @@ _ITEM = re.compile(r"^([12])\. ", re.MULTILINE)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("filter_wrong_format", "Remove conversations with wrongly numbered lists.")
+    about = "Remove conversations with lists that are numbered 1. 1. 1."
+    parser = tool_parser("filter", about, "--in-file chats.json --out-file good.json")
     return run(lambda args: convert(args, keep), parser, argv)
 
 

@@ -32,9 +32,13 @@ _BATCH = 256
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("get_stats", "Count the tokens of a conversation file.", out=None)
+    about = "Count the dialogues, turns and tokens of a file. The preview counts what a run would learn."
+    parser = tool_parser("stats", about, "--in-file chats.json --model-name-or-path M", out=None)
     parser.add_argument(
-        "--model-name-or-path", required=True, metavar="DIR", help="the model's directory, for its tokenizer"
+        "--model-name-or-path",
+        required=True,
+        metavar="DIR",
+        help="folder (or hub name) of the model, for its tokenizer",
     )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="allow tokenizer code that comes with the model"

@@ -20,9 +20,8 @@ from fastchat.data.tools.row_tool import Tally, convert, tool_parser
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser(
-        "merge", "Write the rows of several files into one.", out="merged.json", several=True, columns=False
-    )
+    about, example = "Write the rows of several files into one.", "--in-file a.json b.jsonl --out-file both.jsonl"
+    parser = tool_parser("merge", about, example, out="merged.json", several=True, columns=False)
     return run(merge, parser, argv)
 
 

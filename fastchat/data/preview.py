@@ -41,7 +41,7 @@ from fastchat.data.view.html_report import HtmlReport
 from fastchat.data.view.showing import shown
 from fastchat.data.view.terminal import legend, wants_colour
 from fastchat.errors import EXIT_DONE, DataError, SettingsError, counted, say, show
-from fastchat.settings.help import asked_for_help, help_text
+from fastchat.settings.help import asked_for_help, help_head, help_text
 from fastchat.settings.options import Option, check_ranges, check_refused, options_of, split_recipe
 from fastchat.settings.parsing import to_shares
 from fastchat.settings.readers import preview_options, preview_reader
@@ -54,11 +54,14 @@ _READ = (  # the training settings that it reads; the others are accepted, so th
     *("data_path", "data_split", "data_revision", "data_proportions", "val_set_size", "model_max_length", "overlong"),
     *("on_bad_row", "train_on", "data_columns", "data_roles"),
 )
-_HEAD = (
-    "usage: python -m fastchat.data.preview [RECIPE.yaml] --model_name_or_path DIR --data_path DATA [--flag value ...]",
-    "",
-    "Show which tokens a run would train on, and count what it would drop, cut or change.",
-    "The settings are those of training; a recipe works here too.",
+_HEAD = help_head(
+    "fastchat preview [RECIPE.yaml] [--setting value ...]",
+    "Show which tokens a run would train on, and count what it would drop, cut or change.\n"
+    "The settings are those of training; a recipe works here too. Nothing is trained.",
+    (
+        "fastchat preview my.yaml --data_path chats.json --html report.html",
+        "fastchat preview --model_name_or_path M --conv_template vicuna_v1.1 --data_path chats.json --num 1",
+    ),
 )
 _BATCH = 256  # rows in memory at a time
 

@@ -45,10 +45,12 @@ _REMOVED = ("leading_assistant_turns", "leading_tool_turns", "trailing_user_turn
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("split_long_conversation", "Split conversations that are too long.", out="sharegpt_split.json")
+    about = "Split conversations that are too long into pieces that fit, between rounds."
+    example = "--in-file clean.json --out-file split.json --model-name-or-path M --max-length 2048"
+    parser = tool_parser("split-long", about, example, out="sharegpt_split.json")
     add_slice(parser)
     add_model_flags(parser)
-    length = "maximum number of tokens per piece (%(default)s)"
+    length = "maximum number of tokens per piece"
     parser.add_argument("--max-length", type=int, default=2048, metavar="N", help=length)
     return run(split_long_conversation, parser, argv)
 

@@ -32,12 +32,11 @@ _ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = tool_parser("split_train_test", "Split a file into a training and a test part.", out=None, columns=False)
+    about = "Split chats.json into chats_train.json and chats_test.json."
+    parser = tool_parser("split", about, "--in-file chats.json --ratio 0.9", out=None, columns=False)
     add_slice(parser)
-    parser.add_argument(
-        "--ratio", type=float, default=0.9, help="fraction of the rows in the training part (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the split (%(default)s)")
+    parser.add_argument("--ratio", type=float, default=0.9, help="fraction of the rows in the training part")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the split")
     return run(split, parser, argv)
 
 

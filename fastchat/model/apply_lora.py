@@ -17,18 +17,21 @@ from fastchat.data.tools.command import Parser, run
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(prog="python -m fastchat.model.apply_lora", description="Merge a LoRA adapter into its base.")
-    parser.add_argument("--lora-path", required=True, help="folder of the adapter")
-    parser.add_argument("--target-model-path", required=True, help="new folder for the merged model")
-    parser.add_argument("--base-model-path", help="base model (default: the one the adapter was trained on)")
-    parser.add_argument(
+    about = "Merge a LoRA adapter into its base: the result is a model that any program can load."
+    example = "fastchat merge --lora-path out --target-model-path merged"
+    parser = Parser([example], prog="fastchat merge", description=about)
+    add = parser.add_argument
+    add("--lora-path", required=True, metavar="FOLDER", help="the adapter: the output folder of a run")
+    add("--target-model-path", required=True, metavar="FOLDER", help="new folder for the merged model")
+    add("--base-model-path", metavar="MODEL", help="base model (default: the one the adapter was trained on)")
+    add(
         "--base-weights",
         choices=("full", "dequantised"),
         help="merge into the base's original weights, or into the dequantised nf4 ones (default: as trained)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu, where the whole model must fit)")
-    parser.add_argument("--cache-dir", help="where hub downloads are cached")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the base model's own Python code")
+    add("--device", default="cpu", metavar="cpu|cuda", help="where to compute; the whole model must fit")
+    add("--cache-dir", metavar="FOLDER", help="where hub downloads are cached")
+    add("--trust-remote-code", action="store_true", help="run the base model's own Python code")
     return parser
 
 

@@ -63,7 +63,7 @@ def token_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]]:
     if beyond := [i for i in ids if i >= rows]:
         raise SettingsError(
             f"--trainable_tokens: the model has {rows} rows of tokens, and none for id {beyond[0]}: add tokens with "
-            "`python -m fastchat.model.prepare_model`"
+            "`fastchat prepare`"
         )
     layers = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
     for layer, kind in ((embedding, nn.Embedding), (head, nn.Linear)):

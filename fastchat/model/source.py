@@ -48,7 +48,7 @@ def check_model_directory(source: str) -> None:
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise SettingsError(
             f"{source} is an adapter, not a base model. Give its base ({base!r}) as the model and this folder as "
-            "--lora_weight_path to continue it, or merge it first with python -m fastchat.model.apply_lora."
+            "--lora_weight_path to continue it, or merge it first with `fastchat merge`."
         )
     if not (folder / "config.json").is_file():
         raise SettingsError(f"{source} has no config.json, so it is not a model directory.")

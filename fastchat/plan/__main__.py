@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in _answer(flags, machine_asked(flags)):
             show(line)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -9,18 +9,22 @@ from typing import Any
 
 from fastchat.errors import SettingsError
 from fastchat.plan.units import parse_bytes
-from fastchat.settings.help import asked_for_help, help_text
+from fastchat.settings.help import asked_for_help, help_head, help_text
 from fastchat.settings.options import check_ranges, check_refused, options_of, split_recipe
 from fastchat.settings.readers import LORA_ONLY, plan_options, plan_reader
 from fastchat.settings.recipe_files import find_recipe
 from fastchat.settings.targets import read_targets
 from fastchat.settings.tool_arguments import PlanArguments
 
-_HEAD = (
-    "usage: python -m fastchat.plan [RECIPE.yaml] (--model_name_or_path DIR | --model_size 7b) [--setting value ...]",
-    "",
-    "How much memory does a training run need, does it fit, and what would? Needs no GPU and loads no model.",
+_HEAD = help_head(
+    "fastchat plan [RECIPE.yaml] [--setting value ...]",
+    "How much memory does a training run need, does it fit, and what would? Needs no GPU and loads no model.\n"
     "All training settings are accepted; those that affect memory are listed below. bf16 is on by default here.",
+    (
+        "fastchat plan my.yaml --gpus 1 --gpu_memory 24GiB",
+        "fastchat plan --model_size 7b --q_lora True --gpus 1 --gpu_memory 24GiB",
+        "fastchat plan --recommend --gpus 8 --gpu_memory 80GiB     # settings that fit, as recipes",
+    ),
 )
 
 

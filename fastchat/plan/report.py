@@ -177,7 +177,7 @@ def _host(plan: Plan) -> str:
             ("weights", plan.host_weights),
             ("gradients", plan.host_gradients),
             ("optimizer", plan.host_optimizer),
-            (f"{counted(plan.run.machine.gpus_per_host, 'process')}", plan.host_processes),
+            (counted(plan.run.machine.gpus_per_host, "process"), plan.host_processes),
         )
         if size
     ]

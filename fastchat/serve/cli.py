@@ -28,23 +28,30 @@ if TYPE_CHECKING:
 
 def build_parser() -> Parser:
     """The command line; upstream's flags."""
-    parser = Parser(prog="fastchat chat", description="Chat with an adapter or a model.")
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="the same as --model-path")
-    parser.add_argument("--model-path", help="folder of an adapter or a model, or a hub name")
-    parser.add_argument("--base-model-path", help="base of the adapter (default: the one it was trained on)")
+    about = "Chat with an adapter or a model in the terminal. /help lists the commands of the chat."
+    examples = ["fastchat chat out", "fastchat chat out --compare", "fastchat chat out --message 'Hi' --temperature 0"]
+    parser = Parser(examples, prog="fastchat chat", description=about)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of an adapter or a model, or a hub name")
+    parser.add_argument("--model-path", metavar="MODEL", help="the same, as a flag")
+    base_help = "base of the adapter (default: the one it was trained on)"
+    parser.add_argument("--base-model-path", metavar="MODEL", help=base_help)
     parser.add_argument("--compare", action="store_true", help="answer each message also with the base, untrained")
-    parser.add_argument("--conv-template", help="template (default: the one it was trained with)")
-    parser.add_argument("--conv-template-file", help="a .py or .yaml file that registers templates")
+    parser.add_argument("--conv-template", metavar="NAME", help="template (default: the one it was trained with)")
+    parser.add_argument("--conv-template-file", metavar="FILE", help="a .py or .yaml file that registers templates")
     parser.add_argument("--conv-system-msg", help="system message (default: the template's own)")
-    parser.add_argument("--temperature", type=_not_negative, default=0.7, help="0 always picks the most likely token")
-    parser.add_argument("--max-new-tokens", type=_at_least_one, default=512)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
-    parser.add_argument("--num-gpus", type=_at_least_one, help="use so many GPUs (default: all that are needed)")
-    parser.add_argument("--max-gpu-memory", help="for weights on each GPU, such as 13GiB (default: 85 %% of it)")
+    temperature_help = "0 always picks the most likely token"
+    parser.add_argument("--temperature", type=_not_negative, default=0.7, metavar="NUMBER", help=temperature_help)
+    longest_help = "maximum number of tokens of an answer"
+    parser.add_argument("--max-new-tokens", type=_at_least_one, default=512, metavar="INTEGER", help=longest_help)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (default: cuda if there is a GPU)")
+    gpus_help = "use so many GPUs (default: all that are needed)"
+    parser.add_argument("--num-gpus", type=_at_least_one, metavar="INTEGER", help=gpus_help)
+    memory_help = "for weights on each GPU, such as 13GiB (default: 85 %% of it)"
+    parser.add_argument("--max-gpu-memory", metavar="SIZE", help=memory_help)
     parser.add_argument("--load-8bit", action="store_true", help="quantise the weights to 8 bits")
     parser.add_argument("--load-4bit", action="store_true", help="quantise the weights to 4 bits (nf4)")
     parser.add_argument("--message", help="answer this one message and exit")
-    parser.add_argument("--cache-dir", help="where hub downloads are cached")
+    parser.add_argument("--cache-dir", metavar="FOLDER", help="where hub downloads are cached")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own Python code")
     return parser
 
@@ -170,7 +177,7 @@ def _model_path(args: argparse.Namespace) -> str:
     given = [path for path in (args.model, args.model_path) if path is not None]
     if len(given) != 1:
         problem = f"the model is given twice: {' and '.join(given)}" if given else "no model is given"
-        raise SettingsError(f"{problem}; usage: fastchat chat MODEL")
+        raise SettingsError(f"{problem}; usage: fastchat chat MODEL, the folder of a result or a model")
     return given[0]
 
 

@@ -102,12 +102,12 @@ _AUTOMATIC = "leave it out; this is always done"
 _TOKENIZER = "leave it out; the tokenizer of the model folder is used"
 _MODEL = "leave it out; it is read from config.json in the model folder"
 _CONVERSATIONS = "leave it out; rows are conversations, see docs/data.md"
-_TOKENS = "add tokens first with `python -m fastchat.model.prepare_model`"
+_TOKENS = "add tokens first with `fastchat prepare`"
 _SAVED = "weights are always saved as safetensors; leave it out"
 _HALF = "leave it out; --bf16 True or --fp16 True is enough"
 _FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
 _INFERENCE = "it is for inference; leave it out"
-_MERGE = "leave it out; `python -m fastchat.model.apply_lora` merges an adapter into its base"
+_MERGE = "leave it out; `fastchat merge` merges an adapter into its base"
 _VISION = "only the language model is trained; leave it out"
 _STEPS = "set {0}_strategy: steps and {0}_steps"
 _PREPARED = "leave it out; tokens are cached automatically"
@@ -138,7 +138,7 @@ _REASONS: dict[str, str] = {
     "tokenizer tokenizer_type tokenizer_config tokenizer_use_fast use_fast_tokenizer "
     "tokenizer_legacy is_llama_derived_model is_mistral_derived_model is_falcon_derived_model is_qwen_derived_model "
     "tokenizer_name tokenizer_name_or_path split_special_tokens": _TOKENIZER,
-    "special_tokens tokens add_tokens add_special_tokens resize_vocab resize_token_embeddings_to_32x eos_token "
+    "special_tokens tokens add_tokens add_special_tokens resize_vocab resize_token_embeddings_to_32x "
     "new_special_tokens add_special_token "
     "pad_token mean_resizing_embeddings": _TOKENS,
     "model_revision revision_of_model": "download that revision first, and give its folder as model_name_or_path",
@@ -156,14 +156,14 @@ _REASONS: dict[str, str] = {
     "train_on_eos train_on_eot": "leave it out; the end of every learned answer is learned",
     "dataset_config dataset_config_name": "download the dataset first, and give its files in data_path",
     "max_samples max_train_samples max_eval_samples": "shorten the file first, for example with head or "
-    "`python -m fastchat.data.split_train_test`",
+    "`fastchat data split`",
     "pad_to_sequence_len pad_to_multiple_of padding_free packing_strategy eval_packing eval_sample_packing "
     "sample_packing_eff_est total_num_tokens multipack_real_batches group_by_bucket": "leave it out; packing: true "
     "is the only setting for packing",
     "dataset_exact_deduplication": "remove repeated rows from the file first",
     "push_dataset_to_hub": "nothing is ever uploaded",
-    "default_system default_system_message chat_template_path chat_template_jinja add_eos_token": "the template "
-    "decides this: set conv_template, or your own template with conv_template_file",
+    "default_system default_system_message chat_template_path chat_template_jinja add_eos_token eos_token": "the "
+    "template decides this: set conv_template, or your own template with conv_template_file",
     "enable_thinking": "leave it out; rows can say it (enable_thinking, chat_template_kwargs)",
     "min_sample_len": "leave it out; short dialogues are trained on too",
     "mix_strategy": "leave it out; no dialogue is repeated",

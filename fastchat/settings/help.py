@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fastchat.settings.options import Option
 
 _WIDTH = 100
+RECIPES = """A recipe holds settings as `name: value` lines, and flags override it. `fastchat recipes`: built-in ones.
+`--plan` only prints the memory that these settings need (for other machines: --gpus 8 --gpu_memory 24GiB)."""
 _ORDER = ("Planner", "Preview", "Model", "Data", "LoRA", "Optimization", "Precision and memory", "Evaluation")
 
 
@@ -17,6 +19,22 @@ def asked_for_help(words: Sequence[str]) -> str | None:
         if word in ("-h", "--help", "--help=all"):
             return "all" if word.endswith("=all") or words[at + 1 : at + 2] == ["all"] else ""
     return None
+
+
+def help_head(usage: str, about: str, examples: Sequence[str]) -> list[str]:
+    """The first lines of every help text: how the command is called, what it does, and examples.
+
+    >>> help_head("fastchat verify FOLDER", "Check a result.", ["fastchat verify out"])
+    ['usage: fastchat verify FOLDER', '', 'Check a result.', '', 'Examples:', '  fastchat verify out']
+    """
+    shown = ["", "Examples:", *(f"  {example}" for example in examples)] if examples else []
+    return [f"usage: {usage}", "", *about.splitlines(), *shown]
+
+
+def entry(first: str, text: str) -> list[str]:
+    """The lines of one flag: the flag with the form of its value, and below it what it does."""
+    wrapped = textwrap.wrap(text, _WIDTH - 8, break_long_words=False, break_on_hyphens=False)
+    return [f"  {first}", *(f"        {line}" for line in wrapped)]
 
 
 def help_text(
@@ -91,6 +109,4 @@ def _lines(option: Option) -> list[str]:
         text += f"; {option.range.wanted}"
     if option.also:
         text += f" (also --{', --'.join(option.also)})"
-    wrapped = textwrap.wrap(text, _WIDTH - 8, break_long_words=False, break_on_hyphens=False)
-    first = f"  --{option.name} {kind_of(option)}" + (f" (default {default})" if default else "")
-    return [first, *(f"        {line}" for line in wrapped)]
+    return entry(f"--{option.name} {kind_of(option)}" + (f" (default {default})" if default else ""), text)

@@ -19,6 +19,9 @@ _PACKAGE = Path(fastchat.__file__).resolve().parent
 RECIPES = _PACKAGE / "recipes"
 DEEPSPEED_CONFIGS = _PACKAGE / "deepspeed_configs"
 _ENDINGS = (".yaml", ".yml")
+_NO_RECIPE = "`fastchat recipes` lists the built-in ones, and `fastchat recipes copy NAME my.yaml` copies one to change"
+_DATA_ENDINGS = (".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz")
+_DATA = "if these are your conversations, pass the file as --data_path"
 _SHOWN_IN = PurePath("playground")  # the folder of a checkout whose paths documents and recipes name
 
 
@@ -37,8 +40,9 @@ def find_recipe(name: str) -> Path:
     if path.parent in (Path(), _SHOWN_IN / "recipes") and ours.is_file():
         return ours
     known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-    close = nearest(stem, known)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"built-in recipes: {', '.join(known)}"
+    here = [p.name for ending in _ENDINGS for p in sorted(path.parent.glob(f"*{ending}"))]
+    close = nearest(stem, known) or nearest(path.name, here, cutoff=0.7)
+    hint = f"did you mean {' or '.join(close)}?" if close else _NO_RECIPE
     raise SettingsError(f"there is no recipe {name}; {hint}")
 
 
@@ -48,7 +52,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
     Raises SettingsError: missing, not YAML, not a mapping, or a repeated key.
     """
-    content = _load_json(path) if Path(path).suffix == ".json" else load_yaml(path, "recipe")
+    ending = Path(path).suffix
+    if ending in _DATA_ENDINGS:
+        raise SettingsError(f"{path} is not a recipe by its name; {_DATA}")
+    content = _load_json(path) if ending == ".json" else load_yaml(path, "recipe")
     if content is None:
         return {}
     if isinstance(content, dict) and _is_record(content.get("settings")):
@@ -56,7 +63,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if _is_record(content):
         return {name: entry["value"] for name, entry in content.items()}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SettingsError(f"recipe {path} must consist of `name: value` lines, one per setting")
+        hint = f"; {_DATA}" if isinstance(content, list) else ""
+        raise SettingsError(f"recipe {path} must consist of `name: value` lines, one per setting{hint}")
     return content
 
 

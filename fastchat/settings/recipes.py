@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastchat.errors import EXIT_DONE, SettingsError, UserError, show
+from fastchat.errors import EXIT_DONE, SettingsError, UserError, nearest, show
 from fastchat.files import write_text
+from fastchat.settings.help import asked_for_help, help_head
 from fastchat.settings.recipe_files import RECIPES, find_recipe
 
-_USAGE = "usage: fastchat recipes [show NAME | copy NAME FILE.yaml]"
+_USAGE = "fastchat recipes [show NAME | copy NAME FILE.yaml]"
+_EXAMPLES = (
+    "fastchat recipes                                 # the list",
+    "fastchat recipes show qwen2.5-7b-lora",
+    "fastchat recipes copy qwen2.5-7b-lora my.yaml    # change it, then: fastchat train my.yaml",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,15 +38,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(words: list[str]) -> str:
-    if not words:
+    if asked_for_help(words) is not None:
+        head = help_head(_USAGE, "List the built-in recipes, show one, or copy one to change it.", _EXAMPLES)
+        return "\n".join([*head, "", "Recipes:", textwrap.indent(_listed(), "  ")])
+    if words in ([], ["list"]):
         return _listed()
-    if words[0] in ("-h", "--help"):
-        return f"{_USAGE}\n\nList the built-in recipes, show one, or copy one to change it.\n\n{_listed()}"
-    if words[0] == "show" and len(words) == 2:
-        return find_recipe(words[1]).read_text(encoding="utf-8").rstrip("\n")
-    if words[0] == "copy" and len(words) == 3:
-        return _copy(words[1], Path(words[2]).expanduser())
-    raise SettingsError(f"recipes {' '.join(words)} is not understood. {_USAGE}")
+    command, *given = words
+    if command == "show" and len(given) == 1:
+        return find_recipe(given[0]).read_text(encoding="utf-8").rstrip("\n")
+    if command == "copy" and len(given) == 2:
+        return _copy(given[0], Path(given[1]).expanduser())
+    raise SettingsError(_problem(command, given))
+
+
+def _problem(command: str, given: list[str]) -> str:
+    """What is wrong with the words of a command that cannot be run."""
+    if command not in ("show", "copy"):
+        hint = f"to see it: fastchat recipes show {command}; " if (RECIPES / f"{command}.yaml").is_file() else ""
+        close = "".join(f"did you mean {name}? " for name in nearest(command, ("list", "show", "copy"), n=1))
+        return f"recipes has no command {command!r}; {hint or close}usage: {_USAGE}"
+    if not given:
+        return f"recipes {command}: the name of a recipe is missing; fastchat recipes lists them"
+    name = find_recipe(given[0]).stem
+    if len(given) == 1:
+        return f"recipes copy: the name of the new file is missing: fastchat recipes copy {name} my.yaml"
+    return f"recipes {command}: {' '.join(given[1 if command == 'show' else 2 :])!r} is too much; usage: {_USAGE}"
 
 
 def _listed() -> str:
@@ -57,7 +80,9 @@ def what(path: Path) -> str:
 
 
 def _copy(name: str, target: Path) -> str:
-    text = find_recipe(name).read_text(encoding="utf-8")
+    found = find_recipe(name)
+    # Its own launch command becomes that of the copy.
+    text = found.read_text(encoding="utf-8").replace(f"fastchat train {found.stem}", f"fastchat train {target}")
     if target.is_dir():
         raise SettingsError(f"{target} is a folder; give the name of the new file, such as {target / 'my.yaml'}")
     if target.exists():

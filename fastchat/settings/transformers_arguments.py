@@ -324,9 +324,7 @@ class RefusedArguments:
     label_names: list[str] | None = _refused(None, refused=_OURS)
     length_column_name: str = _refused("length", refused=_OURS)
     dataloader_in_order: bool = _refused(True, refused=_OURS)
-    do_predict: bool = _refused(
-        False, refused="use `python -m fastchat.serve.cli --model-path OUTPUT_DIR` to see answers"
-    )
+    do_predict: bool = _refused(False, refused="use `fastchat chat OUTPUT_DIR` to see answers")
     debug: list[str] | str = _refused("", refused=_NO)
     skip_memory_metrics: bool = _refused(True, refused=_NO)
     torch_empty_cache_steps: int | None = _refused(None, refused=_NO)

@@ -118,7 +118,7 @@ def token_ids(tokenizer: Any, values: Sequence[str]) -> list[int]:
             close = nearest(value, list(tokenizer.get_added_vocab()), n=1)
             raise SettingsError(
                 f"--trainable_tokens: {value!r} is not one token of this tokenizer: add it to the model first, with "
-                "`python -m fastchat.model.prepare_model`" + (f"; did you mean {close[0]}?" if close else "")
+                "`fastchat prepare`" + (f"; did you mean {close[0]}?" if close else "")
             )
         found.append(vocabulary[value] if value in vocabulary else int(value))
     return found

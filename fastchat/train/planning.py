@@ -95,7 +95,7 @@ def answer(argv: Sequence[str], *, lora: bool) -> list[str]:
     given = flags["given"]
     for name in _PLANNERS_OWN:
         if name in given:
-            raise SettingsError(f"unknown setting --{name}; `python -m fastchat.plan --{name}` has it")
+            raise SettingsError(f"unknown setting --{name}; `fastchat plan --{name}` has it")
     if not lora and (foreign := sorted(given & LORA_ONLY)):
         raise SettingsError(f"--{foreign[0]} belongs to train_lora.py, not to full fine-tuning")
     if "bf16" not in given:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fastchat.bars import BARS
 from fastchat.errors import SettingsError, hide, say, show, values_without_secrets, without_secrets
 from fastchat.settings.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
-from fastchat.settings.help import asked_for_help, common, help_text
+from fastchat.settings.help import RECIPES, asked_for_help, common, help_head, help_text
 from fastchat.settings.options import is_flag, split_recipe
 from fastchat.settings.readers import training_options, training_reader
 from fastchat.settings.recipe_files import find_recipe, read_recipe
@@ -120,14 +120,11 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
 
 
 def _usage(lora: bool) -> list[str]:
-    name = "train_lora" if lora else "train"
-    return [
-        f"usage: {name}.py [RECIPE.yaml] [--setting value ...]",
-        "",
-        "LoRA fine-tuning on conversations." if lora else "Full fine-tuning on conversations.",
-        "A recipe holds the same settings as `name: value` lines; flags override it.",
-        "`--plan` only prints the memory that these settings need (for other machines: --gpus 8 --gpu_memory 24GiB).",
-    ]
+    name = "fastchat.train.train_lora" if lora else "fastchat.train.train"
+    about = "LoRA fine-tuning on conversations." if lora else "Full fine-tuning on conversations."
+    launchers = ("python", "torchrun --nproc_per_node 8")
+    examples = [f"{launcher} -m {name} my.yaml --learning_rate 1e-4" for launcher in launchers]
+    return help_head(f"{name} [RECIPE.yaml] [--setting value ...]", f"{about}\n{RECIPES}", examples)
 
 
 def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:

@@ -104,7 +104,7 @@ def test_bad_rows_stop_or_are_skipped(tool: Any, tmp_path: Path, capsys: Capture
 def test_wrong_settings(tool: Any, tmp_path: Path, capsys: Capture) -> None:
     data, out = write(tmp_path / "a.json", ROWS[:1]), str(tmp_path / "out.json")
     for argv, code, message in (
-        ([], 2, "required: --in-file/--in"),
+        ([], 2, "--in-file"),
         (["--in-flie", data], 2, "--in-flie: did you mean --in-file?"),
         (["--in", str(tmp_path / "b.json"), "--out", out], 3, "b.json: no such file. In the same folder: a.json"),
         (["--in", data, "--out", data], 2, "is also an input and would be overwritten"),
@@ -130,10 +130,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "--out-file" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-NAMES = "merge convert_alpaca filter_wrong_format split_train_test get_stats split_long_conversation clean_sharegpt"
+NAMES = "merge convert_alpaca convert_csv filter_wrong_format split_train_test get_stats split_long_conversation"
 
 
-@pytest.mark.parametrize("name", NAMES.split())
+@pytest.mark.parametrize("name", [*NAMES.split(), "clean_sharegpt"])
 def test_every_tool_is_a_command_that_loads_no_torch(name: str, tmp_path: Path, repository: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     (tmp_path / "transformers.py").write_text("raise SystemExit('transformers was imported')")
@@ -144,7 +144,7 @@ def test_every_tool_is_a_command_that_loads_no_torch(name: str, tmp_path: Path, 
         timeout=60,
         env={"PYTHONPATH": f"{tmp_path}:{repository}", "PATH": ""},
     )
-    assert done.returncode == 0 and f"fastchat.data.{name}" in done.stdout and "--in-file" in done.stdout, done.stderr
+    assert done.returncode == 0 and "usage: fastchat data " in done.stdout and "--in-file" in done.stdout, done.stderr
 
 
 # --- merge

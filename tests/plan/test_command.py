@@ -1,4 +1,4 @@
-"""`python -m fastchat.plan` as a user runs it."""
+"""`fastchat plan` as a user runs it."""
 
 from __future__ import annotations
 
@@ -232,4 +232,4 @@ def test_mistakes_get_one_message_and_code_2(
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "usage: python -m fastchat.plan" in ask(capsys, "--help")
+    assert "usage: fastchat plan" in ask(capsys, "--help")

@@ -63,6 +63,6 @@ def test_the_command_in_it_works(
 
     monkeypatch.chdir(repository)
     text = (repository / "docs" / "planner.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    (line,) = re.findall(r"^python -m fastchat.plan (--model_size 13b .*)$", text, re.MULTILINE)
+    (line,) = re.findall(r"^fastchat plan (--model_size 13b .*)$", text, re.MULTILINE)
     assert main(line.split()) == 0
     assert "fits" in capsys.readouterr().out.splitlines()

@@ -92,7 +92,7 @@ def test_axolotl(tmp_path: Path) -> None:
     assert told["datasets"].startswith("data_path: [org/data, b.jsonl] ")
     assert told["sequence_len"] == "model_max_length: 4096" and told["sample_packing"] == "packing: true"
     assert told["lora_target_linear"] == "lora_target_modules: all-linear" and told["load_in_8bit"] == "leave it out"
-    assert "WANDB_PROJECT" in told["wandb_project"] and "prepare_model" in told["special_tokens"]
+    assert "WANDB_PROJECT" in told["wandb_project"] and "fastchat prepare" in told["special_tokens"]
     assert told["micro_batch_size"] == "per_device_train_batch_size: 2" and told["num_epochs"] == "num_train_epochs: 4"
     assert told["optimizer"] == "optim: paged_adamw_32bit" and told["lr_scheduler"] == "lr_scheduler_type: cosine"
     assert told["train_on_inputs"] == "train_on: assistant" and told["flash_attention"] == "flash_attn: true"

@@ -86,7 +86,7 @@ def test_only_the_first_process_answers(plan_only: Callable[..., Any]) -> None:
     ("words", "lora", "message"),
     [
         (["--model_size", "7b", "--lora_rank", "8"], True, r"unknown setting --lora_rank; here it is --lora_r 8"),
-        (["--model_size", "7b", "--recommend"], True, r"`python -m fastchat.plan --recommend` has it"),
+        (["--model_size", "7b", "--recommend"], True, r"`fastchat plan --recommend` has it"),
         (["--model_size", "7b", "--lora_alpha", "8"], False, r"--lora_alpha belongs to train_lora.py"),
         (["--model_size", "7b", "--q_lora", "True"], False, r"--q_lora belongs to train_lora.py"),
         (["--model_name_or_path", "/nowhere"], True, r"no such folder"),

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from fastchat.errors import SettingsError
-from fastchat.settings.recipe_files import DEEPSPEED_CONFIGS, RECIPES, find_deepspeed_config, find_recipe
+from fastchat.settings.recipe_files import (
+    DEEPSPEED_CONFIGS,
+    RECIPES,
+    find_deepspeed_config,
+    find_recipe,
+    read_recipe,
+)
 from fastchat.train.settings import find_output_dir
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
@@ -38,12 +44,25 @@ def test_a_file_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
         ("gema-2b-it", "did you mean gemma-2b-it"),
         ("mistral.yaml", "did you mean mistral-7b-v0.3"),
         ("somewhere/gemma-2b-it.yaml", "did you mean gemma-2b-it"),
-        ("xyz", "built-in recipes: codegemma-7b-it"),
+        ("xyz", "`fastchat recipes` lists the built-in ones"),
     ],
 )
 def test_an_unknown_name_suggests_near_ones(name: str, hint: str) -> None:
     with pytest.raises(SettingsError, match=f"there is no recipe {name}; {hint}"):
         find_recipe(name)
+
+
+def test_a_near_file_in_the_folder_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text("seed: 1\n")
+    with pytest.raises(SettingsError, match="did you mean mine.yml"):
+        find_recipe(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("name", ["faq.csv", "chats.jsonl", "chats.parquet", "chats.jsonl.gz", "chats.json"])
+def test_data_is_not_a_recipe(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('[{"messages": []}]')
+    with pytest.raises(SettingsError, match="pass the file as --data_path"):
+        read_recipe(tmp_path / name)
 
 
 def test_an_unknown_name_in_a_run(train: Train) -> None:

@@ -72,7 +72,10 @@ class TextEncoder:
                 name, vocabulary=set(self.vocabulary), chat_template=own, model_name=model_name or Path(self.name).name
             )
         if own is None:
-            raise SettingsError(f"--conv_template tokenizer: the tokenizer {self.name} has no chat template.")
+            raise SettingsError(
+                f"--conv_template tokenizer: the tokenizer {self.name} has no chat template (base models often have "
+                "none). Choose a built-in one, such as --conv_template chatml or vicuna_v1.1 (docs/templates.md)."
+            )
         return TokenizerTemplate(own, self.raw)
 
     def bind(self, template: Template | TokenizerTemplate, train_on: str = ASSISTANT) -> ChatEncoder:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from fastchat.errors import DataError, counted
 
 MAX_LISTED = 20
+_ALIKE = 3  # listed, if all rows of the data have the same problem
 _MAX_KEYS = 8  # named in a message; _MAX_COUNTED are counted separately (a row may have arbitrary keys)
 _MAX_COUNTED = 1000
 MAX_SHOWN = 60
@@ -64,9 +65,11 @@ class BadRowReport:
 
     def error(self, num_rows: int) -> DataError:
         """The error that stops a run: file:line: reason of the first 20, and the total by reason."""
-        more = self.total - len(self.listed)
+        alike = self.total == num_rows and len(self.by_reason) == 1  # it is the file that is wrong, not some rows
+        listed = self.listed[:_ALIKE] if alike else self.listed
+        more = self.total - len(listed)
         lines = [f"{self.total:,} of {counted(num_rows, 'row')} cannot be read:"]
-        lines += [f"  {entry}" for entry in self.listed]
+        lines += [f"  {entry}" for entry in listed]
         lines += [f"  ... and {more} more"] if more else []
         way_out = "Fix these rows, or skip them with --on_bad_row skip."
         if self.total == num_rows:

@@ -34,6 +34,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # The table formats, by the first bytes of a file.
 _TABLES = {b"PAR1": parquet_rows, ARROW_FILE: arrow_rows, ARROW_STREAM: arrow_rows}
 _TEXT_KINDS = {".csv": "CSV", ".tsv": "tab-separated text", ".txt": "plain text"}
+_PLAIN = 'it must be JSON (.json or .jsonl), such as one {"text": "..."} per line for a text to be learned as it is'
 _BLOCK = 1 << 20  # bytes of an array that are read at a time
 _FIRST = 1 << 16  # bytes of the first line that are read to detect the format
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -200,12 +201,11 @@ def _without_mark(first_line: bytes, path: str) -> bytes:
 def _refuse_tables(first_line: bytes, path: str) -> None:
     """Raise DataError for a file that is not JSON by its name and first line, instead of one bad row per line."""
     kind = next((kind for ending, kind in _TEXT_KINDS.items() if path.removesuffix(".gz").lower().endswith(ending)), "")
+    is_plain = kind == _TEXT_KINDS[".txt"]
     if kind and not first_line.lstrip().startswith((b"[", b"{")):
         start = first_line[:60].decode("utf-8", "replace").strip()
-        raise DataError(
-            f"{path}: is {kind}, not JSON; it begins with {start!r}. It must be a JSON array of objects, one object "
-            "per line (.json or .jsonl, either with .gz), parquet or Arrow."
-        )
+        way_out = f"convert it: fastchat data from-csv --in-file {path} --out-file rows.jsonl"
+        raise DataError(f"{path}: is {kind}, not JSON; it begins with {start!r}; {_PLAIN if is_plain else way_out}.")
 
 
 def _is_array_of_values(line: bytes) -> bool:

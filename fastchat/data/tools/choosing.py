@@ -20,12 +20,17 @@ from fastchat.paths import meant_here, model_instead, say_hub_is_asked
 def add_model_flags(parser: Parser) -> None:
     """The flags that `load_chat_encoder` reads."""
     add = parser.add_argument
-    add("--model_name_or_path", required=True, metavar="DIR", help="the model's directory, for its tokenizer")
-    add("--conv_template", metavar="NAME", help="chat template; default vicuna_v1.1 if it suits the model")
-    add("--conv_template_file", metavar="FILE", help="my.py or my.yaml with your own templates")
+    add(
+        "--model-name-or-path",
+        required=True,
+        metavar="DIR",
+        help="folder (or hub name) of the model, for its tokenizer",
+    )
+    add("--conv-template", metavar="NAME", help="chat template; default vicuna_v1.1 if it suits the model")
+    add("--conv-template-file", metavar="FILE", help="my.py or my.yaml with your own templates")
     class_help = "use the ids of the tokenizer's class in transformers, not those of tokenizer.json"
-    add("--use_tokenizer_class", action="store_true", help=class_help)
-    add("--trust_remote_code", action="store_true", help="allow tokenizer code that comes with the model")
+    add("--use-tokenizer-class", action="store_true", help=class_help)
+    add("--trust-remote-code", action="store_true", help="allow tokenizer code that comes with the model")
 
 
 def load_chat_encoder(args: argparse.Namespace, train_on: str = ASSISTANT) -> ChatEncoder:

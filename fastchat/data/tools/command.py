@@ -1,4 +1,4 @@
-"""What the data commands share: a parser that suggests the nearest flag, and errors as one message."""
+"""What the commands share: a parser with the help and the errors of the settings, and errors as one message."""
 
 from __future__ import annotations
 
@@ -9,26 +9,75 @@ from typing import Any, NoReturn
 
 from fastchat.data.view.terminal import safe
 from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, UserError, nearest
+from fastchat.settings.help import entry, help_head
 from fastchat.streams import kept_output
 
+_FORMS = {int: "INTEGER", float: "NUMBER"}
 EXIT_INTERRUPTED = 130  # the exit code of a shell for a command that Ctrl-C ended
 
 
 class Parser(argparse.ArgumentParser):
-    """Accepts flags with - or _, and suggests the nearest flag for an unknown one.
+    """Accepts flags with - or _, suggests the nearest flag for an unknown one, and writes help as the settings do.
 
     Flags cannot be abbreviated: `--data` could silently change its meaning when another flag with that prefix is added.
     """
 
-    def __init__(self, **settings: Any):
+    def __init__(self, examples: Sequence[str] = (), **settings: Any):
+        """`examples`: complete command lines, which the help shows first."""
         super().__init__(allow_abbrev=False, **settings)
+        self.examples = examples
         self._given: list[str] = []
+
+    def format_help(self) -> str:
+        lines = help_head(self._usage(), self.description or "", self.examples)
+        for title, flags in (("", False), ("Flags:", True)):
+            members = [a for a in self._actions if bool(a.option_strings) == flags and a.dest != "help"]
+            lines += ["", title] if members and title else [""] if members else []
+            for action in members:
+                lines += entry(self._left_side(action) + self._default(action), self._explained(action))
+        return "\n".join(lines) + "\n"
+
+    def format_usage(self) -> str:
+        return f"usage: {self._usage()}\n"
+
+    def _usage(self) -> str:
+        words = [self.prog]
+        for action in self._actions:
+            if not action.option_strings:
+                words.append(f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar or action.dest))
+            elif action.required:
+                words.append(self._left_side(action))
+        return " ".join(words) + (" [--flag value ...]" if any(not a.required for a in self._flags()) else "")
+
+    def _flags(self) -> list[argparse.Action]:
+        return [action for action in self._actions if action.option_strings and action.dest != "help"]
+
+    def _left_side(self, action: argparse.Action) -> str:
+        """A flag with the form of its value: `--ratio NUMBER`."""
+        if not action.option_strings:
+            return str(action.metavar or action.dest)
+        form = action.metavar or ("|".join(map(str, action.choices)) if action.choices else _FORMS.get(action.type))
+        value = "" if action.nargs == 0 else f" {form or 'TEXT'}{' ...' if action.nargs == '+' else ''}"
+        return action.option_strings[0] + value
+
+    def _default(self, action: argparse.Action) -> str:
+        unset = action.default in (None, False) or action.default == []
+        return "" if unset else f" (default {action.default})"
+
+    def _explained(self, action: argparse.Action) -> str:
+        names = {flag.replace("_", "-"): flag for flag in action.option_strings}  # flags take - and _ alike
+        also = f" (also {', '.join(list(names.values())[1:])})" if len(names) > 1 else ""
+        return (action.help or "").replace("%%", "%") + also
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._given = [self._spelled(word) for word in (sys.argv[1:] if args is None else args)]
         return super().parse_known_args(self._given, namespace)
 
     def error(self, message: str) -> NoReturn:
+        missing = "the following arguments are required: "
+        if message.startswith(missing):
+            names = [name.partition("/")[0] for name in message.removeprefix(missing).split(", ")]
+            message = f"{' and '.join(names)} missing; usage: {self._usage()}"
         known = self._known()
         given = [word.split("=")[0] for word in self._given if word.startswith("--")]
         near = {flag: nearest(flag, known, n=1) for flag in given if flag not in known}

@@ -57,28 +57,30 @@ class Tally:
 
 
 def tool_parser(
-    name: str, description: str, *, out: str | None = "", several: bool = False, columns: bool = True
+    name: str, description: str, example: str, *, out: str | None = "", several: bool = False, columns: bool = True
 ) -> Parser:
     """A parser with the flags that all tools share.
 
-    `out` is the default of --out-file, "" if it is required, None if the tool does not write such a file. `columns`:
-    whether the tool reads turns, so that it has to know the names of the file's columns and roles.
+    `name` is that of the command, and `example` its flags in an example. `out` is the default of --out-file, "" if it
+    is required, None if the tool does not write such a file. `columns`: whether the tool reads turns, so that it has to
+    know the names of the file's columns and roles.
     """
-    parser = Parser(prog=f"python -m fastchat.data.{name}", description=description)
+    prog = f"fastchat data {name}"
+    parser = Parser([f"{prog} {example}"], prog=prog, description=description)
     more: dict[str, Any] = {"nargs": "+"} if several else {}
     parser.add_argument(
-        "--in-file", "--in", required=True, metavar="FILE", help=".json, .jsonl, either with .gz", **more
+        "--in-file", "--in", required=True, metavar="FILE", help="input: .json, .jsonl, either with .gz", **more
     )
     if out is not None:
         wanted: dict[str, Any] = {"default": out} if out else {"required": True}
-        shown = "; .jsonl: one row per line, else one array" + (" (%(default)s)" if out else "")
-        parser.add_argument("--out-file", "--out", metavar="FILE", help=f"output file{shown}", **wanted)
+        out_help = "output file; .jsonl: one row per line, else one array"
+        parser.add_argument("--out-file", "--out", metavar="FILE", help=out_help, **wanted)
     if columns:
         names = "names of the file's columns: a JSON object, our key -> the file's"
         parser.add_argument("--data-columns", metavar="JSON", help=names)
         roles = "names of the file's roles: a JSON object, the file's role -> ours"
         parser.add_argument("--data-roles", metavar="JSON", help=roles)
-    on_bad_row = "what to do with rows that cannot be read (%(default)s)"
+    on_bad_row = "what to do with rows that cannot be read"
     parser.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop", help=on_bad_row)
     return parser
 
