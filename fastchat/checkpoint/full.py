@@ -11,6 +11,7 @@ import torch
 
 from fastchat.checkpoint.gather import check_finite, compare_files
 from fastchat.errors import CheckpointError
+from fastchat.model.tokenizer import base_stop_ids
 
 MAX_SHARD = "5GB"
 
@@ -51,12 +52,12 @@ def _as_saved(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
 def saved_configs(model: Any, tokenizer: Any, stop_ids: Collection[int]) -> tuple[Any, Any]:
     """(config, generation config) to save: both have the special token ids of `tokenizer`.
 
-    `stop_ids` are added to the EOS, so that generation ends where an answer ends.
+    `stop_ids` are added to the EOS and to the base's own stops, so that generation ends where an answer ends.
     """
     config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     config.use_cache = True  # was only off for training
     text = config.get_text_config()
-    stops = dict.fromkeys([*_listed(generation.eos_token_id), *_listed(getattr(text, "eos_token_id", None)), *stop_ids])
+    stops = dict.fromkeys([*base_stop_ids(model, tokenizer), *stop_ids])
     if tokenizer.eos_token_id is not None:
         stops[tokenizer.eos_token_id] = None
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -70,7 +71,3 @@ def saved_configs(model: Any, tokenizer: Any, stop_ids: Collection[int]) -> tupl
             True  # Llama-2's own file sets a temperature without it, which transformers refuses to write
         )
     return config, generation
-
-
-def _listed(ids: int | list[int] | tuple[int, ...] | None) -> list[int]:
-    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]

@@ -39,6 +39,7 @@ def save_result(
         tensors = gather_trained(model, weights) if adapter else gather_all(model, weights)
 
     def write() -> None:
+        """The files of the result, by global rank 0."""
         with staged(folder, last=[adapter_files.CONFIG if adapter else "config.json"]) as stage:
             if adapter:
                 adapter_files.write_adapter(stage, model, tensors)

@@ -147,7 +147,7 @@ class CallsFormat:
         yield Segment(self.after, **flags)
 
     def shown_ids(self, turns: Sequence[Turn]) -> list[tuple[str, ...]]:
-        """For each turn, the ids of its calls; for a result, the id of its call.
+        """For each turn, the ids of its calls; for a result, the id of its call and the name of its tool.
 
         A result belongs to the call with its `call_id`; without such a call, to the first of the latest answer that
         has no result yet, of the tool with its name if there is one.
@@ -165,7 +165,8 @@ class CallsFormat:
                 by_id = [k for k, call in enumerate(known) if call[0] is not None and call[0] == turn.call_id]
                 by_name = [k for k in waiting if known[k][2] == turn.name]
                 at = by_id[-1] if by_id else (by_name or waiting or [-1])[0]
-                found = (known[at][1] if at >= 0 else self._fitting(turn.call_id, len(known)),)
+                own = known[at][1:] if at >= 0 else (self._fitting(turn.call_id, len(known)), "")
+                found = (own[0], turn.name or own[1])
                 waiting = [k for k in waiting if k != at]
             made.append(found)
         return made
@@ -196,17 +197,17 @@ class ResultFormat(RoleFormat):
     content: str = "as_is"
 
     def segments(
-        self, result: Turn, said: str, shown_id: str, around: tuple[str, str], **flags: Any
+        self, result: Turn, said: str, shown: tuple[str, ...], around: tuple[str, str], **flags: Any
     ) -> Iterator[Segment]:
         """A result as segments.
 
         Args:
             said: its text, normalised as the template does it.
-            shown_id: the id of its call.
+            shown: the id of its call, and the name of its tool.
             around: the roles of the messages before and after it.
         """
         joined = self.separator is not None
-        values = {"id": shown_id, "name": result.name or ""}
+        values = dict(zip(("id", "name"), shown, strict=True))
         before = self.separator if self.separator is not None and around[0] == "tool" else self.before
         yield from filled(before, values, "tool", **flags)
         yield Segment(said if self.content == "as_is" else self.written(result.text), "tool", **flags)

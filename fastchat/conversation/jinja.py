@@ -52,7 +52,9 @@ def to_jinja(
         _opening(lead, space, written=bool(lead) and substitute(template.user.before).startswith(lead)),
         _examples(template, quote, eos),
         "{%- set count = namespace(rounds=0) -%}",
-        "{%- set ids = namespace(known=[], waiting=[], at=-1, shown='') -%}" if jinja_calls.has_ids(template) else "",
+        "{%- set ids = namespace(known=[], waiting=[], at=-1, shown='', name='') -%}"
+        if jinja_calls.has_ids(template)
+        else "",
         "{%- for message in turns -%}",
         _assistant_branch(template, quote, eos),
         _other_branches(template, quote),
@@ -137,6 +139,7 @@ def _text(template: Template) -> str:
 
 def _assistant_branch(template: Template, quote: Callable[[str], str], eos: str) -> str:
     def said(wrap: RoleFormat) -> str:
+        """What writes an answer, and its calls, in this format."""
         ending = quote(_ending(template, eos, wrap))
         if template.calls is None:
             return f"{{{{- {quote(wrap.before)} ~ ({_text(template)}) ~ {ending} -}}}}"
@@ -167,6 +170,7 @@ def _other_branches(template: Template, quote: Callable[[str], str]) -> str:
     text = _text(template)
 
     def said(wrap: RoleFormat) -> str:
+        """What writes the message of a user in this format."""
         before = jinja_calls.literal(wrap.before, {TOOLS_SLOT: "shown.tools"} if template.tools else {}, quote)
         if template.round_start is not None and ROUND_SLOT in wrap.before:
             left, right = wrap.before.split(ROUND_SLOT)

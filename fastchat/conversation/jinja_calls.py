@@ -157,10 +157,11 @@ def header(text: str, quote: Quote) -> str:
 
 
 def has_ids(template: Template) -> bool:
-    """Whether ids of calls are shown anywhere."""
+    """Whether ids of calls, or the names of the tools of results, are shown anywhere."""
     wrap = template.tool
     texts = (wrap.before, wrap.after, wrap.separator or "") if wrap else ()
-    return bool(template.calls) and any("{id}" in text for text in (template.calls.call, *texts))
+    named = any("{name}" in text for text in texts)
+    return bool(template.calls) and (named or any("{id}" in text for text in (template.calls.call, *texts)))
 
 
 def written_calls(template: Template, calls: CallsFormat, quote: Quote) -> str:
@@ -191,7 +192,7 @@ def written_result(template: Template, wrap: ResultFormat, text: str, quote: Quo
     numbered = has_ids(template) and template.calls is not None
     values = {
         "{id}": "ids.shown" if numbered else "(message['tool_call_id'] or '')",
-        "{name}": "(message['name'] or '')",
+        "{name}": "(message['name'] or ids.name)" if numbered else "(message['name'] or '')",
     }
     raw = "(message['content'] or '')"
     said = {"json": f"({raw} | tojson)", "json_value": f"json_value({raw})"}.get(wrap.content, f"({text})")
@@ -227,7 +228,7 @@ def _numbered(calls: CallsFormat) -> str:
 
 
 def _answered(calls: CallsFormat) -> str:
-    """Set `ids.shown` for a result, as `CallsFormat.shown_ids` finds it."""
+    """Set `ids.shown` and `ids.name` for a result, as `CallsFormat.shown_ids` finds them."""
     shown = _fitting(calls, "message['tool_call_id']")
     return (
         "{%- set ids.at = ids.waiting[0] if ids.waiting else -1 -%}"
@@ -237,6 +238,7 @@ def _answered(calls: CallsFormat) -> str:
         "{%- set ids.at = loop.index0 -%}{%- endif -%}{%- endfor -%}"
         "{%- set ids.waiting = ids.waiting | reject('equalto', ids.at) | list -%}"
         f"{{%- set ids.shown = ids.known[ids.at][1] if ids.at >= 0 else {shown} -%}}"
+        "{%- set ids.name = ids.known[ids.at][2] if ids.at >= 0 else '' -%}"
     )
 
 

@@ -121,6 +121,7 @@ def several(kind: Kind, expected: str) -> Kind:
     """
 
     def read(value: Any, place: Place) -> tuple[Any, ...]:
+        """The value, or the values of the list, as a tuple."""
         if isinstance(value, list | tuple):
             return tuple(kind(entry, place.under(number)) for number, entry in enumerate(value, start=1))
         if value is None or isinstance(value, dict):
@@ -139,6 +140,7 @@ def one_of(names: Iterable[str]) -> Kind:
     known = list(names)
 
     def read(value: Any, place: Place) -> str:
+        """The value, if it is one of `names`."""
         if value not in known:
             near = nearest(str(value), known)
             raise place.wrong(value, " or ".join(near) if near else f"one of {', '.join(known)}")
@@ -152,6 +154,7 @@ def pairs(roles: Iterable[str] | None, example: str) -> Kind:
     role = one_of(roles) if roles is not None else text
 
     def read(value: Any, place: Place) -> tuple[tuple[str, str], ...]:
+        """The pairs of the list, as tuples."""
         if not isinstance(value, list | tuple):
             raise place.wrong(value, f"a list such as {example}")
         for number, entry in enumerate(value, start=1):

@@ -207,9 +207,9 @@ class Template:
                 trained = turn.train and index >= learned_from
                 segments += self._assistant(turn, index, wrap, trained, dialogue.where, ids[at])
             elif turn.role == "tool" and self.tool:
-                shown_id = next(iter(ids[at]), turn.call_id or "")
+                shown = ids[at] or (turn.call_id or "", turn.name or "")
                 around = (previous, turns[at + 1][1].role if at + 1 < len(turns) else "")
-                segments += self.tool.segments(turn, said, shown_id, around, turn=index, excluded=out)
+                segments += self.tool.segments(turn, said, shown, around, turn=index, excluded=out)
             else:
                 last = index == len(dialogue.turns) - (1 if answered < 0 else 2)
                 wrap = self._wrap(at == 0, last, shows_tools=at == tools_at)

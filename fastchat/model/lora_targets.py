@@ -225,6 +225,7 @@ def _weights_read(kind: type[nn.Module]) -> list[tuple[str, tuple[str, ...]]]:
     found: list[tuple[str, tuple[str, ...]]] = []
 
     def visit(node: ast.AST, switches: tuple[str, ...]) -> None:
+        """Collect the weights that `node` reads while the attributes `switches` are true."""
         if isinstance(node, ast.FunctionDef) and "init" in node.name:
             return
         if isinstance(node, ast.Attribute) and node.attr in _ABOUT_A_WEIGHT:

@@ -20,11 +20,12 @@ from fastchat.data.encoding.chat_encoder import ChatEncoder, encode_prompt
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.bad_rows import BadRow
 from fastchat.data.rows.columns import AS_THEY_ARE
-from fastchat.data.rows.tool_calls import tools_of, with_names
+from fastchat.data.rows.tool_calls import tools_of
 from fastchat.data.rows.turns import Reading, read_turns
 from fastchat.data.rows.unshown import refuse_unshown
 from fastchat.errors import SettingsError
 from fastchat.model.rope import context_length, rope_type
+from fastchat.model.tokenizer import base_stop_ids
 from fastchat.serve.placement import Placement, choose_placement
 
 GREEDY_BELOW = 1e-5  # below this temperature, decoding is greedy
@@ -252,6 +253,9 @@ def load_chat(
     tokenizer = load_trained_tokenizer(tuned, **options)
     chat_encoder = _bind(tuned, conv_template, TextEncoder.from_tokenizer(tokenizer))
     model = (placement or choose_placement(device)).load(tuned, **options)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # A base may end its answers in more ways than the template of the run.
+    chat_encoder.stop_ids = tuple(dict.fromkeys([*chat_encoder.stop_ids, *base_stop_ids(inner, tokenizer)]))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Chat(model, chat_encoder, pad_id, system, temperature, max_new_tokens, context_length(model.config), tuned)
 
@@ -272,7 +276,7 @@ def to_dialogue(
     if not made.turns or made.turns[-1].role == "assistant":
         raise SettingsError("The conversation must end with a user's or a tool's turn to be answered.")
     said = system if made.system is None else made.system
-    return Dialogue(tuple(with_names(made.turns)), said, system_role=made.system_role, tools=schemas)
+    return Dialogue(tuple(made.turns), said, system_role=made.system_role, tools=schemas)
 
 
 def _bind(tuned: TrainedModel, name: str | None, encoder: TextEncoder) -> ChatEncoder:

@@ -107,8 +107,8 @@ def _int8_config() -> Any:
 
 
 def _forget_generation_defaults(model: Any) -> None:
-    """Drop the base's own sampling settings and stop ids, so that only ours apply."""
+    """Drop the base's own sampling settings, so that only ours apply. Its stop ids are kept."""
     from transformers import GenerationConfig
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.generation_config = GenerationConfig()
+    inner.generation_config = GenerationConfig(eos_token_id=inner.generation_config.eos_token_id)

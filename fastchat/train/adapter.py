@@ -41,6 +41,7 @@ def adapter_of(
     """
 
     def add(model: Any, original: Callable[[], Any]) -> Any:
+        """`model` with its adapter. `original` loads the base without quantisation."""
         _check_continued(lora, engine)
         tokens = token_ids(tokenizer, lora.trainable_tokens)
         if UNTRAINED in lora.trainable_tokens and not lora.lora_weight_path:

@@ -130,6 +130,7 @@ class _SumOfChunks(torch.autograd.Function):
     def forward(
         ctx: Any, of_chunk: Callable[..., torch.Tensor], rows: int, targets: Any, hidden: Any, *trained: Any
     ) -> torch.Tensor:
+        """The sum of `of_chunk` over chunks of `rows` rows; the gradients are kept in `ctx`."""
         ctx.boost, ctx.dtypes = 1.0 if trained else _SumOfChunks.BOOST, [hidden.dtype, *(p.dtype for p in trained)]
         total, of_hidden = hidden.new_zeros((), dtype=torch.float32), torch.zeros_like(hidden)
         # In float32: in bfloat16 many chunks would round away what one product over all rows keeps.

@@ -197,6 +197,17 @@ def test_a_full_model_survives_the_round_trip(
     assert ("lm_head.weight" in stored) is not tied
 
 
+def test_the_stops_of_the_base_are_kept_if_they_are_tokens_that_end_something(
+    tiny_model_dir: Callable[..., Path], tokenizer: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir("llama", "metaspace_bos"))
+    model.generation_config.eos_token_id, model.config.eos_token_id = [1, 300], 301
+    for config in full_files.saved_configs(model, tokenizer, (7,)):
+        assert config.eos_token_id == [1, 7, 2]
+
+
 def test_a_large_model_is_saved_in_shards(
     tiny_model_dir: Callable[..., Path], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Tools, calls and results in the syntax of each family, rendered and through the exported Jinja template."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -235,6 +236,23 @@ def test_a_template_file_defines_a_call_syntax(tmp_path):
         assert through_jinja(template, said, arguments=arguments).replace("</s>", "") == template.render(
             said
         ).text.replace("</s>", "")
+
+
+def test_a_result_without_a_name_shows_that_of_its_call(tmp_path):
+    table = OWN.replace("name: own", "name: named").replace('separator: " | ", content: json', "content: json")
+    (tmp_path / "named.yaml").write_text(table)
+    load_template_file(str(tmp_path / "named.yaml"))
+    template = get_template("named")
+    calls = ToolCall("get_sun", {}, "i"), ToolCall("add", {}, "j")
+    for results, names in (
+        ((result("x", None, "j"), result("y", None, "i")), ["add", "get_sun"]),
+        ((result("x"), result("y")), ["get_sun", "add"]),
+        ((result("x", "h", "i"), result("y", None, "k")), ["h", "add"]),
+    ):
+        said = dialogue(asks("u"), says("", *calls), *results, says("a"))
+        text = template.render(said).text
+        assert re.findall(r"R\w+ (\w+): ", text) == names
+        assert through_jinja(template, said).replace("</s>", "") == text.replace("</s>", "")
 
 
 @pytest.mark.parametrize(

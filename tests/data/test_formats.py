@@ -158,7 +158,8 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no completion": ({"prompt": "q", "chosen": "a"}, "missing key: the row has no 'completion'; keys there: 'prompt'"),
     "turns null": ({"messages": None}, "wrong type: 'messages' is null, not an array"),
     "turns object": ({"items": TURN}, "wrong type: 'items' is an object, not an array"),
-    "turns text": ({"conversations": "[]"}, "wrong type: 'conversations' is a string, not an array"),
+    "turns text": ({"conversations": "USER: q"}, "wrong type: 'conversations' is a string, not an array"),
+    "turns as broken JSON": ({"messages": "[{'role': 'user'}]"}, "invalid JSON in messages: the row: "),
     "turn text": ({"messages": ["q"]}, "wrong type: turn 1 is a string, not an object"),
     "turn null": ({"messages": [TURN, None]}, "wrong type: turn 2 is null, not an object"),
     "turn empty": (
@@ -212,6 +213,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
 WAYS_OUT: list[tuple[dict[str, Any], str]] = [
     ({"id": 1, "Question": "q", "Answer": "a"}, """--data_columns '{"prompt": "Question", "completion": "Answer"}'"""),
     ({"dialog": [{"speaker": "x"}]}, """--data_columns '{"messages": "dialog"}'"""),
+    ({"id": 0, "query": "q", "answers": "a"}, """--data_columns '{"prompt": "query", "completion": "answers"}'"""),
     ({"prompt": "q", "response": "a"}, """--data_columns '{"completion": "response"}'"""),
     ({"x": 1}, "One of messages, conversations, conversation, chat, items, instruction, prompt, text is needed"),
     ({"chat": [{"speaker": "x"}]}, """--data_columns '{"role": "NAME IN THE FILE"}'"""),

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from fastchat.data.rows.bad_rows import BadRow
+from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.formats import parse_row
 from fastchat.data.rows.keys import REASONING_KEYS, TRAIN_KEYS, UNCLEAR_KEYS
 from fastchat.data.rows.records import Records
@@ -197,6 +198,20 @@ def test_unknown_keys_are_counted_and_said_once(
             "keys of rows that are not read: 'source' (2 rows)",
         ]
     )
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_keys_that_seem_to_mean_ours_come_with_the_mapping_that_reads_them(tmp_path: Path, ending: str) -> None:
+    rows = [row({"cot": "Hm."}, system_prompt="Be brief.", parallel_tool_calls=False, reasoning_effort="low")]
+    path = write(tmp_path / f"a.{ending}", rows)
+    records = Records([path])
+    assert len(list(records)) == 1
+    of_turns, of_rows = records.lines
+    assert of_turns.endswith("""'cot' (1 turn); name the ones to read: --data_columns '{"reasoning_content": "cot"}'""")
+    assert of_rows.endswith("""; name the ones to read: --data_columns '{"system": "system_prompt"}'""")
+    (named,) = Records([path], columns=Columns({"system": "system_prompt", "reasoning_content": "cot"}), reasoning=True)
+    assert named.dialogue is not None and named.dialogue.system == "Be brief."
+    assert [turn.reasoning for turn in named.dialogue.turns if turn.reasoning] == ["Hm."]
 
 
 def test_made_up_keys_do_not_fill_the_memory_or_the_screen(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.ipc
@@ -13,6 +15,7 @@ from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data.rows.formats import Parsed, parse_row
 from fastchat.data.rows.keys import ROLES, TURN_LISTS
 from fastchat.data.rows.records import Records, load_dialogues
+from fastchat.data.tools.row_tool import turn_list
 from tests.data.row_forms import ASK, CALLS, QA, SAY, TOOL, Row, bad, call_turn, read, treated, write
 
 # --- lists of turns
@@ -51,6 +54,36 @@ def test_parts_of_a_message_are_joined() -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "input_text", "text": "b"}, "c", None, {"text": "d"}]
     assert read({"messages": [{**ASK, "content": parts}, SAY]}).turns[0].text == "a bcd"
     assert read({"messages": [{**ASK, "content": []}, SAY]}).turns[0].text == ""
+
+
+@pytest.mark.parametrize("key", TURN_LISTS)
+def test_a_list_of_turns_as_json_text(key: str) -> None:
+    row = {"id": 7, key: json.dumps([ASK, SAY], indent=1)}
+    parsed = parse_row(row)
+    assert parsed.dialogue == Dialogue(QA) and parsed.entries == (0, 1, 2) and not parsed.treatments
+    turns = turn_list(row)
+    assert (turns.key, turns.entries, turns.texts) == (key, [ASK, SAY], ["q", "a"])
+    assert parse_row({key: "[]"}).dropped == "empty_dialogue"
+
+
+THOUGHTS: list[list[Any]] = [
+    [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "a"}],
+    [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}], "closed": True},
+        {"type": "text", "text": "a"},
+    ],
+    [{"type": "reasoning", "text": "Hm."}, "a"],
+    [{"type": "reasoning", "reasoning": "H"}, {"type": "reasoning", "reasoning": "m."}, {"type": "text", "text": "a"}],
+]
+
+
+@pytest.mark.parametrize("parts", THOUGHTS)
+def test_parts_of_an_answer_that_are_reasoning(parts: list[Any]) -> None:
+    said = {"role": "assistant", "content": parts}
+    assert read({"messages": [ASK, said]}).turns[1] == Turn("assistant", "a", reasoning="Hm.")
+    assert read({"messages": [ASK, {**said, "reasoning": "Hm. "}]}).turns[1].reasoning == "Hm. "
+    assert bad({"messages": [ASK, {**said, "thinking": "x"}]}).startswith("contradictory keys: turn 2 has reasoning")
+    assert bad({"messages": [{**ASK, "content": parts}, SAY]}).startswith("part that is not text")
 
 
 # --- other forms

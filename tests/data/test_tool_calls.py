@@ -27,11 +27,11 @@ def test_calls_in_every_form(form: str) -> None:
     called = Turn("assistant", "", calls=(ToolCall("f", {"x": 1}, "c"),))
     parsed = parse_row(row)
     assert parsed.dialogue is not None and not parsed.unread
-    assert parsed.dialogue.turns == (QA[0], called, Turn("tool", "r", name="f", call_id="c"), QA[1])
+    assert parsed.dialogue.turns == (QA[0], called, Turn("tool", "r", call_id="c"), QA[1])
     assert parsed.treatments == ({"null_arguments": 1} if form == "with nulls" else {})
 
 
-def test_the_older_form_and_sharegpt_are_the_same() -> None:
+def test_the_older_form_and_sharegpt_are_the_same_calls() -> None:
     text = json.dumps({"name": "f", "arguments": {"x": 1}})
     older = [ASK, {"role": "assistant", "function_call": {"name": "f", "arguments": '{"x": 1}'}}]
     older.append({"role": "function", "name": "f", "content": "r"})
@@ -39,7 +39,7 @@ def test_the_older_form_and_sharegpt_are_the_same() -> None:
     sharegpt.append({"from": "observation", "value": "r"})
     called = Turn("assistant", "", calls=(CALL,))
     assert read({"messages": [*older, SAY]}).turns == (QA[0], called, Turn("tool", "r", name="f"), QA[1])
-    assert read({"conversations": [*sharegpt, SAY]}).turns == (QA[0], called, Turn("tool", "r", name="f"), QA[1])
+    assert read({"conversations": [*sharegpt, SAY]}).turns == (QA[0], called, Turn("tool", "r"), QA[1])
     for value in (json.loads(text), f"[{text}]", json.dumps([text]), '{"name": "f", "arguments": "{\\"x\\": 1}"}'):
         assert read({"items": [ASK, {"from": "tool_call", "value": value}, SAY]}).turns[1] == called
     two = read({"items": [ASK, {"from": "function_call", "value": f"[{text}, {text}]"}, SAY]}).turns[1]
@@ -83,18 +83,37 @@ def test_ids_that_do_not_fit_are_counted() -> None:
     assert treated({"messages": [ASK, {"role": "tool", "content": "r"}, SAY]}) == {"results_without_call": 1}
 
 
-def test_results_get_the_names_of_their_calls() -> None:
-    two = call_turn({"name": "f", "id": "x"}, {"name": "g"})
-    by_place, by_id = {"role": "tool", "content": "r"}, {"role": "tool", "content": "r", "tool_call_id": "x"}
-    for results, wanted in (
-        ([by_place, by_place], ["f", "g"]),
-        ([by_place], [None]),  # the results of both in one
-        ([by_id], ["f"]),
-        ([{**by_place, "name": "h"}, by_id], ["h", "f"]),
-        ([by_place, {**by_place, "tool_call_id": "unknown"}], ["f", None]),
-    ):
-        turns = read({"messages": [ASK, two, *results, SAY, ASK, two, *results, SAY]}).turns
-        assert [turn.name for turn in turns if turn.role == "tool"] == wanted * 2
+def test_a_result_has_the_name_that_the_row_gives() -> None:
+    """Inference sends what the row has; templates that need a name look it up (messages.py, calls.py)."""
+    called = call_turn({"name": "f", "id": "x", "arguments": {}})
+    results = [{"role": "tool", "content": "r", "tool_call_id": "x"}, {"role": "tool", "content": "r", "name": "h"}]
+    turns = read({"messages": [ASK, called, *results, SAY]}).turns
+    assert [turn.name for turn in turns if turn.role == "tool"] == [None, "h"]
+
+
+@pytest.mark.parametrize("system", [{"content": "s"}, {"content": ""}, {"content": None}, {}])
+@pytest.mark.parametrize("key", ["tools", "functions"])
+def test_tools_of_a_system_turn_are_the_tools_of_the_row(key: str, system: Row) -> None:
+    row = {"messages": [{"role": "system", **system, key: json.dumps([TOOL])}, ASK, SAY]}
+    parsed = parse_row(row)
+    assert parsed.dialogue == Dialogue(QA, system.get("content") or None, tools=(TOOL,)) and not parsed.unread
+    assert read({**row, "tools": [TOOL]}).tools == (TOOL,)
+    other = {**TOOL, "function": {"name": "g"}}
+    assert bad({**row, "tools": [other]}).startswith("contradictory keys: the row has different tools")
+    assert parse_row({"messages": [{**ASK, key: [TOOL]}, SAY]}).unread == {("turn", key): 1}
+
+
+@pytest.mark.parametrize("form", [("prompt", "completion"), ("instruction", "output")])
+def test_an_output_that_is_the_json_of_calls_of_the_rows_tools_is_calls(form: tuple[str, str]) -> None:
+    """xLAM's rows: query, answers, tools, all but the first as JSON text."""
+    asked, answered = form
+    calls = [{"name": "f", "arguments": {"x": 1}}, {"name": "f", "arguments": {}}]
+    row = {asked: "q", answered: json.dumps(calls), "tools": json.dumps([TOOL])}
+    assert read(row).turns[1] == Turn("assistant", "", calls=(CALL, ToolCall("f", {})))
+    assert treated(row) == {"calls_in_output": 1}
+    for text in (json.dumps([{"name": "g", "arguments": {}}]), "[]", "No.", json.dumps({"x": 1})):
+        assert read({**row, answered: text}).turns[1] == Turn("assistant", text)
+    assert read({**row, "tools": None}).turns[1].calls == ()
 
 
 TOOLS: dict[str, Any] = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -176,7 +178,7 @@ def test_a_conversation_with_tools(tokenizer_dir):
     answer, result = dialogue.turns[1:]
     assert (answer.text, answer.reasoning) == ("", "Ask.")
     assert [(call.name, call.arguments, call.id) for call in answer.calls] == [("weather", {"city": "Oslo"}, "a1")]
-    assert (result.role, result.text, result.call_id, result.name) == ("tool", "wet", "a1", "weather")
+    assert (result.role, result.text, result.call_id, result.name) == ("tool", "wet", "a1", None)
     with pytest.raises(SettingsError, match="the conversation: unknown role: turn 1 is from 'wizard'"):
         to_dialogue([{"role": "wizard", "content": "x"}])
     chat = Chat(SimpleNamespace(), chat_encoder(tokenizer_dir, "metaspace_bos", "vicuna_v1.1"), 0)
@@ -240,6 +242,23 @@ def test_the_tokenizers_own_template(tmp_path, tiny_model_dir):
     chat.model = Parrot(answer)
     assert chat.reply(ASK) == "The answer is 4."
     assert chat.model.asked[0][0] == prompt
+
+
+def test_it_also_ends_where_the_base_ends(tmp_path, tiny_model_dir):
+    """Llama-3.1's base ends calls in <|eom_id|>, which no plain answer of a run has. An id that is text is no stop: a
+    configuration without one has its class's default, 2."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir("llama", "byte_bos"), base)
+    folder, _ = save_random_adapter(tmp_path / "a", base)
+    chat = load_chat(str(folder), device="cpu")
+    own = set(chat.chat_encoder.stop_ids)
+    more = chat.chat_encoder.encoder.vocabulary["<|start_header_id|>"]
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, more], "temperature": 9.0}))
+    chat = load_chat(str(folder), device="cpu")
+    assert set(chat.chat_encoder.stop_ids) == own | {more}
+    _, answer = trained_answer(chat.chat_encoder, "4.")
+    chat.model = Parrot([*answer[:-1], more, *answer])
+    assert chat.reply(ASK) == "4."
 
 
 # The command

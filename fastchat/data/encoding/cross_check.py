@@ -34,20 +34,24 @@ class Checked:
     Attributes:
         records, turns: how many were derived again and agreed.
         skipped: dialogues with a special-token string in a message: encoding them as a whole makes a control token of
-            it, which training avoids. (Also dialogues of more than MOST_COMPARED characters; and, under "all", those
-            with an excluded prompt, or that are several examples.)
+            it, which training avoids. (Also dialogues of more than MOST_COMPARED characters.)
+        unlocated: under "all", dialogues that are several examples, or that exclude a prompt: no prompt of inference
+            says where the text begins that is supervised. Of these only the labels themselves are checked.
         torn: turns whose prompt, encoded alone, ends inside a token of the dialogue.
     """
 
     records: int = 0
     turns: int = 0
     skipped: int = 0
+    unlocated: int = 0
     torn: int = 0
 
     @property
     def line(self) -> str:
         """One line for the log."""
         more = f", {self.skipped} skipped: special-token strings, or too long" if self.skipped else ""
+        if self.unlocated:
+            more += f", {self.unlocated} only in part: several examples, or excluded prompts, under --train_on all"
         more += f"; {self.torn} prompts end inside a token of the dialogue" if self.torn else ""
         agree = f"{counted(self.turns, 'answer')} in {counted(self.records, 'row')} agree"
         return f"labels derived a second time: {agree}{more}"
@@ -91,7 +95,7 @@ class LabelCrossCheck:
             if dialogue.plain:
                 self._check_text(sample, first=not any(part))
             elif not self._choose(sample, *part):
-                checked.skipped += 1
+                checked.unlocated += 1
                 continue
             else:
                 self._check_one(sample, checked)

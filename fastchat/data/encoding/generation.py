@@ -37,6 +37,7 @@ def closes_at_once(thinking: Thinking) -> str:
 
 
 NAMED_IDS = "calls have the ids functions.NAME:NUMBER, as the template writes or expects them"
+RESULT_NAMES = "results have the name of their tool, which the template asks for and the data leaves out"
 FORGETS = "the template does not show the calls before the last question, or their results"
 NO_TEXT = "the template does not show the text before a tool call"
 
@@ -61,6 +62,7 @@ class Traits:
 
     @classmethod
     def learn(cls, template: TokenizerTemplate, attempt: learn.Try, arguments: dict[str, Any]) -> Traits:
+        """The traits of a template under these arguments, by rendering small dialogues with it."""
         form, calls = template.form, template.shows_calls
         endings = learn.learn_endings(attempt, form, calls, template.controls, template.bos, template.special)
         made = cls(endings, template.thinking, learn.learn_header(attempt, form), {}, {})
@@ -307,6 +309,8 @@ def check_shown(dialogue: Dialogue, marked: Marked, form: MessageForm) -> list[s
             notes.append(FORGETS)
     if form.named_ids and any(call.name not in (call.id or "") for turn in dialogue.turns for call in turn.calls):
         notes.append(NAMED_IDS)
+    if form.names and any(turn.role == "tool" and turn.name is None for turn in dialogue.turns):
+        notes.append(RESULT_NAMES)
     return notes
 
 

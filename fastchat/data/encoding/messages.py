@@ -36,7 +36,8 @@ class MessageForm:
         own_ids: the ids of calls are replaced by others of nine letters and digits (Mistral's templates demand that).
         named_ids: the ids of calls are replaced by `functions.NAME:NUMBER` if they lack the name: Kimi-K2's templates
             show the id of a call and no other name, or write that id themselves.
-        names: a tool's result has the name of the tool even if the data does not name it.
+        names: a tool's result has the name of the tool even if the data does not name it (otherwise only if it does, as
+            in what inference sends).
         result_parts: the content of a tool's result is a list of parts, even if that of other messages is not.
         tool_role, system_roles: the role of a tool's result; the roles of the system message that are shown.
     """
@@ -133,6 +134,7 @@ class _Writer:
         return {"role": role, "content": self.content(self.text(dialogue.system or "", -1, "system"))}
 
     def answer(self, number: int, turn: Turn) -> dict[str, Any]:
+        """The message of an answer: its text, reasoning and calls."""
         message: dict[str, Any] = {"role": "assistant"}
         key = self.form.call_reasoning if turn.calls else self.form.reasoning
         said = self.text(turn.text, number, "assistant")
@@ -157,6 +159,7 @@ class _Writer:
         return message
 
     def call(self, number: int, k: int, call: ToolCall) -> dict[str, Any]:
+        """The call number `k` of the turn `number`, in OpenAI's form."""
         of = Text(number, "assistant", "call", k)
         marks = self.marks
         name = call.name if marks is None else marks.value(call.name, Text(number, "assistant", "name", k))
@@ -168,6 +171,7 @@ class _Writer:
         return made if id_ is None else {"id": id_ if marks is None else marks.word(id_, of), **made}
 
     def result(self, number: int, turn: Turn) -> dict[str, Any]:
+        """The message of a tool's result, with the name and the id of its call."""
         of = Text(number, "tool")
         content = self.content(self.text(turn.text, number, "tool"), self.form.result_parts)
         message = {"role": self.form.tool_role, "content": content}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from fastchat.data.rows.keys import seems_to_be
 from fastchat.errors import DataError, counted
 
 MAX_LISTED = 20
@@ -110,8 +112,11 @@ class UnreadKeys:
         return [line for kind in self._num if (line := self._line(kind))]
 
     def _line(self, kind: str) -> str:
-        most = self._num[kind].most_common()
+        found = self._num[kind]
+        most = found.most_common()
         named = [f"{shown(key)} ({num:,} {kind}{'s' if num > 1 else ''})" for key, num in most[:_MAX_KEYS]]
         num_more = max(len(most) - _MAX_KEYS, 0)
         more = f" and {num_more:,}{' or more' if self._others[kind] else ''} others" if num_more else ""
-        return f"keys of {kind}s that are not read: {', '.join(named)}{more}" if named else ""
+        meant = {ours: key for key in reversed(list(found)) if (ours := seems_to_be(key))}
+        way = f"; name the ones to read: --data_columns '{json.dumps(meant)}'" if meant else ""
+        return f"keys of {kind}s that are not read: {', '.join(named)}{more}{way}" if named else ""

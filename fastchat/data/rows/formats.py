@@ -44,7 +44,7 @@ from fastchat.data.rows.keys import (
     TURN_LISTS,
     USER,
 )
-from fastchat.data.rows.tool_calls import count_references, tools_of, with_names
+from fastchat.data.rows.tool_calls import calls_in, count_references, tools_of, tools_with
 from fastchat.data.rows.train_keys import refuse_unsupported, says_train, unread_keys
 from fastchat.data.rows.turns import Reading, TurnsOfRow, read_turns, reasoning_of, split_thought
 from fastchat.data.rows.values import (
@@ -53,6 +53,7 @@ from fastchat.data.rows.values import (
     as_json,
     check_json,
     is_given,
+    json_list,
     keys_of,
     missing,
     optional_text,
@@ -101,7 +102,7 @@ def parse_row(
         BadRow: wrong keys, types or roles; a system turn that is not first; two different system texts.
     """
     renamed = columns.row(row)
-    row = renamed.value
+    row = {**renamed.value, **{key: json_list(renamed.value.get(key), key, THE_ROW) for key in _texts(renamed.value)}}
     form = format_of(row, renamed.mapped)
     refuse_unsupported(row, THE_ROW)
     reading = Reading(columns, thinks, says_train(row, THE_ROW))
@@ -111,12 +112,15 @@ def parse_row(
     reading.treatments["turn_list_used"] += form in TURN_LISTS and any(others)
     if form == TEXT:
         return _plain(row, reading, source, line)
+    tools = tools_of(row, reading.treatments)
+    reading.tools = frozenset(tool["function"]["name"] for tool in tools)
     made = _read(row, form, reading)
-    system, tools, arguments = _system(row, made.system), tools_of(row, reading.treatments), _template_arguments(row)
+    system, arguments = _system(row, made.system), _template_arguments(row)
+    tools = tools_with(tools, made.tools, reading.treatments)
     if not made.turns:
         return Parsed(None, "empty_dialogue", Counter(), reading.unread, form)
     kept = _trimmed(made.turns, reading.treatments)
-    turns = with_names([_checked(made.turns[i], reading.treatments) for i in kept])
+    turns = [_checked(made.turns[i], reading.treatments) for i in kept]
     if not turns:
         return Parsed(None, "no_assistant_turn", Counter(), reading.unread, form)
     count_references(turns, reading.treatments)
@@ -125,6 +129,11 @@ def parse_row(
     ends = [*made.entries, len(row[form])] if form in TURN_LISTS else []
     entries = tuple(ends[kept.start : kept.stop + 1])
     return Parsed(dialogue, None, +reading.treatments, reading.unread, form, row_id(row), entries)
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    """The columns of turn lists that are texts."""
+    return [key for key in TURN_LISTS if isinstance(row.get(key), str)]
 
 
 def row_id(row: dict[str, Any]) -> str | None:
@@ -223,6 +232,10 @@ def _answer(row: dict[str, Any], key: str, reading: Reading) -> Turn:
     if key not in row:
         raise missing(row, (key,), THE_ROW, _way_out(row, key))
     reasoning = reasoning_of(row, ASSISTANT, THE_ROW)
+    calls = calls_in(row[key], THE_ROW, reading.treatments) if reading.tools else ()
+    if calls and all(call.name in reading.tools for call in calls):
+        reading.treatments["calls_in_output"] += 1
+        return Turn(ASSISTANT, "", reading.train is not False, reasoning, calls)
     text, reasoning = split_thought(text_of(row, key, THE_ROW), reasoning, THE_ROW, reading)
     return Turn(ASSISTANT, text, reading.train is not False, reasoning)
 

@@ -39,7 +39,20 @@ FORM_KEYS = {
 
 # Names of two columns that look like a pair; they are only suggested, because either may mean something else.
 QUESTIONS = ("question", "query", "problem", "prompt", "instruction", "input", "source", "user", "q", "x")
-ANSWERS = ("answer", "response", "solution", "completion", "output", "chosen", "target", "assistant", "reply", "a", "y")
+ANSWERS = (
+    "answer",
+    "answers",
+    "response",
+    "solution",
+    "completion",
+    "output",
+    "chosen",
+    "target",
+    "assistant",
+    "reply",
+    "a",
+    "y",
+)
 
 # --- keys of a turn
 
@@ -49,6 +62,7 @@ CALLS = ("tool_calls", "function_call")
 CALL_ID = "tool_call_id"  # of a result
 TOOL_NAME = "name"  # of a result
 TEXT_PARTS = ("text", "input_text", "output_text")  # the types of a message's parts that are text
+THOUGHT_PARTS = ("thinking", "reasoning")  # and those that are reasoning, with their text under this key or "text"
 
 # --- keys of rows and turns
 
@@ -99,6 +113,14 @@ _LEARNING = frozenset(
 )
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
 
+# Names of keys that are not read and seem to mean one of ours: they are only suggested.
+_SEEMS = {
+    SYSTEM_KEY: re.compile(r"sys(tem)?_?(prompt|message|text|content|instructions?)|sys", re.I),
+    TOOLS[0]: re.compile(r"(available|tool|function)_?(tools|functions|schemas?|definitions|list)", re.I),
+    REASONING_KEYS[0]: re.compile(
+        r"(thoughts?|cot|chain_of_thought|rationale)|(reasoning|thinking|thought)_?(text|process|traces?)", re.I
+    ),
+}
 # What is done with unusual but valid rows; each is counted.
 TREATMENTS = {
     "leading_assistant_turns": "assistant turns before the first user turn, removed",
@@ -109,6 +131,7 @@ TREATMENTS = {
     "asked_prompts": "user, tool or system turns marked for training; only --train_on all trains on them",
     "turn_list_used": "rows with a list of turns and other columns with a dialogue; the list is used",
     "calls_as_text": "function_call turns whose text is not the JSON of calls, trained on as text",
+    "calls_in_output": "answers next to a prompt that are the JSON of calls of the row's tools, read as calls",
     "merged_calls": "function_call turns merged into the assistant turn before them",
     "duplicate_call_ids": "tool calls with the id of an earlier call in the dialogue",
     "unknown_call_ids": "tool results whose id is not that of an earlier call in the dialogue",
@@ -122,6 +145,15 @@ TREATMENTS = {
 def is_media(key: str) -> bool:
     """Whether a key holds or refers to media, which a text model does not see: "images", "video_path"."""
     return _MEDIA.fullmatch(key) is not None
+
+
+def seems_to_be(key: str) -> str | None:
+    """The key of ours that an unknown key seems to mean.
+
+    >>> seems_to_be("system_prompt"), seems_to_be("parallel_tool_calls")
+    ('system', None)
+    """
+    return next((ours for ours, names in _SEEMS.items() if names.fullmatch(key)), None)
 
 
 def is_about_learning(key: str) -> bool:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 from fastchat.conversation import ToolCall, Turn
@@ -33,6 +31,14 @@ def tools_of(row: dict[str, Any], treatments: Counter[str]) -> tuple[Any, ...]:
     if len({repr(tools) for tools in found.values()}) > 1:
         raise BadRow("contradictory keys", f"{THE_ROW} has different {' and '.join(found)}")
     return next(iter(found.values()), ())
+
+
+def tools_with(tools: tuple[Any, ...], of_turn: dict[str, Any], treatments: Counter[str]) -> tuple[Any, ...]:
+    """The tools of the row or, if it has none, those that its system turn has under the same keys. Raises BadRow."""
+    found = tools_of(of_turn, treatments)
+    if tools and found and repr(tools) != repr(found):
+        raise BadRow("contradictory keys", f"{THE_ROW} has different tools, and others in its system turn")
+    return tools or found
 
 
 def _tools(given: Any, key: str, treatments: Counter[str]) -> tuple[Any, ...]:
@@ -155,25 +161,3 @@ def count_references(turns: Sequence[Turn], treatments: Counter[str]) -> None:
             treatments["results_without_call"] += not open_call
         else:
             open_call = bool(turn.calls)
-
-
-def with_names(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns, each result with the name of its tool if the row tells it: by the id of the call, or, where neither
-    has ids, by its position among as many results as there were calls."""
-    if not any(turn.calls for turn in turns):
-        return list(turns)
-    names = {call.id: call.name for turn in turns for call in turn.calls if call.id}
-    made: list[Turn] = []
-    for are_results, group in groupby(turns, key=lambda turn: turn.role == TOOL):
-        found = list(group)
-        if are_results:
-            calls = made[-1].calls if made else ()
-            by_place = [call.name for call in calls] if len(calls) == len(found) else [None] * len(found)
-            found = [_named(turn, names, place) for turn, place in zip(found, by_place, strict=True)]
-        made += found
-    return made
-
-
-def _named(result: Turn, names: dict[str, str], by_place: str | None) -> Turn:
-    name = result.name or (names.get(result.call_id) if result.call_id else by_place)
-    return result if name == result.name else replace(result, name=name)

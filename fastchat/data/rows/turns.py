@@ -20,6 +20,7 @@ from fastchat.data.rows.keys import (
     SYSTEM,
     TOOL,
     TOOL_NAME,
+    TOOLS,
     TURN_KEYS,
     TURN_ROLE,
     TURN_TEXT,
@@ -27,11 +28,21 @@ from fastchat.data.rows.keys import (
 )
 from fastchat.data.rows.tool_calls import calls_in, calls_of
 from fastchat.data.rows.train_keys import refuse_unsupported, says_train, unread_keys
-from fastchat.data.rows.values import a_kind, as_json, content_of, missing, optional_text, text_of
+from fastchat.data.rows.values import (
+    a_kind,
+    as_json,
+    content_of,
+    is_given,
+    missing,
+    optional_text,
+    split_parts,
+    text_of,
+)
 from fastchat.errors import nearest
 
 OPENING, CLOSING = "<think>", "</think>"
-_OF_RESULT = TURN_KEYS | {CALL_ID, TOOL_NAME}
+# The keys that are read in a turn of each kind, where they are not TURN_KEYS.
+_KNOWN = {TOOL: TURN_KEYS | {CALL_ID, TOOL_NAME}, **dict.fromkeys((SYSTEM, DEVELOPER), TURN_KEYS | set(TOOLS))}
 
 
 @dataclass
@@ -42,25 +53,29 @@ class Reading:
         thinks: whether `<think>...</think>` at the start of an answer is separate reasoning: only if the template shows
             such reasoning itself.
         train: what the row says about training on its answers.
+        tools: the names of the row's tools.
         unread: ("row" or "turn", key) -> how many have this key, which is not read.
     """
 
     columns: Columns
     thinks: bool
     train: bool | None = None
+    tools: frozenset[str] = frozenset()
     treatments: Counter[str] = field(default_factory=Counter)
     unread: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
 class TurnsOfRow:
-    """The turns of a list, without the system turn; `entries`: the position in the list where each turn begins."""
+    """The turns of a list, without the system turn; `entries`: the position in the list where each turn begins;
+    `tools`: what the system turn has under the keys of tools."""
 
     turns: list[Turn]
     entries: list[int]
     system: str | None = None
     system_train: bool = True
     system_role: str = SYSTEM
+    tools: dict[str, Any] = field(default_factory=dict)
 
 
 def read_turns(entries: Sequence[Any], reading: Reading, context: int = 0) -> TurnsOfRow:
@@ -83,7 +98,9 @@ def read_turns(entries: Sequence[Any], reading: Reading, context: int = 0) -> Tu
         elif number == 1:
             calls_of(entry, kind, where, reading.treatments, reading.unread)  # refused, like reasoning
             reasoning_of(entry, kind, where)
-            made = TurnsOfRow([], [], content_of(entry, _text_key(entry, where), where), learned, kind)
+            tools = {key: entry[key] for key in TOOLS if is_given(entry.get(key))}
+            text = "" if tools and not _has_text(entry) else content_of(entry, _text_key(entry, where), where)
+            made = TurnsOfRow([], [], text or (None if tools else text), learned, kind, tools)
         else:
             raise BadRow("system turn not first", where)
     return made
@@ -114,6 +131,10 @@ def _only(entry: dict[str, Any], keys: Sequence[str], where: str) -> str:
     return found[0]
 
 
+def _has_text(entry: dict[str, Any]) -> bool:
+    return any(entry.get(key) is not None for key in TURN_TEXT)
+
+
 def _text_key(entry: dict[str, Any], where: str) -> str:
     return _only(entry, TURN_TEXT, where)
 
@@ -124,7 +145,7 @@ def _says_train(entry: dict[str, Any], kind: str, where: str, reading: Reading) 
     if said and reading.train is False:
         raise BadRow("contradictory keys", f"the row is marked as not trained on, {where} as trained on")
     reading.treatments["asked_prompts"] += said is True and kind not in (ASSISTANT, CALL)
-    reading.unread.update(unread_keys(entry, "turn", _OF_RESULT if kind == TOOL else TURN_KEYS))
+    reading.unread.update(unread_keys(entry, "turn", _KNOWN.get(kind, TURN_KEYS)))
     return said
 
 
@@ -133,7 +154,7 @@ def _turn(entry: dict[str, Any], kind: str, train: bool, where: str, reading: Re
     bare = len(entry) == 2 and any(key in entry for key in TURN_TEXT)
     calls = () if bare else calls_of(entry, role, where, reading.treatments, reading.unread)
     reasoning = None if bare else reasoning_of(entry, role, where)
-    if calls and not any(entry.get(key) is not None for key in TURN_TEXT):
+    if calls and not _has_text(entry):
         text = ""
     else:
         key = _text_key(entry, where)
@@ -142,13 +163,23 @@ def _turn(entry: dict[str, Any], kind: str, train: bool, where: str, reading: Re
             if calls:
                 return Turn(role, "", train, reasoning, calls)
             reading.treatments["calls_as_text"] += 1
-        text = content_of(entry, key, where)
+        content, thought = split_parts(entry[key], key, where) if role == ASSISTANT else (entry[key], None)
+        text, reasoning = content_of({key: content}, key, where), _agreed(reasoning, thought, where)
     if role == TOOL:
         name, call_id = (optional_text(entry, key, where) or None for key in (TOOL_NAME, CALL_ID))
         return Turn(role, text, train, name=name, call_id=call_id)
     if role == ASSISTANT:
         text, reasoning = split_thought(text, reasoning, where, reading)
     return Turn(role, text, train, reasoning, calls)
+
+
+def _agreed(reasoning: str | None, other: str | None, where: str) -> str | None:
+    """The reasoning that is given in two places, or in one of them."""
+    if not (other or "").strip():
+        return reasoning
+    if reasoning is not None and other is not None and reasoning.strip() != other.strip():
+        raise BadRow("contradictory keys", f"{where} has reasoning under a key, and other reasoning in its content")
+    return other if reasoning is None else reasoning
 
 
 def _add(made: TurnsOfRow, turn: Turn, kind: str, entry: int, reading: Reading) -> None:
@@ -189,6 +220,4 @@ def split_thought(text: str, reasoning: str | None, where: str, reading: Reading
     if not thought.strip():
         reading.treatments["empty_reasoning"] += 1
         return answer.lstrip("\n"), reasoning
-    if reasoning is not None and reasoning.strip() != thought.strip():
-        raise BadRow("contradictory keys", f"{where} has reasoning under a key, and other reasoning in {OPENING}")
-    return answer.lstrip("\n"), thought if reasoning is None else reasoning
+    return answer.lstrip("\n"), _agreed(reasoning, thought, where)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastchat.data.rows.bad_rows import BadRow, shown
-from fastchat.data.rows.keys import TEXT_PARTS
+from fastchat.data.rows.keys import TEXT_PARTS, THOUGHT_PARTS
 from fastchat.data.rows.strict_json import BadValue, json_kind, parse_strictly
 
 THE_ROW = "the row"
@@ -43,6 +43,25 @@ def content_of(holder: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(value, list):
         return text_of(holder, key, where)
     return "".join(_part(part, key, where) for part in value if part is not None)
+
+
+def split_parts(value: Any, key: str, where: str) -> tuple[Any, str | None]:
+    """A content without its parts that are reasoning, and their text; None if there are none."""
+    if not isinstance(value, list):
+        return value, None
+    thoughts = [part for part in value if isinstance(part, dict) and part.get("type") in THOUGHT_PARTS]
+    if not thoughts:
+        return value, None
+    texts = []
+    for part in thoughts:
+        own = next((name for name in (part["type"], "text") if part.get(name) is not None), part["type"])
+        texts.append(content_of(part, own, f"a part of {key!r} of {where}"))
+    return [part for part in value if not any(part is thought for thought in thoughts)], "".join(texts)
+
+
+def json_list(value: Any, key: str, where: str) -> Any:
+    """The list that a text beginning with [ is the JSON of; any other value as it is. Raises BadRow."""
+    return parsed(value, key, where) if isinstance(value, str) and value.lstrip().startswith("[") else value
 
 
 def _part(part: Any, key: str, where: str) -> str:

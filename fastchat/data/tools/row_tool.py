@@ -18,7 +18,7 @@ from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.rows.formats import Parsed, parse_row
 from fastchat.data.rows.keys import ASSISTANT, CALL, CALLS, DEVELOPER, PAIRS, SYSTEM, TURN_LISTS, TURN_TEXT
 from fastchat.data.rows.turns import kind_of
-from fastchat.data.rows.values import content_of, is_given
+from fastchat.data.rows.values import THE_ROW, content_of, is_given, json_list
 from fastchat.data.rows.writing import RowFile, check_output
 from fastchat.data.tools.command import Parser
 from fastchat.data.tools.reading import read_with_bar
@@ -234,8 +234,8 @@ def turn_list(row: dict[str, Any], columns: Columns = AS_THEY_ARE, thinks: bool 
         hint = "convert it with convert_alpaca first" if parsed.form in PAIRS else "a plain text has no turns"
         raise BadRow("not a list of turns", f"a row with {parsed.form!r}; {hint}")
     key = columns.in_file(parsed.form, row)
-    made = TurnList(key, row[key], [], [], [], parsed, [])
-    for number, entry in enumerate(row[key], start=1):
+    made = TurnList(key, json_list(row[key], key, THE_ROW), [], [], [], parsed, [])
+    for number, entry in enumerate(made.entries, start=1):
         turn, where = columns.turn(entry), f"turn {number}"
         kind = kind_of(turn, columns, where)
         ours = next((name for name in TURN_TEXT if turn.get(name) is not None), TURN_TEXT[0])
