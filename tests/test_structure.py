@@ -32,6 +32,7 @@ ARROWS = {
     "checkpoint": LEAVES | {"model", "data", "plan", "conversation", "processes"},
     "train": LEAVES
     | {"checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
+    "export": LEAVES | {"checkpoint", "model", "data", "conversation"},
     "launch": {"errors", "plan", "settings"},
     "doctor": {"errors", "plan"},
     "completion": {"errors", "cli", "settings"},
