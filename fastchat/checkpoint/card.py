@@ -181,7 +181,7 @@ def _usage(name: str, record: TrainingRecord, kind: str) -> str:
         )
     if kind == ADAPTER and record.quantization:
         notes.append("It was trained on the base in 4 bits (nf4); `fastchat chat` and `fastchat merge` load it so.")
-    chat = ["## Use", "```bash", f"fastchat chat {_plain(name)}", "```"]
+    chat = ["## Use", "", "```bash", f"fastchat chat {_plain(name)}", "```"]
     return "\n\n".join(["\n".join(chat), "\n".join(["```python", *code, "```"]), *([" ".join(notes)] if notes else [])])
 
 
@@ -278,7 +278,7 @@ def without_paths(value: Any) -> Any:
 
 def _versions(record: TrainingRecord) -> str:
     listed = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    return f"## Versions\n\n{_plain(listed)}" if listed else ""
+    return f"## Versions\n\n{listed}" if listed else ""
 
 
 def _sources(record: TrainingRecord, part: str) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ def export_gguf(
             prepared = _prepare(tuned, work, base_model_path)
             file = folder / f"{target.name.removesuffix('-gguf')}-{quant.upper()}.gguf"
             notes = _convert(prepared, programs, quant, work, file)
-        told, text = _modelfile(prepared, file)
+            told, text = _modelfile(prepared, file)
         write_text(folder / "Modelfile", text)
     for note in (*notes, *told):
         say(note)

@@ -132,15 +132,18 @@ def sentencepiece_model(pieces: list[tuple[str, float, int]]) -> bytes:
     """A SentencePiece model of (piece, score, type) in the order of their ids, which changes nothing in a text."""
     from sentencepiece import sentencepiece_model_pb2 as pb
 
+    if not any(kind == UNKNOWN for _, _, kind in pieces):  # SentencePiece needs one; with all bytes it is never used
+        stand_in = next((i for i, (_, _, kind) in enumerate(pieces) if kind in (CONTROL, UNUSED)), None)
+        if stand_in is None:
+            raise CheckpointError("the tokenizer has no special token at all, and SentencePiece needs an unknown token")
+        pieces = [(t, s, UNKNOWN if i == stand_in else kind) for i, (t, s, kind) in enumerate(pieces)]
     proto: Any = pb.ModelProto()
     for text, score, kind in pieces:
         proto.pieces.add(piece=text, score=score, type=kind)
     proto.trainer_spec.model_type = pb.TrainerSpec.BPE
     proto.trainer_spec.byte_fallback = any(kind == BYTE for _, _, kind in pieces)
     proto.trainer_spec.vocab_size = len(pieces)
-    unknown = next((i for i, (_, _, kind) in enumerate(pieces) if kind == UNKNOWN), None)
-    if unknown is None:
-        raise CheckpointError("the tokenizer has no unknown token, which SentencePiece needs")
+    unknown = next(i for i, (_, _, kind) in enumerate(pieces) if kind == UNKNOWN)
     proto.trainer_spec.unk_id, proto.trainer_spec.unk_piece = unknown, pieces[unknown][0]
     proto.trainer_spec.bos_id = proto.trainer_spec.eos_id = proto.trainer_spec.pad_id = -1
     normal = proto.normalizer_spec
