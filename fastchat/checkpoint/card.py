@@ -176,8 +176,8 @@ def _usage(name: str, record: TrainingRecord, kind: str) -> str:
         notes.append(f"The chat template ({which}) is saved with the tokenizer.")
     if kind == ADAPTER and record.rope_parameters:
         notes.append(
-            "The context was extended with RoPE scaling, which peft alone does not apply: load it with `fastchat chat`, "
-            "or merge it first with `fastchat merge`."
+            "The context was extended with RoPE scaling, which peft alone does not apply: use `fastchat chat`, or "
+            "merge it first with `fastchat merge`."
         )
     if kind == ADAPTER and record.quantization:
         notes.append("It was trained on the base in 4 bits (nf4); `fastchat chat` and `fastchat merge` load it so.")

@@ -80,7 +80,7 @@ def push(
 
 
 def prepare(folder: Path, stage: Path, record: TrainingRecord) -> None:
-    """Fill `stage` with what is uploaded: links to the files of the result, and rewritten ones where they have paths."""
+    """Fill `stage` with what is uploaded: links to the files of the result, rewritten ones where they have paths."""
     changed = []
     for name in files_of(folder, record):
         (stage / name).parent.mkdir(parents=True, exist_ok=True)

@@ -86,8 +86,8 @@ def export_gguf(
             work = Path(name)
             prepared = _prepare(tuned, work, base_model_path)
             file = folder / f"{target.name.removesuffix('-gguf')}-{quant.upper()}.gguf"
-            notes = _convert(prepared, programs, quant, work, file)
-            told, text = _modelfile(prepared, file)
+            notes, found = _convert(prepared, programs, quant, work, file)
+            told, text = _modelfile(prepared, file, found)
         write_text(folder / "Modelfile", text)
     for note in (*notes, *told):
         say(note)
@@ -117,8 +117,8 @@ def _prepare(tuned: TrainedModel, work: Path, base_model_path: str | None) -> _M
 # ---- the file
 
 
-def _convert(model: _Model, programs: LlamaCpp, quant: str, work: Path, file: Path) -> list[str]:
-    """Write `file`, compared with the model; returns what the user should know."""
+def _convert(model: _Model, programs: LlamaCpp, quant: str, work: Path, file: Path) -> tuple[list[str], dict[str, Any]]:
+    """Write `file`, compared with the model; returns what the user should know, and the metadata of the file."""
     config = read_object(model.folder / "config.json", constants=True)
     dtype = str(config.get("dtype") or config.get("torch_dtype"))
     kind = quant if quant in CONVERTED else BEFORE.get(dtype, "f16")
@@ -128,10 +128,11 @@ def _convert(model: _Model, programs: LlamaCpp, quant: str, work: Path, file: Pa
     run([*command, "--model-name", model.name], f"llama.cpp cannot convert {model.name}")
     if not made.is_file():
         raise CheckpointError(f"{programs.converter.name} ended well, but wrote no {made.name}")
-    changes, notes = _corrections(model, gguf_file.metadata(made))
+    read = gguf_file.GgufFile(made)
+    changes, notes = _corrections(model, read.metadata)
     if changes:
         corrected = work / f"corrected-{made.name}"
-        gguf_file.rewrite(made, corrected, changes)
+        read.rewrite(corrected, changes)
         made.unlink()
         made = corrected
     if quant not in CONVERTED:
@@ -140,10 +141,11 @@ def _convert(model: _Model, programs: LlamaCpp, quant: str, work: Path, file: Pa
         run([str(programs.quantizer), str(made), str(quantized), quant.upper()], f"llama-quantize {quant} failed")
         made.unlink()
         made = quantized
-    compared = gguf_file.compare_tensors(made, model.folder)
-    _check_metadata(model, gguf_file.metadata(made))
+    read = read if read.path == made else gguf_file.GgufFile(made)
+    compared = read.compare(model.folder)
+    notes += _check_metadata(model, read.metadata)
     shutil.move(made, file)
-    return [compared.line(), *notes]
+    return [compared.line(), *notes], read.metadata
 
 
 def _stage(model: _Model, work: Path) -> Path:
@@ -193,7 +195,9 @@ def _corrections(model: _Model, found: dict[str, Any]) -> tuple[dict[str, tuple[
     """
     spec = read_object(model.folder / "tokenizer.json")
     notes, changes = [], {}
-    first = GgufTokenizer(found, spec)
+    # llama.cpp has its own defaults for a missing key, and Ollama others: it is always written.
+    adds_bos = model.tokenizer.encode("a")[:1] == [model.tokenizer.bos_token_id]
+    first = GgufTokenizer({gguf_file.ADDS_BOS: adds_bos, **found}, spec)
     if model.chat is None:
         return {}, ["the model has no chat template: whole prompts were not compared"]
     problem = ""
@@ -208,7 +212,8 @@ def _corrections(model: _Model, found: dict[str, Any]) -> tuple[dict[str, tuple[
         except SettingsError as error:
             problem = problem or str(error)
             continue
-        flags = ((gguf_file.SPACE_PREFIX, space, first.space_prefix), (gguf_file.ADDS_BOS, bos, first.adds_bos))
+        written = found.get(gguf_file.ADDS_BOS)
+        flags = ((gguf_file.SPACE_PREFIX, space, first.space_prefix), (gguf_file.ADDS_BOS, bos, written))
         changes = {key: (value, "BOOL") for key, value, before in flags if value != before}
         break
     else:
@@ -224,13 +229,13 @@ def _corrections(model: _Model, found: dict[str, Any]) -> tuple[dict[str, tuple[
     return changes, notes
 
 
-def _check_metadata(model: _Model, found: Mapping[str, Any]) -> None:
-    """The finished file once more: vocabulary, chat template, special ids, prompts, stops. Raises CheckpointError."""
+def _check_metadata(model: _Model, found: Mapping[str, Any]) -> list[str]:
+    """The finished file once more: vocabulary, chat template, special ids, prompts, stops; returns what is worth
+    saying. Raises CheckpointError."""
     tokenizer = GgufTokenizer(found, read_object(model.folder / "tokenizer.json"))
-    for note in check_vocabulary(tokenizer, model.folder, model.tokenizer):
-        say(note)
+    notes = check_vocabulary(tokenizer, model.folder, model.tokenizer)
     if model.chat is None:
-        return
+        return notes
     try:
         compare_template(_Served(model, tokenizer), model.chat, probes_of(model.chat.template))
     except SettingsError as problem:
@@ -240,14 +245,14 @@ def _check_metadata(model: _Model, found: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"the GGUF file ends answers at {ends - {None}}, and training at {set(model.chat.stop_ids)}"
         )
+    return notes
 
 
 # ---- the Modelfile
 
 
-def _modelfile(model: _Model, file: Path) -> tuple[list[str], str]:
-    """(what is said, the text of the Modelfile)"""
-    found = gguf_file.metadata(file)
+def _modelfile(model: _Model, file: Path, found: dict[str, Any]) -> tuple[list[str], str]:
+    """(what is said, the text of the Modelfile). `found`: the metadata of the file."""
     context = found.get(f"{found['general.architecture']}.context_length")
     num_ctx = min(context, max(_LEAST_CONTEXT, model.trained_length or 0)) if context else None
     template, why = None, "the model has no chat template"
@@ -326,5 +331,6 @@ def _stops(model: _Model) -> list[str]:
 
 def next_steps(exported: Exported) -> str:
     """The commands that a user may want now."""
-    folder = shlex.quote(str(exported.file.parent))
-    return f"next       cd {folder} && ollama create NAME -f Modelfile\nnext       llama-server --jinja -m {shlex.quote(str(exported.file))}"
+    folder, file = (shlex.quote(str(path)) for path in (exported.file.parent, exported.file))
+    lines = [f"cd {folder} && ollama create NAME -f Modelfile", f"llama-server --jinja -m {file}"]
+    return "\n".join(f"next       {line}" for line in lines)

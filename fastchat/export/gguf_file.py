@@ -51,83 +51,84 @@ def library() -> Any:
     return gguf
 
 
-def metadata(path: Path) -> dict[str, Any]:
-    """Every key of the file with its value. CheckpointError if it is not a GGUF file."""
-    return {name: one.contents() for name, one in _reader(path).fields.items() if not name.startswith("GGUF.")}
+class GgufFile:
+    """A GGUF file, read once: `path`, `metadata` (key -> value), and its tensors.
 
-
-def rewrite(path: Path, target: Path, changes: dict[str, tuple[Any, str]]) -> None:
-    """Copy the file with other metadata: key -> (value, type), of which the type is a name of GGUFValueType."""
-    gguf, reader = library(), _reader(path)
-    writer = gguf.GGUFWriter(
-        target, arch=reader.get_field("general.architecture").contents(), endianess=reader.endianess
-    )
-    for name, one in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture" or name in changes:
-            continue
-        kind = one.types[0]
-        inner = one.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, one.contents(), kind, sub_type=inner)
-    for name, (value, kind) in changes.items():
-        writer.add_key_value(name, value, gguf.GGUFValueType[kind])
-    for tensor in reader.tensors:
-        writer.add_tensor_info(
-            tensor.name, tensor.data.shape, tensor.data.dtype, tensor.data.nbytes, tensor.tensor_type
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in reader.tensors:
-        writer.write_tensor_data(tensor.data, tensor_endianess=reader.endianess)
-    writer.close()
-
-
-def compare_tensors(path: Path, folder: Path) -> Compared:
-    """Compare every tensor of the model in `folder` with the file: name, shape, and values within the error of its type.
-
-    llama.cpp reorders the rows of some matrices and adds one to some norms; a tensor passes if it is equal up to that.
-    Raises CheckpointError for a tensor that is missing or differs.
+    Raises CheckpointError if it is not a GGUF file.
     """
-    gguf, reader = library(), _reader(path)
-    fields = reader.fields
-    architecture = fields["general.architecture"].contents()
-    blocks = int(fields[f"{architecture}.block_count"].contents())
-    number = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), None)
-    if number is None:
-        raise CheckpointError(f"the installed gguf package does not know the architecture {architecture}: update it")
-    names = gguf.get_tensor_name_map(number, blocks)
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    compared = Compared()
-    for name, values in _tensors(folder):
-        base, _, suffix = name.rpartition(".")
-        mapped = names.get_name(base)
-        tensor = stored.get(f"{mapped}.{suffix}") if mapped else None
-        if tensor is None and mapped and not stored.keys() & {f"{mapped}.{suffix}"}:
-            if base.endswith("lm_head") or _fused(name):
+
+    def __init__(self, path: Path):
+        try:
+            self._reader = library().GGUFReader(path)
+        except (ValueError, OSError, IndexError, KeyError) as problem:
+            raise CheckpointError(f"{path.name} is not a GGUF file that can be read: {problem}") from None
+        self.path = path
+        fields = self._reader.fields
+        self.metadata: dict[str, Any] = {n: f.contents() for n, f in fields.items() if not n.startswith("GGUF.")}
+
+    def rewrite(self, target: Path, changes: dict[str, tuple[Any, str]]) -> None:
+        """Copy the file with other metadata: key -> (value, type), of which the type is a name of GGUFValueType."""
+        gguf, reader = library(), self._reader
+        writer = gguf.GGUFWriter(target, arch=self.metadata["general.architecture"], endianess=reader.endianess)
+        for name, value in self.metadata.items():
+            if name == "general.architecture" or name in changes:
+                continue
+            kinds = reader.fields[name].types
+            inner = kinds[-1] if kinds[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, kinds[0], sub_type=inner)
+        for name, (value, kind) in changes.items():
+            writer.add_key_value(name, value, gguf.GGUFValueType[kind])
+        for one in reader.tensors:
+            writer.add_tensor_info(one.name, one.data.shape, one.data.dtype, one.data.nbytes, one.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for one in reader.tensors:
+            writer.write_tensor_data(one.data, tensor_endianess=reader.endianess)
+        writer.close()
+
+    def compare(self, folder: Path) -> Compared:
+        """Compare every tensor of the model in `folder`: name, shape, and values within the error of their type.
+
+        llama.cpp reorders the rows of some matrices and adds one to some norms; a tensor passes if it is equal up to
+        that. Raises CheckpointError for a tensor that is missing or differs.
+        """
+        dequantize = library().quants.dequantize
+        stored = {tensor.name: tensor for tensor in self._reader.tensors}
+        compared = Compared()
+        names = self._names()
+        for name, values in _tensors(folder):
+            base, _, suffix = name.rpartition(".")
+            mapped = names.get_name(base)
+            tensor = stored.get(f"{mapped}.{suffix}")
+            if tensor is None:
+                if mapped and not base.endswith("lm_head") and ".experts." not in name:
+                    raise CheckpointError(f"{self.path.name} lacks the tensor {mapped}.{suffix} ({name})")
                 compared.unknown.append(name)
                 continue
-            raise CheckpointError(f"{path.name} lacks the tensor {mapped}.{suffix} ({name})")
-        if tensor is None:
-            compared.unknown.append(name)
-            continue
-        kind = tensor.tensor_type.name
-        error = _difference(name, values, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-        allowed = next(limit for known, limit in _ERRORS.items() if kind.startswith(known) or known == "Q2")
-        if not error <= allowed:
+            kind = tensor.tensor_type.name
+            error = _difference(name, values, dequantize(tensor.data, tensor.tensor_type))
+            allowed = next(limit for known, limit in _ERRORS.items() if kind.startswith(known) or known == "Q2")
+            if not error <= allowed:
+                raise CheckpointError(
+                    f"{self.path.name}: the values of {tensor.name} ({kind}) differ from {name} by {error:.2e} of their "
+                    f"size (allowed: {allowed:.0e})"
+                )
+            count, worst = compared.types.get(kind, (0, 0.0))
+            compared.types[kind] = (count + 1, max(worst, error))
+        if not compared.types:
+            raise CheckpointError(f"{self.path.name}: none of its {counted(len(stored), 'tensor')} has a known name")
+        return compared
+
+    def _names(self) -> Any:
+        """The names of tensors in llama.cpp for this architecture."""
+        gguf, architecture = library(), self.metadata["general.architecture"]
+        number = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), None)
+        if number is None:
             raise CheckpointError(
-                f"{path.name}: the values of {tensor.name} ({kind}) differ from {name} by {error:.2e} of their size "
-                f"(allowed: {allowed:.0e})"
+                f"the installed gguf package does not know the architecture {architecture}: update it"
             )
-        count, worst = compared.types.get(kind, (0, 0.0))
-        compared.types[kind] = (count + 1, max(worst, error))
-    if not compared.types:
-        raise CheckpointError(f"{path.name}: none of the {counted(len(stored), 'tensor')} has a known name")
-    return compared
-
-
-def _fused(name: str) -> bool:
-    """Whether a tensor of this name is stored as a part of another (the experts of a mixture)."""
-    return ".experts." in name
+        return gguf.get_tensor_name_map(number, int(self.metadata[f"{architecture}.block_count"]))
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -149,10 +150,10 @@ def _difference(name: str, ours: Any, theirs: Any) -> float:
     import numpy as np
 
     theirs = np.asarray(theirs, dtype=np.float32)
-    if ours.ndim == theirs.ndim == 2 and ours.shape[1] == theirs.shape[1] and ours.shape[0] != theirs.shape[0]:
-        if "embed" in name or "lm_head" in name or "wte" in name:
-            rows = min(len(ours), len(theirs))
-            ours, theirs = ours[:rows], theirs[:rows]
+    vocabulary = any(part in name for part in ("embed", "lm_head", "wte"))
+    if vocabulary and ours.ndim == theirs.ndim == 2 and ours.shape[1] == theirs.shape[1]:
+        rows = min(len(ours), len(theirs))
+        ours, theirs = ours[:rows], theirs[:rows]
     if ours.squeeze().shape != theirs.squeeze().shape:
         raise CheckpointError(f"{name} has the shape {tuple(ours.shape)}, and {tuple(theirs.shape)} in the GGUF file")
     ours, theirs = ours.squeeze(), theirs.squeeze()
@@ -169,10 +170,3 @@ def _relative(ours: Any, theirs: Any) -> float:
     size = float((ours.astype("float64") ** 2).mean() ** 0.5)
     off = float(((ours.astype("float64") - theirs) ** 2).mean() ** 0.5)
     return off / size if size else off
-
-
-def _reader(path: Path) -> Any:
-    try:
-        return library().GGUFReader(path)
-    except (ValueError, OSError, IndexError, KeyError) as problem:
-        raise CheckpointError(f"{path.name} is not a GGUF file that can be read: {problem}") from None

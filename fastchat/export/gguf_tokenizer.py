@@ -103,9 +103,11 @@ def check_vocabulary(tokenizer: GgufTokenizer, folder: Path, hf: Any) -> list[st
     """
     spec = read_object(folder / "tokenizer.json")
     added = {token["id"]: token for token in spec["added_tokens"]}
+    bytes_ = {number: text for text, number in _renamed_bytes(spec["model"]["vocab"]).items()}
     for text, number in hf.get_vocab().items():
         stored = tokenizer.tokens[number] if number < len(tokenizer.tokens) else None
-        if stored is None or stored not in (text, text.replace(_SPACE, " ")) and number not in added:
+        same = stored in (text, text.replace(_SPACE, " "), bytes_.get(number))
+        if stored is None or not same and number not in added:
             raise CheckpointError(f"token {number} is {text!r} in the tokenizer and {stored!r} in the GGUF file")
         if number in added and added[number]["special"] and tokenizer.types[number] == NORMAL:
             raise CheckpointError(f"the special token {text!r} would be plain text in the GGUF file")
@@ -152,6 +154,12 @@ def sentencepiece_model(pieces: list[tuple[str, float, int]]) -> bytes:
     return proto.SerializeToString()
 
 
+def _renamed_bytes(vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """Byte tokens that a vocabulary has under the character instead, as Gemma's tab: `<0x09>` -> id."""
+    missing = (byte for byte in range(128) if f"<0x{byte:02X}>" not in vocabulary)
+    return {f"<0x{byte:02X}>": vocabulary[chr(byte)] for byte in missing if chr(byte) in vocabulary}
+
+
 def pieces_of(spec: Mapping[str, Any]) -> list[tuple[str, float, int]] | None:
     """The SentencePiece pieces of a `tokenizer.json` with ▁ for spaces and byte fallback; None for any other kind.
 
@@ -165,6 +173,7 @@ def pieces_of(spec: Mapping[str, Any]) -> list[tuple[str, float, int]] | None:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         rank.setdefault(left + right, len(rank))
     texts = {number: text for text, number in model["vocab"].items()}
+    texts |= {number: text for text, number in _renamed_bytes(model["vocab"]).items()}
     added = {token["id"]: token for token in spec["added_tokens"]}
     pieces = []
     for number in range(max([*texts, *added], default=-1) + 1):

@@ -1,4 +1,4 @@
-"""The Modelfile of Ollama: the chat template as a Go template, where one can express it, stops, context, system message.
+"""The Modelfile of Ollama: the chat template as a Go template, where one can express it, stops, context length.
 
 A Jinja template is a program, so its Go form is learned by trying: it is rendered with marks for the messages, and the
 texts between the marks, if they are always the same, are the Go template's. What it renders is then compared with the
@@ -65,15 +65,19 @@ class GoTemplate:
     @property
     def text(self) -> str:
         """The Go template."""
-        begin = _literal(self.begin)
+        begin, prompt, answer, following = map(_literal, (self.begin, self.prompt, self.answer, self.next))
         if self.system is not None:
             before, after = map(_literal, self.system)
             begin = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{{{{ else }}}}{begin}{{{{ end }}}}"
-        user = "{{ .Content }}{{ if $last }}%s{{ else }}%s{{ end }}" % (_literal(self.prompt), _literal(self.answer))
-        assistant = "{{ .Content }}{{ if not $last }}%s{{ end }}" % _literal(self.next)
-        return (
-            f"{begin}{{{{ range $i, $_ := .Messages }}}}{{{{ $last := eq (len (slice $.Messages $i)) 1 }}}}"
-            f'{{{{ if eq .Role "user" }}}}{user}{{{{ else if eq .Role "assistant" }}}}{assistant}{{{{ end }}}}{{{{ end }}}}'
+        return "".join(
+            [
+                begin,
+                "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}",
+                '{{ if eq .Role "user" }}{{ .Content }}{{ if $last }}',
+                f"{prompt}{{{{ else }}}}{answer}{{{{ end }}}}",
+                '{{ else if eq .Role "assistant" }}{{ .Content }}{{ if not $last }}',
+                f"{following}{{{{ end }}}}{{{{ end }}}}{{{{ end }}}}",
+            ]
         )
 
 

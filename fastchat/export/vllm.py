@@ -114,8 +114,8 @@ def _adapter(tuned: TrainedModel, write: str | None) -> list[str]:
     words += _context(base_config)
     if tuned.quantised:
         say(
-            "The adapter was trained on the base in 4 bits; vLLM applies it to the full weights, so that answers differ "
-            "a little. `fastchat merge` gives a model with the weights that it was trained on."
+            "The adapter was trained on the base in 4 bits, and vLLM applies it to the full weights: answers differ a "
+            "little. `fastchat merge` gives a model with the weights that it was trained on."
         )
     words += _generation(tuned, base if local else None, write)
     return words
