@@ -158,10 +158,10 @@ def modelfile(
         lines += ["", f'TEMPLATE """{template.text}"""']
         if template.default_system and _quotable(template.default_system):
             lines += ["", f'SYSTEM """{template.default_system}"""']
+    stops = [stop for stop in stops if _quotable(stop) and not stop.endswith('"')]
     lines += [""] if stops or num_ctx else []
-    lines += [
-        f'PARAMETER stop """{stop}"""' if '"' in stop or "\n" in stop else f'PARAMETER stop "{stop}"' for stop in stops
-    ]
+    quotes = ['"""' if '"' in stop or "\n" in stop else '"' for stop in stops]
+    lines += [f"PARAMETER stop {quote}{stop}{quote}" for quote, stop in zip(quotes, stops, strict=True)]
     lines += [f"PARAMETER num_ctx {num_ctx}"] if num_ctx else []
     return "\n".join(lines) + "\n"
 
