@@ -35,7 +35,7 @@ learning_rate: 0.0002
 train_on_inputs: false
 bf16: auto
 flash_attention: true
-push_to_hub: true
+push_dataset_to_hub: true
 special_tokens: {pad_token: "</s>"}
 learning_rat: 1
 """
@@ -98,7 +98,7 @@ def test_axolotl(tmp_path: Path) -> None:
     assert told["train_on_inputs"] == "train_on: assistant" and told["flash_attention"] == "flash_attn: true"
     assert "bf16 is 'auto': " in told["bf16"] and "write true" in told["bf16"]
     assert "is empty" in told["lora_target_modules"], "what is wrong in known settings is told with it"
-    assert "nothing is ever uploaded" in told["push_to_hub"] and told["learning_rat"] == "did you mean learning_rate?"
+    assert "push_to_hub: true" in told["push_dataset_to_hub"] and told["learning_rat"] == "did you mean learning_rate?"
     assert told.keys().isdisjoint({"val_set_size", "learning_rate"}) and len(told) == 20
 
 

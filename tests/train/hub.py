@@ -49,11 +49,16 @@ class Hub:
             return 200, {"url": f"{self.url}/me/{given[0]['name']}"}
         if path == "/api/validate-yaml":
             head = given[0]["content"].split("---\n")[1]
-            return 200, {"warnings": [], "errors": [] if isinstance(yaml.safe_load(head), dict) else [{"message": "no"}]}
+            return 200, {
+                "warnings": [],
+                "errors": [] if isinstance(yaml.safe_load(head), dict) else [{"message": "no"}],
+            }
         if "/preupload/" in path:
             mode = lambda name: "lfs" if name.endswith(".safetensors") else "regular"  # noqa: E731
             asked = given[0]["files"]
-            return 200, {"files": [{"path": f["path"], "uploadMode": mode(f["path"]), "shouldIgnore": False} for f in asked]}
+            return 200, {
+                "files": [{"path": f["path"], "uploadMode": mode(f["path"]), "shouldIgnore": False} for f in asked]
+            }
         if path.endswith("/objects/batch"):
             wanted = given[0]["objects"]
             upload = lambda oid: {"upload": {"href": f"{self.url}/lfs/{oid}"}}  # noqa: E731

@@ -106,7 +106,10 @@ def test_what_is_uploaded(hub: Hub, offline_result: Path, tmp_path: Path, capsys
     (offline_result / "report.html").write_text("private")
     assert push.main([str(offline_result), "me/mine", "--private", "--license", "mit"]) == 0
     assert capsys.readouterr().out.strip() == f"{hub.url}/me/mine"
-    assert hub.created["name"] == "mine" and hub.created.get("visibility", hub.created.get("private")) in ("private", True)
+    assert hub.created["name"] == "mine" and hub.created.get("visibility", hub.created.get("private")) in (
+        "private",
+        True,
+    )
     expected = {"adapter_model.safetensors", "adapter_config.json", "training.json", "README.md", "tokenizer.json"}
     assert set(hub.files) == expected | {"tokenizer_config.json", "chat_template.jinja"}
     weights = (offline_result / "adapter_model.safetensors").read_bytes()
