@@ -111,8 +111,8 @@ class GgufFile:
             allowed = next(limit for known, limit in _ERRORS.items() if kind.startswith(known) or known == "Q2")
             if not error <= allowed:
                 raise CheckpointError(
-                    f"{self.path.name}: the values of {tensor.name} ({kind}) differ from {name} by {error:.2e} of their "
-                    f"size (allowed: {allowed:.0e})"
+                    f"{self.path.name}: the values of {tensor.name} ({kind}) differ from {name} by {error:.2e} of "
+                    f"their size (allowed: {allowed:.0e})"
                 )
             count, worst = compared.types.get(kind, (0, 0.0))
             compared.types[kind] = (count + 1, max(worst, error))

@@ -1,7 +1,7 @@
 """The part of Go's text/template that a Modelfile of ours uses, for tests: `render(text, system, messages)`.
 
-Written from the language's description, independently of what writes the templates: if, else if, else, range, variables,
-and the functions eq, not, len and slice.
+Written from the language's description, independently of what writes the templates: if, else if, else, range,
+variables, and the functions eq, not, len and slice.
 """
 
 from __future__ import annotations

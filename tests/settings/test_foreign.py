@@ -139,9 +139,9 @@ def test_a_template_of_another_program_is_one_that_exists(tmp_path: Path) -> Non
 
 
 def test_names_that_are_not_alike_are_not_suggested(tmp_path: Path) -> None:
-    told = _told("export_folder: x\nmodel_kind: x\nr: 4\nrandom_state: 1\nlearing_rate: 1\n", tmp_path)
+    told = _told("export_folder: x\ncolour_kind: x\nr: 4\nrandom_state: 1\nlearing_rate: 1\n", tmp_path)
     assert told["r"] == "lora_r: 4" and told["random_state"] == "seed: 1" and "learning_rate" in told["learing_rate"]
-    assert told["export_folder"] == told["model_kind"] == "--help lists all settings"
+    assert told["export_folder"] == told["colour_kind"] == "--help lists all settings"
 
 
 def test_flags_of_other_programs() -> None:

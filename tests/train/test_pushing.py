@@ -1,4 +1,4 @@
-"""The card of a result, and uploads: what reaches a hub, what is checked before the first step, what a failure loses."""
+"""The card of a result, and uploads: what reaches a hub, what is checked before step 1, what a failure loses."""
 
 from __future__ import annotations
 
