@@ -28,6 +28,8 @@ COMMANDS = {
     "recipes": Command("fastchat.settings.recipes", "list the built-in recipes, or copy one"),
     "chat": Command("fastchat.serve.cli", "chat with an adapter or a model in the terminal"),
     "merge": Command("fastchat.model.apply_lora", "merge an adapter into its base model"),
+    "export": Command("fastchat.export.command", "make a GGUF file with an Ollama Modelfile, or a vLLM command"),
+    "push": Command("fastchat.export.push", "upload a result with its model card to the Hugging Face hub"),
     "verify": Command("fastchat.checkpoint.verify", "check that a checkpoint or a result is complete"),
     "prepare": Command("fastchat.model.prepare_model", "give a model a pad token or new tokens before training"),
     "data": Command("", "tools for data files: fastchat data --help"),

@@ -32,6 +32,7 @@ ARROWS = {
     "checkpoint": LEAVES | {"model", "data", "plan", "conversation", "processes"},
     "train": LEAVES
     | {"checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
+    "export": LEAVES | {"checkpoint", "model", "data", "conversation"},
     "launch": {"errors", "plan", "settings"},
     "doctor": {"errors", "plan", "settings"},
     "completion": {"errors", "cli", "settings"},
@@ -191,7 +192,7 @@ def test_only_the_model_room_loads_pretrained_weights_or_tokenizers() -> None:
     found = [
         f"{_name(path)}:{i}"
         for path in SOURCES
-        if _room(path) != "model"
+        if _room(path) != "model" and path.name != "card.py"  # whose text shows readers how to load the result
         for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         if ".from_pretrained(" in line
     ]

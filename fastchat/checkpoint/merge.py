@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fastchat.bars import each
+from fastchat.checkpoint.card import CARD, license_of, write_card
 from fastchat.checkpoint.digests import record_digests
 from fastchat.checkpoint.folders import check_new_folder, new_folder
 from fastchat.checkpoint.full import write_model
@@ -85,6 +86,8 @@ def merge_adapter(
     with disk_errors(target, size, "merged model"), new_folder(target) as folder:
         write_model(folder, merged, tensors, tokenizer, stop_ids)
         _write_company(folder, tuned, tokenizer)
+        if tuned.record is not None:
+            write_card(target, tuned.record, into=folder, license=license_of(Path(tuned.path).expanduser() / CARD))
         try:
             reopened(folder, tokenizer)
         except SettingsError as problem:

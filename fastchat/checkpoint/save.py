@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.checkpoint import adapter as adapter_files
+from fastchat.checkpoint.card import try_write_card
 from fastchat.checkpoint.digests import describe_result
 from fastchat.checkpoint.folders import staged
 from fastchat.checkpoint.full import saved_configs, write_model
@@ -31,7 +32,7 @@ def save_result(
 
     `weights`: the engine that trains `model`, or `IN_PLACE`. Next to the tensors it saves `tokenizer` with its chat
     template, and `record`. `stop_ids` are the ids that end an answer. `digests`: add the digests of the files to
-    `record`; not needed in a checkpoint, whose manifest has them.
+    `record`, and write the model card; not needed in a checkpoint, whose manifest has them.
     CheckpointError if the files, read back, differ from the gathered weights; NumericError if those are not finite.
     In both cases the folder is unchanged and every process raises (PeerFailed if only rank 0 knows the error).
     """
@@ -48,6 +49,7 @@ def save_result(
             write_tokenizer(tokenizer, stage)
             if digests:
                 record.files = describe_result(stage)
+                try_write_card(Path(folder), record, into=stage)
             record.write(stage)
 
     on_main_process(write)

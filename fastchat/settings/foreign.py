@@ -161,7 +161,7 @@ _REASONS: dict[str, str] = {
     "sample_packing_eff_est total_num_tokens multipack_real_batches group_by_bucket": "leave it out; packing: true "
     "is the only setting for packing",
     "dataset_exact_deduplication": "remove repeated rows from the file first",
-    "push_dataset_to_hub": "nothing is ever uploaded",
+    "push_dataset_to_hub": "data is never uploaded; push_to_hub: true uploads the result",
     "default_system default_system_message chat_template_path chat_template_jinja add_eos_token eos_token": "the "
     "template decides this: set conv_template, or your own template with conv_template_file",
     "enable_thinking": "leave it out; rows can say it (enable_thinking, chat_template_kwargs)",

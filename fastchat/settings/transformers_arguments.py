@@ -244,6 +244,16 @@ class TransformersArguments:
         resume=FREE,
         path=True,
     )
+    push_to_hub: bool = _run(
+        False, "upload the result, with its model card, to the Hugging Face hub after the run", resume=FREE
+    )
+    hub_model_id: str | None = _run(
+        None, "repository to upload to, user/name; by default the name of --output_dir", resume=FREE
+    )
+    hub_private_repo: bool | None = _run(None, "create that repository as a private one", resume=FREE)
+    hub_token: str | None = _run(
+        None, "token for the upload; by default that of `hf auth login` or HF_TOKEN", resume=FREE
+    )
     do_train: bool = _run(False, "accepted, but has no effect: the training commands always train", resume=FREE)
     dataloader_drop_last: bool = _loader(False, "drop the last batch of an epoch if it is not full", resume=FIXED)
     dataloader_num_workers: int = _loader(
@@ -277,7 +287,7 @@ class TransformersArguments:
 
 _refused = partial(setting, help="", group="Not available")
 _EVALUATION = "evaluation computes only the exact loss; leave it out"
-_HUB = "nothing is ever uploaded; upload the finished --output_dir with `hf upload`"
+_HUB = "only the finished result is uploaded, once; leave it out"
 _NO = "not supported; leave it out"
 _OURS = "batches are made by this project's own data loader; leave it out"
 _FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
@@ -289,10 +299,6 @@ class RefusedArguments:
 
     fsdp: str | None = _refused(None, refused=_FSDP)
     fsdp_config: dict[str, Any] | str | None = _refused(None, refused=_FSDP)
-    push_to_hub: bool = _refused(False, refused=_HUB)
-    hub_token: str | None = _refused(None, refused=_HUB, resume=FREE)
-    hub_private_repo: bool | None = _refused(None, refused=_HUB)
-    hub_model_id: str | None = _refused(None, refused=_HUB)
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = _refused("every_save", refused=_HUB)
     hub_always_push: bool = _refused(False, refused=_HUB)
     hub_revision: str | None = _refused(None, refused=_HUB)

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from fastchat.checkpoint.card import write_card
 from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.checkpoint.save import write_company
 from fastchat.conversation import Dialogue
@@ -47,7 +48,7 @@ def rehearse_saving(
 
 
 class RecordRehearsal(TrainerCallback):
-    """Makes, writes and reads the training record once the engine is ready, before the first step."""
+    """Makes, writes and reads the training record, and its card, once the engine is ready, before the first step."""
 
     def __init__(self, make: Callable[[], TrainingRecord]) -> None:
         self.make = make
@@ -58,3 +59,4 @@ class RecordRehearsal(TrainerCallback):
             with tempfile.TemporaryDirectory(prefix="fschat-") as folder:
                 record.write(folder)
                 read_training_record(folder)
+                write_card(Path(folder), record)

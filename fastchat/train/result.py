@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastchat.checkpoint.card import try_write_card
 from fastchat.checkpoint.digests import mark_unusable
 from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
@@ -55,6 +56,7 @@ def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
         if rank() == 0:
             with disk_errors(output_dir, 0, "training.json"):
                 record.write(output_dir)
+                try_write_card(output_dir, record)
     say(summary(record, output_dir))
     say(next_steps(output_dir, adapter=trainer.plan.adapter))
 

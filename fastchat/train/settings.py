@@ -145,6 +145,7 @@ def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Setting
     )
     kwargs = {name: values[name] for name in (*_names(RunArguments), *newer)}
     kwargs.update(deepspeed=config, output_dir=str(Path(values["output_dir"]).expanduser()))
+    kwargs.update(dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_token")), push_to_hub=False)  # see pushing.py
     if "activation_checkpointing" in _names(arguments.TrainingArguments):  # the newer name; the older one mirrors it
         kwargs["activation_checkpointing"] = kwargs["gradient_checkpointing"]
         kwargs["activation_checkpointing_kwargs"] = kwargs["gradient_checkpointing_kwargs"]

@@ -39,9 +39,12 @@ __all__ = ["main", "run", "train", *UPSTREAM]  # pyright: ignore[reportUnsupport
 def run(words: Sequence[str], status: RunStatus) -> None:
     """Trains with the given command line. Raises UserErrors."""
     settings = parse(words, lora=False)
+    from fastchat.train.pushing import checked_push
     from fastchat.train.recipe import train
 
+    upload = checked_push(settings.values)
     train(settings, status)
+    upload()
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -35,7 +35,7 @@ learning_rate: 0.0002
 train_on_inputs: false
 bf16: auto
 flash_attention: true
-push_to_hub: true
+push_dataset_to_hub: true
 special_tokens: {pad_token: "</s>"}
 learning_rat: 1
 """
@@ -98,7 +98,7 @@ def test_axolotl(tmp_path: Path) -> None:
     assert told["train_on_inputs"] == "train_on: assistant" and told["flash_attention"] == "flash_attn: true"
     assert "bf16 is 'auto': " in told["bf16"] and "write true" in told["bf16"]
     assert "is empty" in told["lora_target_modules"], "what is wrong in known settings is told with it"
-    assert "nothing is ever uploaded" in told["push_to_hub"] and told["learning_rat"] == "did you mean learning_rate?"
+    assert "push_to_hub: true" in told["push_dataset_to_hub"] and told["learning_rat"] == "did you mean learning_rate?"
     assert told.keys().isdisjoint({"val_set_size", "learning_rate"}) and len(told) == 20
 
 
@@ -139,9 +139,9 @@ def test_a_template_of_another_program_is_one_that_exists(tmp_path: Path) -> Non
 
 
 def test_names_that_are_not_alike_are_not_suggested(tmp_path: Path) -> None:
-    told = _told("export_folder: x\nmodel_kind: x\nr: 4\nrandom_state: 1\nlearing_rate: 1\n", tmp_path)
+    told = _told("export_folder: x\ncolour_kind: x\nr: 4\nrandom_state: 1\nlearing_rate: 1\n", tmp_path)
     assert told["r"] == "lora_r: 4" and told["random_state"] == "seed: 1" and "learning_rate" in told["learing_rate"]
-    assert told["export_folder"] == told["model_kind"] == "--help lists all settings"
+    assert told["export_folder"] == told["colour_kind"] == "--help lists all settings"
 
 
 def test_flags_of_other_programs() -> None:

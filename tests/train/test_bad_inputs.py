@@ -56,7 +56,7 @@ SETTINGS = [
     (["--conv_template", "vicuna"], 2, ["'vicuna'", "vicuna_v1.1"]),
     (["--conv_template_file", "/nowhere.py"], 2, ["/nowhere.py", "no such file"]),
     (["--fsdp", "full_shard"], 2, ["--fsdp", "ZeRO-3"]),
-    (["--push_to_hub"], 2, ["--push_to_hub", "hf upload"]),
+    (["--push_to_hub"], 2, ["--push_to_hub", "HF_HUB_OFFLINE"]),
     (["--hub_token", "secret-value"], 2, ["--hub_token"]),
     (["--torch_compile"], 2, ["--torch_compile"]),
     (["--logging_dir", "x"], 2, ["--logging_dir", "TENSORBOARD_LOGGING_DIR"]),

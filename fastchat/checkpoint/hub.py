@@ -1,0 +1,161 @@
+"""Uploading a result to the Hugging Face hub: its own files, with the card, and without paths of this machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fastchat.checkpoint.card import CARD, without_paths, write_card
+from fastchat.checkpoint.digests import result_problems
+from fastchat.checkpoint.discover import shorten
+from fastchat.checkpoint.manifest import describe_files
+from fastchat.checkpoint.record import RECORD_NAME, STATUS_NAME, TrainingRecord, read_training_record, write_values
+from fastchat.errors import CheckpointError, ResourceError, SettingsError, brief
+from fastchat.files import read_object, write_json
+from fastchat.streams import LOG_NAME
+
+# Of a result without recorded digests, whatever is not the run's own bookkeeping is uploaded.
+_OF_THE_RUN = (STATUS_NAME, LOG_NAME, "metrics.jsonl", "samples.jsonl")
+_NAMES_A_FOLDER = ("base_model_name_or_path", "_name_or_path", "name_or_path")  # keys of configurations
+_RECORDED_PATHS = ("base_model", "settings", "data", "deepspeed")  # keys of a training record
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def check_name(name: str) -> None:
+    """Raise SettingsError unless `name` can be a repository of the hub: user/name, or name alone for one's own."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as problem:
+        raise SettingsError(f"{name!r} cannot be the name of a repository on the hub: {brief(problem)}") from None
+
+
+def check_login(token: str | None = None) -> str:
+    """Ask the hub who owns the token; returns a warning if the hub cannot be reached now, else "".
+
+    Raises SettingsError if there is no token, the hub rejects it, or HF_HUB_OFFLINE is set.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        raise SettingsError("HF_HUB_OFFLINE is set, so nothing can be uploaded to the hub; unset it")
+    try:
+        _api(token).whoami()
+    except LocalTokenNotFoundError:
+        raise SettingsError(f"there is no token for the hub: {_LOG_IN}") from None
+    except HfHubHTTPError as problem:
+        status = problem.response.status_code if problem.response is not None else 0
+        if status in (401, 403):
+            raise SettingsError(f"the hub rejects the token ({status}): {_LOG_IN}") from None
+        return f"the hub answered {status or brief(problem)}"
+    except Exception as problem:  # noqa: BLE001 - whatever the network's libraries raise
+        return f"the hub cannot be reached ({brief(problem)})"
+    return ""
+
+
+def push(
+    folder: Path, name: str, *, private: bool | None = None, token: str | None = None, license: str | None = None
+) -> str:
+    """Upload the result in `folder` to the repository `name`, which is created if it does not exist; returns its URL.
+
+    `private`: of a new repository; None for the default of its owner. `license` goes into the card, also in `folder`.
+    Raises CheckpointError if the folder has no training record or its files are not those that were saved,
+    SettingsError for a bad name or token, ResourceError if the upload fails.
+    """
+    check_name(name)
+    record = _checked(folder)
+    if license:
+        write_card(folder, record, license=license)
+    if unreachable := check_login(token):
+        raise ResourceError(f"{unreachable}: nothing was uploaded")
+    with tempfile.TemporaryDirectory(prefix="fschat-push-") as stage:
+        prepare(folder, Path(stage), record)
+        return _upload(Path(stage), name, private=private, token=token)
+
+
+def prepare(folder: Path, stage: Path, record: TrainingRecord) -> None:
+    """Fill `stage` with what is uploaded: links to the files of the result, rewritten ones where they have paths."""
+    changed = []
+    for name in files_of(folder, record):
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        config = _without_folder_names(folder / name)
+        if config is None:
+            (stage / name).symlink_to((folder / name).resolve())
+        else:
+            write_json(stage / name, config, indent=2, constants=True)
+            changed.append(name)
+    values = read_object(folder / RECORD_NAME)
+    values |= {key: without_paths(values[key]) for key in _RECORDED_PATHS if key in values}
+    if values.get("files"):
+        values["files"] |= describe_files(stage, changed)
+    write_values(stage, values)
+    if not (folder / CARD).exists():
+        write_card(folder, record, into=stage)
+
+
+def files_of(folder: Path, record: TrainingRecord) -> list[str]:
+    """The names of the files of a result, without its record; of one without digests, whatever is directly in it."""
+    recorded = [name for name in record.files if name != RECORD_NAME]
+    if not recorded:
+        left_out = (RECORD_NAME, *_OF_THE_RUN)
+        found = (path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+        recorded = [name for name in found if name not in left_out and not name.endswith(".html")]
+    return sorted({*recorded, *([CARD] if (folder / CARD).is_file() else [])})
+
+
+def repeat_command(folder: Path, name: str, private: bool | None) -> str:
+    """The command that uploads a result again."""
+    return shlex.join(["fastchat", "push", str(folder), name, *(["--private"] if private else [])])
+
+
+def _checked(folder: Path) -> TrainingRecord:
+    record = read_training_record(folder)
+    if record is None:
+        raise CheckpointError(
+            f"{folder} has no {RECORD_NAME}, so it is not a result of this project: upload it with hf"
+        )
+    if problems := result_problems(folder, record):
+        raise CheckpointError(f"{folder} is not what was saved: {shorten(problems)}. Nothing was uploaded.")
+    return record
+
+
+def _without_folder_names(path: Path) -> dict[str, Any] | None:
+    """A configuration without the absolute paths of models; None if it has none."""
+    if path.suffix != ".json" or path.name == "tokenizer.json" or path.stat().st_size > 1 << 24:
+        return None
+    try:
+        config = read_object(path, constants=True)
+    except ValueError:
+        return None
+    clean = {key: without_paths(value) if key in _NAMES_A_FOLDER else value for key, value in config.items()}
+    return clean if clean != config else None
+
+
+def _upload(stage: Path, name: str, *, private: bool | None, token: str | None) -> str:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = _api(token)
+    try:
+        made = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=made.repo_id, folder_path=stage, commit_message="Upload a result of FastChat", repo_type="model"
+        )
+    except HfHubHTTPError as problem:
+        status = problem.response.status_code if problem.response is not None else 0
+        error = SettingsError if status in (401, 403) else ResourceError
+        raise error(f"the hub refuses the upload to {name}: {brief(problem, 300)}") from None
+    except Exception as problem:  # noqa: BLE001 - whatever the network's libraries raise
+        raise ResourceError(f"the upload to {name} failed: {type(problem).__name__}: {brief(problem, 300)}") from None
+    return str(made)
+
+
+def _api(token: str | None) -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
