@@ -31,7 +31,8 @@ ARROWS = {
     "plan": LEAVES | {"conversation", "settings"},
     "checkpoint": LEAVES | {"model", "data", "plan", "conversation", "processes"},
     "train": LEAVES
-    | {"checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
+    | {"eval", "checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
+    "eval": LEAVES | {"serve", "checkpoint", "model", "data", "conversation", "processes", "settings"},
     "launch": {"errors", "plan", "settings"},
     "doctor": {"errors", "plan"},
     "completion": {"errors", "cli", "settings"},
