@@ -6,8 +6,7 @@ Before anything is compared, reasoning before the answer (up to the last `</thin
     exact     the two texts are equal
     regex     a pattern with a group: what the group of its last match holds is equal in both texts
               a pattern without a group: it is found in the answer; the data's own answer does not matter
-    numeric   the last numbers of both are equal, up to a millionth: of `\\boxed{...}` if there is one, else of the text.
-              1,234.50 and 1234.5 are equal, 1/2 and \\frac{1}{2} and 0.5 as well; $ and % are ignored
+    numeric   the last numbers of both are equal, up to a millionth: of `\\boxed{...}`, if there is one. 1,234.50 and 1234.5 are equal, 1/2 and \\frac{1}{2} and 0.5 as well; $ and % are ignored
 
 Needs only the standard library.
 """
@@ -105,7 +104,7 @@ def normalized(text: str) -> str:
 def last_number(text: str) -> Fraction | None:
     """The last number in a text; None if there is none.
 
-    >>> last_number("7 of 8, that is \\\\boxed{\\\\frac{7}{8}} of 16"), last_number("from 10-4 to -3"), last_number("x2")
+    >>> last_number("\\\\boxed{\\\\frac{7}{8}} of 16"), last_number("from 10-4 to -3"), last_number("x2")
     (Fraction(7, 8), Fraction(-3, 1), None)
     """
     boxed = _last_boxed(text)
