@@ -1,8 +1,8 @@
 """Prompts of different lengths -> generated ids, in batches, each as if its prompt were alone.
 
 Batches are padded on the left, under an attention mask and with positions that begin at the first real token. Whether
-the model at hand really keeps the rows of a batch apart is tried with two prompts; where it does not, each is a batch of
-its own. Prompts are sorted by length, and results have the order of the prompts.
+the model at hand really keeps the rows of a batch apart is tried with two prompts; where it does not, each is a batch
+of its own. Prompts are sorted by length, and results have the order of the prompts.
 
 The tokens come from transformers' `generate`. Sampling adds Gumbel noise, of one random number generator per prompt,
 and takes the most likely token, which is the same as drawing from the softmax. So an answer depends on the seed and on

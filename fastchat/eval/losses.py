@@ -39,8 +39,8 @@ def score_tokens(
 ) -> list[TokenScores]:
     """The scores of each example, in their order. `on_done` is called with the number of examples of each batch.
 
-    Each example is a row of its own, also for a run that trained on packs: the loss is the same. Raises ResourceError if
-    a single example does not fit into the memory.
+    Each example is a row of its own, also for a run that trained on packs: the loss is the same. Raises ResourceError
+    if a single example does not fit into the memory.
     """
     found: dict[int, TokenScores] = {}
     if rope_type(loaded.model.config) in DEPENDS_ON_LENGTH:

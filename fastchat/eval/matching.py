@@ -6,7 +6,8 @@ Before anything is compared, reasoning before the answer (up to the last `</thin
     exact     the two texts are equal
     regex     a pattern with a group: what the group of its last match holds is equal in both texts
               a pattern without a group: it is found in the answer; the data's own answer does not matter
-    numeric   the last numbers of both are equal, up to a millionth: of `\\boxed{...}`, if there is one. 1,234.50 and 1234.5 are equal, 1/2 and \\frac{1}{2} and 0.5 as well; $ and % are ignored
+    numeric   the last numbers of both are equal, up to a millionth: of `\\boxed{...}`, if there is one.
+              1,234.50 and 1234.5 are equal, 1/2 and \\frac{1}{2} and 0.5 as well; $ and % are ignored
 
 Needs only the standard library.
 """

@@ -39,7 +39,11 @@ class Partial:
                 raise SettingsError(f"{self.path}: another evaluation is writing it; choose another --output.")
             self._read(self.path)
         except OSError as error:
+            self._lock.release()
             raise self._unwritable(error) from None
+        except SettingsError:
+            self._lock.release()
+            raise
         return self
 
     def _read(self, path: Path) -> None:
@@ -83,7 +87,7 @@ class Partial:
 
     def __exit__(self, *error: object) -> None:
         if self._lock is not None:
-            self._lock.__exit__(*error)
+            self._lock.release()
 
     def _unwritable(self, error: OSError) -> ResourceError:
         return ResourceError(f"{self.path}: cannot be written ({error.strerror or error}).")

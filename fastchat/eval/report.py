@@ -1,4 +1,4 @@
-"""The results of an evaluation: as numbers for files, and as a table for the terminal. Needs only the standard library."""
+"""The results of an evaluation: as numbers for files, and as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Scored:
 
 
 def summarize(tokens: Sequence[Tokens], answers: Sequence[Scored], metric: str) -> dict[str, Any]:
-    """All numbers, JSON-able: over everything, by the number of the answer in its dialogue ("by_turn"), and by source."""
+    """All numbers, JSON-able: over everything, "by_turn" (the number of the answer in its dialogue), "by_source"."""
     found: dict[str, Any] = {**_token_numbers(tokens), **_answer_numbers(answers, metric)}
     for name, key in (("by_turn", _turn), ("by_source", _source)):
         groups = dict.fromkeys(key(one) for one in [*tokens, *answers])
