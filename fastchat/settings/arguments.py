@@ -18,6 +18,7 @@ from fastchat.settings.fields import (
     BELOW_ONE,
     FIXED,
     FREE,
+    NOT_NEGATIVE,
     NUMBER_OR_SHARE,
     SHARE,
     STRETCH,
@@ -371,9 +372,31 @@ class RunArguments(TransformersArguments):
     )
     early_stopping_patience: int | None = setting(
         None,
-        "stop after this many evaluations in a row without a new best eval loss",
+        "stop after this many evaluations in a row that are not the best so far, by --metric_for_best_model",
         group="Evaluation",
         range=AT_LEAST_ONE,
+    )
+    eval_generate: int = setting(
+        0,
+        "at every evaluation generate the answers to so many of its prompts and score them",
+        group="Evaluation",
+        range=NOT_NEGATIVE,
+        resume=FREE,
+    )
+    eval_match: Literal["exact", "regex", "numeric"] = setting(
+        "exact",
+        "how --eval_generate compares answers: as a whole, by --eval_pattern, or by their last number",
+        group="Evaluation",
+        resume=FREE,
+    )
+    eval_pattern: str | None = setting(
+        None,
+        "regular expression of --eval_match regex; a group extracts the answer from both texts",
+        group="Evaluation",
+        resume=FREE,
+    )
+    eval_max_new_tokens: int = setting(
+        128, "most tokens of an answer of --eval_generate", group="Evaluation", range=AT_LEAST_ONE, resume=FREE
     )
 
 
