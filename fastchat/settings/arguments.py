@@ -29,6 +29,7 @@ from fastchat.settings.targets import LORA_TARGETS
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 _model = partial(setting, group="Model")
+_answers = partial(setting, group="Evaluation", resume=FREE)
 _data = partial(setting, group="Data")
 _lora = partial(setting, group="LoRA")
 _run = partial(setting, group="Run and checkpoints")
@@ -376,28 +377,14 @@ class RunArguments(TransformersArguments):
         group="Evaluation",
         range=AT_LEAST_ONE,
     )
-    eval_generate: int = setting(
-        0,
-        "at every evaluation generate the answers to so many of its prompts and score them",
-        group="Evaluation",
-        range=NOT_NEGATIVE,
-        resume=FREE,
+    eval_generate: int = _answers(
+        0, "at every evaluation score the answers that are generated to so many of its prompts", range=NOT_NEGATIVE
     )
-    eval_match: Literal["exact", "regex", "numeric"] = setting(
-        "exact",
-        "how --eval_generate compares answers: as a whole, by --eval_pattern, or by their last number",
-        group="Evaluation",
-        resume=FREE,
+    eval_match: Literal["exact", "regex", "numeric"] = _answers(
+        "exact", "how --eval_generate compares answers: as a whole, by --eval_pattern, or by their last number"
     )
-    eval_pattern: str | None = setting(
-        None,
-        "regular expression of --eval_match regex; a group extracts the answer from both texts",
-        group="Evaluation",
-        resume=FREE,
-    )
-    eval_max_new_tokens: int = setting(
-        128, "most tokens of an answer of --eval_generate", group="Evaluation", range=AT_LEAST_ONE, resume=FREE
-    )
+    eval_pattern: str | None = _answers(None, "regular expression of --eval_match regex; a group extracts the answer")
+    eval_max_new_tokens: int = _answers(128, "most tokens of an answer of --eval_generate", range=AT_LEAST_ONE)
 
 
 def all_arguments(lora: bool) -> tuple[type[Any], ...]:
