@@ -30,6 +30,7 @@ COMMANDS = {
     "merge": Command("fastchat.model.apply_lora", "merge an adapter into its base model"),
     "export": Command("fastchat.export.command", "make a GGUF file with an Ollama Modelfile, or a vLLM command"),
     "push": Command("fastchat.export.push", "upload a result with its model card to the Hugging Face hub"),
+    "eval": Command("fastchat.eval.command_line", "measure a model: loss, accuracy, generated answers"),
     "verify": Command("fastchat.checkpoint.verify", "check that a checkpoint or a result is complete"),
     "prepare": Command("fastchat.model.prepare_model", "give a model a pad token or new tokens before training"),
     "data": Command("", "tools for data files: fastchat data --help"),

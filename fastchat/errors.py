@@ -110,6 +110,15 @@ class PeerFailed(RuntimeError):
     """Another process of the run failed in a step that all processes do; that process reports the error."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for torch's and Python's own errors; torch's CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
+    return isinstance(error, (RuntimeError, OSError)) and any(word in text for word in words)
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.5) -> list[str]:
     """Up to `n` known names that are most similar to `name`, best first, with a similarity of at least `cutoff` (1:
     identical). Case is ignored."""

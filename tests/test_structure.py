@@ -31,8 +31,9 @@ ARROWS = {
     "plan": LEAVES | {"conversation", "settings"},
     "checkpoint": LEAVES | {"model", "data", "plan", "conversation", "processes"},
     "train": LEAVES
-    | {"checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
+    | {"eval", "checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
     "export": LEAVES | {"checkpoint", "model", "data", "conversation"},
+    "eval": LEAVES | {"serve", "checkpoint", "model", "data", "conversation", "processes", "settings"},
     "launch": {"errors", "plan", "settings"},
     "doctor": {"errors", "plan", "settings"},
     "completion": {"errors", "cli", "settings"},

@@ -251,7 +251,7 @@ def load_chat(
     tuned = find_trained(model_path, base_model_path)
     options: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     tokenizer = load_trained_tokenizer(tuned, **options)
-    chat_encoder = _bind(tuned, conv_template, TextEncoder.from_tokenizer(tokenizer))
+    chat_encoder = bind_template(tuned, conv_template, TextEncoder.from_tokenizer(tokenizer))
     model = (placement or choose_placement(device)).load(tuned, **options)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     # A base may end its answers in more ways than the template of the run.
@@ -279,7 +279,7 @@ def to_dialogue(
     return Dialogue(tuple(made.turns), said, system_role=made.system_role, tools=schemas)
 
 
-def _bind(tuned: TrainedModel, name: str | None, encoder: TextEncoder) -> ChatEncoder:
+def bind_template(tuned: TrainedModel, name: str | None, encoder: TextEncoder) -> ChatEncoder:
     """The template to use: the given one, else the run's, else one that fits the tokenizer."""
     recorded = tuned.bind(encoder) if name is None else None
     if recorded:

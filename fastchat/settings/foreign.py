@@ -205,8 +205,8 @@ _REASONS: dict[str, str] = {
     # evaluation and checkpoints
     "evals_per_epoch": _STEPS.format("eval"),
     "saves_per_epoch": _STEPS.format("save"),
-    "eval_table_size eval_max_new_tokens eval_causal_lm_metrics predict_with_generate eval_num_beams "
-    "eval_on_each_dataset do_bench_eval": "evaluation computes only the loss; leave it out",
+    "eval_table_size eval_causal_lm_metrics predict_with_generate eval_num_beams eval_on_each_dataset "
+    "do_bench_eval": "leave it out; evaluation computes the loss, and eval_generate scores generated answers",
     "early_stopping_steps": "early_stopping_patience counts evaluations",
     "auto_resume_from_checkpoints": "leave it out; a run always resumes from the newest checkpoint in output_dir",
     "save_safetensors": _SAVED,

@@ -221,8 +221,13 @@ class TransformersArguments:
     eval_on_start: bool = _evaluation(False, "evaluate before the first step too", resume=FREE)
     do_eval: bool = _evaluation(False, "evaluate after training")
     load_best_model_at_end: bool = _evaluation(False, "save the weights with the best evaluation, not the last ones")
-    metric_for_best_model: str | None = _evaluation(None, "metric of the best evaluation; only loss is available")
-    greater_is_better: bool | None = _evaluation(None, "whether a larger metric is better; False for loss")
+    metric_for_best_model: str | None = _evaluation(
+        None,
+        "metric of the best evaluation: loss, or with --eval_generate the share of right answers, such as exact_match",
+    )
+    greater_is_better: bool | None = _evaluation(
+        None, "whether a larger metric is better; by default True for all but loss"
+    )
     save_strategy: Literal["no", "steps", "epoch", "best"] = _run(
         "no", "when to save checkpoints during training", resume=FREE, common=True
     )

@@ -23,7 +23,7 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 16 << 20  # bytes of a line; a longer one is damage
-_SPEED = ("runtime", "samples_per_second", "steps_per_second")
+SPEED = ("runtime", "samples_per_second", "steps_per_second")
 
 
 class LinesFile(TrainerCallback):
@@ -70,7 +70,8 @@ class MetricsFile(LinesFile):
     over the supervised tokens since the previous row, and the two counts belong to the same steps, over all
     processes; `aux_loss` is the part of it that the model adds to the cross-entropy, where it adds something (not in
     `eval_loss`, which does not depend on batches). Evaluation rows: step, epoch, eval_loss,
-    eval_num_supervised_tokens. A number that is not finite is null: JSON has no NaN.
+    eval_num_supervised_tokens, and with --eval_generate what is measured of the answers. A number that is not finite is
+    null: JSON has no NaN.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -80,7 +81,7 @@ class MetricsFile(LinesFile):
         if not state.is_world_process_zero or not logs or not ("loss" in logs or "eval_loss" in logs):
             return
         row = {"step": state.global_step, "epoch": state.epoch}
-        row.update({key: value for key, value in logs.items() if not key.endswith(_SPEED)})
+        row.update({key: value for key, value in logs.items() if not key.endswith(SPEED)})
         self.add([{key: number(value) for key, value in row.items()}])
 
 
@@ -120,6 +121,15 @@ class SamplesFile(LinesFile):
         self.add(lines)
 
 
+def best_metric(args: Any) -> str:
+    """What the best evaluation is chosen by, in words.
+
+    >>> best_metric(SimpleNamespace(metric_for_best_model="exact_match"))
+    'eval exact match'
+    """
+    return "eval " + args.metric_for_best_model.removeprefix("eval_").replace("_", " ")
+
+
 class EarlyStopping(EarlyStoppingCallback):
     """transformers' own, which says so when it stops. The Trainer keeps its counter in checkpoints."""
 
@@ -136,7 +146,7 @@ class EarlyStopping(EarlyStoppingCallback):
             self.said = True
             say(
                 f"--early_stopping_patience {self.early_stopping_patience}: stopping after step {state.global_step}, "
-                f"the best eval loss is still {state.best_metric:.4f}"
+                f"the best {best_metric(args)} is still {state.best_metric:.4f}"
             )
 
 

@@ -20,6 +20,7 @@ from fastchat.checkpoint.manifest import Manifest, find_problems
 from fastchat.checkpoint.staging import checkpoint_path
 from fastchat.errors import CheckpointError, say
 from fastchat.processes import on_main_process
+from fastchat.train.callbacks import best_metric
 from fastchat.train.engine import Engine
 from fastchat.train.resuming import Resume
 from fastchat.train.stopping import STOPPING, Preempted
@@ -159,7 +160,8 @@ class CheckpointTrainer(Trainer):
         if problems:
             raise CheckpointError(f"the best checkpoint {path} is not what was saved: {shorten(problems)}")
         load_weights(self.model, path, adapter=self.plan.adapter, weights=self.engine)
-        say(f"--load_best_model_at_end: the weights of {path.name} (eval loss {self.state.best_metric:.4f})")
+        best = f"{best_metric(self.args)} {self.state.best_metric:.4f}"
+        say(f"--load_best_model_at_end: the weights of {path.name} ({best})")
 
     # ---- stopping ----
 
@@ -178,6 +180,11 @@ class CheckpointTrainer(Trainer):
         flag = torch.tensor([int(mine is not None)], device=self.args.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return None if not flag.item() else mine or "another process of the run was asked to stop"
+
+    def go_on(self) -> None:
+        """Raises EvaluationStopped if the run was asked to stop. A collective operation."""
+        if (reason := self.stop_asked()) is not None:
+            raise EvaluationStopped(reason)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """An evaluation while training. One that is left in the middle is made first when the run is resumed."""

@@ -8,7 +8,8 @@ from typing import Any
 from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.sources import check_source
 from fastchat.data.tokens.mixing import check_proportions
-from fastchat.errors import SettingsError, say
+from fastchat.errors import SettingsError, not_among, say
+from fastchat.eval.matching import EVAL_FLAGS, make_match, metrics_of
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN, check_combination, check_init, parse_layers
@@ -113,12 +114,44 @@ def _evaluation(values: Values) -> None:
     for name, wanted in needs:
         if wanted and strategy == "no":
             raise SettingsError(f"--{name} compares evaluations; add --eval_strategy epoch and data (--eval_data_path)")
-    if values["metric_for_best_model"] not in (None, "loss", "eval_loss"):
-        raise SettingsError(
-            f"--metric_for_best_model is {values['metric_for_best_model']!r}; only loss is measured here"
-        )
+    _best_metric(values, _generated_metrics(values, strategy))
     if values["do_train"] is False and values.origin["do_train"] == COMMAND:  # training.json records it so
         raise SettingsError("--do_train False: this command always trains; leave it out")
+
+
+def _generated_metrics(values: Values, strategy: str) -> tuple[str, ...]:
+    """The names of what --eval_generate will measure; empty without it. Raises SettingsError."""
+    more = ("eval_match", "eval_pattern", "eval_max_new_tokens")
+    if not values["eval_generate"]:
+        for name in more:
+            if values[name] != values.defaults[name]:
+                raise SettingsError(f"--{name} is about generated answers: add --eval_generate N")
+        return ()
+    if strategy == "no" and not values["do_eval"] and not values["eval_on_start"]:
+        raise SettingsError("--eval_generate generates at every evaluation: add --eval_strategy epoch and data")
+    if values["train_on"] == "all":
+        raise SettingsError("--eval_generate needs answers, and --train_on all does not tell them from prompts")
+    return metrics_of(make_match(values["eval_match"], values["eval_pattern"], EVAL_FLAGS))
+
+
+def _best_metric(values: Values, generated: tuple[str, ...]) -> None:
+    """Refuses a metric that no evaluation of this run will have."""
+    name = values["metric_for_best_model"]
+    if name is None:
+        return
+    plain = name.removeprefix("eval_")
+    if plain not in ("loss", *generated):
+        error = not_among("--metric_for_best_model", name, ("loss", *generated))
+        more = "" if generated else "; --eval_generate N measures exact_match and others"
+        raise SettingsError(f"{error}{more}")
+    if plain == "loss" or values["lr_scheduler_type"] != "reduce_lr_on_plateau":
+        return
+    given = values["lr_scheduler_kwargs"]
+    if not (isinstance(given, dict) and given.get("mode") == "max"):
+        raise SettingsError(
+            f"--lr_scheduler_type reduce_lr_on_plateau waits for a smaller --metric_for_best_model, and {plain} grows: "
+            """add --lr_scheduler_kwargs '{"mode": "max"}'"""
+        )
 
 
 def _saving(values: Values) -> None:

@@ -14,6 +14,7 @@ from fastchat.errors import (
     EXIT_SETTINGS,
     PeerFailed,
     UserError,
+    is_out_of_memory,
 )
 from fastchat.train.stopping import STOPPING, Preempted
 
@@ -64,15 +65,6 @@ LESS_MEMORY = (
     "lower --model_max_length, set --gradient_checkpointing True, --q_lora True for LoRA, "
     "or use a ZeRO-3 configuration with --deepspeed"
 )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's and Python's own errors; torch's CPU allocator raises a plain RuntimeError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
-    return isinstance(error, (RuntimeError, OSError)) and any(word in text for word in words)
 
 
 def lost_line(dead: str, advise: Callable[[], str]) -> str:

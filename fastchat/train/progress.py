@@ -91,6 +91,8 @@ class ProgressLines(TrainerCallback):
         was = f" (was {number(self._last_eval)})" if self._last_eval is not None else ""
         parts.append(f"loss {number(logs['eval_loss'])}{was}")
         self._last_eval = logs["eval_loss"]
+        shares = [name for name in logs if name.endswith("_match") or name == "eval_stopped"]
+        parts += [f"{name.removeprefix('eval_').replace('_', ' ')} {logs[name]:.1%}" for name in shares]
         if "eval_num_supervised_tokens" in logs:
             parts.append(f"{logs['eval_num_supervised_tokens']:,.0f} learned tokens")
         if self._eval_began:

@@ -17,7 +17,8 @@ from fastchat.errors import CheckpointError, SettingsError, counted, say
 from fastchat.model.tokenizer_files import reopened
 from fastchat.processes import on_main_process, rank
 from fastchat.streams import detail
-from fastchat.train.callbacks import LinesFile, number
+from fastchat.train.callbacks import SPEED, LinesFile, number
+from fastchat.train.held_out import held_out_answers
 from fastchat.train.overview import Overview
 from fastchat.train.record import Run, RunRecord, make_record, used_line
 from fastchat.train.trainer import ChatTrainer
@@ -27,6 +28,7 @@ def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) ->
     """All steps, from `checkpoint` where there is one, and what follows the last."""
     args = trainer.args
     trainer.add_callback(Overview(run, trainer))
+    trainer.answers = held_out_answers(args, run)
     torch.manual_seed(args.seed + rank())  # dropout differs between processes, as it does between rows
     if checkpoint is not None:
         args.eval_on_start = False  # it belongs to step 0
@@ -108,7 +110,7 @@ def final_evaluation(trainer: ChatTrainer) -> dict[str, Any]:
     step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
     rows = [row for row in state.log_history if "eval_loss" in row and row["step"] == step]
     row = rows[-1] if rows else trainer.last_evaluation()
-    return {key: number(row[key]) for key in ("eval_loss", "eval_num_supervised_tokens")}
+    return {key: number(row[key]) for key in row if key.startswith("eval_") and not key.endswith(SPEED)}
 
 
 def summary(record: RunRecord, output_dir: Path) -> str:

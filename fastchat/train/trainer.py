@@ -18,10 +18,11 @@ from fastchat.bars import are_drawn, each
 from fastchat.data.batches.packing import SEQ_LENGTHS, PackedDataset, Packs
 from fastchat.train.auxiliary import AuxiliaryLoss, find_auxiliary, loss_sums
 from fastchat.train.callbacks import EarlyStopping, Guarded
-from fastchat.train.checkpointing import CheckpointTrainer, EvaluationStopped
+from fastchat.train.checkpointing import CheckpointTrainer
 from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import prove_head
+from fastchat.train.held_out import HeldOutAnswers
 from fastchat.train.loaders import EpochLoader, WorkerStart
 from fastchat.train.loraplus import raise_rates
 from fastchat.train.loss import count_tokens, loss_sum
@@ -38,7 +39,11 @@ class ChatTrainer(CheckpointTrainer):
     trained, called in every process; `train_lengths` one token count per dialogue, needed to group by length;
     `dummy_token` any valid token id; `memory` measures the run; `head` is the model's chunked head, None where the
     loss is to be computed from all logits; `loraplus_lr_ratio` is the setting.
+
+    answers: what is generated and scored at every evaluation; None for nothing.
     """
+
+    answers: HeldOutAnswers | None = None
 
     def __init__(
         self,
@@ -331,8 +336,7 @@ class ChatTrainer(CheckpointTrainer):
         handler.eval_dataloader = dataloader  # the progress bar asks for its length
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in each(dataloader, "evaluating", "batch"):
-            if (reason := self.stop_asked()) is not None:
-                raise EvaluationStopped(reason)
+            self.go_on()
             sums[1] += count_tokens([batch])[0]
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = loss_sum(model, self._prepare_inputs(batch), chunked=self.head is not None)
@@ -343,6 +347,8 @@ class ChatTrainer(CheckpointTrainer):
             f"{metric_key_prefix}_loss": loss / supervised if supervised else float("nan"),
             f"{metric_key_prefix}_num_supervised_tokens": int(supervised),
         }
+        if self.answers is not None:
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.answers.measure(self).items()}
         size = len(dataloader.dataset)  # pyright: ignore[reportArgumentType]
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=size)  # pyright: ignore
 

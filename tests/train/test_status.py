@@ -15,9 +15,17 @@ from typing import Any
 
 import pytest
 
-from fastchat.errors import CheckpointError, DataError, NumericError, PeerFailed, ResourceError, SettingsError
+from fastchat.errors import (
+    CheckpointError,
+    DataError,
+    NumericError,
+    PeerFailed,
+    ResourceError,
+    SettingsError,
+    is_out_of_memory,
+)
 from fastchat.train.end_note import EndNote
-from fastchat.train.ending import is_out_of_memory, lost_another_process
+from fastchat.train.ending import lost_another_process
 from fastchat.train.status import RunStatus, attempt, check_output_dir, clear_results
 from fastchat.train.stopping import STOPPING, Preempted
 

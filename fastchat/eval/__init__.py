@@ -1,0 +1,1 @@
+"""Evaluation: loss, perplexity and accuracy of a model on data, and scores of the answers that it generates."""
