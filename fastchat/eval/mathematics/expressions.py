@@ -1,8 +1,8 @@
 """Tokens of a final answer -> a tree. A parser of its own: what a model writes is never evaluated as Python.
 
-    \\frac{1}{2}x   ->  mul(div(number 1, number 2), name x)
-    (1, \\infty)    ->  bracket "()" (number 1, name oo)
-    x = 3 or x = 4  ->  list(relation "=" (name x, number 3), relation "=" (name x, number 4))
+\\frac{1}{2}x   ->  mul(div(number 1, number 2), name x)
+(1, \\infty)    ->  bracket "()" (number 1, name oo)
+x = 3 or x = 4  ->  list(relation "=" (name x, number 3), relation "=" (name x, number 4))
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ class _Parser:
     def _product(self) -> Node:
         if sign := self._accept("-", "+", "\\pm"):
             inner = self._product()
-            return {"-": Node("neg", (inner,)), "+": inner}.get(sign) or Node("pm", (Node("number", (), Fraction(0)), inner))
+            return {"-": Node("neg", (inner,)), "+": inner}.get(sign) or Node(
+                "pm", (Node("number", (), Fraction(0)), inner)
+            )
         node = self._power()
         while True:
             if self._accept(*_TIMES):
@@ -176,7 +178,12 @@ class _Parser:
     def _beside(self, left: Node, right: Node) -> Node:
         """Two factors without a sign: a product, or a mixed number such as 3\\frac{1}{2}."""
         whole = left.kind == "number" and left.decimals is None
-        if whole and right.kind == "div" and right.value == "frac" and all(part.kind == "number" for part in right.args):
+        if (
+            whole
+            and right.kind == "div"
+            and right.value == "frac"
+            and all(part.kind == "number" for part in right.args)
+        ):
             return Node("add", (left, right))
         if left.kind == "number" and right.kind == "number":
             raise Unreadable("two numbers without a sign between them")
@@ -190,7 +197,11 @@ class _Parser:
         self._at += 1
         if self._accept("^", "**"):
             self._group()
-        if self.next == "/" and self._at + 1 < len(self._tokens) and self._tokens[self._at + 1].kind in ("text", "word"):
+        if (
+            self.next == "/"
+            and self._at + 1 < len(self._tokens)
+            and self._tokens[self._at + 1].kind in ("text", "word")
+        ):
             self._at += 1
         return True
 
@@ -203,7 +214,8 @@ class _Parser:
         if token.kind == "sign":
             return token.text in ("(", "[", "{")
         return token.kind == "command" and (
-            token.text in ("\\frac", "\\dfrac", "\\tfrac", "\\cfrac", "\\sqrt", "\\log", "\\binom", "\\dbinom", "\\begin")
+            token.text
+            in ("\\frac", "\\dfrac", "\\tfrac", "\\cfrac", "\\sqrt", "\\log", "\\binom", "\\dbinom", "\\begin")
             or token.text in _CLOSERS
             or token.text[1:] in FUNCTIONS
             or token.text[1:] in _GREEK
