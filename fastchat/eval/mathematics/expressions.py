@@ -12,30 +12,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from fastchat.eval.mathematics.notation import CLOSERS, CONSTANTS, FUNCTIONS, GREEK, OVER, RELATIONS, TIMES
 from fastchat.eval.mathematics.tokens import NEW_ROW, Token, Unreadable, tokens_of
 
 MAX_DEPTH = 40  # of brackets, fractions and so on inside one another
 _MAX_EXPONENT = 400  # of a decimal such as 1e30
-# What a name is called in the tree; the same function has different names in LaTeX and Python.
-FUNCTIONS = {name: name for name in ("sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp", "ln",
-             "floor", "abs", "factorial")} | {
-    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "asin": "asin", "acos": "acos", "atan": "atan",
-    "ceil": "ceiling", "ceiling": "ceiling", "Abs": "abs", "cbrt": "cbrt",
-}  # fmt: skip
-_GREEK = {
-    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
-    "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega",
-}  # fmt: skip
-_CONSTANTS = {"pi": "pi", "infty": "oo", "oo": "oo", "inf": "oo", "infinity": "oo", "Infinity": "oo", "E": "e"}
-_RELATIONS = {
-    "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "\\le": "<=", "\\leq": "<=", "\\ge": ">=",
-    "\\geq": ">=", "\\lt": "<", "\\gt": ">", "\\ne": "!=", "\\neq": "!=", "\\leqslant": "<=", "\\geqslant": ">=",
-    "\\in": "in", "\\approx": "=", "\\equiv": "=",
-}  # fmt: skip
-_TIMES = ("*", "\\cdot", "\\times", "\\ast")
-_OVER = ("/", "\\div")
-_CLOSERS = {"(": ")]", "[": ")]", "\\{": ("\\}",), "{": "}", "\\lfloor": ("\\rfloor",), "\\lceil": ("\\rceil",),
-            "\\lbrace": ("\\rbrace",), "\\langle": ("\\rangle",)}  # fmt: skip
 _SHORT_WORD = 3  # letters; a longer word is a word, a shorter one is a product of variables
 
 
@@ -44,7 +25,8 @@ class Node:
     """One node of a tree.
 
     Attributes:
-        kind: number, name, text; add, mul, div, pow, neg, pm, call, percent; bracket, set, list, union, matrix, relation.
+        kind: number, name, text; add, mul, div, pow, neg, pm, call, percent; bracket, set, list, union, matrix,
+            relation.
         value: a Fraction, a name, a text, the name of a function, the two brackets, the columns or the relation.
         decimals: how many decimals a number was written with; None if it was written without a point.
     """
@@ -107,7 +89,7 @@ class _Parser:
 
     # ---- from lists down to single numbers
 
-    def items(self, closers: tuple[str, ...] | str) -> Node:
+    def items(self, closers: tuple[str, ...]) -> Node:
         """One value, or several separated by commas: a "list"."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -123,8 +105,8 @@ class _Parser:
     def _relation(self) -> Node:
         first = self._union()
         sides, signs = [first], []
-        while self.next in _RELATIONS:
-            signs.append(_RELATIONS[self._take().text])
+        while self.next in RELATIONS:
+            signs.append(RELATIONS[self._take().text])
             sides.append(self._union())
         made = [Node("relation", (a, b), sign) for a, b, sign in zip(sides, sides[1:], signs, strict=False)]
         if not made:
@@ -159,9 +141,9 @@ class _Parser:
             )
         node = self._power()
         while True:
-            if self._accept(*_TIMES):
+            if self._accept(*TIMES):
                 node = Node("mul", (node, self._signed_power()))
-            elif self._accept(*_OVER):
+            elif self._accept(*OVER):
                 node = Node("div", (node, self._signed_power()))
             elif self._unit():
                 continue
@@ -216,10 +198,10 @@ class _Parser:
         return token.kind == "command" and (
             token.text
             in ("\\frac", "\\dfrac", "\\tfrac", "\\cfrac", "\\sqrt", "\\log", "\\binom", "\\dbinom", "\\begin")
-            or token.text in _CLOSERS
+            or token.text in CLOSERS
             or token.text[1:] in FUNCTIONS
-            or token.text[1:] in _GREEK
-            or token.text[1:] in _CONSTANTS
+            or token.text[1:] in GREEK
+            or token.text[1:] in CONSTANTS
         )
 
     def _power(self) -> Node:
@@ -255,7 +237,7 @@ class _Parser:
             return Node("text", (), token.text.casefold())
         if token.kind == "word":
             return self._word(token.text)
-        if token.text in _CLOSERS:
+        if token.text in CLOSERS:
             return self._bracket(token.text)
         if token.text in ("|", "\\lvert", "\\vert", "\\mid"):
             inner = self._sum()
@@ -266,11 +248,11 @@ class _Parser:
         raise Unreadable(f"unexpected {token.text}")
 
     def _word(self, word: str) -> Node:
-        if word in _CONSTANTS:
-            return Node("name", (), _CONSTANTS[word])
+        if word in CONSTANTS:
+            return Node("name", (), CONSTANTS[word])
         if word in FUNCTIONS or word == "log":
             return self._applied("ln" if word == "log" else FUNCTIONS[word])  # Python's log
-        if word in _GREEK:
+        if word in GREEK:
             return Node("name", (), word)
         if _is_word(word):
             return Node("text", (), word.casefold())
@@ -282,7 +264,7 @@ class _Parser:
         return letters[0]
 
     def _bracket(self, opener: str) -> Node:
-        closers = _CLOSERS[opener]
+        closers = CLOSERS[opener]
         if closer := self._accept(*closers):
             return Node("set") if opener in ("\\{", "{", "\\lbrace") else Node("bracket", (), opener + closer)
         inner = self.items(closers)
@@ -319,9 +301,9 @@ class _Parser:
             return Node("name", (), f"mathbb {self._group().value}")
         if name in FUNCTIONS:
             return self._applied(FUNCTIONS[name])
-        if name in _CONSTANTS:
-            return Node("name", (), _CONSTANTS[name])
-        if name in _GREEK:
+        if name in CONSTANTS:
+            return Node("name", (), CONSTANTS[name])
+        if name in GREEK:
             return Node("name", (), name.removeprefix("var"))
         raise Unreadable(f"\\{name}")
 
@@ -333,7 +315,7 @@ class _Parser:
         """A bracket or one token, as an exponent or an index has."""
         if self.next == "{":
             self._take()
-            inner = self.items("}")
+            inner = self.items(("}",))
             self._expect("}")
             return inner
         sign = self._accept("-")
@@ -351,7 +333,7 @@ class _Parser:
     def _optional_argument(self) -> Node | None:
         if not self._accept("["):
             return None
-        inner = self.items("]")
+        inner = self.items(("]",))
         self._expect("]")
         return inner
 
@@ -398,7 +380,7 @@ class _Parser:
 
 
 def _is_word(word: str) -> bool:
-    return len(word) > _SHORT_WORD and word not in FUNCTIONS and word not in _CONSTANTS and word not in _GREEK
+    return len(word) > _SHORT_WORD and word not in FUNCTIONS and word not in CONSTANTS and word not in GREEK
 
 
 def _number(text: str) -> Node:

@@ -1,4 +1,4 @@
-"""Records of attempts -> results: accuracy with its interval, reasons, runs of code, and the same for groups of rows."""
+"""Records of attempts -> results: accuracy with its interval, reasons and runs of code, and accuracy by group."""
 
 from __future__ import annotations
 

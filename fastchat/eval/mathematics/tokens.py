@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+
+from fastchat.eval.mathematics.notation import CHARACTERS
 
 NEW_ROW = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"  # of a matrix; the two backslashes of LaTeX
 MAX_LENGTH = 1000  # characters; a longer answer is compared as text only
 
-_CHARACTERS = {
-    "−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", "⁄": "/", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∞": r"\infty ",
-    "π": r"\pi ", "√": r"\sqrt ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "°": "",
-    "€": "", "£": "", "¥": "", "½": r" \frac{1}{2}", "⅓": r" \frac{1}{3}", "⅔": r" \frac{2}{3}", "¼": r" \frac{1}{4}",
-    "¾": r" \frac{3}{4}", "⅕": r" \frac{1}{5}", "⅛": r" \frac{1}{8}", "²": "^{2}", "³": "^{3}", "\N{NO-BREAK SPACE}": " ",
-}  # fmt: skip
 _INVISIBLE = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|dfrac(?=\\)|limits|nolimits|hfill)(?![A-Za-z])\.?"
     r"|\\[()\[\]]|\^\s*\\circ(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}|\\degrees?(?![A-Za-z])|\\?\$|\\phantom\{[^{}]*\}"
@@ -76,7 +73,7 @@ def plain(text: str) -> str:
     text = text.strip()
     if len(text) > MAX_LENGTH:
         raise Unreadable(f"more than {MAX_LENGTH} characters")
-    text = "".join(_CHARACTERS.get(letter, letter) for letter in text)
+    text = "".join(CHARACTERS.get(letter, letter) for letter in text)
     text = _NEW_ROW.sub(NEW_ROW, text)  # otherwise the second backslash would begin a command
     text = _DIGIT_GROUPS.sub("", text)
     text = _INVISIBLE.sub("", text)
@@ -91,10 +88,8 @@ def text_key(text: str) -> str:
     >>> text_key("\\\\text{(B)}"), text_key(" b "), text_key("\\\\mathrm{North  East}.")
     ('b', 'b', 'northeast')
     """
-    try:
+    with suppress(Unreadable):
         text = plain(text)
-    except Unreadable:
-        pass
     text = re.sub(_TEXT, "{", text)
     key = re.sub(r"(?<!\\)[{}]|\s", "", text).rstrip(".").casefold()
     choice = re.fullmatch(r"\(([a-z])\)", key)

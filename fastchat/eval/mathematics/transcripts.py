@@ -82,7 +82,7 @@ class Folder:
             others = sorted(entry.name for entry in self.path.iterdir())
             if others:
                 raise SettingsError(
-                    f"{_FLAG} {self.path}: the folder has other files ({brief(', '.join(others), 80)}); choose a new one."
+                    f"{_FLAG} {self.path}: has other files ({brief(', '.join(others), 80)}); choose a new folder."
                 )
             files.write_json(place, settings)
             return
@@ -123,8 +123,8 @@ class Folder:
 
     def _unwritable(self, error: OSError) -> ResourceError:
         return ResourceError(
-            f"{_FLAG} {self.path}: cannot be written ({error.strerror or error}). The attempts in {TRANSCRIPTS} are kept; "
-            "the same command continues after them."
+            f"{_FLAG} {self.path}: cannot be written ({error.strerror or error}). The attempts in {TRANSCRIPTS} "
+            "are kept; the same command continues after them."
         )
 
 
