@@ -28,6 +28,7 @@ COMMANDS = {
     "recipes": Command("fastchat.settings.recipes", "list the built-in recipes, or copy one"),
     "chat": Command("fastchat.serve.cli", "chat with an adapter or a model in the terminal"),
     "merge": Command("fastchat.model.apply_lora", "merge an adapter into its base model"),
+    "eval": Command("fastchat.eval.command_line", "measure a model: loss, accuracy, generated answers"),
     "verify": Command("fastchat.checkpoint.verify", "check that a checkpoint or a result is complete"),
     "prepare": Command("fastchat.model.prepare_model", "give a model a pad token or new tokens before training"),
     "data": Command("", "tools for data files: fastchat data --help"),

@@ -38,20 +38,33 @@ def answer_dialogues(
     *,
     sampling: Sampling,
     pad_id: int,
-    generate_ids: Callable[..., list[Generated]] = generate,
-    on_done: Callable[[int, Answered], None] | None = None,
     **options: Any,
 ) -> list[Answered]:
     """The model's answer to each dialogue, whose next turn is the assistant's, in their order.
 
     `on_done` is called with a dialogue's number and its answer as soon as its batch is done. `generate_ids`: `generate`
-    or `generate_in_all`; `options` are its own. Raises what `encode_prompt` raises.
+    or `generate_in_all`; other `options` are its own. Raises what `encode_prompt` raises.
 
     >>> sampling = Sampling(max_new_tokens=64)                                                  # doctest: +SKIP
     >>> answer_dialogues(model, chat_encoder, dialogues, sampling=sampling, pad_id=0)[0].text     # doctest: +SKIP
     'The answer is 4.'
     """
     prompts = [encode_prompt(dialogue, chat_encoder) for dialogue in dialogues]
+    return answer_prompts(model, chat_encoder, prompts, sampling=sampling, pad_id=pad_id, **options)
+
+
+def answer_prompts(
+    model: Any,
+    chat_encoder: ChatEncoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    pad_id: int,
+    generate_ids: Callable[..., list[Generated]] = generate,
+    on_done: Callable[[int, Answered], None] | None = None,
+    **options: Any,
+) -> list[Answered]:
+    """The same for the ids of prompts."""
 
     def read(number: int, made: Generated) -> Answered:
         ids = made.ids if made.stop_id is None else [*made.ids, made.stop_id]

@@ -1,8 +1,8 @@
 """Prompts of different lengths -> generated ids, in batches, each as if its prompt were alone.
 
 Batches are padded on the left, under an attention mask and with positions that begin at the first real token. Whether
-the model at hand really ignores the padding is tried with one prompt; where it does not, only prompts of equal length
-share a batch. Prompts are sorted by length, and results have the order of the prompts.
+the model at hand really keeps the rows of a batch apart is tried with two prompts; where it does not, each is a batch of
+its own. Prompts are sorted by length, and results have the order of the prompts.
 
 The tokens come from transformers' `generate`. Sampling adds Gumbel noise, of one random number generator per prompt,
 and takes the most likely token, which is the same as drawing from the softmax. So an answer depends on the seed and on
@@ -14,7 +14,6 @@ Shape letters: B prompts of a batch, T tokens of the longest, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from typing import Any
 
 import torch
 
-from fastchat.errors import ResourceError, SettingsError, is_out_of_memory, say
+from fastchat.errors import SettingsError, say
+from fastchat.eval.batching import halving
 from fastchat.files import sha256_of_text
 from fastchat.model.rope import context_length, rope_type
 from fastchat.processes import gather, on_all_processes, rank, world_size
@@ -30,7 +30,7 @@ from fastchat.processes import gather, on_all_processes, rank, world_size
 STOP, LENGTH, CONTEXT = "stop", "length", "context"  # why a generation ended
 GREEDY_BELOW = 1e-5  # below this temperature, decoding is greedy
 DEPENDS_ON_LENGTH = ("dynamic", "longrope")  # the angles of a row depend on the length of the whole batch
-PADDING = 3  # tokens, when the padding is tried
+TRIAL = 3  # tokens, when a batch is tried
 TOLERANCE, OF_HALF = 1e-3, 5e-2  # of the logits' norm, in float32 and in 16 bits
 
 
@@ -157,30 +157,24 @@ def generate_in_all(
 
 def _run(work: _Work, batches: list[list[int]], on_done: Callable[[int, Generated], None], together: bool) -> None:
     """All batches; with `together` as many in every process, the last ones for nothing."""
-    for number, made in work.found.items():
-        on_done(number, made)
-    most = max(gather(len(batches))) if together else len(batches)
-    waiting = batches + [[]] * (most - len(batches))
-    while waiting:
-        batch, *waiting = waiting
-        try:
+    _tell(work, list(work.found), on_done)
+    if together:
+        most = max(gather(len(batches)))
+        for batch in batches + [[]] * (most - len(batches)):
             work.batch(batch)
-        except (RuntimeError, MemoryError) as error:
-            if together or not is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise ResourceError(
-                    f"the memory is too small to generate {work.sampling.max_new_tokens} tokens after a prompt of "
-                    f"{len(work.prompts[batch[0]])}: generate fewer tokens, use another device or a quantised model"
-                ) from None
-        else:
-            for number in batch:
-                on_done(number, work.found[number])
-            continue
-        torch.cuda.empty_cache()
-        size = (len(batch) + 1) // 2
-        say(f"generation: {len(batch)} prompts do not fit into the memory at once; continuing with {size}")
-        waiting = [part[at : at + size] for part in [batch, *waiting] for at in range(0, len(part), size)]
+            _tell(work, batch, on_done)
+        return
+
+    def too_small(number: int) -> str:
+        return f"to generate {work.sampling.max_new_tokens} tokens after a prompt of {len(work.prompts[number])}"
+
+    for batch in halving(batches, work.batch, too_small):
+        _tell(work, batch, on_done)
+
+
+def _tell(work: _Work, batch: list[int], on_done: Callable[[int, Generated], None]) -> None:
+    for number in batch:
+        on_done(number, work.found[number])
 
 
 @dataclass
@@ -219,63 +213,67 @@ class _Work:
         alone = [number for number in free if self.room(number) < self.sampling.max_new_tokens]
         shared = [number for number in free if number not in set(alone)]
         shared.sort(key=lambda number: -len(self.prompts[number]))
-        groups = [shared] if self._ignores_padding(shared, together) else _by_length(shared, self.prompts)
+        by_length = rope_type(self.model.config) in DEPENDS_ON_LENGTH
+        if not self._can_batch(shared, by_length, size, together):
+            size = 1
+        groups = _by_length(shared, self.prompts) if by_length else [shared]
         chunks = [group[at : at + size] for group in groups for at in range(0, len(group), size)]
         counts = gather(len(alone)) if together else [len(alone)]
         before, after = (sum(counts[: rank()]), sum(counts[rank() + 1 :])) if together else (0, 0)
         nothing: list[int] = []
         return [nothing] * before + [[number] for number in alone] + [nothing] * after + chunks
 
-    def _ignores_padding(self, numbers: list[int], together: bool) -> bool:
-        """Whether prompts of different lengths may share a batch: tried with the shortest of them."""
-        lengths = {len(self.prompts[number]) for number in numbers}
-        needed = len(lengths) > 1
-        if rope_type(self.model.config) in DEPENDS_ON_LENGTH:
-            return not needed
+    def _can_batch(self, numbers: list[int], by_length: bool, size: int, together: bool) -> bool:
+        """Whether a prompt has the same logits in a batch, next to the longest one, as it has alone."""
+        needed = size > 1 and len(numbers) > 1
         if not (any(gather(needed)) if together else needed):
             return True
-        prompt = list(self.prompts[numbers[-1]]) if numbers else [self.pad_id]
-        plain = self._logits(*self._inputs([prompt]))
-        padded = self._logits(*self._inputs([prompt], len(prompt) + PADDING))
-        apart = float((plain - padded).norm() / plain.norm().clamp(min=1e-30))
+        one = self.prompts[numbers[-1]] if numbers else [self.pad_id]
+        other = self.prompts[numbers[0]] if numbers and not by_length else one
+        alone, inside = self._trial([one]), self._trial([one, other])
+        apart = float((alone - inside).norm() / alone.norm().clamp(min=1e-30))
         rounds = torch.is_autocast_enabled(self.device.type) or self.model.dtype.itemsize < torch.float32.itemsize
         same = apart <= (OF_HALF if rounds else TOLERANCE)
         if not same:
-            say("generation: this model does not ignore padding, so only prompts of equal length share a batch")
+            say("generation: this model gives other answers in a batch, so prompts are answered one by one")
         return same
 
-    def _logits(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """[B, V], float32: of the token after each prompt."""
-        inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": mask_BT, "use_cache": False}
-        if "position_ids" in inspect.signature(_language_model(self.model).forward).parameters:
-            inputs["position_ids"] = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        return self.model(**inputs).logits[:, -1].float()
+    def _trial(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The logits of the first tokens after the first prompt, [steps, V]: with its cache."""
+        ids_BT, mask_BT = self._inputs(prompts)
+        config = self._config(min(TRIAL, self.sampling.max_new_tokens), [])
+        config.return_dict_in_generate = config.output_logits = True
+        made = self.model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=config)
+        return torch.stack([step_BV[0].float() for step_BV in made.logits])
 
-    def _inputs(self, prompts: Sequence[Sequence[int]], width: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask, [B, T] each, padded on the left to the longest prompt or to `width`."""
-        width = max(width, *map(len, prompts))
+    def _inputs(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, [B, T] each, padded on the left to the longest prompt."""
+        width = max(map(len, prompts))
         ids = [[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
-    def batch(self, numbers: list[int]) -> None:
-        """Generate for some prompts; for none of them, one forward pass that others wait for."""
+    def _config(self, room: int, stop_ids: Sequence[int]) -> Any:
         from transformers import GenerationConfig
 
+        return GenerationConfig(
+            max_new_tokens=room,
+            do_sample=False,
+            eos_token_id=list(stop_ids) or None,
+            pad_token_id=self.pad_id,
+            # Dynamic RoPE changes the angles of earlier keys as the text grows; cached keys would be stale.
+            use_cache=rope_type(self.model.config) != "dynamic",
+        )
+
+    def batch(self, numbers: list[int]) -> None:
+        """Generate for some prompts; for none of them, one forward pass that others wait for."""
         room = self.room(numbers[0]) if numbers else 1
         ids_BT, mask_BT = self._inputs([self.prompts[number] for number in numbers] or [[self.pad_id]])
         ends = _Ends(numbers, ids_BT.shape[1], self.ended)
         out_BT = self.model.generate(
             input_ids=ids_BT,
             attention_mask=mask_BT,
-            generation_config=GenerationConfig(
-                max_new_tokens=room,
-                do_sample=False,
-                eos_token_id=list(self.stop_ids) or None,
-                pad_token_id=self.pad_id,
-                # Dynamic RoPE changes the angles of earlier keys as the text grows; cached keys would be stale.
-                use_cache=rope_type(self.model.config) != "dynamic",
-            ),
+            generation_config=self._config(room, self.stop_ids),
             logits_processor=self._draws(numbers),
             stopping_criteria=[ends] if self.ended else None,
         )

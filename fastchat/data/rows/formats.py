@@ -30,6 +30,7 @@ from fastchat.data.rows.keys import (
     FORM_KEYS,
     IDS,
     INSTRUCTION,
+    ORIGIN,
     PAIRS,
     PROMPT,
     QUESTIONS,
@@ -72,6 +73,7 @@ class Parsed:
         unread: ("row" or "turn", key) -> how many have this key, which is not read.
         form: one of keys.FORM_KEYS.
         id: the row's own id, for messages.
+        origin: what the row says under `source`.
         entries: for each turn of the dialogue, the position in the row's list of turns where it begins; and that after
             the last turn. Empty if the row is not a list of turns.
     """
@@ -82,6 +84,7 @@ class Parsed:
     unread: Counter[tuple[str, str]] = field(default_factory=Counter)
     form: str = field(default="", compare=False)
     id: str | None = field(default=None, compare=False)
+    origin: str | None = field(default=None, compare=False)
     entries: tuple[int, ...] = field(default=(), compare=False)
 
 
@@ -124,7 +127,7 @@ def parse_row(
     dialogue = Dialogue(tuple(turns), system, source, line, *said)
     ends = [*made.entries, len(row[form])] if form in TURN_LISTS else []
     entries = tuple(ends[kept.start : kept.stop + 1])
-    return Parsed(dialogue, None, +reading.treatments, reading.unread, form, row_id(row), entries)
+    return Parsed(dialogue, None, +reading.treatments, reading.unread, form, row_id(row), row_origin(row), entries)
 
 
 def row_id(row: dict[str, Any]) -> str | None:
@@ -133,6 +136,12 @@ def row_id(row: dict[str, Any]) -> str | None:
         if type(row.get(key)) in (str, int):
             return str(row[key])
     return None
+
+
+def row_origin(row: dict[str, Any]) -> str | None:
+    """Where the row says that it comes from: its "source" if that is a string or an integer."""
+    found = row.get(ORIGIN)
+    return str(found) if type(found) in (str, int) else None
 
 
 def format_of(row: dict[str, Any], mapped: Collection[str] = ()) -> str:
@@ -252,7 +261,7 @@ def _plain(row: dict[str, Any], reading: Reading, source: str, line: int) -> Par
         return Parsed(None, "empty_dialogue", Counter(), reading.unread, TEXT)
     turn = Turn(ASSISTANT, text, reading.train is not False)
     dialogue = Dialogue((turn,), None, source, line, plain=True)
-    return Parsed(dialogue, None, +reading.treatments, reading.unread, TEXT, row_id(row))
+    return Parsed(dialogue, None, +reading.treatments, reading.unread, TEXT, row_id(row), row_origin(row))
 
 
 # --- what a row says about its dialogue

@@ -54,6 +54,7 @@ TEXT_PARTS = ("text", "input_text", "output_text")  # the types of a message's p
 
 SYSTEM_KEY = "system"
 IDS = ("id", "idx")
+ORIGIN = "source"  # where a row comes from, which an evaluation reports on separately
 TOOLS = ("tools", "functions")
 ARGUMENTS, THINKING_SWITCH = "chat_template_kwargs", "enable_thinking"
 # The model's reasoning before an answer.
@@ -86,7 +87,7 @@ RESERVED_ARGUMENTS = frozenset(
 )
 
 # What `--data_columns` can name. A turn's keys are separate, because a turn and a row may use one name for two things.
-ROW_KEYS = frozenset((SYSTEM_KEY, ARGUMENTS, THINKING_SWITCH, *IDS, *TOOLS, *TRAIN_KEYS, *UNCLEAR_KEYS))
+ROW_KEYS = frozenset((SYSTEM_KEY, ARGUMENTS, THINKING_SWITCH, ORIGIN, *IDS, *TOOLS, *TRAIN_KEYS, *UNCLEAR_KEYS))
 ROW_COLUMNS = frozenset((*ROW_KEYS, *REASONING_KEYS, *(key for keys in FORM_KEYS.values() for key in keys)))
 TURN_KEYS = frozenset((*TURN_ROLE, *TURN_TEXT, *CALLS, *REASONING_KEYS, *TRAIN_KEYS, *UNCLEAR_KEYS))
 

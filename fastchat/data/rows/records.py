@@ -24,7 +24,8 @@ OnBadRow = Literal["stop", "skip"]
 class Record:
     """One row of the input: `dialogue`, or None and why in `dropped` ("empty_dialogue", "bad_row: broken JSON" ...).
 
-    `index` counts the rows of all files from 0; `line` counts from 1 within `source`.
+    `index` counts the rows of all files from 0; `line` counts from 1 within the file `source`; `origin` is what the row
+    itself says under its key `source`.
     """
 
     index: int
@@ -33,6 +34,7 @@ class Record:
     source: str
     line: int
     id: str | None = None
+    origin: str | None = None
 
     @property
     def place(self) -> str:
@@ -141,7 +143,7 @@ class Records:
         if parsed.dialogue and not all(map(self._reads_argument, parsed.dialogue.template_arguments)):
             self._treatments["ignored_arguments"] += 1
         self._unread.add(parsed.unread, row.unread)
-        return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, parsed.id)
+        return Record(index, parsed.dialogue, parsed.dropped, row.source, row.line, parsed.id, parsed.origin)
 
 
 @dataclass
