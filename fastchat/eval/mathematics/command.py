@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     say(guarantee())
     sources = find_sources("--data-path", args.data_path, split=args.data_split, cache_dir=args.cache_dir)
     files = [file for source in sources for file in source.files]
+    warnings.simplefilter("ignore", FutureWarning)  # a user cannot do anything about those of the libraries
     from fastchat.eval.mathematics.problems import read_problems
 
     problems = read_problems(files, num=args.num, system=args.conv_system_msg, on_bad_row=args.on_bad_row)

@@ -11,8 +11,8 @@ from fastchat.data.view.terminal import safe
 from fastchat.errors import counted
 from fastchat.eval.mathematics.comparing import compare
 from fastchat.eval.mathematics.transcripts import RIGHT
+from fastchat.eval.statistics import proportion
 
-_Z = 1.959963984540054  # 95 % of a normal distribution are within so many standard deviations
 _MAX_GROUPS = 40  # values of one key that are shown
 _RUNS = {"ok": "ran", "error": "failed", "timeout": "timed out", "output": "printed too much"}
 
@@ -31,18 +31,6 @@ def results_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         made["majority_vote"] = _majority(records)
     made["groups"] = _groups(records)
     return made
-
-
-def wilson(share: float, number: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share that was measured in `number` trials.
-
-    >>> [round(bound, 3) for bound in wilson(0.8, 10)]
-    [0.49, 0.943]
-    """
-    z2 = _Z * _Z / number
-    middle = (share + z2 / 2) / (1 + z2)
-    half = _Z / (1 + z2) * math.sqrt(share * (1 - share) / number + z2 / number / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def lines_of(results: Mapping[str, Any]) -> list[str]:
@@ -74,7 +62,11 @@ def _accuracy(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for record in records:
         by_problem.setdefault(record["number"], []).append(record["right"])
     share = math.fsum(sum(right) / len(right) for right in by_problem.values()) / len(by_problem)
-    return {"accuracy": share, "interval": list(wilson(share, len(by_problem))), "problems": len(by_problem)}
+    return {
+        "accuracy": share,
+        "interval": list(proportion(share * len(by_problem), len(by_problem))),
+        "problems": len(by_problem),
+    }
 
 
 def _groups(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
