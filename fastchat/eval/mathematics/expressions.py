@@ -13,9 +13,10 @@ from fractions import Fraction
 from typing import Any
 
 from fastchat.eval.mathematics.notation import CLOSERS, CONSTANTS, FUNCTIONS, GREEK, OVER, RELATIONS, TIMES
-from fastchat.eval.mathematics.tokens import NEW_ROW, Token, Unreadable, tokens_of
+from fastchat.eval.mathematics.tokens import NEW_ROW, Token, Unreadable, height, tokens_of
 
 MAX_DEPTH = 40  # of brackets, fractions and so on inside one another
+MAX_HEIGHT = 120  # of a tree; a sum has one level for each term
 _MAX_EXPONENT = 400  # of a decimal such as 1e30
 _SHORT_WORD = 3  # letters; a longer word is a word, a shorter one is a product of variables
 
@@ -47,9 +48,14 @@ def read(text: str, thousands: bool = True) -> Node:
     if not tokens:
         raise Unreadable("empty")
     parser = _Parser(tokens)
-    node = parser.items(())
+    try:
+        node = parser.items(())
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
     if parser.next:
         raise Unreadable(f"unexpected {parser.next}")
+    if height(node) > MAX_HEIGHT:
+        raise Unreadable("too many operations")
     return node
 
 

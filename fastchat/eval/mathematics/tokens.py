@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from fastchat.eval.mathematics.notation import CHARACTERS
 
@@ -104,3 +105,11 @@ def _closing(text: str, start: int) -> int:
         if not depth:
             return place + 1
     raise Unreadable("a brace is not closed")
+
+
+def height(node: Any) -> int:
+    """The levels of a tree whose nodes have `args`, counted without recursion."""
+    level, number = [node], 0
+    while level:
+        level, number = [part for one in level for part in one.args], number + 1
+    return number
