@@ -12,16 +12,25 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from fastchat.conversation import use_template_file
 from fastchat.data.tools.command import Parser, run
 from fastchat.errors import SettingsError
 
+# Commands of their own after `fastchat eval` (a model in a folder of this name is ./math).
+OTHERS = {"math": "fastchat.eval.mathematics.command", "lm-eval": "fastchat.eval.harness"}
+
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(prog="fastchat eval", description="Measure a model on data.")
+    parser = Parser(
+        prog="fastchat eval",
+        description="Measure a model on data.",
+        epilog="fastchat eval math --help: mathematics problems solved with code. "
+        "fastchat eval lm-eval --help: the tasks of lm-evaluation-harness.",
+    )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="an adapter, a result, a checkpoint or a hub name")
     parser.add_argument("--model-path", help="the same as MODEL")
     parser.add_argument("--base-model-path", help="base of the adapter (default: the one it was trained on)")
@@ -81,8 +90,11 @@ def _not_negative(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return run(_evaluate, build_parser(), argv)
+    """Run the command, or the one that its first word names (`OTHERS`); returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in OTHERS:
+        return import_module(OTHERS[words[0]]).main(words[1:])
+    return run(_evaluate, build_parser(), words)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

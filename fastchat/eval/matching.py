@@ -19,13 +19,13 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
+from fastchat.data.tools.final_answer import boxed
 from fastchat.errors import SettingsError
 
 EXACT, REGEX, NUMERIC = "exact", "regex", "numeric"
 EVAL_FLAGS = ("--eval_match", "--eval_pattern")  # the settings of training
 PRECISION = Fraction(1, 1_000_000)
 _CLOSING = "</think>"
-_BOXED = "\\boxed{"
 _LATEX_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{\s*([-+]?\d+)\s*\}\{\s*(\d+)\s*\}")
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 # Not within a word; a hyphen after a digit or a letter is no sign. Exponents of two digits keep the numbers small.
@@ -114,8 +114,8 @@ def last_number(text: str) -> Fraction | None:
     >>> last_number("\\\\boxed{\\\\frac{7}{8}} of 16"), last_number("from 10-4 to -3"), last_number("x2")
     (Fraction(7, 8), Fraction(-3, 1), None)
     """
-    boxed = _last_boxed(text)
-    text = (text if boxed is None else boxed).replace("\N{MINUS SIGN}", "-").replace("\\$", "$")
+    inside = boxed(text)
+    text = (text if inside is None else inside).replace("\N{MINUS SIGN}", "-").replace("\\$", "$")
     text = _LATEX_FRACTION.sub(lambda found: f" {found[1]}{found[2]}/{found[3]}", text)
     numbers = [number for found in _NUMBER.finditer(text) if (number := _value(found)) is not None]
     return numbers[-1] if numbers else None
@@ -132,16 +132,3 @@ def _value(found: re.Match[str]) -> Fraction | None:
         value /= int(denominator)
     value *= Fraction(10) ** int(exponent or 0)
     return -value if sign == "-" else value
-
-
-def _last_boxed(text: str) -> str | None:
-    """What the last `\\boxed{...}` holds, to its own closing brace; None without a complete one."""
-    start = text.rfind(_BOXED)
-    while start >= 0:
-        depth = 0
-        for end in range(start + len(_BOXED) - 1, len(text)):
-            depth += (text[end] == "{") - (text[end] == "}")
-            if not depth:
-                return text[start + len(_BOXED) : end]
-        start = text.rfind(_BOXED, 0, start)
-    return None

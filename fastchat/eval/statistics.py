@@ -8,8 +8,8 @@ from collections.abc import Sequence
 Z = 1.959963984540054  # standard deviations on both sides of the mean that hold 95 %
 
 
-def proportion(successes: int, number: int) -> tuple[float, float]:
-    """Wilson's interval for a share of independent trials; (0, 1) without any.
+def proportion(successes: float, number: int) -> tuple[float, float]:
+    """Wilson's interval for a share of independent trials, of which some may be right in part; (0, 1) without any.
 
     >>> [round(bound, 4) for bound in proportion(8, 10)]
     [0.4902, 0.9433]

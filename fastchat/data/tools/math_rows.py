@@ -11,13 +11,12 @@ from typing import Any
 
 from fastchat.data.rows.bad_rows import BadRow, shown
 from fastchat.data.rows.strict_json import json_kind
+from fastchat.data.tools.final_answer import after_hashes, boxed, has_box, without_hashes
 
 INTRODUCTION = "Let's solve this problem using Python code."
-_QUESTION, _ANSWER, _NAME = ("question", "problem"), ("answer", "solution"), ("idx", "id")
-READ = (*_QUESTION, *_ANSWER, *_NAME, "code", "output")  # keys
+QUESTION_KEYS, ANSWER_KEYS, _NAME = ("question", "problem"), ("answer", "solution"), ("idx", "id")
+READ = (*QUESTION_KEYS, *ANSWER_KEYS, *_NAME, "code", "output")  # keys
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
-_FINAL = re.compile(r"^[ \t]*####[ \t]*(.*?)[ \t]*$", re.MULTILINE)
-_BOXED = "\\boxed{"
 _FENCE = re.compile(r"^```(?:python|py)?[ \t]*\n(.*?)\n?```$", re.DOTALL)
 _ARITHMETIC = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod,
@@ -56,7 +55,7 @@ def read_problem(row: Mapping[str, Any], name: str) -> Problem:
         >>> problem.code, problem.final, problem.text
         ('step_1 = 48/2\\nprint(round(step_1, 4))', '24', 'It is 24.')
     """
-    question, answer, code = _text(row, _QUESTION), _text(row, _ANSWER), _text(row, ("code",))
+    question, answer, code = _text(row, QUESTION_KEYS), _text(row, ANSWER_KEYS), _text(row, ("code",))
     own_name = next((row[key] for key in _NAME if isinstance(row.get(key), (str, int))), name)
     if not question or not question.strip():
         raise BadRow("no question", '"question" or "problem" is required')
@@ -85,17 +84,22 @@ def read_problem(row: Mapping[str, Any], name: str) -> Problem:
 def dialogue(problem: Problem, output: str) -> dict[str, Any]:
     """The row in the messages format: question, code, output, answer. The output is a user turn, so not trained on."""
     answer = problem.text
-    if _BOXED not in answer:
+    if not has_box(answer):
         final = problem.final or output.splitlines()[-1].strip()
         answer = f"{answer}\n" if answer else ""
-        answer += f"The answer is {_BOXED}{final}}}."
+        answer += f"The answer is \\boxed{{{final}}}."
     turns = (
         ("user", problem.question),
         ("assistant", f"{INTRODUCTION}\n```python\n{problem.code}\n```"),
-        ("user", f"```output\n{output}\n```"),
+        ("user", output_block(output)),
         ("assistant", answer),
     )
     return {"idx": problem.name, "messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def output_block(output: str) -> str:
+    """The text of the turn that tells the model what its code printed."""
+    return f"```output\n{output}\n```"
 
 
 def agree(printed: str, said: str) -> bool:
@@ -131,26 +135,15 @@ def _output(row: Mapping[str, Any]) -> str | None:
 def _answer(answer: str) -> tuple[str, str | None]:
     """(the text without annotations and final line, the final answer)."""
     text = _ANNOTATION.sub("", answer)
-    finals = _FINAL.findall(text)
-    text = _FINAL.sub("", text).strip()
-    if finals:
-        return text, finals[-1].rstrip(".").replace(",", "") or None
-    if _BOXED in text:
-        return text, _inside_box(text)
+    final = after_hashes(text)
+    text = without_hashes(text).strip()
+    if final is not None:
+        return text, final.replace(",", "") or None
+    if has_box(text):
+        return text, boxed(text)
     if text and "\n" not in text and (number(text) is not None or len(text.split()) == 1):
         return "", text  # only the value
     return text, None
-
-
-def _inside_box(text: str) -> str | None:
-    """The contents of the last box, with matched braces."""
-    start = text.rindex(_BOXED) + len(_BOXED)
-    depth = 1
-    for end in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if not depth:
-            return text[start:end].strip() or None
-    return None
 
 
 def _step(annotation: str) -> str:

@@ -1,0 +1,159 @@
+"""The output folder of an evaluation: settings.json, transcripts.jsonl (one line per attempt) and results.json.
+
+Attempts are solved in groups, and a group is written when all of it is done. So an evaluation that was interrupted
+continues with the first group that is not there, in the same batches, and ends with the same results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastchat import files
+from fastchat.errors import ResourceError, SettingsError, brief, counted, say
+from fastchat.eval.mathematics.comparing import Verdict, compare
+from fastchat.eval.mathematics.rounds import Attempt
+
+SETTINGS, TRANSCRIPTS, RESULTS = "settings.json", "transcripts.jsonl", "results.json"
+RIGHT, WRONG, UNDECIDED = "right", "wrong answer", "answer that cannot be compared"
+_FLAG = "--output-dir"
+
+
+class Folder:
+    """The output folder, locked while it is open.
+
+    Attributes:
+        records: the attempts that are done, in order, as in transcripts.jsonl.
+    """
+
+    def __init__(self, path: str, settings: Mapping[str, Any], group: int):
+        """`settings`: what the results depend on; `group`: attempts of a group.
+
+        Raises SettingsError if the folder has an evaluation with other settings, or another process writes to it;
+        ResourceError if it cannot be written.
+        """
+        self.path, self._group = Path(path).expanduser(), group
+        self.records: list[dict[str, Any]] = []
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = files.Lock(self.path)
+            if not self._locked():
+                raise SettingsError(f"{_FLAG} {path}: another process is writing to this folder.")
+            self._check(settings)
+            self._read()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append a group of attempts. Raises ResourceError."""
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        place = self.path / TRANSCRIPTS
+        try:
+            with open(place, "a", encoding="utf-8", newline="") as file:
+                file.write(lines)
+            files.sync(place)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self.records += [dict(record) for record in records]
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write results.json. Raises ResourceError."""
+        try:
+            files.write_json(self.path / RESULTS, results)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        self._lock.release()
+
+    def _locked(self) -> bool:
+        try:
+            return self._lock.acquire(wait=False)
+        except files.NoLocks:
+            return True
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        """Compare with the settings of an evaluation that is there; write them if there is none."""
+        place = self.path / SETTINGS
+        if not place.exists():
+            others = sorted(entry.name for entry in self.path.iterdir())
+            if others:
+                raise SettingsError(
+                    f"{_FLAG} {self.path}: has other files ({brief(', '.join(others), 80)}); choose a new folder."
+                )
+            files.write_json(place, settings)
+            return
+        try:
+            before = files.read_object(place)
+        except files.JsonError as error:
+            raise SettingsError(f"{place}: {error}; choose another {_FLAG}.") from None
+        changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
+        if changed:
+            shown = "; ".join(f"{key} was {before.get(key)}, is {settings.get(key)}" for key in changed)
+            raise SettingsError(
+                f"{_FLAG} {self.path} has an evaluation with other settings ({brief(shown, 400)}). Choose another "
+                "folder, or delete this one to start over."
+            )
+
+    def _read(self) -> None:
+        """Read the complete groups; what follows them, a line or group cut by a crash, is removed."""
+        place = self.path / TRANSCRIPTS
+        if not place.exists():
+            return
+        for line in place.read_bytes().splitlines(keepends=True):
+            try:
+                record = files.parse_json(line.decode("utf-8")) if line.endswith(b"\n") else None
+            except (files.JsonError, UnicodeDecodeError):
+                record = None
+            if not isinstance(record, dict) or record.get("attempt") != len(self.records):
+                break
+            self.records.append(record)
+        whole = len(self.records)
+        if whole and not self.records[-1].get("last"):
+            whole -= whole % self._group
+        self.records = self.records[:whole]
+        with files.atomic(place, "wb") as file:
+            for record in self.records:
+                file.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
+        if whole:
+            say(f"Continuing: {counted(whole, 'attempt')} of {self.path / TRANSCRIPTS} done before.")
+
+    def _unwritable(self, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"{_FLAG} {self.path}: cannot be written ({error.strerror or error}). The attempts in {TRANSCRIPTS} "
+            "are kept; the same command continues after them."
+        )
+
+
+def to_record(attempt: Attempt, number: int, last: bool, shown: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of an attempt. `number`: its place among all, from 0; `last` of all; `shown`: further values."""
+    verdict = Verdict(False, "") if attempt.answer is None else compare(attempt.answer, attempt.problem.reference)
+    wrong = UNDECIDED if verdict.how == "undecided" else WRONG
+    runs = [
+        {"status": run.status, "output": run.output, **({"error": run.error} if run.error else {})}
+        for run in attempt.runs
+    ]
+    return {
+        "attempt": number,
+        "place": attempt.problem.place,
+        "id": attempt.problem.name or None,
+        **shown,
+        "problem": attempt.problem.question,
+        "turns": [_turn(turn) for turn in attempt.dialogue.turns],
+        "code_runs": runs,
+        "answer": attempt.answer,
+        "reference": attempt.problem.reference,
+        "right": verdict.right,
+        "reason": RIGHT if verdict.right else attempt.reason or wrong,
+        "compared_by": verdict.how or None,
+        "groups": dict(attempt.problem.groups),
+        "last": last,
+    }
+
+
+def _turn(turn: Any) -> dict[str, str]:
+    thought = {"reasoning_content": turn.reasoning} if turn.reasoning else {}
+    return {"role": turn.role, **thought, "content": turn.text}
