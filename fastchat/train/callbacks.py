@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from fastchat.checkpoint.record import METRICS_NAME
 from fastchat.errors import SettingsError, brief, say
 from fastchat.files import JsonError, atomic, parse_json
+from fastchat.train.answer_reports import SENDERS
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+SAMPLES_NAME = "samples.jsonl"
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _LONGEST = 16 << 20  # bytes of a line; a longer one is damage
 _SPEED = ("runtime", "samples_per_second", "steps_per_second")
@@ -60,7 +62,8 @@ class LinesFile(TrainerCallback):
 class MetricsFile(LinesFile):
     """Appends a row for every logged step and every evaluation; only global rank 0 writes.
 
-    Training rows: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens. `loss` is the mean
+    Training rows: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens, tokens_per_second
+    (of all processes, without evaluation and saving). `loss` is the mean
     over the supervised tokens since the previous row, and the two counts belong to the same steps, over all
     processes; `aux_loss` is the part of it that the model adds to the cross-entropy, where it adds something (not in
     `eval_loss`, which does not depend on batches). Evaluation rows: step, epoch, eval_loss,
@@ -68,7 +71,7 @@ class MetricsFile(LinesFile):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(Path(folder) / METRICS)
+        super().__init__(Path(folder) / METRICS_NAME)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or not ("loss" in logs or "eval_loss" in logs):
@@ -100,7 +103,7 @@ class SamplesFile(LinesFile):
     """Appends, for every step and rank, which input rows it trained: {"step", "rank", "samples"}. `--log_samples`."""
 
     def __init__(self, folder: str | Path, rows_of: Callable[[int, int], list[list[int]]]) -> None:
-        super().__init__(Path(folder) / SAMPLES)
+        super().__init__(Path(folder) / SAMPLES_NAME)
         self.rows_of = rows_of
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -135,10 +138,26 @@ class EarlyStopping(EarlyStoppingCallback):
 
 class Guarded:
     """A report to somewhere else (wandb, TensorBoard). Its failure is a SettingsError while training starts; later it
-    is said, and ends the report instead of the run."""
+    is said, and ends the report instead of the run.
+
+    `close` ends the report, not the end of training: the evaluation and the answers of the result come later.
+    """
 
     def __init__(self, inner: Any) -> None:
         self._inner, self._failed = inner, False
+        self._ending: Callable[[], Any] | None = None
+
+    def send_answers(self, rows: Sequence[dict[str, Any]], step: int) -> None:
+        """Adds rows of answers.jsonl, where it is known how."""
+        send = SENDERS.get(type(self._inner).__name__)
+        if send is not None:
+            self._call("answers", send, self._inner, rows, step)
+
+    def close(self) -> None:
+        """Ends the report, if training had ended."""
+        if self._ending is not None:
+            self._call("close", self._ending)
+        self._ending = None
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
@@ -146,6 +165,9 @@ class Guarded:
 
     def _call(self, event: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._failed:
+            return None
+        if event == "on_train_end":
+            self._ending = functools.partial(work, *args, **kwargs)
             return None
         try:
             return work(*args, **kwargs)
