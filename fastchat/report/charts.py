@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastchat.plan.units import GIB
+from fastchat.plan.units import GIB, MIB
 from fastchat.report.reading import RunFiles
 
 X_TITLE = "Optimizer step"
@@ -41,13 +41,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Curves:
-    """The keys of `metrics.jsonl` that share a chart: key -> name of the curve. `unit`: values are divided by it."""
+    """The keys of `metrics.jsonl` that share a chart: key -> name of the curve. `bytes`: the values are sizes."""
 
     key: str
     title: str
     y_title: str
     curves: dict[str, str]
-    unit: float = 1
+    bytes: bool = False
 
 
 _LOSS = "Loss per supervised token"
@@ -63,7 +63,9 @@ _ALWAYS = (
     _Curves("learning_rate", "Learning rate", "Learning rate", {"learning_rate": ""}),
     _Curves("grad_norm", "Gradient norm", "Norm of the gradient", {"grad_norm": ""}),
     _Curves("tokens_per_second", "Speed", "Tokens per second, all processes", {"tokens_per_second": ""}),
-    _Curves("memory", "Memory", "GiB per process", {"memory_measured": "measured", "memory_predicted": "planned"}, GIB),
+    _Curves(
+        "memory", "Memory", "per process", {"memory_measured": "measured", "memory_predicted": "planned"}, bytes=True
+    ),
 )
 
 
@@ -94,15 +96,19 @@ def finite(value: Any) -> float | None:
 
 
 def _chart(kind: _Curves, runs: Sequence[RunFiles]) -> Chart:
-    series, omitted = [], 0
+    found, omitted = [], 0
     for run in runs:
         for key, name in kind.curves.items():
-            points = [(step, value / kind.unit) for step, value in points_of(run, key)]
+            points = points_of(run, key)
             omitted += sum(key in row for row in run.rows) - len(points)
             words = [run.name] * (len(runs) > 1) + [name] * bool(name)
-            if points:
-                series.append(Series(", ".join(words), points))
-    return Chart(kind.key, kind.title, kind.y_title, series, omitted)
+            found += [Series(", ".join(words), points)] if points else []
+    if not kind.bytes:
+        return Chart(kind.key, kind.title, kind.y_title, found, omitted)
+    largest = max((value for series in found for _, value in series.points), default=0)
+    unit, name = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
+    found = [Series(series.name, [(step, value / unit) for step, value in series.points]) for series in found]
+    return Chart(kind.key, kind.title, f"{name} {kind.y_title}", found, omitted)
 
 
 def _words(key: str) -> str:

@@ -217,7 +217,11 @@ def _count(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A setting's value as a recipe has it."""
+    """A setting's value as people write it."""
+    if value is None:
+        return "not set"
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -148,8 +148,8 @@ def _settings(run: RunFiles) -> str:
     head = ["Setting", "Value", "Default", "From"]
     return _card(
         "Settings that differ from the defaults",
-        f"{_table(head, own, 'settings')}<details><summary>All {len(found):,} settings</summary>"
-        f"{_table(head, everything, 'all-settings')}</details>",
+        f'<div class="settings">{_table(head, own, "settings")}<details><summary>All {len(found):,} settings</summary>'
+        f"{_table(head, everything, 'all-settings')}</details></div>",
     )
 
 

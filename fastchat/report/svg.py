@@ -54,7 +54,8 @@ def drawn(chart: Chart) -> str:
         f'<svg class="curves" viewBox="0 0 {SIZE} {SIZE}" preserveAspectRatio="none" role="img" '
         f'aria-label="{escaped(_described(chart))}">{_grid(x, y)}{curves}<line class="at" y1="0" y2="{SIZE}"/></svg>'
         f'<svg class="x" aria-hidden="true">{_x_labels(x)}</svg></div>'
-        f'<p class="x-title">{X_TITLE}</p><p class="reading" aria-live="polite">{escaped(omitted)}</p></figure>'
+        f'<div class="below"><p class="reading" aria-live="polite">{escaped(omitted)}</p>'
+        f'<p class="x-title">{X_TITLE}</p></div></figure>'
     )
 
 
@@ -70,10 +71,10 @@ def axis(values: Sequence[float], *, whole: bool = False) -> Axis:
         low, high = low - pad, high + pad
     step = _round_step((high - low) / 5)
     step = max(step, 1.0) if whole else step
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
     room = 0 if whole else (high - low) * 0.04
-    return Axis(low - room, high + room, [number * step for number in range(first, last + 1)])
+    low, high = low - room, high + room
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return Axis(low, high, [number * step for number in range(first, last + 1)])
 
 
 def tick_text(value: float, ticks: Sequence[float]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fastchat.errors import SettingsError, brief
+from fastchat.errors import SettingsError, brief, values_without_secrets
 from fastchat.files import write_text
 from fastchat.report import png
 from fastchat.report.charts import charts_of
@@ -53,13 +54,12 @@ def write_charts(runs: Sequence[RunFiles], page: Path) -> str:
     return f"{number} charts as PNGs in {folder}" if number else "no PNGs of the charts: no step has been logged"
 
 
-def rewrite(folder: Path, *, running: bool, ended: str | None = None) -> RunFiles:
+def rewrite(folder: Path, *, running: bool, status: dict[str, Any] | None = None) -> RunFiles:
     """Reads a run folder and writes its page; returns what was read. Raises OSError and SettingsError.
 
-    `running`: whether its run is going on. `ended`: what its status.json is about to say.
+    `running`: whether its run is going on. `status`: what its status.json is about to say.
     """
     run = read_run(folder, running=running)
-    if ended is not None:
-        run.status["status"] = ended
+    run.status |= values_without_secrets(status or {})
     write_page([run], folder / PAGE_NAME)
     return run

@@ -25,7 +25,7 @@ from fastchat.eval.generation import LENGTH, STOP, Sampling, generate
 from fastchat.train.stopping import STOPPING
 
 NEW_TOKENS = 256  # at most
-ROOM = 64  # tokens; a prompt that leaves less of the maximum length is not taken
+ROOM, SHARE = 64, 4  # a prompt leaves so many tokens of the maximum length, or this part of it, whichever is less
 SECONDS = 60.0  # for all prompts together, before training and again after it
 _LOOKED_AT = 64  # examples, for each prompt that is wanted
 TIME, STOPPED = "time", "stopped"  # why an answer was cut
@@ -41,17 +41,18 @@ class Prompt:
 
 
 def choose_prompts(dataset: ChatDataset, number: int, *, max_length: int) -> list[Prompt]:
-    """Up to `number` different prompts, spread over `dataset`, that leave ROOM tokens of `max_length` for an answer.
+    """Up to `number` different prompts, spread over `dataset`, that leave room for an answer within `max_length`.
 
     Plain texts, and examples whose prompts are trained as well (`--train_on all`), do not say where an answer begins:
     they have no prompt.
     """
+    longest = max_length - min(ROOM, max_length // SHARE)
     found: dict[tuple[int, ...], Prompt] = {}
     for start in range(number):
         first, last = (len(dataset) * at // number for at in (start, start + 1))
         for place in range(first, min(last, first + _LOOKED_AT)):
             prompt = _prompt_of(dataset[place])
-            if prompt and len(prompt.ids) + ROOM <= max_length and tuple(prompt.ids) not in found:
+            if prompt and len(prompt.ids) <= longest and tuple(prompt.ids) not in found:
                 found[tuple(prompt.ids)] = prompt
                 break
     return list(found.values())

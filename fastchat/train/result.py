@@ -35,6 +35,9 @@ def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) ->
     try:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finish(run, trainer, result.metrics, report)
+    except BaseException as error:
+        report.end(error)
+        raise
     finally:
         trainer.end_workers()
         trainer.end_reports()

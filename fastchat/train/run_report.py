@@ -67,6 +67,12 @@ class RunReport(TrainerCallback):
         if self.kind != NONE:
             self._quietly(PAGE_NAME, self._write_last)
 
+    def end(self, error: BaseException) -> None:
+        """The run ends with an error, or because it was asked to."""
+        status = {"status": "preempted" if isinstance(error, KeyboardInterrupt) else "failed", "message": str(error)}
+        if self.kind != NONE:
+            self._quietly(PAGE_NAME, lambda: rewrite(self.folder, running=False, status=status))
+
     # ---- answers ----
 
     def _prompts(self) -> list[Prompt]:
@@ -168,7 +174,7 @@ class RunReport(TrainerCallback):
             self._quietly(PAGE_NAME, lambda: rewrite(self.folder, running=True))
 
     def _write_last(self) -> None:
-        run = rewrite(self.folder, running=False, ended="done")
+        run = rewrite(self.folder, running=False, status={"status": "done"})
         self.page = self.folder / PAGE_NAME
         if self.kind == PNG:
             say(write_charts([run], self.folder / PAGE_NAME))
