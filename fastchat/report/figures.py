@@ -30,7 +30,7 @@ class Setting:
     @property
     def differs(self) -> bool:
         """Whether it is another value than the default."""
-        return self.value != self.default if self.default is not None else self.origin != "default"
+        return self.origin != "default" and self.value != self.default
 
 
 def settings_of(run: RunFiles) -> list[Setting]:
@@ -43,7 +43,7 @@ def settings_of(run: RunFiles) -> list[Setting]:
     made = []
     for name in sorted(found, key=lambda name: order.get(name, len(order))):
         value, default = found[name].get("value"), defaults.get(name)
-        value = default if value == [default] else value  # one name and a list of it are the same
+        value = default if value in (default, [default]) else value  # 1.0 is 1; one name and a list of it are the same
         shown = _text(default) if name in defaults else None
         made.append(Setting(name, _text(value), str(found[name].get("from", "?")), shown))
     return made

@@ -35,9 +35,12 @@ def page_of(runs: Sequence[RunFiles]) -> str:
     return filled(asset(package, "page", "page.html"), parts)
 
 
-def _data(charts: Sequence[Chart]) -> dict[str, list[dict[str, object]]]:
-    """The points of every chart, for the script: {key: [{"name": ..., "points": [[step, value], ...]}, ...]}."""
-    return {chart.key: [{"name": series.name, "points": series.points} for series in chart.series] for chart in charts}
+def _data(charts: Sequence[Chart]) -> list[dict[str, object]]:
+    """The points of every chart in their order, for the script."""
+    return [
+        {"key": chart.key, "series": [{"name": one.name, "points": one.points} for one in chart.series]}
+        for chart in charts
+    ]
 
 
 def _one(run: RunFiles, charts: Sequence[Chart]) -> str:

@@ -21,6 +21,7 @@ PAGE_NAME = "report.html"
 _LONGEST = 16 << 20  # bytes of a line; a longer one is damage
 _LOG_BYTES = 32 << 20  # of the end of the log
 _MOST_WARNINGS = 20
+_TOO_MANY_STEPS = 2**53  # beyond it neither floats nor scripts count
 
 
 @dataclass
@@ -147,7 +148,7 @@ def _lines(run: RunFiles, name: str, *, optional: bool = False) -> list[dict[str
                 row = parse_json(line, constants=True)
             except JsonError:
                 row = None
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and abs(row["step"]) < _TOO_MANY_STEPS:
                 rows.append(row)
             else:
                 damaged += bool(line.strip())

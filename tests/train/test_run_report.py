@@ -186,9 +186,10 @@ def test_a_resumed_run_keeps_the_answers_from_before_it(train: Train, eval_flags
         stopped = train(*flags, "--max_steps", "3", name="stopped")
     STOPPING.reason = None
     assert stopped.code == 75, stopped.err
-    page = _page(stopped.folder)
-    assert "Stopped after step 2 of 3" in page and "the same command resumes" in page
-    assert command.main([str(stopped.folder)]) == 0 and _page(stopped.folder) == page
+    for _ in range(2):  # as the run left it, and made again
+        page = _page(stopped.folder)
+        assert "Stopped after step 2 of 3" in page and "the same command resumes" in page
+        assert command.main([str(stopped.folder)]) == 0
     resumed = ok(train(*flags, "--max_steps", "3", name="stopped"))
     found = [reading.read_run(outcome.folder).answers for outcome in (whole, resumed)]
     assert found[0] == found[1] and [row["step"] for row in found[0]] == [0] * 3 + [3] * 3
@@ -199,7 +200,7 @@ def test_a_resumed_run_keeps_the_answers_from_before_it(train: Train, eval_flags
     [
         (["--train_on", "all"], r"--sample_prompts 3: the evaluation data has 0 prompts that"),
         (["--sample_prompts", "100"], r"--sample_prompts 100: the evaluation data has \d+ prompts that"),
-        (["--model_max_length", "40"], r"--sample_prompts 3: the evaluation data has 0 prompts that"),
+        (["--model_max_length", "80"], r"--sample_prompts 3: the evaluation data has 0 prompts that"),
     ],
 )
 def test_prompts_that_are_missing_are_counted(

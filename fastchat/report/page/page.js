@@ -5,8 +5,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const number = (value) => (Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en-US")
   : value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4))));
 
-for (const figure of document.querySelectorAll("figure.chart")) {
-  const series = data[figure.dataset.key], plot = figure.querySelector(".curves"), line = figure.querySelector(".at");
+for (const [place, figure] of document.querySelectorAll("figure.chart").entries()) {
+  const { series } = data[place], plot = figure.querySelector(".curves"), line = figure.querySelector(".at");
   const steps = [...new Set(series.flatMap(({ points }) => points.map(([step]) => step)))].sort((a, b) => a - b);
   const first = steps[0], last = steps[steps.length - 1];
   const size = plot.viewBox.baseVal.width;
