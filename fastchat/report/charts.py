@@ -17,10 +17,13 @@ Point = tuple[int, float]
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `name`: for the legend; `points`: (step, value), in the order of the rows."""
+    """One curve. `name`: for the legend; `points`: (step, value), in the order of the rows; `colour`: its number, the
+    same for a run in all charts that compare runs, where further curves of a run are `dashed`."""
 
     name: str
     points: list[Point]
+    colour: int = 0
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,19 +99,18 @@ def finite(value: Any) -> float | None:
 
 
 def _chart(kind: _Curves, runs: Sequence[RunFiles]) -> Chart:
-    found, omitted = [], 0
-    for run in runs:
-        for key, name in kind.curves.items():
+    found, omitted, several = [], 0, len(runs) > 1
+    largest = max((value for run in runs for key in kind.curves for _, value in points_of(run, key)), default=0)
+    size, unit = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
+    for place, run in enumerate(runs):
+        for number, (key, name) in enumerate(kind.curves.items()):
             points = points_of(run, key)
             omitted += sum(key in row for row in run.rows) - len(points)
-            words = [run.name] * (len(runs) > 1) + [name] * bool(name)
-            found += [Series(", ".join(words), points)] if points else []
-    if not kind.bytes:
-        return Chart(kind.key, kind.title, kind.y_title, found, omitted)
-    largest = max((value for series in found for _, value in series.points), default=0)
-    unit, name = (GIB, "GiB") if largest >= GIB else (MIB, "MiB")
-    found = [Series(series.name, [(step, value / unit) for step, value in series.points]) for series in found]
-    return Chart(kind.key, kind.title, f"{name} {kind.y_title}", found, omitted)
+            words = ", ".join([run.name] * several + [name] * bool(name))
+            points = [(step, value / size) for step, value in points] if kind.bytes else points
+            if points:
+                found.append(Series(words, points, place if several else number, several and number > 0))
+    return Chart(kind.key, kind.title, f"{unit} {kind.y_title}" if kind.bytes else kind.y_title, found, omitted)
 
 
 def _words(key: str) -> str:

@@ -92,13 +92,14 @@ def state_of(run: RunFiles) -> str:
     """
     done, planned = steps_done(run), steps_planned(run)
     at = f"step {done:,}" + (f" of {planned:,}" if planned else "")
+    after = f"after {at}" if done else "before a step was logged"
     status = run.status.get("status")
     if status == "done" or (status is None and run.finished):
         return "finished"
     if run.running:
-        return f"running, {at} is logged"
+        return f"running, {at} is logged" if done else "running, no step is logged yet"
     words = {"failed": "failed", "bug": "failed", "preempted": "stopped"}.get(str(status))
-    return f"{words} after {at}" if words else f"ended without a message (killed?) after {at}"
+    return f"{words or 'ended without a message (killed?)'} {after}"
 
 
 def seconds_of(run: RunFiles) -> float | None:

@@ -162,14 +162,15 @@ def _row(one: Setting) -> list[str]:
 
 
 def _differing(runs: Sequence[RunFiles]) -> str:
-    """The settings in which the runs differ, a column for each run."""
+    """The settings in which the runs differ, a column for each run. A setting that an older run does not have is at its
+    default; of a run without any settings nothing is known."""
     found = [{one.name: one for one in settings_of(run)} for run in runs]
-    names = dict.fromkeys(name for settings in found for name in settings)
     rows = []
-    for name in names:
-        values = [settings[name].value if name in settings else None for settings in found]
-        if len(set(values)) > 1:
-            rows.append([escaped(name), *("not set" if value is None else _short(value) for value in values)])
+    for name in dict.fromkeys(name for settings in found for name in settings):
+        default = next(settings[name].default for settings in found if name in settings) or "not set"
+        values = [settings[name].value if name in settings else default if settings else "" for settings in found]
+        if len(set(filter(None, values))) > 1:
+            rows.append([escaped(name), *map(_short, values)])
     if not rows:
         return _card("Settings that differ", "<p>None: all settings that are known are the same.</p>")
     return _card("Settings that differ", _table(["Setting", *(escaped(run.name) for run in runs)], rows, "differing"))

@@ -48,11 +48,11 @@ def _drawn(chart: Chart) -> bytes:
     figure = Figure(figsize=(7.2, 4.2), dpi=140, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for number, series in enumerate(chart.series):
+    for series in chart.series:
         steps, values = zip(*series.points, strict=True)
         marker = "o" if len(series.points) <= _MARKED else ""
-        colour = _COLOURS[number % len(_COLOURS)]
-        axes.plot(steps, values, color=colour, marker=marker, markersize=3.5, label=_plain(series.name))
+        look = {"color": _COLOURS[series.colour % len(_COLOURS)], "linestyle": "--" if series.dashed else "-"}
+        axes.plot(steps, values, **look, marker=marker, markersize=3.5, label=_plain(series.name))
     axes.set_title(_plain(chart.title), loc="left")
     axes.set_xlabel(X_TITLE)
     axes.set_ylabel(_plain(chart.y_title))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastchat.pages import escaped
-from fastchat.report.charts import X_TITLE, Chart, Point
+from fastchat.report.charts import X_TITLE, Chart, Point, Series
 
 SIZE = 1000
 _MARKED = 40  # points; a longer curve has no dots
@@ -43,7 +43,7 @@ def drawn(chart: Chart) -> str:
     points = [point for series in chart.series for point in series.points]
     x = axis([step for step, _ in points], whole=True)
     y = axis([value for _, value in points])
-    curves = "".join(_curve(series.points, x, y, number) for number, series in enumerate(chart.series))
+    curves = "".join(_curve(series, x, y) for series in chart.series)
     omitted = f" {chart.omitted:,} values that are not finite numbers are left out." if chart.omitted else ""
     key = escaped(chart.key)
     return (
@@ -106,13 +106,16 @@ def _round_step(wanted: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= wanted * (1 - 1e-9))
 
 
-def _curve(points: Sequence[Point], x: Axis, y: Axis, number: int) -> str:
-    places = [place(point, x, y) for point in points]
-    colour = f"c{number % _COLOURS}"
-    line = f'<polyline class="{colour}" points="{" ".join(places)}"/>'
-    if len(points) > _MARKED:
+def _curve(series: Series, x: Axis, y: Axis) -> str:
+    places = [place(point, x, y) for point in series.points]
+    line = f'<polyline class="{_look(series)}" points="{" ".join(places)}"/>'
+    if len(places) > _MARKED:
         return line
-    return line + f'<path class="dots {colour}" d="{"".join(f"M{at}h0" for at in places)}"/>'
+    return line + f'<path class="dots c{series.colour % _COLOURS}" d="{"".join(f"M{at}h0" for at in places)}"/>'
+
+
+def _look(series: Series) -> str:
+    return f"c{series.colour % _COLOURS}{' dashed' if series.dashed else ''}"
 
 
 def _grid(x: Axis, y: Axis) -> str:
@@ -145,9 +148,9 @@ def _legend(chart: Chart) -> str:
     if not any(series.name for series in chart.series):
         return ""
     items = (
-        f'<span><svg class="swatch" aria-hidden="true"><line class="c{number % _COLOURS}" x1="0" x2="100%" y1="50%" '
+        f'<span><svg class="swatch" aria-hidden="true"><line class="{_look(series)}" x1="0" x2="100%" y1="50%" '
         f'y2="50%"/></svg>{escaped(series.name)}</span>'
-        for number, series in enumerate(chart.series)
+        for series in chart.series
     )
     return f'<p class="legend">{"".join(items)}</p>'
 

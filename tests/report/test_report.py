@@ -233,7 +233,7 @@ def test_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(page.lines_of("loss")) == 2 and len(page.data["memory"]) == 4
     differing = page_path.read_text().split('id="differing"')[1].split("</table>")[0]
     assert re.findall(r'row">(.*?)</th>', differing) == ["lora_r", "use_dora"]
-    assert "<td>16</td><td>64</td>" in differing and "<td>not set</td><td>true</td>" in differing
+    assert "<td>16</td><td>64</td>" in differing and "<td>false</td><td>true</td>" in differing
     assert "QLoRA, rank 16" in page.text and "QDoRA, rank 64" in page.text
     assert page.text.count("Q x") == 1, "the same prompt is shown once, with the answers of both"
     assert "a/run, after training, step 21" in page.text and "b/run, after training, step 21" in page.text

@@ -58,7 +58,7 @@ def test_it_asks_for_nothing_and_runs_nothing(browser: Chromium, pages: dict[str
     assert not set(shown) & set("\u202e\u2066\u2028\x07\x1b\x7f\u200b\ufeff")
     if name != "plain":
         for text in filter(lambda text: text.isascii() and text.isprintable(), ATTACKS):
-            assert f"Q {text}" in shown and f"21 {text}" in shown and f"Answer {text}" in shown or name == "compared"
+            assert f"Q {text}" in shown and f"21 {text}" in shown
     browser.look()
 
 
