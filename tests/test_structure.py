@@ -15,7 +15,15 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "fastchat"
 # Each package may import itself, the packages named here, and nothing else of fastchat.
-LEAVES = {"bars", "errors", "files", "paths", "security", "streams"}  # small modules that every package may use
+LEAVES = {
+    "bars",
+    "errors",
+    "files",
+    "pages",
+    "paths",
+    "security",
+    "streams",
+}  # small modules that every package may use
 ARROWS = {
     **{leaf: {"errors", "files"} for leaf in LEAVES},
     "upstream_names": {"files"},
@@ -31,9 +39,21 @@ ARROWS = {
     "plan": LEAVES | {"conversation", "settings"},
     "checkpoint": LEAVES | {"model", "data", "plan", "conversation", "processes"},
     "train": LEAVES
-    | {"eval", "checkpoint", "model", "data", "plan", "conversation", "processes", "settings", "upstream_names"},
+    | {
+        "eval",
+        "report",
+        "checkpoint",
+        "model",
+        "data",
+        "plan",
+        "conversation",
+        "processes",
+        "settings",
+        "upstream_names",
+    },
     "export": LEAVES | {"checkpoint", "model", "data", "conversation"},
     "eval": LEAVES | {"serve", "checkpoint", "model", "data", "conversation", "processes", "settings"},
+    "report": LEAVES | {"checkpoint", "data", "plan", "settings"},
     "launch": {"errors", "plan", "settings"},
     "doctor": {"errors", "plan", "settings"},
     "completion": {"errors", "cli", "settings"},

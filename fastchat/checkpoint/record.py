@@ -15,7 +15,7 @@ from fastchat.errors import CheckpointError, values_without_secrets
 from fastchat.files import JsonError, parse_json, read_json, read_object, sha256_of_json, write_json
 
 RECORD_NAME = "training.json"
-STATUS_NAME = "status.json"  # of the run, in the same folder
+STATUS_NAME, METRICS_NAME = "status.json", "metrics.jsonl"  # of the run, in the same folder
 FORMAT = 1
 
 

@@ -371,6 +371,19 @@ class RunArguments(TransformersArguments):
         "stop at a non-finite loss or gradient, or skip the update of that step",
         resume=FREE,
     )
+    run_report: Literal["png", "html", "none"] = _run(
+        "png",
+        "report of the run in --output_dir: report.html and, if matplotlib is installed, its charts as PNGs; only "
+        "report.html; or none",
+        resume=FREE,
+    )
+    sample_prompts: int = setting(
+        4,
+        "number of prompts of the evaluation data that are answered before and after training, for the report",
+        group="Evaluation",
+        range=NOT_NEGATIVE,
+        resume=FREE,
+    )
     early_stopping_patience: int | None = setting(
         None,
         "stop after this many evaluations in a row that are not the best so far, by --metric_for_best_model",

@@ -7,19 +7,21 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from fastchat.checkpoint.record import METRICS_NAME
 from fastchat.errors import SettingsError, brief, counted, say
 from fastchat.files import JsonError, atomic, parse_json
 from fastchat.processes import on_all_processes
 from fastchat.streams import detail
+from fastchat.train.answer_reports import SENDERS
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+SAMPLES_NAME = "samples.jsonl"
 _WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 16 << 20  # bytes of a line; a longer one is damage
@@ -66,7 +68,8 @@ class LinesFile(TrainerCallback):
 class MetricsFile(LinesFile):
     """Appends a row for every logged step and every evaluation; only global rank 0 writes.
 
-    Training rows: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens. `loss` is the mean
+    Training rows: step, epoch, loss, grad_norm, learning_rate, num_tokens, num_supervised_tokens, tokens_per_second
+    (of all processes, without evaluation and saving). `loss` is the mean
     over the supervised tokens since the previous row, and the two counts belong to the same steps, over all
     processes; `aux_loss` is the part of it that the model adds to the cross-entropy, where it adds something (not in
     `eval_loss`, which does not depend on batches). Evaluation rows: step, epoch, eval_loss,
@@ -75,7 +78,7 @@ class MetricsFile(LinesFile):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(Path(folder) / METRICS)
+        super().__init__(Path(folder) / METRICS_NAME)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or not ("loss" in logs or "eval_loss" in logs):
@@ -108,7 +111,7 @@ class SamplesFile(LinesFile):
     """Appends, for every step and rank, which input rows it trained: {"step", "rank", "samples"}. `--log_samples`."""
 
     def __init__(self, folder: str | Path, rows_of: Callable[[int, int], list[list[int]]]) -> None:
-        super().__init__(Path(folder) / SAMPLES)
+        super().__init__(Path(folder) / SAMPLES_NAME)
         self.rows_of = rows_of
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -155,11 +158,26 @@ class Guarded:
     process; later it is said, and ends the report instead of the run.
 
     in_output_dir: whether it writes into the run's output folder.
+
+    `close` ends the report, not the end of training: the evaluation and the answers of the result come later.
     """
 
     def __init__(self, inner: Any) -> None:
         self._inner, self._failed = inner, False
         self.in_output_dir = type(inner).__name__ == "TensorBoardCallback"
+        self._ending: Callable[[], Any] | None = None
+
+    def send_answers(self, rows: Sequence[dict[str, Any]], step: int) -> None:
+        """Adds rows of answers.jsonl, where it is known how."""
+        send = SENDERS.get(type(self._inner).__name__)
+        if send is not None:
+            self._call("answers", send, self._inner, rows, step)
+
+    def close(self) -> None:
+        """Ends the report, if training had ended."""
+        if self._ending is not None:
+            self._call("close", self._ending)
+        self._ending = None
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
@@ -169,6 +187,9 @@ class Guarded:
         if event == "on_train_begin":
             return on_all_processes(lambda: self._start(work, *args, **kwargs))
         if self._failed:
+            return None
+        if event == "on_train_end":
+            self._ending = functools.partial(work, *args, **kwargs)
             return None
         try:
             return _silently(work, *args, **kwargs)

@@ -75,6 +75,10 @@ class MemoryWatch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._note()
 
+    def leave_out(self) -> None:
+        """What was done since the last step is no training."""
+        self._reset()
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._reset()
 

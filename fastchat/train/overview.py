@@ -35,6 +35,10 @@ class Overview(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called once by the Trainer, after the engine is ready and before step 1."""
+        say("\n".join(f"{name:<10} {text}" for name, text in self.rows(args, state).items()))
+
+    def rows(self, args: Any, state: Any) -> dict[str, str]:
+        """The lines of the block by their names. The number of steps must be known."""
         plan = self.trainer.memory.plan
         rows = {
             "model": self._model(),
@@ -45,7 +49,7 @@ class Overview(TrainerCallback):
             "memory": "" if plan is None else _memory(plan),
             "output": str(Path(args.output_dir)),
         }
-        say("\n".join(f"{name:<10} {text}" for name, text in rows.items() if text))
+        return {name: text for name, text in rows.items() if text}
 
     def _model(self) -> str:
         model: Any = self.trainer.model

@@ -20,13 +20,14 @@ from fastchat.plan.units import GIB, MIB
 
 
 class ProgressLines(TrainerCallback):
-    """Prints in the first process only. `bar`: whether a bar is drawn below the lines."""
+    """Prints in the first process only. `bar`: whether a bar is drawn below the lines. `stepping`: seconds inside steps
+    since the last line."""
 
     def __init__(self, bar: bool) -> None:
         self.bar_wanted = bar
         self._bar: Any = None
         self._began = self._step_began = self._eval_began = 0.0
-        self._stepping = 0.0  # seconds inside steps since the last line
+        self.stepping = 0.0
         self._first_step = self._last_step = 0
         self._last_eval: float | None = None
 
@@ -43,7 +44,7 @@ class ProgressLines(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         now = time.monotonic()
-        self._stepping += now - self._step_began
+        self.stepping += now - self._step_began
         if state.global_step == self._first_step + 1:
             self._began = now  # the first step also compiles and allocates
         if self._bar is not None:
@@ -57,7 +58,7 @@ class ProgressLines(TrainerCallback):
             return
         if "loss" in logs:
             say(self._step_line(state, logs))
-            self._stepping, self._last_step = 0.0, state.global_step
+            self.stepping, self._last_step = 0.0, state.global_step
         elif "eval_loss" in logs:
             say(self._eval_line(state, logs))
 
@@ -75,8 +76,8 @@ class ProgressLines(TrainerCallback):
             parts.append(f"lr {short(logs['learning_rate'])}")
         if "grad_norm" in logs:
             parts.append(f"grad {float(logs['grad_norm']):.2g}")
-        if self._stepping > 0 and "num_tokens" in logs:
-            per_second = [logs[name] / self._stepping for name in ("num_tokens", "num_supervised_tokens")]
+        if self.stepping > 0 and "num_tokens" in logs:
+            per_second = [logs[name] / self.stepping for name in ("num_tokens", "num_supervised_tokens")]
             parts.append(f"{per_second[0]:,.0f} tok/s ({per_second[1]:,.0f} learned)")
         if "memory_measured" in logs:
             parts.append(f"mem {memory(logs['memory_measured'], logs.get('memory_predicted'))}")

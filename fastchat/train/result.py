@@ -21,25 +21,32 @@ from fastchat.train.callbacks import SPEED, LinesFile, number
 from fastchat.train.held_out import held_out_answers
 from fastchat.train.overview import Overview
 from fastchat.train.record import Run, RunRecord, make_record, used_line
+from fastchat.train.run_report import RunReport
 from fastchat.train.trainer import ChatTrainer
 
 
 def train_and_finish(run: Run, trainer: ChatTrainer, checkpoint: Path | None) -> None:
     """All steps, from `checkpoint` where there is one, and what follows the last."""
-    args = trainer.args
+    args: Any = trainer.args
     trainer.add_callback(Overview(run, trainer))
     trainer.answers = held_out_answers(args, run)
+    report = RunReport(run, trainer, kind=args.run_report, number=args.sample_prompts)
+    trainer.add_callback(report)
     torch.manual_seed(args.seed + rank())  # dropout differs between processes, as it does between rows
     if checkpoint is not None:
         args.eval_on_start = False  # it belongs to step 0
     try:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finish(run, trainer, result.metrics)
+        finish(run, trainer, result.metrics, report)
+    except BaseException as error:
+        report.end(error)
+        raise
     finally:
         trainer.end_workers()
+        trainer.end_reports()
 
 
-def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
+def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float], report: RunReport) -> None:
     """What follows the last step: the result saved and verified, evaluated, and the record of it all written."""
     output_dir = trainer.plan.folder
     on_main_process(trainer.plan.hold)
@@ -59,8 +66,9 @@ def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float]) -> None:
             with disk_errors(output_dir, 0, "training.json"):
                 record.write(output_dir)
                 try_write_card(output_dir, record)
+    report.finish()
     say(summary(record, output_dir))
-    say(next_steps(output_dir, adapter=trainer.plan.adapter))
+    say(next_steps(output_dir, adapter=trainer.plan.adapter, report=report.page))
 
 
 def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, checkpoint: bool = False) -> None:
@@ -124,13 +132,14 @@ def summary(record: RunRecord, output_dir: Path) -> str:
     return line
 
 
-def next_steps(folder: Path, *, adapter: bool) -> str:
-    """The commands that a user may want now."""
+def next_steps(folder: Path, *, adapter: bool, report: Path | None = None) -> str:
+    """The page to look at and the commands that a user may want now."""
     name = shlex.quote(str(folder))
     merged = shlex.quote(f"{str(folder).rstrip('/')}-merged")
     lines = [f"fastchat chat {name}"]
     lines += [f"fastchat merge --lora-path {name} --target-model-path {merged}"] if adapter else []
-    return "\n".join(f"next       {line}" for line in [*lines, f"fastchat verify {name}"])
+    shown_page = [f"report     {report}"] if report is not None else []
+    return "\n".join([*shown_page, *(f"next       {line}" for line in [*lines, f"fastchat verify {name}"])])
 
 
 def shown(loss: float | None) -> str:

@@ -194,6 +194,9 @@ def _check_version(values: Values) -> list[str]:
 def _derive(values: Values) -> None:
     """What follows from other settings."""
     if values["eval_strategy"] == "no" and not values["do_eval"]:
+        asked = values["sample_prompts"] not in (0, values.defaults["sample_prompts"])
+        if asked and not values["eval_on_start"]:
+            say("--sample_prompts has no effect: --eval_strategy is no, so there is no evaluation data")
         if values["eval_data_path"]:
             say("--eval_data_path is not used: --eval_strategy is no (epoch or steps evaluates)")
         if values["val_set_size"]:

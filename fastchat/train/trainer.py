@@ -61,7 +61,8 @@ class ChatTrainer(CheckpointTrainer):
         super().__init__(*args, **kwargs)
         for printing in (ProgressCallback, PrinterCallback):  # metric dictionaries; ours prints a line
             self.remove_callback(printing)
-        self.add_callback(ProgressLines(are_drawn()))
+        self.lines = ProgressLines(are_drawn())
+        self.add_callback(self.lines)
         self.engine, self.loraplus_lr_ratio = engine, loraplus_lr_ratio
         engine.prepare(self)
         handler: Any = self.callback_handler
@@ -176,6 +177,12 @@ class ChatTrainer(CheckpointTrainer):
         for loader in self._loaders:
             loader.end_workers()
 
+    def end_reports(self) -> None:
+        """Closes what `--report_to` has opened: nothing more will be measured."""
+        for report in self.callback_handler.callbacks:
+            if isinstance(report, Guarded):
+                report.close()
+
     def _prepare_inputs(self, inputs: Any) -> Any:
         """On the device, and without what is only counted."""
         return super()._prepare_inputs({name: tensor for name, tensor in inputs.items() if name != SEQ_LENGTHS})
@@ -267,6 +274,8 @@ class ChatTrainer(CheckpointTrainer):
             if self.auxiliary is not None:
                 logs["aux_loss"] = added / supervised if supervised else float("nan")
             logs["num_tokens"], logs["num_supervised_tokens"] = int(tokens), int(supervised)
+            if self.lines.stepping > 0:
+                logs["tokens_per_second"] = tokens / self.lines.stepping
         if "loss" in logs or "train_loss" in logs:
             logs |= self.memory.agree(self._total(torch.tensor(self.memory.mine()), dist.ReduceOp.MAX).tolist())
         if "train_loss" in logs:

@@ -25,7 +25,7 @@ from fastchat.data.encoding.renderings import renderings_of
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.rows.records import Record
 from fastchat.data.view.histogram import Histogram, percentile
-from fastchat.data.view.html_report import HtmlReport, safe_json
+from fastchat.data.view.html_report import HtmlReport
 from fastchat.data.view.reasons import EXPLAINED, ROLES, Why, explain
 from fastchat.data.view.token_text import TokenTexts
 from fastchat.errors import DataError
@@ -279,13 +279,6 @@ ANYTHING = st.text(st.characters(codec="utf-8"), max_size=30)
 HARD = st.sampled_from(
     ["</script>", "<!--", "]]>", "&lt;", "\u2028\u2029", "\u202e", "\ufffd", "🙂👩‍👩‍👧", "你好", "  \n"]
 )
-
-
-@given(st.lists(ANYTHING | HARD))
-def test_json_in_the_page_cannot_be_seen_by_its_parser(texts: list[str]) -> None:
-    made = safe_json({"x": texts})
-    assert made.isascii() and not set(made) & set("<>&\x7f") - {"\x7f"} and "\n" not in made
-    assert json.loads(made) == {"x": texts}
 
 
 SAID = (

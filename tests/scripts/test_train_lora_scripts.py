@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fastchat.report.reading import read_run
 from tests.builders import chat_rows, make_model, write_rows
 from tests.scripts.conftest import Run
 from tests.train.warm import Warm
@@ -96,9 +97,11 @@ def test_what_it_starts_trains_with_the_documented_values(
     words = launched_words(size.script, "--num_train_epochs", "1", **variables)
     program = next(i for i, word in enumerate(words) if word.endswith("fastchat/train/train_lora.py"))
     assert words[program - 2 : program] == ["--num_gpus", "2"]
-    outcome = warm.run(words[program + 1 :], Path(variables["OUTPUT_DIR"]))
+    more = ["--sample_prompts", "1"]  # also with 4 bits, and from weights that are offloaded
+    outcome = warm.run([*words[program + 1 :], *more], Path(variables["OUTPUT_DIR"]), ANSWER_TOKENS="4")
     assert warm.codes == [0, 0], outcome.err
     _check_run(size, outcome.folder, outcome.err)
+    assert [row["step"] for row in read_run(outcome.folder).answers] == [0, 2]
 
 
 def _check_run(size: Size, output: Path, log: str) -> None:

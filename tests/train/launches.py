@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.machine import free_port
-from tests.train.conftest import Outcome
+from tests.train.conftest import Outcome, quiet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1800
@@ -60,7 +60,8 @@ def _command(launcher: str, script: str, flags: list[str], folder: Path, process
         ],
         "python": [sys.executable, "-m", module],
     }
-    command = [*commands[launcher], *flags, "--output_dir", str(folder)]
+    words = flags if "." in script else quiet(flags)
+    command = [*commands[launcher], *words, "--output_dir", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": _path()}
     return {"args": command, "cwd": folder.parent, "env": environment}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastchat.report.reading import read_run
 from tests.train.conftest import Outcome
 from tests.train.launches import REPOSITORY, STEADY_ADAM, launch, same_weights
 from tests.train.warm import Warm
@@ -19,12 +20,13 @@ from tests.train.warm import Warm
 pytestmark = pytest.mark.launch
 COMMON = ["--lora_dropout", "0", "--num_train_epochs", "2", "--learning_rate", "1e-3", "--disable_tqdm", "True"]
 COMMON += ["--eval_strategy", "epoch", "--eval_on_start", "True", "--model_max_length", "100", *STEADY_ADAM]
+COMMON += ["--run_report", "html", "--sample_prompts", "2"]
 # The same global batch of 8, cut in different ways; the last one of an epoch has 4 dialogues.
 SPLITS = {
     "plain": ["--per_device_train_batch_size", "8"],
     "untrained": ["--per_device_train_batch_size", "8", "--learning_rate", "1e-30", "--max_steps", "1"],
     "plain, accumulating": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"],
-    "ddp": ["--per_device_train_batch_size", "4"],
+    "ddp": ["--per_device_train_batch_size", "4", "--sample_prompts", "0"],
     "zero2": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"],
     "zero3": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"],
 }
@@ -62,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, flags: list[str], warm: Warm)
             if name == "ddp":
                 made[name] = launch("torchrun", "train_lora", words, folder / name)
             else:
-                made[name] = warm.run(words, folder / name, processes=2 if more else 1)
+                made[name] = warm.run(words, folder / name, processes=2 if more else 1, ANSWER_TOKENS="12")
             assert made[name].code == 0, made[name].err[-6000:]
         return made[name]
 
@@ -118,15 +120,26 @@ def test_memory_is_measured_beside_the_plan(runs: Callable[[str], Outcome], name
     assert "peak memory: a process grew by" in outcome.log and "warning: peak" not in outcome.err
 
 
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_the_answers_before_and_after_do_not_depend_on_the_split(runs: Callable[[str], Outcome], name: str) -> None:
+    plain, other = (read_run(runs(split).folder).answers for split in ("plain", name))
+    assert [(row["step"], row["row"]) for row in plain] == [(0, 0), (0, 3), (6, 0), (6, 3)]
+    assert all(0 < row["num_tokens"] <= 12 and row["answer"] for row in plain)
+    assert other == plain
+
+
 @pytest.mark.parametrize("name", ["plain", "ddp", "zero2", "zero3"])
 def test_what_comes_out(runs: Callable[[str], Outcome], name: str) -> None:
     folder = runs(name).folder
     assert sorted(os.listdir(folder)) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        *(["answers.jsonl"] if name != "ddp" else []),
         "chat_template.jinja",
         "log.txt",
         "metrics.jsonl",
+        "report.html",
+        "report.json",
         "status.json",
         "tokenizer.json",
         "tokenizer_config.json",

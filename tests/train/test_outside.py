@@ -25,7 +25,8 @@ def watch(event, arguments):
             found.append((phase, event, repr(arguments)))
 
 sys.addaudithook(watch)
-from fastchat.train import train_lora
+from fastchat.train import answers, train_lora
+answers.NEW_TOKENS = 8
 from fastchat.train.status import attempt
 
 def train(name, *more):
@@ -95,6 +96,7 @@ def test_the_watch_sees_a_connection(tmp_path: Path) -> None:
 def test_no_secret_is_in_any_file_or_log(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any("wandb" in str(path) for path in files) and (folder / "reported" / "training.json") in files
+    assert {folder / "out" / name for name in ("answers.jsonl", "report.html", "report.json")} <= set(files)
     for path in files:
         content = path.read_bytes()
         for name, secret in SECRETS.items():

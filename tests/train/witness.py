@@ -1,7 +1,8 @@
 """What a run's engine holds after saving, told by itself: its weights, gathered its own way, and what it generates.
 
 Inside the processes of a run. WITNESS=DIR writes DIR/engine.safetensors and DIR/tokens.json right after the result is
-saved; HEAD_ROWS=7 makes the chunks of the head so small, MAX_SHARD=40KB the files of the result.
+saved; HEAD_ROWS=7 makes the chunks of the head so small, MAX_SHARD=40KB the files of the result, ANSWER_TOKENS=9 the
+answers of --sample_prompts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ def install() -> None:
         from fastchat.train import head
 
         head.rows_per_chunk = lambda vocab: int(os.environ["HEAD_ROWS"])
+    if "ANSWER_TOKENS" in os.environ:
+        from fastchat.train import answers
+
+        answers.NEW_TOKENS = int(os.environ["ANSWER_TOKENS"])
     if "MAX_SHARD" in os.environ:
         from fastchat.checkpoint import full
 

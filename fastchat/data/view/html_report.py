@@ -15,14 +15,10 @@ only with `textContent`, a part of one record at a time. The data:
 
 from __future__ import annotations
 
-import base64
-import json
-import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from itertools import chain
 from typing import Any
 
@@ -39,7 +35,7 @@ from fastchat.data.tokens.lost import Lost
 from fastchat.data.view.histogram import Histogram
 from fastchat.data.view.reasons import EXPLAINED, ROLES, Run, Why, explain, explain_text
 from fastchat.data.view.token_text import TokenTexts
-from fastchat.files import sha256_of_text
+from fastchat.pages import allowed, asset, filled, safe_json
 
 # 3 M tokens make a page of about 12 MB; later records are shown without tokens, and the page says so.
 MAX_TOKENS = 3_000_000
@@ -198,31 +194,13 @@ def _fate(example: Example) -> str:
     return "dropped" if example.dropped else "cut" if example.lost else "whole"
 
 
-# --- the page around the data
-
-
-def safe_json(value: Any) -> str:
-    """JSON that can be embedded in a page: ASCII only, without characters that are special in HTML."""
-    text = json.dumps(value, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _page() -> tuple[str, str]:
     """The page before and after its data."""
     shell, style, script = _asset("page.html"), _asset("page.css"), "".join(map(_asset, _SCRIPTS))
-    parts = {"STYLE": style, "SCRIPT": script, "STYLE-HASH": _hash(style), "SCRIPT-HASH": _hash(script)}
     before, after = shell.split("{{DATA}}")
-    return "".join(_filled(before, parts)), "".join(_filled(after, parts))
-
-
-def _filled(text: str, parts: Mapping[str, str]) -> Iterator[str]:
-    for number, piece in enumerate(re.split(r"\{\{([A-Z-]+)\}\}", text)):
-        yield parts[piece] if number % 2 else piece
+    parts = allowed(style, script)
+    return filled(before, parts), filled(after, parts)
 
 
 def _asset(name: str) -> str:
-    return (resources.files("fastchat.data.view") / "report" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(bytes.fromhex(sha256_of_text(text))).decode()
+    return asset("fastchat.data.view", "report", name)
