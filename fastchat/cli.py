@@ -27,6 +27,7 @@ COMMANDS = {
     "plan": Command("fastchat.plan.__main__", "compute the memory of a run, and what fits on a machine"),
     "recipes": Command("fastchat.settings.recipes", "list the built-in recipes, or copy one"),
     "chat": Command("fastchat.serve.cli", "chat with an adapter or a model in the terminal"),
+    "serve": Command("fastchat.serve.openai_api_server", "serve an adapter or a model as an OpenAI-compatible API"),
     "merge": Command("fastchat.model.apply_lora", "merge an adapter into its base model"),
     "verify": Command("fastchat.checkpoint.verify", "check that a checkpoint or a result is complete"),
     "prepare": Command("fastchat.model.prepare_model", "give a model a pad token or new tokens before training"),

@@ -254,7 +254,10 @@ class Answer:
     def _before_stop(self) -> str:
         """The plain text at the start of the template's stop, before the token or string that ends generation."""
         stop = self.chat_encoder.template.stop
-        noticed = [*self.chat_encoder.stop_strings, *(content for content, control in self.chat_encoder.controls.items() if control)]
+        noticed = [
+            *self.chat_encoder.stop_strings,
+            *(content for content, control in self.chat_encoder.controls.items() if control),
+        ]
         places = [stop.index(end) for end in noticed if end and end in stop]
         return stop[: min(places)] if places else ""
 
@@ -310,12 +313,22 @@ def to_dialogue(
 
     Raises SettingsError if they are not. `system`: the system message if they have none.
     """
-    reading = Reading(AS_THEY_ARE, thinks=False)
     try:
-        made = read_turns(messages, reading)
-        schemas = tools_of({"tools": list(tools)}, reading.treatments)
+        return read_dialogue(messages, system, tools)
     except BadRow as bad:
         raise SettingsError(f"the conversation: {bad}. {bad.way_out}".rstrip(". ") + ".") from None
+
+
+def read_dialogue(
+    messages: Sequence[Any],
+    system: str | None = None,
+    tools: Sequence[Any] = (),
+    reading: Reading | None = None,
+) -> Dialogue:
+    """The same, raising BadRow for messages that cannot be read; `reading` counts the keys that were not read."""
+    reading = reading or Reading(AS_THEY_ARE, thinks=False)
+    made = read_turns(messages, reading)
+    schemas = tools_of({"tools": list(tools)}, reading.treatments)
     if not made.turns or made.turns[-1].role == "assistant":
         raise SettingsError("The conversation must end with a user's or a tool's turn to be answered.")
     said = system if made.system is None else made.system

@@ -93,7 +93,7 @@ class Continuous(Engine):
         )
         with torch.inference_mode():
             manager = self._model.init_continuous_batching(
-                generation_config=_greedy(1), continuous_batching_config=batch
+                generation_config=_greedy(1, eos_token_id=-1), continuous_batching_config=batch
             )
             # Read when the thread builds its batch, after `start`.
             manager.logit_processor = _processors(self._choose)
@@ -205,12 +205,12 @@ class Continuous(Engine):
             made = self._outer.generate(
                 input_ids=row,
                 attention_mask=torch.ones_like(row),
-                generation_config=_greedy(CHECKED_TOKENS),
-                output_logits=True,
-                return_dict_in_generate=True,
+                generation_config=_greedy(CHECKED_TOKENS, output_logits=True, return_dict_in_generate=True),
             )
             logprobs = torch.cat(list(made.logits)).float().log_softmax(dim=-1).cpu()
-            expected.append((Job(prompt, CHECKED_TOKENS, (), sampling), logprobs, made.sequences[0, len(prompt) :].tolist()))
+            expected.append(
+                (Job(prompt, CHECKED_TOKENS, (), sampling), logprobs, made.sequences[0, len(prompt) :].tolist())
+            )
         return expected
 
     async def _check(self, expected: Sequence[tuple[Job, torch.Tensor, list[int]]]) -> None:
@@ -246,10 +246,10 @@ def _difference(logprobs: torch.Tensor, ids: Sequence[int], tokens: Sequence[Tok
     return largest
 
 
-def _greedy(max_new_tokens: int) -> Any:
+def _greedy(max_new_tokens: int, **more: Any) -> Any:
     from transformers import GenerationConfig
 
-    return GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=-1)
+    return GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, **more)
 
 
 def _processors(choose: Callable[[torch.Tensor, Sequence[str]], torch.Tensor]) -> Any:

@@ -29,7 +29,7 @@ class Vllm(Engine):
 
     name = "vLLM"
 
-    def __init__(self, trained: TrainedModel, limit: int | None, most_jobs: int, gpus: int):
+    def __init__(self, trained: TrainedModel, limit: int | None, most_jobs: int, gpus: int, remote_code: bool = False):
         self.limit = limit
         self._lora = _lora_of(trained)
         self._options: dict[str, Any] = {
@@ -37,6 +37,7 @@ class Vllm(Engine):
             "max_num_seqs": most_jobs,
             "tensor_parallel_size": gpus,
             "max_logprobs": 20,
+            "trust_remote_code": remote_code,
         }
         if limit is not None:
             self._options["max_model_len"] = limit
