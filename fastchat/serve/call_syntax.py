@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastchat.conversation import Dialogue, ToolCall, Turn
 from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.learn import Thinking
+from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import UserError
 
 _NAMES, _KEYS, _TEXTS = ("zq_alpha", "zq_beta"), ("zq_key", "zq_other"), ("Zqone", "Zqtwo")
@@ -151,14 +153,12 @@ class CallSyntax:
             if found is None:
                 return None
             calls += found[0]
-            following = between.match(text, found[1]) if self.between else None
+            following = between.match(text, found[1])
             if following is not None and self.call.read(text, following.end()) is not None:
                 at = following.end()
                 continue
             end = after.match(text, found[1])
-            rest = text[end.end() if end else found[1] :]
-            # An answer that was stopped before its closing tag is complete; more text after it is not.
-            return calls if not rest.strip() or (end is None and self.after.startswith(_pattern(rest))) else None
+            return calls if end and not text[end.end() :].strip() else None
 
 
 def learn_syntax(chat_encoder: ChatEncoder) -> CallSyntax | None:
@@ -179,9 +179,11 @@ class _Writer:
 
     def __init__(self, chat_encoder: ChatEncoder):
         self._template = chat_encoder.template
+        own = isinstance(self._template, TokenizerTemplate)
+        self._thinking = self._template.thinking if own else Thinking()  # type: ignore[union-attr]
 
     def __call__(self, calls: Sequence[ToolCall], said: str = "") -> str | None:
-        """The text of the answer without its stop; None if the template refuses it."""
+        """The text of the answer without its stop and an empty reasoning; None if the template refuses it."""
         dialogue = Dialogue((Turn("user", "Hi"), Turn("assistant", said, calls=tuple(calls))), tools=TOOLS)
         try:
             rendered = self._template.renderings(dialogue)[-1]
@@ -191,7 +193,7 @@ class _Writer:
         written = "".join(s.text for s in own)
         stops = self._template.stops if hasattr(self._template, "stops") else (self._template.stop,)
         ends = [stop for stop in stops if stop and written.endswith(stop)]
-        return written.removesuffix(max(ends, key=len, default=""))
+        return self._thinking.after_empty(written.removesuffix(max(ends, key=len, default="")))
 
 
 def _schema(name: str) -> dict[str, Any]:
@@ -221,7 +223,7 @@ def _cases(write: _Writer) -> Iterator[tuple[str, tuple[ToolCall, ...], str]]:
 
 def _is_read_back(syntax: CallSyntax, written: str, calls: tuple[ToolCall, ...], said: str) -> bool:
     text, found = syntax.read(written, TOOLS)
-    return text.strip() == said and [(c.name, c.arguments) for c in found] == [(c.name, c.arguments) for c in calls]
+    return said in text and [(c.name, c.arguments) for c in found] == [(c.name, c.arguments) for c in calls]
 
 
 def _json_syntax(one: str, two: str | None) -> CallSyntax | None:
@@ -266,15 +268,21 @@ def _named_syntax(one: str, two: str | None, write: _Writer) -> CallSyntax | Non
     end = one.rfind(_TEXTS[0]) + len(_TEXTS[0])
     between = two[two.find(_TEXTS[0]) + len(_TEXTS[0]) : second] if two is not None and second > 0 else ""
     endings = tuple(_pattern(part) for part in (between, one[end:]) if part.strip())
+    nothing = _pattern(empty[empty.find(_NAMES[0]) + len(_NAMES[0]) :]) if empty else ""
     call = NamedCall(
         None,
         opening=_pattern(pairs[name_end:key]),
         between=_pattern(pairs[key + len(_KEYS[0]) : value], exact=True),
         joining=_pattern(pairs[value + len(_TEXTS[0]) : other]),
         endings=endings,
-        empty=_pattern(empty[empty.find(_NAMES[0]) + len(_NAMES[0]) :]) if empty else r"\Z",
+        empty=nothing or r"\Z",
     )
-    return _syntax(call, one[:begin], between, one[end:])
+    made = _syntax(call, one[:begin], between, one[end:])
+    if not nothing:
+        return made
+    # After a call without arguments, what opens and closes them is missing.
+    after, following = f"(?:{made.after}|{nothing})", f"(?:{made.between}|{nothing}\\s*{made.before})"
+    return replace(made, after=after, between=following if between else "")
 
 
 def _syntax(call: JsonCall | NamedCall, before: str, between: str, after: str) -> CallSyntax:
