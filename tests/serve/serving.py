@@ -49,7 +49,8 @@ def train_tiny(folder: Path, steps: int = 120) -> Path:
     rows = [chat_encoder.encode(chat_encoder.template.render(dialogue)) for dialogue in LEARNED]
     size = max(len(row.input_ids) for row in rows)
     ids = torch.tensor([[*row.input_ids, *[0] * (size - len(row.input_ids))] for row in rows])
-    labels = torch.tensor([[*row.labels, *[-100] * (size - len(row.labels))] for row in rows])
+    learned = torch.tensor([[*row.supervised, *[False] * (size - len(row.supervised))] for row in rows])
+    labels = ids.where(learned, -100)
     model = AutoModelForCausalLM.from_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(steps):
@@ -142,5 +143,6 @@ def served(chat_encoder: ChatEncoder, *answers: Any) -> ServedModel:
 def ids_of(chat_encoder: ChatEncoder, dialogue: Dialogue) -> list[int]:
     """The ids that training teaches for the last turn of a dialogue."""
     encoded = chat_encoder.encode(chat_encoder.template.renderings(dialogue)[-1])
-    first = next(k for k in reversed(range(len(encoded.labels))) if encoded.labels[k] == -100) + 1
-    return encoded.input_ids[first:]
+    end = max(k for k, supervised in enumerate(encoded.supervised) if supervised) + 1
+    begin = max(k for k, supervised in enumerate(encoded.supervised[:end]) if not supervised) + 1
+    return encoded.input_ids[begin:end]
