@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -66,14 +65,13 @@ def train_tiny(folder: Path, steps: int = 120) -> Path:
 class Server:
     """`fastchat serve` as a process. `address`: of its API."""
 
-    def __init__(self, model: Path, log: Path, *flags: str, **environment: str):
+    def __init__(self, model: Path, log: Path, *flags: str, port: int = 0):
         self.log = log
-        command = [sys.executable, "-m", "fastchat.serve.openai_api_server", str(model), "--port", "0", *flags]
+        command = [sys.executable, "-m", "fastchat.serve.openai_api_server", str(model), "--port", str(port), *flags]
         with log.open("w") as out:
             self.process = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
-                env={**os.environ, **environment},
                 stdout=subprocess.PIPE,
                 stderr=out,
                 text=True,

@@ -20,13 +20,12 @@ import torch
 
 pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
+httpx = pytest.importorskip("httpx")
 
-from fastchat.conversation import get_template  # noqa: E402
 from fastchat.data.encoding.chat_encoder import encode_prompt  # noqa: E402
 from fastchat.serve import cli  # noqa: E402
 from fastchat.serve.chat import load_chat, to_dialogue  # noqa: E402
 from tests.serve.serving import ASKED, SAID, WEATHER, Server, train_tiny  # noqa: E402
-from tests.test_structure import REPOSITORY  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("openai_client")]
 NAME = "sums"
@@ -127,13 +126,13 @@ def test_logprobs_are_those_of_a_forward_pass(client: Any, model: Path) -> None:
 
 def test_seeds_and_several_answers(client: Any) -> None:
     def texts(**more: Any) -> list[str]:
-        made = ask(client, LONG, temperature=1.2, max_tokens=12, **more)
+        made = ask(client, LONG, temperature=5, max_tokens=12, **more)
         return [choice.message.content for choice in made.choices]
 
     first = texts(seed=11, n=3)
     assert first == texts(seed=11, n=3) and len(set(first)) == 3
     assert texts(seed=11)[0] == first[0] and texts(seed=12)[0] not in first
-    assert len({texts()[0] for _ in range(3)}) > 1
+    assert len({texts()[0] for _ in range(4)}) > 1
 
 
 def test_a_tool_is_called(client: Any) -> None:
@@ -210,9 +209,9 @@ def test_kill_and_restart(model: Path, tmp_path: Path) -> None:
     server = Server(model, tmp_path / "log.txt", "--api-key", "a-secret-key", "--max-requests", "2")
     wanted = f"http://127.0.0.1:{server.port}/v1"
     assert server.address == wanted and "a-secret-key" not in server.printed + server.log.read_text()
-    with openai.OpenAI(base_url=server.address, api_key="wrong-key", max_retries=0) as other:
-        with pytest.raises(openai.AuthenticationError):
-            ask(other)
+    other = openai.OpenAI(base_url=server.address, api_key="wrong-key", max_retries=0)
+    with other, pytest.raises(openai.AuthenticationError):
+        ask(other)
     with openai.OpenAI(base_url=server.address, api_key="a-secret-key", max_retries=0) as client:
         assert ask(client, max_tokens=40).choices[0].message.content == SAID
         with pytest.raises(openai.BadRequestError, match="at most 2 at once"):
@@ -220,19 +219,11 @@ def test_kill_and_restart(model: Path, tmp_path: Path) -> None:
         stream = iter(ask(client, LONG, stream=True, max_tokens=900))
         next(stream)
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
-        with pytest.raises((openai.APIError, OSError, Exception)):
+        with pytest.raises((openai.APIError, httpx.HTTPError)):
             list(stream)
-            raise AssertionError("the stream should not end well")
-    # The port is free again at once.
-    again = [sys.executable, "-m", "fastchat.serve.openai_api_server", str(model), "--port", str(server.port), "--help"]
-    assert subprocess.run(again, cwd=REPOSITORY, capture_output=True, check=True)
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", server.port))
-
-
-def test_a_stream_is_given_some_time_when_the_server_is_stopped(model: Path, tmp_path: Path) -> None:
-    server = Server(model, tmp_path / "log.txt", "--compare", "--base-model-path", str(model))
+    # On the same port at once. A stream is given some time when the server is stopped.
+    server = Server(model, tmp_path / "log.txt", "--compare", "--base-model-path", str(model), port=server.port)
+    assert server.address == wanted
     with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0) as client:
         assert [one.id for one in client.models.list()] == [NAME, "base"]
         stream = iter(ask(client, stream=True, max_tokens=40))
@@ -244,4 +235,3 @@ def test_a_stream_is_given_some_time_when_the_server_is_stopped(model: Path, tmp
         assert said == SAID
     assert server.stop(signal.SIGTERM) == 0
     assert "Traceback" not in server.log.read_text()
-    assert get_template("chatml").name == "chatml"

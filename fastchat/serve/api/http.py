@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from fastchat.data.rows.bad_rows import BadRow
@@ -25,8 +25,8 @@ class ClientGone(Exception):
 async def read_json(request: Request, most_bytes: int, seconds: float) -> Any:
     """The JSON value of a request's body.
 
-    Raises ApiError for another content type, more than `most_bytes`, a body that is not complete after `seconds`, and
-    what is not JSON.
+    Raises ClientGone, and ApiError for another content type, more than `most_bytes`, a body that is not complete after
+    `seconds`, and what is not JSON.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # what a page of another site can send without asking is not
@@ -45,6 +45,8 @@ async def read_json(request: Request, most_bytes: int, seconds: float) -> Any:
 
     try:
         await asyncio.wait_for(receive(), seconds)
+    except ClientDisconnect:
+        raise ClientGone from None
     except asyncio.TimeoutError:
         raise ApiError(408, f"The body was not complete after {seconds:g} seconds.") from None
     try:
