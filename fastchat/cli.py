@@ -27,6 +27,7 @@ COMMANDS = {
     "plan": Command("fastchat.plan.__main__", "compute the memory of a run, and what fits on a machine"),
     "recipes": Command("fastchat.settings.recipes", "list the built-in recipes, or copy one"),
     "chat": Command("fastchat.serve.cli", "chat with an adapter or a model in the terminal"),
+    "serve": Command("fastchat.serve.openai_api_server", "serve an adapter or a model as an OpenAI-compatible API"),
     "report": Command("fastchat.report.command", "make the report of a run again, or compare runs"),
     "merge": Command("fastchat.model.apply_lora", "merge an adapter into its base model"),
     "export": Command("fastchat.export.command", "make a GGUF file with an Ollama Modelfile, or a vLLM command"),

@@ -86,7 +86,7 @@ def test_commands_are_accepted(page: str, words: list[str]) -> None:
         return
     module, rest = _module(words)
     if module is None:
-        assert words[0] in ("pip", "hf", "eval", "make", ".venv/bin/python", "sudo", "git", "export"), (
+        assert words[0] in ("pip", "hf", "eval", "make", ".venv/bin/python", "sudo", "git", "export", "curl"), (
             f"{page}: {' '.join(words)}"
         )
         return

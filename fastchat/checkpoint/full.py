@@ -57,7 +57,7 @@ def saved_configs(model: Any, tokenizer: Any, stop_ids: Collection[int]) -> tupl
     config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     config.use_cache = True  # was only off for training
     text = config.get_text_config()
-    stops = dict.fromkeys([*base_stop_ids(model, tokenizer), *stop_ids])
+    stops = dict.fromkeys([*base_stop_ids(model, tokenizer.added_tokens_decoder), *stop_ids])
     if tokenizer.eos_token_id is not None:
         stops[tokenizer.eos_token_id] = None
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}

@@ -14,7 +14,7 @@ from fastchat.checkpoint.trained_model import TrainedModel, find_trained, load_t
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.model.rope import context_length
-from fastchat.serve.chat import bind_template
+from fastchat.serve.chat import add_base_stops, bind_template
 from fastchat.serve.placement import Placement, choose_placement
 
 
@@ -73,6 +73,7 @@ def load_for_evaluation(
     if trained.is_adapter and trained.record is not None and trained.record.dtype:
         options["dtype"] = torch_dtype(trained.record.dtype)
     model = (placement or choose_placement(device)).load(trained, **options)
+    add_base_stops(chat_encoder, model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Loaded(model, chat_encoder, pad_id, trained, _half(trained.record, model.dtype))
 

@@ -8,7 +8,7 @@ that is also the end of a turn, a model trained by them never learns to stop.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,17 +141,17 @@ def choose_pad(tokenizer: Any, *, stop_ids: Collection[int] = (), embedding_rows
     return PadChoice(borrowed, None, f"{why_not_own} and no token is free; padding is masked by length")
 
 
-def base_stop_ids(model: Any, tokenizer: Any) -> list[int]:
+def base_stop_ids(model: Any, added: Container[int]) -> list[int]:
     """The ids that end a generation by the configurations of `model`: a base may have more than its tokenizer's EOS
     (Llama-3.1's `<|eom_id|>`).
 
-    Only added tokens count: a configuration that names none has its class's default (2), which is text elsewhere.
+    Only `added` tokens count: a configuration that names none has its class's default (2), which is text elsewhere.
     """
     found: dict[int, None] = {}
     for part in (model.generation_config, model.config.get_text_config()):
         ids = getattr(part, "eos_token_id", None)
         found |= dict.fromkeys(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
-    return [token_id for token_id in found if token_id in tokenizer.added_tokens_decoder]
+    return [token_id for token_id in found if token_id in added]
 
 
 def _candidates(tokenizer: Any) -> Iterator[tuple[str, int, str]]:

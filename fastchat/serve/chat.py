@@ -32,6 +32,7 @@ GREEDY_BELOW = 1e-5  # below this temperature, decoding is greedy
 LEAD_TOKENS = 8  # decoded in front of an answer, so that its first token keeps its leading space
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+WINDOW = 64  # ids that are decoded again for each new one; the text before them is final
 
 
 @dataclass
@@ -127,6 +128,9 @@ class Chat:
 class Answer:
     """Collects generated ids, turns them into text piece by piece, and notices the end of the turn.
 
+    `stops` are further strings that end the answer. `plain`: the ids continue the prompt as a text, not as an answer in
+    the template's form.
+
     Attributes:
         num_prompt: the number of tokens of the prompt.
         ids: the generated ids, without the stop.
@@ -135,19 +139,28 @@ class Answer:
         began, first, newest: `time.perf_counter()` at the start, at the first and at the newest token.
     """
 
-    def __init__(self, chat_encoder: ChatEncoder, prompt: Sequence[int], on_text: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        chat_encoder: ChatEncoder,
+        prompt: Sequence[int],
+        on_text: Callable[[str], None] | None = None,
+        stops: Sequence[str] = (),
+        plain: bool = False,
+    ):
         self.chat_encoder = chat_encoder
         self.on_text = on_text
-        self.stop_strings = chat_encoder.stop_strings
+        self.stop_ids = chat_encoder.stop_ids
+        self.stop_strings = (*stops,) if plain else (*chat_encoder.stop_strings, *stops)
         template = chat_encoder.template
         self.opening = ""
-        if isinstance(template, Template):  # vicuna's space after "ASSISTANT:" is generated but not shown
+        if isinstance(template, Template) and not plain:  # vicuna's space after "ASSISTANT:" is generated, not shown
             self.opening = template.assistant.before[len(template.assistant.open) :]
-        self.closing = self._before_stop()  # llama-2's space before </s>: the same
+        self.closing = "" if plain else self._before_stop()  # llama-2's space before </s>: the same
         self.lead = list(prompt[-LEAD_TOKENS:])
         self.lead_text = chat_encoder.encoder.decode(self.lead)
         self.ids: list[int] = []
         self.text = ""
+        self._final, self._begin = "", 0  # the text of the ids before the window, and where that begins
         self.given = 0
         self.stopped = self.cancelled = False
         self.saw_prompt = False
@@ -164,10 +177,14 @@ class Answer:
         if not self.saw_prompt:
             self.saw_prompt = True
             return
+        self.take(value.reshape(-1).tolist())
+
+    def take(self, ids: Sequence[int]) -> None:
+        """Take the next ids."""
         self.newest = time.perf_counter()
         self.first = self.first if self.ids else self.newest
-        for token_id in value.reshape(-1).tolist():
-            if token_id in self.chat_encoder.stop_ids:
+        for token_id in ids:
+            if token_id in self.stop_ids:
                 self.stopped = True
             if not self.stopped:
                 self.ids.append(token_id)
@@ -183,16 +200,38 @@ class Answer:
         return self.text
 
     def _read(self) -> None:
-        text = self._decode(self.ids)
+        text = self._whole(len(self.ids))
+        self._move_window(text)
         cuts = [text.index(stop) for stop in self.stop_strings if stop in text]
         if cuts:
             self.stopped = True
             text = text[: min(cuts)]
         self.text = text.removesuffix(self.closing) if self.stopped else text
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        decoded = self.chat_encoder.encoder.decode([*self.lead, *ids])
-        return decoded[len(self.lead_text) :].removeprefix(self.opening)
+    def _whole(self, end: int) -> str:
+        """The text of the first `end` ids, which may be before the window only if nothing is in it."""
+        decoded = self.chat_encoder.encoder.decode([*self.lead, *self.ids[self._begin : end]])[len(self.lead_text) :]
+        return self._final + (decoded if self._begin else decoded.removeprefix(self.opening))
+
+    def _move_window(self, text: str) -> None:
+        """Let the window begin later if that does not change the text: all ids would be decoded for each new one."""
+        begin = len(self.ids) - LEAD_TOKENS
+        if begin - self._begin < WINDOW:
+            return
+        before = self.lead, self.lead_text, self._final, self._begin
+        self._final = self._whole(begin)
+        self.lead, self._begin = self.ids[begin - LEAD_TOKENS : begin], begin
+        self.lead_text = self.chat_encoder.encoder.decode(self.lead)
+        if self._is_open(begin) or self._whole(len(self.ids)) != text:
+            self.lead, self.lead_text, self._final, self._begin = before
+
+    def _is_open(self, end: int) -> bool:
+        """Whether the id at `end`, or the one before it, may be a part of a character."""
+        near = self.ids[end - 1 : end + 1]
+        return self._final.endswith(BROKEN) or any(self._is_byte(token_id) for token_id in near)
+
+    def _is_byte(self, token_id: int) -> bool:
+        return BYTE_TOKEN.fullmatch(self.chat_encoder.encoder.whole.id_to_token(token_id) or "") is not None
 
     def _safe_end(self) -> int:
         """Length of the text that is final: without an incomplete character or the beginning of a stop string."""
@@ -200,12 +239,10 @@ class Answer:
             return 0
         end = len(self.text.rstrip(BROKEN))
         settled = len(self.ids)
-        while settled and BYTE_TOKEN.fullmatch(
-            self.chat_encoder.encoder.whole.id_to_token(self.ids[settled - 1]) or ""
-        ):
+        while settled > self._begin and self._is_byte(self.ids[settled - 1]):
             settled -= 1  # byte tokens in a row are decoded together, so the next byte may change all of them
         if settled < len(self.ids):
-            end = min(end, len(self._decode(self.ids[:settled])))
+            end = min(end, len(self._whole(settled)))
         if self.stopped:
             return end
         for ending in (self.closing, *self.stop_strings):
@@ -218,7 +255,10 @@ class Answer:
     def _before_stop(self) -> str:
         """The plain text at the start of the template's stop, before the token or string that ends generation."""
         stop = self.chat_encoder.template.stop
-        noticed = [*self.stop_strings, *(content for content, control in self.chat_encoder.controls.items() if control)]
+        noticed = [
+            *self.chat_encoder.stop_strings,
+            *(content for content, control in self.chat_encoder.controls.items() if control),
+        ]
         places = [stop.index(end) for end in noticed if end and end in stop]
         return stop[: min(places)] if places else ""
 
@@ -248,16 +288,31 @@ def load_chat(
     many bits. Raises SettingsError for a folder that cannot be used, or if no template is known; ResourceError if the
     model does not fit.
     """
-    tuned = find_trained(model_path, base_model_path)
     options: dict[str, Any] = {"cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+    tuned, chat_encoder, pad_id = open_encoder(model_path, base_model_path, conv_template, **options)
+    model = (placement or choose_placement(device)).load(tuned, **options)
+    add_base_stops(chat_encoder, model)
+    return Chat(model, chat_encoder, pad_id, system, temperature, max_new_tokens, context_length(model.config), tuned)
+
+
+def add_base_stops(chat_encoder: ChatEncoder, model: Any) -> None:
+    """Lets answers also end where those of the base do: it may have more stops than the template of the run."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    added = {token["id"] for token in chat_encoder.encoder.added.values()}
+    chat_encoder.stop_ids = tuple(dict.fromkeys([*chat_encoder.stop_ids, *base_stop_ids(inner, added)]))
+
+
+def open_encoder(
+    model_path: str, base_model_path: str | None = None, conv_template: str | None = None, **options: Any
+) -> tuple[TrainedModel, ChatEncoder, int]:
+    """What a chat needs beside the weights: what is in the folder, its tokenizer with the template, and the pad id.
+
+    Arguments and errors are those of `load_chat`.
+    """
+    tuned = find_trained(model_path, base_model_path)
     tokenizer = load_trained_tokenizer(tuned, **options)
     chat_encoder = bind_template(tuned, conv_template, TextEncoder.from_tokenizer(tokenizer))
-    model = (placement or choose_placement(device)).load(tuned, **options)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # A base may end its answers in more ways than the template of the run.
-    chat_encoder.stop_ids = tuple(dict.fromkeys([*chat_encoder.stop_ids, *base_stop_ids(inner, tokenizer)]))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Chat(model, chat_encoder, pad_id, system, temperature, max_new_tokens, context_length(model.config), tuned)
+    return tuned, chat_encoder, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 def to_dialogue(
@@ -267,12 +322,22 @@ def to_dialogue(
 
     Raises SettingsError if they are not. `system`: the system message if they have none.
     """
-    reading = Reading(AS_THEY_ARE, thinks=False)
     try:
-        made = read_turns(messages, reading)
-        schemas = tools_of({"tools": list(tools)}, reading.treatments)
+        return read_dialogue(messages, system, tools)
     except BadRow as bad:
         raise SettingsError(f"the conversation: {bad}. {bad.way_out}".rstrip(". ") + ".") from None
+
+
+def read_dialogue(
+    messages: Sequence[Any],
+    system: str | None = None,
+    tools: Sequence[Any] = (),
+    reading: Reading | None = None,
+) -> Dialogue:
+    """The same, raising BadRow for messages that cannot be read; `reading` counts the keys that were not read."""
+    reading = reading or Reading(AS_THEY_ARE, thinks=False)
+    made = read_turns(messages, reading)
+    schemas = tools_of({"tools": list(tools)}, reading.treatments)
     if not made.turns or made.turns[-1].role == "assistant":
         raise SettingsError("The conversation must end with a user's or a tool's turn to be answered.")
     said = system if made.system is None else made.system

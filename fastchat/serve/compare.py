@@ -8,6 +8,7 @@ from typing import Any
 
 from fastchat.checkpoint.record import read_training_record
 from fastchat.checkpoint.trained_model import TrainedModel
+from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.errors import SettingsError
 from fastchat.model.lora import ADAPTER_CONFIG
 from fastchat.model.rope import context_length
@@ -55,15 +56,14 @@ def with_base(chat: Chat, base: str | None, placement: Placement, **options: Any
     if base is None:
         return {BASE: replace(chat, model=WithoutAdapter(chat.model)), TUNED: chat}
     model = placement.load(TrainedModel(base, base, is_adapter=False, record=None), **options)
-    _check_vocabulary(base, model, chat)
+    check_vocabulary(base, model, chat.chat_encoder, chat.pad_id)
     context = min((size for size in (context_length(model.config), chat.context) if size), default=None)
     return {BASE: replace(chat, model=model, context=context), TUNED: chat}
 
 
-def _check_vocabulary(base: str, model: Any, chat: Chat) -> None:
-    """Raise SettingsError if prompts of `chat` can have ids that `model` does not know. A pad token is in no prompt."""
-    encoder = chat.chat_encoder
-    ids = {i for i in encoder.encoder.vocabulary.values() if i != chat.pad_id or i in encoder.stop_ids}
+def check_vocabulary(base: str, model: Any, encoder: ChatEncoder, pad_id: int) -> None:
+    """Raise SettingsError if prompts of `encoder` can have ids that `model` does not know. A pad token is in none."""
+    ids = {i for i in encoder.encoder.vocabulary.values() if i != pad_id or i in encoder.stop_ids}
     rows, needed = model.get_input_embeddings().weight.shape[0], max(ids) + 1
     if rows < needed:
         raise SettingsError(
