@@ -16,7 +16,7 @@ import csv
 import gzip
 import sys
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport
 from fastchat.data.rows.formats import parse_row
@@ -121,8 +121,8 @@ class _opened:
 
     def __enter__(self) -> IO[str]:
         try:
-            how = {"mode": "rt", "encoding": "utf-8-sig", "newline": ""}
-            self._file = (gzip.open if self._path.endswith(".gz") else open)(self._path, **how)
+            opened = gzip.open if self._path.endswith(".gz") else open
+            self._file: Any = opened(self._path, mode="rt", encoding="utf-8-sig", newline="")
         except OSError as error:
             raise unreadable(self._path, error) from None
         return self._file
