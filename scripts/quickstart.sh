@@ -41,7 +41,7 @@ make_base() {
     --per_device_train_batch_size 32 \
     --learning_rate 2e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 --adam_beta2 0.98 \
     --model_max_length 256 \
-    --logging_steps 50 ${device[@]+"${device[@]}"}
+    --logging_steps 200 ${device[@]+"${device[@]}"}
   printf '%s\n' "$key" >"$WORK/base.key"
 }
 
@@ -63,7 +63,7 @@ fine_tune() {
     --per_device_train_batch_size $((processes < 16 ? 16 / processes : 1)) \
     --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 \
     --model_max_length 256 \
-    --logging_steps 3 \
+    --logging_steps 15 \
     --deepspeed "$ROOT/playground/deepspeed_config_lora_s2.json" ${device[@]+"${device[@]}"}
 }
 
