@@ -19,6 +19,13 @@ BASE_EPOCHS="${BASE_EPOCHS:-6}"
 CHAT_EPOCHS="${CHAT_EPOCHS:-3}"
 export HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore WANDB_MODE="${WANDB_MODE:-disabled}"
 
+# without WORDS COMMAND ...: run it; in a file or a pipe, leave out the lines that begin with one of the WORDS (a|b|c).
+without() {
+  local words="$1"
+  shift
+  if [ -t 2 ]; then "$@"; else "$@" 2>&1 | grep --line-buffered -vE "^($words)"; fi
+}
+
 step() { printf '\n== %s\n' "$*"; }
 
 # Pre-train once; the base is kept until the text, the model or this recipe changes.
@@ -32,7 +39,8 @@ make_base() {
   rm -f "$WORK/base.key"
   python "$HERE/make_data.py" "$WORK"
   threads=$(($(nproc) < 4 ? $(nproc) : 4))
-  OMP_NUM_THREADS="$threads" CUDA_VISIBLE_DEVICES="$(first_gpu)" python -m fastchat.train.train \
+  without "next |rows |turns |tokens |template |batch |memory |output |<s>|--- |\[\[ " \
+    env OMP_NUM_THREADS="$threads" CUDA_VISIBLE_DEVICES="$(first_gpu)" python -m fastchat.train.train \
     --model_name_or_path "$WORK/blank" \
     --data_path "$WORK/base.jsonl" \
     --conv_template raw \
@@ -52,7 +60,7 @@ first_gpu() {
 
 fine_tune() {
   local processes="$1"
-  deepspeed "${launcher[@]}" "$ROOT/fastchat/train/train_lora.py" \
+  without "next |rows |turns |tokens " deepspeed "${launcher[@]}" "$ROOT/fastchat/train/train_lora.py" \
     --model_name_or_path "$WORK/base" \
     --data_path "$WORK/chat_train.json" \
     --eval_data_path "$WORK/chat_eval.json" --eval_strategy epoch --eval_on_start True \
