@@ -101,8 +101,6 @@ python "$HERE/compare.py" "$WORK/base" "$WORK/adapter" "$WORK/chat_eval.json"
 cat <<END
 
 What to do next
-  chat with it          $VENV/bin/python -m fastchat.serve.cli --model-path $WORK/adapter
   see what is trained   $VENV/bin/python -m fastchat.data.preview --model_name_or_path $WORK/base --conv_template vicuna_v1.1 --data_path $WORK/chat_train.json
-  merge the adapter     $VENV/bin/python -m fastchat.model.apply_lora --base-model-path $WORK/base --lora-path $WORK/adapter --target-model-path merged
   train a real model    MODEL=/path/to/Llama-2-7b-hf DATA=sharegpt_gpt4.json bash $ROOT/scripts/train_lora_7b_base.sh
 END
