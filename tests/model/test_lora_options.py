@@ -272,6 +272,16 @@ def test_whole_modules_train_in_float32_and_stay_tied(tied: bool, tmp_path: Path
             {},
             "You may also have only targeted modules that are marked to be saved",
         ),
+        (
+            {"trainable_tokens": (3,), "modules_to_save": ("lm_head",)},
+            {},
+            "rows of lm_head, and --lora_modules_to_save",
+        ),
+        (
+            {"trainable_tokens": (3,)},
+            {"target_modules": ["q_proj", "embed_tokens"]},
+            "of model.embed_tokens, and --lora_t",
+        ),
         ({"trainable_tokens": (3, 10**6)}, {}, "none for id 1000000: add tokens with"),
         ({"layers": (0, 2)}, {}, "there is no layer 2: this model has the layers 0 to 1"),
     ],
