@@ -74,6 +74,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(self._given, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """End the command with one line: what is wrong, which flags were meant, and where all of them are shown."""
         missing = "the following arguments are required: "
         if message.startswith(missing):
             names = [name.partition("/")[0] for name in message.removeprefix(missing).split(", ")]
