@@ -17,13 +17,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastchat.errors import counted, say
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 AFTER_S = 2.0  # a shorter wait needs no bar
 _REDRAW_S, _LINE_S = 0.1, 60.0
 
@@ -130,7 +131,14 @@ def bar(what: str, total: int | None = None, unit: str = "B") -> Iterator[Progre
         progress.close()
 
 
-def each(items: Collection[T], what: str, unit: str) -> Iterator[T]:
+class Countable(Protocol[T_co]):
+    """What has a length and can be gone through: a list, a dict's items, a data loader."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+def each(items: Countable[T], what: str, unit: str) -> Iterator[T]:
     """The items, with a bar for what is done with each of them."""
     with bar(what, len(items), unit) as progress:
         for item in items:

@@ -127,7 +127,7 @@ def _parser_of(command: Command) -> argparse.ArgumentParser | None:
         raise _Found(parser)
 
     real = argparse.ArgumentParser.parse_known_args
-    argparse.ArgumentParser.parse_known_args = found
+    argparse.ArgumentParser.parse_known_args = found  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             import_module(command.module).main(["--help"])

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -187,3 +189,24 @@ def _fill_closed() -> None:
 def _last_drawn(line: str) -> str:
     """The visible part of a line that was overwritten with carriage returns."""
     return line if "\r" not in line else line.rstrip("\r").rpartition("\r")[2]
+
+
+def quiet_libraries() -> None:
+    """No usage statistics or crash reports leave the machine, unless the user's environment says otherwise; and no
+    warnings about which a user can do nothing. Called before the libraries are imported."""
+    for name, value in (
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("WANDB_ERROR_REPORTING", "false"),
+        ("WANDB_SILENT", "true"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("GRADIO_ANALYTICS_ENABLED", "False"),
+        ("TOKENIZERS_PARALLELISM", "true"),
+    ):
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(transformers|peft|accelerate|torch|deepspeed)\b"
+    )
+    # It says at every start on a CPU that there is no GPU, which our own line says already.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to" not in record.getMessage())
+    # It announces an optional CPU kernel that is not installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

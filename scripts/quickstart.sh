@@ -32,6 +32,7 @@ make_base() {
   rm -f "$WORK/base.key"
   python "$HERE/make_data.py" "$WORK"
   threads=$(($(nproc) < 4 ? $(nproc) : 4))
+  printf 'a few minutes on a CPU; its output goes to %s\n' "$WORK/base.log"
   OMP_NUM_THREADS="$threads" CUDA_VISIBLE_DEVICES="$(first_gpu)" python -m fastchat.train.train \
     --model_name_or_path "$WORK/blank" \
     --data_path "$WORK/base.jsonl" \
@@ -41,7 +42,11 @@ make_base() {
     --per_device_train_batch_size 32 \
     --learning_rate 2e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 --adam_beta2 0.98 \
     --model_max_length 256 \
-    --logging_steps 50 ${device[@]+"${device[@]}"}
+    --logging_steps 50 ${device[@]+"${device[@]}"} >"$WORK/base.log" 2>&1 || {
+    local code=$?
+    cat "$WORK/base.log" >&2
+    return "$code"
+  }
   printf '%s\n' "$key" >"$WORK/base.key"
 }
 
@@ -63,7 +68,7 @@ fine_tune() {
     --per_device_train_batch_size $((processes < 16 ? 16 / processes : 1)) \
     --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 \
     --model_max_length 256 \
-    --logging_steps 3 \
+    --logging_steps 15 \
     --deepspeed "$ROOT/playground/deepspeed_config_lora_s2.json" ${device[@]+"${device[@]}"}
 }
 
@@ -76,7 +81,7 @@ launcher=(--master_port "${MASTER_PORT:-29500}" --log_level error)
 if [ "$gpus" -gt 0 ]; then
   processes="$gpus"
   device=()
-  printf '%s, %s GPU(s)\n' "$VENV" "$gpus"
+  printf '%s, GPUs: %s\n' "$VENV" "$gpus"
 else
   processes=2
   device=(--use_cpu True)
@@ -88,7 +93,7 @@ fi
 mkdir -p "$WORK"
 step "2/4 base model: full fine-tuning of a blank Llama on plain text"
 make_base
-step "3/4 LoRA with ZeRO-2 on conversations, $processes process(es)"
+step "3/4 LoRA with ZeRO-2 on conversations, processes: $processes"
 fine_tune "$processes"
 step "4/4 the same held-out questions to both"
 python "$HERE/compare.py" "$WORK/base" "$WORK/adapter" "$WORK/chat_eval.json"
@@ -96,8 +101,6 @@ python "$HERE/compare.py" "$WORK/base" "$WORK/adapter" "$WORK/chat_eval.json"
 cat <<END
 
 What to do next
-  chat with it          $VENV/bin/python -m fastchat.serve.cli --model-path $WORK/adapter
   see what is trained   $VENV/bin/python -m fastchat.data.preview --model_name_or_path $WORK/base --conv_template vicuna_v1.1 --data_path $WORK/chat_train.json
-  merge the adapter     $VENV/bin/python -m fastchat.model.apply_lora --base-model-path $WORK/base --lora-path $WORK/adapter --target-model-path merged
   train a real model    MODEL=/path/to/Llama-2-7b-hf DATA=sharegpt_gpt4.json bash $ROOT/scripts/train_lora_7b_base.sh
 END

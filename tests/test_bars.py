@@ -29,6 +29,8 @@ class Gone(Terminal):
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds = [100.0]
     monkeypatch.setattr(bars.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(bars.BARS, "wanted", True)  # a run with --disable_tqdm may have come first
+    monkeypatch.delenv("RANK", raising=False)
     return seconds
 
 

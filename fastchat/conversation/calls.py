@@ -207,7 +207,7 @@ class ResultFormat(RoleFormat):
             around: the roles of the messages before and after it.
         """
         joined = self.separator is not None
-        values = dict(zip(("id", "name"), shown, strict=True))
+        values: dict[str, str] = {"id": shown[0], "name": shown[1]}
         before = self.separator if self.separator is not None and around[0] == "tool" else self.before
         yield from filled(before, values, "tool", **flags)
         yield Segment(said if self.content == "as_is" else self.written(result.text), "tool", **flags)

@@ -38,6 +38,7 @@ from fastchat.model.source import read_json
 from fastchat.paths import folders_instead
 from fastchat.security import check_references
 from fastchat.settings.lora_options import GAUSSIAN, LoraOptions, changes_base
+from fastchat.settings.targets import matches
 from fastchat.streams import detail
 
 BIAS_KINDS = ("none", "all", "lora_only")
@@ -170,6 +171,7 @@ def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first
     if ties:  # peft knows the output matrix by its name, but not every name of an embedding
         both = [name for name, module in model.named_modules() if module in (embedding, head)]
         saved = list(dict.fromkeys((*saved, *both)))
+    _check_rows(list(rows or ()), {"lora_modules_to_save": saved, "lora_target_modules": values["target_modules"]})
     values |= {"modules_to_save": list(saved) or None, "ensure_weight_tying": ties, "trainable_token_indices": rows}
     values["layers_to_transform"] = layers_of(model, options.layers) if options.layers else None
     values["init_lora_weights"] = GAUSSIAN if first.init == GAUSSIAN else True
@@ -187,6 +189,17 @@ def _new_adapter(model: Any, values: dict[str, Any], options: LoraOptions, first
     if rows:
         say(f"LoRA: trained rows: {len(options.trainable_tokens)} of {' and of '.join(rows)}.")
     return peft_model
+
+
+def _check_rows(matrices: list[str], others: dict[str, Sequence[str]]) -> None:
+    """Raise SettingsError if a matrix of which rows are trained is trained by one of the `others` too, by setting."""
+    for setting, names in others.items():
+        both = [matrix for matrix in matrices if any(matches(name, matrix) for name in names)]
+        if both:
+            raise SettingsError(
+                f"--trainable_tokens trains rows of {', '.join(both)}, and --{setting} names it as well: peft does one "
+                f"of them. Leave one out; --lora_modules_to_save {' '.join(matrices)} trains every row."
+            )
 
 
 def _continued_adapter(model: Any, path: str, dropout: float, asked: dict[str, Any]) -> Any:

@@ -159,7 +159,9 @@ def _asked(model: nn.Module, asked: list[str], layers: list[str], everything: li
 
 
 def _nothing(model: nn.Module, missing: list[str], layers: list[str], everything: list[str]) -> str:
-    which = f"{', '.join(map(repr, missing))} match nothing" if missing else "nothing can be adapted in the blocks"
+    which = "nothing can be adapted in the blocks"
+    if missing:
+        which = f"{', '.join(map(repr, missing))} {'match' if len(missing) > 1 else 'matches'} nothing"
     if any(matches(target, name) for target in missing for name in everything):
         which += " that text passes through"
     leaves = sorted({_leaf(name) for name in layers})

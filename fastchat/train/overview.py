@@ -68,7 +68,9 @@ class Overview(TrainerCallback):
     def _batch(self, args: Any) -> str:
         processes, micro = self.trainer.engine.world_size, args.per_device_train_batch_size
         accumulation = args.gradient_accumulation_steps
-        rows = "pack" if self.trainer.packing() else "dialogue"
+        dataset = self.run.corpora["train"].dataset
+        rows = "dialogue" if len(dataset) == dataset.num_dialogues else "example"
+        rows = "pack" if self.trainer.packing() else rows
         factors = f"{counted(processes, 'process')} x {micro} x accumulation {accumulation}"
         return f"{counted(processes * micro * accumulation, rows)} = {factors}"
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import netrc
 import os
-import warnings
 from urllib.parse import urlparse
 
 from fastchat.errors import SettingsError, not_among, say
@@ -20,27 +18,6 @@ TARGETS = {
     "trackio": ("trackio",),
 }
 _LOOK_AT = {"tensorboard": "tensorboard --logdir {output_dir}", "mlflow": "mlflow ui", "trackio": "trackio show"}
-
-
-def quiet_libraries() -> None:
-    """No usage statistics or crash reports leave the machine, unless the user's environment says otherwise."""
-    for name, value in (
-        ("HF_HUB_DISABLE_TELEMETRY", "1"),
-        ("WANDB_ERROR_REPORTING", "false"),
-        ("WANDB_SILENT", "true"),
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-        ("GRADIO_ANALYTICS_ENABLED", "False"),
-        ("TOKENIZERS_PARALLELISM", "true"),
-    ):
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"(transformers|peft|accelerate|torch|deepspeed)\b"
-    )
-    # It says at every start on a CPU that there is no GPU, which our own line says already.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to" not in record.getMessage())
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # it announces an optional CPU kernel that is not installed
 
 
 def choose_reports(values: Values) -> None:

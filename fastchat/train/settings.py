@@ -28,7 +28,7 @@ from fastchat.settings.readers import training_options, training_reader
 from fastchat.settings.recipe_files import find_recipe, read_recipe
 from fastchat.settings.transformers_arguments import TransformersArguments
 from fastchat.settings.values import Values
-from fastchat.streams import DETAILS
+from fastchat.streams import DETAILS, quiet_libraries
 
 if TYPE_CHECKING:
     from fastchat.train.arguments import TrainingArguments
@@ -107,7 +107,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     checks.check(values)
     DETAILS.shown |= values["log_level"] in ("info", "debug")
     BARS.wanted = not values["disable_tqdm"]
-    reporting.quiet_libraries()  # before the slow imports
+    quiet_libraries()  # before the slow imports
     from fastchat.train import hardware
     from fastchat.train.deepspeed_config import load_deepspeed
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastchat.serve.chat import Chat, load_chat
 
-NUM_SHOWN = 12
+NUM_SHOWN = 4
 MAX_NEW_TOKENS = 24  # the answers have at most 12; a model that does not stop shows it
 CLEARLY_BETTER = 0.3  # share of the questions by which the tuned model must be ahead
 

@@ -94,6 +94,7 @@ def make_blank_model(texts: list[str], folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -124,6 +125,7 @@ def make_blank_model(texts: list[str], folder: Path) -> None:
         eos_token_id=2,
     )
     torch.manual_seed(0)
+    logging.disable_progress_bar()  # of one file
     LlamaForCausalLM(config).save_pretrained(folder)
 
 

@@ -268,7 +268,8 @@ def test_the_table_leads_with_its_verdict_and_leaves_out_what_did_not_happen() -
         "rows         1,200: 1,195 trained on, 5 dropped (empty_dialogue 4, overlong 1)",
         "turns        0: 1,200 answers learned, 5 not, 1 after a cut",
         "tokens       4,000: 1,000 learned (25.0 %)",
-        "cut          20 tokens that would be learned, in 1 dialogue; 30 tokens of any kind, from 2 dialogues",
+        "cut          20 tokens that would be learned, in 1 dialogue; 30 tokens of any kind, from 2 dialogues that are "
+        "trained on",
         "boundary     3 tokens with characters of an answer and of other text",
         "special      9 special-token strings in messages, kept as plain text; 8 by an extra split",
         "also         user or tool turns after the last answer, removed: 7",

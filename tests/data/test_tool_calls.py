@@ -116,6 +116,17 @@ def test_an_output_that_is_the_json_of_calls_of_the_rows_tools_is_calls(form: tu
     assert read({**row, "tools": None}).turns[1].calls == ()
 
 
+def test_calls_in_a_text_stay_text_and_are_counted() -> None:
+    """Hermes' rows, and those that have a call as the text of an answer."""
+    said = {**SAY, "content": "<tool_call>\n{'name': 'f'}\n</tool_call>"}
+    result = {"role": "tool", "content": "<tool_response>\n1\n</tool_response>"}
+    row = {"messages": [ASK, said, result, {**SAY, "content": "<tool_box>"}]}
+    assert treated(row) == {"tags_as_text": 2, "results_without_call": 1}
+    spoken = {"messages": [ASK, {**SAY, "content": '{"name": "f", "arguments": {"x": null}}'}, SAY]}
+    assert treated({**spoken, "tools": [TOOL]}) == {"json_as_text": 1} and not treated(spoken)
+    assert read({**spoken, "tools": [TOOL]}).turns[1].text.startswith("{")
+
+
 TOOLS: dict[str, Any] = {
     "OpenAI's": [TOOL],
     "bare": [TOOL["function"]],

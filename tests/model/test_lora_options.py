@@ -117,6 +117,7 @@ def test_an_adapter_of_the_bases_own_parts(
     base = tiny_model_dir(arch, dtype=dtype, hidden=64)
     how = {"quantization": quantised}
     plain = load(base, **how).eval()
+    torch.manual_seed(0)  # PiSSA's fast decomposition is random
     before = {name: p.clone() for name, p in plain.named_parameters()}
     model = add_lora(load(base, **how), r=4, dropout=0.0, target_modules=targets, first=FirstWeights(init)).eval()
 
@@ -272,6 +273,11 @@ def test_whole_modules_train_in_float32_and_stay_tied(tied: bool, tmp_path: Path
             {},
             "You may also have only targeted modules that are marked to be saved",
         ),
+        (
+            {"trainable_tokens": (3,), "modules_to_save": ("lm_head",)},
+            {},
+            "rows of lm_head, and --lora_modules_to_save",
+        ),
         ({"trainable_tokens": (3, 10**6)}, {}, "none for id 1000000: add tokens with"),
         ({"layers": (0, 2)}, {}, "there is no layer 2: this model has the layers 0 to 1"),
     ],
@@ -280,6 +286,15 @@ def test_what_the_model_does_not_have(options: Any, how: Any, message: str, tiny
     base = load(tiny_model_dir("llama", hidden=64), **how)
     with pytest.raises(SettingsError, match=message):
         add_lora(base, target_modules="q_proj", options=LoraOptions(**options))
+
+
+def test_trained_rows_and_an_adapter_on_the_same_matrix(tiny_model_dir: Any) -> None:
+    with pytest.raises(SettingsError, match="rows of model.embed_tokens, and --lora_target_modules names it as well"):
+        add_lora(
+            load(tiny_model_dir("llama", hidden=64)),
+            target_modules=["q_proj", "embed_tokens"],
+            options=LoraOptions(trainable_tokens=(3,)),
+        )
 
 
 def test_what_peft_cannot_do_is_said(tiny_model_dir: Any) -> None:

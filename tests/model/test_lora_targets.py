@@ -131,15 +131,17 @@ def test_a_regular_expression_means_what_it_says(arch: str) -> None:
 
 
 def test_what_matches_nothing_lists_what_exists() -> None:
-    with pytest.raises(SettingsError, match="'q_prj' match nothing in LlamaForCausalLM.*Did you mean q_proj.*all-lin"):
+    with pytest.raises(
+        SettingsError, match="'q_prj' matches nothing in LlamaForCausalLM.*Did you mean q_proj.*all-lin"
+    ):
         add_lora(tiny("llama"), target_modules=["v_proj", "q_prj"])
-    with pytest.raises(SettingsError, match="'self_attn' match nothing"):
+    with pytest.raises(SettingsError, match="'self_attn' matches nothing"):
         add_lora(tiny("llama"), target_modules="self_attn")
-    with pytest.raises(SettingsError, match=r"'\.\*\\\\\.q' match nothing"):
+    with pytest.raises(SettingsError, match=r"'\.\*\\\\\.q' matches nothing"):
         add_lora(tiny("llama"), target_modules=r".*\.q")
     with pytest.raises(SettingsError, match="'gate_proj', 'up_proj' match nothing in Phi3.*gate_up_proj"):
         add_lora(tiny("phi3"), target_modules=["o_proj", "gate_proj", "up_proj"])
-    with pytest.raises(SettingsError, match="'router' match nothing"):
+    with pytest.raises(SettingsError, match="'router' matches nothing"):
         add_lora(tiny("llama4_text"), target_modules="router")
     with pytest.raises(SettingsError, match="nothing can be adapted in the blocks in ModuleDict. .* there: stem"):
         choose_targets(torch.nn.ModuleDict({"stem": torch.nn.Embedding(3, 3)}), None)

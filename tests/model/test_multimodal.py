@@ -79,7 +79,7 @@ def test_a_model_of_text_alone_is_left_as_it_is(tiny_model_dir) -> None:
 
 
 def test_a_target_in_a_tower_is_refused(multimodal) -> None:
-    with pytest.raises(SettingsError, match="'encoder.layers.0.mlp.fc1' match nothing that text passes through"):
+    with pytest.raises(SettingsError, match="'encoder.layers.0.mlp.fc1' matches nothing that text passes through"):
         add_lora(load_base_model(str(multimodal("gemma3"))), target_modules="encoder.layers.0.mlp.fc1")
 
 

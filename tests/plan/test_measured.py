@@ -24,6 +24,7 @@ def script(repository: Path) -> Any:
     return module
 
 
+@pytest.mark.thorough  # what two processes hold is compared with the plan by default, in test_launched.py
 @pytest.mark.launch
 @pytest.mark.slow
 @pytest.mark.xdist_group("measured")  # one process at a time, and bytes are the same next to a neighbour

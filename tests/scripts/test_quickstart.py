@@ -124,6 +124,7 @@ def test_the_quickstart_works_and_shows_it(repository: Path, run_script: Run, wh
     assert int(counts[2]) >= (60 if whole else 30) and int(counts[2]) - int(counts[1]) >= (30 if whole else 20)
     assert re.search(r"evaluation loss +[1-9]\.\d+ at the start +0\.\d+ at the end", run.stdout)
     assert "What to do next" in run.stdout
+    assert len((run.stdout + run.stderr).splitlines()) < 60, "every line is worth reading"
     record = json.loads((repository / ".cache/quickstart/adapter/training.json").read_text(encoding="utf-8"))
     assert record["engine"] == "zero2"
     base = json.loads((repository / ".cache/quickstart/base/training.json").read_text(encoding="utf-8"))

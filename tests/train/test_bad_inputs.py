@@ -70,7 +70,7 @@ SETTINGS = [
     (["--data_path", "/nowhere.json"], 3, ["--data_path /nowhere.json", "no such file"]),
     (["--eval_data_path", "/nowhere.json"], 3, ["--eval_data_path /nowhere.json", "no such file"]),
     (["--model_name_or_path", "/nowhere"], 2, ["--model_name_or_path /nowhere", "no such folder"]),
-    (["--model_max_length", "8"], 3, ["supervised", "--model_max_length"]),
+    (["--model_max_length", "8"], 3, ["learned", "--model_max_length"]),
 ]
 
 

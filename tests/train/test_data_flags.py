@@ -192,6 +192,7 @@ def test_a_dialogue_that_is_several_examples_and_a_text(train: Train, tmp_path: 
     assert f"{counts['examples']} of 10 rows; several from 9 dialogues" in outcome.err
     assert "WARNING: 1 of 10 rows hold plain text" in outcome.err
     assert f"data       8 dialogues ({len(trained)} examples), " in outcome.err
+    assert "batch      4 examples = 1 process x 4" in outcome.err
 
 
 def test_a_source_of_which_nothing_is_left_is_named(train: Train, folder: Path, data_files: tuple[Path, Path]) -> None:

@@ -40,7 +40,7 @@ ENGINES: dict[str, tuple[list[str], bool]] = {
     "zero3 offload bf16": (["--deepspeed", "deepspeed_config_s3_offload.json", *HALF], True),
 }
 # One of each way to hold the weights, and both dtypes; the others differ from these in one respect.
-DEFAULT = ("plain", "ddp", "zero2 bf16", "zero2 offload", "zero3 offload bf16")
+DEFAULT = ("plain", "ddp", "zero2 bf16", "zero3 offload bf16")
 Runs = Callable[..., tuple[Outcome, Path]]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastchat import streams
 from fastchat.errors import ResourceError, SettingsError
 from fastchat.settings.options import Option
 from fastchat.settings.values import Values
@@ -128,7 +129,7 @@ def test_no_usage_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "true")
     level = logging.getLogger("bitsandbytes").level
-    reporting.quiet_libraries()
+    streams.quiet_libraries()
     logging.getLogger("bitsandbytes").setLevel(level)
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["WANDB_ERROR_REPORTING"] == "true", "what the user set stays"

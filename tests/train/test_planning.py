@@ -177,7 +177,6 @@ def test_an_unknown_family_is_planned_by_its_sizes(
     outcome = ok(train("--disable_tqdm", "True", base=base))
     log = (outcome.folder / "log.txt").read_text()
     assert re.search(r"memory expected: .*unknown model type 'helium': planned as a Llama of the same sizes", log)
-    assert outcome.record["memory"] is not None
 
 
 def test_what_does_not_fit_is_said_loudly_and_tried(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

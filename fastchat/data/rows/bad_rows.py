@@ -14,6 +14,11 @@ _ALIKE = 3  # listed, if all rows of the data have the same problem
 _MAX_KEYS = 8  # named in a message; _MAX_COUNTED are counted separately (a row may have arbitrary keys)
 _MAX_COUNTED = 1000
 MAX_SHOWN = 60
+# The way out where a row is something else.
+AS_TURNS = (
+    'A dialogue is a list of turns: {"messages": [{"role": "user", "content": "..."}, '
+    '{"role": "assistant", "content": "..."}]}.'
+)
 
 
 class BadRow(Exception):

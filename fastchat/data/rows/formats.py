@@ -15,13 +15,14 @@ valid dialogue are counted by name (see keys.TREATMENTS).
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastchat.conversation import Dialogue, Turn
-from fastchat.data.rows.bad_rows import BadRow, shown
+from fastchat.data.rows.bad_rows import AS_TURNS, BadRow, shown
 from fastchat.data.rows.columns import AS_THEY_ARE, Columns
 from fastchat.data.rows.keys import (
     ANSWERS,
@@ -43,11 +44,14 @@ from fastchat.data.rows.keys import (
     TOOL,
     TOOLS,
     TURN_LISTS,
+    TURN_ROLE,
+    TURN_TEXT,
     USER,
+    seems_to_be,
 )
 from fastchat.data.rows.tool_calls import calls_in, count_references, tools_of, tools_with
 from fastchat.data.rows.train_keys import refuse_unsupported, says_train, unread_keys
-from fastchat.data.rows.turns import Reading, TurnsOfRow, read_turns, reasoning_of, split_thought
+from fastchat.data.rows.turns import Reading, TurnsOfRow, calls_of_tools, read_turns, reasoning_of, split_thought
 from fastchat.data.rows.values import (
     THE_ROW,
     a_kind,
@@ -188,6 +192,10 @@ def _way_out(row: dict[str, Any], missing_key: str = "") -> str:
     lower = {key.lower(): key for key in row}
     asked, said = (next((lower[key] for key in keys if key in lower), None) for keys in (QUESTIONS, ANSWERS))
     turns = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    inside = None if missing_key else next((key for key, value in row.items() if _holds_rows(value)), None)
+    if inside is not None:
+        path = f".[{json.dumps(inside)}]" + "[]" * isinstance(row[inside], list)
+        return f"The rows seem to be in {shown(inside)}: write them to a file, as with jq -c '{path}'."
     names = {}
     if missing_key and said:
         names = {missing_key: said}
@@ -196,8 +204,20 @@ def _way_out(row: dict[str, Any], missing_key: str = "") -> str:
     elif asked and said:
         names = {PROMPT: asked, PAIRS[PROMPT]: said}
     if names:
+        names |= {ours: key for key in row if (ours := seems_to_be(key)) and ours not in row and ours in ROW_KEYS}
         return f"If these columns are the dialogue, name them: --data_columns '{as_json(names)}'."
-    return f"One of {', '.join(FORM_KEYS)} is needed; other columns are named with --data_columns."
+    needed = f"One of {', '.join(FORM_KEYS)} is needed; other columns are named with --data_columns."
+    return f"{needed} {AS_TURNS}" if any(isinstance(value, list) for value in row.values()) else needed
+
+
+def _holds_rows(value: Any) -> bool:
+    """Whether a value is a row with a known form, or a list of such rows."""
+    inner = value[0] if isinstance(value, list) and value else value
+    if not isinstance(inner, dict) or any(key in inner for key in (*TURN_ROLE, *TURN_TEXT)):
+        return False
+    return any(isinstance(inner.get(key), list) for key in TURN_LISTS) or any(
+        inner.get(key) is not None and inner.get(other) is not None for key, other in PAIRS.items()
+    )
 
 
 # The row keys that are read in a row of each form.
@@ -213,7 +233,7 @@ _KNOWN[TEXT] -= {SYSTEM_KEY, ARGUMENTS, THINKING_SWITCH, *TOOLS}
 def _read(row: dict[str, Any], form: str, reading: Reading) -> TurnsOfRow:
     if form in TURN_LISTS:
         if not isinstance(row[form], list):
-            raise BadRow("wrong type", f"{shown(form)} is {a_kind(row[form])}, not an array")
+            raise BadRow("wrong type", f"{shown(form)} is {a_kind(row[form])}, not an array", AS_TURNS)
         return read_turns(row[form], reading)
     return _alpaca(row, reading) if form == INSTRUCTION else _prompt(row, reading)
 
@@ -241,8 +261,8 @@ def _answer(row: dict[str, Any], key: str, reading: Reading) -> Turn:
     if key not in row:
         raise missing(row, (key,), THE_ROW, _way_out(row, key))
     reasoning = reasoning_of(row, ASSISTANT, THE_ROW)
-    calls = calls_in(row[key], THE_ROW, reading.treatments) if reading.tools else ()
-    if calls and all(call.name in reading.tools for call in calls):
+    if isinstance(row[key], str) and calls_of_tools(row[key], THE_ROW, reading):
+        calls = calls_in(row[key], THE_ROW, reading.treatments)
         reading.treatments["calls_in_output"] += 1
         return Turn(ASSISTANT, "", reading.train is not False, reasoning, calls)
     text, reasoning = split_thought(text_of(row, key, THE_ROW), reasoning, THE_ROW, reading)

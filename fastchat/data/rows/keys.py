@@ -132,6 +132,8 @@ TREATMENTS = {
     "asked_prompts": "user, tool or system turns marked for training; only --train_on all trains on them",
     "turn_list_used": "rows with a list of turns and other columns with a dialogue; the list is used",
     "calls_as_text": "function_call turns whose text is not the JSON of calls, trained on as text",
+    "tags_as_text": "answers and results with <tool_call> or <tool_response> in their text, which stays text",
+    "json_as_text": "answers whose text is the JSON of calls of the row's tools, which stays text",
     "calls_in_output": "answers next to a prompt that are the JSON of calls of the row's tools, read as calls",
     "merged_calls": "function_call turns merged into the assistant turn before them",
     "duplicate_call_ids": "tool calls with the id of an earlier call in the dialogue",

@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any
 
-from fastchat.data.rows.bad_rows import BadRow, shown
+from fastchat.data.rows.bad_rows import AS_TURNS, BadRow, shown
 
 # Only a row whose raw text contains one of these can contain a NUL or a lone surrogate once it is parsed.
 _SUSPECT_ESCAPE = re.compile(r"\\u0000|\\u[dD][89a-fA-F]")
@@ -19,8 +19,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class BadValue(BadRow):
     """A value that parses but is not allowed. `end` is where it ends, so that reading can continue after it."""
 
-    def __init__(self, reason: str, detail: str, end: int):
-        super().__init__(reason, detail)
+    def __init__(self, reason: str, detail: str, end: int, way_out: str = ""):
+        super().__init__(reason, detail, way_out)
         self.end = end
 
 
@@ -40,7 +40,7 @@ class StrictDecoder:
         """
         value, end = self.value(text, start)
         if not isinstance(value, dict):
-            raise BadValue("not an object", f"a JSON {json_kind(value)}", end)
+            raise BadValue("not an object", f"a JSON {json_kind(value)}", end, AS_TURNS)
         self._check(text, start, value, end)
         return value, end
 

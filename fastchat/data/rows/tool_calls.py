@@ -19,6 +19,7 @@ from fastchat.data.rows.keys import ASSISTANT, CALLS, TOOL, TOOLS
 from fastchat.data.rows.values import THE_ROW, a_kind, check_json, is_given, keys_of, parsed, text_of, without_nulls
 
 _FUNCTION = "function"
+_AS_FUNCTION = 'A tool is {"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}.'
 _PARAMETERS = "parameters"
 _ARGUMENTS = ("arguments", _PARAMETERS)
 _CALL_KEYS = frozenset(("id", "type", "index", "name", _FUNCTION, *_ARGUMENTS))
@@ -58,12 +59,12 @@ def _tool(given: Any, key: str, where: str, treatments: Counter[str], *, exact: 
         raise BadRow("wrong type", f"{where} of {key!r} is {a_kind(tool)}, not an object")
     kind = tool.get("type") or _FUNCTION
     if kind != _FUNCTION:
-        raise BadRow("tool that is not a function", f"{where} of {key!r} has type {shown(kind)}")
+        raise BadRow("tool that is not a function", f"{where} of {key!r} has type {shown(kind)}", _AS_FUNCTION)
     outer = {name: value for name, value in tool.items() if name != "type" and value is not None}
     wrapped = outer.pop(_FUNCTION, None)
     function = outer if wrapped is None else parsed(wrapped, _FUNCTION, where)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
-        raise BadRow("tool without a name", f"{where} of {key!r}: {shown(tool)}")
+        raise BadRow("tool without a name", f"{where} of {key!r}: {shown(tool)}", _AS_FUNCTION)
     made = {name: value for name, value in function.items() if value is not None}
     if _PARAMETERS in made:
         made[_PARAMETERS] = _exactly(made[_PARAMETERS], _PARAMETERS, where, treatments, exact=exact)

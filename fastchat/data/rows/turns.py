@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastchat.conversation import Turn
-from fastchat.data.rows.bad_rows import MAX_SHOWN, BadRow, shown
+from fastchat.conversation import ToolCall, Turn
+from fastchat.data.rows.bad_rows import AS_TURNS, MAX_SHOWN, BadRow, shown
 from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.keys import (
     ASSISTANT,
@@ -40,6 +41,7 @@ from fastchat.data.rows.values import (
 )
 from fastchat.errors import nearest
 
+_TAGS = re.compile("</?tool_(call|response)>")
 OPENING, CLOSING = "<think>", "</think>"
 # The keys that are read in a turn of each kind, where they are not TURN_KEYS.
 _KNOWN = {TOOL: TURN_KEYS | {CALL_ID, TOOL_NAME}, **dict.fromkeys((SYSTEM, DEVELOPER), TURN_KEYS | set(TOOLS))}
@@ -109,7 +111,9 @@ def read_turns(entries: Sequence[Any], reading: Reading, context: int = 0) -> Tu
 def kind_of(entry: Any, columns: Columns, where: str) -> str:
     """What a turn is: a key of ROLE_NAMES. Raises BadRow for an unknown role."""
     if not isinstance(entry, dict):
-        raise BadRow("wrong type", f"{where} is {a_kind(entry)}, not an object")
+        raise BadRow("wrong type", f"{where} is {a_kind(entry)}, not an object", AS_TURNS)
+    if not any(key in entry for key in (*TURN_ROLE, *TURN_TEXT)) and len(entry) > 1:
+        raise missing(entry, TURN_ROLE, where, f"{AS_TURNS} {missing(entry, TURN_ROLE, where).way_out}")
     name = text_of(entry, _only(entry, TURN_ROLE, where), where)
     kind = columns.role(name)
     if kind is None:
@@ -165,12 +169,23 @@ def _turn(entry: dict[str, Any], kind: str, train: bool, where: str, reading: Re
             reading.treatments["calls_as_text"] += 1
         content, thought = split_parts(entry[key], key, where) if role == ASSISTANT else (entry[key], None)
         text, reasoning = content_of({key: content}, key, where), _agreed(reasoning, thought, where)
+    if role in (TOOL, ASSISTANT) and "<tool_" in text:
+        reading.treatments["tags_as_text"] += _TAGS.search(text) is not None
     if role == TOOL:
         name, call_id = (optional_text(entry, key, where) or None for key in (TOOL_NAME, CALL_ID))
         return Turn(role, text, train, name=name, call_id=call_id)
     if role == ASSISTANT:
+        reading.treatments["json_as_text"] += bool(calls_of_tools(text, where, reading))
         text, reasoning = split_thought(text, reasoning, where, reading)
     return Turn(role, text, train, reasoning, calls)
+
+
+def calls_of_tools(text: str, where: str, reading: Reading) -> tuple[ToolCall, ...]:
+    """The calls of which a text is the JSON, if all are calls of the row's tools."""
+    if not reading.tools or text.lstrip()[:1] not in ("{", "["):
+        return ()
+    calls = calls_in(text, where, Counter())
+    return calls if all(call.name in reading.tools for call in calls) else ()
 
 
 def _agreed(reasoning: str | None, other: str | None, where: str) -> str | None:

@@ -12,6 +12,12 @@ from fastchat.data.rows.keys import TEXT_PARTS, THOUGHT_PARTS
 from fastchat.data.rows.strict_json import BadValue, json_kind, parse_strictly
 
 THE_ROW = "the row"
+# Ways out of problems that a mapping of names cannot solve.
+_AS_CALLS = 'Calls are "tool_calls" of an answer, and their results turns with role "tool": see docs/data.md.'
+_AS_TEXT = {
+    dict: "An object can be written as JSON text.",
+    type(None): 'An answer without a text needs "tool_calls"; any other message without one, the text "".',
+}
 _MOST_LEVELS = 100  # of lists and objects in each other
 
 
@@ -29,7 +35,8 @@ def text_of(holder: dict[str, Any], key: str, where: str) -> str:
         return value
     if key not in holder:
         raise missing(holder, (key,), where)
-    raise BadRow("wrong type", f"{key!r} of {where} is {a_kind(value)}, not a string")
+    way_out = _AS_TEXT.get(type(value), "")
+    raise BadRow("wrong type", f"{key!r} of {where} is {a_kind(value)}, not a string", way_out)
 
 
 def optional_text(holder: dict[str, Any], key: str, where: str = THE_ROW) -> str | None:
@@ -71,7 +78,9 @@ def _part(part: Any, key: str, where: str) -> str:
         raise BadRow("wrong type", f"a part of {key!r} of {where} is {a_kind(part)}, not an object")
     kind = part.get("type", TEXT_PARTS[0])
     if kind not in TEXT_PARTS:
-        raise BadRow("part that is not text", f"{key!r} of {where} has a part of type {shown(kind)}; only text is read")
+        way_out = _AS_CALLS if str(kind).startswith("tool_") else ""
+        said = f"{key!r} of {where} has a part of type {shown(kind)}; only text is read"
+        raise BadRow("part that is not text", said, way_out)
     return text_of(part, "text", f"a part of {key!r} of {where}")
 
 

@@ -31,6 +31,7 @@ from fastchat.data.rows.keys import TREATMENTS
 from fastchat.data.tokens.lost import Lost
 from fastchat.errors import counted
 
+_TOO_LONG = ("no_answer_within_length", "overlong")
 _DROPPED, _LEFT_OUT, _NOTE = "dropped_", "left_out_", "note_"
 # Why rows without supervised tokens are dropped, and what to do.
 _CAUSES = {
@@ -190,7 +191,9 @@ def _cut(counts: Mapping[str, int]) -> Line:
     parts = [Part(f"{at_least}{counted(lost, 'token')} that would be learned, in ")]
     parts.append(Part(counted(lossy, "dialogue"), "cut"))
     if dialogues:
-        parts.append(Part(f"; {at_least}{counted(tokens, 'token')} of any kind, from {counted(dialogues, 'dialogue')}"))
+        left = " that are trained on" if any(counts.get(f"dropped_{why}") for why in _TOO_LONG) else ""
+        cut = f"; {at_least}{counted(tokens, 'token')} of any kind, from {counted(dialogues, 'dialogue')}{left}"
+        parts.append(Part(cut))
     return Line("cut", parts, lossy + dialogues > 0)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from fastchat.data.view.terminal import safe
 from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, UserError, nearest
 from fastchat.settings.help import entry, help_head
-from fastchat.streams import kept_output
+from fastchat.streams import kept_output, quiet_libraries
 
 _FORMS = {int: "INTEGER", float: "NUMBER"}
 EXIT_INTERRUPTED = 130  # the exit code of a shell for a command that Ctrl-C ended
@@ -74,6 +74,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(self._given, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """End the command with one line: what is wrong, which flags were meant, and where all of them are shown."""
         missing = "the following arguments are required: "
         if message.startswith(missing):
             names = [name.partition("/")[0] for name in message.removeprefix(missing).split(", ")]
@@ -100,6 +101,7 @@ class Parser(argparse.ArgumentParser):
 def run(command: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence[str] | None) -> int:
     """Parse `argv` and run `command`; returns the exit code. A UserError becomes one message on stderr."""
     args = parser.parse_args(argv)
+    quiet_libraries()
     return guarded(lambda: command(args))
 
 
