@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,14 +146,19 @@ def generate_in_all(
             model,
             [prompts[number] for number in mine],
             keys=[names[number] for number in mine],
-            ended=ended and (lambda place, ids: ended(mine[place], ids)),
-            on_done=on_done and (lambda place, made: on_done(mine[place], made)),
+            ended=None if ended is None else partial(_at, ended, mine),
+            on_done=None if on_done is None else partial(_at, on_done, mine),
             together=together,
             **options,
         )
 
     made = gather(work() if together else on_all_processes(work))
     return [made[number % world_size()][number // world_size()] for number in range(len(prompts))]
+
+
+def _at(call: Callable[[int, Any], Any], numbers: Sequence[int], place: int, value: Any) -> Any:
+    """`call` with the number of a prompt among all, instead of its place in this process's share."""
+    return call(numbers[place], value)
 
 
 def _run(work: _Work, batches: list[list[int]], on_done: Callable[[int, Generated], None], together: bool) -> None:

@@ -22,7 +22,7 @@ ROWS: list[dict[str, Any]] = [
             {"role": "assistant", "content": f"a{i}", "weight": i % 2},
         ],
         "images": None,
-        "source": "web",
+        "site": "web",
         "id": f"r{i}",
     }
     for i in range(600)
@@ -52,7 +52,7 @@ def test_both_forms(tmp_path: Path, form: str, compression: str | None) -> None:
     assert answers(path) == [(i + 1, f"a{i}", i % 2 == 1) for i in range(600)]
     records = Records([path])
     assert [r.id for r in records] == [f"r{i}" for i in range(600)]
-    assert records.lines == ["keys of rows that are not read: 'source' (600 rows)"]
+    assert records.lines == ["keys of rows that are not read: 'site' (600 rows)"]
     shares = [reader.share for reader in [RowReader(path)] for _ in reader]
     assert shares == sorted(shares) and 0 < shares[0] < shares[-1] <= 1
     assert next(read_rows(path, whole=True)).value == _bare(ROWS[0])
@@ -166,7 +166,7 @@ def test_the_preview_reads_a_split(tmp_path: Path, tokenizer_dir: Any, capsys: p
     words += ["--data_path", str(tmp_path / "both"), "--num", "0"]
     assert preview([*words, "--data_split", "dev"]) == 0
     out, err = capsys.readouterr()
-    assert "300 answers learned" in out and "300 dropped (no_trained_turn 300)" in out and "'source' (600 rows)" in err
+    assert "300 answers learned" in out and "300 dropped (no_trained_turn 300)" in out and "'site' (600 rows)" in err
     assert preview(words) == 3
     assert "there is no split 'train' in it; its splits are dev" in capsys.readouterr().err
 

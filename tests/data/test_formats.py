@@ -312,3 +312,10 @@ def test_unusable_dialogues_are_dropped(turns: list[tuple[str, str]], reason: st
 def test_row_id() -> None:
     assert [row_id({"id": v}) for v in ("a", 3, True, None, 1.5, [])] == ["a", "3", None, None, None, None]
     assert row_id({"id": None, "idx": 4}) == "4"
+
+
+@pytest.mark.parametrize(("said", "origin"), [("web", "web"), (3, "3"), (None, None), (["a"], None), (True, None)])
+def test_where_a_row_says_that_it_comes_from(said: object, origin: str | None) -> None:
+    row = {"source": said, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    parsed = parse_row(row)
+    assert parsed.origin == origin and not parsed.unread

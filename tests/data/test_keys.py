@@ -185,7 +185,7 @@ def test_reasoning_is_never_lost_under_a_template_that_does_not_show_it(tmp_path
 def test_unknown_keys_are_counted_and_said_once(
     tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [row({"note": "x", "weight": 1}, source="web", id="a"), row(source="book", id="b")]
+    rows = [row({"note": "x", "weight": 1}, site="web", id="a"), row(site="book", id="b")]
     rows[1]["messages"][3]["note"] = "y"
     rows[1]["messages"][0]["note"] = None
     records = Records([write(tmp_path / f"a.{ending}", rows)])
@@ -195,7 +195,7 @@ def test_unknown_keys_are_counted_and_said_once(
         == records.lines
         == [
             "keys of turns that are not read: 'note' (2 turns)",
-            "keys of rows that are not read: 'source' (2 rows)",
+            "keys of rows that are not read: 'site' (2 rows)",
         ]
     )
 
