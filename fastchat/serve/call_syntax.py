@@ -179,8 +179,9 @@ class _Writer:
 
     def __init__(self, chat_encoder: ChatEncoder):
         self._template = chat_encoder.template
-        own = isinstance(self._template, TokenizerTemplate)
-        self._thinking = self._template.thinking if own else Thinking()  # type: ignore[union-attr]
+        self._thinking, self._stops = Thinking(), (self._template.stop,)
+        if isinstance(self._template, TokenizerTemplate):
+            self._thinking, self._stops = self._template.thinking, self._template.stops
 
     def __call__(self, calls: Sequence[ToolCall], said: str = "") -> str | None:
         """The text of the answer without its stop and an empty reasoning; None if the template refuses it."""
@@ -191,8 +192,7 @@ class _Writer:
             return None
         own = [s for s in rendered.segments if s.supervised and s.turn == 1 and not s.virtual]
         written = "".join(s.text for s in own)
-        stops = self._template.stops if hasattr(self._template, "stops") else (self._template.stop,)
-        ends = [stop for stop in stops if stop and written.endswith(stop)]
+        ends = [stop for stop in self._stops if stop and written.endswith(stop)]
         return self._thinking.after_empty(written.removesuffix(max(ends, key=len, default="")))
 
 

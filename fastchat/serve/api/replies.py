@@ -62,7 +62,7 @@ class Reply:
             text = "".join(text for _, text in piece.texts)
             choice = {"index": index, "text": text, "logprobs": self._old_logprobs(index, piece.tokens)}
             return [self._chunk([{**choice, "finish_reason": piece.finish}])]
-        deltas = [{kind: text} for kind, text in piece.texts]
+        deltas: list[dict[str, Any]] = [{kind: text} for kind, text in piece.texts]
         if piece.calls:
             calls = [{"index": k, **call} for k, call in enumerate(map(_call, piece.calls))]
             deltas.append({"tool_calls": calls})

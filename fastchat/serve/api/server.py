@@ -43,7 +43,7 @@ def listen(host: str, port: int) -> socket.socket:
 def address_of(sock: socket.socket) -> str:
     """The address of a server for clients on this machine, such as http://127.0.0.1:8000."""
     host, port = sock.getsockname()[:2]
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    name = str({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host))
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 

@@ -77,7 +77,7 @@ class Continuous(Engine):
             raise
 
     def _open(self) -> Any:
-        from transformers.generation import ContinuousBatchingConfig
+        from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
         for name in (_LOGGER, "transformers.generation.continuous_batching"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -111,9 +111,10 @@ class Continuous(Engine):
         most = free // each
         wanted = self._most_jobs * (self._context or most)
         # Less than one page of a job's last one is unused, and one page is spare.
-        self.limit = min(most - 2 * PAGE, self._context or most)
-        if self.limit < 1:
+        limit = min(most - 2 * PAGE, self._context or most)
+        if limit < 1:
             raise EngineError("there is too little memory for keys and values")
+        self.limit = limit
         return min(wanted + 2 * PAGE * self._most_jobs, most)
 
     async def generate(self, job: Job) -> AsyncIterator[Token]:
