@@ -49,7 +49,11 @@ HOSTILE: dict[str, tuple[bytes, int, str]] = {
         400,
         "not valid JSON",
     ),
-    "headers without end": (b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nA: " + b"b" * 70_000, 400, "not valid HTTP"),
+    "headers without end": (
+        b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nA: " + b"b" * 70_000,
+        400,
+        "not valid HTTP",
+    ),
     "two hosts": (getting(b"/v1/models", b"Host: 127.0.0.1\r\nHost: evil.example\r\n"), 400, "not valid HTTP"),
     "a foreign host": (getting(b"/v1/models", b"Host: evil.example\r\n"), 403, "not this machine"),
     "a path out of the folder": (getting(b"/v1/models/../../../etc/passwd"), 404, "does not exist"),
@@ -159,8 +163,8 @@ def test_a_full_disk_under_the_report_ends_no_run(
     with monkeypatch.context() as patch:
         patch.setattr(RunReport, "_quietly", full)
         assert lora_run(tmp_path / "out", *short, "--run_report", "html") == 0
-    said = re.findall(r"WARNING: .*", capsys.readouterr().err)
-    assert len(said) == 1 and "could not be made (OSError: File too large); the run is not affected" in said[0]
+    said = re.findall(r"WARNING: (.*) could not be made \((.*)\)(.*)", capsys.readouterr().err)
+    assert said == [("answers.jsonl", "OSError: File too large", "; the run is not affected")]
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert not {"report.html", "report.json", "answers.jsonl"} & left and not any("tmp" in name for name in left)
     assert {"adapter_model.safetensors", "training.json", "metrics.jsonl"} <= left
@@ -246,7 +250,9 @@ def test_two_runs_are_compared(browser: Chromium, trained: Trained, copied: Path
     browser.look(offline=True)
     browser.open(page)
     assert browser.log == [("request", page.as_uri())]
-    points = browser.run("[...document.querySelectorAll('#chart-loss polyline')].map(line => line.points.numberOfItems)")
+    points = browser.run(
+        "[...document.querySelectorAll('#chart-loss polyline')].map(line => line.points.numberOfItems)"
+    )
     halves = [sum("loss" in json.loads(row) for row in some) for some in (rows, rows[: len(rows) // 2])]
     assert points == halves
     assert browser.run("document.querySelector('#differing').innerText").split("\n")[1:] == ["learning_rate\t0.01\t0.5"]
