@@ -6,7 +6,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import socket
 from pathlib import Path
@@ -114,7 +113,7 @@ def test_a_control_token_in_a_message_is_text(server: Server, trained: Trained) 
     assert usage[1] > usage[0] + 2
 
 
-@pytest.mark.thorough  # the default run has it in tests/serve/test_openai_client.py, with an untrained adapter
+@pytest.mark.thorough  # the default run has it in tests/serve/test_openai_client.py
 def test_kill_and_restart_on_the_same_port(trained: Trained, tmp_path: Path) -> None:
     first = Server(trained.folder, tmp_path / "log.txt")
     stream = json.dumps({**ASKED, "stream": True, "max_tokens": 400}).encode()
@@ -257,4 +256,3 @@ def test_two_runs_are_compared(browser: Chromium, trained: Trained, copied: Path
     assert points == halves
     assert browser.run("document.querySelector('#differing').innerText").split("\n")[1:] == ["learning_rate\t0.01\t0.5"]
     browser.look()
-    shutil.rmtree(copied)
