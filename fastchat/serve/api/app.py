@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from fastchat.serve.api.admission import Admission
 from fastchat.serve.api.answering import Answering, Piece
 from fastchat.serve.api.errors import ApiError
-from fastchat.serve.api.http import ClientGone, EventStream, event, merged, read_json, while_connected
+from fastchat.serve.api.http import ClientGone, EventStream, Lingering, event, merged, read_json, while_connected
 from fastchat.serve.api.parameters import MOST_ANSWERS, Common, read_chat, read_completion
 from fastchat.serve.api.replies import Reply
 from fastchat.serve.api.served import Prompt, ServedModel
@@ -66,6 +66,7 @@ def create_app(models: Mapping[str, ServedModel], limits: Limits | None = None, 
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(Lingering)
     return app
 
 

@@ -16,6 +16,7 @@ from fastchat.data.rows.strict_json import parse_strictly
 from fastchat.serve.api.errors import ApiError
 
 _Result = TypeVar("_Result")
+LINGER_SECONDS = 5
 
 
 class ClientGone(Exception):
@@ -67,6 +68,38 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) 
         raise ClientGone
     finally:
         await _ended(task, gone)
+
+
+class Lingering:
+    """An application whose refusals arrive: what a client still sends is read and dropped, for at most
+    LINGER_SECONDS, before its connection is closed. Closed at once, it would be reset, and the response lost."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        headers = dict(scope.get("headers", ()))
+        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+        async def received() -> Any:
+            nonlocal unread
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def drop() -> None:
+            while unread:
+                await received()
+
+        async def sent(message: Any) -> None:
+            if unread and message["type"] == "http.response.body" and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(drop(), LINGER_SECONDS)
+            await send(message)
+
+        await self._app(scope, received, sent)
 
 
 class EventStream(Response):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fastchat.errors import SettingsError
+from fastchat.serve.api.errors import ApiError
 from fastchat.serve.engines.base import Engine
 
 HEAD_SECONDS = 30  # until the first request of a connection must have begun
@@ -101,7 +104,7 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """A connection whose first request must begin in time."""
+    """A connection whose first request must begin in time, and on which all errors have the form of the API's."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -110,6 +113,19 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._late.cancel()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is not HTTP and closes the connection, also in the middle of a response."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(ApiError(400, "The request is not valid HTTP/1.1.").body).encode()
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            parts = (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage())
+            self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
+        self.transport.close()
 
     def _close_if_silent(self) -> None:
         if self.cycle is None:
