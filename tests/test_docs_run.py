@@ -59,10 +59,12 @@ def folder(tmp_path: Path, tiny_model_dir: Callable[..., Path], monkeypatch: pyt
     shutil.copytree(tiny_model_dir("llama", "metaspace_bos"), tmp_path / "M")
     for name in ("chats.json", "D.json"):
         builders.write_rows(tmp_path / name, builders.chat_rows(8))
+    builders.write_rows(tmp_path / "test.jsonl", builders.chat_rows(2, rounds=1))
     pages = [[f"What is the capital of France, question {i}?", HTML] for i in range(200)]
     rows = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in pages]
     builders.write_rows(tmp_path / "sharegpt_html.json", [{"id": str(i), **row} for i, row in enumerate(rows)])
-    (tmp_path / "rows.jsonl").write_text(json.dumps(MATH) + "\n")
+    for name in ("rows.jsonl", "problems.jsonl"):
+        (tmp_path / name).write_text(json.dumps(MATH) + "\n")
     with (tmp_path / "faq.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["question", "answer"], ["Hi", "Hello, you."]])
     shutil.copytree(Path(__file__).parent.parent / "playground", tmp_path / "playground")

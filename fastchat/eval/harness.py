@@ -2,7 +2,7 @@
 
     fastchat eval lm-eval MODEL --tasks gsm8k [any flag of lm_eval]
 
-Prints the command that it runs. lm_eval is installed by `pip install 'lm-eval>=0.4.9'`.
+Prints the command that it runs. lm_eval is an extra: `pip install 'fschat[lm-eval]'`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastchat.data.tools.command import Parser, guarded
 from fastchat.errors import EXIT_DONE, ResourceError, SettingsError, show
 from fastchat.streams import kept_output
 
-INSTALL = "pip install 'lm-eval>=0.4.9'"
+INSTALL = "pip install 'fschat[lm-eval]'"
 MODEL_KIND = "fastchat"  # the name under which harness_model.py registers itself
 _OURS = ("--model", "--model_args", "--apply_chat_template")  # flags of lm_eval that this command sets
 
@@ -27,9 +27,14 @@ _OURS = ("--model", "--model_args", "--apply_chat_template")  # flags of lm_eval
 def build_parser() -> Parser:
     """The flags that are not those of lm_eval."""
     parser = Parser(
+        [
+            "fastchat eval lm-eval out --tasks gsm8k --limit 100",
+            "fastchat eval lm-eval out --tasks mmlu --num_fewshot 5",
+        ],
         prog="fastchat eval lm-eval",
-        description="Hand a model to lm-evaluation-harness. All other flags are those of `lm_eval run`, such as "
+        description="Hand a model to lm-evaluation-harness. All other flags are those of lm_eval, such as "
         "--num_fewshot, --limit, --batch_size, --output_path and --log_samples.",
+        epilog=f"lm-evaluation-harness is an extra: {INSTALL}",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="an adapter, a result, a checkpoint or a hub name")
@@ -70,7 +75,7 @@ def harness_command(args: argparse.Namespace, others: Sequence[str]) -> list[str
     }
     arguments = json.dumps({name: value for name, value in given.items() if value is not None})
     return [
-        *(sys.executable, "-m", "fastchat.eval.harness_model", "run", "--model", MODEL_KIND),
+        *(sys.executable, "-m", "fastchat.eval.harness_model", "--model", MODEL_KIND),
         *("--model_args", arguments, "--tasks", args.tasks, "--apply_chat_template", *others),
     ]
 
