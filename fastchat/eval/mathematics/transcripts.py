@@ -41,7 +41,7 @@ class Folder:
         self.records: list[dict[str, Any]] = []
         self._lock: files.Lock | None = None
         try:
-            if self.path.exists():
+            if self._nearest() == self.path.absolute():
                 self._open()
             else:
                 self._check_place()
@@ -73,9 +73,16 @@ class Folder:
 
     def _check_place(self) -> None:
         """Whether the folder can be made; found out before the model is loaded."""
-        above = next(parent for parent in self.path.absolute().parents if parent.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise ResourceError(f"{_FLAG} {self.path}: cannot be made in {above}.")
+        if not os.access(self._nearest(), os.W_OK):
+            raise ResourceError(f"{_FLAG} {self.path}: {self._nearest()} cannot be written; choose another folder.")
+
+    def _nearest(self) -> Path:
+        """The folder, or the nearest one above that exists. Raises SettingsError if that is a file."""
+        path = self.path.absolute()
+        found = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        if not found.is_dir():
+            raise SettingsError(f"{_FLAG} {self.path}: {found} is not a folder; choose another one.")
+        return found
 
     def add(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append a group of attempts. Raises ResourceError."""
