@@ -30,6 +30,7 @@ LEFT_OUT = {
     "output/train_lora_7b_base": "the result of a model of the hub",
     "gemma-7b-it": "a model of the hub",
     "my_axolotl.yaml": "refused, as the text says: tests/settings/test_foreign.py",
+    "serve": "runs until it is stopped: tests/serve",
     "out2": "compares several runs: tests/report",
     "my_settings.yaml": "the same as the training of README.md",
 }
