@@ -8,18 +8,20 @@ Prints the command that it runs. lm_eval is an extra: `pip install 'fschat[lm-ev
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 from fastchat.data.tools.command import Parser, guarded
 from fastchat.errors import EXIT_DONE, ResourceError, SettingsError, show
 from fastchat.streams import kept_output
 
 INSTALL = "pip install 'fschat[lm-eval]'"
+OLDEST = (0, 4, 10)  # as in pyproject.toml; earlier ones need transformers 4
 MODEL_KIND = "fastchat"  # the name under which harness_model.py registers itself
 _OURS = ("--model", "--model_args", "--apply_chat_template")  # flags of lm_eval that this command sets
 
@@ -54,12 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         nonlocal code
         command = harness_command(args, others)
-        if importlib.util.find_spec("lm_eval") is None:
-            raise ResourceError(f"lm-evaluation-harness is not installed: {INSTALL}")
+        check_installed()
         show(shlex.join(command))
         code = subprocess.run(command, check=False).returncode
 
     return guarded(work) or code
+
+
+def check_installed() -> None:
+    """Raises ResourceError if lm-evaluation-harness is missing, or too old for transformers 5."""
+    try:
+        found = metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        raise ResourceError(f"lm-evaluation-harness is not installed: {INSTALL}") from None
+    if tuple(int(part) for part in re.findall(r"\d+", found)[:3]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ResourceError(f"lm-evaluation-harness {found} is too old, {oldest} is needed: {INSTALL}")
 
 
 def harness_command(args: argparse.Namespace, others: Sequence[str]) -> list[str]:

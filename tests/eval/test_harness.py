@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,30 @@ import pytest
 
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.encoding.chat_encoder import encode_prompt
-from fastchat.eval import command_line
+from fastchat.eval import command_line, harness
 from fastchat.eval.loading import load_for_evaluation
+from tests.test_structure import REPOSITORY
 
 
+@pytest.mark.parametrize(("found", "message"), [(None, "is not installed"), ("0.4.9.2", "0.4.9.2 is too old, 0.4.10")])
 def test_without_the_harness_one_message_says_how_to_install_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: str | None, message: str
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    def version(name: str) -> str:
+        if found is None:
+            raise metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(metadata, "version", version)
     assert command_line.main(["lm-eval", "out", "--tasks", "gsm8k"]) == 6
-    assert capsys.readouterr().err == ("error: lm-evaluation-harness is not installed: pip install 'fschat[lm-eval]'\n")
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: lm-evaluation-harness {message}") and err.count("\n") == 1
+    assert err.endswith(": pip install 'fschat[lm-eval]'\n")
+
+
+def test_the_oldest_version_is_that_of_the_extra() -> None:
+    extras = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"lm-eval>={".".join(map(str, harness.OLDEST))}"' in extras
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +46,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         ran.append(command)
         return subprocess.CompletedProcess(command, 7)
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(metadata, "version", lambda name: "0.5")
     monkeypatch.setattr(subprocess, "run", runs)
     words = ["lm-eval", "out", "--tasks", "gsm8k", "--conv_template", "vicuna_v1.1", "--limit", "5"]
     assert command_line.main(words) == 7, "the exit code of the harness"
