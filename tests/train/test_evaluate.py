@@ -122,9 +122,14 @@ def test_a_run_that_learned(train: Train, evaluate: Run, model_dir: Path, tmp_pa
     for row, value in zip(other, ("The result: 7", "$8", "none"), strict=True):
         row["conversations"][1]["value"] = value
     checkpoint = run.folder / "checkpoint-40"
-    numbers = evaluate(checkpoint, builders.write_rows(tmp_path / "other.json", other), *ask, "--match", "numeric")
-    assert (numbers["num_right"], numbers["num_compared"], numbers["num_answers"]) == (1, 2, 3)
-    assert "1 answer of 3 left out: the data's own answer has no number" in numbers["err"]
+    other_file = builders.write_rows(tmp_path / "other.json", other)
+    for match, nothing in (
+        (["numeric"], "number"),
+        (["regex", "--pattern", r"(\d)"], "match of --pattern '(\\\\d)'"),
+    ):
+        numbers = evaluate(checkpoint, other_file, *ask, "--match", *match)
+        assert (numbers["num_right"], numbers["num_compared"], numbers["num_answers"]) == (1, 2, 3)
+        assert f"1 answer of 3 left out: the data's own answer has no {nothing}" in numbers["err"]
     assert list(numbers["by_source"]) == ["other.json"]
     _continues(evaluate, run.folder, data, ask, tuned)
 
