@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from fastchat.checkpoint.trained_model import TrainedModel
@@ -40,7 +40,7 @@ class Scripted(LlamaForCausalLM):
         return said[done] if done < len(said) else self.tokenizer.eos_token_id
 
 
-def scripted(folder: Path, script: dict[str, Sequence[str]]) -> Loaded:
+def scripted(folder: Path, script: Mapping[str, Sequence[str]]) -> Loaded:
     """`script`: a word of the question -> the turns of the answer; the last one is repeated. The vicuna template."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -48,7 +48,7 @@ def scripted(folder: Path, script: dict[str, Sequence[str]]) -> Loaded:
         word = next(word for word in script if f"({word})" in text)
         return script[word][min(text.count("```output"), len(script[word]) - 1)]
 
-    model = Scripted(AutoConfig.from_pretrained(folder)).eval()
+    model = Scripted(LlamaConfig.from_pretrained(folder)).eval()
     model.tokenizer, model.say = tokenizer, say
     encoder = TextEncoder.from_tokenizer(tokenizer)
     trained = TrainedModel(str(folder), str(folder), is_adapter=False, record=None)
