@@ -76,6 +76,12 @@ def test_an_interrupted_evaluation_continues_to_the_same_results(
     for name in ("settings.json", "transcripts.jsonl", "results.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
+    transcript = folder / transcripts.TRANSCRIPTS
+    lines = transcript.read_bytes().splitlines(keepends=True)
+    transcript.write_bytes(b"".join([*lines[:6], b'{"attempt": 6}\n', *lines[7:]]))  # by hand
+    assert evaluate(model, problems, folder, *flags) == 0
+    assert transcript.read_bytes() == (whole / transcripts.TRANSCRIPTS).read_bytes()
+
     def not_needed(*args: Any) -> Any:
         raise AssertionError("a complete evaluation needs no model")
 

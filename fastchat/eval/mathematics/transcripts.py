@@ -19,6 +19,7 @@ from fastchat.eval.mathematics.rounds import Attempt
 
 SETTINGS, TRANSCRIPTS, RESULTS = "settings.json", "transcripts.jsonl", "results.json"
 RIGHT, WRONG, UNDECIDED = "right", "wrong answer", "answer that cannot be compared"
+_NEEDED = {"attempt", "number", "answer", "right", "reason", "code_runs", "groups", "last"}  # for the results
 _FLAG = "--output-dir"
 
 
@@ -148,11 +149,11 @@ class Folder:
                 record = files.parse_json(line.decode("utf-8")) if line.endswith(b"\n") else None
             except (files.JsonError, UnicodeDecodeError):
                 record = None
-            if not isinstance(record, dict) or record.get("attempt") != len(self.records):
+            if not isinstance(record, dict) or not set(record) >= _NEEDED or record["attempt"] != len(self.records):
                 break
             self.records.append(record)
         whole = len(self.records)
-        if whole and not self.records[-1].get("last"):
+        if whole and not self.records[-1]["last"]:
             whole -= whole % self._group
         self.records = self.records[:whole]
         if whole < len(lines):
