@@ -55,9 +55,7 @@ def _trained(
         yield base_name, replace(tuned, path=path, base=path, is_adapter=False)
 
 
-def _use_vllm(
-    args: argparse.Namespace, tuned: TrainedModel, base_name: str | None, options: dict[str, Any]
-) -> bool:
+def _use_vllm(args: argparse.Namespace, tuned: TrainedModel, base_name: str | None, options: dict[str, Any]) -> bool:
     """Raises SettingsError if vLLM is asked for and missing, or for what it has no form for."""
     if args.engine == "transformers":
         return False

@@ -73,7 +73,9 @@ def test_float32_is_not_rounded(exportable: Path, tmp_path: Path, stored: str) -
         (None, "float32", "16 bits"),
     ],
 )
-def test_what_vllm_cannot_apply_is_merged_first(half: Path, capsys: Any, key: str | None, value: Any, told: str) -> None:
+def test_what_vllm_cannot_apply_is_merged_first(
+    half: Path, capsys: Any, key: str | None, value: Any, told: str
+) -> None:
     changed(half / ("adapter_config.json" if key else "training.json"), **{key or "dtype": value})
     lines = commands(str(half))
     assert lines[0].startswith("fastchat merge") and lines[1].startswith("fastchat export vllm")
