@@ -127,7 +127,8 @@ def push(
         say("The model card has no licence, so others may not use the model: see --license.")
     if record.base_model and not is_hub_name(record.base_model) and (folder / "adapter_config.json").is_file():
         say(
-            f"The base is a folder of this machine, {public_name(record.base_model)}: who downloads the adapter needs it too."
+            f"The base is a folder of this machine, {public_name(record.base_model)}: who downloads the adapter needs "
+            "it too."
         )
     with tempfile.TemporaryDirectory(prefix="fschat-push-") as stage:
         prepare(folder, Path(stage), record, name)
