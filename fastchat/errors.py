@@ -119,6 +119,10 @@ class ResourceError(UserError):
     exit_code = EXIT_RESOURCE
 
 
+class NotUploaded(ResourceError):
+    """The run is done and its result complete, but it could not be uploaded."""
+
+
 class PeerFailed(RuntimeError):
     """Another process of the run failed in a step that all processes do; that process reports the error."""
 

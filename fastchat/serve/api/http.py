@@ -15,6 +15,7 @@ from fastchat.data.rows.bad_rows import BadRow
 from fastchat.data.rows.strict_json import parse_strictly
 from fastchat.serve.api.errors import ApiError
 
+SILENT_SECONDS = 60.0  # until a client that takes no data is given up
 _Result = TypeVar("_Result")
 LINGER_SECONDS = 5
 
@@ -103,7 +104,8 @@ class Lingering:
 
 
 class EventStream(Response):
-    """Server-sent events. The events end when the client is gone; `finish` is called in any case."""
+    """Server-sent events. The events end when the client is gone or takes none for SILENT_SECONDS; `finish` is called
+    in any case."""
 
     def __init__(self, events: AsyncIterator[str], finish: Callable[[], None]):
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
@@ -118,18 +120,27 @@ class EventStream(Response):
             if sending.done():
                 sending.result()
         finally:
-            await _ended(sending, gone)
-            self._finish()
+            try:
+                await _ended(sending, gone)
+            finally:
+                self._finish()
 
     async def _send(self, send: Callable[[Any], Awaitable[None]]) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             async for event in self._events:
-                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+                message = {"type": "http.response.body", "body": event.encode(), "more_body": True}
+                await asyncio.wait_for(_sent(send, message), SILENT_SECONDS)
+        except asyncio.TimeoutError:
+            return  # the server closes the connection, since the response has no end
         finally:
             with suppress(AttributeError):
                 await self._events.aclose()  # type: ignore[attr-defined]
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _sent(send: Callable[[Any], Awaitable[None]], message: Any) -> None:
+    await send(message)
 
 
 def event(value: Any) -> str:
