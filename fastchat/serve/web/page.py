@@ -103,7 +103,11 @@ class Page:
             self._max_tokens = gr.Textbox(label="Max tokens", placeholder="as many as fit", elem_id="max_tokens")
             self._seed = gr.Textbox(label="Seed", placeholder="random", elem_id="seed")
             self._stops = gr.Textbox(
-                label="Stop at", lines=2, max_lines=8, placeholder=r"one text per line; \n for a line end", elem_id="stops"
+                label="Stop at",
+                lines=2,
+                max_lines=8,
+                placeholder=r"one text per line; \n for a line end",
+                elem_id="stops",
             )
 
     @property
@@ -114,14 +118,15 @@ class Page:
         given = [self._kept, *self._settings]
         chats = list(self._chats.values())
         outputs = [
-            self._kept, *chats, *self._status.values(), self._curl, self._box, self._send, self._stop, self._again, self._new
+            *(self._kept, *chats, *self._status.values(), self._curl, self._box),
+            *(self._send, self._stop, self._again, self._new),
         ]
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         # One listener for all of them: while an answer arrives, gradio then starts no second one.
         starts = [self._box.submit, self._send.click, self._again.click, *(chat.edit for chat in chats)]
         running = gr.on(starts, self._answer, [self._box, *given], outputs, trigger_mode="once", **hidden)
         running.then(self._ready, None, outputs, **hidden)  # also if it failed
-        self._stop.click(self._stopped, self._kept, outputs, cancels=[running], **hidden)
+        self._stop.click(self._stopped, None, outputs, cancels=[running], **hidden)
         emptied = [self._new.click, *(chat.clear for chat in chats)]
         gr.on(emptied, self._cleared, None, outputs, cancels=[running], **hidden)
 
@@ -136,14 +141,15 @@ class Page:
         except ValueError as problem:
             raise gr.Error(f"{problem}. Start a new chat.", print_exception=False) from None
         if not rounds:
+            yield gr.skip()  # an iterator without values would empty all that is shown
             return
         system, *parameters = settings
         sent = _parameters(*parameters)
         bodies = {name: {"model": name, "messages": messages(rounds, name, system), **sent} for name in self.models}
         address = _address(request)
         commands = [curl(address, body, self._key_variable) for body in bodies.values()]
-        sent_box = {} if event.target in (self._again, *self._chats.values()) else {self._box: ""}
-        yield {**self._buttons(running=True), **sent_box, self._curl: "\n\n".join(commands)}
+        is_new = _is_at(event, self._box) or _is_at(event, self._send)
+        yield {**self._buttons(running=True), **({self._box: ""} if is_new else {}), self._curl: "\n\n".join(commands)}
         async for replies in self._api.replies(bodies):
             rounds[-1].answers = {name: reply.answer for name, reply in replies.items() if reply.has_begun}
             told = {self._status[name]: _told(reply, sent) for name, reply in replies.items()}
@@ -151,22 +157,18 @@ class Page:
 
     def _asked(self, event: gr.EventData, text: str, rounds: list[Round]) -> list[Round]:
         """The conversation whose last question is to be answered; empty if there is none."""
-        if event.target is self._again:
+        if _is_at(event, self._again):
             return [*rounds[:-1], Round(rounds[-1].question)] if rounds else []
         for name, chat in self._chats.items():
-            if event.target is chat:
+            if _is_at(event, chat):
                 return [*rounds[: round_at(rounds, name, event.index)], Round(without_literal(event.value))]
         return [*rounds, Round(text)] if text.strip() else []
 
     def _ready(self) -> Updates:
         return self._buttons(running=False)
 
-    def _stopped(self, kept: Any) -> Updates:
-        rounds = from_json(kept)
-        answers = rounds[-1].answers if rounds else {}
-        unseen = "Stopped before the first word; later requests leave this message out."
-        told = {self._status[name]: "Stopped." if name in answers else unseen for name in self.models}
-        return {**self._buttons(running=False), **told}
+    def _stopped(self) -> Updates:
+        return {**self._buttons(running=False), **dict.fromkeys(self._status.values(), "Stopped.")}
 
     def _cleared(self) -> Updates:
         empty = dict.fromkeys(self._status.values(), "")
@@ -200,6 +202,11 @@ def mounted(page: Page, app: Any) -> None:
         theme=_theme(),
         css=asset("fastchat.serve.web", "page.css"),
     )
+
+
+def _is_at(event: gr.EventData, block: gr.blocks.Block) -> bool:
+    # gradio makes a copy of it for a session, with another number
+    return event.target is not None and event.target.elem_id == block.elem_id
 
 
 def _theme() -> gr.themes.Base:
