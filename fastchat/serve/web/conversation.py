@@ -12,7 +12,8 @@ from typing import Any
 
 _BREAK = "\N{WORD JOINER}"
 # What Markdown shows as it is, or else a tag, a comment or an entity, which Markdown would not show.
-_CODE = r"(?:^|\n)[ >]*(?P<fence>`{3,}|~{3,})[^\n]*(?:\n.*?\n[ >]*(?P=fence)|.*\Z)|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
+_FENCES = r"(?:^|\n)[ >]*(?P<fence>`{3,}|~{3,})[^\n]*(?:\n.*?\n[ >]*(?P=fence)|.*\Z)"
+_CODE = _FENCES + r"|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
 _FORMULA = r"\$\$.+?\$\$|\\\(.+?\\\)|\\\[.+?\\\]"
 _HTML = r"(?P<html>[<&]" + _BREAK + r"*)(?=/?[a-zA-Z][^<>]*>|!|\?|\#?\w+;)"
 _PLACES = re.compile(f"{_CODE}|{_FORMULA}|{_HTML}", re.S)

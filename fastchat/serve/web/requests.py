@@ -84,7 +84,8 @@ def curl(address: str, body: Mapping[str, Any], key_variable: str | None) -> str
     """A request as a command for a shell, without the key: the shell takes it from a variable."""
     key = f'\n  -H "Authorization: Bearer ${key_variable}" \\' if key_variable else ""
     text = json.dumps(body, ensure_ascii=False, indent=2)
-    return f"curl {shlex.quote(address + CHAT)} \\\n  -H 'Content-Type: application/json' \\{key}\n  -d {shlex.quote(text)}"
+    head = f"curl {shlex.quote(address + CHAT)} \\\n  -H 'Content-Type: application/json' \\"
+    return f"{head}{key}\n  -d {shlex.quote(text)}"
 
 
 async def _receive(client: httpx.AsyncClient, body: Mapping[str, Any], reply: Reply) -> None:
