@@ -80,7 +80,7 @@ class Page:
         self._box = gr.Textbox(
             show_label=False,
             container=False,
-            lines=2,
+            lines=1,  # with more, Enter would start a new line
             max_lines=12,
             placeholder="Message (Enter sends, Shift+Enter starts a new line)",
             autofocus=True,
