@@ -65,10 +65,14 @@ def _wait_status(browser: Chromium, part: str, chat: int = 0) -> None:
 
 
 def _curl(browser: Chromium) -> str:
+    """What the copy button of the command gives; the editor itself renders only the lines in sight."""
     if not browser.run(_shown("#curl")):
         browser.run("document.querySelector('#request button').click()")
-        browser.wait(_shown("#curl .cm-content"))
-    return browser.run("[...document.querySelectorAll('#curl .cm-line')].map(n => n.textContent).join('\\n')")
+        browser.wait(_shown("#curl button"))
+    browser.run("window.copied = ''; navigator.clipboard.writeText = async text => { window.copied = text; }; 0")
+    browser.run("document.querySelector('#curl button').click()")
+    browser.wait("window.copied !== ''")
+    return browser.run("window.copied")
 
 
 def test_a_conversation(server: Server, browser: Chromium) -> None:
