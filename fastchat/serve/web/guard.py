@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import re
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
 
+from fastchat.pages import policy_hash
 from fastchat.serve.api.app import is_local
 
 MOST_BYTES = 8 * 2**20  # of a request, as in the API
@@ -86,7 +86,7 @@ class Guard:
                 body.extend(message.get("body", b""))
 
         await self._page({**scope, "headers": plain}, receive, collect)
-        hashes = "".join(f" 'sha256-{_hash(found)}'" for found in _SCRIPT.findall(bytes(body)))
+        hashes = "".join(f" '{policy_hash(found.decode())}'" for found in _SCRIPT.findall(bytes(body)))
         sending = _with_headers(send, _POLICY.format(hashes))
         await sending(begun[0])
         await sending({"type": "http.response.body", "body": bytes(body)})
@@ -124,7 +124,3 @@ def _password(headers: Headers) -> bytes:
 
 def _refused(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     return PlainTextResponse(message + "\n", status, headers)
-
-
-def _hash(text: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(text).digest()).decode()
