@@ -1,4 +1,4 @@
-"""A conversation with one or two models. The browser keeps it, so that it outlives the server.
+"""A conversation with one or two models. The browser keeps it: the server has no sessions.
 
 Both models are asked the same questions, and each reads its own earlier answers.
 """

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from fastchat.errors import without_secrets
+from fastchat.files import parse_json
 from fastchat.serve.web.conversation import Answer
 
 CONNECT_SECONDS = 10
@@ -115,7 +116,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[Any]:
         for event in events:
             data = event.removeprefix(b"data: ")
             if data != b"[DONE]":
-                yield json.loads(data)
+                yield parse_json(data)
 
 
 def _take(event: Any, reply: Reply) -> None:
@@ -133,6 +134,6 @@ def _take(event: Any, reply: Reply) -> None:
 
 def _error(status: int, body: bytes) -> str:
     try:
-        return f"{json.loads(body)['error']['message']} (status {status})"
+        return f"{parse_json(body)['error']['message']} (status {status})"
     except (ValueError, KeyError, TypeError):
         return f"The API answered with status {status}: {body[:300].decode('utf-8', 'replace')}"
