@@ -70,6 +70,12 @@ def create_app(models: Mapping[str, ServedModel], limits: Limits | None = None, 
     return app
 
 
+def is_local(host: str) -> bool:
+    """Whether the header Host names this machine."""
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    return name.lower() in LOCAL_HOSTS
+
+
 class Api:
     """The handlers."""
 
@@ -118,8 +124,7 @@ class Api:
         """Raise ApiError for a request without the key or, if there is none, one that is not addressed to us."""
         if self._key is None:
             host = request.headers.get("host", "")
-            name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if name.lower() not in LOCAL_HOSTS:
+            if not is_local(host):
                 raise ApiError(403, f"The host {host[:100]!r} is not this machine; --api-key allows other names.")
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")

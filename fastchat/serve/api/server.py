@@ -59,7 +59,7 @@ def run_server(app: Any, sock: socket.socket, engines: Sequence[Engine], on_read
         app,
         http=_Connection,
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_level="error",
         access_log=False,
         server_header=False,
