@@ -31,6 +31,8 @@ LEFT_OUT = {
     "gemma-7b-it": "a model of the hub",
     "my_axolotl.yaml": "refused, as the text says: tests/settings/test_foreign.py",
     "serve": "runs until it is stopped: tests/serve",
+    "push": "uploads to the hub: tests/train/test_pushing.py",
+    "gguf": "needs a clone of llama.cpp: tests/export",
     "out2": "compares several runs: tests/report",
     "my_settings.yaml": "the same as the training of README.md",
 }

@@ -15,6 +15,7 @@ from fastchat.checkpoint import card as cards
 from fastchat.checkpoint.record import read_training_record
 from fastchat.checkpoint.verify import verify
 from fastchat.export import push
+from tests.train.flags import covers
 from tests.train.hub import TOKEN, Hub, serving
 
 
@@ -141,6 +142,7 @@ def test_what_is_not_a_result_is_not_uploaded(hub: Hub, offline_result: Path, tm
     assert hub.files == {} and not any("create" in path for path in hub.asked)
 
 
+@covers("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token")
 def test_a_run_uploads_its_result(hub: Hub, train: Any) -> None:
     out = train("--push_to_hub", "--hub_model_id", "me/tuned", "--hub_private_repo", "True", "--hub_token", TOKEN)
     assert out.code == 0, out.err
