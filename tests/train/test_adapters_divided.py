@@ -44,7 +44,7 @@ TOKENS = ["--trainable_tokens", "5", "6", "7"]
     [
         thorough(3, [*WHOLE, *PLUS], False, in_default=False),
         thorough(3, DORA, False, in_default=False),
-        (3, QUANTISED, False),
+        thorough(3, QUANTISED, False, in_default=False),
         (2, [*HALF, *TOKENS, *PLUS], True),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),

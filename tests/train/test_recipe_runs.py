@@ -15,6 +15,7 @@ import pytest
 
 from fastchat.settings.recipe_files import RECIPES, find_deepspeed_config, read_recipe
 from tests import builders
+from tests.tiers import thorough
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, ok
 from tests.train.test_recipes_run import OF_TODAY
@@ -125,7 +126,14 @@ def test_recipe(train: Train, words: Callable[..., list[str]], name: str) -> Non
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.engine != "plain"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        thorough(name, in_default=name == "llama-2-13b-lora")  # the scripts with the same values are run too
+        for name, case in CASES.items()
+        if case.engine != "plain"
+    ],
+)
 def test_recipe_with_zero(warm: Warm, words: Callable[..., list[str]], tmp_path: Path, name: str) -> None:
     """Its DeepSpeed configuration is named relative to the checkout."""
     flags = words(name)

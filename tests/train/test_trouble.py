@@ -125,9 +125,10 @@ def test_a_signal_while_a_checkpoint_is_saved_or_before_it_is_loaded(
     same_run(plain("ddp"), warm.run(flags_of("ddp"), tmp_path / "out"))
 
 
-def test_a_signal_at_the_end(warm: Warm, flags_of, data_files: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", [thorough(name, in_default=name == "ddp") for name in ENGINES])
+def test_a_signal_at_the_end(warm: Warm, flags_of, data_files: tuple[Path, Path], tmp_path: Path, engine: str) -> None:
     """While the result is saved, then during the last evaluation: the next start makes what is left."""
-    flags = [*flags_of("zero3"), "--eval_data_path", str(data_files[1]), "--do_eval", "True", "--max_steps", "2"]
+    flags = [*flags_of(engine), "--eval_data_path", str(data_files[1]), "--do_eval", "True", "--max_steps", "2"]
     for trouble in ("term:0:result", "int:1:evaluation"):
         stopped = warm.run(flags, tmp_path / "out", TROUBLE=trouble)
         assert warm.codes == [75, 75], stopped.err
@@ -139,7 +140,8 @@ def test_a_signal_at_the_end(warm: Warm, flags_of, data_files: tuple[Path, Path]
 
 
 @pytest.mark.parametrize(
-    ("engine", "rank"), [*(thorough("ddp", rank, in_default=False) for rank in (0, 1)), ("zero2", 1)]
+    ("engine", "rank"),
+    [thorough(*case, in_default=case == ("ddp", 1)) for case in (("ddp", 0), ("ddp", 1), ("zero2", 1))],
 )
 def test_a_disk_full_for_one_rank_stops_all(warm: Warm, flags_of, tmp_path: Path, engine: str, rank: int) -> None:
     outcome = warm.run(flags_of(engine), tmp_path / "out", TROUBLE=f"full:{rank}:5")
@@ -157,7 +159,7 @@ def test_a_rank_that_hangs_ends_the_run_within_the_timeout(warm: Warm, flags_of,
     assert verify(hung.folder)[1]
 
 
-@pytest.mark.parametrize("engine", [*(thorough(name, in_default=name == "zero3") for name in ENGINES)])
+@pytest.mark.parametrize("engine", [thorough(name, in_default=name == "ddp") for name in ENGINES])
 def test_a_killed_rank_is_named_and_the_next_run_goes_on(
     warm: Warm, flags_of, plain, tmp_path: Path, engine: str
 ) -> None:
@@ -299,7 +301,7 @@ def test_a_signal_to_every_process_of_a_run_is_saved_too(flags_of, tmp_path: Pat
     assert f"checkpoint-{json.loads((folder / 'status.json').read_text())['message'].split()[3]}" in os.listdir(folder)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [thorough(name, in_default=name != "zero2") for name in ENGINES])
 def test_a_byte_flipped_in_any_file_of_a_checkpoint_is_named(plain, tmp_path: Path, engine: str) -> None:
     """Every file of every rank; the one before is taken."""
     run = tmp_path / "run"
