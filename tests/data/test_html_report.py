@@ -231,7 +231,7 @@ def test_boundaries_examples_and_earlier_answers_are_named(encoder_of: EncoderOf
 def test_nothing_supervised_still_gives_the_page(report: Preview, capsys: pytest.CaptureFixture[str]) -> None:
     code, page = report([row("q"), row("q", " ")])
     assert code == 3 and "error: no learned tokens in the data" in capsys.readouterr().err
-    assert [r["drop"] for r in data_of(page)["records"]] == ["no_assistant_turn", "no_trained_turn"]
+    assert [r["drop"] for r in data_of(page)["records"]] == ["without an answer", "without an answer to learn"]
 
 
 def test_the_page_has_room_for_so_many_tokens(encoder_of: EncoderOf, tmp_path: Path) -> None:
