@@ -26,6 +26,7 @@ OTHERS = {"math": "fastchat.eval.mathematics.command", "lm-eval": "fastchat.eval
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
+        ["fastchat eval out --data-path test.json", "fastchat eval out --data-path test.json --generate"],
         prog="fastchat eval",
         description="Measure a model on data.",
         epilog="fastchat eval math --help: mathematics problems solved with code. "
@@ -36,11 +37,11 @@ def build_parser() -> Parser:
     parser.add_argument("--base-model-path", help="base of the adapter (default: the one it was trained on)")
     parser.add_argument("--conv-template", help="template (default: the one it was trained with)")
     parser.add_argument("--conv-template-file", help="a .py or .yaml file that registers templates")
-    data = parser.add_argument_group("data")
+    data = parser.add_argument_group("Data")
     data.add_argument(
         "--data-path", nargs="+", help="files, folders, patterns or hub datasets, in any form of training"
     )
-    data.add_argument("--data-split", default="train", help="split of hub datasets (default: train)")
+    data.add_argument("--data-split", default="train", help="split of hub datasets")
     data.add_argument("--data-revision", help="branch, tag or commit of hub datasets")
     data.add_argument("--data-columns", help="names of columns and keys in the data, as JSON")
     data.add_argument("--data-roles", help="names of roles in the data, as JSON")
@@ -50,19 +51,19 @@ def build_parser() -> Parser:
     )
     data.add_argument("--overlong", choices=("truncate", "drop", "error"), help="default: as in training")
     data.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop", help="what to do with a malformed row")
-    answers = parser.add_argument_group("generated answers")
+    answers = parser.add_argument_group("Generated answers")
     answers.add_argument("--generate", action="store_true", help="generate every answer and compare it with the data's")
-    answers.add_argument("--match", choices=("exact", "regex", "numeric"), help="how answers are compared (exact)")
+    answers.add_argument("--match", choices=("exact", "regex", "numeric"), help="how answers are compared")
     answers.add_argument("--pattern", help="of --match regex; a group extracts the answer from both texts")
-    answers.add_argument("--max-new-tokens", type=_at_least_one, default=512, help="of an answer (default: 512)")
-    answers.add_argument("--temperature", type=_not_negative, default=0.0, help="0 takes the most likely token (0)")
-    answers.add_argument("--top-p", type=float, default=1.0, help="draw from the most likely tokens only (1)")
-    answers.add_argument("--seed", type=int, default=0, help="of drawn answers (0)")
-    results = parser.add_argument_group("results")
+    answers.add_argument("--max-new-tokens", type=_at_least_one, default=512, help="of an answer")
+    answers.add_argument("--temperature", type=_not_negative, default=0.0, help="0 takes the most likely token")
+    answers.add_argument("--top-p", type=float, default=1.0, help="draw from the most likely tokens only")
+    answers.add_argument("--seed", type=int, default=0, help="of drawn answers")
+    results = parser.add_argument_group("Results")
     results.add_argument("--output", help="write a JSON line per example; generated answers are kept from the start")
     results.add_argument("--summary", help="write all numbers as JSON")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--batch-size", type=_at_least_one, default=8, help="examples at once, at most (8)")
+    machine = parser.add_argument_group("Machine")
+    machine.add_argument("--batch-size", type=_at_least_one, default=8, help="examples at once, at most")
     machine.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
     machine.add_argument("--num-gpus", type=_at_least_one, help="use so many GPUs (default: all that are needed)")
     machine.add_argument("--max-gpu-memory", help="for weights on each GPU, such as 13GiB (default: 85 %% of it)")

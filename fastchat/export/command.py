@@ -10,10 +10,13 @@ from fastchat.data.tools.command import Parser, run
 from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, nearest, say, show
 
 FORMATS = ("gguf", "vllm")
-_USAGE = f"usage: fastchat export {'|'.join(FORMATS)} MODEL ..."
-_HELP = f"""{_USAGE}
+_HELP = f"""usage: fastchat export {"|".join(FORMATS)} MODEL [--flag value ...]
 
-A result for other programs. MODEL is an adapter, a full model or a merged model.
+Write a result for other programs. MODEL is an adapter, a full model or a merged model.
+
+Examples:
+  fastchat export gguf out --quant q8_0
+  fastchat export vllm out
 
   gguf  a GGUF file for llama.cpp, compared with the model, and a Modelfile for Ollama
   vllm  the command that serves it with vLLM
@@ -26,6 +29,7 @@ def gguf_parser() -> Parser:
     from fastchat.export.quants import CONVERTED, QUANTIZED
 
     parser = Parser(
+        ["fastchat export gguf out --quant q8_0"],
         prog="fastchat export gguf",
         description="Convert a result with llama.cpp's own converter, read the file back, and compare tensors, "
         "tokenizer, chat template and stops with the model. An adapter is merged first.",
@@ -37,7 +41,7 @@ def gguf_parser() -> Parser:
         type=str.lower,
         choices=(*CONVERTED, *QUANTIZED),
         default="q8_0",
-        help="type of the weights (default: q8_0); those after q8_0 need llama.cpp's llama-quantize",
+        help="type of the weights; those after q8_0 need llama.cpp's llama-quantize",
     )
     parser.add_argument("--llama_cpp", metavar="DIR", help="folder of llama.cpp (default: $LLAMA_CPP, then PATH)")
     parser.add_argument(
@@ -52,6 +56,7 @@ def gguf_parser() -> Parser:
 def vllm_parser() -> Parser:
     """The command line of `export vllm`."""
     parser = Parser(
+        ["fastchat export vllm out"],
         prog="fastchat export vllm",
         description="Print the command that serves a result with vLLM. An adapter is served on its base, unless vLLM "
         "cannot apply it: then the merge comes first.",

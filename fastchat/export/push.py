@@ -16,6 +16,7 @@ from fastchat.paths import folders_instead
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
+        ["fastchat push out me/my-adapter --private"],
         prog="fastchat push",
         description="Upload a result (an adapter, a full model or a merged model) with its model card to the Hugging "
         "Face hub. Checkpoints and logs stay here.",

@@ -13,41 +13,38 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastchat.errors import EXIT_DONE, ResourceError, SettingsError, UserError, say, show
+from fastchat.data.tools.command import Parser, run
+from fastchat.errors import ResourceError, SettingsError, say, show
 from fastchat.report.reading import PAGE_NAME, RunFiles, read_run
 from fastchat.report.writing import write_charts, write_page
-from fastchat.streams import kept_output
 
 COMPARISON = "comparison.html"
 
 
-@kept_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 2 not the folder of a run, 6 the page cannot be written."""
-    parser = argparse.ArgumentParser(
-        prog="fastchat report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", nargs="+", help="the --output_dir of a run; with several, they are compared")
-    parser.add_argument(
-        "--output", help=f"the page to write; by default {PAGE_NAME} in the run's folder, for several runs {COMPARISON}"
-    )
-    given = parser.parse_args(argv)
-    try:
-        _write(given.run, given.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return EXIT_DONE
+    return run(_write, build_parser(), argv)
 
 
-def _write(folders: Sequence[str], output: str | None) -> None:
+def build_parser() -> Parser:
+    """The command line."""
+    about = "Make the report of a run again from the files in its folder, or one page that compares several runs."
+    parser = Parser(["fastchat report out", "fastchat report out other"], prog="fastchat report", description=about)
+    parser.add_argument("run", nargs="+", metavar="RUN", help="the --output_dir of a run; several are compared")
+    page = f"the page to write (default: {PAGE_NAME} in the folder of the run; for several runs {COMPARISON})"
+    parser.add_argument("--output", metavar="FILE", help=page)
+    return parser
+
+
+def _write(given: argparse.Namespace) -> None:
+    folders, output = given.run, given.output
     runs = [read_run(folder) for folder in folders]
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise SettingsError("the same run is given twice; name each run once")
     _name_apart(runs)
-    for run in runs:
-        for problem in run.problems:
-            say(f"{run.folder}: {problem}")
+    for one in runs:
+        for problem in one.problems:
+            say(f"{one.folder}: {problem}")
     page = Path(output).expanduser() if output else runs[0].folder / PAGE_NAME if len(runs) == 1 else Path(COMPARISON)
     if page.is_dir():
         raise SettingsError(f"--output {page} is a folder; name a file in it, such as {page / PAGE_NAME}")
@@ -68,8 +65,8 @@ def _name_apart(runs: Sequence[RunFiles]) -> None:
         names = ["/".join(one[-size:]) for one in parts]
         if len(set(names)) == len(names):
             break
-    for run, name in zip(runs, names, strict=True):
-        run.name = name
+    for one, name in zip(runs, names, strict=True):
+        one.name = name
 
 
 if __name__ == "__main__":

@@ -34,16 +34,18 @@ _NEEDED = ("fastapi", "uvicorn")
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser(prog="fastchat serve", description="Serve an adapter or a model as an OpenAI-compatible API.")
+    about = "Serve an adapter or a model as an OpenAI-compatible API."
+    examples = ["fastchat serve out", "fastchat serve out --compare --port 8001"]
+    parser = Parser(examples, prog="fastchat serve", description=about)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the same as --model-path")
     parser.add_argument("--model-path", help="folder of an adapter or a model, or a hub name")
     parser.add_argument("--model-name", help="name in requests (default: the last part of the model's path)")
     parser.add_argument("--compare", action="store_true", help=f"serve also the untrained base, as {BASE!r}")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=_port, default=8000, help="0 for any free one (default: 8000)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=_port, default=8000, help="0 for any free one")
     parser.add_argument("--api-key", help=f"key that requests must have (default: the variable {KEY_VARIABLE})")
-    parser.add_argument("--max-requests", type=_at_least_one, default=32, help="answers at once (default: 32)")
-    parser.add_argument("--max-waiting", type=_not_negative, default=64, help="waiting requests (default: 64)")
+    parser.add_argument("--max-requests", type=_at_least_one, default=32, help="answers at once")
+    parser.add_argument("--max-waiting", type=_not_negative, default=64, help="waiting requests")
     parser.add_argument(
         "--engine", choices=("auto", "vllm", "transformers"), default="auto", help="auto: vllm where it is installed"
     )

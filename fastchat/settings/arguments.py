@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any, Literal
 
 from fastchat.settings.data_names import COLUMNS, roles
+from fastchat.settings.evaluation_arguments import EvaluationArguments
 from fastchat.settings.fields import (
     ABOVE_ZERO,
     AT_LEAST_ONE,
     BELOW_ONE,
     FIXED,
     FREE,
-    NOT_NEGATIVE,
     NUMBER_OR_SHARE,
     SHARE,
     STRETCH,
@@ -29,7 +29,6 @@ from fastchat.settings.targets import LORA_TARGETS
 from fastchat.settings.transformers_arguments import RefusedArguments, TransformersArguments
 
 _model = partial(setting, group="Model")
-_answers = partial(setting, group="Evaluation", resume=FREE)
 _data = partial(setting, group="Data")
 _lora = partial(setting, group="LoRA")
 _run = partial(setting, group="Run and checkpoints")
@@ -334,7 +333,7 @@ class LoraArguments:
 
 
 @dataclass
-class RunArguments(TransformersArguments):
+class RunArguments(EvaluationArguments, TransformersArguments):
     """The training arguments of transformers, and those that this project adds."""
 
     cache_dir: str | None = _model(None, "cache folder of hub models", resume=FREE, memory=True, path=True)
@@ -377,27 +376,6 @@ class RunArguments(TransformersArguments):
         "report.html; or none",
         resume=FREE,
     )
-    sample_prompts: int = setting(
-        4,
-        "number of prompts of the evaluation data that are answered before and after training, for the report",
-        group="Evaluation",
-        range=NOT_NEGATIVE,
-        resume=FREE,
-    )
-    early_stopping_patience: int | None = setting(
-        None,
-        "stop after this many evaluations in a row that are not the best so far, by --metric_for_best_model",
-        group="Evaluation",
-        range=AT_LEAST_ONE,
-    )
-    eval_generate: int = _answers(
-        0, "at every evaluation score the answers that are generated to so many of its prompts", range=NOT_NEGATIVE
-    )
-    eval_match: Literal["exact", "regex", "numeric"] = _answers(
-        "exact", "how --eval_generate compares answers: as a whole, by --eval_pattern, or by their last number"
-    )
-    eval_pattern: str | None = _answers(None, "regular expression of --eval_match regex; a group extracts the answer")
-    eval_max_new_tokens: int = _answers(128, "most tokens of an answer of --eval_generate", range=AT_LEAST_ONE)
 
 
 def all_arguments(lora: bool) -> tuple[type[Any], ...]:

@@ -12,7 +12,7 @@ from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, UserError, nearest
 from fastchat.settings.help import entry, help_head
 from fastchat.streams import kept_output, quiet_libraries
 
-_FORMS = {int: "INTEGER", float: "NUMBER"}
+_FORMS = {"int": "INTEGER", "float": "NUMBER"}
 EXIT_INTERRUPTED = 130  # the exit code of a shell for a command that Ctrl-C ended
 
 
@@ -30,12 +30,18 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         lines = help_head(self._usage(), self.description or "", self.examples)
-        for title, flags in (("", False), ("Flags:", True)):
-            members = [a for a in self._actions if bool(a.option_strings) == flags and a.dest != "help"]
+        for title, members in self._sections():
             lines += ["", title] if members and title else [""] if members else []
             for action in members:
                 lines += entry(self._left_side(action) + self._default(action), self._explained(action))
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *(["", self.epilog] if self.epilog else [])]) + "\n"
+
+    def _sections(self) -> list[tuple[str, list[argparse.Action]]]:
+        """Title -> its arguments: positional ones, flags, and those of each `add_argument_group`."""
+        positional, flags, *groups = self._action_groups
+        own = [(f"{group.title}:", group) for group in groups]
+        sections = [("", positional), ("Flags:", flags), *own]
+        return [(title, [a for a in group._group_actions if a.dest != "help"]) for title, group in sections]
 
     def format_usage(self) -> str:
         return f"usage: {self._usage()}\n"
@@ -44,7 +50,8 @@ class Parser(argparse.ArgumentParser):
         words = [self.prog]
         for action in self._actions:
             if not action.option_strings:
-                words.append(f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar or action.dest))
+                name = str(action.metavar or action.dest) + (" ..." if action.nargs == "+" else "")
+                words.append(f"[{name}]" if action.nargs == "?" else name)
             elif action.required:
                 words.append(self._left_side(action))
         return " ".join(words) + (" [--flag value ...]" if any(not a.required for a in self._flags()) else "")
@@ -56,12 +63,12 @@ class Parser(argparse.ArgumentParser):
         """A flag with the form of its value: `--ratio NUMBER`."""
         if not action.option_strings:
             return str(action.metavar or action.dest)
-        form = action.metavar or ("|".join(map(str, action.choices)) if action.choices else _FORMS.get(action.type))
+        form = action.metavar or ("|".join(map(str, action.choices)) if action.choices else _form(action.type))
         value = "" if action.nargs == 0 else f" {form or 'TEXT'}{' ...' if action.nargs == '+' else ''}"
         return action.option_strings[0] + value
 
     def _default(self, action: argparse.Action) -> str:
-        unset = action.default in (None, False) or action.default == []
+        unset = action.default is None or action.default is False or action.default == []
         return "" if unset else f" (default {action.default})"
 
     def _explained(self, action: argparse.Action) -> str:
@@ -95,6 +102,12 @@ class Parser(argparse.ArgumentParser):
             return word
         same = [known for known in self._known() if known.replace("_", "-") == flag.replace("_", "-")]
         return same[0] + equals + value if same else word
+
+
+def _form(kind: Any) -> str | None:
+    """What a flag of this type takes: the type itself, or a function with a return annotation that checks a value."""
+    returned = getattr(kind, "__annotations__", {}).get("return", kind)
+    return _FORMS.get(getattr(returned, "__name__", returned))
 
 
 @kept_output()
