@@ -80,7 +80,7 @@ def test_charts_have_exactly_the_logged_points(tmp_path: Path) -> None:
             for (step, value), (across, down) in zip(points, vertices, strict=True):
                 assert x.low + across / svg.SIZE * (x.high - x.low) == pytest.approx(step, abs=1e-3)
                 assert y.low + (1 - down / svg.SIZE) * (y.high - y.low) == pytest.approx(value, rel=1e-3, abs=1e-5)
-    for title in ("Optimizer step", "Loss per supervised token", "Tokens per second", "GiB per process"):
+    for title in ("Optimizer step", "Loss per learned token", "Tokens per second", "GiB per process"):
         assert title in page.text
     assert "Evaluation: token accuracy" in page.text, "a key that is not known here"
 
