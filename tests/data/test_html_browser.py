@@ -186,7 +186,7 @@ def test_searching_as_a_person_does(browser: Chromium, plain: Path) -> None:
     assert "2 of 80 hits" in browser.run("document.getElementById('hits').innerText")
     browser.press("/", "Escape")
     assert browser.run("document.getElementById('found').innerText") == "250 rows"
-    for query, number in (("sum-17", 11), ("id:1", 249), ("id:999999", 0), ("a.*b(", 0), ("no_assistant", 1)):
+    for query, number in (("sum-17", 11), ("id:1", 249), ("id:999999", 0), ("a.*b(", 0), ("without an answer", 1)):
         show(browser, plain, f"search={query}")
         found = browser.run("document.getElementById('found').innerText")
         assert found == f"{number} of 250 rows", query

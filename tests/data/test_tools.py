@@ -283,9 +283,7 @@ def test_stats_count_every_message_that_training_reads(
     for dialogue in dialogues:
         for turn in dialogue.turns:
             by_role[turn.role].append(size(turn.text))
-    assert out.startswith(
-        f"#sequence: 4\n#tokens: {sum(lengths):,}\n#dropped: 1 (1 empty)\navg. turns: 1.25\n"
-    )
+    assert out.startswith(f"#sequence: 4\n#tokens: {sum(lengths):,}\n#dropped: 1 (1 empty)\navg. turns: 1.25\n")
     for name, role in (("prompt", "user"), ("response", "assistant"), ("tool output", "tool")):
         assert f"avg. {name} length: {np.mean(by_role[role]):.2f}\n" in out
     bins = [line.rsplit(": ", 1) for line in out.splitlines() if line.startswith("L")]

@@ -60,7 +60,12 @@ class Seen:
     def type(self, session: Session, line: str) -> list[str]:
         """Type a line; returns the lines that the chat then says about itself."""
         self.lines.clear()
-        front = Front(self, self.lines.append, lambda dialogue: self.answers.extend(t.text for t in dialogue.turns))
+        front = Front(
+            self,
+            self.lines.append,
+            lambda dialogue: self.answers.extend(turn.text for turn in dialogue.turns),
+            lambda pairs: self.lines.extend(f"{term}: {meaning}" for term, meaning in pairs),
+        )
         command = command_of(line)
         if command:
             attempt(lambda: run_command(*command, session, front), self.lines.append)
@@ -147,7 +152,9 @@ def test_unknown_commands_are_told_with_the_nearest(session: Session) -> None:
     for wrong, right in {"/rest": "/reset", "/quit": "/exit", "!!save_": "!!save", "/regen": "!!regen"}.items():
         (line,) = seen.type(session, wrong)
         assert line.startswith(f"error: unknown command {wrong}; did you mean {right}?")
-    assert "/help lists" in seen.type(session, "/xyzzy")[0]
+    for other in ("/xyzzy", "/foo"):
+        (line,) = seen.type(session, other)
+        assert "/help lists" in line and "did you mean" not in line
     assert "usage: /save FILE" in seen.type(session, "/save")[0]
     assert "takes no argument" in seen.type(session, "/undo 3")[0]
     listed = "\n".join(seen.type(session, "/help"))

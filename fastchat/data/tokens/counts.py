@@ -44,8 +44,7 @@ from fastchat.errors import counted
 _DROPPED, _LEFT_OUT, _NOTE = "dropped_", "left_out_", "note_"
 # Why rows without supervised tokens are dropped, and what to do.
 _CAUSES = {
-    NO_ANSWER_FITS: "the text before the first answer already has --model_max_length ({max_length}) tokens; "
-    "raise it",
+    NO_ANSWER_FITS: "the text before the first answer already has --model_max_length ({max_length}) tokens; raise it",
     TOO_LONG: "dialogues have more than --model_max_length ({max_length}) tokens; raise it, or --overlong truncate",
     NOTHING_TO_LEARN: 'every answer is empty or has "train": false',
     UNANSWERED: "no user turn is answered; are the roles right?",
