@@ -110,7 +110,7 @@ def test_statistics_count_the_tokens(session: Session) -> None:
     num = len(encode_prompt(Dialogue((Turn("user", "Hello"),)), session.chat.chat_encoder))
     (line,) = seen.type(session, "/stats")
     assert line.startswith(f"prompt {num} tokens, answer 6 tokens at ")
-    assert f"context used: {num + 6} of 512 tokens ({(num + 6) / 512:.0%})" in line
+    assert f"context used: {num + 6} of 512 tokens ({100 * (num + 6) / 512:.0f} %)" in line
 
 
 def test_the_system_message_is_shown_changed_and_reset(session: Session) -> None:
@@ -205,7 +205,7 @@ def test_a_saved_chat_is_training_data_and_is_loaded_again(session: Session, tmp
     seen.type(session, "/system Be brief.")
     seen.type(session, "Hello 数学")
     told = seen.type(session, f"/save {tmp_path / 'mine'}")
-    assert told == [f'(saved {tmp_path / "mine.json"}: 1 answer, 1 of them unfinished: saved with "train": false)']
+    assert told == [f'(saved {tmp_path / "mine.json"}: 1 answer, unfinished: saved with "train": false)']
     (row,) = json.loads((tmp_path / "mine.json").read_text())
     assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"]
     assert row["messages"][-1]["train"] is False

@@ -160,7 +160,7 @@ def test_what_was_said_before_ctrl_c_is_kept(shell: Terminal, tmp_path: Path) ->
     assert "typed ahead" not in said
     shell.wait_for("> ")
     saved = tmp_path / "chat.json"
-    shell.ask(f"\x15/save {saved}\r", "1 answer, 1 of them unfinished")
+    shell.ask(f"\x15/save {saved}\r", "1 answer, unfinished")
     question, answer = messages(saved)
     assert question["content"] == "Hello" and answer["content"] and answer["train"] is False
     shell.ask("/undo\r", "(taken back: Hello)")
