@@ -47,10 +47,7 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("https://me:hf_abc@host/x?token=abc")
     'https://***@host/x?token=***'
     """
-    known = (v for name, v in os.environ.items() if len(v) >= _SHORTEST and _SECRET_NAME.search(name.upper()))
-    for value in sorted({*known, *_hidden}, key=len, reverse=True):
-        text = text.replace(value, "***")
-    return _IN_URL.sub(lambda found: f"{found[1] or found[2] or ''}***", text)
+    return _without(_secrets(), text)
 
 
 def values_without_secrets(value: Any) -> Any:
@@ -58,11 +55,27 @@ def values_without_secrets(value: Any) -> Any:
 
     Code that writes settings to a file, or passes them to a library that does, must call this first.
     """
+    return _values_without(_secrets(), value)
+
+
+def _secrets() -> list[str]:
+    """Every value to hide, the longest first."""
+    known = (v for name, v in os.environ.items() if len(v) >= _SHORTEST and _SECRET_NAME.search(name.upper()))
+    return sorted({*known, *_hidden}, key=len, reverse=True)
+
+
+def _without(secrets: list[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return _IN_URL.sub(lambda found: f"{found[1] or found[2] or ''}***", text)
+
+
+def _values_without(secrets: list[str], value: Any) -> Any:
     if isinstance(value, dict):
-        return {values_without_secrets(name): values_without_secrets(item) for name, item in value.items()}
+        return {_values_without(secrets, name): _values_without(secrets, item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(values_without_secrets(item) for item in value)
-    return without_secrets(value) if isinstance(value, str) else value
+        return type(value)(_values_without(secrets, item) for item in value)
+    return _without(secrets, value) if isinstance(value, str) else value
 
 
 class UserError(ValueError):
@@ -104,6 +117,10 @@ class ResourceError(UserError):
     """Memory, disk space or a compiler that the run needs and the machine lacks."""
 
     exit_code = EXIT_RESOURCE
+
+
+class NotUploaded(ResourceError):
+    """The run is done and its result complete, but it could not be uploaded."""
 
 
 class PeerFailed(RuntimeError):

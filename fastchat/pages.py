@@ -49,7 +49,7 @@ def asset(package: str, *path: str) -> str:
 
 def allowed(style: str, script: str) -> dict[str, str]:
     """The parts STYLE and SCRIPT of a shell, and the hashes for its policy that allow them."""
-    return {"STYLE": style, "SCRIPT": script, "STYLE-HASH": _hash(style), "SCRIPT-HASH": _hash(script)}
+    return {"STYLE": style, "SCRIPT": script, "STYLE-HASH": policy_hash(style), "SCRIPT-HASH": policy_hash(script)}
 
 
 def filled(shell: str, parts: Mapping[str, str]) -> str:
@@ -62,5 +62,6 @@ def filled(shell: str, parts: Mapping[str, str]) -> str:
     return "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
 
 
-def _hash(text: str) -> str:
+def policy_hash(text: str) -> str:
+    """The hash of an inline style or script, as a Content-Security-Policy names it."""
     return "sha256-" + base64.b64encode(bytes.fromhex(sha256_of_text(text))).decode()

@@ -30,6 +30,8 @@ LEFT_OUT = {
     "output/train_lora_7b_base": "the result of a model of the hub",
     "gemma-7b-it": "a model of the hub",
     "my_axolotl.yaml": "refused, as the text says: tests/settings/test_foreign.py",
+    "serve": "runs until it is stopped: tests/serve",
+    "out2": "compares several runs: tests/report",
     "my_settings.yaml": "the same as the training of README.md",
 }
 # On a machine without a GPU, the planner must be told of one.
@@ -59,10 +61,12 @@ def folder(tmp_path: Path, tiny_model_dir: Callable[..., Path], monkeypatch: pyt
     shutil.copytree(tiny_model_dir("llama", "metaspace_bos"), tmp_path / "M")
     for name in ("chats.json", "D.json"):
         builders.write_rows(tmp_path / name, builders.chat_rows(8))
+    builders.write_rows(tmp_path / "test.jsonl", builders.chat_rows(2, rounds=1))
     pages = [[f"What is the capital of France, question {i}?", HTML] for i in range(200)]
     rows = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in pages]
     builders.write_rows(tmp_path / "sharegpt_html.json", [{"id": str(i), **row} for i, row in enumerate(rows)])
-    (tmp_path / "rows.jsonl").write_text(json.dumps(MATH) + "\n")
+    for name in ("rows.jsonl", "problems.jsonl"):
+        (tmp_path / name).write_text(json.dumps(MATH) + "\n")
     with (tmp_path / "faq.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["question", "answer"], ["Hi", "Hello, you."]])
     shutil.copytree(Path(__file__).parent.parent / "playground", tmp_path / "playground")

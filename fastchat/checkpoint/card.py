@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastchat.checkpoint.record import TrainingRecord
-from fastchat.errors import brief, counted, say, without_secrets
+from fastchat.errors import SettingsError, brief, counted, say, without_secrets
 from fastchat.files import sha256_of_text, write_text
 
 CARD = "README.md"
@@ -24,6 +24,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PATHS = ("model_name_or_path", "data_path", "eval_data_path", "lora_weight_path", "deepspeed", "conv_template_file")
 # Shown elsewhere in the card, or of no use to a reader of it.
 _NOT_LISTED = ("output_dir", "cache_dir", "resume_from_checkpoint", "run_name", "hub_token", "hub_model_id")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _WIDTH = 160  # characters of a value in a table
 
 
@@ -34,19 +35,41 @@ def kind_of(folder: Path, record: TrainingRecord) -> str:
     return MERGED if "lora_r" in record.settings else FULL
 
 
-def write_card(folder: Path, record: TrainingRecord, *, into: Path | None = None, license: str | None = None) -> bool:
+def write_card(
+    folder: Path,
+    record: TrainingRecord,
+    *,
+    into: Path | None = None,
+    license: str | None = None,
+    name: str | None = None,
+) -> bool:
     """Write the card of the result in `folder`; returns whether it was written.
 
     It is written into `into` if that is given (the result is still being saved there). A card in `folder` that a user
-    has written or edited stays, and that is said. `license`: an identifier of the hub, such as apache-2.0.
+    has written or edited stays, and that is said. `license`: an identifier of the hub, such as apache-2.0. `name`: the
+    repository on the hub; None for the name of the folder.
     """
     if not is_ours(folder / CARD):
         say(f"{folder / CARD} is not ours, or was edited: it is kept.")
         return False
-    target = into or folder
-    text = card(folder.resolve().name, record, kind_of(target, record), license=license or license_of(folder / CARD))
+    target, name = into or folder, name or folder.resolve().name
+    text = card(name, record, kind_of(target, record), license=license or license_of(folder / CARD))
     write_text(target / CARD, text)
     return True
+
+
+def set_license(folder: Path, record: TrainingRecord, license: str) -> None:
+    """Write the licence into the card of a result. Raises SettingsError for a word that is no identifier of the hub, or
+    a card of the user's with another one."""
+    if not _LICENSE.fullmatch(license):
+        raise SettingsError(f"--license {license}: expected an identifier of the hub in lower case, such as apache-2.0")
+    if is_ours(folder / CARD):
+        write_card(folder, record, license=license)
+    elif license_of(folder / CARD) != license:
+        raise SettingsError(
+            f"--license {license}: {folder / CARD} is yours and is not changed; write the line `license: {license}` "
+            "into the header between its --- lines"
+        )
 
 
 def try_write_card(folder: Path, record: TrainingRecord, *, into: Path | None = None) -> None:

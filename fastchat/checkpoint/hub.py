@@ -8,12 +8,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fastchat.checkpoint.card import CARD, without_paths, write_card
+from fastchat.checkpoint.card import (
+    CARD,
+    is_hub_name,
+    is_ours,
+    license_of,
+    public_name,
+    set_license,
+    without_paths,
+    write_card,
+)
 from fastchat.checkpoint.digests import result_problems
 from fastchat.checkpoint.discover import shorten
 from fastchat.checkpoint.manifest import describe_files
 from fastchat.checkpoint.record import RECORD_NAME, STATUS_NAME, TrainingRecord, read_training_record, write_values
-from fastchat.errors import CheckpointError, ResourceError, SettingsError, brief
+from fastchat.errors import CheckpointError, ResourceError, SettingsError, brief, say
 from fastchat.files import read_object, write_json
 from fastchat.streams import LOG_NAME
 
@@ -35,28 +44,67 @@ def check_name(name: str) -> None:
         raise SettingsError(f"{name!r} cannot be the name of a repository on the hub: {brief(problem)}") from None
 
 
-def check_login(token: str | None = None) -> str:
-    """Ask the hub who owns the token; returns a warning if the hub cannot be reached now, else "".
+def check_login(name: str, token: str | None = None, *, private: bool | None = None) -> tuple[str, str]:
+    """Ask the hub whether the owner of the token can upload to `name`.
 
-    Raises SettingsError if there is no token, the hub rejects it, or HF_HUB_OFFLINE is set.
+    Returns (the name with its owner, a warning if the hub cannot be reached now, else ""). Raises SettingsError if
+    there is no token, it is rejected or can only read, `name` is another owner's, HF_HUB_OFFLINE is set, or the
+    repository shall be `private` and is public.
     """
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     if constants.HF_HUB_OFFLINE:
         raise SettingsError("HF_HUB_OFFLINE is set, so nothing can be uploaded to the hub; unset it")
+    api = _api(token)
     try:
-        _api(token).whoami()
+        owner = api.whoami()
     except LocalTokenNotFoundError:
         raise SettingsError(f"there is no token for the hub: {_LOG_IN}") from None
-    except HfHubHTTPError as problem:
-        status = problem.response.status_code if problem.response is not None else 0
-        if status in (401, 403):
-            raise SettingsError(f"the hub rejects the token ({status}): {_LOG_IN}") from None
-        return f"the hub answered {status or brief(problem)}"
     except Exception as problem:  # noqa: BLE001 - whatever the network's libraries raise
-        return f"the hub cannot be reached ({brief(problem)})"
-    return ""
+        if _status(problem) in (401, 403):
+            raise SettingsError(f"the hub rejects the token ({_status(problem)}): {_LOG_IN}") from None
+        return name, _unreachable(problem)
+    full = _full_name(name, owner)
+    try:
+        if private and not api.repo_info(full, repo_type="model").private:
+            raise SettingsError(
+                f"{full} exists and is public, and only a new repository can be created as a private one: make it "
+                "private in its settings on the hub, or choose another name"
+            )
+    except SettingsError:
+        raise
+    except Exception as problem:  # noqa: BLE001
+        if _status(problem) != 404:
+            return full, _unreachable(problem)
+    return full, ""
+
+
+def _full_name(name: str, owner: dict[str, Any]) -> str:
+    """`name` with its owner. Raises SettingsError if the token, by what `whoami` says of it, cannot write there."""
+    user = str(owner.get("name") or "")
+    role = ((owner.get("auth") or {}).get("accessToken") or {}).get("role")
+    if role == "read":
+        raise SettingsError(f"the token of {user} can only read: make one that can write, and {_LOG_IN}")
+    if "/" not in name:
+        return f"{user}/{name}" if user else name
+    mine = [user, *(str(one.get("name")) for one in owner.get("orgs") or [])]
+    if user and name.partition("/")[0] not in mine:
+        raise SettingsError(
+            f"{name}: the token belongs to {user}, who can upload to {', '.join(f'{one}/...' for one in mine)}"
+        )
+    return name
+
+
+def _status(problem: Exception) -> int:
+    """The HTTP status of an error; 0 if it has none."""
+    response = getattr(problem, "response", None)
+    return response.status_code if response is not None else 0
+
+
+def _unreachable(problem: Exception) -> str:
+    status = _status(problem)
+    return f"the hub answered {status}" if status else f"the hub cannot be reached ({brief(problem)})"
 
 
 def push(
@@ -66,47 +114,59 @@ def push(
 
     `private`: of a new repository; None for the default of its owner. `license` goes into the card, also in `folder`.
     Raises CheckpointError if the folder has no training record or its files are not those that were saved,
-    SettingsError for a bad name or token, ResourceError if the upload fails.
+    SettingsError for a bad name, token or licence, ResourceError if the upload fails.
     """
     check_name(name)
     record = _checked(folder)
     if license:
-        write_card(folder, record, license=license)
-    if unreachable := check_login(token):
+        set_license(folder, record, license)
+    name, unreachable = check_login(name, token, private=private)
+    if unreachable:
         raise ResourceError(f"{unreachable}: nothing was uploaded")
+    if license_of(folder / CARD) is None:
+        say("The model card has no licence, so others may not use the model: see --license.")
+    if record.base_model and not is_hub_name(record.base_model) and (folder / "adapter_config.json").is_file():
+        say(
+            f"The base is a folder of this machine, {public_name(record.base_model)}: who downloads the adapter needs "
+            "it too."
+        )
     with tempfile.TemporaryDirectory(prefix="fschat-push-") as stage:
-        prepare(folder, Path(stage), record)
+        prepare(folder, Path(stage), record, name)
         return _upload(Path(stage), name, private=private, token=token)
 
 
-def prepare(folder: Path, stage: Path, record: TrainingRecord) -> None:
-    """Fill `stage` with what is uploaded: links to the files of the result, rewritten ones where they have paths."""
+def prepare(folder: Path, stage: Path, record: TrainingRecord, name: str) -> None:
+    """Fill `stage` with what is uploaded as `name`: links to the files of the result, rewritten ones where they have
+    paths; and the card, which, if it is ours, shows how to load `name`."""
     changed = []
-    for name in files_of(folder, record):
-        (stage / name).parent.mkdir(parents=True, exist_ok=True)
-        config = _without_folder_names(folder / name)
+    for file in files_of(folder, record):
+        (stage / file).parent.mkdir(parents=True, exist_ok=True)
+        config = _without_folder_names(folder / file)
         if config is None:
-            (stage / name).symlink_to((folder / name).resolve())
+            (stage / file).symlink_to((folder / file).resolve())
         else:
-            write_json(stage / name, config, indent=2, constants=True)
-            changed.append(name)
+            write_json(stage / file, config, indent=2, constants=True)
+            changed.append(file)
     values = read_object(folder / RECORD_NAME)
     values |= {key: without_paths(values[key]) for key in _RECORDED_PATHS if key in values}
     if values.get("files"):
         values["files"] |= describe_files(stage, changed)
     write_values(stage, values)
-    if not (folder / CARD).exists():
-        write_card(folder, record, into=stage)
+    if is_ours(folder / CARD):
+        write_card(folder, record, into=stage, name=name)
 
 
 def files_of(folder: Path, record: TrainingRecord) -> list[str]:
-    """The names of the files of a result, without its record; of one without digests, whatever is directly in it."""
+    """The names of the files of a result as they are: without its record, and without a card of ours.
+
+    Of a result without digests, whatever is directly in it.
+    """
     recorded = [name for name in record.files if name != RECORD_NAME]
     if not recorded:
         left_out = (RECORD_NAME, *_OF_THE_RUN)
         found = (path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
         recorded = [name for name in found if name not in left_out and not name.endswith(".html")]
-    return sorted({*recorded, *([CARD] if (folder / CARD).is_file() else [])})
+    return sorted(set(recorded) - {CARD} if is_ours(folder / CARD) else {*recorded, CARD})
 
 
 def repeat_command(folder: Path, name: str, private: bool | None) -> str:
@@ -138,19 +198,16 @@ def _without_folder_names(path: Path) -> dict[str, Any] | None:
 
 
 def _upload(stage: Path, name: str, *, private: bool | None, token: str | None) -> str:
-    from huggingface_hub.errors import HfHubHTTPError
-
     api = _api(token)
     try:
         made = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=made.repo_id, folder_path=stage, commit_message="Upload a result of FastChat", repo_type="model"
         )
-    except HfHubHTTPError as problem:
-        status = problem.response.status_code if problem.response is not None else 0
-        error = SettingsError if status in (401, 403) else ResourceError
-        raise error(f"the hub refuses the upload to {name}: {brief(problem, 300)}") from None
     except Exception as problem:  # noqa: BLE001 - whatever the network's libraries raise
+        if status := _status(problem):
+            error = SettingsError if status in (401, 403) else ResourceError
+            raise error(f"the hub refuses the upload to {name} ({status}): {brief(problem, 300)}") from None
         raise ResourceError(f"the upload to {name} failed: {type(problem).__name__}: {brief(problem, 300)}") from None
     return str(made)
 

@@ -14,8 +14,9 @@ from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.files import sha256_of
 from fastchat.model.loading import dequantised_base, load_base_model
-from fastchat.model.lora import ADAPTER_CONFIG, check_adapter_directory, load_adapter
+from fastchat.model.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_directory, load_adapter
 from fastchat.model.rope import RopeChoice
 from fastchat.model.source import is_local
 from fastchat.model.tokenizer import TOKENIZER_FILES, load_tokenizer
@@ -142,6 +143,12 @@ def find_trained(path: str, base_model_path: str | None = None) -> TrainedModel:
         )
     check_result(base)
     return TrainedModel(path, base, is_adapter=True, record=record)
+
+
+def weights_of(tuned: TrainedModel) -> list[str | None]:
+    """What identifies the weights: the fingerprint of the base (None for a hub name) and the digest of the adapter."""
+    adapter = sha256_of(Path(tuned.path).expanduser() / ADAPTER_WEIGHTS) if tuned.is_adapter else None
+    return [model_fingerprint(tuned.base), adapter]
 
 
 def load_trained(tuned: TrainedModel, *, weights: str | None = None, **options: Any) -> Any:

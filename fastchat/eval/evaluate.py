@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastchat import files
-from fastchat.checkpoint.fingerprint import model_fingerprint
+from fastchat.checkpoint.trained_model import weights_of
 from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.fingerprint import sha256_of
 from fastchat.data.rows.sources import find_sources
@@ -19,6 +19,7 @@ from fastchat.data.rows.writing import StagedFile, check_output
 from fastchat.errors import DataError, ResourceError, SettingsError, counted, say, show
 from fastchat.eval.answers import Answered, answer_prompts
 from fastchat.eval.examples import Evaluated, Limits, Question, read_examples
+from fastchat.eval.flags import bits_of
 from fastchat.eval.generation import Sampling
 from fastchat.eval.loading import Loaded, load_for_evaluation, recorded
 from fastchat.eval.losses import TokenScores, score_tokens
@@ -52,12 +53,11 @@ def evaluate(args: argparse.Namespace) -> None:
         if path is not None:
             check_output(flag, path, [*inputs, *([args.output] if flag == "--summary" and args.output else [])])
     warnings.simplefilter("ignore", FutureWarning)  # a user cannot do anything about those of the libraries
-    bits = 8 if args.load_8bit else 4 if args.load_4bit else None
     loaded = load_for_evaluation(
         args.model_path,
         base_model_path=args.base_model_path,
         conv_template=args.conv_template,
-        placement=choose_placement(args.device, args.num_gpus, args.max_gpu_memory, bits),
+        placement=choose_placement(args.device, args.num_gpus, args.max_gpu_memory, bits_of(args)),
         cache_dir=args.cache_dir,
         trust_remote_code=args.trust_remote_code,
     )
@@ -65,7 +65,12 @@ def evaluate(args: argparse.Namespace) -> None:
     data = read_examples(inputs, loaded.chat_encoder, limits)
     about = {**describe(args, loaded, limits), "counts": data.counts, "num_examples": len(data.examples)}
     show(f"model        {about['model']}\ntemplate     {about['template']}\n{data.table}")
-    identity = {**about, "data": list(map(sha256_of, inputs)), "weights": _weights(loaded), "sampling": vars(sampling)}
+    identity = {
+        **about,
+        "data": list(map(sha256_of, inputs)),
+        "weights": weights_of(loaded.trained),
+        "sampling": vars(sampling),
+    }
     with Partial(args.output if args.generate else None, identity) as partial:
         scores = _scored_tokens(args, loaded, data.examples)
         asked = [Asked(example, question) for example in data.examples for question in example.questions]
@@ -114,13 +119,6 @@ def _lengths(args: argparse.Namespace, loaded: Loaded) -> tuple[int, str]:
             raise SettingsError(f"--model_max_length {length}: the model's context is {loaded.context} tokens")
         length = loaded.context
     return int(length), args.overlong or recorded(record, "overlong") or "truncate"
-
-
-def _weights(loaded: Loaded) -> Any:
-    """What identifies the weights: of a folder its fingerprint and the digests of its adapter."""
-    trained = loaded.trained
-    adapter = f"{trained.path}/adapter_model.safetensors"
-    return [model_fingerprint(trained.base), files.sha256_of(adapter) if trained.is_adapter else None]
 
 
 def _progress(what: str, total: int) -> Callable[[int], None]:

@@ -2,24 +2,26 @@
 
     fastchat eval lm-eval MODEL --tasks gsm8k [any flag of lm_eval]
 
-Prints the command that it runs. lm_eval is installed by `pip install 'lm-eval>=0.4.9'`.
+Prints the command that it runs. lm_eval is an extra: `pip install 'fschat[lm-eval]'`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 from fastchat.data.tools.command import Parser, guarded
 from fastchat.errors import EXIT_DONE, ResourceError, SettingsError, show
 from fastchat.streams import kept_output
 
-INSTALL = "pip install 'lm-eval>=0.4.9'"
+INSTALL = "pip install 'fschat[lm-eval]'"
+OLDEST = (0, 4, 10)  # as in pyproject.toml; earlier ones need transformers 4
 MODEL_KIND = "fastchat"  # the name under which harness_model.py registers itself
 _OURS = ("--model", "--model_args", "--apply_chat_template")  # flags of lm_eval that this command sets
 
@@ -27,9 +29,14 @@ _OURS = ("--model", "--model_args", "--apply_chat_template")  # flags of lm_eval
 def build_parser() -> Parser:
     """The flags that are not those of lm_eval."""
     parser = Parser(
+        [
+            "fastchat eval lm-eval out --tasks gsm8k --limit 100",
+            "fastchat eval lm-eval out --tasks mmlu --num_fewshot 5",
+        ],
         prog="fastchat eval lm-eval",
-        description="Hand a model to lm-evaluation-harness. All other flags are those of `lm_eval run`, such as "
+        description="Hand a model to lm-evaluation-harness. All other flags are those of lm_eval, such as "
         "--num_fewshot, --limit, --batch_size, --output_path and --log_samples.",
+        epilog=f"lm-evaluation-harness is an extra: {INSTALL}",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="an adapter, a result, a checkpoint or a hub name")
@@ -49,12 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         nonlocal code
         command = harness_command(args, others)
-        if importlib.util.find_spec("lm_eval") is None:
-            raise ResourceError(f"lm-evaluation-harness is not installed: {INSTALL}")
+        check_installed()
         show(shlex.join(command))
         code = subprocess.run(command, check=False).returncode
 
     return guarded(work) or code
+
+
+def check_installed() -> None:
+    """Raises ResourceError if lm-evaluation-harness is missing, or too old for transformers 5."""
+    try:
+        found = metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        raise ResourceError(f"lm-evaluation-harness is not installed: {INSTALL}") from None
+    if tuple(int(part) for part in re.findall(r"\d+", found)[:3]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ResourceError(f"lm-evaluation-harness {found} is too old, {oldest} is needed: {INSTALL}")
 
 
 def harness_command(args: argparse.Namespace, others: Sequence[str]) -> list[str]:
@@ -70,7 +87,7 @@ def harness_command(args: argparse.Namespace, others: Sequence[str]) -> list[str
     }
     arguments = json.dumps({name: value for name, value in given.items() if value is not None})
     return [
-        *(sys.executable, "-m", "fastchat.eval.harness_model", "run", "--model", MODEL_KIND),
+        *(sys.executable, "-m", "fastchat.eval.harness_model", "--model", MODEL_KIND),
         *("--model_args", arguments, "--tasks", args.tasks, "--apply_chat_template", *others),
     ]
 

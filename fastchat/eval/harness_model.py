@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with our models: `python -m fastchat.eval.harness_model run --model fastchat ...`
+"""lm-evaluation-harness with our models: `python -m fastchat.eval.harness_model --model fastchat ...`
 
 The harness's own Hugging Face model, with what it would not find itself: the base, RoPE and quantisation of an adapter,
 the template of its training, and every stop id of that template.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,12 +12,10 @@ from fastchat.checkpoint.trained_model import TrainedModel, find_trained
 from fastchat.errors import SettingsError, say
 from fastchat.files import read_object, write_json, write_text
 from fastchat.model.source import check_model_directory
+from fastchat.model.vllm_limits import cannot_apply, max_rank, serving_dtype
 
-# The values that `--max-lora-rank` accepts.
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Files that apply_chat_template needs; without them vLLM would use the base's own template.
 _TEMPLATE, _GENERATION = "chat_template.jinja", "generation_config.json"
-_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|lm_head|wte|embed_in|embed_out|word_embeddings|output_layer)$")
 
 
 def commands(model: str, *, write: str | None = None, base_model_path: str | None = None) -> list[str]:
@@ -33,7 +30,7 @@ def commands(model: str, *, write: str | None = None, base_model_path: str | Non
     if not tuned.is_adapter:
         check_model_directory(tuned.path)
         lines = [_join(["vllm", "serve", *_full(Path(tuned.path).expanduser().resolve())])]
-    elif why := cannot(tuned):
+    elif why := _cannot(tuned):
         say(f"vLLM cannot apply this adapter: {'; '.join(why)}. Merge it first.")
         merged = f"{Path(tuned.path).expanduser().resolve()}-merged"
         merge = ["fastchat", "merge", "--lora-path", str(Path(tuned.path).expanduser().resolve())]
@@ -49,39 +46,24 @@ def commands(model: str, *, write: str | None = None, base_model_path: str | Non
     return lines
 
 
-def cannot(tuned: TrainedModel) -> list[str]:
-    """What of an adapter vLLM does not apply, in a few words each; empty if it can serve the adapter."""
+def _cannot(tuned: TrainedModel) -> list[str]:
     config = read_object(Path(tuned.path).expanduser() / "adapter_config.json")
-    found = []
-    if config.get("use_dora"):
-        found.append("DoRA")
-    if saved := config.get("modules_to_save"):
-        found.append(f"modules trained whole ({', '.join(sorted(saved))})")
-    if config.get("trainable_token_indices"):
-        found.append("rows of the embedding that were trained")
-    if targets := config.get("target_parameters"):
-        found.append(f"an adapter on parameters ({', '.join(sorted(targets))})")
-    if config.get("bias", "none") != "none":
-        found.append(f"trained biases ({config['bias']})")
-    modules = config.get("target_modules") or []
-    modules = [modules] if isinstance(modules, str) else sorted(modules)
-    if embedded := [name for name in modules if _EMBEDDINGS.search(name)]:
-        found.append(f"an adapter on {', '.join(embedded)}")
-    if config.get("alpha_pattern"):
-        found.append("a scaling that differs by layer (alpha_pattern)")
-    if rank_of(config) > RANKS[-1]:
-        found.append(f"rank {rank_of(config)}, of at most {RANKS[-1]}")
-    return found
+    return cannot_apply(config, _dtype(tuned))
 
 
-def rank_of(config: dict[str, Any]) -> int:
-    """The largest rank of an adapter's layers."""
-    return max([int(config["r"]), *(int(r) for r in (config.get("rank_pattern") or {}).values())])
+def _dtype(tuned: TrainedModel) -> str:
+    return serving_dtype(_base_config(tuned), tuned.record.dtype if tuned.record else None)
+
+
+def _base_config(tuned: TrainedModel) -> dict[str, Any]:
+    """The base's config.json; {} if it is on the hub."""
+    base = Path(tuned.base).expanduser()
+    return read_object(base / "config.json", constants=True) if base.is_dir() else {}
 
 
 def _full(folder: Path) -> list[str]:
     config = read_object(folder / "config.json", constants=True)
-    words = [str(folder), "--served-model-name", folder.name, "--dtype", "auto"]
+    words = [str(folder), "--served-model-name", folder.name, "--dtype", serving_dtype(config)]
     words += _context(config)
     if (folder / _TEMPLATE).is_file():
         words += ["--chat-template", str(folder / _TEMPLATE)]
@@ -93,19 +75,17 @@ def _full(folder: Path) -> list[str]:
 def _adapter(tuned: TrainedModel, write: str | None) -> list[str]:
     folder = Path(tuned.path).expanduser().resolve()
     config = read_object(folder / "adapter_config.json")
-    rank = next(allowed for allowed in RANKS if allowed >= rank_of(config))
     base = Path(tuned.base).expanduser()
     local = base.is_dir()
     words = [str(base.resolve()) if local else tuned.base, "--enable-lora"]
-    words += ["--lora-modules", _module(folder), "--max-lora-rank", str(rank)]
+    words += ["--lora-modules", _module(folder), "--max-lora-rank", str(max_rank(config))]
     if (folder / "tokenizer.json").is_file():
         words += ["--tokenizer", str(folder)]
     if (folder / _TEMPLATE).is_file():
         words += ["--chat-template", str(folder / _TEMPLATE)]
     record = tuned.record
-    dtype = record.dtype if record and record.dtype in ("float16", "bfloat16", "float32") else "auto"
-    words += ["--dtype", dtype]
-    base_config = read_object(base / "config.json", constants=True) if local else {}
+    words += ["--dtype", _dtype(tuned)]
+    base_config = _base_config(tuned)
     if record and record.rope_parameters:
         changed = {"rope_parameters": record.rope_parameters}
         changed |= {"max_position_embeddings": record.max_position_embeddings}
@@ -113,9 +93,10 @@ def _adapter(tuned: TrainedModel, write: str | None) -> list[str]:
         base_config |= changed
     words += _context(base_config)
     if tuned.quantised:
+        words += ["--quantization", "bitsandbytes"]
         say(
-            "The adapter was trained on the base in 4 bits, and vLLM applies it to the full weights: answers differ a "
-            "little. `fastchat merge` gives a model with the weights that it was trained on."
+            "The adapter was trained on the base in 4 bits (nf4), and vLLM quantises it in the same way: it needs "
+            "bitsandbytes, and its newest versions vllm-bnb-plugin. `fastchat merge` gives a model that needs neither."
         )
     words += _generation(tuned, base if local else None, write)
     return words

@@ -8,7 +8,7 @@ that is also the end of a turn, a model trained by them never learns to stop.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,15 @@ def base_stop_ids(model: Any, added: Container[int]) -> list[int]:
 
     Only `added` tokens count: a configuration that names none has its class's default (2), which is text elsewhere.
     """
+    ends = (getattr(part, "eos_token_id", None) for part in (model.generation_config, model.config.get_text_config()))
+    return configured_stop_ids(ends, added)
+
+
+def configured_stop_ids(ends: Iterable[int | Sequence[int] | None], added: Container[int]) -> list[int]:
+    """The same from the values of `eos_token_id`."""
     found: dict[int, None] = {}
-    for part in (model.generation_config, model.config.get_text_config()):
-        ids = getattr(part, "eos_token_id", None)
-        found |= dict.fromkeys(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+    for ids in ends:
+        found |= dict.fromkeys([] if ids is None else [ids] if isinstance(ids, int) else ids)
     return [token_id for token_id in found if token_id in added]
 
 

@@ -43,10 +43,18 @@ def settings_of(run: RunFiles) -> list[Setting]:
     made = []
     for name in sorted(found, key=lambda name: order.get(name, len(order))):
         value, default = found[name].get("value"), defaults.get(name)
-        value = default if value in (default, [default]) else value  # 1.0 is 1; one name and a list of it are the same
+        value = default if _equal(value, default) else value
         shown = _text(default) if name in defaults else None
         made.append(Setting(name, _text(value), str(found[name].get("from", "?")), shown))
     return made
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """Whether a recorded value is the default: 1.0 is 1, a list of one name is the name, and names (such as those of
+    `lora_target_modules`) may be in another order."""
+    if isinstance(value, list) and isinstance(default, list):
+        return sorted(map(str, value)) == sorted(map(str, default))
+    return value in (default, [default])
 
 
 def value_of(run: RunFiles, name: str) -> Any:
@@ -218,9 +226,15 @@ def _count(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A setting's value as people write it."""
-    if value is None:
+    """A setting's value as people write it.
+
+    >>> _text(None), _text([]), _text(5.0), _text(1e-05), _text(["q_proj", "v_proj"])
+    ('not set', 'not set', '5', '1e-05', 'q_proj, v_proj')
+    """
+    if value is None or value == []:
         return "not set"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

@@ -105,7 +105,10 @@ def _counts(run: RunFiles, name: str) -> list[list[str]]:
 
     data = as_object(as_object(run.record.get("data")).get(name))
     counts = {str(key): n for key, n in as_object(data.get("counts")).items() if isinstance(n, int)}
-    rows = [[escaped(line.name), escaped(line.text)] for line in lines(counts) if line.happened] if counts else []
+    told = [(line.name, line.text) for line in lines(counts) if line.happened] if counts else []
+    if name == "eval":
+        told = [(what, text.replace("trained on", "evaluated").replace("learned", "evaluated")) for what, text in told]
+    rows = [[escaped(what), escaped(text)] for what, text in told]
     if as_object(data.get("chosen")):
         taken = data_of(run, name)
         words = [counted(taken[key], noun) for key, noun in _TAKEN.items() if isinstance(taken.get(key), int)]

@@ -98,6 +98,8 @@ def _read_record(run: RunFiles) -> None:
         if run.record:
             return
     run.record = as_object(run.begun.get("record"))
+    if run.record and not run.finished and run.status.get("status") == "done":
+        run.problems.append(f"{RECORD_NAME} is missing: settings and data are those from the start of the run")
     for _, checkpoint in reversed(checkpoints_in(run.folder)):
         if run.record:
             return

@@ -13,6 +13,7 @@ the parts are not compared.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,6 @@ _SAID = "Zqsay this."
 _NAME = r"(?P<name>[^\s\"'<>{}()\[\]|:,]+)"
 _KEY = r"(?P<key>[^\s\"'<>{}()\[\]|:,]+)"
 _IDS = ("zqid00000", "zqid00001")
-_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -325,11 +325,28 @@ def _value(text: str) -> Any:
 
 
 def _json_at(text: str, start: int) -> tuple[Any, int] | None:
-    """The JSON value at `start`, and where it ends; None if there is none."""
+    """The JSON value at `start`, and where it ends; None if there is none, or one that JSON by its standard does not
+    have: NaN, an infinity, half a surrogate pair."""
     try:
-        return _DECODER.raw_decode(text, start)
+        value, end = _DECODER.raw_decode(text, start)
+        if _SURROGATE.search(text, start, end):
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
+    return value, end
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(name)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_number)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _are_arguments(value: Any) -> bool:

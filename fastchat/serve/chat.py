@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -298,8 +298,17 @@ def load_chat(
 def add_base_stops(chat_encoder: ChatEncoder, model: Any) -> None:
     """Lets answers also end where those of the base do: it may have more stops than the template of the run."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    added = {token["id"] for token in chat_encoder.encoder.added.values()}
-    chat_encoder.stop_ids = tuple(dict.fromkeys([*chat_encoder.stop_ids, *base_stop_ids(inner, added)]))
+    add_stops(chat_encoder, base_stop_ids(inner, added_ids(chat_encoder)))
+
+
+def add_stops(chat_encoder: ChatEncoder, ids: Iterable[int]) -> None:
+    """Lets answers also end at these ids."""
+    chat_encoder.stop_ids = tuple(dict.fromkeys([*chat_encoder.stop_ids, *ids]))
+
+
+def added_ids(chat_encoder: ChatEncoder) -> set[int]:
+    """The ids of the tokenizer's added tokens."""
+    return {token["id"] for token in chat_encoder.encoder.added.values()}
 
 
 def open_encoder(

@@ -11,10 +11,13 @@ from typing import Any
 
 from fastchat.checkpoint.trained_model import TrainedModel
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.errors import SettingsError
+from fastchat.errors import SettingsError, say
+from fastchat.model.loading import load_config
 from fastchat.model.rope import context_length
+from fastchat.model.tokenizer import configured_stop_ids
+from fastchat.model.tokenizer_files import config_of
 from fastchat.serve.api.served import ServedModel
-from fastchat.serve.chat import add_base_stops, open_encoder
+from fastchat.serve.chat import add_base_stops, add_stops, added_ids, open_encoder
 from fastchat.serve.compare import base_to_load, check_vocabulary
 from fastchat.serve.engines.base import Engine
 from fastchat.serve.placement import choose_placement
@@ -30,7 +33,7 @@ def load_served(
     options = {"cache_dir": args.cache_dir, "trust_remote_code": args.trust_remote_code}
     base = base_to_load(path, args.base_model_path) if base_name else None
     tuned, encoder, pad_id = open_encoder(path, None if base else args.base_model_path, template, **options)
-    use_vllm = _use_vllm(args, base_name)
+    use_vllm = _use_vllm(args, tuned, base_name, options)
     made = {}
     for label, trained in _trained(tuned, name, base, base_name):
         engine, size = (_vllm if use_vllm else _transformers)(args, trained, encoder, pad_id, options)
@@ -52,13 +55,15 @@ def _trained(
         yield base_name, replace(tuned, path=path, base=path, is_adapter=False)
 
 
-def _use_vllm(args: argparse.Namespace, base_name: str | None) -> bool:
-    """Raises SettingsError if vLLM is asked for and missing, or for flags that it has no form for."""
+def _use_vllm(args: argparse.Namespace, tuned: TrainedModel, base_name: str | None, options: dict[str, Any]) -> bool:
+    """Raises SettingsError if vLLM is asked for and missing, or for what it has no form for."""
     if args.engine == "transformers":
         return False
     found = find_spec("vllm") is not None
-    if args.engine == "vllm" and not found:
-        raise SettingsError("--engine vllm: vllm is not installed; pip install vllm, or leave the flag out.")
+    if not found:
+        if args.engine == "vllm":
+            raise SettingsError("--engine vllm: vllm is not installed; pip install vllm, or leave the flag out.")
+        return False
     flags = {
         "--device cpu": args.device == "cpu",
         "--load-8bit": args.load_8bit,
@@ -69,18 +74,32 @@ def _use_vllm(args: argparse.Namespace, base_name: str | None) -> bool:
     given = [flag for flag, is_given in flags.items() if is_given]
     if given and args.engine == "vllm":
         raise SettingsError(f"--engine vllm does not know {given[0]}; leave one of the two out.")
-    return found and not given
+    from fastchat.serve.engines.vllm import why_not
+
+    lacks = [] if given else why_not(tuned, load_config(tuned.base, **options).to_dict())
+    if lacks and args.engine == "vllm":
+        raise SettingsError(
+            f"vLLM cannot serve the adapter {tuned.path}: it has {'; '.join(lacks)}. Merge it first (fastchat merge), "
+            "or pass --engine transformers."
+        )
+    if given or lacks:
+        say(f"vLLM is not used: {given[0] if given else 'it cannot serve ' + '; '.join(lacks)}")
+    return not given and not lacks
 
 
 def _vllm(
     args: argparse.Namespace, trained: TrainedModel, encoder: ChatEncoder, pad_id: int, options: dict[str, Any]
 ) -> tuple[Engine, int]:
-    from fastchat.model.loading import load_config
     from fastchat.serve.engines.vllm import Vllm
 
     config = load_config(trained.base, **options)
-    engine = Vllm(trained, context_length(config), args.max_requests, args.num_gpus or 1, args.trust_remote_code)
-    return engine, config.get_text_config().vocab_size
+    text = config.get_text_config()
+    own = config_of(trained.base, "generation_config.json", args.cache_dir)
+    ends = (own.get("eos_token_id"), getattr(text, "eos_token_id", None))
+    add_stops(encoder, configured_stop_ids(ends, added_ids(encoder)))
+    limit = context_length(config)
+    engine = Vllm(trained, config.to_dict(), limit, args.max_requests, args.num_gpus or 1, args.trust_remote_code)
+    return engine, text.vocab_size
 
 
 def _transformers(

@@ -2,6 +2,7 @@
 
     fastchat serve ADAPTER_OR_MODEL
     python -m fastchat.serve.openai_api_server ADAPTER_OR_MODEL
+    fastchat serve ADAPTER_OR_MODEL --web      # and a page to chat in the browser
 
 Requests are rendered and encoded as in training, and vLLM, where it is installed, or transformers gets token ids. The
 server listens on this machine only, unless --host says otherwise; then a key is needed.
@@ -30,6 +31,7 @@ KEY_VARIABLE = "FASTCHAT_API_KEY"
 SHORTEST_KEY = 8
 BASE = "base"
 _NEEDED = ("fastapi", "uvicorn")
+_NEEDED_BY_PAGE = ("gradio",)
 
 
 def build_parser() -> Parser:
@@ -41,6 +43,7 @@ def build_parser() -> Parser:
     parser.add_argument("--model-path", help="folder of an adapter or a model, or a hub name")
     parser.add_argument("--model-name", help="name in requests (default: the last part of the model's path)")
     parser.add_argument("--compare", action="store_true", help=f"serve also the untrained base, as {BASE!r}")
+    parser.add_argument("--web", action="store_true", help="serve also a page to chat in the browser")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=_port, default=8000, help="0 for any free one")
     parser.add_argument("--api-key", help=f"key that requests must have (default: the variable {KEY_VARIABLE})")
@@ -70,17 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> None:
     key = api_key(args)
-    check_installed()
-    from fastchat.serve.api.server import listen, run_server
+    check_installed(args.web)
+    from fastchat.serve.api.server import address_of, listen, run_server
 
     sock = listen(args.host, args.port)  # before the model is loaded: a port that is taken is found out at once
     try:
         models = load_models(args)
         from fastchat.serve.api.app import Limits, create_app
 
-        app = create_app(models, Limits(answers=args.max_requests, waiting=args.max_waiting), key)
+        app: Any = create_app(models, Limits(answers=args.max_requests, waiting=args.max_waiting), key)
+        if args.web:
+            from fastchat.serve.web.serving import with_page
+
+            app = with_page(app, models, address_of(sock), key, KEY_VARIABLE)
         engines = [model.engine for model in models.values()]
-        run_server(app, sock, engines, lambda: greet(models, sock, key is not None))
+        run_server(app, sock, engines, lambda: greet(models, sock, key is not None, args.web))
     finally:
         sock.close()
 
@@ -100,11 +107,12 @@ def api_key(args: argparse.Namespace) -> str | None:
     return key
 
 
-def check_installed() -> None:
-    """Raise SettingsError unless the packages of the extra `serve` are there."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+def check_installed(web: bool) -> None:
+    """Raise SettingsError unless the packages of the extra `serve`, or `web` for the page, are there."""
+    missing = [name for name in (*_NEEDED, *(_NEEDED_BY_PAGE if web else ())) if find_spec(name) is None]
     if missing:
-        raise SettingsError(f"{' and '.join(missing)} not installed: pip install 'fschat[serve]'")
+        extra = "web" if web else "serve"
+        raise SettingsError(f"{' and '.join(missing)} not installed: pip install 'fschat[{extra}]'")
 
 
 def load_models(args: argparse.Namespace) -> dict[str, ServedModel]:
@@ -122,7 +130,7 @@ def load_models(args: argparse.Namespace) -> dict[str, ServedModel]:
     return load_served(args, path, name, template, BASE if args.compare else None)
 
 
-def greet(models: dict[str, ServedModel], sock: Any, has_key: bool) -> None:
+def greet(models: dict[str, ServedModel], sock: Any, has_key: bool, web: bool = False) -> None:
     """Say what is served where, and how to try it."""
     from fastchat.serve.api.server import address_of
 
@@ -138,6 +146,7 @@ def greet(models: dict[str, ServedModel], sock: Any, has_key: bool) -> None:
         ("Engine", first.engine.name),
         ("Context", limit),
         ("Address", f"{address}/v1"),
+        *([("Page", f"{address}/" + (" (any name; the password is the key)" if has_key else ""))] if web else []),
         ("Try it", f"curl {address}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"),
         ("", "Ctrl-C stops the server."),
     ]

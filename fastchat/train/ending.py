@@ -12,6 +12,7 @@ from fastchat.errors import (
     EXIT_PREEMPTED,
     EXIT_RESOURCE,
     EXIT_SETTINGS,
+    NotUploaded,
     PeerFailed,
     UserError,
     is_out_of_memory,
@@ -27,7 +28,7 @@ def describe(error: BaseException, advise: Callable[[], str], folder: Path | Non
     if isinstance(error, Preempted):
         return error.exit_code, "preempted", str(error)
     if isinstance(error, UserError):
-        return error.exit_code, "failed", str(error)
+        return error.exit_code, "done" if isinstance(error, NotUploaded) else "failed", str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_PREEMPTED, "preempted", "interrupted"
     if isinstance(error, SystemExit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -150,6 +151,7 @@ def base_name(model_name_or_path: str) -> str:
     return str(path.resolve()) if path.is_dir() else model_name_or_path
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:

@@ -58,11 +58,10 @@ class Settings:
 
     def record(self) -> dict[str, dict[str, Any]]:
         """{name: {"value", "from": "default"|"yaml"|"command line"|"derived"}} for training.json; without secrets."""
-        return {
-            name: {"value": values_without_secrets(_plain(self.values[name])), "from": self.origin[name]}
-            for name in self.values.names()
-            if name not in _NEVER_RECORDED
-        }
+        names = [name for name in self.values.names() if name not in _NEVER_RECORDED]
+        return values_without_secrets(
+            {name: {"value": _plain(self.values[name]), "from": self.origin[name]} for name in names}
+        )
 
 
 def find_output_dir(argv: Sequence[str]) -> str | None:

@@ -41,7 +41,7 @@ def run(words: Sequence[str], status: RunStatus) -> None:
 
     upload = checked_push(settings.values)
     train(settings, status)
-    upload()
+    upload(status)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -62,9 +62,13 @@ class Chromium:
 
     def open(self, path: Path, fragment: str = "") -> None:
         """Open a file as a fresh page and wait until it has been read."""
+        self.visit(path.as_uri() + (f"#{fragment}" if fragment else ""))
+
+    def visit(self, address: str) -> None:
+        """The same for any address."""
         self._call("Page.navigate", url="about:blank")
         self.log.clear()
-        self._call("Page.navigate", url=path.as_uri() + (f"#{fragment}" if fragment else ""))
+        self._call("Page.navigate", url=address)
         self.wait("document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
@@ -90,6 +94,10 @@ class Chromium:
             code = codes.get(key, ord(key[0].upper()))
             self._call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
             self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def write(self, text: str) -> None:
+        """Write a text where the cursor is, as if it were pasted."""
+        self._call("Input.insertText", text=text)
 
     def click(self, selector: str) -> None:
         """Click in the middle of the first element of a CSS selector."""

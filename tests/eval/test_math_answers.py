@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from fastchat.data.tools.final_answer import boxed, final_answer
@@ -92,9 +90,7 @@ def test_two_answers(a: str, b: str) -> None:
 def test_hostile_answers_are_wrong_answers(text: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(symbolic, "LIMITS", symbolic.Limits(timeout=0.5))
-    began = time.process_time()
     assert not compare(text, "5").right and not compare("(1, 2)", text).right
-    assert time.process_time() - began < 60, "the work is bounded"
     assert not list(tmp_path.iterdir())
 
 

@@ -112,6 +112,24 @@ def test_settings_say_where_they_come_from(tmp_path: Path) -> None:
     assert set(found) == set(own) | {"logging_steps"}
 
 
+def test_values_that_only_look_different_are_the_default(tmp_path: Path) -> None:
+    names = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    made = record(lora_dropout=0.0, lora_target_modules=names, lora_modules_to_save=["lm_head"], eval_steps=40.0)
+    found = {one.name: one for one in figures.settings_of(read_run(write_run(tmp_path / "run", training=made)))}
+    assert not found["lora_target_modules"].differs
+    shown = {name: (found[name].value, found[name].default) for name in ("lora_dropout", "eval_steps")}
+    assert shown == {"lora_dropout": ("0", "0.05"), "eval_steps": ("40", "not set")}
+    assert (found["lora_modules_to_save"].value, found["lora_modules_to_save"].default) == ("lm_head", "not set")
+
+
+def test_evaluation_data_is_not_said_to_be_learned(tmp_path: Path) -> None:
+    page = page_of([read_run(write_run(tmp_path / "run"))])
+    training, evaluation = (re.search(f'<table id="{name}-data">.*?</table>', page)[0] for name in ("train", "eval"))  # type: ignore[index]
+    assert "8 trained on" in training and "90 learned" in training
+    assert "8 evaluated" in evaluation and "90 evaluated" in evaluation
+    assert "learned" not in evaluation and "trained" not in evaluation
+
+
 # --- runs that did not end well
 
 

@@ -80,6 +80,16 @@ def test_jobs_together_get_what_each_gets_alone(arch: str, config: dict, tiny_mo
     assert [[t.id for t in tokens] for tokens in run(one_by_one, jobs)[0]] == [[t.id for t in row] for row in made]
 
 
+def test_a_model_that_soon_says_its_stop_is_batched_too(tiny_model_dir: Callable[..., Path]) -> None:
+    """The check before serving compares with `generate`, which ends there."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir("llama", "byte_nobos")).eval()
+    model.generation_config.eos_token_id = list(range(model.config.vocab_size))
+    engine = Transformers(model, 0, 512, 4)
+    jobs = jobs_of(GREEDY, 2)
+    check_plain(model, jobs, run(engine, jobs)[0])
+    assert "continuous batching" in engine.name
+
+
 def test_seeds_are_reproducible_whatever_else_is_in_the_batch(tiny_model_dir: Callable[..., Path]) -> None:
     path = tiny_model_dir("llama", "byte_nobos")
     sampled = Sampling(temperature=1.5, top_p=0.9, seed=7)

@@ -20,13 +20,15 @@ TOKEN = "hf_aTokenThatNobodyMaySee"
 
 
 class Hub:
-    """`refuses`: a part of a path that is answered with 403."""
+    """`refuses`: a part of a path that is answered with 403. `role`: of the token. It is that of "me", of "team"."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.created: dict[str, Any] = {}
         self.refuses = "nothing"
+        self.role = "write"
+        self.existing: dict[str, bool] = {}  # repository -> whether it is private
         self.url = ""
         self._stored: dict[str, bytes] = {}
 
@@ -37,7 +39,13 @@ class Hub:
         if self.refuses in path:
             return 403, {"error": "You have no right to do that"}
         if path == "/api/whoami-v2":
-            return 200, {"name": "me", "type": "user", "auth": {}}
+            auth = {"type": "access_token", "accessToken": {"displayName": "x", "role": self.role}}
+            return 200, {"name": "me", "type": "user", "orgs": [{"name": "team"}], "auth": auth}
+        if method == "GET" and path.startswith("/api/models/"):
+            name = path.removeprefix("/api/models/")
+            if name not in self.existing:
+                return 404, {"error": "Repository not found"}
+            return 200, {"id": name, "private": self.existing[name], "siblings": [], "tags": []}
         if method == "PUT":
             oid = path.rpartition("/")[2]
             assert hashlib.sha256(body).hexdigest() == oid
@@ -46,7 +54,7 @@ class Hub:
         given = [json.loads(line) for line in body.splitlines() if line.strip()]
         if path == "/api/repos/create":
             self.created = given[0]
-            return 200, {"url": f"{self.url}/me/{given[0]['name']}"}
+            return 200, {"url": f"{self.url}/{given[0].get('organization') or 'me'}/{given[0]['name']}"}
         if path == "/api/validate-yaml":
             head = given[0]["content"].split("---\n")[1]
             return 200, {

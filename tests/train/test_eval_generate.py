@@ -10,6 +10,8 @@ import torch
 
 from tests import builders
 from tests.train.flags import Train, adapter, covers, ok
+from tests.train.test_packed_processes import engine_flags
+from tests.train.warm import Warm
 
 ANSWER = "It is 7."
 
@@ -99,3 +101,24 @@ def test_evaluation_data_without_a_number_to_compare(train: Train, flags: list[s
     data = builders.write_rows(tmp_path / "words.json", words)
     outcome = train(*flags, "--eval_data_path", data, "--eval_generate", "2", "--eval_match", "numeric")
     assert outcome.code == 3 and "no evaluation dialogue has a complete answer to compare with" in outcome.err
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+@pytest.mark.thorough
+def test_two_processes_choose_the_best_model_and_are_not_disturbed(
+    warm: Warm, flags: list[str], model_dir: Path, tmp_path: Path, engine: str
+) -> None:
+    """Dropout is on: one random number taken by the generation would change every later loss."""
+    words = [*flags, "--model_name_or_path", str(model_dir), "--disable_tqdm", "True", "--lora_dropout", "0.1"]
+    words += ["--per_device_train_batch_size", "6", "--lora_r", "16", *engine_flags(engine, tmp_path)]
+    best = ["--eval_generate", "5", "--eval_max_new_tokens", "16", "--metric_for_best_model", "exact_match"]
+    best += ["--load_best_model_at_end", "True", "--early_stopping_patience", "2"]
+    outcome = warm.run([*words, *best], tmp_path / "out")
+    assert warm.codes == [0, 0], outcome.err[-4000:]
+    scores = [row["eval_exact_match"] for row in evaluations(outcome)]
+    assert outcome.record["engine"] == engine and len(scores) >= 3
+    assert outcome.record["metrics"]["eval_exact_match"] == max(scores)
+    plain = warm.run([*words, "--max_steps", str(outcome.record["metrics"]["steps"])], tmp_path / "plain")
+    assert warm.codes == [0, 0], plain.err[-4000:]
+    assert plain.losses == outcome.losses, "bit for bit"
+    assert [row["eval_loss"] for row in evaluations(plain)] == [row["eval_loss"] for row in evaluations(outcome)]

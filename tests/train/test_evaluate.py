@@ -122,9 +122,14 @@ def test_a_run_that_learned(train: Train, evaluate: Run, model_dir: Path, tmp_pa
     for row, value in zip(other, ("The result: 7", "$8", "none"), strict=True):
         row["conversations"][1]["value"] = value
     checkpoint = run.folder / "checkpoint-40"
-    numbers = evaluate(checkpoint, builders.write_rows(tmp_path / "other.json", other), *ask, "--match", "numeric")
-    assert (numbers["num_right"], numbers["num_compared"], numbers["num_answers"]) == (1, 2, 3)
-    assert "1 answer of 3 left out: the data's own answer has no number" in numbers["err"]
+    other_file = builders.write_rows(tmp_path / "other.json", other)
+    for match, nothing in (
+        (["numeric"], "number"),
+        (["regex", "--pattern", r"(\d)"], "match of --pattern '(\\\\d)'"),
+    ):
+        numbers = evaluate(checkpoint, other_file, *ask, "--match", *match)
+        assert (numbers["num_right"], numbers["num_compared"], numbers["num_answers"]) == (1, 2, 3)
+        assert f"1 answer of 3 left out: the data's own answer has no {nothing}" in numbers["err"]
     assert list(numbers["by_source"]) == ["other.json"]
     _continues(evaluate, run.folder, data, ask, tuned)
 
@@ -162,7 +167,6 @@ def _continues(evaluate: Run, folder: Path, data: Path, ask: tuple[str, ...], wh
         (["--generate", "--match", "regex", "--pattern", "("], 2, "is not a regular expression"),
         (["--model_max_length", "4096"], 2, "--model_max_length 4096: the model's context is 512 tokens"),
         (["--summary", "nowhere/x.json"], 2, "there is no folder"),
-        (["--generate", "--top_p", "0"], 2, "top_p is 0.0; it must be above 0"),
         (["--generate", "--match", "numeric", "--max_new_tokens", "1"], 3, "no answer of the data has a number"),
         (["--model_max_length", "4"], 3, "there is nothing to evaluate"),
     ],
@@ -183,3 +187,6 @@ def test_mistakes(
 def test_without_model_or_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main([]) == 2 and "no model is given" in capsys.readouterr().err
     assert command_line.main(["x"]) == 2 and "--data_path is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["x", "--data_path", "y", "--generate", "--top_p", "0"])
+    assert "--top-p: 0 is not a number above 0 and at most 1" in capsys.readouterr().err

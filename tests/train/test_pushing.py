@@ -151,12 +151,26 @@ def test_a_run_uploads_its_result(hub: Hub, train: Any) -> None:
     assert recorded["push_to_hub"]["value"] is True and "hub_token" not in recorded
 
 
-def test_a_failed_upload_loses_nothing(hub: Hub, train: Any) -> None:
+def test_a_failed_upload_loses_nothing_and_the_exit_code_says_so(hub: Hub, train: Any) -> None:
     hub.refuses = "/commit/"
+    flags = ["--push_to_hub", "--hub_model_id", "me/tuned", "--hub_private_repo", "True"]
+    out = train(*flags)
+    assert out.code == 6 and out.err.count("error: ") == 1 and "Traceback" not in out.err
+    assert f"only the upload is missing: fastchat push {out.folder} me/tuned --private" in out.err
+    assert verify(out.folder)[1] and (out.status["status"], out.status["exit_code"]) == ("done", 6)
+    hub.refuses = "nothing"
+    again = train(*flags)
+    assert again.code == 0 and again.trainer is None, "the same command uploads what is there"
+    assert "adapter_model.safetensors" in hub.files
+
+
+def test_a_bug_in_an_upload_is_shown_and_the_run_is_done(hub: Hub, train: Any, monkeypatch: Any) -> None:
+    def broken(*_: Any, **__: Any) -> str:
+        raise KeyError("never expected")
+
+    monkeypatch.setattr("fastchat.train.pushing.push", broken)
     out = train("--push_to_hub", "--hub_model_id", "me/tuned")
-    assert out.code == 0, out.err
-    assert f"upload it with: fastchat push {out.folder} me/tuned" in out.err
-    assert verify(out.folder)[1] and json.loads((out.folder / "status.json").read_text())["status"] == "done"
+    assert out.code == 6 and "Traceback" in out.err and out.status["status"] == "done" and verify(out.folder)[1]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +180,8 @@ def test_a_failed_upload_loses_nothing(hub: Hub, train: Any) -> None:
         (["--push_to_hub"], None, "there is no token"),
         (["--push_to_hub", "--hub_model_id", "a/b/c"], TOKEN, "'a/b/c' cannot be the name"),
         (["--hub_model_id", "me/x"], TOKEN, "add --push_to_hub True"),
+        (["--push_to_hub", "--hub_model_id", "you/x"], TOKEN, "can upload to me/..., team/..."),
+        (["--push_to_hub", "--hub_model_id", "me/open", "--hub_private_repo", "True"], TOKEN, "exists and is public"),
     ],
 )
 def test_what_would_fail_is_refused_before_the_first_step(
@@ -175,6 +191,7 @@ def test_what_would_fail_is_refused_before_the_first_step(
     if token is None:
         monkeypatch.delenv("HF_TOKEN")
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    hub.existing["me/open"] = False
     out = train(*flags)
     assert out.code == 2 and told in out.err and out.trainer is None
     assert not (out.folder / "training.json").exists()
@@ -183,5 +200,47 @@ def test_what_would_fail_is_refused_before_the_first_step(
 def test_a_hub_that_is_away_is_said_before_and_after(hub: Hub, train: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     out = train("--push_to_hub", "--hub_model_id", "me/tuned")
-    assert out.code == 0, out.err
+    assert out.code == 6 and out.status["status"] == "done" and verify(out.folder)[1]
     assert "The upload to me/tuned is tried after the run" in out.err and "fastchat push" in out.err
+
+
+def test_what_an_upload_meets(hub: Hub, offline_result: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Tokens, names, licences and a network that fail: one message, nothing uploaded, the result as it was."""
+
+    def pushed(*words: str) -> tuple[int, str]:
+        code = push.main([str(offline_result), *words])
+        told = capsys.readouterr().err
+        assert code == 0 or (told.count("error: ") == 1 and "Traceback" not in told and TOKEN not in told)
+        assert code == 0 or (hub.files == {} and verify(offline_result)[1])
+        return code, told
+
+    hub.role = "read"
+    code, told = pushed("me/x")
+    assert code == 2 and "can only read" in told
+    hub.role = "write"
+    hub.existing = {"me/open": False, "me/closed": True}
+    assert pushed("you/x")[0] == pushed("me/open", "--private")[0] == pushed("me/x", "--license", "Apache 2")[0] == 2
+    for path, code in (("/api/repos/create", 2), ("/lfs/", 2), ("/preupload/", 2), ("/validate-yaml", 2)):
+        hub.refuses = path
+        assert pushed("me/x")[0] == code
+    hub.refuses = "nothing"
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        code, told = pushed("me/x")
+        assert code == 6 and "cannot be reached" in told and "nothing was uploaded" in told
+    monkeypatch.setenv("HF_TOKEN", "hf_someOtherTokenOfNobody")
+    assert "rejects the token (401)" in pushed("me/x")[1]
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    card = offline_result / cards.CARD
+    mine = "---\nlicense: mit\n---\n\nMine.\n"
+    ours = card.read_text()
+    card.write_text(mine)
+    code, told = pushed("me/x", "--license", "apache-2.0")
+    assert code == 2 and "`license: apache-2.0`" in told and card.read_text() == mine
+    card.write_text(ours)
+    code, told = pushed("team/x")
+    assert code == 0 and "no licence" in told and "who downloads the adapter needs it too" in told
+    assert hub.created["organization"] == "team" and 'from_pretrained("team/x")' in hub.files["README.md"].decode()
+    assert card.read_text() == ours, "the uploaded copy names the repository, the one here the folder"
+    card.write_text(mine)
+    assert pushed("closed", "--private", "--license", "mit")[0] == 0 and hub.files["README.md"].decode() == mine

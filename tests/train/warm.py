@@ -77,7 +77,9 @@ def _serve() -> None:
 
     import fastchat.train.arguments  # noqa: F401
     import fastchat.train.recipe  # noqa: F401
+    from fastchat.data.tokens.cache import code_version
 
+    code_version()  # kept by the processes that are forked
     for line in iter(sys.stdin.readline, END + "\n"):
         if not line:
             break

@@ -1,6 +1,6 @@
 """Evaluate a model on mathematics problems: it writes code, the sandbox runs it, and its final answers are compared.
 
-    fastchat eval math --model MODEL --data_path PROBLEMS.jsonl [--num N] [--output-dir DIR]
+    fastchat eval math MODEL --data_path PROBLEMS.jsonl [--num N] [--output-dir DIR]
 
 MODEL is an adapter, a checkpoint or a model; prompts and the turns with outputs are those of its training. The output
 folder gets a transcript of every problem, and an interrupted command continues there.
@@ -22,6 +22,15 @@ from fastchat.data.rows.sources import find_sources
 from fastchat.data.tools.command import Parser, run
 from fastchat.data.tools.sandbox import Limits, guarantee
 from fastchat.errors import SettingsError, counted, say, show
+from fastchat.eval.flags import (
+    add_machine_flags,
+    add_model_flags,
+    add_sampling_flags,
+    at_least_one,
+    bits_of,
+    model_of,
+    not_negative,
+)
 
 if TYPE_CHECKING:
     from fastchat.eval.loading import Loaded
@@ -39,47 +48,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
+        [
+            "fastchat eval math out --data-path problems.jsonl --num 200",
+            "fastchat eval math out --data-path problems.jsonl --samples 8 --temperature 0.7",
+        ],
         prog="fastchat eval math",
         description="Evaluate a model on mathematics problems that it solves with code.",
+        epilog="The same command continues an interrupted evaluation. docs/evaluation-math.md: rows and results.",
     )
-    add = parser.add_argument
-    add("--model", required=True, help="folder of an adapter or a model, or a hub name")
-    add("--data-path", required=True, nargs="+", metavar="DATA", help="problems with their answers: see docs")
-    add("--data-split", default="test", help="of a dataset of the hub (%(default)s)")
-    add("--on-bad-row", choices=("stop", "skip"), default="stop", help="what to do with rows that are no problem")
-    add("--num", type=_at_least_one, metavar="N", help="only the first N problems")
-    add("--output-dir", metavar="DIR", help="where transcripts and results go (default: eval-math/MODEL/DATA)")
-    add("--rounds", type=_at_least_one, default=4, metavar="N", help="runs of code per problem (%(default)s)")
-    add("--timeout", type=float, default=5.0, metavar="S", help="time limit of each run, in seconds (%(default)s)")
-    add(
-        "--workers", type=_at_least_one, default=os.cpu_count() or 1, metavar="N", help="runs in parallel (%(default)s)"
-    )
-    add("--max-new-tokens", type=_at_least_one, default=512, metavar="N", help="of each turn (%(default)s)")
-    add(
-        "--batch-size", type=_at_least_one, default=16, metavar="N", help="problems generated for at once (%(default)s)"
-    )
-    add("--temperature", type=float, default=0.0, help="0 always picks the most likely token (%(default)s)")
-    add("--top-p", type=float, default=1.0, help="sample only from the most likely tokens (%(default)s)")
-    add("--seed", type=int, default=0, help="of the samples (%(default)s)")
-    add("--samples", type=_at_least_one, default=1, metavar="N", help="attempts per problem; needs a temperature")
-    add("--base-model-path", help="base of the adapter (default: the one it was trained on)")
-    add("--conv-template", help="template (default: the one it was trained with)")
-    add("--conv-template-file", help="a .py or .yaml file that registers templates")
-    add("--conv-system-msg", help="system message of rows without one (default: the template's own)")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
-    add("--num-gpus", type=_at_least_one, help="use so many GPUs (default: all that are needed)")
-    add("--max-gpu-memory", help="for weights on each GPU, such as 13GiB (default: 85 %% of it)")
-    add("--load-8bit", action="store_true", help="quantise the weights to 8 bits")
-    add("--load-4bit", action="store_true", help="quantise the weights to 4 bits (nf4)")
-    add("--cache-dir", help="where hub downloads are cached")
-    add("--trust-remote-code", action="store_true", help="run the model's own Python code")
+    add_model_flags(parser, "--model")
+    parser.add_argument("--conv-system-msg", help="system message of rows without one (default: the template's own)")
+    data = parser.add_argument_group("Data")
+    data.add_argument("--data-path", nargs="+", metavar="DATA", help="files, folders or hub datasets with problems")
+    data.add_argument("--data-split", default="test", help="split of hub datasets")
+    data.add_argument("--on-bad-row", choices=("stop", "skip"), default="stop", help="what to do with a malformed row")
+    data.add_argument("--num", type=at_least_one, help="only so many problems, the first ones")
+    code = parser.add_argument_group("Code of the model")
+    code.add_argument("--rounds", type=at_least_one, default=4, help="runs per problem")
+    code.add_argument("--timeout", type=_seconds, default=5.0, help="time limit of each run, in seconds")
+    code.add_argument("--workers", type=at_least_one, default=os.cpu_count() or 1, help="runs in parallel")
+    answers = parser.add_argument_group("Generated turns")
+    add_sampling_flags(answers, "each turn")
+    answers.add_argument("--samples", type=at_least_one, default=1, help="attempts per problem; needs a temperature")
+    results = parser.add_argument_group("Results")
+    results.add_argument("--output-dir", help="folder of transcripts and results (default: eval-math/MODEL/DATA)")
+    machine = add_machine_flags(parser)
+    machine.add_argument("--batch-size", type=at_least_one, default=16, help="problems generated for at once")
     return parser
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
+def _seconds(text: str) -> float:
+    number = not_negative(text)
+    if not 0 < number < 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 3600 seconds")
+    return number
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -94,12 +96,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     say(f"{counted(len(problems), 'problem')} from {', '.join(args.data_path)}")
     template = use_template_file(args.conv_template_file, args.conv_template)
     # Imported only now: torch takes seconds, and what is wrong with the flags or the data is known before.
+    from fastchat.eval.mathematics.rounds import check_template
     from fastchat.eval.mathematics.summary import lines_of, results_of
 
     folder = _open_folder(args, files)
     try:
         if len(folder.records) < len(problems) * args.samples:
-            _solve_rest(problems, folder, _load(args, template), args)
+            loaded = _load(args, template)
+            check_template(problems, loaded.chat_encoder, loaded.context)
+            folder.create()  # only now that model and data are known to be usable
+            _solve_rest(problems, folder, loaded, args)
         results = results_of(folder.records)
         folder.finish(results)
     finally:
@@ -110,11 +116,11 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if not 0 < args.timeout < 3600:
-        raise SettingsError(f"--timeout {args.timeout:g}: must be above 0 and below 3600 seconds.")
-    if args.load_8bit and args.load_4bit:
-        raise SettingsError("--load-8bit and --load-4bit: choose one.")
-    if args.samples > 1 and not args.temperature > 0:
+    args.model = model_of(args, "fastchat eval math MODEL --data_path DATA")
+    if not args.data_path:
+        raise SettingsError("--data_path is missing: which problems should the model solve?")
+    bits_of(args)
+    if args.samples > 1 and args.temperature < 1e-5:
         raise SettingsError(f"--samples {args.samples}: all would be equal; add --temperature, such as 0.7.")
 
 
@@ -133,20 +139,17 @@ def _default_folder(args: argparse.Namespace) -> str:
 
 def _identity(args: argparse.Namespace, files: Sequence[str]) -> dict[str, Any]:
     """What the results depend on, so that only an equal evaluation is continued."""
-    from fastchat.checkpoint.fingerprint import model_fingerprint
-    from fastchat.checkpoint.trained_model import find_trained
+    from fastchat.checkpoint.trained_model import find_trained, weights_of
     from fastchat.data.rows.fingerprint import combined, sha256_of
     from fastchat.eval.mathematics import symbolic
-    from fastchat.model.lora import ADAPTER_WEIGHTS
 
     trained = find_trained(args.model, args.base_model_path)
-    adapter = sha256_of(str(Path(trained.path).expanduser() / ADAPTER_WEIGHTS)) if trained.is_adapter else None
     names = ("num", "on_bad_row", "rounds", "timeout", "max_new_tokens", "batch_size", "temperature", "top_p", "seed")
     more = ("samples", "conv_template", "conv_system_msg", "load_8bit", "load_4bit")
     return {
         "model": args.model,
         "base_model": trained.base if trained.is_adapter else None,
-        "weights": [model_fingerprint(trained.base), adapter],
+        "weights": weights_of(trained),
         "data": args.data_path,
         "data_sha256": combined([sha256_of(file) for file in files]),
         **{name: getattr(args, name) for name in (*names, *more)},
@@ -158,12 +161,11 @@ def _load(args: argparse.Namespace, template: str | None) -> Loaded:
     from fastchat.eval.loading import load_for_evaluation
     from fastchat.serve.placement import choose_placement
 
-    bits = 8 if args.load_8bit else 4 if args.load_4bit else None
     return load_for_evaluation(
         args.model,
         base_model_path=args.base_model_path,
         conv_template=template,
-        placement=choose_placement(args.device, args.num_gpus, args.max_gpu_memory, bits),
+        placement=choose_placement(args.device, args.num_gpus, args.max_gpu_memory, bits_of(args)),
         cache_dir=args.cache_dir,
         trust_remote_code=args.trust_remote_code,
     )
@@ -172,10 +174,9 @@ def _load(args: argparse.Namespace, template: str | None) -> Loaded:
 def _solve_rest(problems: Sequence[MathProblem], folder: Folder, loaded: Loaded, args: argparse.Namespace) -> None:
     """Solve the problems that the folder does not have yet, group by group."""
     from fastchat.eval.generation import Sampling
-    from fastchat.eval.mathematics.rounds import Attempt, Method, check_template, solve
+    from fastchat.eval.mathematics.rounds import Attempt, Method, solve
     from fastchat.eval.mathematics.transcripts import to_record
 
-    check_template(problems, loaded.chat_encoder, loaded.context)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     limits = Limits(timeout=args.timeout)
     method = Method(sampling, args.rounds, args.batch_size, limits, args.workers)

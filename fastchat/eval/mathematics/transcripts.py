@@ -7,6 +7,7 @@ continues with the first group that is not there, in the same batches, and ends 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fastchat.eval.mathematics.rounds import Attempt
 
 SETTINGS, TRANSCRIPTS, RESULTS = "settings.json", "transcripts.jsonl", "results.json"
 RIGHT, WRONG, UNDECIDED = "right", "wrong answer", "answer that cannot be compared"
+_NEEDED = {"attempt", "number", "answer", "right", "reason", "code_runs", "groups", "last"}  # for the results
 _FLAG = "--output-dir"
 
 
@@ -29,22 +31,59 @@ class Folder:
     """
 
     def __init__(self, path: str, settings: Mapping[str, Any], group: int):
-        """`settings`: what the results depend on; `group`: attempts of a group.
+        """Read what is there; nothing is made yet.
+
+        `settings`: what the results depend on; `group`: attempts of a group.
 
         Raises SettingsError if the folder has an evaluation with other settings, or another process writes to it;
         ResourceError if it cannot be written.
         """
-        self.path, self._group = Path(path).expanduser(), group
+        self.path, self._group, self._settings = Path(path).expanduser(), group, dict(settings)
         self.records: list[dict[str, Any]] = []
+        self._lock: files.Lock | None = None
+        try:
+            if self._nearest() == self.path.absolute():
+                self._open()
+            else:
+                self._check_place()
+        except BaseException:
+            self.close()
+            raise
+
+    def create(self) -> None:
+        """Make the folder, if it does not exist, with its settings. Raises as the constructor does."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:  # another process may have made it meanwhile
+                self._open()
+            if not (self.path / SETTINGS).exists():
+                files.write_json(self.path / SETTINGS, self._settings)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _open(self) -> None:
+        """Lock the folder, and read it."""
+        try:
             self._lock = files.Lock(self.path)
-            if not self._locked():
-                raise SettingsError(f"{_FLAG} {path}: another process is writing to this folder.")
-            self._check(settings)
+            if not self._locked(self._lock):
+                raise SettingsError(f"{_FLAG} {self.path}: another process is writing to this folder.")
+            self._check()
             self._read()
         except OSError as error:
             raise self._unwritable(error) from None
+
+    def _check_place(self) -> None:
+        """Whether the folder can be made; found out before the model is loaded."""
+        if not os.access(self._nearest(), os.W_OK):
+            raise ResourceError(f"{_FLAG} {self.path}: {self._nearest()} cannot be written; choose another folder.")
+
+    def _nearest(self) -> Path:
+        """The folder, or the nearest one above that exists. Raises SettingsError if that is a file."""
+        path = self.path.absolute()
+        found = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        if not found.is_dir():
+            raise SettingsError(f"{_FLAG} {self.path}: {found} is not a folder; choose another one.")
+        return found
 
     def add(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append a group of attempts. Raises ResourceError."""
@@ -67,24 +106,25 @@ class Folder:
 
     def close(self) -> None:
         """Let other processes write to the folder."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
-    def _locked(self) -> bool:
+    @staticmethod
+    def _locked(lock: files.Lock) -> bool:
         try:
-            return self._lock.acquire(wait=False)
+            return lock.acquire(wait=False)
         except files.NoLocks:
             return True
 
-    def _check(self, settings: Mapping[str, Any]) -> None:
-        """Compare with the settings of an evaluation that is there; write them if there is none."""
-        place = self.path / SETTINGS
+    def _check(self) -> None:
+        """Compare with the settings of an evaluation that is there."""
+        place, settings = self.path / SETTINGS, self._settings
         if not place.exists():
             others = sorted(entry.name for entry in self.path.iterdir())
             if others:
                 raise SettingsError(
                     f"{_FLAG} {self.path}: has other files ({brief(', '.join(others), 80)}); choose a new folder."
                 )
-            files.write_json(place, settings)
             return
         try:
             before = files.read_object(place)
@@ -103,21 +143,24 @@ class Folder:
         place = self.path / TRANSCRIPTS
         if not place.exists():
             return
-        for line in place.read_bytes().splitlines(keepends=True):
+        lines = place.read_bytes().splitlines(keepends=True)
+        for line in lines:
             try:
                 record = files.parse_json(line.decode("utf-8")) if line.endswith(b"\n") else None
             except (files.JsonError, UnicodeDecodeError):
                 record = None
-            if not isinstance(record, dict) or record.get("attempt") != len(self.records):
+            if not isinstance(record, dict) or not set(record) >= _NEEDED or record["attempt"] != len(self.records):
                 break
             self.records.append(record)
         whole = len(self.records)
-        if whole and not self.records[-1].get("last"):
+        if whole and not self.records[-1]["last"]:
             whole -= whole % self._group
         self.records = self.records[:whole]
-        with files.atomic(place, "wb") as file:
-            for record in self.records:
-                file.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
+        if whole < len(lines):
+            left = counted(len(lines) - whole, "line")
+            say(f"{place}: the last {left} are of a group that was interrupted; it is solved again.")
+            with files.atomic(place, "wb") as file:
+                file.writelines(lines[:whole])
         if whole:
             say(f"Continuing: {counted(whole, 'attempt')} of {self.path / TRANSCRIPTS} done before.")
 

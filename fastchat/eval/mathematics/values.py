@@ -182,9 +182,9 @@ def _root(inside: Number, degree: int, principal: bool = False) -> Number:
             return -_root(-inside, degree)
         return _complex(inside) ** (1 / degree)
     if isinstance(inside, Fraction):
-        parts = [_exact_root(part, degree) for part in (inside.numerator, inside.denominator)]
-        if None not in parts:
-            return Fraction(*parts)
+        over, under = (_exact_root(part, degree) for part in (inside.numerator, inside.denominator))
+        if over is not None and under is not None:
+            return Fraction(over, under)
     return _float(inside) ** (1 / degree)
 
 

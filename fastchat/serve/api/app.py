@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from fastchat.serve.api.admission import Admission
 from fastchat.serve.api.answering import Answering, Piece
 from fastchat.serve.api.errors import ApiError
-from fastchat.serve.api.http import ClientGone, EventStream, event, merged, read_json, while_connected
+from fastchat.serve.api.http import ClientGone, EventStream, Lingering, event, merged, read_json, while_connected
 from fastchat.serve.api.parameters import MOST_ANSWERS, Common, read_chat, read_completion
 from fastchat.serve.api.replies import Reply
 from fastchat.serve.api.served import Prompt, ServedModel
@@ -66,7 +66,14 @@ def create_app(models: Mapping[str, ServedModel], limits: Limits | None = None, 
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(EngineError, _engine_error)
     app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(Lingering)
     return app
+
+
+def is_local(host: str) -> bool:
+    """Whether the header Host names this machine."""
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    return name.lower() in LOCAL_HOSTS
 
 
 class Api:
@@ -117,8 +124,7 @@ class Api:
         """Raise ApiError for a request without the key or, if there is none, one that is not addressed to us."""
         if self._key is None:
             host = request.headers.get("host", "")
-            name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if name.lower() not in LOCAL_HOSTS:
+            if not is_local(host):
                 raise ApiError(403, f"The host {host[:100]!r} is not this machine; --api-key allows other names.")
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")

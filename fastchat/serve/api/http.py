@@ -15,7 +15,9 @@ from fastchat.data.rows.bad_rows import BadRow
 from fastchat.data.rows.strict_json import parse_strictly
 from fastchat.serve.api.errors import ApiError
 
+SILENT_SECONDS = 60.0  # until a client that takes no data is given up
 _Result = TypeVar("_Result")
+LINGER_SECONDS = 5
 
 
 class ClientGone(Exception):
@@ -69,8 +71,41 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) 
         await _ended(task, gone)
 
 
+class Lingering:
+    """An application whose refusals arrive: what a client still sends is read and dropped, for at most
+    LINGER_SECONDS, before its connection is closed. Closed at once, it would be reset, and the response lost."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        headers = dict(scope.get("headers", ()))
+        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+        async def received() -> Any:
+            nonlocal unread
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def drop() -> None:
+            while unread:
+                await received()
+
+        async def sent(message: Any) -> None:
+            if unread and message["type"] == "http.response.body" and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(drop(), LINGER_SECONDS)
+            await send(message)
+
+        await self._app(scope, received, sent)
+
+
 class EventStream(Response):
-    """Server-sent events. The events end when the client is gone; `finish` is called in any case."""
+    """Server-sent events. The events end when the client is gone or takes none for SILENT_SECONDS; `finish` is called
+    in any case."""
 
     def __init__(self, events: AsyncIterator[str], finish: Callable[[], None]):
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
@@ -85,18 +120,27 @@ class EventStream(Response):
             if sending.done():
                 sending.result()
         finally:
-            await _ended(sending, gone)
-            self._finish()
+            try:
+                await _ended(sending, gone)
+            finally:
+                self._finish()
 
     async def _send(self, send: Callable[[Any], Awaitable[None]]) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             async for event in self._events:
-                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+                message = {"type": "http.response.body", "body": event.encode(), "more_body": True}
+                await asyncio.wait_for(_sent(send, message), SILENT_SECONDS)
+        except asyncio.TimeoutError:
+            return  # the server closes the connection, since the response has no end
         finally:
             with suppress(AttributeError):
                 await self._events.aclose()  # type: ignore[attr-defined]
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _sent(send: Callable[[Any], Awaitable[None]], message: Any) -> None:
+    await send(message)
 
 
 def event(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,7 +193,7 @@ def _anything(name: str, value: Any) -> Any:
 
 def _number(low: float, high: float, excluded: bool = False) -> _Read:
     def read(name: str, value: Any) -> float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not low <= value <= high or (excluded and value == low):
             raise wrong(name, value, f"a number {'above' if excluded else 'from'} {low:g} to {high:g}")
         return float(value)

@@ -17,6 +17,7 @@ from fastchat.serve.api.answering import CONTENT, REASONING, Piece
 from fastchat.serve.chat import BROKEN, BYTE_TOKEN
 from fastchat.serve.engines.base import Token
 
+IMPOSSIBLE = -9999.0
 _ID_LETTERS = string.ascii_letters + string.digits
 
 
@@ -108,14 +109,13 @@ class Reply:
             return None
         rows = []
         for token in tokens:
-            assert token.logprob is not None
             top = [self._logprob(token_id, value) for token_id, value in token.top]
             rows.append({**self._logprob(token.id, token.logprob), "top_logprobs": top})
         return {"content": rows, "refusal": None}
 
-    def _logprob(self, token_id: int, value: float) -> dict[str, Any]:
+    def _logprob(self, token_id: int, value: float | None) -> dict[str, Any]:
         text, raw = token_text(self.encoder, token_id)
-        return {"token": text, "logprob": value, "bytes": None if raw is None else list(raw)}
+        return {"token": text, "logprob": _finite(value), "bytes": None if raw is None else list(raw)}
 
     def _old_logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
         """In the form of /v1/completions. `text_offset` counts the characters of the tokens before."""
@@ -127,13 +127,19 @@ class Reply:
             offsets.append(at)
             at += len(text)
         self._offsets[index] = at
-        tops = [{token_text(self.encoder, i)[0]: value for i, value in token.top} for token in tokens]
+        tops = [{token_text(self.encoder, i)[0]: _finite(value) for i, value in token.top} for token in tokens]
         return {
             "tokens": texts,
-            "token_logprobs": [token.logprob for token in tokens],
+            "token_logprobs": [_finite(token.logprob) for token in tokens],
             "top_logprobs": tops,
             "text_offset": offsets,
         }
+
+
+def _finite(logprob: float | None) -> float:
+    """A log-probability as JSON has it; that of an impossible token is OpenAI's value for a very unlikely one."""
+    assert logprob is not None
+    return max(logprob, IMPOSSIBLE)
 
 
 def usage(num_prompt: int, num_generated: int) -> dict[str, int]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fastchat.errors import SettingsError
+from fastchat.serve.api.errors import ApiError
+from fastchat.serve.api.http import SILENT_SECONDS
 from fastchat.serve.engines.base import Engine
 
-HEAD_SECONDS = 30  # until the first request of a connection must have begun
-SILENT_SECONDS = 60  # until data that a client does not take ends its connection
+HEAD_SECONDS = 30  # until the next request of a connection must have begun
 GRACE_SECONDS = 10  # for answers that are being generated when the server is stopped
 MOST_CONNECTIONS = 1000
 
@@ -30,7 +33,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # inherited by the connections; also for a reader that stops reading
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_SECONDS * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENT_SECONDS * 1000))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.bind(address)
     except (OSError, OverflowError) as problem:
@@ -56,7 +59,7 @@ def run_server(app: Any, sock: socket.socket, engines: Sequence[Engine], on_read
         app,
         http=_Connection,
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_level="error",
         access_log=False,
         server_header=False,
@@ -101,16 +104,38 @@ class _Server(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """A connection whose first request must begin in time."""
+    """A connection whose requests must begin in time, and on which all errors have the form of the API's.
+
+    uvicorn's own limit ends with the first byte of a head.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_SECONDS, self._close_if_silent)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._late.cancel()
         self._late = self.loop.call_later(HEAD_SECONDS, self._close_if_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._late.cancel()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is not HTTP and closes the connection, also in the middle of a response."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(ApiError(400, "The request is not valid HTTP/1.1.").body).encode()
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            parts = (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage())
+            self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
+        self.transport.close()
+
     def _close_if_silent(self) -> None:
-        if self.cycle is None:
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and not self.transport.is_closing():  # one that is closing still sends what it has
             self.transport.abort()

@@ -236,11 +236,11 @@ class _Running(Arriving):
 
 def _difference(logprobs: torch.Tensor, ids: Sequence[int], tokens: Sequence[Token]) -> float:
     """The largest difference of the reported log-probabilities from `logprobs` [T, V], as long as the ids agree: two
-    tokens may be equally likely."""
-    if len(tokens) != len(ids):
+    tokens may be equally likely. `generate` ends `ids` after a stop of the model's own, which the engine goes past."""
+    if len(tokens) < len(ids):
         return torch.inf
     largest = 0.0
-    for row, expected, token in zip(logprobs, ids, tokens, strict=True):
+    for row, expected, token in zip(logprobs, ids, tokens, strict=False):
         largest = max([largest, *(abs(float(row[i]) - value) for i, value in token.top)])
         if token.id != expected:
             break

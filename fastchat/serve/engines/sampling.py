@@ -32,7 +32,7 @@ class Drawing:
 
 
 def next_tokens(logits: torch.Tensor, drawings: Sequence[Drawing]) -> list[Token | None]:
-    """The next token of each job; None where the logits are not numbers.
+    """The next token of each job; None where the logits give no probabilities.
 
     Args:
         logits: [B, V], float32, of the model; they are not changed.
@@ -45,7 +45,7 @@ def next_tokens(logits: torch.Tensor, drawings: Sequence[Drawing]) -> list[Token
     rows = [k for k, drawing in enumerate(drawings) if not drawing.is_greedy]
     if rows:
         chosen[rows] = _drawn(logits[rows], [drawings[k] for k in rows])
-    usable = (~logits.isnan().any(dim=-1)).tolist()
+    usable = logits.amax(dim=-1).isfinite().tolist()  # no NaN, no infinity, and not all of them masked
     reported = _with_logprobs(logits, chosen, drawings)
     ids = chosen.tolist()
     return [reported.get(k, Token(ids[k])) if usable[k] else None for k in range(len(ids))]

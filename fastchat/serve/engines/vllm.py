@@ -11,39 +11,47 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastchat.checkpoint.trained_model import TrainedModel
-from fastchat.errors import SettingsError
+from fastchat.errors import SettingsError, brief
 from fastchat.model.lora import check_adapter_directory
+from fastchat.model.vllm_limits import cannot_apply, max_rank, serving_dtype
+from fastchat.serve.chat import GREEDY_BELOW
 from fastchat.serve.engines.base import Engine, EngineError, Job, Token
 
-# What an adapter may not have, because vLLM has no form for it.
-_UNSUPPORTED = {
-    "use_dora": "DoRA",
-    "modules_to_save": "trained modules other than LoRA",
-    "trainable_token_indices": "trained tokens",
-    "target_parameters": "LoRA on expert parameters",
-}
+MOST_TOP = 20  # log-probabilities next to each token
+_SEEDS = 2**63  # vLLM takes -1 for no seed
 
 
 class Vllm(Engine):
-    """One engine for a full model, or for an adapter on its base."""
+    """One engine for a full model, or for an adapter on its base.
+
+    `config`: of the base, as in its config.json.
+    """
 
     name = "vLLM"
 
-    def __init__(self, trained: TrainedModel, limit: int | None, most_jobs: int, gpus: int, remote_code: bool = False):
+    def __init__(
+        self,
+        trained: TrainedModel,
+        config: dict[str, Any],
+        limit: int | None,
+        most_jobs: int,
+        gpus: int,
+        remote_code: bool = False,
+    ):
         self.limit = limit
-        self._lora = _lora_of(trained)
         self._options: dict[str, Any] = {
             "model": trained.base,
+            "dtype": serving_dtype(config, _trained_dtype(trained)),
             "max_num_seqs": most_jobs,
             "tensor_parallel_size": gpus,
-            "max_logprobs": 20,
+            "max_logprobs": MOST_TOP,
             "trust_remote_code": remote_code,
         }
         if limit is not None:
             self._options["max_model_len"] = limit
-        if self._lora:
-            self._options |= {"enable_lora": True, "max_lora_rank": self._lora["r"]}
-            self._options["tokenizer"] = trained.path
+        if trained.is_adapter:
+            rank = max_rank(check_adapter_directory(trained.path))
+            self._options |= {"enable_lora": True, "max_lora_rank": rank, "tokenizer": trained.path}
         if trained.quantised:
             self._options["quantization"] = "bitsandbytes"
         self._trained, self._engine, self._numbers, self._jobs = trained, None, itertools.count(), 0
@@ -53,7 +61,13 @@ class Vllm(Engine):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._options))
+        try:
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._options))
+        except Exception as error:  # noqa: BLE001 - of its configuration, its worker process, or a library below it
+            raise SettingsError(
+                f"vLLM cannot serve {self._trained.path} ({type(error).__name__}: {brief(error)}); its messages are "
+                "above. --engine transformers does without it."
+            ) from error
 
     async def generate(self, job: Job) -> AsyncIterator[Token]:
         from vllm import SamplingParams
@@ -64,16 +78,17 @@ class Vllm(Engine):
         assert self._engine is not None
         wanted = job.sampling
         parameters = SamplingParams(
-            temperature=wanted.temperature,
+            temperature=0.0 if wanted.temperature < GREEDY_BELOW else wanted.temperature,
             top_p=wanted.top_p,
-            seed=wanted.seed,
+            seed=None if wanted.seed is None else wanted.seed % _SEEDS,
             max_tokens=job.max_tokens,
             stop_token_ids=list(job.stop_ids),
+            ignore_eos=True,  # it would add stops of its own, which are text here
             logprobs=wanted.logprobs,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
-        lora = LoRARequest("adapter", 1, self._trained.path) if self._lora else None
+        lora = LoRARequest("adapter", 1, self._trained.path) if self._trained.is_adapter else None
         made = self._engine.generate(
             TokensPrompt(prompt_token_ids=list(job.prompt)), parameters, f"job-{next(self._numbers)}", lora_request=lora
         )
@@ -82,7 +97,7 @@ class Vllm(Engine):
             async for output in made:  # closing it aborts the request
                 for token in _tokens(output.outputs[0], wanted.logprobs):
                     yield token
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - those of its engine have no common class
             raise EngineError(f"{type(error).__name__}: {error}") from error
         finally:
             self._jobs -= 1
@@ -112,16 +127,16 @@ def _tokens(output: Any, num_top: int | None) -> list[Token]:
     return made
 
 
-def _lora_of(trained: TrainedModel) -> dict[str, Any]:
-    """The configuration of the adapter, {} for a full model. Raises SettingsError for one that vLLM cannot apply."""
+def why_not(trained: TrainedModel, config: dict[str, Any]) -> list[str]:
+    """What of a model vLLM cannot serve, in a few words each. `config`: of the base, as in its config.json."""
     if not trained.is_adapter:
-        return {}
-    config = check_adapter_directory(trained.path)
-    lacks = [what for key, what in _UNSUPPORTED.items() if config.get(key)]
-    lacks += ["a RoPE scaling of its own"] if trained.rope else []
-    if lacks:
-        raise SettingsError(
-            f"vLLM cannot serve the adapter {trained.path}: it has {' and '.join(lacks)}. Merge it first (fastchat "
-            "merge), or pass --engine transformers."
-        )
-    return config
+        return []
+    dtype = serving_dtype(config, _trained_dtype(trained))
+    return cannot_apply(check_adapter_directory(trained.path), dtype) + (
+        ["a RoPE scaling of its own"] if trained.rope else []
+    )
+
+
+def _trained_dtype(trained: TrainedModel) -> str | None:
+    """The dtype of the base while its adapter was trained; of a full model that of its files counts."""
+    return trained.record.dtype if trained.is_adapter and trained.record else None
