@@ -27,6 +27,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 AFTER_S = 2.0  # a shorter wait needs no bar
 _REDRAW_S, _LINE_S = 0.1, 60.0
+FOR_LIBRARIES = {"delay": AFTER_S, "leave": False}  # the same rules as arguments of tqdm, for bars of libraries
 
 
 class Bars:

@@ -96,3 +96,17 @@ def test_disable_tqdm_switches_all_off(monkeypatch: pytest.MonkeyPatch, now: lis
 
 def test_durations() -> None:
     assert (clock(61), clock(3599.6), clock(90005)) == ("1:01", "1:00:00", "25:00:05")
+
+
+def test_a_bar_of_the_library_follows_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging as library
+
+    from fastchat.model.source import loading
+
+    for enabled in (True, False):
+        monkeypatch.setattr("fastchat.model.source.are_drawn", lambda drawn=enabled: drawn)
+        terminal = Terminal()
+        with loading("m", "weights"), library.tqdm(total=9, desc="Loading weights", file=terminal, leave=True) as shown:
+            shown.update(9)
+        assert terminal.getvalue() == ""
+    assert library.set_tqdm_hook(None) is None, "other uses of the library are as before"

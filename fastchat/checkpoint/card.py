@@ -257,7 +257,7 @@ def _data(record: TrainingRecord) -> str:
         shown = [counts.get(key) for key in ("dialogues", "supervised_tokens")]
         numbers = [f"{number:,}" if isinstance(number, int) else "" for number in shown]
         rows.append((part, names, *numbers, str(found.get("fingerprint", ""))[:16]))
-    heads = ("", "data", "dialogues", "supervised tokens", "fingerprint")
+    heads = ("", "data", "dialogues", "learned tokens", "fingerprint")
     return _table("## Data", heads, rows)
 
 
@@ -268,7 +268,7 @@ def _losses(record: TrainingRecord) -> str:
         "eval_loss": "evaluation loss",
     }
     found = [(shown, record.metrics[key]) for key, shown in names.items() if record.metrics.get(key) is not None]
-    return _table("## Losses", ("per supervised token", ""), [(shown, f"{loss:.4f}") for shown, loss in found])
+    return _table("## Losses", ("per learned token", ""), [(shown, f"{loss:.4f}") for shown, loss in found])
 
 
 def _settings(record: TrainingRecord) -> str:

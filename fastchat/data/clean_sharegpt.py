@@ -5,13 +5,13 @@
 The steps for each conversation, in order, with the reasons under which dropped ones are counted:
     turns before the first question and after the last answer are removed, as training would do
     "too short"          fewer than two turns are left, or fewer than 16 characters
-    "wrong format"       user and assistant turns do not alternate, a tool output does not follow a call, or an answer
-                         directly follows a call
-    "blocked words"      a message names the company or its product
+    "with turns in a wrong order": user and assistant turns do not alternate, a tool output does not follow a call, or
+                         an answer directly follows a call
+    "with blocked words" a message names the company or its product
     HTML is converted to Markdown, and text of the page itself ("Copy code", "1 / 2") is removed
     if a message is empty after that, the conversation is cut before its round (a tool output may be empty)
-    "plugins"            the page used plugins
-    "duplicate id", "duplicate first round"
+    "with plugins"       the page used plugins
+    "with the id of another", "with the first round of another"
 
 Only HTML is converted: a user's text about <div> is kept unchanged (upstream converts everything, which loses such
 text and puts backslashes before _ and *). Tool calls and their outputs are kept unchanged; upstream drops every
@@ -97,15 +97,15 @@ class Cleaner:
         if len(roles) < 2:
             raise Dropped("too short")
         if any(after not in _MAY_FOLLOW[before] for before, after in pairwise(kinds)):
-            raise Dropped("wrong format")
+            raise Dropped("with turns in a wrong order")
         if any(word in text.lower() for text in texts for word in BLOCKED_WORDS):
-            raise Dropped("blocked words")
+            raise Dropped("with blocked words")
         clean = [clean_text(kind, text) for kind, text in zip(kinds, texts, strict=True)]
         num_kept = _before_empty(kinds, clean, turns.calls[start:end])
         if sum(map(len, clean[:num_kept])) < MIN_CHARACTERS:
             raise Dropped("too short")
         if row.get("plugins") is not None:
-            raise Dropped("plugins")
+            raise Dropped("with plugins")
         self._check_new(columns.row(row).value, _first_round(roles, clean))
         tally.notes["turns before the first question or after the last answer, removed"] += (
             len(turns.roles) - turns.num_system - len(roles)
@@ -117,9 +117,9 @@ class Cleaner:
     def _check_new(self, row: dict[str, Any], first: tuple[str, ...]) -> None:
         name = row.get("id")
         if isinstance(name, str | int) and name in self._ids:
-            raise Dropped("duplicate id")
+            raise Dropped("with the id of another")
         if first in self._first_rounds:
-            raise Dropped("duplicate first round")
+            raise Dropped("with the first round of another")
         self._first_rounds.add(first)
         if isinstance(name, str | int):
             self._ids.add(name)

@@ -62,7 +62,7 @@ def to_sharegpt(
         raise BadRow("not an Alpaca row", f"keys: {keys_of(row)}")
     row = columns.row(row).value
     trained = says_train(row, THE_ROW) is not False
-    tally.notes["empty answers, which are not trained on"] += dialogue.turns[-1].is_empty
+    tally.notes["empty answers, which are not learned"] += dialogue.turns[-1].is_empty
     turns = [_turn(turn, trained) for turn in dialogue.turns]
     system = {} if dialogue.system is None else {SYSTEM_KEY: dialogue.system}
     kept = {key: row[key] for key in _KEPT if row.get(key) is not None}

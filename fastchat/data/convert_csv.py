@@ -61,7 +61,7 @@ def convert(args: argparse.Namespace) -> None:
             raise DataError(f"{args.in_file}: there are no rows after the names of the columns.")
     if report.total:
         say(report.summary(tally.num_in))
-        tally.dropped["cannot be read"] = report.total
+        tally.dropped["unreadable"] = report.total
     tally.num_out = out.num_rows
     show(f"columns: {', '.join(table.names)}\n{tally}")
     if way_out:

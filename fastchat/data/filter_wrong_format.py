@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def keep(_: int, row: dict[str, Any], __: Tally, columns: Columns = AS_THEY_ARE) -> Iterable[dict[str, Any]]:
     """The row, unchanged. Raises Dropped for one with a wrongly numbered list."""
     if any(is_wrongly_numbered(text) for text in turn_list(row, columns).texts):
-        raise Dropped("wrongly numbered list")
+        raise Dropped("with a wrongly numbered list")
     return [row]
 
 

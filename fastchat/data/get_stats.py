@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from fastchat.conversation import Dialogue
+from fastchat.data.rows.drop_reasons import listed
 from fastchat.data.rows.formats import parse_row
 from fastchat.data.tools.choosing import text_encoder
 from fastchat.data.tools.command import run
@@ -97,8 +98,7 @@ class Stats:
         num, ordered = len(self.lengths), sorted(self.lengths)
         lines = [f"#sequence: {num:,}", f"#tokens: {sum(ordered):,}"]
         if self.dropped:
-            reasons = ", ".join(f"{reason} {n:,}" for reason, n in self.dropped.most_common())
-            lines.append(f"#dropped: {self.dropped.total():,} ({reasons})")
+            lines.append(f"#dropped: {self.dropped.total():,} ({listed(self.dropped)})")
         if not num:
             return "\n".join(lines)
         lines.append(f"avg. turns: {self.messages['user'] / num:.2f}")

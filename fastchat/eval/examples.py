@@ -124,7 +124,7 @@ def read_examples(files: Sequence[str], chat_encoder: ChatEncoder, limits: Limit
             say(line)
     if not kept:
         cause = hint_at_causes(counts, limits.max_length)
-        raise DataError(f"there is nothing to evaluate: no token of the data is supervised. {cause}")
+        raise DataError(f"there is nothing to evaluate: no token of the data is learned. {cause}")
     chosen = spread(list(kept.values()), len(kept) if limits.max_samples is None else limits.max_samples)
     examples = [
         _evaluated(record, example, chat_encoder, limits.questions) for several in chosen for record, example in several

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastchat.bars import are_drawn
+from fastchat.bars import FOR_LIBRARIES, are_drawn
 from fastchat.errors import SettingsError, brief
 from fastchat.files import JsonError, read_object
 from fastchat.paths import meant_here, model_instead, say_hub_is_asked
@@ -79,17 +79,20 @@ def _check_weight_files(folder: Path, source: str) -> None:
 @contextmanager
 def loading(source: str, what: str, *, trust_remote_code: bool = False) -> Iterator[None]:
     """Turn what the hub client and `from_pretrained` raise while loading `what` into one SettingsError. The library's
-    own bar, which counts weights, is drawn where ours are."""
+    own bar, which counts weights, follows the rules of ours."""
     from safetensors import SafetensorError
     from transformers.utils import logging as library
 
     (library.enable_progress_bar if are_drawn() else library.disable_progress_bar)()
+    former = library.set_tqdm_hook(lambda make, args, settings: make(*args, **(settings | FOR_LIBRARIES)))
     try:
         yield
     except SettingsError:
         raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as problem:
         raise SettingsError(_explain(source, what, problem, trust_remote_code)) from problem
+    finally:
+        library.set_tqdm_hook(former)
 
 
 def _explain(source: str, what: str, problem: Exception, trust_remote_code: bool) -> str:

@@ -53,7 +53,7 @@ class _Curves:
     bytes: bool = False
 
 
-_LOSS = "Loss per supervised token"
+_LOSS = "Loss per learned token"
 _ONE_RUN = (
     _Curves("loss", "Loss", _LOSS, {"loss": "training", "eval_loss": "evaluation", "aux_loss": "added by the model"}),
 )

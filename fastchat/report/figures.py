@@ -182,7 +182,7 @@ FIGURES: tuple[tuple[str, Callable[[RunFiles], str]], ...] = (
     ("Peak memory per process", memory),
     ("Trained parameters", lambda run: _count(run.record.get("trainable_parameters"))),
     ("Training dialogues", lambda run: _count(data_of(run, "train").get("dialogues"))),
-    ("Supervised tokens per epoch", lambda run: _count(data_of(run, "train").get("supervised_tokens"))),
+    ("Learned tokens per epoch", lambda run: _count(data_of(run, "train").get("supervised_tokens"))),
 )
 _TILES = ("Evaluation loss", "Training loss", "Steps", "Time", "Tokens per second", "Peak memory per process")
 

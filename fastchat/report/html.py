@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from fastchat.errors import counted
 from fastchat.pages import allowed, asset, escaped, filled, safe_json
 from fastchat.report.answers import answers_section
 from fastchat.report.charts import Chart, charts_of
@@ -110,12 +111,12 @@ def _counts(run: RunFiles, name: str) -> list[list[str]]:
     rows = [[escaped(what), escaped(text)] for what, text in told]
     if as_object(data.get("chosen")):
         taken = data_of(run, name)
-        words = [f"{taken[key]:,} {key.replace('_', ' ')}" for key in _TAKEN if isinstance(taken.get(key), int)]
+        words = [counted(taken[key], noun) for key, noun in _TAKEN.items() if isinstance(taken.get(key), int)]
         rows.append(["of it used", escaped(", ".join(words))])
     return rows
 
 
-_TAKEN = ("dialogues", "examples", "tokens", "supervised_tokens")
+_TAKEN = {"dialogues": "dialogue", "examples": "example", "tokens": "token", "supervised_tokens": "learned token"}
 
 
 def _packed(packs: dict[str, object]) -> str:

@@ -99,7 +99,7 @@ def talk(session: Session) -> None:
     """Read lines until the end of input and print the answers, without a terminal."""
     from fastchat.serve.commands import Exit, Front, answer, attempt, command_of, known, run_command
 
-    front = Front(PlainView(len(session.chats) > 1), _tell, _show)
+    front = Front(PlainView(len(session.chats) > 1), _tell, _show, _list)
     typed = sys.stdin.isatty()
     while (line := _next_line(typed)) is not None:
         command = command_of(line)
@@ -142,6 +142,12 @@ def _tell(line: str) -> None:
 def _show(dialogue: Dialogue) -> None:
     for turn in dialogue.turns:
         _tell(f"{turn.role}: {turn.text}")
+
+
+def _list(pairs: Sequence[tuple[str, str]]) -> None:
+    width = max(len(term) for term, _ in pairs)
+    for term, meaning in pairs:
+        _tell(f"{term:<{width}}  {meaning}")
 
 
 def _load(args: argparse.Namespace) -> Session:

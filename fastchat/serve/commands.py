@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fastchat.conversation import Dialogue
-from fastchat.errors import SettingsError, UserError, brief, nearest
+from fastchat.errors import SettingsError, UserError, brief, counted, nearest
 from fastchat.serve.session import Session, View
 
 Tell = Callable[[str], None]  # shows one line about the chat
 Show = Callable[[Dialogue], None]  # shows a dialogue
+Listing = Callable[[Sequence[tuple[str, str]]], None]  # shows pairs in two columns
 
 
 @dataclass(frozen=True)
 class Front:
-    """How a chat is shown: its answers, lines about it, and a loaded dialogue."""
+    """How a chat is shown: its answers, lines about it, a loaded dialogue, and terms with their explanations."""
 
     view: View
     tell: Tell
     show: Show
+    list: Listing
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,12 @@ def run_command(name: str, argument: str, session: Session, front: Front) -> Non
     command = known(name)
     if command is None:
         names = names_of_commands()
-        close = nearest(name, names, n=1, cutoff=0.4)
+        close = nearest(name, names, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else "/help lists the commands."
-        raise SettingsError(f"unknown command {name}; {hint} (A message can begin so after a space.)")
+        mark = "/" if name.startswith("/") else "!!"
+        raise SettingsError(
+            f"unknown command {name}; {hint} (To send a message that begins with {mark}, type a space first.)"
+        )
     if argument and not command.argument:
         raise SettingsError(f"{name} takes no argument, but {brief(argument, 40)!r} is given.")
     if not argument and command.argument and not command.argument.startswith("["):
@@ -80,18 +85,22 @@ def names_of_commands() -> list[str]:
     return [f"/{name}" for name in COMMANDS] + [f"!!{name}" for name in FORMER]
 
 
+def takes_argument(name: str) -> bool:
+    """Whether the command of that name has an argument."""
+    command = known(name)
+    return command is not None and bool(command.argument)
+
+
 def _help(session: Session, argument: str, front: Front) -> None:
-    for line in help_lines():
-        front.tell(line)
+    front.list(list(listed_commands()))
 
 
-def help_lines() -> Iterator[str]:
-    """The list of commands."""
-    width = max(len(f"{name} {command.argument}") for name, command in COMMANDS.items()) + 1
+def listed_commands() -> Iterator[tuple[str, str]]:
+    """Each command as it is typed, and what it does."""
     for name, command in COMMANDS.items():
         former = ", ".join(f"!!{old}" for old, new in FORMER.items() if new == name)
         also = f" (also {former})" if former else ""
-        yield f"{f'/{name} {command.argument}':<{width}}  {command.help}{also}"
+        yield f"/{name} {command.argument}".rstrip(), command.help + also
 
 
 def _reset(session: Session, argument: str, front: Front) -> None:
@@ -130,9 +139,10 @@ def _save(session: Session, argument: str, front: Front) -> None:
     num = sum(turn.role == "assistant" for turn in session.dialogue.turns)
     unfinished = sum(turn.role == "assistant" and not turn.train for turn in session.dialogue.turns)
     path = session.save(argument)
-    left = f', {unfinished} of them unfinished: saved with "train": false' if unfinished else ""
+    which = "unfinished" if num == 1 else f"{unfinished} of them unfinished"
+    left = f', {which}: saved with "train": false' if unfinished else ""
     whose = " of the tuned model" if len(session.chats) > 1 else ""
-    front.tell(f"(saved {path}: {num} answer{'s' * (num != 1)}{whose}{left})")
+    front.tell(f"(saved {path}: {counted(num, 'answer')}{whose}{left})")
 
 
 def _load(session: Session, argument: str, front: Front) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.rows.bad_rows import BadRow
 from fastchat.data.rows.unshown import refuse_unshown
-from fastchat.errors import ResourceError, SettingsError
+from fastchat.errors import ResourceError, SettingsError, counted
 from fastchat.serve import saved_chat
 
 if TYPE_CHECKING:
@@ -221,13 +221,10 @@ def _stats(chat: Chat, last: Answer) -> str:
     if chat.context is None:
         context = f"{used:,} tokens"
     else:
-        context = f"{used:,} of {chat.context:,} tokens ({used / chat.context:.0%})"
+        context = f"{used:,} of {chat.context:,} tokens ({100 * used / chat.context:.0f} %)"
     wait = f"first token after {last.first - last.began:.1f} s"
-    return f"prompt {_tokens(last.num_prompt)}, answer {_tokens(num)}{speed}, {wait}; context used: {context}"
-
-
-def _tokens(num: int) -> str:
-    return f"{num:,} token" + ("" if num == 1 else "s")
+    prompt, answer = counted(last.num_prompt, "token"), counted(num, "token")
+    return f"prompt {prompt}, answer {answer}{speed}, {wait}; context used: {context}"
 
 
 def _plus(dialogue: Dialogue, turn: Turn) -> Dialogue:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import termios
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -31,6 +31,7 @@ from fastchat.serve.commands import (
     names_of_commands,
     run_command,
     system_text,
+    takes_argument,
 )
 from fastchat.serve.input_history import InputHistory, history_file
 from fastchat.serve.markdown_view import parts_of, printable, rendered, view_for
@@ -48,7 +49,10 @@ def talk(session: Session, console: Console | None = None) -> None:
     def tell(line: str) -> None:
         console.print(Text(printable(line), style="bold red" if line.startswith("error:") else "dim"))
 
-    front = Front(view, tell, lambda dialogue: show_dialogue(console, dialogue))
+    def tabulate(pairs: Sequence[tuple[str, str]]) -> None:
+        console.print(_columns(pairs), style="dim")
+
+    front = Front(view, tell, lambda dialogue: show_dialogue(console, dialogue), tabulate)
     greet(session, console)
     editor = line_editor()
     while True:
@@ -79,10 +83,17 @@ def _handle(line: str, session: Session, front: Front) -> None:
 
 def greet(session: Session, console: Console) -> None:
     """Say which model this is, what it is told, and which keys there are."""
+    facts = _columns(list(_facts(session, session.chat)), style="bold")
+    console.print(Group(facts, Text(KEYS, style="dim"), Text("")))
+
+
+def _columns(pairs: Sequence[tuple[str, str]], style: str = "") -> Table:
+    """Pairs in two columns, the first in `style`; only the second one is wrapped."""
     table = Table.grid(padding=(0, 2))
-    for name, value in _facts(session, session.chat):
-        table.add_row(Text(name, style="bold"), Text(printable(value)))
-    console.print(Group(table, Text(KEYS, style="dim"), Text("")))
+    table.add_column(no_wrap=True)
+    for name, value in pairs:
+        table.add_row(Text(name, style=style), Text(printable(value)))
+    return table
 
 
 def _facts(session: Session, chat: Chat) -> Iterator[tuple[str, str]]:
@@ -144,7 +155,9 @@ class _Commands(Completer):
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         typed = document.text_before_cursor
         if typed.startswith(("/", "!!")):
-            yield from (Completion(name, -len(typed)) for name in names_of_commands() if name.startswith(typed))
+            for name in names_of_commands():
+                if name.startswith(typed):
+                    yield Completion(f"{name} " if takes_argument(name) else name, -len(typed), display=name)
 
 
 @contextmanager

@@ -166,7 +166,11 @@ def test_the_preview_reads_a_split(tmp_path: Path, tokenizer_dir: Any, capsys: p
     words += ["--data_path", str(tmp_path / "both"), "--num", "0"]
     assert preview([*words, "--data_split", "dev"]) == 0
     out, err = capsys.readouterr()
-    assert "300 answers learned" in out and "300 dropped (no_trained_turn 300)" in out and "'site' (600 rows)" in err
+    assert (
+        "300 answers learned" in out
+        and "300 dropped (300 without an answer to learn)" in out
+        and "'site' (600 rows)" in err
+    )
     assert preview(words) == 3
     assert "there is no split 'train' in it; its splits are dev" in capsys.readouterr().err
 

@@ -76,7 +76,7 @@ def test_bad_rows_are_skipped_and_counted(tmp_path: Path, capsys: pytest.Capture
     code, rows = _convert(tmp_path, b"prompt,completion\n1,2\n3\n", "--on-bad-row", "skip")
     said = capsys.readouterr()
     assert code == 0 and len(rows) == 1
-    assert "skipped 1 of 2 rows" in said.err and "dropped: 1 (cannot be read 1)" in said.out
+    assert "skipped 1 of 2 rows" in said.err and "dropped: 1 (1 unreadable)" in said.out
 
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

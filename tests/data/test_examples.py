@@ -146,7 +146,7 @@ def test_what_the_length_limit_costs_is_counted_per_example(encoder_of: EncoderO
     )
     assert (counts["dialogues"], counts["examples"], counts["left_out_no_answer_within_length"]) == (1, 2, 1)
     assert (counts["trained_turns"], counts["cut_turns"], counts["truncated_dialogues"]) == (2, 1, 1)
-    assert "1 more not trained on (no_answer_within_length 1)" in table(counts)
+    assert "1 more not used (1 without an answer before the length limit)" in table(counts)
     dropped = counted(examples_of(encoder, THREE, max_length=5), 1)
     assert dropped["dropped_no_answer_within_length"] == 1 and not dropped["dialogues"]
     assert "none dropped" not in table(dropped)

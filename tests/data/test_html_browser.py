@@ -62,7 +62,7 @@ def test_the_overview_has_counts_lengths_and_reasons(browser: Chromium, plain: P
     text, data = browser.run("document.getElementById('overview').innerText"), data_of(plain)
     for name, parts in data["counts"]:
         assert f"{name}\t{''.join(said for said, _ in parts)}" in text
-    assert "250: 249 trained on, 1 dropped (no_assistant_turn 1)" in text
+    assert "250: 249 used, 1 dropped (1 without an answer)" in text
     told = [why for record in data["records"] if "t" in record for _, _, why in runs_of(record)]
     rows = browser.run("[...document.querySelectorAll('#reasons tbody tr')].map(r => r.innerText.split('\\t'))")
     assert {name: int(n.replace(",", "")) for name, _, n, _ in rows} == {why: told.count(why) for why in set(told)}
@@ -110,7 +110,7 @@ def test_a_token_tells_all_about_itself(browser: Chromium, plain: Path) -> None:
 
 def test_records_without_tokens_say_why(browser: Chromium, plain: Path) -> None:
     show(browser, plain, "record=3")
-    assert "dropped: no_assistant_turn" in browser.run("document.getElementById('record').innerText")
+    assert "dropped: without an answer" in browser.run("document.getElementById('record').innerText")
     assert browser.run(f"{TOKENS}.length") == 0
 
 
@@ -186,7 +186,7 @@ def test_searching_as_a_person_does(browser: Chromium, plain: Path) -> None:
     assert "2 of 80 hits" in browser.run("document.getElementById('hits').innerText")
     browser.press("/", "Escape")
     assert browser.run("document.getElementById('found').innerText") == "250 rows"
-    for query, number in (("sum-17", 11), ("id:1", 249), ("id:999999", 0), ("a.*b(", 0), ("no_assistant", 1)):
+    for query, number in (("sum-17", 11), ("id:1", 249), ("id:999999", 0), ("a.*b(", 0), ("without an answer", 1)):
         show(browser, plain, f"search={query}")
         found = browser.run("document.getElementById('found').innerText")
         assert found == f"{number} of 250 rows", query

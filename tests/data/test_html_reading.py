@@ -19,7 +19,7 @@ def test_counts_lead_to_the_rows_that_they_count(browser: Chromium, plain: Path)
     links = "[...document.querySelectorAll('#counts button')]"
     show(browser, plain)
     said = browser.run(f"{links}.map(link => link.innerText)")
-    assert said == ["249 trained on", "1 dropped", "1 not", "1 dialogue"]
+    assert said == ["249 used", "1 dropped", "1 not", "1 dialogue"]
     for i, text in enumerate(said):
         show(browser, plain, "search=nothing&tokens=user")
         browser.run(f"{links}[{i}].click()")

@@ -23,6 +23,7 @@ from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.examples import IGNORED, Example, tokenize_dialogue, tokenize_dialogues
 from fastchat.data.encoding.renderings import renderings_of
 from fastchat.data.encoding.text_encoder import TextEncoder
+from fastchat.data.rows.drop_reasons import in_words
 from fastchat.data.rows.records import Record
 from fastchat.data.view.histogram import Histogram, percentile
 from fastchat.data.view.html_report import HtmlReport
@@ -126,7 +127,7 @@ def test_ids_and_labels_are_those_of_the_training_run(
     encoder, vocabulary = encoder_of(kind), {i: piece for piece, i in encoder_of(kind).vocabulary.items()}
     assert all(piece == vocabulary[token_id] for token_id, _, piece, _ in data["tokens"])
     for record, line in zip(data["records"], lines, strict=True):
-        assert record["drop"] == line["dropped"]
+        assert record["drop"] == (line["dropped"] and in_words(line["dropped"]))
         if "t" not in record:
             continue
         ids = [data["tokens"][place][0] for place in record["t"]]
@@ -231,7 +232,7 @@ def test_boundaries_examples_and_earlier_answers_are_named(encoder_of: EncoderOf
 def test_nothing_supervised_still_gives_the_page(report: Preview, capsys: pytest.CaptureFixture[str]) -> None:
     code, page = report([row("q"), row("q", " ")])
     assert code == 3 and "error: no learned tokens in the data" in capsys.readouterr().err
-    assert [r["drop"] for r in data_of(page)["records"]] == ["no_assistant_turn", "no_trained_turn"]
+    assert [r["drop"] for r in data_of(page)["records"]] == ["without an answer", "without an answer to learn"]
 
 
 def test_the_page_has_room_for_so_many_tokens(encoder_of: EncoderOf, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_supervised_runs_stand_in_brackets(run: Run, tmp_path: Path) -> None:
     assert lines[1].endswith("USER: Hi ASSISTANT:[[ Hello there.</s>]]USER: More? ASSISTANT:[[ Yes, more.</s>]]")
     assert lines[3] == "[[ ]] encloses the learned tokens"
     assert re.fullmatch(r"\d+\.\d % of the tokens are learned; no answer is cut off", lines[5])
-    assert lines[6] == "rows         1: 1 trained on, none dropped"
+    assert lines[6] == "rows         1: 1 used, none dropped"
 
 
 def test_num_counts_dialogues_that_are_trained(run: Run, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_num_counts_dialogues_that_are_trained(run: Run, tmp_path: Path) -> None
         code, out, _ = run("--data_path", data, "--num", num)
         assert code == 0 and out.count("--- ") == shown
         assert [f"answer {i}</s>]]" in out for i in range(5)] == [i < shown for i in range(5)]
-        assert "rows         6: 5 trained on, 1 dropped (empty_dialogue 1)" in out
+        assert "rows         6: 5 used, 1 dropped (1 empty)" in out
 
 
 def test_cut_and_untrained_turns_are_named(run: Run, tmp_path: Path) -> None:
@@ -222,20 +222,20 @@ def test_malformed_rows_stop_or_are_skipped(run: Run, tmp_path: Path) -> None:
     code, out, err = run("--data_path", data)
     assert code == 3 and out == "" and f"{data}:4: truncated JSON" in err and "Traceback" not in err
     code, out, err = run("--data_path", data, "--on_bad_row", "skip")
-    assert code == 0 and "bad_row: truncated JSON 1" in out and f"first: {data}:4: truncated JSON" in err
+    assert code == 0 and "1 unreadable: truncated JSON" in out and f"first: {data}:4: truncated JSON" in err
 
 
 def test_nothing_supervised_is_said(run: Run, tmp_path: Path) -> None:
     data, out = write(tmp_path / "a.jsonl", [row("q"), row()]), tmp_path / "out.jsonl"
     code, shown, err = run("--data_path", data, "--output", str(out))
-    assert code == 3 and "0 trained on, 2 dropped" in shown and len(out.read_text().splitlines()) == 2
+    assert code == 3 and "0 used, 2 dropped" in shown and len(out.read_text().splitlines()) == 2
     assert "error: no learned tokens in the data: training would stop. Likely cause: no user turn" in err
 
 
 def test_several_files_are_one_input(run: Run, tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{i}.jsonl", [row("q", f"answer {i}")]) for i in range(2)]
     _, out, _ = run("--data_path", *paths)
-    assert [f"--- {path}:1" in out for path in paths] == [True, True] and "2: 2 trained on" in out
+    assert [f"--- {path}:1" in out for path in paths] == [True, True] and "2: 2 used" in out
 
 
 def test_default_template(run: Run, tokenizer_dir: TokenizerDir, tmp_path: Path) -> None:

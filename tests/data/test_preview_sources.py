@@ -45,7 +45,7 @@ def test_patterns_folders_and_parquet(run: Run, tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row("q", "answer a")]), folder / "a.parquet")
     for name in (folder, f"{folder}/*"):
         code, out, err = run("--data_path", str(name))
-        assert code == 0 and "2: 2 trained on" in out, err
+        assert code == 0 and "2: 2 used" in out, err
         assert f"--- {folder}/a.parquet:1" in out and f"--- {folder}/b.jsonl:1" in out
     code, out, err = run("--data_path", f"{folder}/*.csv")
     assert code == 3 and out == "" and "the pattern matches no file" in err
@@ -67,5 +67,5 @@ def test_what_a_run_would_choose_is_counted(run: Run, tmp_path: Path) -> None:
 def test_rows_are_shown_before_the_file_has_been_read(run: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", [*[row(f"q{i}", f"a{i}") for i in range(300)], "{", row("q", "last"), "{"])
     code, out, err = run("--data_path", data, "--num", "1")
-    assert code == 3 and out.count("--- ") == 1 and "trained on" not in out
+    assert code == 3 and out.count("--- ") == 1 and " used, " not in out
     assert f"2 of 303 rows cannot be read:\n  {data}:301: " in err and f"{data}:303: " in err

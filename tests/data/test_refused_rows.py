@@ -9,8 +9,9 @@ import pytest
 
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data import preview
-from fastchat.data.encoding.examples import REFUSED, tokenize_dialogues
+from fastchat.data.encoding.examples import tokenize_dialogues
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
+from fastchat.data.rows.drop_reasons import REFUSED
 from fastchat.data.rows.records import Records
 from fastchat.data.tokens.store import make_shard, usable
 from fastchat.errors import DataError
@@ -48,7 +49,7 @@ def test_refused_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert preview.main([*words, "--on_bad_row", "skip"]) == 0
     out, err = capsys.readouterr()
     assert "skipped 2 of 4 rows that the template rejects; first: " in err and "a.jsonl:2" in err
-    assert f"2 trained on, 2 dropped ({REFUSED} 2)" in out
+    assert "2 used, 2 dropped (2 rejected by the template)" in out
 
 
 @pytest.mark.parametrize(

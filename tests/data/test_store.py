@@ -125,7 +125,7 @@ def test_nothing_supervised_stops(chat_encoder: ChatEncoder, records: list[Recor
 
 def test_the_message_about_nothing_supervised_holds_the_counts(chat_encoder: ChatEncoder) -> None:
     records = records_of(pair("q", "a", train=False), "empty_dialogue", pair("q", "a", train=False))
-    with pytest.raises(DataError, match=r"rows +3: 0 trained on, 3 dropped \(no_trained_turn 2, empty_dialogue 1\)"):
+    with pytest.raises(DataError, match=r"rows +3: 0 used, 3 dropped \(2 without an answer to learn, 1 empty\)"):
         build_store(records, chat_encoder, max_length=100, overlong="truncate")
 
 
@@ -258,24 +258,24 @@ MORE = {
 def test_the_table_leads_with_its_verdict_and_leaves_out_what_did_not_happen() -> None:
     assert table({**PLAIN, "turns": 2400, "truncated_dialogues": 0, "bad_rows": 0}).splitlines() == [
         "25.0 % of the tokens are learned; no answer is cut off",
-        "rows         1,200: 1,200 trained on, none dropped",
+        "rows         1,200: 1,200 used, none dropped",
         "turns        2,400: 1,200 answers learned",
         "tokens       4,000: 1,000 learned (25.0 %)",
     ]
     assert table({**PLAIN, **MORE}, Lost(1000, 1, Counter({700: 20})), 512).splitlines() == [
         "25.0 % of the tokens are learned; 1 dialogue lost answers or parts of them at 512 tokens: 700 keeps all; "
         "5 of 1,200 rows dropped",
-        "rows         1,200: 1,195 trained on, 5 dropped (empty_dialogue 4, overlong 1)",
+        "rows         1,200: 1,195 used, 5 dropped (4 empty, 1 longer than the length limit)",
         "turns        0: 1,200 answers learned, 5 not, 1 after a cut",
         "tokens       4,000: 1,000 learned (25.0 %)",
         "cut          20 tokens that would be learned, in 1 dialogue; 30 tokens of any kind, from 2 dialogues that are "
-        "trained on",
+        "used",
         "boundary     3 tokens with characters of an answer and of other text",
         "special      9 special-token strings in messages, kept as plain text; 8 by an extra split",
         "also         user or tool turns after the last answer, removed: 7",
-        "also         function_call turns whose text is not the JSON of calls, trained on as text: 1,195",
+        "also         function_call turns whose text is not the JSON of calls, learned as text: 1,195",
     ]
-    assert table({}).startswith("0 % of the tokens are learned; no answer is cut off\nrows         0: 0 trained on")
+    assert table({}).startswith("0 % of the tokens are learned; no answer is cut off\nrows         0: 0 used")
 
 
 def test_the_page_has_the_lines_that_count_nothing_too() -> None:

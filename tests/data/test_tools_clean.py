@@ -159,15 +159,15 @@ def said(*roles: str) -> dict[str, Any]:
         (chat("only a question that is long enough"), "too short"),
         (chat("hi", "yo"), "too short"),
         (chat("hi", "<div></div>"), "too short"),
-        (said("human", "gpt", "gpt", "human", "gpt"), "wrong format"),
-        (said("human", "human", "gpt"), "wrong format"),
-        (said("human", "observation", "gpt"), "wrong format"),
-        (said("human", "function_call", "gpt"), "wrong format"),
-        (said("human", "function_call", "observation", "human", "gpt"), "wrong format"),
-        (said("human", "function_call", "observation", "gpt", "gpt"), "wrong format"),
-        (chat("who?", "I am ChatGPT, by nobody."), "blocked words"),
-        (chat("what of <b>OpenAI</b>?", LONG), "blocked words"),
-        (chat("q", LONG, plugins=["x"]), "plugins"),
+        (said("human", "gpt", "gpt", "human", "gpt"), "with turns in a wrong order"),
+        (said("human", "human", "gpt"), "with turns in a wrong order"),
+        (said("human", "observation", "gpt"), "with turns in a wrong order"),
+        (said("human", "function_call", "gpt"), "with turns in a wrong order"),
+        (said("human", "function_call", "observation", "human", "gpt"), "with turns in a wrong order"),
+        (said("human", "function_call", "observation", "gpt", "gpt"), "with turns in a wrong order"),
+        (chat("who?", "I am ChatGPT, by nobody."), "with blocked words"),
+        (chat("what of <b>OpenAI</b>?", LONG), "with blocked words"),
+        (chat("q", LONG, plugins=["x"]), "with plugins"),
     ],
 )  # fmt: skip
 def test_what_is_left_out(row: dict[str, Any], reason: str) -> None:
@@ -215,7 +215,7 @@ def test_a_first_round_of_calls_is_the_same_only_with_its_output_and_answer() ->
         row = {"conversations": [{"from": n, "value": LONG + "!" * (i == changed)} for i, n in enumerate(names)]}
         cleaner.clean(row, Tally())
     row["conversations"][4]["value"] = "another question"
-    with pytest.raises(Dropped, match="duplicate first round"):
+    with pytest.raises(Dropped, match="with the first round of another"):
         cleaner.clean(row, Tally())
 
 
@@ -223,7 +223,7 @@ def test_shared_dialogues_with_tools_are_kept(shared: Path, tmp_path: Path, caps
     data = str(shared / "data" / "glaive_toolcall_en_demo.json")
     assert run(clean_sharegpt, "--in", data, "--out", str(tmp_path / "o.jsonl")) == 0
     said = capsys.readouterr().out
-    assert said == "#in: 300, #out: 253\ndropped: 47 (duplicate first round 47)\n"
+    assert said == "#in: 300, #out: 253\ndropped: 47 (47 with the first round of another)\n"
 
 
 def test_what_is_removed_from_a_conversation() -> None:
@@ -241,8 +241,8 @@ def test_what_is_removed_from_a_conversation() -> None:
     kept = [cleaner.clean(chat("q", LONG, "q2", str(i), id=name), tally) for i, name in ((0, "b"),)]
     assert len(kept) == 1 and entries[3]["value"] == "<p>A</p>" * 12
     for row, reason in (
-        (chat("other", LONG, id="b"), "duplicate id"),
-        (chat("q", LONG, "else", "x"), "duplicate first round"),
+        (chat("other", LONG, id="b"), "with the id of another"),
+        (chat("q", LONG, "else", "x"), "with the first round of another"),
     ):
         with pytest.raises(Dropped, match=reason):
             cleaner.clean(row, tally)
@@ -261,8 +261,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     made = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in made] == ["a\x1b[31m", "c"] and "Copy code" not in out.read_text()
     said = capsys.readouterr()
-    assert "#in: 4, #out: 2\ndropped: 2 (too short 1, duplicate id 1)" in said.out
-    assert "row 1 (id 'b'): too short" in said.err and "row 2 (id 'a\\x1b[31m'): duplicate id" in said.err
+    assert "#in: 4, #out: 2\ndropped: 2 (1 too short, 1 with the id of another)" in said.out
+    assert "row 1 (id 'b'): too short" in said.err and "row 2 (id 'a\\x1b[31m'): with the id of another" in said.err
     assert run(clean_sharegpt, "--in", data, "--out", str(out), "--begin", "3") == 0
     assert len(out.read_text().splitlines()) == 1 and "row" not in capsys.readouterr().err
     assert run(clean_sharegpt, "--in", write(tmp_path / "b.jsonl", [{"messages": 1}]), "--out", str(out)) == 3

@@ -167,7 +167,7 @@ def test_the_command(tokenizer_dir: Callable[[str], Path], tmp_path: Path, capsy
     assert [row.get("id") for row in made] == ["long_0", "long_2", "short_0", None]
     assert capsys.readouterr().out.splitlines() == [
         "#in: 5, #out: 4",
-        "dropped: 2 (no_assistant_turn 1, cannot be read 1)",
+        "dropped: 2 (1 without an answer, 1 unreadable)",
         "conversations split: 1",
         "rounds that are too long by themselves, kept: training cuts the answer: 1",
     ]

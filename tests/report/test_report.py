@@ -80,7 +80,7 @@ def test_charts_have_exactly_the_logged_points(tmp_path: Path) -> None:
             for (step, value), (across, down) in zip(points, vertices, strict=True):
                 assert x.low + across / svg.SIZE * (x.high - x.low) == pytest.approx(step, abs=1e-3)
                 assert y.low + (1 - down / svg.SIZE) * (y.high - y.low) == pytest.approx(value, rel=1e-3, abs=1e-5)
-    for title in ("Optimizer step", "Loss per supervised token", "Tokens per second", "GiB per process"):
+    for title in ("Optimizer step", "Loss per learned token", "Tokens per second", "GiB per process"):
         assert title in page.text
     assert "Evaluation: token accuracy" in page.text, "a key that is not known here"
 
@@ -92,7 +92,7 @@ def test_the_verdict_comes_first_and_everything_is_there(tmp_path: Path) -> None
     assert "Finished in 2 min 10 s: 7 steps" not in head and "Finished in 2 min 10 s: 21 steps on 8 dialogues." in head
     assert "Evaluation loss 1.362 → 0.0121, training loss 1.2 → 0.1714." in head
     assert "11.0 GiB (12.0 GiB planned)" in head and rest.count("WARNING: look out") == 0, "each warning once"
-    assert "chats.json" in rest and "8 trained on, 1 dropped (overlong 1)" in rest
+    assert "chats.json" in rest and "8 used, 1 dropped (1 longer than the length limit)" in rest
     assert "8 examples in 3 packs of 512, 58.59% filled" in rest
     assert "2 of 5 tokens are learned" in rest and "torch 2.13.0" in rest
 
@@ -153,7 +153,7 @@ def test_a_run_without_a_result(tmp_path: Path, status: dict[str, Any] | None, r
         if running:
             lock.acquire()
         text = _page(folder).text
-    assert said in text and "tiny, QLoRA, rank 16" in text and "8 trained on, 1 dropped" in text
+    assert said in text and "tiny, QLoRA, rank 16" in text and "8 used, 1 dropped" in text
     assert (status or {}).get("message", "") in text
     assert ("status.json is missing" in text) == (status is None)
 

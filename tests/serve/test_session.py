@@ -60,7 +60,12 @@ class Seen:
     def type(self, session: Session, line: str) -> list[str]:
         """Type a line; returns the lines that the chat then says about itself."""
         self.lines.clear()
-        front = Front(self, self.lines.append, lambda dialogue: self.answers.extend(t.text for t in dialogue.turns))
+        front = Front(
+            self,
+            self.lines.append,
+            lambda dialogue: self.answers.extend(turn.text for turn in dialogue.turns),
+            lambda pairs: self.lines.extend(f"{term}: {meaning}" for term, meaning in pairs),
+        )
         command = command_of(line)
         if command:
             attempt(lambda: run_command(*command, session, front), self.lines.append)
@@ -105,7 +110,7 @@ def test_statistics_count_the_tokens(session: Session) -> None:
     num = len(encode_prompt(Dialogue((Turn("user", "Hello"),)), session.chat.chat_encoder))
     (line,) = seen.type(session, "/stats")
     assert line.startswith(f"prompt {num} tokens, answer 6 tokens at ")
-    assert f"context used: {num + 6} of 512 tokens ({(num + 6) / 512:.0%})" in line
+    assert f"context used: {num + 6} of 512 tokens ({100 * (num + 6) / 512:.0f} %)" in line
 
 
 def test_the_system_message_is_shown_changed_and_reset(session: Session) -> None:
@@ -147,7 +152,9 @@ def test_unknown_commands_are_told_with_the_nearest(session: Session) -> None:
     for wrong, right in {"/rest": "/reset", "/quit": "/exit", "!!save_": "!!save", "/regen": "!!regen"}.items():
         (line,) = seen.type(session, wrong)
         assert line.startswith(f"error: unknown command {wrong}; did you mean {right}?")
-    assert "/help lists" in seen.type(session, "/xyzzy")[0]
+    for other in ("/xyzzy", "/foo"):
+        (line,) = seen.type(session, other)
+        assert "/help lists" in line and "did you mean" not in line
     assert "usage: /save FILE" in seen.type(session, "/save")[0]
     assert "takes no argument" in seen.type(session, "/undo 3")[0]
     listed = "\n".join(seen.type(session, "/help"))
@@ -198,7 +205,7 @@ def test_a_saved_chat_is_training_data_and_is_loaded_again(session: Session, tmp
     seen.type(session, "/system Be brief.")
     seen.type(session, "Hello 数学")
     told = seen.type(session, f"/save {tmp_path / 'mine'}")
-    assert told == [f'(saved {tmp_path / "mine.json"}: 1 answer, 1 of them unfinished: saved with "train": false)']
+    assert told == [f'(saved {tmp_path / "mine.json"}: 1 answer, unfinished: saved with "train": false)']
     (row,) = json.loads((tmp_path / "mine.json").read_text())
     assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"]
     assert row["messages"][-1]["train"] is False

@@ -127,13 +127,14 @@ def test_a_chat_from_the_greeting_to_the_end(shell: Terminal, chat: Chat, tmp_pa
     # The arrow keys bring back what was typed, also in a new chat.
     shell.ask(f"{UP}{UP}{UP}{UP}\x01X\r", "(cut at")
     saved = tmp_path / "chat.json"
-    shell.ask(f"/sa{TAB} {saved}\r", f"(saved {saved}: 3 answers")
+    shell.ask(f"/sa{TAB}{saved}\r", f"(saved {saved}: 3 answers")
     asked = [m["content"] for m in messages(saved) if m["role"] == "user"]
     assert asked[:2] == ["first line\nsecond line\n\n/exit", "one\ntwo"] and "X" in asked[2]
 
     assert "did you mean /retry?" in shell.ask("/rety\r", "error: unknown command /rety;")
     shell.ask(" /etc is a folder\r", "(cut at")
     shell.ask("/stats\r", "context used: ")
+    assert "\n/load FILE" in shell.ask(f"/h{TAB}\r", "leave, like Ctrl-D")
     # Ctrl-C at the prompt drops the line.
     shell.ask(f"half a line{CTRL_C}", "(Ctrl-D or /exit leaves)")
     shell.ask(f"/save {tmp_path / 'b.json'}\r", "4 answers")
@@ -159,7 +160,7 @@ def test_what_was_said_before_ctrl_c_is_kept(shell: Terminal, tmp_path: Path) ->
     assert "typed ahead" not in said
     shell.wait_for("> ")
     saved = tmp_path / "chat.json"
-    shell.ask(f"\x15/save {saved}\r", "1 answer, 1 of them unfinished")
+    shell.ask(f"\x15/save {saved}\r", "1 answer, unfinished")
     question, answer = messages(saved)
     assert question["content"] == "Hello" and answer["content"] and answer["train"] is False
     shell.ask("/undo\r", "(taken back: Hello)")

@@ -62,7 +62,7 @@ def test_the_second_start_reads_no_row(train: Train, cache: Path, monkeypatch: p
     assert f"train tokens: found in {cache}" in second.err and second.losses == first.losses
     keys = ("counts", "fingerprint", "sources")
     assert [corpus(second)[key] for key in keys] == [corpus(first)[key] for key in keys]
-    table = "20: 20 trained on"
+    table = "20: 20 used"
     assert table in first.err and table in second.err
     third = ok(train("--overwrite_cache", "--preprocessing_num_workers", "2", name="c"))
     assert "found in" not in third.err and third.losses == first.losses

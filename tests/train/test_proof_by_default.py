@@ -24,7 +24,7 @@ def test_counts_example_proof_and_saved_template_are_shown(train: Train) -> None
         r"<s> A chat between .* USER: What is 0 plus 0\? ASSISTANT:\[\[ The answer is 0\.</s>\]\]",
         r"\[\[ \]\] encloses the learned tokens",
         r"train data, .*: \d+\.\d % of the tokens are learned; no answer is cut off",
-        r"rows         20: 20 trained on, none dropped",
+        r"rows         20: 20 used, none dropped",
         r"turns        \d+: \d+ answers learned",
         r"tokens       [\d,]+: [\d,]+ learned \(\d+\.\d %\)",
         r"the saved chat template gives the training ids of 16 rows, and their prompts",

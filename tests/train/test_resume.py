@@ -180,9 +180,9 @@ def test_a_finished_run_has_nothing_to_do(train: Train, monkeypatch: Any) -> Non
         shutil.rmtree(checkpoint)
     other = train(*SHORT, "--conv_template", "zero_shot")
     assert other.code == 2 and "already holds a result (adapter_config.json)" in other.err
-    assert "trained on" not in other.err, "said before the data is read"
+    assert " used, " not in other.err, "said before the data is read"
     again = train(*SHORT)
-    assert "nothing to do" in again.err and "trained on" in again.err
+    assert "nothing to do" in again.err and " used, " in again.err
 
 
 def test_a_run_killed_while_it_saved_its_result(train: Train, broken: Outcome, monkeypatch: Any) -> None:
@@ -270,7 +270,7 @@ def test_another_run_is_refused_and_the_change_named(
     before = {p: p.stat().st_mtime_ns for p in broken.folder.rglob("*") if p.is_file()}
     outcome = train(*SHORT, *flags)
     assert outcome.code == 2 and named in outcome.err and "belongs to another run" in outcome.err, outcome.err
-    assert "trained on" not in outcome.err, "said before the data is read, which may take long"
+    assert " used, " not in outcome.err, "said before the data is read, which may take long"
     assert before == {p: p.stat().st_mtime_ns for p in broken.folder.rglob("*") if p.is_file()}
 
 

@@ -21,11 +21,11 @@ from fastchat.data.encoding.plain_text import encode_text, lead_of, pieces_of, t
 from fastchat.data.encoding.renderings import renderings_of
 from fastchat.data.encoding.supervision import Encoded, learned_segments
 from fastchat.data.encoding.tokenizer_template import RefusedByTemplate
+from fastchat.data.rows.drop_reasons import EMPTY, NO_ANSWER_FITS, NOTHING_TO_LEARN, REFUSED, TOO_LONG
 from fastchat.data.tokens.lost import gains_of
 from fastchat.errors import DataError
 
 IGNORED = -100
-REFUSED = "refused_by_template"  # the reason for dropping it
 OVERLONG = ("truncate", "drop", "error")
 # Renderings per call of the tokenizer: enough to keep its threads busy, small enough to keep memory flat.
 _BATCH = 256
@@ -239,7 +239,7 @@ class _Maker:
             ends = _ends(rendered, encoded)
             example.lost, example.gains = gains_of(encoded.supervised, ends, self.max_length, self.overlong)
             if self.overlong == "drop":
-                example.dropped, example.truncated_tokens = "overlong", total
+                example.dropped, example.truncated_tokens = TOO_LONG, total
                 return
             # Up to the end of the last assistant turn that fits, else as much as fits.
             keep = max((end for end in ends if end <= self.max_length), default=self.max_length)
@@ -252,7 +252,7 @@ class _Maker:
         example.straddling = sum(position < keep for position in encoded.straddling)
         example.escaped = encoded.escaped
         if not any(supervised):
-            example.dropped = "no_answer_within_length" if example.truncated_tokens else "no_trained_turn"
+            example.dropped = NO_ANSWER_FITS if example.truncated_tokens else NOTHING_TO_LEARN
             example.input_ids, example.labels = [], []
 
     def of_text(self, index: int, dialogue: Dialogue) -> Iterator[Example]:
@@ -260,7 +260,7 @@ class _Maker:
         text, lead, outcome = text_of(dialogue), lead_of(self.chat_encoder), Outcome(plain=True)
         trained = all(turn.train for turn in dialogue.turns)
         if not text.strip() or not trained:
-            left_out = Example(index, dropped="no_trained_turn" if text.strip() else "empty_dialogue", outcome=outcome)
+            left_out = Example(index, dropped=NOTHING_TO_LEARN if text.strip() else EMPTY, outcome=outcome)
             outcome.add(left_out, 0)
             yield left_out
             return
@@ -269,7 +269,7 @@ class _Maker:
         found = self.chat_encoder.special_token_strings([Segment(text, "user")])
         if len(pieces) > 1 and self.overlong != "truncate":
             self._check_length(dialogue, "the text", len(lead) + len(ids), True)
-            lost = Example(index, dropped="overlong", truncated_tokens=len(lead) + len(ids), outcome=outcome)
+            lost = Example(index, dropped=TOO_LONG, truncated_tokens=len(lead) + len(ids), outcome=outcome)
             lost.lost, lost.gains = len(ids), [(len(lead) + len(ids), len(ids))]
             outcome.add(lost, 0)
             yield lost

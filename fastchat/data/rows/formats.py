@@ -24,6 +24,7 @@ from typing import Any
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.rows.bad_rows import AS_TURNS, BadRow, shown
 from fastchat.data.rows.columns import AS_THEY_ARE, Columns
+from fastchat.data.rows.drop_reasons import EMPTY, UNANSWERED
 from fastchat.data.rows.keys import (
     ANSWERS,
     ARGUMENTS,
@@ -125,11 +126,11 @@ def parse_row(
     system, arguments = _system(row, made.system), _template_arguments(row)
     tools = tools_with(tools, made.tools, reading.treatments)
     if not made.turns:
-        return Parsed(None, "empty_dialogue", Counter(), reading.unread, form)
+        return Parsed(None, EMPTY, Counter(), reading.unread, form)
     kept = _trimmed(made.turns, reading.treatments)
     turns = [_checked(made.turns[i], reading.treatments) for i in kept]
     if not turns:
-        return Parsed(None, "no_assistant_turn", Counter(), reading.unread, form)
+        return Parsed(None, UNANSWERED, Counter(), reading.unread, form)
     count_references(turns, reading.treatments)
     said = (made.system_train, made.system_role, tools, arguments)
     dialogue = Dialogue(tuple(turns), system, source, line, *said)
@@ -291,7 +292,7 @@ def _prompt(row: dict[str, Any], reading: Reading) -> TurnsOfRow:
 def _plain(row: dict[str, Any], reading: Reading, source: str, line: int) -> Parsed:
     text = text_of(row, TEXT, THE_ROW)
     if not text.strip():
-        return Parsed(None, "empty_dialogue", Counter(), reading.unread, TEXT)
+        return Parsed(None, EMPTY, Counter(), reading.unread, TEXT)
     turn = Turn(ASSISTANT, text, reading.train is not False)
     dialogue = Dialogue((turn,), None, source, line, plain=True)
     return Parsed(dialogue, None, +reading.treatments, reading.unread, TEXT, row_id(row), row_origin(row))

@@ -11,6 +11,7 @@ from typing import Literal
 from fastchat.conversation import Dialogue
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport, UnreadKeys
 from fastchat.data.rows.columns import Columns
+from fastchat.data.rows.drop_reasons import UNREADABLE
 from fastchat.data.rows.formats import parse_row
 from fastchat.data.rows.no_file import unreadable
 from fastchat.data.rows.reading import Row, RowReader
@@ -138,7 +139,7 @@ class Records:
                 refuse_unshown(parsed.dialogue, reasoning=self.reasoning, calls=self.calls)
         except BadRow as bad:
             self.bad.add(row.source, row.line, bad)
-            return Record(index, None, f"bad_row: {bad.reason}", row.source, row.line)
+            return Record(index, None, UNREADABLE + bad.reason, row.source, row.line)
         self._treatments.update(parsed.treatments)
         if parsed.dialogue and not all(map(self._reads_argument, parsed.dialogue.template_arguments)):
             self._treatments["ignored_arguments"] += 1

@@ -26,22 +26,30 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from fastchat.data.encoding.examples import REFUSED, Example, Outcome
+from fastchat.data.encoding.examples import Example, Outcome
+from fastchat.data.rows.drop_reasons import (
+    EMPTY,
+    NO_ANSWER_FITS,
+    NOTHING_TO_LEARN,
+    REFUSED,
+    TOO_LONG,
+    UNANSWERED,
+    UNREADABLE,
+    listed,
+)
 from fastchat.data.rows.keys import TREATMENTS
 from fastchat.data.tokens.lost import Lost
 from fastchat.errors import counted
 
-_TOO_LONG = ("no_answer_within_length", "overlong")
 _DROPPED, _LEFT_OUT, _NOTE = "dropped_", "left_out_", "note_"
 # Why rows without supervised tokens are dropped, and what to do.
 _CAUSES = {
-    "no_answer_within_length": "the text before the first answer already has --model_max_length ({max_length}) tokens; "
-    "raise it",
-    "overlong": "dialogues have more than --model_max_length ({max_length}) tokens; raise it, or --overlong truncate",
-    "no_trained_turn": 'every answer is empty or has "train": false',
-    "no_assistant_turn": "no user turn is answered; are the roles right?",
+    NO_ANSWER_FITS: "the text before the first answer already has --model_max_length ({max_length}) tokens; raise it",
+    TOO_LONG: "dialogues have more than --model_max_length ({max_length}) tokens; raise it, or --overlong truncate",
+    NOTHING_TO_LEARN: 'every answer is empty or has "train": false',
+    UNANSWERED: "no user turn is answered; are the roles right?",
     REFUSED: "the chat template rejects them; choose another one with --conv_template",
-    "empty_dialogue": "dialogues have no turns; are they under another key?",
+    EMPTY: "dialogues have no turns; are they under another key?",
 }
 
 
@@ -101,10 +109,6 @@ def _by_reason(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
     return {key.removeprefix(prefix): n for key, n in counts.items() if key.startswith(prefix) and n}
 
 
-def _listed(by_reason: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {n:,}" for reason, n in sorted(by_reason.items(), key=lambda item: -item[1]))
-
-
 def plain_line(counts: Mapping[str, int]) -> str:
     """The warning about plain texts; "" if there are none."""
     num = counts.get("plain_texts", 0)
@@ -145,9 +149,9 @@ def lines(counts: Mapping[str, int]) -> list[Line]:
     special = n("special_token_strings")
     found = [
         Line("rows", [
-            Part(f"{n('rows'):,}: "), Part(f"{n('dialogues'):,} trained on", "trained"), Part(", "),
+            Part(f"{n('rows'):,}: "), Part(f"{n('dialogues'):,} used", "trained"), Part(", "),
             Part(f"{sum(out.values()):,} dropped", "dropped") if out else Part("none dropped"),
-            Part(f" ({_listed(out)})" if out else ""),
+            Part(f" ({listed(out)})" if out else ""),
         ]),
         *_examples(counts),
         Line("turns", [Part(f"{n('turns'):,}: {counted(n('trained_turns'), 'answer')} learned"), *_others(counts)]),
@@ -191,7 +195,7 @@ def _cut(counts: Mapping[str, int]) -> Line:
     parts = [Part(f"{at_least}{counted(lost, 'token')} that would be learned, in ")]
     parts.append(Part(counted(lossy, "dialogue"), "cut"))
     if dialogues:
-        left = " that are trained on" if any(counts.get(f"dropped_{why}") for why in _TOO_LONG) else ""
+        left = " that are used" if any(counts.get(f"dropped_{why}") for why in (NO_ANSWER_FITS, TOO_LONG)) else ""
         cut = f"; {at_least}{counted(tokens, 'token')} of any kind, from {counted(dialogues, 'dialogue')}{left}"
         parts.append(Part(cut))
     return Line("cut", parts, lossy + dialogues > 0)
@@ -207,7 +211,7 @@ def _examples(counts: Mapping[str, int]) -> list[Line]:
         why.append(f"several from {counted(n, 'dialogue')}: the template shows earlier answers differently")
     if n := counts.get("split_texts"):
         why.append(f"several from {counted(n, 'text')} longer than --model_max_length")
-    more = [f"{sum(left_out.values()):,} more not trained on ({_listed(left_out)})"] if left_out else []
+    more = [f"{sum(left_out.values()):,} more not used ({listed(left_out)})"] if left_out else []
     said = [f"{examples:,} of {counted(counts.get('dialogues', 0), 'row')}", *why, *more]
     return [Line("examples", [Part("; ".join(said))])]
 
@@ -244,7 +248,7 @@ def table(counts: Mapping[str, int], lost: Lost | None = None, max_length: int |
 
     Example:
         58.8 % of the tokens are learned; 12 dialogues lost answers or parts of them at 1,024 tokens: 2,048 keeps all
-        rows         6,000: 6,000 trained on, none dropped
+        rows         6,000: 6,000 used, none dropped
         turns        30,000: 14,985 answers learned, 15 after a cut
         tokens       1,722,503: 1,012,345 learned (58.8 %)
         cut          310 tokens that would be learned, in 12 dialogues; 345 tokens of any kind, from 14 dialogues
@@ -255,9 +259,9 @@ def table(counts: Mapping[str, int], lost: Lost | None = None, max_length: int |
 
 
 def hint_at_causes(counts: Mapping[str, int], max_length: int) -> str:
-    """The likely cause if no token of the data is supervised."""
+    """The likely cause if no token of the data is learned."""
     reasons = sorted(dropped(counts).items(), key=lambda item: -item[1])
     causes = [_CAUSES[reason].format(max_length=max_length) for reason, _ in reasons if reason in _CAUSES]
-    if any(reason.startswith("bad_row") for reason, _ in reasons):
+    if any(reason.startswith(UNREADABLE) for reason, _ in reasons):
         causes.append("rows cannot be read; list them with --on_bad_row stop")
     return "Likely cause: " + ("; ".join(causes) or "the data") + "."

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport
 from fastchat.data.rows.columns import AS_THEY_ARE, Columns
+from fastchat.data.rows.drop_reasons import listed
 from fastchat.data.rows.formats import Parsed, parse_row
 from fastchat.data.rows.keys import ASSISTANT, CALL, CALLS, DEVELOPER, PAIRS, SYSTEM, TURN_LISTS, TURN_TEXT
 from fastchat.data.rows.turns import kind_of
@@ -48,8 +49,7 @@ class Tally:
     def __str__(self) -> str:
         lines = [f"#in: {self.num_in:,}, #out: {self.num_out:,}"]
         if self.dropped:
-            reasons = ", ".join(f"{reason} {n:,}" for reason, n in self.dropped.most_common())
-            lines.append(f"dropped: {self.dropped.total():,} ({reasons})")
+            lines.append(f"dropped: {self.dropped.total():,} ({listed(self.dropped)})")
         return "\n".join([*lines, *(f"{note}: {n:,}" for note, n in self.notes.most_common() if n)])
 
 
@@ -183,7 +183,7 @@ def convert(args: argparse.Namespace, function: Convert) -> None:
                 out.add(row)
     tally.num_in, tally.num_out = rows.num_read, out.num_rows
     if rows.report.total:
-        tally.dropped["cannot be read"] = rows.report.total
+        tally.dropped["unreadable"] = rows.report.total
     show(str(tally))
 
 

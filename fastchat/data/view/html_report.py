@@ -25,9 +25,10 @@ from typing import Any
 from fastchat.conversation import Dialogue, Rendered
 from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.data.encoding.examples import REFUSED, Example
+from fastchat.data.encoding.examples import Example
 from fastchat.data.encoding.renderings import renderings_of
 from fastchat.data.encoding.supervision import Encoded
+from fastchat.data.rows.drop_reasons import NO_ANSWER_FITS, REFUSED, in_words
 from fastchat.data.rows.records import Record
 from fastchat.data.rows.writing import StagedFile
 from fastchat.data.tokens.counts import lines, verdict
@@ -164,7 +165,7 @@ def _row(entry: _Entry, place_of: Mapping[int, int]) -> dict[str, Any]:
         "i": record.index,
         "at": f"{record.source}:{record.line}",
         "id": record.id,
-        "drop": example.dropped,
+        "drop": None if example.dropped is None else in_words(example.dropped),
         "n": [
             example.num_supervised,
             example.truncated_tokens,
@@ -186,7 +187,7 @@ def _row(entry: _Entry, place_of: Mapping[int, int]) -> dict[str, Any]:
 
 def _length(example: Example, max_length: int) -> int:
     """The number of tokens of the whole dialogue; 0 if none of it can be trained on."""
-    kept = max_length if example.dropped == "no_answer_within_length" else len(example.input_ids)
+    kept = max_length if example.dropped == NO_ANSWER_FITS else len(example.input_ids)
     return kept + example.truncated_tokens
 
 

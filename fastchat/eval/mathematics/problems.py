@@ -21,6 +21,7 @@ from typing import Any
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport, UnreadKeys, shown
 from fastchat.data.rows.columns import AS_THEY_ARE
+from fastchat.data.rows.drop_reasons import in_words
 from fastchat.data.rows.formats import format_of, parse_row
 from fastchat.data.rows.keys import FORM_KEYS, IDS, SYSTEM_KEY, TRAIN_KEYS, TURN_LISTS, USER
 from fastchat.data.rows.reading import Row, RowReader
@@ -140,7 +141,7 @@ def _turns(value: Mapping[str, Any]) -> tuple[Sequence[Turn], str | None]:
         return made.turns, row.get(SYSTEM_KEY) if made.system is None else made.system
     parsed = parse_row(row)
     if parsed.dialogue is None:
-        raise BadRow("no question", parsed.dropped or "")
+        raise BadRow("no question", in_words(parsed.dropped or ""))
     return parsed.dialogue.turns, parsed.dialogue.system
 
 

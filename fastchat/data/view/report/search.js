@@ -2,7 +2,7 @@
 
 const STATES = {
   all: ["all", () => true],
-  trained: ["trained on", (r) => r.drop === null],
+  trained: ["used", (r) => r.drop === null],
   complete: ["complete", (r) => r.drop === null && !r.n[6]],
   cut: ["cut", (r) => r.n[6] > 0],
   dropped: ["dropped", (r) => r.drop !== null],
