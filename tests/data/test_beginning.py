@@ -99,13 +99,13 @@ def test_far_from_everything_is_encoded(
     encoder = encoder_of("byte_nobos")
     chat_encoder = encoder.bind(encoder.choose("chatml"))
     sizes: list[int] = []
-    plain = TextEncoder.plain
+    plain = TextEncoder.plain_tokens
 
     def watched(self: TextEncoder, given: Any, position: str) -> Any:
         sizes.append(sum(map(len, given)))
         return plain(self, given, position)
 
-    monkeypatch.setattr(TextEncoder, "plain", watched)
+    monkeypatch.setattr(TextEncoder, "plain_tokens", watched)
     text = "a word and another " * 200_000
     dialogue = Dialogue((Turn("user", "Hi"), Turn("assistant", text)), None, "a.jsonl", 7)
     example = tokenize_dialogue(dialogue, chat_encoder, max_length=512)
@@ -127,13 +127,13 @@ def test_a_tokenizer_that_looks_to_the_end_of_a_number_is_encoded_whole(
     """Digits grouped from the right: every id of a long number depends on where it ends."""
     encoder = encoder_of("byte_nobos")
     chat_encoder = encoder.bind(encoder.choose("chatml"))
-    plain = TextEncoder.plain
+    plain = TextEncoder.plain_tokens
 
     def from_the_right(self: TextEncoder, given: Any, position: str) -> Any:
         found = plain(self, given, position)
-        return [[(i + len(text) % 3, s, e) for i, s, e in tokens] for text, tokens in zip(given, found, strict=True)]
+        return [([i + len(text) % 3 for i in ids], at) for text, (ids, at) in zip(given, found, strict=True)]
 
-    monkeypatch.setattr(TextEncoder, "plain", from_the_right)
+    monkeypatch.setattr(TextEncoder, "plain_tokens", from_the_right)
     monkeypatch.setattr(chat_encoder, "_forbidden", set())
     monkeypatch.setattr(beginning, "_AT_LEAST", 1 << 8)
     dialogue = Dialogue((Turn("user", "Hi"), Turn("assistant", "7" * 20_000)))

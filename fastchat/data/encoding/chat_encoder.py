@@ -213,9 +213,9 @@ class ChatEncoder:
 
         `position`: as in `TextEncoder.plain`. Raises DataError as `encode` does.
         """
-        plain = self.encoder.plain([text], position)[0]
-        found, cuts = self._kept_plain(Piece(parts=[(text, 0)], position=position), plain)
-        return [token_id for token_id, _, _ in found], cuts
+        plain = self.encoder.plain_tokens([text], position)[0]
+        (ids, _), cuts = self._kept_plain(Piece(parts=[(text, 0)], position=position), plain)
+        return ids, cuts
 
     def count(self, rendered: Rendered) -> Counter[int]:
         """The number of tokens in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.
@@ -234,7 +234,7 @@ class ChatEncoder:
         tokens: dict[int, PlainTokens] = {}
         for position in ("first", "after"):
             group = [p for p in pieces if p.control is None and p.position == position]
-            for piece, found in zip(group, self.encoder.plain([p.text for p in group], position), strict=True):
+            for piece, found in zip(group, self.encoder.plain_tokens([p.text for p in group], position), strict=True):
                 tokens[id(piece)] = found
         return tokens
 
@@ -253,8 +253,8 @@ class ChatEncoder:
             elif piece.control == opens and last == piece.control.id:
                 continue
             else:
-                found = [(piece.control.id, 0, 0)]
-            last = found[-1][0] if found else last
+                found = ([piece.control.id], [(0, 0)])
+            last = found[0][-1] if found[0] else last
             yield piece, found, cuts
 
     def _assemble(self, segments: Sequence[Segment], pieces: list[Piece], tokens: dict[int, PlainTokens]) -> Encoded:
@@ -303,20 +303,20 @@ class ChatEncoder:
 
     def _kept_plain(self, piece: Piece, found: PlainTokens) -> tuple[PlainTokens, int]:
         """The tokens of a piece without control tokens, and the number of splits that this needed."""
-        ids = [token_id for token_id, _, _ in found]
-        return (found, 0) if self._forbidden.isdisjoint(ids) else self._escape(piece)
+        return (found, 0) if self._forbidden.isdisjoint(found[0]) else self._escape(piece)
 
     def _escape(self, piece: Piece) -> tuple[PlainTokens, int]:
         """Encode a text again with a split inside every substring that became a control token."""
         todo = [(piece.text, 0, piece.position)]
-        done: PlainTokens = []
+        done: PlainTokens = ([], [])
         cuts = 0
         while todo:
             text, start, position = todo.pop()
-            found = self.encoder.plain([text], position)[0]
-            wrong = [(s, e) for token_id, s, e in found if token_id in self._forbidden]
+            ids, offsets = self.encoder.plain_tokens([text], position)[0]
+            wrong = [span for token_id, span in zip(ids, offsets, strict=True) if token_id in self._forbidden]
             if not wrong:
-                done += [(token_id, s + start, e + start) for token_id, s, e in found]
+                done[0].extend(ids)
+                done[1].extend((s + start, e + start) for s, e in offsets)
                 continue
             if any(e - s < 2 for s, e in wrong):
                 raise DataError(

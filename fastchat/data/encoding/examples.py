@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 
 from fastchat.conversation import Dialogue, Rendered, Segment
 from fastchat.data.encoding.beginning import encode_beginnings
@@ -126,7 +127,7 @@ class Example:
 
     @property
     def num_supervised(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORED)
 
     @property
     def trained_turns(self) -> int:
@@ -292,8 +293,7 @@ class _Maker:
 
 def _learned(rendered: Rendered, encoded: Encoded, keep: int) -> set[int]:
     """The answers with a supervised id among the first `keep`."""
-    pairs = zip(encoded.segment_of[:keep], encoded.supervised[:keep], strict=True)
-    owners = (rendered.segments[segment] for segment, supervised in pairs if supervised)
+    owners = (rendered.segments[i] for i in set(compress(encoded.segment_of[:keep], encoded.supervised)))
     return {owner.turn for owner in owners if owner.supervised}
 
 
@@ -309,10 +309,12 @@ def _behind(rendered: Rendered, encoded: Encoded, train_on: str) -> set[int]:
 def _ends(rendered: Rendered, encoded: Encoded) -> list[int]:
     """The lengths at which each supervised answer is complete, including its stop; ascending."""
     segments = rendered.segments
+    supervised = zip(encoded.segment_of, range(len(encoded.segment_of)), strict=True)
     last_trained: dict[int, int] = {}  # turn of an answer -> position of its last supervised id, its stop
-    for position, (segment, supervised) in enumerate(zip(encoded.segment_of, encoded.supervised, strict=True)):
-        if supervised and segments[segment].supervised:
-            last_trained[segments[segment].turn] = position
+    for segment, position in dict(compress(supervised, encoded.supervised)).items():
+        if segments[segment].supervised:
+            turn = segments[segment].turn
+            last_trained[turn] = max(position, last_trained.get(turn, 0))
     return sorted(position + 1 for position in last_trained.values())
 
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from fastchat.conversation import Segment
 
 if TYPE_CHECKING:
     from fastchat.data.encoding.chat_encoder import Control
+
+_START = itemgetter(0)  # of a token's offsets
 
 ASSISTANT, LAST, ALL = "assistant", "last", "all"
 TRAIN_ON = (ASSISTANT, LAST, ALL)
@@ -27,7 +31,8 @@ SAID = {
 }
 
 
-PlainTokens = list[tuple[int, int, int]]  # (id, start, end) of each token, in characters of a text
+# The ids of a text, and (start, end) of each token in its characters; neither ever decreases from token to token.
+PlainTokens = tuple[list[int], list[tuple[int, int]]]
 
 
 @dataclass(slots=True)
@@ -95,13 +100,13 @@ def count_piece(piece: Piece, found: PlainTokens) -> dict[int, int]:
     *but_last, last = [index for _, index in piece.parts] or [piece.segment]
     counts: dict[int, int] = {}
     total = num_before = 0
-    starts = [start for _, start, _ in found]
+    ids, offsets = found
     for (text, _), index in zip(piece.parts, but_last, strict=False):
         total += len(text)
-        num = bisect_left(starts, total)
+        num = bisect_left(offsets, total, key=_START)
         counts[index] = counts.get(index, 0) + num - num_before
         num_before = num
-    counts[last] = counts.get(last, 0) + len(found) - num_before
+    counts[last] = counts.get(last, 0) + len(ids) - num_before
     return counts
 
 
@@ -122,28 +127,35 @@ def label_piece(
         found: its tokens.
         learned: for each of the rendered `segments`, whether it is supervised.
     """
-    ends, owners, total = [], [], 0
-    for text, index in piece.parts:
-        total += len(text)
-        ends.append(total)
-        owners.append(index)
-    last, at = len(ends) - 1, 0
-    for token_id, start, end in found:
-        while at < last and start >= ends[at]:
-            at += 1
-        owner, supervised = owners[at], learned[owners[at]]
-        if end > ends[at] and at < last:
-            until = at + 1
-            while until < last and end > ends[until]:
-                until += 1
-            held = owners[at : until + 1]
-            wanted = [i for i in held if learned[i]]
-            torn = len(wanted) < len(held) or len({segments[i].supervised for i in held}) > 1
-            if wanted and torn:
-                out.straddling.append(len(out.input_ids))
-                supervised = all(learned[i] or _is_neutral(segments[i]) for i in held)
-                owner = wanted[0] if supervised else owner
-        out.add(token_id, supervised, owner)
+    ids, offsets = found
+    owners, ends = [index for _, index in piece.parts], list(accumulate(len(text) for text, _ in piece.parts))
+    first, last, begin = len(out.input_ids), len(owners) - 1, 0
+    out.input_ids += ids
+    for at, owner in enumerate(owners):
+        # Only tokens at the edges of segments are looked at one by one: there are far fewer of them.
+        end = bisect_left(offsets, ends[at], begin, key=_START) if at < last else len(ids)
+        out.supervised += [learned[owner]] * (end - begin)
+        out.segment_of += [owner] * (end - begin)
+        crossing = end
+        while at < last and crossing > begin and offsets[crossing - 1][1] > ends[at]:
+            crossing -= 1
+        for token in range(crossing, end):
+            until = bisect_left(ends, offsets[token][1], at, last)
+            _label_crossing(out, first + token, owners[at : until + 1], segments, learned)
+        begin = end
+
+
+def _label_crossing(
+    out: Encoded, position: int, held: list[int], segments: Sequence[Segment], learned: Sequence[bool]
+) -> None:
+    """Label the token at a position, which has characters of all segments in `held`."""
+    wanted = [i for i in held if learned[i]]
+    torn = len(wanted) < len(held) or len({segments[i].supervised for i in held}) > 1
+    if wanted and torn:
+        out.straddling.append(position)
+        supervised = all(learned[i] or _is_neutral(segments[i]) for i in held)
+        out.supervised[position] = supervised
+        out.segment_of[position] = wanted[0] if supervised else held[0]
 
 
 def _is_neutral(segment: Segment) -> bool:

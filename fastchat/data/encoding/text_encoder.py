@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from fastchat.conversation import OWN_TEMPLATE, Template, choose_template
 from fastchat.data.encoding.chat_encoder import ChatEncoder, Control
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer, from_class, read_raw
-from fastchat.data.encoding.supervision import ASSISTANT
+from fastchat.data.encoding.supervision import ASSISTANT, PlainTokens
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import SettingsError
 from fastchat.files import parse_json
@@ -112,11 +112,16 @@ class TextEncoder:
 
         Returns: for each text a list of (id, start, end).
         """
+        found = self.plain_tokens(texts, position)
+        return [[(i, s, e) for i, (s, e) in zip(ids, offsets, strict=True)] for ids, offsets in found]
+
+    def plain_tokens(self, texts: Sequence[str], position: str) -> list[PlainTokens]:
+        """The same as (ids, [(start, end), ...]) of each text: without a Python object made here for every token."""
         encodings = self._variants[position].encode_batch(list(texts), add_special_tokens=False)
         renumber = self._renumber
         if not renumber:
-            return [[(i, s, e) for i, (s, e) in zip(x.ids, x.offsets, strict=True)] for x in encodings]
-        return [[(renumber.get(i, i), s, e) for i, (s, e) in zip(x.ids, x.offsets, strict=True)] for x in encodings]
+            return [(x.ids, x.offsets) for x in encodings]
+        return [([renumber.get(i, i) for i in x.ids], x.offsets) for x in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, control tokens included."""
