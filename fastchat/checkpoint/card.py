@@ -307,7 +307,7 @@ def _versions(record: TrainingRecord) -> str:
 def _sources(record: TrainingRecord, part: str) -> list[dict[str, Any]]:
     found = record.data.get(part)
     sources = found.get("sources", []) if isinstance(found, Mapping) else []
-    return [source for source in sources if isinstance(source, Mapping) and isinstance(source.get("name"), str)]
+    return [dict(one) for one in sources if isinstance(one, Mapping) and isinstance(one.get("name"), str)]
 
 
 def _source_name(source: Mapping[str, Any]) -> str:

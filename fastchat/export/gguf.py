@@ -194,7 +194,8 @@ def _corrections(model: _Model, found: dict[str, Any]) -> tuple[dict[str, tuple[
     Raises CheckpointError if no value of the two flags gives the training ids.
     """
     spec = read_object(model.folder / "tokenizer.json")
-    notes, changes = [], {}
+    notes: list[str] = []
+    changes: dict[str, tuple[Any, str]] = {}
     # llama.cpp has its own defaults for a missing key, and Ollama others: it is always written.
     adds_bos = model.tokenizer.encode("a")[:1] == [model.tokenizer.bos_token_id]
     first = GgufTokenizer({gguf_file.ADDS_BOS: adds_bos, **found}, spec)

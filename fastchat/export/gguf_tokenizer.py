@@ -132,8 +132,9 @@ def _was_text(token: Mapping[str, Any] | None) -> bool:
 
 def sentencepiece_model(pieces: list[tuple[str, float, int]]) -> bytes:
     """A SentencePiece model of (piece, score, type) in the order of their ids, which changes nothing in a text."""
-    from sentencepiece import sentencepiece_model_pb2 as pb
+    from sentencepiece import sentencepiece_model_pb2
 
+    pb: Any = sentencepiece_model_pb2  # its classes are made when it is imported
     if not any(kind == UNKNOWN for _, _, kind in pieces):  # SentencePiece needs one; with all bytes it is never used
         stand_in = next((i for i, (_, _, kind) in enumerate(pieces) if kind in (CONTROL, UNUSED)), None)
         if stand_in is None:

@@ -51,8 +51,15 @@ def _drawn(chart: Chart) -> bytes:
     for series in chart.series:
         steps, values = zip(*series.points, strict=True)
         marker = "o" if len(series.points) <= _MARKED else ""
-        look = {"color": _COLOURS[series.colour % len(_COLOURS)], "linestyle": "--" if series.dashed else "-"}
-        axes.plot(steps, values, **look, marker=marker, markersize=3.5, label=_plain(series.name))
+        axes.plot(
+            steps,
+            values,
+            color=_COLOURS[series.colour % len(_COLOURS)],
+            linestyle="--" if series.dashed else "-",
+            marker=marker,
+            markersize=3.5,
+            label=_plain(series.name),
+        )
     axes.set_title(_plain(chart.title), loc="left")
     axes.set_xlabel(X_TITLE)
     axes.set_ylabel(_plain(chart.y_title))

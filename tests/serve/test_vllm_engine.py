@@ -99,12 +99,11 @@ class AsyncLLM:
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
-        "vllm": {"SamplingParams": SamplingParams},
         "vllm.engine.arg_utils": {"AsyncEngineArgs": AsyncEngineArgs},
         "vllm.v1.engine.async_llm": {"AsyncLLM": AsyncLLM},
         "vllm.inputs": {"TokensPrompt": dict},
         "vllm.lora.request": {"LoRARequest": lambda name, number, path: (name, number, path)},
-        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(DELTA=DELTA)},
+        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(DELTA=DELTA), "SamplingParams": SamplingParams},
     }
     parents = {name.rsplit(".", k)[0] for name in names for k in range(1, name.count(".") + 1)}
     for name in sorted({*names, *parents}):

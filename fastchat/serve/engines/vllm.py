@@ -70,10 +70,9 @@ class Vllm(Engine):
             ) from error
 
     async def generate(self, job: Job) -> AsyncIterator[Token]:
-        from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
         from vllm.lora.request import LoRARequest
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         assert self._engine is not None
         wanted = job.sampling

@@ -13,6 +13,8 @@ from fastchat.serve.web.requests import Api, Reply, curl
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr  # noqa: E402
+from gradio.blocks import Block  # noqa: E402
+from gradio.themes import Default  # noqa: E402
 
 FORMULAS = [("$$", "$$", True), (r"\(", r"\)", False), (r"\[", r"\]", True)]
 Updates = dict[Any, Any]
@@ -204,14 +206,14 @@ def mounted(page: Page, app: Any) -> None:
     )
 
 
-def _is_at(event: gr.EventData, block: gr.blocks.Block) -> bool:
+def _is_at(event: gr.EventData, block: Block) -> bool:
     # gradio makes a copy of it for a session, with another number
     return event.target is not None and event.target.elem_id == block.elem_id
 
 
-def _theme() -> gr.themes.Base:
+def _theme() -> Default:
     """Fonts of the machine: none is downloaded."""
-    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 def _heading(models: Sequence[str], about: Sequence[tuple[str, str]]) -> str:
