@@ -24,7 +24,7 @@ from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.trained_model import TrainedModel, find_trained, load_trained, load_trained_tokenizer
 from fastchat.data.encoding.saved_template import install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
-from fastchat.errors import CheckpointError, SettingsError, say
+from fastchat.errors import CheckpointError, SettingsError, brief, is_out_of_memory, say
 from fastchat.model.loading import load_base_model, load_config, weights_dtype
 from fastchat.model.lora import check_adapter_directory
 from fastchat.model.tokenizer_files import reopened, write_tokenizer
@@ -117,6 +117,12 @@ def merge_weights(model: Any, dtype: torch.dtype) -> Any:
             layer.merge(safe_merge=True)  # raises where a weight would not be finite
         except ValueError as problem:
             raise CheckpointError(f"The adapter has values that are not finite: {problem}") from None
+        except RuntimeError as problem:  # peft cannot merge each of its kinds; NotImplementedError is one of these
+            if is_out_of_memory(problem):
+                raise
+            raise CheckpointError(
+                f"peft cannot merge an adapter of this kind ({brief(problem, 300)}): use base and adapter unmerged"
+            ) from None
         weight.data = weight.data.to(dtype)
     return model.unload().to(dtype)
 
