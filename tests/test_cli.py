@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -97,10 +98,22 @@ def test_a_command_gets_its_words_and_returns_its_exit_code(capfd: pytest.Captur
 
 
 def test_help_needs_no_heavy_library() -> None:
-    code = "import sys; from fastchat.cli import main; main(['--help']); main(['recipes']);"
-    code += "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    assert run.stdout.splitlines()[-1] == "[]"
+    """Of every command, as `fastchat ...` and as `python -m ...`, and its completion."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.all_help"], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert run.returncode == 0, run.stderr
+    found, imported = json.loads(run.stdout)
+    assert imported == [] and len(found) > 90
+    for name, code, out, err in found:
+        if name.startswith("completion "):
+            assert isinstance(code, list) and (out, err) == ("", ""), (name, code)
+        elif code == EXIT_SETTINGS:
+            assert re.fullmatch(r"error: \S+ of FastChat \S+ does not exist here: .+\n", err), (name, err)
+        else:
+            assert code == 0 and err == "", (name, code, err)
+            no_usage = ("fastchat recipes", "python -m fastchat.settings.reference")
+            assert out.startswith("usage: ") or name in no_usage, (name, out)
 
 
 # --- recipes
