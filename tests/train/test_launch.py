@@ -132,6 +132,7 @@ def test_the_answers_before_and_after_do_not_depend_on_the_split(runs: Callable[
 def test_what_comes_out(runs: Callable[[str], Outcome], name: str) -> None:
     folder = runs(name).folder
     assert sorted(os.listdir(folder)) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         *(["answers.jsonl"] if name != "ddp" else []),

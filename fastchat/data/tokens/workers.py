@@ -20,6 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fastchat.conversation import Dialogue
@@ -119,14 +120,18 @@ def _in_order(
 
 @contextlib.contextmanager
 def _quiet_workers() -> Iterator[None]:
-    """Set the environment of the processes started in this context: one thread each, and no rank."""
+    """Set what the processes started in this context inherit: one thread each, no rank, and no main module."""
     # A launcher's variables would make a library believe that the worker is a process of the run.
     changed = {"TOKENIZERS_PARALLELISM": "false", "RANK": None, "LOCAL_RANK": None, "WORLD_SIZE": None}
-    before = {name: os.environ.get(name) for name in changed}
+    before, main = {name: os.environ.get(name) for name in changed}, sys.modules["__main__"]
     _set_environment(changed)
+    # "spawn" runs the caller's script again in the worker. Nothing here needs it, it may import torch, and a script
+    # that trains without `if __name__ == "__main__":` would start another training there.
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         _set_environment(before)
 
 
