@@ -19,6 +19,7 @@ from fastchat.serve.engines.base import Arriving, Engine, EngineError, Job, Toke
 from tests.builders import make_model
 from tests.test_structure import REPOSITORY
 
+NAME = "sums"  # of the model that `conftest.py` serves
 WEATHER = {
     "type": "function",
     "function": {

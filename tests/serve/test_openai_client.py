@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,31 +24,11 @@ httpx = pytest.importorskip("httpx")
 from fastchat.data.encoding.chat_encoder import encode_prompt  # noqa: E402
 from fastchat.serve import cli  # noqa: E402
 from fastchat.serve.chat import load_chat, to_dialogue  # noqa: E402
-from tests.serve.serving import ASKED, SAID, WEATHER, Server, train_tiny  # noqa: E402
+from tests.serve.serving import ASKED, NAME, SAID, WEATHER, Server  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("openai_client")]
-NAME = "sums"
 ASK = [{"role": "user", "content": ASKED}]
 LONG = [{"role": "user", "content": "Something never learned, please."}]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tiny(tmp_path_factory.mktemp("trained") / NAME)
-
-
-@pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(model, tmp_path_factory.mktemp("log") / "log.txt")
-    yield made
-    assert made.stop() == 0
-    assert "Traceback" not in made.log.read_text() and "error:" not in made.log.read_text()
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[Any]:
-    with openai.OpenAI(base_url=server.address, api_key="none", max_retries=0, timeout=120) as made:
-        yield made
 
 
 def ask(client: Any, messages: Any = ASK, **more: Any) -> Any:
