@@ -21,8 +21,15 @@ from fastchat.checkpoint.card import (
 from fastchat.checkpoint.digests import result_problems
 from fastchat.checkpoint.discover import shorten
 from fastchat.checkpoint.manifest import describe_files
-from fastchat.checkpoint.record import RECORD_NAME, STATUS_NAME, TrainingRecord, read_training_record, write_values
-from fastchat.errors import CheckpointError, ResourceError, SettingsError, brief, say
+from fastchat.checkpoint.record import (
+    RECORD_NAME,
+    STATUS_NAME,
+    TrainingRecord,
+    read_status,
+    read_training_record,
+    write_values,
+)
+from fastchat.errors import EXIT_DONE, CheckpointError, ResourceError, SettingsError, brief, say
 from fastchat.files import read_object, write_json
 from fastchat.streams import LOG_NAME
 
@@ -111,6 +118,7 @@ def push(
     folder: Path, name: str, *, private: bool | None = None, token: str | None = None, license: str | None = None
 ) -> str:
     """Upload the result in `folder` to the repository `name`, which is created if it does not exist; returns its URL.
+    The status of a run whose own upload failed becomes that of a run without an error.
 
     `private`: of a new repository; None for the default of its owner. `license` goes into the card, also in `folder`.
     Raises CheckpointError if the folder has no training record or its files are not those that were saved,
@@ -132,7 +140,23 @@ def push(
         )
     with tempfile.TemporaryDirectory(prefix="fschat-push-") as stage:
         prepare(folder, Path(stage), record, name)
-        return _upload(Path(stage), name, private=private, token=token)
+        url = _upload(Path(stage), name, private=private, token=token)
+    _upload_is_not_missing(folder)
+    return url
+
+
+def _upload_is_not_missing(folder: Path) -> None:
+    """Take back what the status of a run says of an upload that failed: the run is done, and now nothing is missing.
+
+    The times stay those of the run.
+    """
+    status = read_status(folder)
+    if status.get("status") != "done" or status.get("exit_code") == EXIT_DONE:
+        return
+    try:
+        write_json(folder / STATUS_NAME, {**status, "exit_code": EXIT_DONE, "message": ""})
+    except OSError as problem:
+        say(f"WARNING: {folder / STATUS_NAME} still says that the upload is missing: {problem.strerror}")
 
 
 def prepare(folder: Path, stage: Path, record: TrainingRecord, name: str) -> None:

@@ -5,7 +5,7 @@ writes neither and leaves no folder; what its processes have to tell each other 
 
 `status.json`: {"exit_code": 0 | 2 | 3 | 4 | 5 | 6 | 75 | 1 | null, "status": "running" | "done" | "failed" | "bug",
 "message": ..., "started": ..., "time": ...}. Launchers hide exit codes (torchrun turns every one into 1), the file
-does not.
+does not. "done" with exit code 6 is a failed upload; a later one that succeeds makes it 0 (`fastchat.checkpoint.hub`).
 """
 
 from __future__ import annotations

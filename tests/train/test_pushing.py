@@ -160,10 +160,19 @@ def test_a_failed_upload_loses_nothing_and_the_exit_code_says_so(hub: Hub, train
     assert out.code == 6 and out.err.count("error: ") == 1 and "Traceback" not in out.err
     assert f"only the upload is missing: fastchat push {out.folder} me/tuned --private" in out.err
     assert verify(out.folder)[1] and (out.status["status"], out.status["exit_code"]) == ("done", 6)
+    failed = (out.folder / "status.json").read_text()
+    assert push.main([str(out.folder), "me/tuned"]) != 0 and (out.folder / "status.json").read_text() == failed
     hub.refuses = "nothing"
     again = train(*flags)
     assert again.code == 0 and again.trainer is None, "the same command uploads what is there"
     assert "adapter_model.safetensors" in hub.files
+    settled = {**json.loads(failed), "exit_code": 0, "message": ""}
+    assert again.status == settled, "what was missing is not missing any more; the times are those of the run"
+    (out.folder / "status.json").write_text(failed)
+    assert push.main([str(out.folder), "me/tuned"]) == 0 and out.status == settled
+    for other in ({**settled, "exit_code": None, "status": "running"}, {**settled, "exit_code": 6, "status": "failed"}):
+        (out.folder / "status.json").write_text(json.dumps(other))
+        assert push.main([str(out.folder), "me/tuned"]) == 0 and out.status == other, "it says something else"
 
 
 def test_a_bug_in_an_upload_is_shown_and_the_run_is_done(hub: Hub, train: Any, monkeypatch: Any) -> None:
