@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
-from fastchat.errors import counted, say
+from fastchat.errors import counted, percent, say
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -87,7 +87,7 @@ class Progress:
     def line(self, seconds: float) -> str:
         """Progress after so many seconds as a line of text."""
         share = self.done / self.total if self.total else None
-        parts = [f"{share:.0%}"] if share is not None else []
+        parts = [percent(share, 0)] if share is not None else []
         parts += [self.note or _amount(self.done, self.unit)]
         if share:
             parts.append(f"ETA {clock(seconds * (1 - share) / share)}")

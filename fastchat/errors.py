@@ -175,6 +175,15 @@ def counted(number: float, noun: str) -> str:
     return f"{number:,}".removesuffix(".0") + f" {noun}{ending}"
 
 
+def percent(share: float, digits: int = 1, sign: str = "") -> str:
+    """A share of one as it is shown everywhere; `sign`: "+" shows a plus too.
+
+    >>> percent(0.366), percent(0.5859, 2), percent(0.05, sign="+")
+    ('36.6 %', '58.59 %', '+5.0 %')
+    """
+    return f"{100 * share:{sign}.{digits}f} %"
+
+
 def show(text: str) -> None:
     """Print one line of a command's output on stdout. If the reader is gone (`| head`), the command continues
     silently, because the files that it writes are still wanted; see `streams.kept_output`."""

@@ -61,17 +61,17 @@ def test_a_line_per_minute_where_there_is_no_terminal(
         now[0] += seconds
         progress.to(progress.done + (1 << 30), "1,200 dialogues")
     assert capsys.readouterr().err.splitlines() == [
-        "tokenising: 50%, 1,200 dialogues, ETA 1:01",
-        "tokenising: 100%, 1,200 dialogues, ETA 0:00",
+        "tokenising: 50 %, 1,200 dialogues, ETA 1:01",
+        "tokenising: 100 %, 1,200 dialogues, ETA 0:00",
     ]
-    assert Progress("x", 3 << 30, "B").line(1) == "x: 0%, 0 MiB"
+    assert Progress("x", 3 << 30, "B").line(1) == "x: 0 %, 0 MiB"
     assert Progress("x", None, "row").line(1) == "x: 0 rows"
     for name, value in (("RANK", "1"), ("RANK", "0")):
         monkeypatch.setenv(name, value)
         progress = Progress("tokenising", 10, "row")
         now[0] += 70
         progress.advance()
-        assert ("tokenising: 10%, 1 row" in capsys.readouterr().err) is (value == "0"), "the first process speaks"
+        assert ("tokenising: 10 %, 1 row" in capsys.readouterr().err) is (value == "0"), "the first process speaks"
 
 
 @pytest.mark.parametrize("stderr", ["gone", "closed", "none"])
