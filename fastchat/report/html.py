@@ -107,7 +107,7 @@ def _counts(run: RunFiles, name: str) -> list[list[str]]:
     counts = {str(key): n for key, n in as_object(data.get("counts")).items() if isinstance(n, int)}
     told = [(line.name, line.text) for line in lines(counts) if line.happened] if counts else []
     if name == "eval":
-        told = [(what, text.replace("trained on", "evaluated").replace("learned", "evaluated")) for what, text in told]
+        told = [(what, text.replace("learned", "evaluated")) for what, text in told]
     rows = [[escaped(what), escaped(text)] for what, text in told]
     if as_object(data.get("chosen")):
         taken = data_of(run, name)

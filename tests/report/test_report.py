@@ -125,8 +125,8 @@ def test_values_that_only_look_different_are_the_default(tmp_path: Path) -> None
 def test_evaluation_data_is_not_said_to_be_learned(tmp_path: Path) -> None:
     page = page_of([read_run(write_run(tmp_path / "run"))])
     training, evaluation = (re.search(f'<table id="{name}-data">.*?</table>', page)[0] for name in ("train", "eval"))  # type: ignore[index]
-    assert "8 trained on" in training and "90 learned" in training
-    assert "8 evaluated" in evaluation and "90 evaluated" in evaluation
+    assert "8 used" in training and "90 learned" in training
+    assert "8 used" in evaluation and "90 evaluated" in evaluation
     assert "learned" not in evaluation and "trained" not in evaluation
 
 
