@@ -58,9 +58,14 @@ def values_without_secrets(value: Any) -> Any:
     return _values_without(_secrets(), value)
 
 
+def is_secret(name: str) -> bool:
+    """Whether the value of a variable or setting of that name must not be shown."""
+    return _SECRET_NAME.search(name.upper()) is not None
+
+
 def _secrets() -> list[str]:
     """Every value to hide, the longest first."""
-    known = (v for name, v in os.environ.items() if len(v) >= _SHORTEST and _SECRET_NAME.search(name.upper()))
+    known = (v for name, v in os.environ.items() if len(v) >= _SHORTEST and is_secret(name))
     return sorted({*known, *_hidden}, key=len, reverse=True)
 
 
