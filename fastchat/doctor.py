@@ -20,7 +20,6 @@ from pathlib import Path
 
 import fastchat
 from fastchat.errors import EXIT_DONE, EXIT_RESOURCE, EXIT_SETTINGS, brief, show, without_secrets
-from fastchat.files import parse_json
 from fastchat.plan.machine import detect_cpu_memory, detect_gpus
 from fastchat.settings.help import asked_for_help, help_head
 
@@ -118,15 +117,15 @@ def _version(distribution: str) -> str | None:
 _IMPORTER = """
 import importlib, json, sys
 names, sys.path[:] = json.loads(sys.argv[1])
-results = open(int(sys.argv[2]), "w")
+results = open(int(sys.argv[2]), "w", encoding="utf-8", errors="replace")
 for name in names:
-    print(json.dumps([name, "begun"]), file=results, flush=True)
+    print(name, "begun", sep="\t", file=results, flush=True)
     try:
         importlib.import_module(name)
         said = ""
     except BaseException as problem:
-        said = f"{type(problem).__name__}: {problem}"
-    print(json.dumps([name, said]), file=results, flush=True)
+        said = " ".join(f"{type(problem).__name__}: {problem}".split())
+    print(name, said, sep="\t", file=results, flush=True)
 """
 
 
@@ -136,11 +135,11 @@ def import_problems(modules: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     left = list(modules)
     while left:
-        with tempfile.TemporaryFile("w+") as results:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as results:
             words = [sys.executable, "-c", _IMPORTER, json.dumps([left, sys.path]), str(results.fileno())]
             ended = _ending(words, results.fileno())
             results.seek(0)
-            told = dict(parse_json(line) for line in results)
+            told = dict(line.rstrip("\n").split("\t", 1) for line in results)
         for name, said in told.items():
             if said:
                 found[name] = ended if said == "begun" else brief(said, 160)
