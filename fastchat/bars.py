@@ -9,24 +9,26 @@
 
 They go to stderr, from the first process of a run. In a terminal a bar is drawn after two seconds, below what is
 printed meanwhile, and removed when its work is done. Elsewhere (a file, a pipe) a line per minute says how far the work
-is. A stderr that is closed, or whose reader is gone, never ends the work.
+is. Work that does not say how far it is (`waiting`) shows the time that it has taken, and what it has written. A stderr
+that is closed, or whose reader is gone, never ends the work.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
-from fastchat.errors import counted, say
+from fastchat.errors import counted, percent, say
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 AFTER_S = 2.0  # a shorter wait needs no bar
-_REDRAW_S, _LINE_S = 0.1, 60.0
+_REDRAW_S, _LINE_S, _WATCH_S = 0.1, 60.0, 0.5
 FOR_LIBRARIES = {"delay": AFTER_S, "leave": False}  # the same rules as arguments of tqdm, for bars of libraries
 
 
@@ -56,7 +58,8 @@ def _in_terminal() -> bool:
 
 
 class Progress:
-    """How far some work is. `total`: how much there is, None if that is not known; `unit`: "B" for bytes, or a noun."""
+    """How far some work is. `total`: how much there is, None if that is not known; `unit`: "B" for bytes, a noun, or ""
+    where nothing is counted and only the time is shown."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -87,8 +90,8 @@ class Progress:
     def line(self, seconds: float) -> str:
         """Progress after so many seconds as a line of text."""
         share = self.done / self.total if self.total else None
-        parts = [f"{share:.0%}"] if share is not None else []
-        parts += [self.note or _amount(self.done, self.unit)]
+        parts = [percent(share, 0)] if share is not None else []
+        parts += [self.note or (_amount(self.done, self.unit) if self.unit else clock(seconds))]
         if share:
             parts.append(f"ETA {clock(seconds * (1 - share) / share)}")
         return f"{self.what}: {', '.join(parts)}"
@@ -98,6 +101,8 @@ class Progress:
             from tqdm import tqdm
 
             scaled: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if self.unit == "B" else {}
+            if not self.unit:
+                scaled = {"bar_format": "{desc}: {elapsed}"}
             unit = self.unit if self.unit == "B" else f" {self.unit}s"
             self._bar = tqdm(
                 total=self.total,
@@ -130,6 +135,27 @@ def bar(what: str, total: int | None = None, unit: str = "B") -> Iterator[Progre
         yield progress
     finally:
         progress.close()
+
+
+@contextmanager
+def waiting(what: str, total: int | None = None, written: Callable[[], int] | None = None) -> Iterator[None]:
+    """For work that does not say how far it is, such as another program: shows the time that it has taken, or, with
+    `written`, how many bytes there are of `total`."""
+    with bar(what, total, "" if written is None else "B") as progress:
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(_WATCH_S):
+                with suppress(OSError):  # a file that is moved away meanwhile
+                    progress.to(0 if written is None else written())
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
 
 
 class Countable(Protocol[T_co]):

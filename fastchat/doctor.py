@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import fastchat
-from fastchat.errors import EXIT_DONE, EXIT_RESOURCE, EXIT_SETTINGS, show, without_secrets
+from fastchat.errors import EXIT_DONE, EXIT_RESOURCE, EXIT_SETTINGS, brief, show, without_secrets
 from fastchat.plan.machine import detect_cpu_memory, detect_gpus
 from fastchat.settings.help import asked_for_help, help_head
 
@@ -26,6 +29,7 @@ _NEEDED = {  # distribution -> the oldest version that works (also in pyproject.
     "deepspeed": "0.18", "bitsandbytes": "0.48", "safetensors": "0.6", "datasets": "4.0",
 }  # fmt: skip
 _TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")  # see train/reporting.py; a test compares them
+_IMPORT_S = 120
 _LITTLE_DISK, _LITTLE_SHM = 20 * _GIB, 1 * _GIB
 GOOD, NOTE, BAD = "ok", "note", "MISSING"
 _ABOUT = """Check the installation and this machine: one line for each thing.
@@ -59,10 +63,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_SETTINGS
     worst = EXIT_DONE
     for check in CHECKS:
-        for finding in check():
+        for finding in _guarded(check):
             show(without_secrets(finding.line))
             worst = EXIT_RESOURCE if finding.state == BAD else worst
     return worst
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What a check finds; one that fails is a finding too, since the doctor is for broken machines."""
+    try:
+        yield from check()
+    except Exception as problem:  # noqa: BLE001
+        what = check.__name__.strip("_")
+        yield Finding(BAD, what, f"cannot be checked ({_told(problem)})", "repair what the message names")
+
+
+def _told(problem: BaseException) -> str:
+    return brief(f"{type(problem).__name__}: {problem}" if str(problem) else type(problem).__name__, 160)
 
 
 def _python() -> Iterator[Finding]:
@@ -73,15 +90,73 @@ def _python() -> Iterator[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
+    versions = {name: _version(name) for name in _NEEDED}
+    broken = import_problems(tuple(name for name, version in versions.items() if version))
     for name, oldest in _NEEDED.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        version = versions[name]
+        if version is None:
             yield Finding(BAD, name, "not installed", f"pip install '{name}>={oldest}'")
-            continue
-        good = _numbers(version) >= _numbers(oldest)
-        way_out = "" if good else f"{oldest} or newer is needed: pip install -U '{name}>={oldest}'"
-        yield Finding(GOOD if good else BAD, name, version, way_out)
+        elif _numbers(version) < _numbers(oldest):
+            way_out = f"{oldest} or newer is needed: pip install -U '{name}>={oldest}'"
+            yield Finding(BAD, name, version, way_out)
+        elif name in broken:
+            again = f"pip install --force-reinstall --no-deps '{name}=={version}', or what the error names"
+            yield Finding(BAD, name, f"{version} cannot be imported ({broken[name]})", again)
+        else:
+            yield Finding(GOOD, name, version)
+
+
+def _version(distribution: str) -> str | None:
+    """The installed version; None without one, also where an installation was interrupted."""
+    try:
+        return importlib.metadata.version(distribution) or None
+    except (importlib.metadata.PackageNotFoundError, KeyError):
+        return None
+
+
+_IMPORTER = """
+import importlib, json, sys
+names, sys.path[:] = json.loads(sys.argv[1])
+results = open(int(sys.argv[2]), "w", encoding="utf-8", errors="replace")
+for name in names:
+    print(name, "begun", sep="\t", file=results, flush=True)
+    try:
+        importlib.import_module(name)
+        said = ""
+    except BaseException as problem:
+        said = " ".join(f"{type(problem).__name__}: {problem}".split())
+    print(name, said, sep="\t", file=results, flush=True)
+"""
+
+
+@lru_cache
+def import_problems(modules: tuple[str, ...]) -> dict[str, str]:
+    """The modules that cannot be imported, with the reason. Another process tries it, which an import may end."""
+    found: dict[str, str] = {}
+    left = list(modules)
+    while left:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as results:
+            words = [sys.executable, "-c", _IMPORTER, json.dumps([left, sys.path]), str(results.fileno())]
+            ended = _ending(words, results.fileno())
+            results.seek(0)
+            told = dict(line.rstrip("\n").split("\t", 1) for line in results)
+        for name, said in told.items():
+            if said:
+                found[name] = ended if said == "begun" else brief(said, 160)
+        if not told:
+            return found | dict.fromkeys(left, ended)
+        left = [name for name in left if name not in told]
+    return found
+
+
+def _ending(words: Sequence[str], results: int) -> str:
+    try:
+        done = subprocess.run(words, capture_output=True, timeout=_IMPORT_S, check=False, pass_fds=[results])
+    except subprocess.TimeoutExpired:
+        return f"it takes longer than {_IMPORT_S} s"
+    except OSError as problem:
+        return _told(problem)
+    return f"it ends the process, exit code {done.returncode}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -131,7 +206,7 @@ def _optional() -> Iterator[Finding]:
         # By distribution: a `wandb/` folder of an earlier run is importable too, but is not the library.
         distributions = importlib.metadata.packages_distributions().get(module)
         if distributions:
-            yield Finding(GOOD, name, importlib.metadata.version(distributions[0]))
+            yield Finding(GOOD, name, _version(distributions[0]) or "?")
         else:
             yield Finding(NOTE, name, "not installed", way_out)
 
@@ -147,19 +222,25 @@ def _memory() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    for what, folder, variable in (("disk here", Path.cwd(), "--output_dir"), ("disk of the hub", hub, "HF_HOME")):
-        existing = next(path for path in (folder, *folder.parents) if path.is_dir())
-        free = shutil.disk_usage(existing).free
-        little = free < _LITTLE_DISK
-        way_out = f"a 7B model takes 13 GiB; free some space or set {variable} to another disk" if little else ""
-        yield Finding(NOTE if little else GOOD, what, f"{free / _GIB:.0f} GiB free in {folder}", way_out)
+    yield _free("disk here", Path.cwd(), "--output_dir")
+    yield _free("disk of the hub", _hub_home(), "HF_HOME")
+
+
+def _free(what: str, folder: Path, variable: str) -> Finding:
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    little = free < _LITTLE_DISK
+    way_out = f"a 7B model takes 13 GiB; free some space or set {variable} to another disk" if little else ""
+    return Finding(NOTE if little else GOOD, what, f"{free / _GIB:.0f} GiB free in {folder}", way_out)
+
+
+def _hub_home() -> Path:
+    return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
 
 
 def _hub() -> Iterator[Finding]:
     named = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    stored = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
+    stored = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").is_file()
     if named or stored:
         yield Finding(GOOD, "hub login", "HF_TOKEN is set" if named else "a token is stored")
     else:

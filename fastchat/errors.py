@@ -58,9 +58,14 @@ def values_without_secrets(value: Any) -> Any:
     return _values_without(_secrets(), value)
 
 
+def is_secret(name: str) -> bool:
+    """Whether the value of a variable or setting of that name must not be shown."""
+    return _SECRET_NAME.search(name.upper()) is not None
+
+
 def _secrets() -> list[str]:
     """Every value to hide, the longest first."""
-    known = (v for name, v in os.environ.items() if len(v) >= _SHORTEST and _SECRET_NAME.search(name.upper()))
+    known = (v for name, v in os.environ.items() if len(v) >= _SHORTEST and is_secret(name))
     return sorted({*known, *_hidden}, key=len, reverse=True)
 
 
@@ -173,6 +178,15 @@ def counted(number: float, noun: str) -> str:
     """
     ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "sh", "tch")) else "s"
     return f"{number:,}".removesuffix(".0") + f" {noun}{ending}"
+
+
+def percent(share: float, digits: int = 1, sign: str = "") -> str:
+    """A share of one as it is shown everywhere; `sign`: "+" shows a plus too.
+
+    >>> percent(0.366), percent(0.5859, 2), percent(0.05, sign="+")
+    ('36.6 %', '58.59 %', '+5.0 %')
+    """
+    return f"{100 * share:{sign}.{digits}f} %"
 
 
 def show(text: str) -> None:

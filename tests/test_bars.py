@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 
 import pytest
 
 from fastchat import bars
-from fastchat.bars import BARS, Progress, bar, clock, each
+from fastchat.bars import BARS, Progress, bar, clock, each, waiting
 
 
 class Terminal(io.StringIO):
@@ -61,17 +62,17 @@ def test_a_line_per_minute_where_there_is_no_terminal(
         now[0] += seconds
         progress.to(progress.done + (1 << 30), "1,200 dialogues")
     assert capsys.readouterr().err.splitlines() == [
-        "tokenising: 50%, 1,200 dialogues, ETA 1:01",
-        "tokenising: 100%, 1,200 dialogues, ETA 0:00",
+        "tokenising: 50 %, 1,200 dialogues, ETA 1:01",
+        "tokenising: 100 %, 1,200 dialogues, ETA 0:00",
     ]
-    assert Progress("x", 3 << 30, "B").line(1) == "x: 0%, 0 MiB"
+    assert Progress("x", 3 << 30, "B").line(1) == "x: 0 %, 0 MiB"
     assert Progress("x", None, "row").line(1) == "x: 0 rows"
     for name, value in (("RANK", "1"), ("RANK", "0")):
         monkeypatch.setenv(name, value)
         progress = Progress("tokenising", 10, "row")
         now[0] += 70
         progress.advance()
-        assert ("tokenising: 10%, 1 row" in capsys.readouterr().err) is (value == "0"), "the first process speaks"
+        assert ("tokenising: 10 %, 1 row" in capsys.readouterr().err) is (value == "0"), "the first process speaks"
 
 
 @pytest.mark.parametrize("stderr", ["gone", "closed", "none"])
@@ -110,3 +111,37 @@ def test_a_bar_of_the_library_follows_the_same_rules(monkeypatch: pytest.MonkeyP
             shown.update(9)
         assert terminal.getvalue() == ""
     assert library.set_tqdm_hook(None) is None, "other uses of the library are as before"
+
+
+def _until(terminal: Terminal, text: str) -> None:
+    for _ in range(500):
+        if text in terminal.getvalue():
+            return
+        threading.Event().wait(0.02)
+
+
+def test_work_that_says_nothing_shows_its_time_or_what_it_has_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(bars.BARS, "wanted", True)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(bars, "AFTER_S", 0.0)
+    monkeypatch.setattr(bars, "_WATCH_S", 0.01)
+    with waiting("downloading"):
+        _until(terminal, "downloading: 00:0")
+    with pytest.raises(RuntimeError), waiting("converting", 100, lambda: 50):
+        _until(terminal, "converting:  50%")
+        raise RuntimeError
+    assert "downloading: 00:0" in terminal.getvalue() and "converting:  50%" in terminal.getvalue()
+    assert terminal.getvalue().rpartition("\r")[2].strip() == "", "nothing of it stays"
+
+
+def test_a_file_that_is_not_there_yet_ends_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone() -> int:
+        seen.set()
+        raise FileNotFoundError
+
+    seen = threading.Event()
+    monkeypatch.setattr(bars, "_WATCH_S", 0.01)
+    with waiting("converting", 100, gone):
+        assert seen.wait(30)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -321,6 +322,43 @@ def test_the_doctor_names_what_is_missing_and_the_way_out(
     printed = capfd.readouterr().out
     assert re.search(r"MISSING  torch .*99.0 or newer is needed", printed)
     assert "pip install 'no-such-distribution>=1.0'" in printed
+
+
+def test_the_doctor_survives_every_broken_installation(tmp_path: Path) -> None:
+    """Libraries that raise anything when they are imported, or end the process; no compiler; a home that is unknown."""
+    fakes = {
+        "torch": "raise OSError('libcudart.so.12: cannot open shared object file')",
+        "transformers": "import no_such_module",
+        "deepspeed": "import os; os._exit(134)",
+        "peft": "class Odd(BaseException): pass\nraise Odd",
+        "accelerate": "import sys; print('[]'); sys.exit(3)",
+        "datasets": "def broken(:",
+        **dict.fromkeys(("tokenizers", "bitsandbytes", "safetensors"), ""),
+    }
+    for name, text in fakes.items():
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    settings = {"PYTHONPATH": path, "PATH": str(empty), "HOME": str(tmp_path), "HF_HOME": "~nobody-here/hub"}
+    words = [sys.executable, "-m", "fastchat.doctor"]
+    done = subprocess.run(words, env=settings, cwd=empty, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == EXIT_RESOURCE and done.stderr == ""
+    lines = {line[9:].split(" ")[0]: line for line in done.stdout.splitlines()}
+    assert all(re.match(r"(ok|note|MISSING) ", line) for line in done.stdout.splitlines())
+    told = {"torch": "libcudart", "transformers": "no_such_module", "deepspeed": "exit code 134", "peft": "Odd"}
+    for name, reason in {**told, "accelerate": "SystemExit", "datasets": "SyntaxError"}.items():
+        assert lines[name].startswith("MISSING") and reason in lines[name] and "pip install" in lines[name]
+    assert all(lines[name].startswith("ok") for name in ("tokenizers", "bitsandbytes", "safetensors"))
+    assert "apt install g++" in lines["C++"] and "disk here" in done.stdout
+    assert "cannot be checked" in lines["hub"] and "home directory" in lines["disk"]
+
+
+def test_the_doctor_tells_a_full_disk(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._disk,))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    assert doctor.main([]) == 0
+    assert re.search(r"note +disk here +0 GiB free in .*: .*free some space", capfd.readouterr().out)
 
 
 def test_the_doctor_wants_what_the_project_wants() -> None:

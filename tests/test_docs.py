@@ -133,3 +133,17 @@ def _check_settings(module: str, words: list[str]) -> None:
         flags = [word for word in flags if word[2:] not in OF_LAUNCH]
     if "--help" not in flags:
         READERS[module]().from_words(flags)
+
+
+def test_every_exit_code_is_explained() -> None:
+    """Troubleshooting and reliability name the exit codes that the code has."""
+    from fastchat import errors
+    from fastchat.data.tools.command import EXIT_INTERRUPTED
+    from fastchat.train.ending import EXIT_BUG
+
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")} | {EXIT_INTERRUPTED, EXIT_BUG}
+    assert len(codes) > 7
+    for chapter in ("troubleshooting.md", "reliability.md"):
+        table = (REPOSITORY / "docs" / chapter).read_text(encoding="utf-8").partition("## Exit codes\n")[2]
+        rows = re.findall(r"^\| (\d+) \|", table.partition("\n## ")[0], re.M)
+        assert codes == set(map(int, rows)), chapter

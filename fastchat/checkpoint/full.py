@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastchat.bars import waiting
 from fastchat.checkpoint.gather import check_finite, compare_files
 from fastchat.errors import CheckpointError
 from fastchat.model.tokenizer import base_stop_ids
@@ -28,12 +30,19 @@ def write_model(
     config, generation = model.config, model.generation_config
     model.config, model.generation_config = saved_configs(model, tokenizer, stop_ids)
     try:
-        model.save_pretrained(str(folder), state_dict=dict(tensors), max_shard_size=MAX_SHARD)
+        with waiting(
+            "writing the weights", sum(tensor.nbytes for tensor in tensors.values()), partial(_written, folder)
+        ):
+            model.save_pretrained(str(folder), state_dict=dict(tensors), max_shard_size=MAX_SHARD)
     finally:
         model.config, model.generation_config = config, generation
     compare_files(sorted(folder.glob("*.safetensors")), _as_saved(model, tensors))
     if not (folder / "config.json").is_file():
         raise CheckpointError("config.json was not written")
+
+
+def _written(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _as_saved(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

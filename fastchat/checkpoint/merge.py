@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastchat.bars import each
+from fastchat.bars import each, waiting
 from fastchat.checkpoint.card import CARD, license_of, write_card
 from fastchat.checkpoint.digests import record_digests
 from fastchat.checkpoint.folders import check_new_folder, new_folder
@@ -79,7 +79,8 @@ def merge_adapter(
     stop_ids = _stop_ids(tuned, tokenizer)
     model = load_trained(tuned, weights=weights, device=device, **options)
     probe = _probe(model)
-    wanted, effect = _logits_and_effect(model, probe)
+    with waiting("computing the logits before"):
+        wanted, effect = _logits_and_effect(model, probe)
     merged = merge_weights(model, dtype).cpu()
     tensors = dict(merged.state_dict())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -195,7 +196,8 @@ def _compare(folder: Path, probe: torch.Tensor, wanted: torch.Tensor, dtype: tor
     merged = load_base_model(str(folder), device=device, for_training=False).eval()
     if merged.dtype != dtype:
         raise CheckpointError(f"the merged model loads as {merged.dtype} instead of {dtype}; it was not saved")
-    got = merged(input_ids=probe.to(merged.device)).logits.float().cpu()
+    with waiting("computing the logits after"):
+        got = merged(input_ids=probe.to(merged.device)).logits.float().cpu()
     error = (got - wanted).abs().max().item()
     allowed = TOLERANCE.get(dtype, 0.1) * max(1.0, wanted.abs().max().item())
     if not error <= allowed:

@@ -14,10 +14,13 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+from fastchat.bars import bar
 from fastchat.data.rows.bad_rows import BadRow, BadRowReport
 from fastchat.data.rows.formats import parse_row
 from fastchat.data.rows.no_file import refuse_special, unreadable
@@ -41,9 +44,11 @@ def convert(args: argparse.Namespace) -> None:
     """Write one object per row of the table, and say which columns it has. Raises UserError."""
     check_output("--out-file", args.out_file, [args.in_file])
     tally, report, way_out = Tally(), BadRowReport(), ""
-    with _opened(args.in_file) as file, RowFile(args.out_file) as out:
+    opened = _opened(args.in_file)
+    with opened as file, RowFile(args.out_file) as out, bar("converting", opened.size) as progress:
         table = _Table(file, args.in_file)
         for line, cells in table:
+            progress.to(opened.position())
             if not cells:
                 tally.notes["empty lines, left out"] += 1
                 continue
@@ -121,14 +126,21 @@ class _opened:
 
     def __enter__(self) -> IO[str]:
         try:
-            opened = gzip.open if self._path.endswith(".gz") else open
-            self._file: Any = opened(self._path, mode="rt", encoding="utf-8-sig", newline="")
+            self._raw = open(self._path, "rb")  # noqa: SIM115 - __exit__ closes it
         except OSError as error:
             raise unreadable(self._path, error) from None
+        self.size = os.fstat(self._raw.fileno()).st_size
+        content: Any = gzip.GzipFile(fileobj=self._raw) if self._path.endswith(".gz") else self._raw
+        self._file = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
         return self._file
+
+    def position(self) -> int:
+        """How many bytes of the file have been read."""
+        return self._raw.tell()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._file.close()
+        self._raw.close()
         if isinstance(error, UnicodeDecodeError):
             raise DataError(f"{self._path}: is not UTF-8; save it as 'CSV UTF-8' in the spreadsheet.") from None
         if isinstance(error, OSError | EOFError):

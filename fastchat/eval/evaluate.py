@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fastchat import files
+from fastchat.bars import bar
 from fastchat.checkpoint.trained_model import weights_of
 from fastchat.data.rows.columns import Columns
 from fastchat.data.rows.fingerprint import sha256_of
@@ -121,23 +120,9 @@ def _lengths(args: argparse.Namespace, loaded: Loaded) -> tuple[int, str]:
     return int(length), args.overlong or recorded(record, "overlong") or "truncate"
 
 
-def _progress(what: str, total: int) -> Callable[[int], None]:
-    """A bar on a terminal; call it with the number of items that are done."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc=what, disable=not sys.stderr.isatty(), leave=False)
-
-    def advance(num: int) -> None:
-        bar.update(num)
-        if bar.n >= total:
-            bar.close()
-
-    return advance
-
-
 def _scored_tokens(args: argparse.Namespace, loaded: Loaded, examples: list[Evaluated]) -> list[TokenScores]:
-    advance = _progress("loss", len(examples))
-    return score_tokens(loaded, examples, batch_size=args.batch_size, on_done=advance)
+    with bar("computing the loss", len(examples), "example") as progress:
+        return score_tokens(loaded, examples, batch_size=args.batch_size, on_done=progress.advance)
 
 
 def _answers(
@@ -147,13 +132,12 @@ def _answers(
     if not asked:
         raise DataError("--generate: no dialogue has an answer that could be generated (plain text has no questions)")
     missing = [one for one in asked if one.key not in partial.found]
-    advance = _progress("answers", len(missing))
 
     def done(number: int, answer: Answered) -> None:
         partial.add(missing[number].key, vars(answer))
-        advance(1)
+        progress.advance()
 
-    with loaded.computing():
+    with loaded.computing(), bar("generating", len(missing), "answer") as progress:
         answer_prompts(
             loaded.model,
             loaded.chat_encoder,

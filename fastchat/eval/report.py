@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastchat.errors import percent
 from fastchat.eval.statistics import proportion, ratio
 
 
@@ -110,7 +111,7 @@ def _finite(bounds: list[float]) -> list[float] | None:
 
 
 def table(found: dict[str, Any], metric: str) -> str:
-    """The numbers in columns; [low high] is the 95 % interval."""
+    """The numbers in columns; [low to high] is the 95 % interval."""
     rows = [("all", found)]
     rows += [(f"answer {name}", numbers) for name, numbers in found["by_turn"].items()]
     rows += [(f"source {name}", numbers) for name, numbers in found["by_source"].items()]
@@ -121,9 +122,9 @@ def table(found: dict[str, Any], metric: str) -> str:
         (
             name,
             f"{numbers['num_supervised_tokens']:,}",
-            _with_bounds(numbers, "loss", ".4f"),
-            _with_bounds(numbers, "perplexity", ".2f"),
-            _with_bounds(numbers, "token_accuracy", ".1%"),
+            _with_bounds(numbers, "loss", "{:.4f}".format),
+            _with_bounds(numbers, "perplexity", "{:.2f}".format),
+            _with_bounds(numbers, "token_accuracy", percent),
         )
         for name, numbers in rows
         if "loss" in numbers
@@ -136,7 +137,7 @@ def table(found: dict[str, Any], metric: str) -> str:
         (
             name,
             f"{numbers['num_answers']:,}",
-            _with_bounds(numbers, metric, ".1%"),
+            _with_bounds(numbers, metric, percent),
             f"{numbers['num_right']:,} of {numbers['num_compared']:,}",
             f"{numbers['num_stopped']:,}",
         )
@@ -146,11 +147,11 @@ def table(found: dict[str, Any], metric: str) -> str:
     return f"{text}\n\n{_aligned(lines)}"
 
 
-def _with_bounds(numbers: dict[str, Any], name: str, form: str) -> str:
+def _with_bounds(numbers: dict[str, Any], name: str, form: Callable[[float], str]) -> str:
     value, bounds = numbers[name], numbers.get(f"{name}_interval")
     if value is None:
         return "-"
-    return f"{value:{form}}" + (f" [{bounds[0]:{form}} {bounds[1]:{form}}]" if bounds else "")
+    return form(value) + (f" [{form(bounds[0])} to {form(bounds[1])}]" if bounds else "")
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> str:

@@ -14,8 +14,10 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
+from fastchat.bars import waiting
 from fastchat.checkpoint.folders import new_folder
 from fastchat.errors import ResourceError, SettingsError, brief, say
 
@@ -90,7 +92,7 @@ def fetch() -> Path:
             file.write(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--no-binary", PACKAGE, "--require-hashes", "--dest", str(work), "--requirement", str(pinned)]
-        run(command, f"pip cannot download {PACKAGE} {VERSION}")
+        run(command, f"pip cannot download {PACKAGE} {VERSION}", "downloading")
         with new_folder(target) as folder:
             _unpack(next(work.glob("*.tar.gz")), folder)
     say(f"llama.cpp's converter is kept in {target}; remove the folder to download it again")
@@ -114,14 +116,15 @@ def _unpack(archive: Path, folder: Path) -> None:
                 shutil.copyfileobj(source, file)
 
 
-def run(command: Sequence[str], failed: str) -> str:
+def run(command: Sequence[str], failed: str, doing: str, output: Path | None = None, size: int | None = None) -> str:
     """Run a program quietly and without a network; returns what it printed. ResourceError with its last lines if it
-    fails."""
+    fails. A bar says what it is `doing`, and how much of `output`, of about `size` bytes, is written."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        with waiting(doing, size, None if output is None else partial(_size, output)):
+            done = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
     except OSError as error:
         raise ResourceError(f"{failed}: {command[0]}: {error.strerror}") from None
     told = done.stdout.decode("utf-8", "replace")
@@ -129,6 +132,10 @@ def run(command: Sequence[str], failed: str) -> str:
         lines = [brief(line, 300) for line in told.splitlines() if line.strip()][-_TAIL:]
         raise ResourceError("\n  ".join([f"{failed} (exit code {done.returncode}):", *lines]))
     return told
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
 
 
 def _script(places: Sequence[Path]) -> Path | None:

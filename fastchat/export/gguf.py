@@ -125,7 +125,7 @@ def _convert(model: _Model, programs: LlamaCpp, quant: str, work: Path, file: Pa
     staged = _stage(model, work)
     made = work / f"{file.stem}-{kind}.gguf"
     command = [sys.executable, str(programs.converter), str(staged), "--outfile", str(made), "--outtype", kind]
-    run([*command, "--model-name", model.name], f"llama.cpp cannot convert {model.name}")
+    run([*command, "--model-name", model.name], f"llama.cpp cannot convert {model.name}", "converting", made)
     if not made.is_file():
         raise CheckpointError(f"{programs.converter.name} ended well, but wrote no {made.name}")
     read = gguf_file.GgufFile(made)
@@ -138,7 +138,8 @@ def _convert(model: _Model, programs: LlamaCpp, quant: str, work: Path, file: Pa
     if quant not in CONVERTED:
         assert programs.quantizer is not None
         quantized = work / file.name
-        run([str(programs.quantizer), str(made), str(quantized), quant.upper()], f"llama-quantize {quant} failed")
+        command = [str(programs.quantizer), str(made), str(quantized), quant.upper()]
+        run(command, f"llama-quantize {quant} failed", "quantising", quantized)
         made.unlink()
         made = quantized
     read = read if read.path == made else gguf_file.GgufFile(made)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastchat.bars import bar, each
 from fastchat.errors import CheckpointError, SettingsError, counted
 
 EOT = "tokenizer.ggml.eot_token_id"
@@ -83,7 +84,7 @@ class GgufFile:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for one in reader.tensors:
+        for one in each(reader.tensors, "writing the metadata", "tensor"):
             writer.write_tensor_data(one.data, tensor_endianess=reader.endianess)
         writer.close()
 
@@ -136,10 +137,14 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     import torch
     from safetensors import safe_open
 
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(path), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                yield name, file.get_tensor(name).to(torch.float32).numpy()
+    paths = sorted(folder.glob("*.safetensors"))
+    with bar("comparing with the model", sum(path.stat().st_size for path in paths)) as progress:
+        for path in paths:
+            with safe_open(str(path), framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    tensor = file.get_tensor(name)
+                    yield name, tensor.to(torch.float32).numpy()
+                    progress.advance(tensor.nbytes)
 
 
 def _difference(name: str, ours: Any, theirs: Any) -> float:

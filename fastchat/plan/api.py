@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
-from fastchat.errors import SettingsError
+from fastchat.errors import SettingsError, percent
 from fastchat.plan.adapter import adapter_settings
 from fastchat.plan.advice import advice_after_oom, plan_lines, warning_line
 from fastchat.plan.architecture import Architecture
@@ -196,7 +196,8 @@ class Measured:
         """The log line; starts with "warning:" if the prediction was off by more than a tenth."""
         if self.on_cpu:
             return f"peak memory: a process grew by {human(self.measured)}; predicted tensors: {human(self.predicted)}"
-        text = f"peak memory {human(self.measured)} per GPU, {human(self.predicted)} predicted ({self.off_by:+.0%})"
+        off_by = percent(self.off_by, 0, "+")
+        text = f"peak memory {human(self.measured)} per GPU, {human(self.predicted)} predicted ({off_by})"
         return f"warning: {text}; the plan is wrong for this run" if self.surprising else text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastchat.errors import counted
+from fastchat.errors import counted, percent
 from fastchat.pages import allowed, asset, escaped, filled, safe_json
 from fastchat.report.answers import answers_section
 from fastchat.report.charts import Chart, charts_of
@@ -121,7 +121,7 @@ _TAKEN = {"dialogues": "dialogue", "examples": "example", "tokens": "token", "su
 
 def _packed(packs: dict[str, object]) -> str:
     fill = packs.get("fill")
-    filled_to = f", {fill:.2%} filled" if isinstance(fill, float) else ""
+    filled_to = f", {percent(fill, 2)} filled" if isinstance(fill, float) else ""
     return f"{packs.get('dialogues')} examples in {packs.get('packs')} packs of {packs.get('capacity')}{filled_to}"
 
 

@@ -96,7 +96,7 @@ class Chat:
         if room < 1:
             raise SettingsError(
                 f"The conversation has {num_prompt} tokens and the model's context is {self.context}: start a new one "
-                "(!!reset)."
+                "(/reset)."
             )
         return min(wanted, room)
 

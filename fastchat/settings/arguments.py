@@ -103,9 +103,18 @@ class DataArguments:
         None,
         "training conversations: files (.json, .jsonl, .gz, .parquet), patterns, folders, hub datasets",
         elsewhere="data data_files dataset_path train_data train_data_path dataset_name_or_path",
-        translate={
-            name: paths_of("data_path") for name in ("datasets", "dataset", "dataset_name", "train_file", "train_files")
-        },
+        translate=dict.fromkeys(
+            (
+                "datasets",
+                "dataset",
+                "dataset_name",
+                "train_file",
+                "train_files",
+                "train_dataset",
+                "pretraining_dataset",
+            ),
+            paths_of("data_path"),
+        ),
         resume=FREE,
         common=True,
         path=True,
@@ -125,7 +134,7 @@ class DataArguments:
         0.0,
         "number of training dialogues held out for evaluation (below 1: share of them)",
         range=NUMBER_OR_SHARE,
-        elsewhere="val_size validation_split_percentage test_size eval_size",
+        elsewhere="val_size validation_split_percentage test_size eval_size test_split_size",
         resume=FIXED,
         common=True,
     )
@@ -269,7 +278,9 @@ class LoraArguments:
         memory=True,
         path=True,
     )
-    lora_bias: Literal["none", "all", "lora_only"] = _lora("none", "biases to train as well", resume=FIXED, memory=True)
+    lora_bias: Literal["none", "all", "lora_only"] = _lora(
+        "none", "biases to train as well", elsewhere="bias", resume=FIXED, memory=True
+    )
     lora_init: str = _lora(
         "default",
         "first weights of a new adapter: default, gaussian, pissa, pissa_niter_N, olora, eva or loftq",

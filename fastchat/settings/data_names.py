@@ -11,7 +11,7 @@ from fastchat.settings.foreign import yaml_text
 _COLUMNS = {
     "field_messages": "messages", "message_field_role": "role", "message_field_content": "content",
     "field_tools": "tools", "field_system": "system", "field_thinking": "reasoning_content",
-    "message_field_training": "train", "dataset_text_field": "text", "field": "text",
+    "message_field_training": "train", "dataset_text_field": "text", "text_column": "text", "field": "text",
     "field_instruction": "instruction", "field_input": "input", "field_output": "output",
     "field_human": "prompt", "field_model": "completion",
 }  # fmt: skip

@@ -33,16 +33,25 @@ def by_value(table: Mapping[str, str], otherwise: str) -> Translate:
 
 
 def paths_of(name: str) -> Translate:
-    """For a list of datasets that are mappings with a `path` (axolotl) or a `name`; also for plain names."""
+    """For a list of datasets that are mappings with `data_files`, a `path` (axolotl, TRL) or a `name`; also for plain
+    names."""
 
     def translate(raw: Any) -> str:
         items = raw if isinstance(raw, list) else [raw] if isinstance(raw, dict) else str(raw).split(",")
-        found = [(i.get("path") or i.get("name")) if isinstance(i, dict) else i for i in items]
-        values = [str(value).strip() for value in found if value]
+        values = [str(value).strip() for item in items for value in _files(item) if value]
         listed = yaml_text(values[0] if len(values) == 1 else values) if values else "FILES"
-        return f"{name}: {listed} (files, folders, patterns or hub dataset names)"
+        chosen = [str(i["name"]) for i in items if isinstance(i, dict) and i.get("path") and i.get("name")]
+        more = f"; of the configuration {', '.join(chosen)}: download it and give its files" if chosen else ""
+        return f"{name}: {listed} (files, folders, patterns or hub dataset names{more})"
 
     return translate
+
+
+def _files(item: Any) -> list[Any]:
+    if not isinstance(item, dict):
+        return [item]
+    files = item.get("data_files") or item.get("path") or item.get("name")
+    return files if isinstance(files, list) else [files]
 
 
 TEMPLATES = {
@@ -112,20 +121,36 @@ _VISION = "only the language model is trained; leave it out"
 _STEPS = "set {0}_strategy: steps and {0}_steps"
 _PREPARED = "leave it out; tokens are cached automatically"
 _FUSED = "not available; leave it out"
+_LAUNCHER = "leave it out; `fastchat train`, deepspeed or torchrun start the processes"
+_TRACKER = "set report_to to wandb, tensorboard, mlflow, trackio or none; a tracker reads its own environment variables"
+_QUANTIZED = "models that are already quantized cannot be trained; q_lora: true loads the plain model in 4 bits"
+_CHUNKED = "leave it out; logits are computed for learned tokens only (chunked_head)"
+_PARALLEL = (
+    "not available; use --deepspeed with a ZeRO-3 configuration and gradient_checkpointing: true for long dialogues"
+)
+_PACKING = "leave it out; packing: true is the only setting for packing"
+_EXPORT = "leave it out; `fastchat merge` and `fastchat export` write a result in other formats"
+_WHOLE = "leave it out; `fastchat train --full_finetuning` trains all weights"
+_MODULES = "name the layers in lora_target_modules"
 
 _REASONS: dict[str, str] = {
     # adapters and what is trained
-    "use_peft peft finetuning": _ADAPTER,
-    "lora_task_type": "leave it out; it is always CAUSAL_LM",
+    "use_peft peft finetuning peft_config": _ADAPTER,
+    "lora_task_type task_type": "leave it out; it is always CAUSAL_LM",
     "use_llama_pro mixture_of_depths relora_steps relora_prune_ratio use_galore use_apollo use_badam use_adam_mini "
     "use_muon": _ONLY_LORA,
-    "lora_fan_in_fan_out pissa_convert loftq": "leave it out; peft and lora_init know what is needed",
+    "lora_alpha_pattern lora_rank_pattern alpha_pattern rank_pattern": "all layers have the same lora_r and lora_alpha",
+    "peft_layer_replication peft_layers_pattern layers_pattern peft_ensure_weight_tying ensure_weight_tying "
+    "peft_autocast_adapter_dtype lora_embedding_kernel merge_method reinit_weights shrink_embeddings": "not available; "
+    "leave it out",
+    "lora_fan_in_fan_out pissa_convert loftq loftq_config": "leave it out; peft and lora_init know what is needed",
     "pissa_iter": "lora_init: pissa_niter_N, with that number for N",
     "loraplus_lr_embedding": "leave it out; loraplus_lr_ratio applies to the B matrices only",
     "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules unfrozen_parameters": "parts of a model "
     "cannot be frozen; train an adapter (train_lora.py) or all weights (train.py)",
     "create_new_adapter": "leave it out: lora_weight_path trains that adapter further, without it a new one is made",
-    "rl dpo_beta pref_beta pref_loss pref_ftx ref_model reward_model beta": _SFT,
+    "rl dpo_beta pref_beta pref_loss pref_ftx ref_model reward_model beta trl vllm ebft num_labels "
+    "process_reward_model center_rewards_coefficient precompute_ref_log_probs sync_ref_model num_generations": _SFT,
     # quantization
     "load_in_8bit": "8-bit quantization is not available; q_lora: true loads the base in 4 bits",
     "quantization_method quantization_type bnb_4bit_quant_type double_quantization use_bnb_nested_quant "
@@ -141,28 +166,44 @@ _REASONS: dict[str, str] = {
     "special_tokens tokens add_tokens add_special_tokens resize_vocab resize_token_embeddings_to_32x "
     "new_special_tokens add_special_token "
     "pad_token mean_resizing_embeddings": _TOKENS,
-    "model_revision revision_of_model": "download that revision first, and give its folder as model_name_or_path",
+    "model_revision revision_of_model revision": "download that revision first, and give its "
+    "folder as model_name_or_path",
     "hf_use_auth_token use_auth_token hf_hub_token ms_hub_token token": _ENVIRONMENT.format("HF_TOKEN"),
-    "model_init_kwargs overrides_of_model_config overrides_of_model_kwargs train_from_scratch": "edit config.json in "
-    "the model folder",
+    "router_aux_loss_coef": "leave it out; a model with experts adds its own balancing loss",
+    "fix_tokenizer use_zoo_tokenizer_patch tokenizer_use_mistral_common tokenizer_revision "
+    "tokenizer_save_jinja_files init_special_tokens added_tokens_overrides": _TOKENIZER,
+    "processor_type processor_kwargs freeze_mm_modules role_boundaries": _VISION,
+    "gptq model_quantization_config model_quantization_config_kwargs llmcompressor quant_config": _QUANTIZED,
+    "use_kernels kernel_config use_v1_kernels experts_implementation quantize_moe_experts use_scattermoe use_sonicmoe "
+    "moe_grouped_gemm moe_token_dispatcher_type": _FUSED,
+    "model_config model_init_kwargs overrides_of_model_config overrides_of_model_kwargs "
+    "train_from_scratch": "edit config.json in the model folder",
     "freeze_vision_tower freeze_multi_modal_projector train_mm_proj_only image_max_pixels video_max_pixels "
     "media_dir freeze_language_model": _VISION,
     # data
-    "dataset_dir": "give the files in data_path",
+    "dataset_dir data_dir": "give the files in data_path",
+    "shards shards_idx preprocess_shards dataset_shard_num dataset_shard_idx fraction skip": "give that part "
+    "in a file of its own",
+    "roles_to_train message_field_training_detail": "set train_on; rows can mark single turns (docs/data.md)",
+    "drop_system_message split_thinking template_thinking_key input_transform": "change the rows before, for example "
+    "with `fastchat data`",
+    "instruction_part response_part": "leave it out; what is learned is known from the template (train_on)",
+    "raw_text_file stride": "give the text files in data_path",
     "dataset_prepared_path tokenized_path dataset_keep_in_memory preprocessing_batch_size buffer_size streaming "
     "dataset_streaming skip_prepare_dataset preprocessed_path dataset_batch_size": _PREPARED,
     "ignore_pad_token_for_loss shuffle_merged_datasets shuffle_dataset tool_format": _AUTOMATIC,
     "dataset_kwargs formatting_func type ds_type": _CONVERSATIONS,
-    "train_on_eos train_on_eot": "leave it out; the end of every learned answer is learned",
+    "train_on_eos train_on_eot include_start include_end": "leave it out; the end of every learned answer is learned",
     "dataset_config dataset_config_name": "download the dataset first, and give its files in data_path",
     "max_samples max_train_samples max_eval_samples": "shorten the file first, for example with head or "
     "`fastchat data split`",
     "pad_to_sequence_len pad_to_multiple_of padding_free packing_strategy eval_packing eval_sample_packing "
-    "sample_packing_eff_est total_num_tokens multipack_real_batches group_by_bucket": "leave it out; packing: true "
-    "is the only setting for packing",
+    "sample_packing_eff_est total_num_tokens multipack_real_batches group_by_bucket max_packed_sequence_len "
+    "batch_flattening use_packed_sequences": _PACKING,
     "dataset_exact_deduplication": "remove repeated rows from the file first",
     "push_dataset_to_hub": "data is never uploaded; push_to_hub: true uploads the result",
-    "default_system default_system_message chat_template_path chat_template_jinja add_eos_token eos_token": "the "
+    "default_system default_system_message system_prompt system_message eot_tokens map_eos_token "
+    "chat_template_path chat_template_jinja add_eos_token eos_token": "the "
     "template decides this: set conv_template, or your own template with conv_template_file",
     "enable_thinking": "leave it out; rows can say it (enable_thinking, chat_template_kwargs)",
     "min_sample_len": "leave it out; short dialogues are trained on too",
@@ -171,6 +212,8 @@ _REASONS: dict[str, str] = {
     "batch_size global_batch_size total_batch_size train_batch_size": _BATCH,
     "lr_quadratic_warmup": "warmup is linear; set warmup_ratio or warmup_steps",
     "cosine_min_lr_ratio": "lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr_rate: SHARE}",
+    "adam_beta3 adam_epsilon2 torchdistx_path lr_div_factor dion_lr dion_momentum": "not available; choose "
+    "another optim",
     "cosine_constant_lr_ratio": "not available; set lr_scheduler_type and lr_scheduler_kwargs",
     "loss_type moe_aux_loss_coef": "leave it out; the loss is always cross-entropy over learned tokens",
     "disable_shuffling": "train_sampling_strategy: sequential",
@@ -182,13 +225,16 @@ _REASONS: dict[str, str] = {
     "use_liger enable_liger_kernel liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
     "liger_cross_entropy flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp "
     "lora_mlp_kernel lora_qkv_kernel lora_o_kernel use_unsloth unsloth_cross_entropy_loss "
-    "cut_cross_entropy": "leave it out; logits are computed for learned tokens only (chunked_head)",
+    "cut_cross_entropy chunked_cross_entropy chunked_cross_entropy_num_chunks "
+    "cross_entropy_loss_fusion": _CHUNKED,
     "use_unsloth_gc": "gradient_checkpointing: true",
     "disable_gradient_checkpointing": "set gradient_checkpointing: true or false",
     "use_reentrant_gc": "gradient_checkpointing_kwargs: {use_reentrant: true}",
     "activation_offloading": "not available; gradient_checkpointing: true saves activation memory",
-    "sequence_parallel_degree sequence_parallel_size context_parallel_size tensor_parallel_size": "not available; "
-    "use --deepspeed with a ZeRO-3 configuration and gradient_checkpointing: true for long dialogues",
+    "sequence_parallel_degree sequence_parallel_size context_parallel_size tensor_parallel_size sequence_parallel "
+    "heads_k_stride ring_attn_func expert_parallel_size dp_shard_size dp_replicate_size cp_size cp_mode "
+    "tensor_model_parallel_size pipeline_model_parallel_size expert_model_parallel_size use_hyper_parallel "
+    "virtual_pipeline_model_parallel_size use_megatron_bridge use_mca": _PARALLEL,
     "plugins torchao_optimizers lr_groups embedding_lr embedding_lr_scale loss_watchdog_threshold "
     "loss_watchdog_patience unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o": _FUSED,
     # logging
@@ -202,6 +248,31 @@ _REASONS: dict[str, str] = {
     "tensorboard, mlflow, trackio or none",
     "plot_loss print_param_status include_tokens_per_second include_effective_tokens_per_second "
     "compute_accuracy": "leave it out; every run logs its loss and speed to metrics.jsonl",
+    "profile_modules enable_torch_profiler gc_steps gc_collect_steps curriculum_sampling trainer_cls deepcompile "
+    "layer_offloading save_first_step dynamic_checkpoint diffusion use_onebitllms use_pose": _FUSED,
+    "fp32_norms fp32_norm_classes fix_untrained_tokens": _AUTOMATIC,
+    "selective_checkpointing": "gradient_checkpointing: true",
+    "fused_attn_kernel flex_attn_compile_kwargs flash_optimum sage_attention large_head_attention sdpa_varlen "
+    "gemma4_hybrid_attn_impl": _ATTENTION,
+    "eval_sequence_len max_prompt_len": "leave it out; model_max_length holds for evaluation too",
+    "generate_samples num_generation_samples": "sample_prompts: N shows answers of the model during training",
+    "project_name": "set the variable of the tracker, such as WANDB_PROJECT, instead",
+    "chat_template_kwargs": "leave it out; rows can have chat_template_kwargs",
+    "float32": "set dtype: float32, and leave bf16 and fp16 out",
+    "optim_config": "set optim, learning_rate, weight_decay, adam_beta1, adam_beta2 and adam_epsilon",
+    "batching_strategy include_tkps": "leave it out",
+    # programs that start the processes
+    "compute_environment distributed_type num_machines machine_rank same_network main_training_function "
+    "main_process_ip main_process_port dist_config master_addr master_port world_size device use_ray gpu "
+    "gpu_count node_count ddp": _LAUNCHER,
+    "mixed_precision downcast_bf16 load_in_16bit float32_mixed_precision": "set bf16: true, fp16: true or neither",
+    # unsloth
+    "finetune_language_layers finetune_attention_modules finetune_mlp_modules finetune_last_n_layers": _MODULES,
+    "finetune_vision_layers finetune_audio_layers": _VISION,
+    "full_finetuning full_finetune": _WHOLE,
+    "fast_inference for_inference float8_kv_cache gpu_memory_utilization max_lora_rank disable_log_stats": _INFERENCE,
+    "save_method save_model save_gguf push_gguf push_model quantization hub_path save_path": _EXPORT,
+    "load_in_fp8 fp8 qat_scheme qat offload_embedding use_exact_model_name": _FUSED,
     # evaluation and checkpoints
     "evals_per_epoch": _STEPS.format("eval"),
     "saves_per_epoch": _STEPS.format("save"),
@@ -227,12 +298,31 @@ _REASONS: dict[str, str] = {
     "jit_mode_eval use_ipex torchdynamo past_index include_inputs_for_metrics": "not available; leave it out",
 }
 _BY_VALUE: dict[str, Translate] = {
+    "eta_min": lambda raw: f"lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {{min_lr: {yaml_text(raw)}}}",
     "adapter": by_value({"qlora": "q_lora: true (with train_lora.py)", "lora": _ADAPTER}, _ONLY_LORA),
     "finetuning_type": by_value(
         {"lora": _ADAPTER, "full": "leave it out, and run fastchat.train.train instead of train_lora"}, _ONLY_LORA
     ),
     "stage": by_value({"sft": f"leave it out; {_SFT}"}, _SFT),
 }
+_FAMILIES: dict[str, str] = {  # beginnings of names; an exact name above comes first
+    "dpo_ kto_ simpo_ orpo_ cpo_ rpo_ ppo_ pref_ grpo_ rl_ reward_ ref_model_": _SFT,
+    "galore_ qgalore_ apollo_ badam_ lisa_ relora oft_ kt_ use_kt jagged_restart_": _ONLY_LORA,
+    "vllm_ sglang_ gradio_ generation_": _INFERENCE,
+    "export_quantization_ export_hub_ export_hf_": _EXPORT,
+    "image_ video_ audio_ whisper_": _VISION,
+    "swanlab_ comet_ trackio_ mlflow_ otel_ use_otel_ wandb_": _TRACKER,
+    "fsdp_": _FSDP,
+    "ray_ tpu_ rdzv_": _LAUNCHER,
+    "gptq_ awq_": _QUANTIZED,
+    "bnb_": "leave it out; q_lora: true is nf4 with double quantization",
+    "liger_": _CHUNKED,
+    "sample_packing_ multipack_ pretrain_multipack_ streaming_multipack_": _PACKING,
+    "megatron_ hyper_parallel_": _PARALLEL,
+    "profiler_ fp8_ unsloth_ tiled_mlp pose_ flash_attn_ use_dft_ use_asft_ use_eaft asft_ eaft_": _FUSED,
+}
+FAMILIES = {start: reason for starts, reason in _FAMILIES.items() for start in starts.split()}
+
 # name -> the reason, or a function that makes it from the value
 NO_SETTING: dict[str, str | Translate] = {
     **{name: reason for names, reason in _REASONS.items() for name in names.split()},

@@ -154,7 +154,7 @@ class Reader:
         for key, raw in content.items():
             option = self.find(key)
             if option is None:
-                problems.append(self._unknown.problem(key, raw))
+                problems += self._unknown.problems(key, raw)
                 continue
             if option.name != key and raw is None and option.name in content:
                 continue  # as in training.json: no value for the alias

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from fastchat.errors import show
-from fastchat.settings.foreign import NO_SETTING
+from fastchat.settings.foreign import FAMILIES, NO_SETTING
 from fastchat.settings.help import by_group, kind_of, shown_default
 from fastchat.settings.options import Option, options_of
 from fastchat.settings.readers import training_options
@@ -60,7 +60,8 @@ def names() -> str:
     options = [o for o in training_options(True) if not o.refused]
     here = {name: f"`{option.name}`" for option in options for name in option.elsewhere if name != option.name}
     elsewhere = {name: why if isinstance(why, str) else "depends on its value" for name, why in NO_SETTING.items()}
-    rows = sorted({**elsewhere, **here}.items(), key=lambda row: row[0].lower())
+    families = {f"{start}*": reason for start, reason in FAMILIES.items()}
+    rows = sorted({**elsewhere, **families, **here}.items(), key=lambda row: row[0].lower())
     return _NAMES_HEAD + "".join(f"| `{name}` | {_cell(way)} |\n" for name, way in rows)
 
 

@@ -115,7 +115,7 @@ class TransformersArguments:
     weight_decay: float = _optimization(0.0, "weight decay of the optimizer", range=NOT_NEGATIVE)
     adam_beta1: float = _optimization(0.9, "beta1 of Adam", range=BELOW_ONE)
     adam_beta2: float = _optimization(0.999, "beta2 of Adam", range=BELOW_ONE)
-    adam_epsilon: float = _optimization(1e-8, "epsilon of Adam", range=ABOVE_ZERO)
+    adam_epsilon: float = _optimization(1e-8, "epsilon of Adam", elsewhere="adam_eps", range=ABOVE_ZERO)
     gradient_accumulation_steps: int = _optimization(
         1,
         "microbatches per optimizer step",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fastchat.errors import SettingsError, brief, nearest
+import yaml
+
+from fastchat.errors import SettingsError, brief, is_secret, nearest
 from fastchat.settings.fields import Translate
-from fastchat.settings.foreign import yaml_text
+from fastchat.settings.foreign import FAMILIES, yaml_text
 
 _LONGEST = 100  # characters of a value that a message repeats
 
@@ -55,11 +59,32 @@ class Unknown:
         """Whether the name is one of another program or of an older version."""
         return name in self._elsewhere or name in self._no_setting
 
+    def problems(self, name: str, raw: Any) -> list[Problem]:
+        """The problem with a key of a recipe, and with known names in the mappings that its value contains, such as
+        the datasets of axolotl. Inside, the outer name's setting and advice are not repeated."""
+        found = {name: self.problem(name, raw)}
+        here = self._elsewhere.get(name, ("", None))[0]
+        for inner, value in _inside(raw):
+            if not (inner in self._names or self.knows(inner)) or self._elsewhere.get(inner, (" ",))[0] == here:
+                continue
+            if inner in self._names:
+                shown = "..." if is_secret(inner) else brief(yaml_text(value), _LONGEST)
+                advice = f"{inner}: {shown}"
+            else:
+                advice = self.problem(inner, value).advice
+            evaluation = f"eval_{advice}"
+            if here.startswith("eval_") and evaluation.partition(":")[0] in self._names:
+                advice = evaluation
+            if advice != found[name].advice:
+                found[f"{name}.{inner}: {advice}"] = Problem(f"{name}.{inner}", advice, "; here it is ")
+        return list(found.values())
+
     def problem(self, name: str, raw: Any, shown: str | None = None) -> Problem:
         """The problem with one name with the value `raw`; `shown`: the flag as typed, on a command line."""
         dashes = "" if shown is None else "--"
         lead = ": "
-        if raw is None and shown is None and self.knows(name):  # a key of a recipe without a value
+        family = next((reason for start, reason in FAMILIES.items() if name.startswith(start)), "")
+        if raw is None and shown is None and (self.knows(name) or family):  # a key of a recipe without a value
             advice = "leave it out"
         elif name in self._no_setting:
             reason = self._no_setting[name]
@@ -71,6 +96,8 @@ class Unknown:
             here, how = self._elsewhere[name]
             lead = "; here it is "
             advice = f"{here}: {brief(yaml_text(raw), _LONGEST)}" if how is None else how(raw)
+        elif family:
+            advice = family if raw not in (None, False, "") else "leave it out"
         else:
             close = nearest(name, self._suggestions, cutoff=0.7)
             lead = "; "
@@ -83,9 +110,56 @@ class Unknown:
         def flag(found: re.Match[str]) -> str:
             if found[1] not in self._names:
                 return found[0]
+            if found[2].startswith("{"):
+                return f"--{found[1]} {_as_json(found[2])}"
             return f"--{found[1]} {found[2].strip('[]').replace(', ', ' ')}"
 
-        return re.sub(r"\b(\w+): (\[[^\]]*\]|\S+)", flag, advice)
+        return re.sub(r"\b(\w+): (\{[^}]*\}|\[[^\]]*\]|\S+)", flag, advice)
+
+
+def _inside(raw: Any) -> Iterator[tuple[str, Any]]:
+    """Each key with its value in the mappings of a value, at any depth."""
+    items = raw if isinstance(raw, list) else [raw]
+    for item in items:
+        if isinstance(item, dict):
+            for name, value in item.items():
+                yield str(name), value
+                yield from _inside(value)
+
+
+def _as_json(mapping: str) -> str:
+    """A YAML mapping as a word of a command line.
+
+    >>> _as_json("{messages: dialog}")
+    '\'{"messages": "dialog"}\''
+    """
+    try:
+        return shlex.quote(json.dumps(yaml.safe_load(mapping)))
+    except yaml.YAMLError:
+        return mapping
+
+
+_COLUMNS = re.compile(r"(?:--)?data_columns:? '?(\{.*\})'?")
+
+
+def _one_mapping(problems: Sequence[Problem]) -> list[Problem]:
+    """Several names of columns are one mapping here, since a setting can be given only once."""
+    parsed = [(p, yaml.safe_load(found[1])) for p in problems if (found := _COLUMNS.fullmatch(p.advice))]
+    if len(parsed) < 2:
+        return list(problems)
+    values = {key: {str(names.get(key)) for _, names in parsed if key in names} for _, names in parsed for key in names}
+    two = [f"{key} is {' and '.join(sorted(found))}" for key, found in values.items() if len(found) > 1]
+    mapping = f"{{{', '.join(f'{key}: {min(found)}' for key, found in values.items())}}}"
+    first = parsed[0][0]
+    flags = first.advice.startswith("--")
+    advice = f"--data_columns {_as_json(mapping)}" if flags else f"data_columns: {mapping}"
+    if two:
+        advice = f"data_columns holds for all files, but {'; '.join(two)}: rename columns in one of the files"
+    names = ", ".join(dict.fromkeys(p.name for p, _ in parsed))
+    taken = [p for p, _ in parsed]
+    at = problems.index(first)
+    rest = [p for p in problems if p not in taken]
+    return [*rest[:at], Problem(names, advice, first.lead), *rest[at:]]
 
 
 def refusal(problems: Sequence[Problem], source: str) -> SettingsError:
@@ -96,6 +170,7 @@ def refusal(problems: Sequence[Problem], source: str) -> SettingsError:
       lr     ->  learning_rate: 1e-4
       stage  ->  leave it out
     """
+    problems = _one_mapping(problems)
     where = f"{source}: " if source else ""
     if len(problems) == 1:
         only = problems[0]

@@ -80,7 +80,7 @@ class Overview(TrainerCallback):
         warmup = 0 if kind in _WITHOUT_WARMUP else args.get_warmup_steps(state.max_steps)
         epochs = counted(round(state.max_steps / max(self._steps_per_epoch(), 1), 2), "epoch")
         line = f"{state.max_steps:,}{at} in {epochs}; learning rate {short(args.learning_rate)}, {kind}"
-        return line + (f", {counted(warmup, 'warmup step')}" if warmup else "")
+        return f"{line}, {counted(warmup, 'warmup step') if warmup else 'no warmup'}"
 
     def _steps_per_epoch(self) -> int:
         batches = self.trainer.train_batches()

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from fastchat.bars import clock
-from fastchat.errors import say
+from fastchat.errors import percent, say
 from fastchat.plan.units import GIB, MIB
 
 
@@ -93,7 +93,7 @@ class ProgressLines(TrainerCallback):
         parts.append(f"loss {number(logs['eval_loss'])}{was}")
         self._last_eval = logs["eval_loss"]
         shares = [name for name in logs if name.endswith("_match") or name == "eval_stopped"]
-        parts += [f"{name.removeprefix('eval_').replace('_', ' ')} {logs[name]:.1%}" for name in shares]
+        parts += [f"{name.removeprefix('eval_').replace('_', ' ')} {percent(logs[name])}" for name in shares]
         if "eval_num_supervised_tokens" in logs:
             parts.append(f"{logs['eval_num_supervised_tokens']:,.0f} learned tokens")
         if self._eval_began:

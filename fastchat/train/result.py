@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from fastchat.checkpoint.space import disk_errors
 from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, counted, say
 from fastchat.model.tokenizer_files import reopened
+from fastchat.plan.units import human
 from fastchat.processes import on_main_process, rank
 from fastchat.streams import detail
 from fastchat.train.callbacks import SPEED, LinesFile, number
+from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.held_out import held_out_answers
 from fastchat.train.overview import Overview
 from fastchat.train.record import Run, RunRecord, make_record, used_line
@@ -67,7 +70,7 @@ def finish(run: Run, trainer: ChatTrainer, metrics: dict[str, float], report: Ru
                 record.write(output_dir)
                 try_write_card(output_dir, record)
     report.finish()
-    say(summary(record, output_dir))
+    say(summary(record, trainer.plan, trainer.state.log_history))
     say(next_steps(output_dir, adapter=trainer.plan.adapter, report=report.page))
 
 
@@ -121,15 +124,33 @@ def final_evaluation(trainer: ChatTrainer) -> dict[str, Any]:
     return {key: number(row[key]) for key in row if key.startswith("eval_") and not key.endswith(SPEED)}
 
 
-def summary(record: RunRecord, output_dir: Path) -> str:
-    """The last line of a run."""
+def summary(record: RunRecord, plan: RunCheckpoints, history: Sequence[dict[str, Any]]) -> str:
+    """What was saved where, and the evaluation loss before and after; `history`: the Trainer's log."""
     metrics = record.metrics
+    what = "adapter" if plan.adapter else "model"
+    size = human(sum(file.stat().st_size for file in plan.folder.glob("*.safetensors")))
     steps = counted(metrics["steps"], "step")
-    line = f"saved and verified in {output_dir}: {steps}, train loss {shown(metrics['train_loss'])}"
-    if "eval_loss" in metrics:
-        before = f"{shown(metrics['eval_loss_before'])} -> " if "eval_loss_before" in metrics else ""
-        line += f", eval loss {before}{shown(metrics['eval_loss'])}"
-    return line
+    line = f"saved and verified in {plan.folder}: {what} ({size}), {steps}, train loss {shown(metrics['train_loss'])}"
+    if "eval_loss" not in metrics:
+        return line
+    first = next((row for row in history if "eval_loss" in row), None)
+    return f"{line}\nevaluation loss {evaluation_change(first, metrics['eval_loss'])}"
+
+
+def evaluation_change(first: dict[str, Any] | None, after: float | None) -> str:
+    """The loss of the first evaluation, where it is known and another one, and of the saved weights.
+
+    >>> evaluation_change({"step": 0, "eval_loss": 4.12}, 3.9), evaluation_change({"step": 20, "eval_loss": 4.0}, 3.9)
+    ('4.1200 before training -> 3.9000', '4.0000 after step 20 (the first evaluation) -> 3.9000')
+    >>> evaluation_change(None, 3.9)
+    '3.9000 (--eval_on_start True also measures it before training)'
+    """
+    loss = number(first["eval_loss"]) if first else None
+    if first and first["step"] == 0:
+        return f"{shown(loss)} before training -> {shown(after)}"
+    if first and loss != after:
+        return f"{shown(loss)} after step {first['step']:,} (the first evaluation) -> {shown(after)}"
+    return f"{shown(after)} (--eval_on_start True also measures it before training)"
 
 
 def next_steps(folder: Path, *, adapter: bool, report: Path | None = None) -> str:
@@ -137,7 +158,8 @@ def next_steps(folder: Path, *, adapter: bool, report: Path | None = None) -> st
     name = shlex.quote(str(folder))
     merged = shlex.quote(f"{str(folder).rstrip('/')}-merged")
     lines = [f"fastchat chat {name}"]
-    lines += [f"fastchat merge --lora-path {name} --target-model-path {merged}"] if adapter else []
+    merge, serve = f"fastchat merge --lora-path {name} --target-model-path {merged}", f"fastchat serve {name}"
+    lines.append(merge if adapter else serve)
     shown_page = [f"report     {report}"] if report is not None else []
     return "\n".join([*shown_page, *(f"next       {line}" for line in [*lines, f"fastchat verify {name}"])])
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastchat.errors import percent
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -114,9 +116,8 @@ def table(rows: Sequence[tuple[Case, dict[str, Any] | str]]) -> list[str]:
             continue
         planned, measured = (found[f"memory_{what}"] / 2**20 for what in ("predicted", "measured"))
         mark = " (!)" if abs(found["memory_off_by"]) > OFF_BY else ""
-        lines.append(
-            f"| {case.name} | {shape} | {planned:,.0f} | {measured:,.0f} | {found['memory_off_by']:+.1%}{mark} |"
-        )
+        off_by = percent(found["memory_off_by"], sign="+")
+        lines.append(f"| {case.name} | {shape} | {planned:,.0f} | {measured:,.0f} | {off_by}{mark} |")
     return lines
 
 

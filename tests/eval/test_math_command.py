@@ -54,7 +54,7 @@ def test_an_interrupted_evaluation_continues_to_the_same_results(
     assert results["interval"] == pytest.approx([0.1682, 0.6873], abs=1e-4)
     assert results["reasons"] == {"right": 4, "wrong answer": 4, "answer cut": 1, "no boxed answer": 1}
     assert results["groups"]["level"]["right"]["accuracy"] == 1
-    assert "accuracy: 40.0% of 10 problems" in out and "answer cut × 1" in out
+    assert "accuracy: 40.0 % of 10 problems" in out and "answer cut × 1" in out
 
     plain = transcripts.Folder.add
 

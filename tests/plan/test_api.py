@@ -83,10 +83,10 @@ def test_measured_beside_predicted() -> None:
     close = Measured(p.allocated, round(p.allocated / 1.05))
     assert not close.surprising and not close.line().startswith("warning")
     toy = Measured(92 * 2**20, 137 * 2**20)
-    assert not toy.surprising and toy.line() == "peak memory 137 MiB per GPU, 92 MiB predicted (-33%)"
+    assert not toy.surprising and toy.line() == "peak memory 137 MiB per GPU, 92 MiB predicted (-33 %)"
     assert Measured(92 * 2**20, 157 * 2**20).surprising
     far = Measured(p.allocated, round(p.allocated / 1.2))
-    assert far.surprising and far.line().startswith("warning") and "+20%" in far.line()
+    assert far.surprising and far.line().startswith("warning") and "+20 %" in far.line()
     assert far.record() == {
         "memory_predicted": p.allocated,
         "memory_measured": far.measured,

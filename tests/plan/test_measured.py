@@ -52,8 +52,8 @@ def test_the_table(script: Any) -> None:
     bad = good | {"memory_predicted": 300 * 2**20, "memory_off_by": 0.5}
     lines = script.table([(case, good), (case, bad), (case, "exit code 6: out of memory")])[2:]
     assert lines == [
-        "| LoRA | 4 x 1024 | 210 | 200 | +5.0% |",
-        "| LoRA | 4 x 1024 | 300 | 200 | +50.0% (!) |",
+        "| LoRA | 4 x 1024 | 210 | 200 | +5.0 % |",
+        "| LoRA | 4 x 1024 | 300 | 200 | +50.0 % (!) |",
         "| LoRA | 4 x 1024 | failed: exit code 6: out of memory | | |",
     ]
 

@@ -93,7 +93,7 @@ def test_the_verdict_comes_first_and_everything_is_there(tmp_path: Path) -> None
     assert "Evaluation loss 1.362 → 0.0121, training loss 1.2 → 0.1714." in head
     assert "11.0 GiB (12.0 GiB planned)" in head and rest.count("WARNING: look out") == 0, "each warning once"
     assert "chats.json" in rest and "8 used, 1 dropped (1 longer than the length limit)" in rest
-    assert "8 examples in 3 packs of 512, 58.59% filled" in rest
+    assert "8 examples in 3 packs of 512, 58.59 % filled" in rest
     assert "2 of 5 tokens are learned" in rest and "torch 2.13.0" in rest
 
 

@@ -193,7 +193,7 @@ def test_an_error_leaves_the_conversation_as_it_was(session: Session) -> None:
     before = session.dialogues
     session.chats[""].context = 10
     for line in ("More", "/retry"):
-        assert "the model's context is 10" in seen.type(session, line)[0]
+        assert "the model's context is 10: start a new one (/reset)." in seen.type(session, line)[0]
         assert session.dialogues == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from fastchat.conversation import get_template
 from fastchat.errors import SettingsError
-from fastchat.settings.foreign import NO_SETTING, TEMPLATES
+from fastchat.settings.foreign import FAMILIES, NO_SETTING, TEMPLATES
 from fastchat.settings.readers import plan_reader, preview_reader, training_options, training_reader
 
 AXOLOTL = """
@@ -99,7 +100,8 @@ def test_axolotl(tmp_path: Path) -> None:
     assert "bf16 is 'auto': " in told["bf16"] and "write true" in told["bf16"]
     assert "is empty" in told["lora_target_modules"], "what is wrong in known settings is told with it"
     assert "push_to_hub: true" in told["push_dataset_to_hub"] and told["learning_rat"] == "did you mean learning_rate?"
-    assert told.keys().isdisjoint({"val_set_size", "learning_rate"}) and len(told) == 20
+    assert told["datasets.type"].startswith("leave it out; rows are conversations")
+    assert told.keys().isdisjoint({"val_set_size", "learning_rate"}) and len(told) == 21
 
 
 def test_llama_factory(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_a_run_refuses_them_at_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     for command in commands:
         assert command([str(path)]) == 2
         err = capsys.readouterr().err
-        assert "20 settings cannot be used" in err and "base_model" in err and "Traceback" not in err
+        assert "21 settings cannot be used" in err and "base_model" in err and "Traceback" not in err
 
 
 def test_kinds_of_adapters_have_their_names_here(tmp_path: Path) -> None:
@@ -213,3 +215,70 @@ def test_kinds_of_adapters_have_their_names_here(tmp_path: Path) -> None:
     assert told["additional_target"].startswith("lora_modules_to_save: lm_head")
     assert told["peft_layers_to_transform"].startswith("lora_layers_to_transform: [0, 1]")
     assert told["peft_init_lora_weights"] == "lora_init: olora"
+
+
+def test_names_inside_a_value_are_told_too(tmp_path: Path) -> None:
+    """axolotl describes each dataset, and LLaMA-Factory the adapter, with a mapping of its own."""
+    told = _told(
+        """
+datasets:
+  - path: json
+    data_files: [a.jsonl, b.jsonl]
+    type: {field_instruction: question, format: "{instruction}"}
+    split: train[:5%]
+    roles_to_train: [assistant]
+  - {path: org/data, name: en, field_messages: dialog, message_property_mappings: {role: from, content: value}}
+test_datasets: [{path: c.jsonl, split: test}]
+peft_config: {name: lora, r: 16, lora_alpha: 32, target_modules: all, hub_token: hf_abcdefgh}
+""",
+        tmp_path,
+    )
+    assert (
+        told["datasets"].startswith("data_path: [a.jsonl, b.jsonl, org/data] ")
+        and "configuration en" in told["datasets"]
+    )
+    columns = "datasets.field_instruction, datasets.field_messages, datasets.message_property_mappings"
+    assert told[columns] == "data_columns: {instruction: question, messages: dialog, role: from, content: value}"
+    assert told["datasets.split"] == "data_split: train[:5%]" and told["test_datasets.split"] == "eval_data_split: test"
+    assert told["datasets.roles_to_train"].startswith("set train_on") and "datasets.data_files" not in told
+    assert told["peft_config.r"] == "lora_r: 16" and told["peft_config.lora_alpha"] == "lora_alpha: 32"
+    assert told["peft_config.target_modules"] == "lora_target_modules: all-linear"
+    assert told["peft_config.hub_token"] == "hub_token: ...", "a secret is not repeated"
+
+
+def test_columns_of_two_datasets_that_differ(tmp_path: Path) -> None:
+    text = "datasets: [{path: a, field_messages: dialog}, {path: b, field_messages: turns}]"
+    told = _told(text, tmp_path)["datasets.field_messages"]
+    assert "messages is dialog and turns" in told and "rename" in told
+
+
+def test_several_columns_on_a_command_line_are_one_json_object() -> None:
+    words = ["--field_messages", "dialog", "--message_field_role", "from", "--lr", "1"]
+    with pytest.raises(SettingsError) as found:
+        training_reader(True).from_words(words)
+    assert """-> --data_columns '{"messages": "dialog", "role": "from"}'""" in " ".join(str(found.value).split())
+
+
+@pytest.mark.parametrize("start", sorted(FAMILIES))
+def test_a_family_of_names_has_one_reason(start: str) -> None:
+    with pytest.raises(SettingsError, match=f"unknown setting --{start}zzz: .{{10}}"):
+        training_reader(True).from_words([f"--{start}zzz", "x"])
+
+
+def test_no_family_hides_a_setting() -> None:
+    here = [option.name for option in training_options(True) if not option.refused]
+    assert len(here) > 100 and not [name for name in here if name.startswith(tuple(FAMILIES))]
+
+
+def test_the_chapter_agrees_with_the_table(repository: Path) -> None:
+    """Each name in the tables of docs/coming-from.md is known, and what the chapter says instead is what a run says."""
+    here = {name: option.name for option in training_options(True) for name in option.elsewhere}
+    rows = re.findall(
+        r"^\| (`.*) \| (.*) \|$", (repository / "docs" / "coming-from.md").read_text(encoding="utf-8"), re.M
+    )
+    found = [(re.match(r"\w+", name)[0], says) for there, says in rows for name in re.findall("`([^`]+)`", there)]  # type: ignore[index]
+    names = [(name, says) for name, says in found if name in here]
+    assert len(names) > 12
+    assert not [(name, says) for name, says in names if here[name] not in says and "the default" not in says]
+    unknown = [name for name, _ in found if name not in {*here, *here.values(), *NO_SETTING}]
+    assert set(unknown) <= {"path", "dataset_info"}, "not names of settings"

@@ -247,6 +247,10 @@ def test_the_evaluation_of_held_out_dialogues_is_that_of_a_file(train: Train, da
     split = ok(train(*flags, name="b"))
     assert [row.get("eval_loss") for row in split.metrics] == [row.get("eval_loss") for row in held.metrics]
     assert split.losses == held.losses
+    first, last = (f"{row['eval_loss']:.4f}" for row in (held.metrics[0], held.metrics[-1]))
+    assert f"evaluation loss {first} before training -> {last}\n" in held.err and first != last
+    ending = held.err.partition("saved and verified in ")[2]
+    assert ending.startswith(f"{held.folder}: adapter (") and ending.count("\nnext       fastchat ") == 3
 
 
 def test_held_out_of_a_mixture(train: Train, folder: Path) -> None:

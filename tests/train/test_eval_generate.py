@@ -51,7 +51,7 @@ def test_the_best_answers_choose_the_model_and_training_is_not_disturbed(train: 
     assert steps == first + 16 or steps == 40, "two evaluations that were no better"
     assert outcome.record["metrics"]["eval_exact_match"] == 1
     assert f"the weights of checkpoint-{first} (eval exact match 1.0000)" in outcome.err
-    assert "exact match 100.0%" in outcome.err
+    assert "exact match 100.0 %" in outcome.err
     plain = ok(train(*flags, "--max_steps", str(steps), full=True, name="plain"))
     assert plain.losses == outcome.losses[: len(plain.losses)], "bit for bit"
     assert [row["eval_loss"] for row in evaluations(plain)] == [row["eval_loss"] for row in found]

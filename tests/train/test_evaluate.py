@@ -116,7 +116,7 @@ def test_a_run_that_learned(train: Train, evaluate: Run, model_dir: Path, tmp_pa
     assert base["loss"] > tuned["loss"] + 1 and base["token_accuracy"] < tuned["token_accuracy"]
     assert tuned["exact_match"] == 1 and base["exact_match"] == 0 and base["num_stopped"] < 24
     assert tuned["exact_match_interval"] == pytest.approx([0.8620, 1.0], abs=1e-4)
-    assert "answer 2" in tuned["out"] and "source odd" in tuned["out"] and "100.0% [86.2% 100.0%]" in tuned["out"]
+    assert "answer 2" in tuned["out"] and "source odd" in tuned["out"] and "100.0 % [86.2 % to 100.0 %]" in tuned["out"]
     # A checkpoint is a model too; an answer that is wrong in its words can be right in its number.
     other = builders.chat_rows(3, rounds=1)
     for row, value in zip(other, ("The result: 7", "$8", "none"), strict=True):

@@ -44,10 +44,11 @@ def test_how_many_steps(train: Train) -> None:
 @covers("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")
 def test_schedule(train: Train) -> None:
     four = ("--max_steps", "4", "--learning_rate", "0.1")
-    assert rates(ok(train(*four))) == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    none = ok(train(*four))
+    assert rates(none) == pytest.approx([0.1, 0.075, 0.05, 0.025]) and "linear, no warmup\n" in none.err
     assert rates(ok(train(*four, "--lr_scheduler_type", "constant", name="b"))) == [0.1] * 4
     by_steps = ok(train(*four, "--lr_scheduler_type", "cosine", "--warmup_steps", "2", name="c"))
-    assert rates(by_steps)[:3] == pytest.approx([0, 0.05, 0.1])
+    assert rates(by_steps)[:3] == pytest.approx([0, 0.05, 0.1]) and "cosine, 2 warmup steps\n" in by_steps.err
     by_share = ok(train(*four, "--lr_scheduler_type", "cosine", "--warmup_ratio", "0.5", name="d"))
     assert rates(by_share) == rates(by_steps)
     both = ok(train(*four, "--warmup_ratio", "0.25", "--warmup_steps", "2", name="e"))
@@ -163,11 +164,13 @@ def _evaluated(outcome: Outcome) -> list[int]:
 def test_when_evaluation_happens(train: Train, data_files: tuple[Path, Path]) -> None:
     data = ("--eval_data_path", str(data_files[1]), "--max_steps", "7")
     assert _evaluated(train(*data, "--evaluation_strategy", "epoch")) == [5, 7]
-    assert _evaluated(train(*data, "--eval_strategy", "steps", "--eval_steps", "3", name="b")) == [3, 6, 7]
+    steps = train(*data, "--eval_strategy", "steps", "--eval_steps", "3", name="b")
+    assert _evaluated(steps) == [3, 6, 7] and " after step 3 (the first evaluation) -> " in steps.err
     assert _evaluated(train(*data, "--eval_strategy", "epoch", "--eval_on_start", name="c")) == [0, 5, 7]
     delayed = train(*data, "--eval_strategy", "steps", "--eval_steps", "2", "--eval_delay", "5", name="d")
     assert _evaluated(delayed) == [6, 7]
-    assert _evaluated(train(*data, "--do_eval", "--do_train", name="e")) == [7]
+    once = train(*data, "--do_eval", "--do_train", name="e")
+    assert _evaluated(once) == [7] and "(--eval_on_start True also measures it before training)" in once.err
     unused = train(*data, name="f")
     assert _evaluated(unused) == [] and "--eval_data_path is not used" in unused.err
 

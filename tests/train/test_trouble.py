@@ -135,7 +135,7 @@ def test_a_signal_at_the_end(warm: Warm, flags_of, data_files: tuple[Path, Path]
         assert "the result is saved; the same command makes the last evaluation" in stopped.err
         assert "checkpoint-2" in os.listdir(stopped.folder) and verify(stopped.folder)[1]
     done = warm.run(flags, tmp_path / "out")
-    assert warm.codes == [0, 0] and "eval loss" in done.err, done.err
+    assert warm.codes == [0, 0] and "evaluation loss" in done.err, done.err
     assert done.record["metrics"]["eval_loss"] > 0 and [row["step"] for row in done.metrics[:2]] == [1, 2]
 
 

@@ -12,11 +12,11 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastchat.bars import bar
 from fastchat.conversation import use_template_file
 from fastchat.data.rows.sources import find_sources
 from fastchat.data.tools.command import Parser, run
@@ -182,28 +182,19 @@ def _solve_rest(problems: Sequence[MathProblem], folder: Folder, loaded: Loaded,
     method = Method(sampling, args.rounds, args.batch_size, limits, args.workers)
     pairs = [(number, sample) for number in range(len(problems)) for sample in range(args.samples)]
     size = _BATCHES * args.batch_size
-    with _bar(len(pairs), len(folder.records)) as advance:
+    with bar("solving", len(pairs) - len(folder.records), "attempt") as progress:
         for start in range(len(folder.records), len(pairs), size):
             group = pairs[start : start + size]
             attempts = [
                 Attempt(problems[number], f"{number} {sample}", problems[number].dialogue) for number, sample in group
             ]
-            solve(attempts, loaded, method, advance)
+            solve(attempts, loaded, method, progress.advance)
             folder.add(
                 [
                     to_record(attempt, start + k, start + k + 1 == len(pairs), {"number": number, "sample": sample})
                     for k, (attempt, (number, sample)) in enumerate(zip(attempts, group, strict=True))
                 ]
             )
-
-
-@contextmanager
-def _bar(total: int, done: int) -> Iterator[Any]:
-    """A progress bar with the time that is left; yields what advances it."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, initial=done, desc="solving", unit=" problems", file=sys.stderr, disable=None) as bar:
-        yield bar.update
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastchat.data.view.terminal import safe
-from fastchat.errors import counted
+from fastchat.errors import counted, percent
 from fastchat.eval.mathematics.comparing import compare
 from fastchat.eval.mathematics.transcripts import RIGHT
 from fastchat.eval.statistics import proportion
@@ -37,7 +37,7 @@ def lines_of(results: Mapping[str, Any]) -> list[str]:
     """The results for the terminal."""
     lines = [f"accuracy: {_shown(results)}"]
     if "majority_vote" in results:
-        lines.append(f"majority vote: {results['majority_vote']:.1%}")
+        lines.append(f"majority vote: {percent(results['majority_vote'])}")
     others = {reason: number for reason, number in results["reasons"].items() if reason != RIGHT}
     if others:
         lines.append("not right: " + ", ".join(f"{reason} × {number:,}" for reason, number in others.items()))
@@ -54,7 +54,8 @@ def lines_of(results: Mapping[str, Any]) -> list[str]:
 
 def _shown(made: Mapping[str, Any]) -> str:
     low, high = made["interval"]
-    return f"{made['accuracy']:.1%} of {counted(made['problems'], 'problem')} (95 % interval {low:.1%} to {high:.1%})"
+    bounds = f"95 % interval {percent(low)} to {percent(high)}"
+    return f"{percent(made['accuracy'])} of {counted(made['problems'], 'problem')} ({bounds})"
 
 
 def _accuracy(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
