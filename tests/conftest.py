@@ -85,6 +85,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (not item.get_closest_marker("launch"), not item.get_closest_marker("slow")))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Groups without effect would only be noticed by the time that the tests take."""
+    if "PYTEST_XDIST_WORKER" in os.environ and session.config.getoption("loadgroup", False):
+        lost = [i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
+        assert not lost, f"pytest {pytest.__version__} does not show its groups to pytest-xdist: {lost[0]}"
+
+
 def _reads_shared(item: pytest.Item) -> bool:
     parameters = getattr(item, "callspec", None)
     values = parameters.params.values() if parameters else ()
