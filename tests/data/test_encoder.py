@@ -11,7 +11,8 @@ from fastchat.data.encoding.chat_encoder import encode_prompt
 from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError
-from tests.tiers import ALL_TOKENIZERS
+from tests.builders import TOKENIZER_KINDS
+from tests.tiers import ALL_TOKENIZERS, thorough
 
 HI = Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo")), "S")
 
@@ -172,7 +173,7 @@ def test_raw_file_gives_the_ids_of_the_real_class(encoder_of, tokenizer):
             assert raw.bind(template).encode(rendered) == real.bind(template).encode(rendered)
 
 
-@pytest.mark.parametrize("tokenizer", ALL_TOKENIZERS)
+@pytest.mark.parametrize("tokenizer", [thorough(t, in_default=t in TOKENIZER_KINDS) for t in ALL_TOKENIZERS])
 def test_a_loaded_tokenizer_is_not_parsed_again_and_not_changed_with_it(encoder_of, tokenizer):
     from fastchat.data.encoding.raw_tokenizer import from_class
     from fastchat.model.tokenizer import load_plain
