@@ -306,18 +306,21 @@ def reopened(folder: Path | str, tokenizer: Any) -> Any:
     return saved
 
 
-def loaded_files(folder: Path) -> dict[str, str]:
+def loaded_files(folder: Path) -> dict[str, str | None]:
     """{name: sha256} of the files in `folder` that loading a tokenizer might read: all but weights and a run's own.
 
-    Two folders with the same ones give the same tokenizer.
+    Two folders with the same ones give the same tokenizer. None for a file that cannot be read.
     """
     templates = folder / "additional_chat_templates"
-    paths = [*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())]
-    return {
-        path.relative_to(folder).as_posix(): files.sha256_of(path)
-        for path in sorted(paths)
-        if path.is_file() and not any(path.match(pattern) for pattern in _NEVER_LOADED)
-    }
+    found: dict[str, str | None] = {}
+    for path in sorted([*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())]):
+        if path.is_file() and not any(path.match(pattern) for pattern in _NEVER_LOADED):
+            try:
+                digest = files.sha256_of(path)
+            except OSError:  # whether it matters is seen when the tokenizer is loaded
+                digest = None
+            found[path.relative_to(folder).as_posix()] = digest
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

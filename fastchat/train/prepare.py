@@ -42,7 +42,7 @@ class SavedText:
     training.
     """
 
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str | None] = field(default_factory=dict)
     compared: int = 0
 
 
