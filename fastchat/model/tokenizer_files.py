@@ -30,6 +30,12 @@ PROBES = (
     "Ünïcödé 日本語 العربية हिन्दी 😀 e\u0301",
     "def f(x):\n    return x ** 2  # the square of it",
 )
+# Large or changing files of a result or checkpoint that are no part of a tokenizer.
+_NEVER_LOADED = (
+    *("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "generation_config.json"),
+    *("*.pt", "*.pth", "*.md", "*.html", "*.jsonl", "log.txt"),
+    *("training.json", "status.json", "trainer_state.json", "MANIFEST.json"),
+)
 _COMPARED = 64  # added tokens that are tried between words
 
 
@@ -298,6 +304,23 @@ def reopened(folder: Path | str, tokenizer: Any) -> Any:
         ids = f"{saved.encode(text)[:12]} instead of {tokenizer.encode(text)[:12]}"
         raise SettingsError(f"the saved tokenizer gives other ids than training for {brief(text, 60)!r}: {ids}")
     return saved
+
+
+def loaded_files(folder: Path) -> dict[str, str | None]:
+    """{name: sha256} of the files in `folder` that loading a tokenizer might read: all but weights and a run's own.
+
+    Two folders with the same ones give the same tokenizer. None for a file that cannot be read.
+    """
+    templates = folder / "additional_chat_templates"
+    found: dict[str, str | None] = {}
+    for path in sorted([*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())]):
+        if path.is_file() and not any(path.match(pattern) for pattern in _NEVER_LOADED):
+            try:
+                digest = files.sha256_of(path)
+            except OSError:  # whether it matters is seen when the tokenizer is loaded
+                digest = None
+            found[path.relative_to(folder).as_posix()] = digest
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

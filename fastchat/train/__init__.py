@@ -15,6 +15,7 @@ deepspeed_config.py       a DeepSpeed configuration that cannot contradict the c
 engine/                   plain, DDP, ZeRO: who holds weights and optimizer state, behind one interface
 reporting.py              wandb and tensorboard, only where the user has set them up
 settings.py               all of that put together: `parse`
+imports.py                the slow imports, without garbage collection
 
 trainer.py, loss.py       sum over supervised tokens / their global number, in training and evaluation
 head.py, head_proof.py    the same loss without ever holding all logits; compared with them before the first step

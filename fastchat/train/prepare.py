@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,18 @@ from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import plain_line
 
 
+@dataclass
+class SavedText:
+    """The saved tokenizer that was read back last, and found to be that of training.
+
+    files: {name: sha256} as `loaded_files` gives them. compared: dialogues on which its chat template gave the ids of
+    training.
+    """
+
+    files: dict[str, str | None] = field(default_factory=dict)
+    compared: int = 0
+
+
 @dataclass(frozen=True)
 class Text:
     """The text side of a run: the tokenizer, with the template written into it, and both tied together."""
@@ -41,6 +53,7 @@ class Text:
     tokenizer: Any
     pad_token_id: int
     chat_encoder: ChatEncoder
+    saved: SavedText = field(default_factory=SavedText)
 
 
 @dataclass(frozen=True)

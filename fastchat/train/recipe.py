@@ -350,7 +350,7 @@ def try_model(
             batch_size=training.per_device_train_batch_size,
             checkpointing=bool(training.gradient_checkpointing),
         )
-    on_main_process(lambda: rehearse_saving(model, text.tokenizer, text.chat_encoder, train.sample, adapter=adapter))
+    on_main_process(lambda: rehearse_saving(model, text, train.sample, adapter=adapter))
     return head
 
 

@@ -17,24 +17,23 @@ from fastchat.checkpoint.card import write_card
 from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.checkpoint.save import write_company
 from fastchat.conversation import Dialogue
-from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import SettingsError, UserError, brief
 from fastchat.model.loading import read_configs
-from fastchat.model.tokenizer_files import reopened
+from fastchat.model.tokenizer_files import loaded_files, reopened
 from fastchat.processes import rank
+from fastchat.train.prepare import Text
 
 
-def rehearse_saving(
-    model: Any, tokenizer: Any, chat_encoder: ChatEncoder, sample: Sequence[Dialogue], *, adapter: bool
-) -> None:
+def rehearse_saving(model: Any, text: Text, sample: Sequence[Dialogue], *, adapter: bool) -> None:
     """SettingsError where configurations or tokenizer of the result could not be written, or do not read back as what
     the run trains with, on the probes and on a `sample` of its data. For global rank 0."""
     with tempfile.TemporaryDirectory(prefix="fschat-") as name:
         folder = Path(name)
         try:
-            write_company(folder, model, adapter=adapter, tokenizer=tokenizer, stop_ids=chat_encoder.stop_ids)
-            compare_template(reopened(folder, tokenizer), chat_encoder, sample)
+            stop_ids = text.chat_encoder.stop_ids
+            write_company(folder, model, adapter=adapter, tokenizer=text.tokenizer, stop_ids=stop_ids)
+            check_text(folder, text, sample)
             read_configs(folder, adapter=adapter)
         except UserError as problem:
             raise SettingsError(
@@ -45,6 +44,21 @@ def rehearse_saving(
                 f"the result of this run could not be saved: {type(problem).__name__}: {brief(problem, 400)}. Nothing "
                 "was trained."
             ) from problem
+
+
+def check_text(folder: Path, text: Text, sample: Sequence[Dialogue]) -> int:
+    """Reads the tokenizer saved in `folder` back as anybody would, and compares it and its chat template with training.
+
+    Files that are byte for byte those that were compared last, by the rehearsal for example, are not compared again:
+    the tokenizer and the `sample` of a run do not change.
+
+    Returns: how many dialogues were compared. Raises SettingsError.
+    """
+    found = loaded_files(folder)
+    if found != text.saved.files:
+        text.saved.compared = compare_template(reopened(folder, text.tokenizer), text.chat_encoder, sample)
+        text.saved.files = found
+    return text.saved.compared
 
 
 class RecordRehearsal(TrainerCallback):

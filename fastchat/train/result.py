@@ -13,9 +13,7 @@ from fastchat.checkpoint.card import try_write_card
 from fastchat.checkpoint.digests import mark_unusable
 from fastchat.checkpoint.save import save_result
 from fastchat.checkpoint.space import disk_errors
-from fastchat.data.encoding.saved_template import compare_template
 from fastchat.errors import CheckpointError, SettingsError, counted, say
-from fastchat.model.tokenizer_files import reopened
 from fastchat.plan.units import human
 from fastchat.processes import on_main_process, rank
 from fastchat.streams import detail
@@ -24,6 +22,7 @@ from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.held_out import held_out_answers
 from fastchat.train.overview import Overview
 from fastchat.train.record import Run, RunRecord, make_record, used_line
+from fastchat.train.rehearsal import check_text
 from fastchat.train.run_report import RunReport
 from fastchat.train.trainer import ChatTrainer
 
@@ -90,13 +89,13 @@ def save(run: Run, record: RunRecord, trainer: ChatTrainer, folder: str, *, chec
 
 
 def check_saved(run: Run, folder: str, *, checkpoint: bool) -> None:
-    """Reads the saved tokenizer back as anybody would, and compares it and its chat template with training.
+    """Makes sure that the saved tokenizer is that of training, and its chat template gives the training ids.
 
     Raises CheckpointError; what was saved stays, and its record says that it must not be used.
     """
     sample = run.corpora["train"].sample
     try:
-        compared = compare_template(reopened(folder, run.text.tokenizer), run.text.chat_encoder, sample)
+        compared = check_text(Path(folder), run.text, sample)
     except SettingsError as error:
         mark_unusable(Path(folder), str(error))
         raise CheckpointError(f"{folder}: the weights are saved, but its tokenizer is not usable: {error}") from error

@@ -20,6 +20,7 @@ if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == Path(__file__).re
     sys.path[0] = ROOT  # run by path: the package is importable, its modules are not importable as top-level ones
 
 from fastchat.train.doors import refuse_replaced, upstream_attribute  # noqa: E402
+from fastchat.train.imports import uncollected_imports  # noqa: E402
 from fastchat.train.planning import end_if_only_planned  # noqa: E402
 from fastchat.train.settings import find_output_dir, parse  # noqa: E402
 from fastchat.train.status import RunStatus, run_main  # noqa: E402
@@ -35,9 +36,10 @@ UPSTREAM = {
 
 def run(words: Sequence[str], status: RunStatus) -> None:
     """Trains with the given command line. Raises UserErrors."""
-    settings = parse(words, lora=True)
-    from fastchat.train.pushing import checked_push
-    from fastchat.train.recipe import train
+    with uncollected_imports():
+        settings = parse(words, lora=True)
+        from fastchat.train.pushing import checked_push
+        from fastchat.train.recipe import train
 
     upload = checked_push(settings.values)
     train(settings, status)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,8 @@ from fastchat.data.encoding.chat_encoder import encode_prompt
 from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError
-from tests.tiers import ALL_TOKENIZERS
+from tests.builders import TOKENIZER_KINDS
+from tests.tiers import ALL_TOKENIZERS, thorough
 
 HI = Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo")), "S")
 
@@ -169,6 +171,25 @@ def test_raw_file_gives_the_ids_of_the_real_class(encoder_of, tokenizer):
         for dialogue in (*HARMLESS, HI):
             rendered = template.render(dialogue)
             assert raw.bind(template).encode(rendered) == real.bind(template).encode(rendered)
+
+
+@pytest.mark.parametrize("tokenizer", [thorough(t, in_default=t in TOKENIZER_KINDS) for t in ALL_TOKENIZERS])
+def test_a_loaded_tokenizer_is_not_parsed_again_and_not_changed_with_it(encoder_of, tokenizer):
+    from fastchat.data.encoding.raw_tokenizer import from_class
+    from fastchat.model.tokenizer import load_plain
+    from fastchat.model.tokenizer_files import PROBES
+
+    loaded = load_plain(encoder_of(tokenizer).name)
+    raw = from_class(loaded)
+    parsed = TextEncoder(replace(raw, parsed=None))
+    shared = TextEncoder(replace(raw, text="no JSON"))
+    assert shared.whole.to_str() == parsed.whole.to_str() == raw.text
+    for text in PROBES:
+        assert shared.whole.encode(text).ids == parsed.whole.encode(text).ids
+        assert all(shared.plain([text], at) == parsed.plain([text], at) for at in ("first", "after", "inside"))
+    loaded.add_tokens(["<one more>"])
+    loaded.backend_tokenizer.enable_truncation(3)
+    assert shared.whole.to_str() == raw.text
 
 
 def _with_config(folder, source, **changes):

@@ -54,23 +54,46 @@ def test_a_wrong_label_stops_the_run_before_the_model_loads(
     assert "learned tokens in brackets: " in outcome.err and not (outcome.folder / "training.json").exists()
 
 
-def _other_template(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    """Makes `module` find another chat template in what was saved."""
+def _other_template(monkeypatch: pytest.MonkeyPatch, *, trial: bool) -> None:
+    """Damages the chat template in what is saved: by the trial before the first step, or only in a result."""
     from fastchat.model import tokenizer_files
 
-    def other(folder: Any, tokenizer: Any) -> Any:
-        saved = tokenizer_files.reopened(folder, tokenizer)
-        saved.chat_template = saved.chat_template.replace("ASSISTANT", "HELPER")
-        return saved
+    def write(tokenizer: Any, folder: Path) -> None:
+        tokenizer_files.write_tokenizer(tokenizer, folder)
+        if trial or list(folder.glob("*.safetensors")):
+            file = folder / "chat_template.jinja"
+            file.write_text(file.read_text(encoding="utf-8").replace("ASSISTANT", "HELPER"), encoding="utf-8")
 
-    monkeypatch.setattr(f"fastchat.train.{module}.reopened", other)
+    monkeypatch.setattr("fastchat.checkpoint.save.write_tokenizer", write)
 
 
 def test_what_cannot_be_saved_is_found_before_the_first_step(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    _other_template(monkeypatch, "rehearsal")
+    _other_template(monkeypatch, trial=True)
     outcome = train()
-    assert outcome.code == 2 and "the result of this run could not be used: template" in outcome.err
+    assert (
+        outcome.code == 2
+        and "the result of this run could not be used: the saved tokenizer has another chat" in outcome.err
+    )
     assert outcome.trainer is None and not outcome.folder.exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_same_saved_files_are_read_back_once(train: Train, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    from fastchat.model.tokenizer_files import loaded_files, reopened
+
+    read: list[Any] = []
+
+    def noted(folder: Any, tokenizer: Any) -> Any:
+        read.append(folder)
+        return reopened(folder, tokenizer)
+
+    monkeypatch.setattr("fastchat.train.rehearsal.reopened", noted)
+    folder = ok(train("--save_strategy", "steps", "--save_steps", "1", full=full)).folder
+    assert len(read) == 1, "by the trial before the first step; two checkpoints and the result have the same files"
+    found = loaded_files(folder)
+    assert "tokenizer.json" in found and found == loaded_files(folder / "checkpoint-1")
+    (folder / "added_tokens.json").write_text("{}", encoding="utf-8")
+    assert loaded_files(folder).keys() - found == {"added_tokens.json"}
 
 
 def test_a_record_that_cannot_be_made_is_found_before_the_first_step(
@@ -99,7 +122,7 @@ def test_a_saved_tokenizer_that_says_something_else_is_never_used(
     from fastchat.errors import CheckpointError
     from fastchat.serve.chat import load_chat
 
-    _other_template(monkeypatch, "result")
+    _other_template(monkeypatch, trial=False)
     outcome = train()
     assert outcome.code == 5 and "the weights are saved, but its tokenizer is not usable" in outcome.err
     assert (outcome.folder / "adapter_model.safetensors").is_file() and outcome.status["status"] == "failed"

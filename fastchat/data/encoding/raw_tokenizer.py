@@ -30,6 +30,7 @@ class RawTokenizer:
     eos_token: str | None
     chat_template: str | None = None
     name: str = ""
+    parsed: Any = None  # the `tokenizers.Tokenizer` that `text` is of, where it is loaded already
 
 
 def read_config(directory: str, name: str = "tokenizer_config.json") -> dict[str, Any]:
@@ -83,11 +84,10 @@ def from_class(tokenizer: Any) -> RawTokenizer:
             f"{tokenizer.name_or_path}: its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json and no fast "
             "backend, so token offsets are unknown; convert it to a tokenizer.json first."
         )
-    text = tokenizer.backend_tokenizer.to_str()
-    template = _default(tokenizer.chat_template)
-    return RawTokenizer(
-        text, parse_json(text), tokenizer.bos_token, tokenizer.eos_token, template, tokenizer.name_or_path
-    )
+    parsed = tokenizer.backend_tokenizer
+    text, template = parsed.to_str(), _default(tokenizer.chat_template)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    return RawTokenizer(text, parse_json(text), bos, eos, template, tokenizer.name_or_path, parsed)
 
 
 def _default(chat_template: str | dict[Any, Any] | None) -> str | None:

@@ -22,6 +22,8 @@ from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.errors import SettingsError
 from fastchat.files import parse_json
 
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")  # around the model, in a `tokenizer.json`
+
 
 class TextEncoder:
     """A tokenizer split into two parts: one for plain text, one for control tokens.
@@ -38,7 +40,7 @@ class TextEncoder:
         self.name = raw.name
         self.spec = raw.spec
         self.added = {token["content"]: token for token in self.spec["added_tokens"]}
-        self.whole = Tokenizer.from_str(raw.text)
+        self.whole = _whole(raw)
         # Padding and truncation set in the file would change what encode returns.
         self.whole.no_padding()
         self.whole.no_truncation()
@@ -128,6 +130,19 @@ class TextEncoder:
         return self.whole.decode(list(ids), skip_special_tokens=False)
 
 
+def _whole(raw: RawTokenizer) -> Tokenizer:
+    """The complete tokenizer. Parsing a vocabulary is slow, so the model of one that is loaded already is shared."""
+    if raw.parsed is None:
+        return Tokenizer.from_str(raw.text)
+    whole = _around(raw.parsed.model, {step: raw.spec[step] for step in _STEPS})
+    tokens = sorted(raw.spec["added_tokens"], key=lambda token: token["id"])
+    whole.add_tokens([_added_token(token, special=token["special"]) for token in tokens])
+    same = {token["id"]: token["content"] for token in tokens} == {
+        token_id: token.content for token_id, token in whole.get_added_tokens_decoder().items()
+    }
+    return whole if same else Tokenizer.from_str(raw.text)
+
+
 def _unknown(model: dict[str, Any]) -> str | None:
     """The unknown token of a `tokenizer.json`; a Unigram model gives its index in the vocabulary."""
     place = model.get("unk_id")
@@ -176,18 +191,28 @@ def _plain_tokenizer(whole: Tokenizer, spec: dict[str, Any], pipeline: dict[str,
 
     Added tokens that consist of white space are kept: they are text, and the ids agree only with them.
     """
-    empty = {"type": "BPE", "vocab": {}, "merges": []}
-    steps = {"version": "1.0", "added_tokens": [], "post_processor": None, "decoder": None, "model": empty, **pipeline}
-    parsed = Tokenizer.from_str(json.dumps(steps))
-    plain = Tokenizer(whole.model)
-    if parsed.normalizer is not None:
-        plain.normalizer = parsed.normalizer
-    if parsed.pre_tokenizer is not None:
-        plain.pre_tokenizer = parsed.pre_tokenizer
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
-    kept = [t for t in spec["added_tokens"] if _is_space(t["content"])]
-    plain.add_tokens([AddedToken(t["content"], **{f: bool(t.get(f)) for f in flags}) for t in kept])
+    plain = _around(whole.model, pipeline)
+    plain.add_tokens([_added_token(t) for t in spec["added_tokens"] if _is_space(t["content"])])
     return plain
+
+
+def _around(model: Any, steps: dict[str, Any]) -> Tokenizer:
+    """A tokenizer with this model (shared, not copied) and the given steps of a `tokenizer.json`, no added tokens."""
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    none = {"version": "1.0", "added_tokens": [], "model": empty, **dict.fromkeys(_STEPS)}
+    parsed = Tokenizer.from_str(json.dumps(none | steps))
+    made = Tokenizer(model)
+    for name in _STEPS:
+        step = getattr(parsed, name)
+        if step is not None:
+            setattr(made, name, step)
+    return made
+
+
+def _added_token(token: dict[str, Any], *, special: bool = False) -> AddedToken:
+    """A token of `added_tokens` in a `tokenizer.json`."""
+    flags = {flag: bool(token.get(flag)) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
+    return AddedToken(token["content"], special=special, **flags)
 
 
 def _steps(step: dict[str, Any] | None) -> list[dict[str, Any]]:
