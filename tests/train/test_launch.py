@@ -156,6 +156,7 @@ def test_what_comes_out(runs: Callable[[str], Outcome], name: str) -> None:
     assert record["settings"]["learning_rate"] == {"value": 1e-3, "from": "command line"}
 
 
+@pytest.mark.thorough  # tests/plan/test_launched.py runs one by default
 def test_a_quantised_base_under_zero3(warm: Warm, flags: list[str], tmp_path: Path) -> None:
     more = ["--q_lora", "True", "--per_device_train_batch_size", "4", *config(tmp_path, 3)]
     outcome = warm.run([*flags, *more], tmp_path / "out")
