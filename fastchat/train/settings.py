@@ -29,6 +29,7 @@ from fastchat.settings.recipe_files import find_recipe, read_recipe
 from fastchat.settings.transformers_arguments import TransformersArguments
 from fastchat.settings.values import Values
 from fastchat.streams import DETAILS, quiet_libraries
+from fastchat.train.early_tokens import start_tokenising
 from fastchat.train.imports import import_libraries
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     DETAILS.shown |= values["log_level"] in ("info", "debug")
     BARS.wanted = not values["disable_tqdm"]
     quiet_libraries()  # before the slow imports
+    start_tokenising(values)
     import_libraries()
     from fastchat.train import hardware
     from fastchat.train.deepspeed_config import load_deepspeed

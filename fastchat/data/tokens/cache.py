@@ -6,6 +6,7 @@
       0f3a….using   locked (shared) by every run that reads it: it is not removed meanwhile
       sums/         sha256 of data files, see fingerprint.py
       ended/        notes of processes of one run to each other, see end_note.py
+      starts/       which entries a start of a run has used, see early.py
 
 Entries unused for 30 days are removed and, above 20 GiB in total, the least recently used ones; this is checked, and
 logged, after a new entry has been made. A lock ends with its process, so no lock is ever stale.
@@ -123,7 +124,17 @@ def obtain(
         raise
 
 
-def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], overwrite: bool) -> tuple[Entry, bool]:
+def make_early(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], *, overwrite: bool) -> bool:
+    """Make the entry `key` for the process that will `obtain` it; returns whether it was made here.
+
+    Raises what `make` raises, and OSError if the folder cannot be used or another process is making the same entry.
+    """
+    return not _obtain(folder, key, make, overwrite, waits=False)[1]
+
+
+def _obtain(
+    folder: Path, key: str, make: Callable[[Path], dict[str, Any]], overwrite: bool, *, waits: bool = True
+) -> tuple[Entry, bool]:
     folder.mkdir(parents=True, exist_ok=True)
     if key not in _USING:
         using = Lock(folder / f"{key}.using", create=True)
@@ -134,6 +145,8 @@ def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], over
         return entry, True
     making = Lock(folder / f"{key}.making", create=True)
     if not making.acquire(wait=False):
+        if not waits:
+            raise BlockingIOError(f"another process is making {place}")
         say(f"another run is tokenising the same data: waiting for it ({place})")
         making.acquire()
         overwrite = False
@@ -206,7 +219,7 @@ def evict(folder: Path, keep: str = "") -> None:
             total -= size
             why = "unused for 30 days" if old else f"the cache is larger than {MAX_BYTES >> 30} GiB"
             say(f"token cache: {place} removed ({size / 2**20:,.0f} MiB, {why})")
-    for note in (*(folder / "sums").glob("*"), *(folder / "ended").glob("*")):
+    for note in (note for name in ("sums", "ended", "starts") for note in (folder / name).glob("*")):
         if now - note.stat().st_mtime > MAX_AGE_S:
             note.unlink(missing_ok=True)
     _remove_leftovers(folder)

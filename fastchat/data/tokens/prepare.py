@@ -8,7 +8,7 @@ Only the batches in progress and a few sample dialogues are in memory, however l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fastchat.data.rows.sources import Source
 from fastchat.data.tokens import cache as token_cache
 from fastchat.data.tokens.code_digest import file_digest
 from fastchat.data.tokens.counts import plain_line, refused_line
+from fastchat.data.tokens.early import EARLY, what_is_done
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, check_supervised
 from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
@@ -87,6 +88,27 @@ def get_or_create_tokens(
         SettingsError: the cache folder is not allowed. ResourceError: there is no disk space for the tokens.
     """
     folder = token_cache.cache_folder(output_dir)
+    key, job, sums = prepare_job(name, sources, chat_encoder, settings, folder)
+    made_early = EARLY.has_made(name, key)
+    entry, found = token_cache.obtain(folder, key, job, overwrite=settings.overwrite and not made_early)
+    if found and not made_early:
+        say(f"{name} tokens: found in {entry.folder}")
+    for line in entry.about["lines"] if found else ():
+        say(line)
+    files = list(job.states)
+    samples = [(number, _from_json(value, files)) for number, value in entry.about["samples"]]
+    detail(f"{name} {_checked(samples, entry.store(), chat_encoder).line}")
+    counts, records = entry.about["counts"], [record for _, record in samples]
+    if line := plain_line(counts):
+        say(line)
+    lost = Lost.of(counts, [(length, tokens) for length, tokens in entry.about["gains"]])
+    return TokenizedData(entry, counts, entry.about["rows"], sums, records, found and not made_early, lost)
+
+
+def prepare_job(
+    name: str, sources: Sequence[Source], chat_encoder: ChatEncoder, settings: TokenSettings, folder: Path
+) -> tuple[str, TokenizeJob, list[list[str]]]:
+    """(key of the entry in the cache `folder`, what makes it, sha256 of the files of each source). Raises DataError."""
     sum_of = KnownSums(folder / "sums")
     states = {file: state_of(file) for source in sources for file in source.files}
     sums = [[sum_of(file) for file in source.files] for source in sources]
@@ -100,19 +122,7 @@ def get_or_create_tokens(
         columns=settings.columns.described,
         about=_ABOUT,
     )
-    making = TokenizeJob(name, sources, chat_encoder, settings, states)
-    entry, found = token_cache.obtain(folder, key, making, overwrite=settings.overwrite)
-    if found:
-        say(f"{name} tokens: found in {entry.folder}")
-    for line in entry.about["lines"] if found else ():
-        say(line)
-    samples = [(number, _from_json(value, list(states))) for number, value in entry.about["samples"]]
-    detail(f"{name} {_checked(samples, entry.store(), chat_encoder).line}")
-    counts, records = entry.about["counts"], [record for _, record in samples]
-    if line := plain_line(counts):
-        say(line)
-    lost = Lost.of(counts, [(length, tokens) for length, tokens in entry.about["gains"]])
-    return TokenizedData(entry, counts, entry.about["rows"], sums, records, found, lost)
+    return key, TokenizeJob(name, sources, chat_encoder, settings, states), sums
 
 
 def _checked(samples: Sequence[tuple[int, Record]], store: TokenStore, chat_encoder: ChatEncoder) -> Checked:
@@ -123,7 +133,10 @@ def _checked(samples: Sequence[tuple[int, Record]], store: TokenStore, chat_enco
 
 
 class TokenizeJob:
-    """Makes an entry of the cache; called with the folder to write into."""
+    """Makes an entry of the cache; called with the folder to write into.
+
+    on_progress: told the bytes read and what has been made of them, after every batch.
+    """
 
     def __init__(
         self,
@@ -140,6 +153,7 @@ class TokenizeJob:
             settings,
             states,
         )
+        self.on_progress: Callable[[int, str], None] = lambda done, note: None
         self.counts: Counter[str] = Counter()
         self.gains: Counter[int] = Counter()
 
@@ -167,8 +181,7 @@ class TokenizeJob:
             workers=workers,
         )
         writer, refusal, num_dialogues = StoreWriter(folder), "", 0
-        of = f" ({workers} processes)" if workers > 1 else ""
-        with bar(f"tokenising {self.name} data{of}", records.num_bytes) as progress:
+        with bar(what_is_done(self.name, workers), records.num_bytes) as progress:
             for batch, part in parts:
                 writer.add(part)
                 samples.add(batch, part)
@@ -177,7 +190,9 @@ class TokenizeJob:
                 self.gains.update(part.gains)
                 self.counts.update(batch.dropped)
                 num_dialogues += len(batch.dialogues)
-                progress.to(batch.bytes_read, counted(num_dialogues, "dialogue"))
+                done = batch.bytes_read, counted(num_dialogues, "dialogue")
+                progress.to(*done)
+                self.on_progress(*done)
         files = writer.close()
         self._check_unchanged()
         counts = {**records.counts, **self.counts}
