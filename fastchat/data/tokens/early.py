@@ -4,8 +4,8 @@
     ...                               the imports, the tokenizer, the template
     EARLY.has_made("train", key)      waits for that process; then the tokens are in the cache
 
-That process (early_process.py) needs neither library: it puts the tokens into the cache, under the key made of everything
-that they depend on. The run then asks the cache as usual. So whatever goes wrong there, the run does the work itself,
+That process (early_process.py) needs neither library: it puts the tokens into the cache, under the key made of all that
+they depend on. The run then asks the cache as usual. So whatever goes wrong there, the run does the work itself,
 and it alone reports errors. The process sends one JSON object per line: {"name", "key", "total"} when it begins with
 the data of that name, {"done", "note"} after each batch, and {"made"} at its end.
 """
@@ -133,8 +133,8 @@ class EarlyTokens:
     def _messages(self) -> Iterator[dict[str, Any]]:
         assert self._process is not None and self._process.stdout is not None
         while line := self._process.stdout.readline():
-            with suppress(ValueError):  # the last line of a process that was killed
-                yield json.loads(line)
+            with suppress(files.JsonError):  # the last line of a process that was killed
+                yield files.parse_json(line)
 
     def stop(self) -> None:
         """The run has ended, or begins: end the process of before, if it still runs."""

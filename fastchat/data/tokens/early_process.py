@@ -21,6 +21,7 @@ from fastchat.data.tokens import cache
 from fastchat.data.tokens.early import EarlyRequest
 from fastchat.data.tokens.prepare import TokenSettings, prepare_job
 from fastchat.errors import UserError
+from fastchat.files import parse_json
 
 
 def main() -> int:
@@ -29,7 +30,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that files and workers are cleaned up
     BARS.wanted = False
     try:
-        fill(EarlyRequest(**json.load(sys.stdin)))
+        fill(EarlyRequest(**parse_json(sys.stdin.buffer.read())))
     except (UserError, OSError):  # the run meets the same and reports it; or it has gone
         return 1
     return 0
