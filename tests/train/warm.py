@@ -8,6 +8,7 @@ and deaths are played by `tests/train/trouble.py`, which runs inside the process
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -80,6 +81,8 @@ def _serve() -> None:
     from fastchat.data.tokens.cache import code_version
 
     code_version()  # kept by the processes that are forked
+    gc.collect()
+    gc.freeze()  # those do not search a million objects of the imports for garbage
     for line in iter(sys.stdin.readline, END + "\n"):
         if not line:
             break
