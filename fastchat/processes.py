@@ -59,13 +59,16 @@ def _without_inference_kernels() -> Iterator[None]:
     """
     from deepspeed import ops
 
-    name = "deepspeed_shm_comm"
-    compatible = ops.__compatible_ops__.get(name, False)
-    ops.__compatible_ops__[name] = False
+    name = "__compatible_ops__"  # looked up in all versions, and filled by importing setuptools in some
+    found = vars(ops).get(name)
+    setattr(ops, name, {})
     try:
         yield
     finally:
-        ops.__compatible_ops__[name] = compatible
+        if found is None:
+            delattr(ops, name)
+        else:
+            setattr(ops, name, found)
 
 
 def rank() -> int:

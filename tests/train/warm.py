@@ -75,11 +75,14 @@ def _serve() -> None:
     import peft  # noqa: F401
     import torch  # noqa: F401
     import transformers  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.models.llama import modeling_llama, tokenization_llama  # noqa: F401
 
     import fastchat.train.arguments  # noqa: F401
     import fastchat.train.recipe  # noqa: F401
     from fastchat.data.tokens.cache import code_version
 
+    get_checkpoint_conversion_mapping("llama")
     code_version()  # kept by the processes that are forked
     gc.collect()
     gc.freeze()  # those do not search a million objects of the imports for garbage
