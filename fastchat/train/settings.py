@@ -118,7 +118,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     hardware.fit_to_machine(values)
     config = load_deepspeed(values["deepspeed"]) if values["deepspeed"] else None
     checks.check_engine(values, config)
-    hardware.check_compiler(config, values["use_cpu"])
+    hardware.check_compiler(config)
     return _build(values, config, lora)
 
 
