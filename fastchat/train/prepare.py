@@ -20,6 +20,8 @@ from fastchat.data.encoding.properties import prove
 from fastchat.data.encoding.saved_template import install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
+from fastchat.data.rows.fingerprint import state_of
+from fastchat.data.tokens.known import remembered
 from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.attention import FLASH, choose_attention
 from fastchat.model.loading import count_parameters, load_base_model
@@ -82,10 +84,12 @@ def prepare_text(
     use_class: bool,
     cache_dir: str | None,
     trust_remote_code: bool,
+    token_cache: Path,
 ) -> Text:
     """The tokenizer of `base`, its template and its padding, proven on each other. `template` None: that of the model.
 
     `train_on`, `padding_side`, `use_class`: the settings `train_on`, `padding_side`, `use_tokenizer_class`.
+    `token_cache`: the folder of the token cache.
     """
     tokenizer, _ = load_tokenizer(
         base,
@@ -94,10 +98,8 @@ def prepare_text(
         padding_side=padding_side,
         use_class=use_class,
     )
-    if rank() == 0 and not use_class:
-        line = other_class_line(base, tokenizer, cache_dir=cache_dir)
-        if line:
-            say(line)
+    if rank() == 0 and not use_class and (line := _other_class_line(base, tokenizer, cache_dir, token_cache)):
+        say(line)
     encoder = TextEncoder.from_tokenizer(tokenizer)
     chosen = encoder.choose(use_template_file(template_file, template), model_name=Path(base).name)
     chat_encoder = encoder.bind(chosen, train_on)
@@ -106,6 +108,19 @@ def prepare_text(
     (detail if pad.is_own else say)(pad.line)
     install_template(tokenizer, chat_encoder)
     return Text(tokenizer, pad.id, chat_encoder)
+
+
+def _other_class_line(base: str, tokenizer: Any, cache_dir: str | None, token_cache: Path) -> str:
+    """`other_class_line`, which loads the tokenizer a second time: for the files of a folder once."""
+
+    def find() -> str:
+        return other_class_line(base, tokenizer, cache_dir=cache_dir)
+
+    folder = Path(base)
+    if not folder.is_dir():
+        return find()
+    states = {path.name: state_of(str(path)) for path in sorted(folder.iterdir()) if path.is_file()}
+    return remembered(token_cache, "other class", states, find)
 
 
 def check_sources(base: str, adapter_path: str | None, template: Template | TokenizerTemplate, *, q_lora: bool) -> None:

@@ -16,6 +16,7 @@ from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.data.batches.packing import PackedDataset
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.rows.columns import Columns
+from fastchat.data.tokens.cache import cache_folder
 from fastchat.data.tokens.prepare import TokenSettings
 from fastchat.errors import say
 from fastchat.model.loading import load_config
@@ -146,6 +147,7 @@ def read_text(settings: Settings, base: str) -> Text:
         use_class=model.use_tokenizer_class,
         cache_dir=settings.training.cache_dir,
         trust_remote_code=model.trust_remote_code,
+        token_cache=cache_folder(settings.training.output_dir),
     )
     template = text.chat_encoder.template
     if data.conv_template is None:

@@ -26,6 +26,7 @@ from typing import Any
 import fastchat
 from fastchat import files
 from fastchat.bars import bar
+from fastchat.data.tokens.known import FOLDER as KNOWN
 from fastchat.streams import detail
 
 _ENDS_WITHIN_S = 5.0
@@ -61,7 +62,7 @@ class EarlyRequest:
         read += [file for _, sources in self.data for _, names in sources for file in names]
         states = [(path, (found := os.stat(path)).st_ino, found.st_size, found.st_mtime_ns) for path in read]
         asked = {name: value for name, value in asdict(self).items() if name != "processes"}
-        return Path(self.cache) / "starts" / files.sha256_of_json([asked, states])[:32]
+        return Path(self.cache) / KNOWN / files.sha256_of_json([asked, states])[:32]
 
 
 def what_is_done(name: str, processes: int) -> str:
