@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastchat.bars import BARS
+from fastchat.data.tokens.early_request import start_tokenising
 from fastchat.errors import SettingsError, hide, say, show, values_without_secrets, without_secrets
 from fastchat.settings.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
 from fastchat.settings.help import RECIPES, asked_for_help, common, help_head, help_text
@@ -29,7 +30,6 @@ from fastchat.settings.recipe_files import find_recipe, read_recipe
 from fastchat.settings.transformers_arguments import TransformersArguments
 from fastchat.settings.values import Values
 from fastchat.streams import DETAILS, quiet_libraries
-from fastchat.train.early_tokens import start_tokenising
 from fastchat.train.imports import import_libraries
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     DETAILS.shown |= values["log_level"] in ("info", "debug")
     BARS.wanted = not values["disable_tqdm"]
     quiet_libraries()  # before the slow imports
-    start_tokenising(values)
+    evaluates = values["eval_strategy"] != "no" or values["do_eval"] or values["eval_on_start"]
+    start_tokenising(values, evaluates=bool(evaluates))
     import_libraries()
     from fastchat.train import hardware
     from fastchat.train.deepspeed_config import load_deepspeed

@@ -51,6 +51,24 @@ class TokenSettings:
     overwrite: bool = False
 
 
+class NothingToLearn(DataError):
+    """No token of the data is supervised.
+
+    Attributes:
+        counts: over all rows, see counts.py. gains: (length, tokens), see Lost.
+    """
+
+    counts: dict[str, int]
+    gains: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, error: DataError, counts: dict[str, int], gains: Counter[int]) -> NothingToLearn:
+        """With the message of `error`."""
+        made = cls(str(error))
+        made.counts, made.gains = counts, sorted(gains.items())
+        return made
+
+
 @dataclass
 class TokenizedData:
     """The tokens of some sources, and what is known about them.
@@ -61,6 +79,7 @@ class TokenizedData:
         rows: the number of rows of each source.
         sums: sha256 of the files of each source.
         samples: some of the records, spread evenly over all.
+        gains: (length, tokens) of the tokens lost to the length limit, see Lost.
         lost: the supervised tokens lost to the length limit.
         found: whether they were cached.
     """
@@ -70,6 +89,7 @@ class TokenizedData:
     rows: list[int]
     sums: list[list[str]]
     samples: list[Record]
+    gains: list[tuple[int, int]]
     found: bool
     lost: Lost
 
@@ -101,8 +121,9 @@ def get_or_create_tokens(
     counts, records = entry.about["counts"], [record for _, record in samples]
     if line := plain_line(counts):
         say(line)
-    lost = Lost.of(counts, [(length, tokens) for length, tokens in entry.about["gains"]])
-    return TokenizedData(entry, counts, entry.about["rows"], sums, records, found and not made_early, lost)
+    gains = [(length, tokens) for length, tokens in entry.about["gains"]]
+    found = found and not made_early
+    return TokenizedData(entry, counts, entry.about["rows"], sums, records, gains, found, Lost.of(counts, gains))
 
 
 def prepare_job(
@@ -199,7 +220,10 @@ class TokenizeJob:
         refused = refused_line(counts, refusal)
         for line in refused:
             say(line)
-        check_supervised(Counter(counts), settings.max_length)
+        try:
+            check_supervised(Counter(counts), settings.max_length)
+        except DataError as error:
+            raise NothingToLearn.of(error, counts, self.gains) from None
         return {
             "files": files,
             "counts": counts,

@@ -1,29 +1,36 @@
-"""Whether a run tokenises its data while it imports torch and transformers, see fastchat/data/tokens/early.py."""
+"""Whether a run, or a preview, has its data tokenised by a process of its own meanwhile, see early.py."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 from fastchat.data.rows.sources import Source, local_sources
 from fastchat.data.tokens.cache import cache_folder
 from fastchat.data.tokens.early import EARLY, EarlyRequest
 from fastchat.data.tokens.workers import BYTES_PER_WORKER, available_cpus, num_workers
 from fastchat.errors import UserError
-from fastchat.settings.values import Values
 
 
-def start_tokenising(values: Values) -> None:
+class _Settings(Protocol):
+    """The settings of training by name."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+def start_tokenising(values: _Settings, *, evaluates: bool) -> None:
     """Start the process that tokenises ahead where it gains time: on local files that are large enough, with a second
-    CPU, once per machine, and with a `tokenizer.json` that decides the ids."""
+    CPU, once per machine, and with a `tokenizer.json` that decides the ids. `evaluates`: the data to evaluate on too.
+    """
     EARLY.stop()
     with suppress(UserError, OSError):  # reported where the run itself reads the files
-        if request := _request(values):
+        if request := _request(values, evaluates):
             EARLY.start(request)
 
 
-def _request(values: Values) -> EarlyRequest | None:
+def _request(values: _Settings, evaluates: bool) -> EarlyRequest | None:
     model = Path(values["model_name_or_path"]).expanduser().resolve()
     ids_by_class = values["use_tokenizer_class"] or values["trust_remote_code"]
     if os.environ.get("LOCAL_RANK", "0") != "0" or ids_by_class or not (model / "tokenizer.json").is_file():
@@ -31,7 +38,7 @@ def _request(values: Values) -> EarlyRequest | None:
     template_file = values["conv_template_file"]
     if template_file and Path(template_file).suffix == ".py":
         return None  # a program of the user runs once
-    data = _data(values)
+    data = _data(values, evaluates)
     num_bytes = sum(os.path.getsize(file) for _, sources in data for source in sources for file in source.files)
     if num_bytes < BYTES_PER_WORKER or available_cpus() == 1:
         return None
@@ -54,9 +61,8 @@ def _request(values: Values) -> EarlyRequest | None:
     )
 
 
-def _data(values: Values) -> list[tuple[str, list[Source]]]:
+def _data(values: _Settings, evaluates: bool) -> list[tuple[str, list[Source]]]:
     """What will be read, by name; nothing if some of it is on the hub."""
-    evaluates = values["eval_strategy"] != "no" or values["do_eval"] or values["eval_on_start"]
     named = [("train", "data_path", "data_split")]
     if evaluates and values["eval_data_path"] and not values["val_set_size"]:
         named.append(("eval", "eval_data_path", "eval_data_split"))
