@@ -173,7 +173,7 @@ def _from_cache(
     """The first rows are shown at once; the counts of all are those of the tokens of a training."""
     if args.num:
         records = _records(args, sources, chat_encoder, beginning=True)
-        for record, example in _examples(records, chat_encoder, args, batch=args.num):
+        for record, example in _examples(records, chat_encoder, args, at_once=args.num):
             screen.add(record, example)
             if screen.is_full(example):
                 break
@@ -209,7 +209,7 @@ def _read_all(
     gains: Counter[int] = Counter()
     refusal = ""
     with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
-        for record, example in _examples(records, chat_encoder, args, batch=_BATCH):
+        for record, example in _examples(records, chat_encoder, args, at_once=_BATCH):
             if record.dialogue is None:
                 counts[f"dropped_{record.dropped}"] += 1
             else:
@@ -281,29 +281,37 @@ def _check_outputs(args: argparse.Namespace, files: Sequence[str]) -> None:
 
 
 def _examples(
-    records: Records, chat_encoder: ChatEncoder, args: argparse.Namespace, *, batch: int
+    records: Records, chat_encoder: ChatEncoder, args: argparse.Namespace, *, at_once: int
 ) -> Iterator[tuple[Record, Example]]:
     """Every record with each of its examples, in input order; one without a dialogue has an example without ids.
 
-    After a malformed row that will stop the command, the rest of the files is only checked.
+    `at_once`: how many are tokenised together. After a malformed row that will stop the command, the rest of the files
+    is only checked.
     """
     num_rows = 0
     with bar("tokenising", records.num_bytes) as progress:
         rows = (record for record in records if not records.stopping)
-        while some := list(islice(rows, batch)):
-            how = {"overlong": args.overlong, "on_bad_row": args.on_bad_row}
-            made = tokenize_dialogues(usable(some), chat_encoder, max_length=args.model_max_length, **how)
-            for record in some:
-                if record.dialogue is None:
-                    yield record, Example(record.index, dropped=record.dropped)
-                    continue
-                for example in made:
-                    assert example.index == record.index, (example.index, record.index)
-                    yield record, example
-                    if example.is_last:
-                        break
+        while (some := list(islice(rows, _BATCH))) and not records.stopping:
+            for at in range(0, len(some), at_once):
+                yield from _tokenized(some[at : at + at_once], chat_encoder, args)
             num_rows += len(some)
             progress.to(records.bytes_read, counted(num_rows, "row"))
+
+
+def _tokenized(
+    records: Sequence[Record], chat_encoder: ChatEncoder, args: argparse.Namespace
+) -> Iterator[tuple[Record, Example]]:
+    how = {"overlong": args.overlong, "on_bad_row": args.on_bad_row}
+    made = tokenize_dialogues(usable(records), chat_encoder, max_length=args.model_max_length, **how)
+    for record in records:
+        if record.dialogue is None:
+            yield record, Example(record.index, dropped=record.dropped)
+            continue
+        for example in made:
+            assert example.index == record.index, (example.index, record.index)
+            yield record, example
+            if example.is_last:
+                break
 
 
 def _print_choice(args: argparse.Namespace, sources: Sequence[Source], sizes: list[int]) -> None:

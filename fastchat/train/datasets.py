@@ -149,6 +149,8 @@ def _read(name: str, sources: list[Source], chat_encoder: ChatEncoder, how: Toke
     made = on_local_main_process(lambda: get_or_create_tokens(name, sources, chat_encoder, how, output_dir))
     if len({str(sums) for sums in gather(made.sums)}) > 1:
         raise DataError(f"the {name} data is not the same on every machine: its files differ")
+    if made.found:
+        say(f"{name} tokens: found in {made.entry.folder}")
     store = on_all_processes(made.entry.store)
     if made.entry.temporary:  # gone as soon as every process has mapped it, so that a killed run leaves nothing
         store.folder = None

@@ -111,8 +111,6 @@ def get_or_create_tokens(
     key, job, sums = prepare_job(name, sources, chat_encoder, settings, folder)
     made_early = EARLY.has_made(name, key)
     entry, found = token_cache.obtain(folder, key, job, overwrite=settings.overwrite and not made_early)
-    if found and not made_early:
-        say(f"{name} tokens: found in {entry.folder}")
     for line in entry.about["lines"] if found else ():
         say(line)
     files = list(job.states)
