@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastchat.bars import BARS
-from fastchat.data.tokens.early_request import start_tokenising
 from fastchat.errors import SettingsError, hide, say, show, values_without_secrets, without_secrets
 from fastchat.settings.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
 from fastchat.settings.help import RECIPES, asked_for_help, common, help_head, help_text
@@ -103,6 +102,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     given = (reader.from_yaml(recipe) if recipe else {}, reader.from_words(words))
     values = Values(reader.options.values(), *given)
     hide(values["hub_token"])
+    from fastchat.data.tokens.early_request import start_tokenising
     from fastchat.train import checks, reporting
 
     checks.check(values)

@@ -4,8 +4,8 @@
         [--number 20000] [--repeat 3]
 
 DIR holds the tokenizer; the model is a tiny one with random weights. FILE's rows are repeated with other numbers. The
-losses of all starts must be equal, or the program stops. The checkouts take turns; medians of the CPU seconds, user and
-system, of the process and its workers, which depend less on what else the machine does than the clock, and of the clock.
+losses of all starts must be equal, or the program stops. The checkouts take turns. Medians of seconds: of the CPUs, of
+the process and its workers, which depend less on what else the machine does; and of the clock.
 
     help      `train_lora --help`
     first     a run of one step with an empty cache, without a report: nearly all of it is its start
