@@ -1,0 +1,140 @@
+"""Ids of ASCII texts with tiktoken, for byte-level BPE: several times as fast as `tokenizers`, and the same ids.
+
+tiktoken merges the two neighbours whose union has the smallest id, `tokenizers` the pair that is first in the list of
+merges. These are the same merges, and so the same ids, for every text if
+
+1  the merges are listed in the order of the ids that they make, and
+2  each token, encoded alone by merges only, is one token; or, where a whole word of the vocabulary is its token without
+   any merge (`ignore_merges`), is not two tokens.
+
+For suppose that tiktoken first does something else: it unites a and b to a token c, and no merge lists that pair.
+Everything done so far within the text of c is what encoding c alone begins with, as nothing has crossed its ends; so
+encoding c alone comes to a, b, and stops there with two tokens, which 2 excludes. Tokens that take more steps to fail
+are never made by either. What is left is how a text is cut into words: by the same regular expression, which two
+libraries read. So only expressions that both read alike are accepted, only ASCII texts are encoded, in which no library
+has other classes of characters, and `FastPath` compares the ids of all pairs of characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+# What the step ByteLevel splits at by itself, in the order of GPT-2.
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_ESCAPE = r"\\[rntsSdDwW]|\\[pP]\{\w+\}|\\[^\w\s]"
+_PORTABLE = re.compile(
+    rf"(?:{_ESCAPE}"
+    rf"|\[\^?(?:{_ESCAPE}|(?!&&|--|~~)[^\\\[\]])+\]"  # a class, without the operators that only some libraries have
+    r"|\(\?(?:i?:|<?[!=])|\((?!\?)|\)|\|"
+    r"|[?*+][?+]?|\{\d+(?:,\d*)?\}(?![?*+])"
+    r"|[^\\\[\](){}|?*+^$.])+"
+)
+
+Ids = Callable[[str], list[int]]
+
+
+def byte_characters() -> list[str]:
+    """[256]: the character as which a byte-level tokenizer writes each byte in its vocabulary."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+
+
+def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]]) -> tuple[Ids | None, str]:
+    """The function from ASCII text to ids, or None and the reason why there is none.
+
+    Args:
+        model: the BPE model of a tokenizer. spec: the same in its `tokenizer.json`.
+        steps: of its pre-tokenizer.
+    """
+    try:
+        import regex
+        import tiktoken
+    except ImportError as error:
+        return None, f"{error.name} is not installed (pip install tiktoken)"
+    patterns, why = _patterns(steps)
+    if why:
+        return None, why
+    ranks, why = _ranks(model, spec)
+    if why:
+        return None, why
+    *first, last = patterns
+    try:
+        # The whole text is one word where nothing splits it.
+        words = tiktoken.Encoding("", pat_str=last, mergeable_ranks=ranks, special_tokens={})._core_bpe.encode_ordinary
+        splits = [regex.compile(pattern, regex.VERSION0) for pattern in first]
+    except (ValueError, regex.error) as error:
+        return None, f"its pre-tokenizer's expression cannot be compiled ({error})"
+    if not splits:
+        return words, ""
+
+    def ids(text: str) -> list[int]:
+        pieces = [text]
+        for split in splits:
+            pieces = [part for piece in pieces for part in _isolated(split, piece)]
+        return [token for piece in pieces for token in words(piece)]
+
+    return ids, ""
+
+
+def _isolated(pattern: Any, text: str) -> list[str]:
+    """A text cut before and after every match."""
+    edges = [0, *(edge for found in pattern.finditer(text) for edge in found.span()), len(text)]
+    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+
+
+def _patterns(steps: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
+    """The expressions that a pre-tokenizer splits a text by, one after the other; or the reason why they are unknown."""
+    found = []
+    for step in steps:
+        pattern = step.get("pattern", {})
+        if step["type"] == "ByteLevel":
+            found += [_WORDS] if step.get("use_regex", True) else []
+        elif step["type"] == "Digits":
+            found.append(r"\p{N}" if step["individual_digits"] else r"\p{N}+")
+        elif step["type"] != "Split" or step["behavior"] != "Isolated" or step.get("invert"):
+            return [], f"its pre-tokenizer splits in a way that tiktoken has not ({step['type']})"
+        elif "String" in pattern:
+            found.append(re.escape(pattern["String"]))
+        elif _PORTABLE.fullmatch(pattern["Regex"]):
+            found.append(pattern["Regex"])
+        else:
+            return [], "its pre-tokenizer's expression may mean something else to tiktoken"
+    if not steps or steps[-1]["type"] != "ByteLevel":
+        return [], "its pre-tokenizer does not end with ByteLevel"
+    return found or [r"[\s\S]+"], ""
+
+
+def _ranks(model: Any, spec: dict[str, Any]) -> tuple[dict[bytes, int], str]:
+    """The ids of all tokens that ASCII texts can have, by their bytes, if merging by id gives the same tokens as the
+    list of merges (see the top of this file); else the reason why it does not."""
+    vocabulary, whole_words = spec["vocab"], bool(spec.get("ignore_merges"))
+    characters = byte_characters()[:128]
+    of_ascii, to_byte = frozenset(characters), str.maketrans({c: chr(byte) for byte, c in enumerate(characters)})
+    words = [word for word in vocabulary if of_ascii.issuperset(word)]
+    if not of_ascii <= vocabulary.keys():
+        return {}, "its vocabulary has not every ASCII character"
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in spec["merges"])
+    made = [vocabulary[a + b] for a, b in pairs if of_ascii.issuperset(a) and of_ascii.issuperset(b)]
+    if any(a > b for a, b in zip(made, made[1:], strict=False)):
+        return {}, "its merges are not in the order of their ids"
+    sizes = dict(zip(words, _num_tokens(model, words), strict=True))
+    if whole_words and 2 in sizes.values():
+        return {}, "a word of its vocabulary is two tokens when it is merged"
+    kept = words if whole_words else [word for word in words if sizes[word] == 1]
+    return {word.translate(to_byte).encode("ascii"): vocabulary[word] for word in kept}, ""
+
+
+def _num_tokens(model: Any, words: Sequence[str]) -> list[int]:
+    """The number of tokens of each word, by merges only."""
+    before = model.ignore_merges
+    model.ignore_merges = False
+    try:
+        return [len(found) for found in Tokenizer(model).encode_batch_fast(list(words), add_special_tokens=False)]
+    finally:
+        model.ignore_merges = before
+        model._clear_cache()  # of words, full of those that no text has
