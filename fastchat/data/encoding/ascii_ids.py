@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 # What the step ByteLevel splits at by itself, in the order of GPT-2.
@@ -88,7 +89,7 @@ def _isolated(pattern: Any, text: str) -> list[str]:
 
 
 def _patterns(steps: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
-    """The expressions that a pre-tokenizer splits a text by, one after the other; or the reason why they are unknown."""
+    """The expressions that a pre-tokenizer splits a text by, one after the other; or the reason why there are none."""
     found = []
     for step in steps:
         pattern = step.get("pattern", {})
@@ -118,9 +119,8 @@ def _ranks(model: Any, spec: dict[str, Any]) -> tuple[dict[bytes, int], str]:
     words = [word for word in vocabulary if of_ascii.issuperset(word)]
     if not of_ascii <= vocabulary.keys():
         return {}, "its vocabulary has not every ASCII character"
-    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in spec["merges"])
-    made = [vocabulary[a + b] for a, b in pairs if of_ascii.issuperset(a) and of_ascii.issuperset(b)]
-    if any(a > b for a, b in zip(made, made[1:], strict=False)):
+    made = [vocabulary[pair.replace(" ", "", 1) if isinstance(pair, str) else "".join(pair)] for pair in spec["merges"]]
+    if (np.diff(made) < 0).any():
         return {}, "its merges are not in the order of their ids"
     sizes = dict(zip(words, _num_tokens(model, words), strict=True))
     if whole_words and 2 in sizes.values():

@@ -115,7 +115,7 @@ class FastPath:
 
     def _difference(self, texts: Sequence[str], lengths: np.ndarray) -> str:
         """How the tokens of texts differ from those of the usual way; "" if they are the same in every position."""
-        for position in ("first", "after", "inside"):
+        for position in self._encoder.positions:
             usual = self._encoder.plain_tokens(texts, position)
             for text, wanted, tokens in zip(texts, usual, self._quickly(texts, position, lengths), strict=True):
                 if tokens.ids != wanted[0]:
@@ -211,7 +211,8 @@ def difficult_texts() -> list[str]:
     runs = [
         f"x{c * n}y{c * n}" for c in ("7", " ", "\n", "\t", "\r\n", "=", "a", " \n", "ab") for n in (2, 3, 7, 64, 999)
     ]
-    words = [f"{a}I{b}{c} it" for a in ("", " ") for b in "'`" for c in ["s", "t", "re", "ve", "m", "ll", "d", "S", "LL", "Re", "x"]]
+    endings = ("s", "t", "re", "ve", "m", "ll", "d", "S", "LL", "Re", "x")
+    words = [f"{a}I{b}{c} it" for a in ("", " ") for b in "'`" for c in endings]
     code = [
         "def f(x):\n\tif x >= 10_000:  # no\n        return x[1:-1] ** 2\n\n\nclass A: pass\n",
         '{"a": [1, 2.50], "b": "\\n"}',

@@ -138,6 +138,11 @@ class TextEncoder:
             return [x.ids for x in encodings]
         return [[renumber.get(i, i) for i in x.ids] for x in encodings]
 
+    @property
+    def positions(self) -> list[str]:
+        """The positions in which plain texts are encoded differently."""
+        return list({id(variant): position for position, variant in self._variants.items()}.values())
+
     def steps(self, name: str) -> list[dict[str, Any]]:
         """The steps of the "normalizer" or the "pre_tokenizer" in `tokenizer.json`, sequences flattened."""
         return _steps(self.spec[name])
