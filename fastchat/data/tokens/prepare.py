@@ -166,19 +166,21 @@ class TokenizeJob:
             on_bad_row=settings.on_bad_row,
             workers=workers,
         )
-        writer, refusal, num_dialogues = StoreWriter(folder), "", 0
+        writer, refusal, slow, num_dialogues = StoreWriter(folder), "", "", 0
         of = f" ({workers} processes)" if workers > 1 else ""
         with bar(f"tokenising {self.name} data{of}", records.num_bytes) as progress:
             for batch, part in parts:
                 writer.add(part)
                 samples.add(batch, part)
-                refusal = refusal or part.refusal
+                refusal, slow = refusal or part.refusal, slow or part.slow
                 self.counts.update(part.counts)
                 self.gains.update(part.gains)
                 self.counts.update(batch.dropped)
                 num_dialogues += len(batch.dialogues)
                 progress.to(batch.bytes_read, counted(num_dialogues, "dialogue"))
         files = writer.close()
+        if slow:
+            say(f"tokenizer: without the fast path, because {slow}; the tokens are the same, making them took longer")
         self._check_unchanged()
         counts = {**records.counts, **self.counts}
         refused = refused_line(counts, refusal)

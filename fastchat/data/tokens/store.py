@@ -141,13 +141,15 @@ class TokenShard:
     """Some examples in flat arrays (as in a store, but with `lengths` int64 [E] instead of offsets), and their counts.
 
     `gains`: length limit -> supervised tokens that it would keep in addition, see lost.py. `refusal`: why the template
-    rejects the first dialogue that it rejects.
+    rejects the first dialogue that it rejects. `slow`: why the fast path of `FastPath` is not used, "" if it is, or was
+    not needed.
     """
 
     arrays: dict[str, np.ndarray]
     counts: Counter[str] = field(default_factory=Counter)
     gains: Counter[int] = field(default_factory=Counter)
     refusal: str = ""
+    slow: str = ""
 
 
 def make_shard(
@@ -161,7 +163,9 @@ def make_shard(
     """Tokenise (index, dialogue) pairs. Raises DataError as `tokenize_dialogues` does."""
     how = {"max_length": max_length, "overlong": overlong, "on_bad_row": on_bad_row}
     examples = examples_in_arrays(dialogues, chat_encoder, **how)
-    return collect(_with_digests(examples, dict(dialogues)))
+    shard = collect(_with_digests(examples, dict(dialogues)))
+    shard.slow = chat_encoder.encoder.fast.why_not
+    return shard
 
 
 def _with_digests(examples: Iterable[Example], dialogues: Mapping[int, Dialogue]) -> Iterator[tuple[Example, int]]:
