@@ -65,7 +65,8 @@ def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]])
         return None, why
     *first, last = patterns
     try:
-        # The whole text is one word where nothing splits it.
+        # What the expression does not match is a word too; tiktoken would leave it out.
+        last = rf"{last}|(?:(?!{last})[\s\S])+"
         words = tiktoken.Encoding("", pat_str=last, mergeable_ranks=ranks, special_tokens={})._core_bpe.encode_ordinary
         splits = [regex.compile(pattern, regex.VERSION0) for pattern in first]
     except (ValueError, regex.error) as error:
@@ -107,7 +108,7 @@ def _patterns(steps: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
             return [], "its pre-tokenizer's expression may mean something else to tiktoken"
     if not steps or steps[-1]["type"] != "ByteLevel":
         return [], "its pre-tokenizer does not end with ByteLevel"
-    return found or [r"[\s\S]+"], ""
+    return found or [r"[\s\S]+"], ""  # one word where nothing splits the text
 
 
 def _ranks(model: Any, spec: dict[str, Any]) -> tuple[dict[bytes, int], str]:

@@ -120,6 +120,8 @@ class FastPath:
             for text, wanted, tokens in zip(texts, usual, self._quickly(texts, position, lengths), strict=True):
                 if tokens.ids != wanted[0]:
                     return f"the ids of {text[:40]!r} are others"
+                if tokens.offsets is not None and self._ascii is not None and text.isascii():
+                    return f"the tokens of {text[:40]!r} are not the whole text"
                 if tokens.offsets is None and not _same_places(text, wanted, tokens, lengths):
                     return f"the tokens of {text[:40]!r} are at other places"
         return ""
@@ -140,7 +142,8 @@ def _lengths(encoder: TextEncoder) -> tuple[np.ndarray | None, str]:
         return None, f"its pre-tokenizer has the step {bad[0]}"
     if any(token.get("lstrip") or token.get("rstrip") for token in encoder.spaces):
         return None, "it has added tokens that remove white space"
-    made = np.full(max(encoder.vocabulary.values()) + 1, _UNKNOWN, np.int32)
+    most = max(*encoder.vocabulary.values(), *(token["id"] for token in encoder.spaces))
+    made = np.full(most + 1, _UNKNOWN, np.int32)
     fallback = bool(model.get("byte_fallback"))
     for token, token_id in encoder.vocabulary.items():
         if byte_level:
