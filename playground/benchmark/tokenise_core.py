@@ -105,17 +105,18 @@ def alone(args: argparse.Namespace) -> dict[str, Any]:
     dialogues = usable(islice(Records([args.data_path], on_bad_row="stop"), args.rows))
     rendered = [chat_encoder.template.render(dialogue) for _, dialogue in dialogues]
     whole = [chat_encoder.whole_ids(one) for one in rendered]
-    limit, texts = {"max_length": max(map(len, whole))}, [one.text for one in rendered]
+    how: dict[str, Any]
+    how, texts = {"max_length": max(map(len, whole))}, [one.text for one in rendered]
 
     def store() -> None:
         with tempfile.TemporaryDirectory(prefix="fschat-benchmark-") as folder:
             writer = StoreWriter(Path(folder))
-            writer.add(make_shard(dialogues, chat_encoder, overlong="truncate", **limit))
+            writer.add(make_shard(dialogues, chat_encoder, overlong="truncate", **how))
             writer.close()
 
     timed: dict[str, Callable[[], object]] = {
         "encode_batch": lambda: encoder.whole.encode_batch(texts),
-        "core": lambda: list(tokenize_dialogues(dialogues, chat_encoder, **limit)),
+        "core": lambda: list(tokenize_dialogues(dialogues, chat_encoder, **how)),
         "store": store,
     }
     seconds: dict[str, float] = {}
@@ -123,7 +124,7 @@ def alone(args: argparse.Namespace) -> dict[str, Any]:
         seconds["prepare"] = cpu_seconds(lambda: encoder.fast.prepare(texts[:8]))
     for name, run in timed.items():
         seconds[name] = min(cpu_seconds(run) for _ in range(_ROUNDS))
-    made = list(tokenize_dialogues(dialogues, chat_encoder, **limit))
+    made = list(tokenize_dialogues(dialogues, chat_encoder, **how))
     if [example.input_ids for example in made] != whole:
         raise SystemExit("the ids differ from those of the whole texts")
     found = hashlib.sha256(repr([(example.input_ids, example.labels) for example in made]).encode()).hexdigest()

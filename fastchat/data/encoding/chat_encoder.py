@@ -15,9 +15,8 @@ raises an error if they are not.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from fastchat.conversation.template import CONTROL_PATTERN
 from fastchat.data.encoding.labels import Labelled, count, label
 from fastchat.data.encoding.prefix import first_difference
 from fastchat.data.encoding.probes import HARMLESS, probes_of
+from fastchat.data.encoding.strings import strings
 from fastchat.data.encoding.supervision import (
     ASSISTANT,
     SAID,
@@ -47,8 +47,7 @@ if TYPE_CHECKING:
 
 # Templates write BOS and EOS as Llama does; with another tokenizer they mean that tokenizer's own.
 BOS_ALIAS, EOS_ALIAS = "<s>", "</s>"
-_MOST_LITERALS = 512
-_FEW = 4
+_MOST_LITERALS = 512  # texts whose control strings are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +82,17 @@ class ChatEncoder:
         self._adds_bos = encoder.adds_bos and not self._own
         self.controls, missing = self._resolve()
         known = [c for c in self.controls if c]
-        self._in_literals = _alternatives(known)
+        self._in_literals = strings(known)
         self._split_literal = lru_cache(_MOST_LITERALS)(self._split_literal_now)  # a template repeats its own text
         # Control strings of a table are never text of an answer; those of a Jinja template may be (<think>).
         reserved = set() if self._own else {c.content for c in self.controls.values() if c} | {BOS_ALIAS, EOS_ALIAS}
         spoken = [c for c, t in encoder.added.items() if not t["special"] and c not in reserved and _is_text(c)]
-        self._in_answers = _alternatives(spoken)
+        self._in_answers = strings(spoken)
         self._answer_controls = {c: encoder.control(c) for c in spoken}
         self._forbidden = self._never_from_text()
         looks = [c for c, i in encoder.vocabulary.items() if i in self._forbidden]
-        self._looks_like_control = _alternatives(looks)
-        self._looks_in_answers = _alternatives([c for c in looks if c not in self._answer_controls])
+        self._looks_like_control = strings(looks)
+        self._looks_in_answers = strings([c for c in looks if c not in self._answer_controls])
         # If one token both begins and ends a sequence (GPT-2), it has to be supervised as the end.
         self._opens = encoder.bos if encoder.bos != encoder.eos else None
         self.stop_ids = self._stop_ids()
@@ -292,11 +291,11 @@ class ChatEncoder:
         if segment.role == "template":
             return self._split_literal(segment.text)
         if segment.role == "assistant" and self._in_answers and not segment.plain:
-            return _cut(segment.text, self._in_answers, self._answer_controls)
+            return self._in_answers.cut(segment.text, self._answer_controls)
         return ((segment.text, None),)
 
     def _split_literal_now(self, text: str) -> Sequence[tuple[str, Control | None]]:
-        return _cut(text, self._in_literals, self.controls) if self._in_literals else ((text, None),)
+        return self._in_literals.cut(text, self.controls) if self._in_literals else ((text, None),)
 
     def _kept_plain(self, piece: Piece, found: Tokens) -> tuple[Tokens, int]:
         """The tokens of a piece without control tokens, and the number of splits that this needed."""
@@ -365,39 +364,6 @@ def encode_prompt(dialogue: Dialogue, chat_encoder: ChatEncoder) -> list[int]:
 def _is_text(content: str) -> bool:
     """Whether an added token is more than white space."""
     return bool(content.replace("▁", " ").strip())
-
-
-class _Strings:
-    """Finds the longest of several strings at the earliest position, as added tokens are found."""
-
-    def __init__(self, contents: Sequence[str]):
-        longest_first = sorted(contents, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
-        self._first = "".join(dict.fromkeys(content[:1] for content in contents))
-
-    def find(self, text: str) -> Iterator[re.Match[str]]:
-        """All matches; most texts do not even have the first character of one."""
-        few = len(self._first) <= _FEW
-        return self._pattern.finditer(text) if not few or any(c in text for c in self._first) else iter(())
-
-
-def _alternatives(contents: Sequence[str]) -> _Strings | None:
-    return _Strings(contents) if contents else None
-
-
-def _cut(text: str, strings: _Strings, controls: dict[str, Control | None]) -> Sequence[tuple[str, Control | None]]:
-    """Split a text at control strings: (plain text, None) and ("", control); a string mapped to None is removed."""
-    found: list[tuple[str, Control | None]] = []
-    end = 0
-    for match in strings.find(text):
-        if match.start() > end:
-            found.append((text[end : match.start()], None))
-        if (control := controls[match.group()]) is not None:
-            found.append(("", control))
-        end = match.end()
-    if end < len(text):
-        found.append((text[end:], None))
-    return found
 
 
 def _strip_end(pieces: list[Piece]) -> None:

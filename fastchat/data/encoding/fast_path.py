@@ -15,7 +15,7 @@ import itertools
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -29,7 +29,7 @@ WORTH = 1 << 20  # characters encoded before the fast path is prepared
 _SAMPLE = 1 << 16  # characters of the data on which it is proven
 _LONGEST = 1 << 16  # characters of a text for tiktoken, whose regular expressions may overflow on a longer one
 _UNKNOWN = -(1 << 24)  # the length of a token whose text is not known: no text's lengths add up with it
-_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 _SPACE = "▁"
 
 
@@ -48,7 +48,7 @@ class FastPath:
         self._seen = 0
         self._refused = False
         self._ascii: Ids | None = None
-        self._form = ""  # the Unicode normalisation, which must change nothing
+        self._form: Form | None = None  # the Unicode normalisation
 
     def tokens(self, texts: Sequence[str], position: str) -> list[Tokens]:
         """The tokens of plain texts; `position` as in `TextEncoder.plain`."""
@@ -68,7 +68,7 @@ class FastPath:
             steps = encoder.steps("pre_tokenizer")
             if _is_byte_level(steps):
                 self._ascii, self.why_not = self._with_tiktoken(steps)
-            self._form = next((s["type"] for s in encoder.steps("normalizer") if s["type"] in _FORMS), "")
+            self._form = next((s["type"] for s in encoder.steps("normalizer") if _is_form(s)), None)
             why = self._difference([*difficult_texts(), *_beginning(sample, _SAMPLE)], lengths)
         if why:
             self.why_not, self._refused, self._ascii = why, True, None
@@ -86,12 +86,14 @@ class FastPath:
     def _quickly(self, texts: Sequence[str], position: str, lengths: np.ndarray) -> list[Tokens]:
         """The tokens of each text, with offsets where the tokens' lengths do not add up to that of the text."""
         found = self._ids(texts, position)
-        normal = [text.isascii() or not self._form or unicodedata.is_normalized(self._form, text) for text in texts]
+        form = self._form  # which must change nothing
+        normal = [text.isascii() or form is None or unicodedata.is_normalized(form, text) for text in texts]
         edges = np.cumsum([0, *map(len, found)])
         widths = lengths[np.fromiter(chain.from_iterable(found), np.int32, int(edges[-1]))]
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(widths, dtype=np.int64)])[edges]
         sizes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
-        made, others = [], []
+        made: list[Tokens] = []
+        others: list[int] = []
         for at, added in enumerate((np.diff(ends) - sizes).tolist()):
             if not normal[at] or not (added == 0 or (added == 1 and self._begins_with_space(found[at]))):
                 others.append(at)
@@ -164,7 +166,7 @@ def _is_byte_level(pre_tokenizer: Sequence[dict[str, Any]]) -> bool:
 
 
 def _is_form(step: dict[str, Any]) -> bool:
-    return step["type"] in _FORMS
+    return step["type"] in get_args(Form)
 
 
 def _is_space(step: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -53,15 +53,22 @@ class Labelled:
 
     def beginning(self, size: int) -> Labelled:
         """The first `size` tokens."""
-        arrays = [values[:size] for values in (self.input_ids, self.labels, self.supervised, self.segment_of)]
-        straddling = [position for position in self.straddling if position < size]
-        learned_in = np.unique(arrays[3][arrays[2]]).tolist()
-        return Labelled(*arrays, straddling, learned_in, self.special_token_strings, self.escaped, self.whole)
+        supervised, segment_of = self.supervised[:size], self.segment_of[:size]
+        return replace(
+            self,
+            input_ids=self.input_ids[:size],
+            labels=self.labels[:size],
+            supervised=supervised,
+            segment_of=segment_of,
+            straddling=[position for position in self.straddling if position < size],
+            learned_in=np.unique(segment_of[supervised]).tolist(),
+        )
 
     def encoded(self) -> Encoded:
         """The same in lists."""
-        lists = [values.tolist() for values in (self.input_ids, self.supervised, self.segment_of)]
-        return Encoded(*lists, self.straddling, self.special_token_strings, self.escaped, self.whole)
+        ids, supervised, segment_of = (x.tolist() for x in (self.input_ids, self.supervised, self.segment_of))
+        counts = (self.special_token_strings, self.escaped)
+        return Encoded(ids, supervised, segment_of, self.straddling, *counts, whole=self.whole)
 
 
 @dataclass(slots=True)
