@@ -6,7 +6,7 @@ such a kind is read from its `tokenizer.json`; that its ids and places really ar
 chosen to be difficult, and on a sample of the data, before the first use. For each text, the lengths must add up to
 that of the text. Every other text, and every other tokenizer, takes the usual way (`TextEncoder.plain_tokens`).
 
-Preparing it takes about half a second, so a tokenizer that encodes little is never prepared.
+Preparing it takes one or two seconds, so a tokenizer that encodes little is never prepared.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from fastchat.data.encoding.ascii_ids import Ids, ascii_ids
+from fastchat.data.encoding.ascii_ids import SPACE, Ids, ascii_ids
 from fastchat.data.encoding.supervision import PlainTokens, Tokens
 
 if TYPE_CHECKING:
     from fastchat.data.encoding.text_encoder import TextEncoder
 
-WORTH = 1 << 20  # characters encoded before the fast path is prepared
+WORTH = 1 << 21  # characters encoded before the fast path is prepared
 _SAMPLE = 1 << 16  # characters of the data on which it is proven
 _LONGEST = 1 << 16  # characters of a text for tiktoken, whose regular expressions may overflow on a longer one
 _UNKNOWN = -(1 << 24)  # the length of a token whose text is not known: no text's lengths add up with it
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
-_SPACE = "▁"
 
 
 class FastPath:
@@ -66,8 +65,7 @@ class FastPath:
         lengths, why = _lengths(encoder)
         if lengths is not None:
             steps = encoder.steps("pre_tokenizer")
-            if _is_byte_level(steps):
-                self._ascii, self.why_not = self._with_tiktoken(steps)
+            self._ascii, self.why_not = self._with_tiktoken(steps)
             self._form = next((s["type"] for s in encoder.steps("normalizer") if _is_form(s)), None)
             why = self._difference([*difficult_texts(), *_beginning(sample, _SAMPLE)], lengths)
         if why:
@@ -107,13 +105,19 @@ class FastPath:
         encode = self._ascii
         if encode is None:
             return self._encoder.plain_ids(texts, position)
+        unless = self._encoder.no_space_before(position)
         ascii_only = [text.isascii() and len(text) <= _LONGEST for text in texts]
         others = [text for text, ours in zip(texts, ascii_only, strict=True) if not ours]
         rest = iter(self._encoder.plain_ids(others, position) if others else ())
-        return [encode(text) if ours else next(rest) for text, ours in zip(texts, ascii_only, strict=True)]
+        given = (
+            texts
+            if unless is None
+            else [f" {text}" if text and not text.startswith(unless) else text for text in texts]
+        )
+        return [encode(text) if ours else next(rest) for text, ours in zip(given, ascii_only, strict=True)]
 
     def _begins_with_space(self, ids: Sequence[int]) -> bool:
-        return (self._encoder.whole.id_to_token(ids[0]) or "").startswith(_SPACE)
+        return (self._encoder.whole.id_to_token(ids[0]) or "").startswith(SPACE)
 
     def _difference(self, texts: Sequence[str], lengths: np.ndarray) -> str:
         """How the tokens of texts differ from those of the usual way; "" if they are the same in every position."""
@@ -153,7 +157,7 @@ def _lengths(encoder: TextEncoder) -> tuple[np.ndarray | None, str]:
         elif fallback and len(token) == 6 and token.startswith("<0x"):
             made[token_id] = 1
         else:
-            made[token_id] = len(token.encode()) - 2 * token.count(_SPACE)
+            made[token_id] = len(token.encode()) - 2 * token.count(SPACE)
     for token in encoder.spaces if byte_level else ():
         made[token["id"]] = len(token["content"].encode())
     if (unknown := encoder.vocabulary.get(encoder.unknown or "")) is not None:
@@ -171,8 +175,8 @@ def _is_form(step: dict[str, Any]) -> bool:
 
 def _is_space(step: dict[str, Any]) -> bool:
     """Whether a normalizer only writes spaces as "▁", or one before the text."""
-    replaces = step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == _SPACE
-    return replaces or (step["type"] == "Prepend" and step["prepend"] == _SPACE)
+    replaces = step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == SPACE
+    return replaces or (step["type"] == "Prepend" and step["prepend"] == SPACE)
 
 
 def _keeps_text(step: dict[str, Any], byte_level: bool) -> bool:
@@ -181,9 +185,7 @@ def _keeps_text(step: dict[str, Any], byte_level: bool) -> bool:
         return step["behavior"] != "Removed"
     if step["type"] == "ByteLevel":
         return not step.get("add_prefix_space")
-    return step["type"] == "Digits" or (
-        step["type"] == "Metaspace" and step["replacement"] == _SPACE and not byte_level
-    )
+    return step["type"] == "Digits" or (step["type"] == "Metaspace" and step["replacement"] == SPACE and not byte_level)
 
 
 def _same_places(text: str, usual: PlainTokens, tokens: Tokens, lengths: np.ndarray) -> bool:

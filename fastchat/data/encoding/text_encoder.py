@@ -143,6 +143,17 @@ class TextEncoder:
         """The positions in which plain texts are encoded differently."""
         return list({id(variant): position for position, variant in self._variants.items()}.values())
 
+    def no_space_before(self, position: str) -> tuple[str, ...] | None:
+        """Before which beginnings of a text the tokenizer adds no space; None if it adds one before none at all."""
+        if position == "inside":
+            return None
+        if any(step["type"] == "Prepend" for step in self.steps("normalizer")):
+            return ()
+        spaces = [step for step in self.steps("pre_tokenizer") if step["type"] == "Metaspace"]
+        adds = any(step.get("prepend_scheme") != "never" for step in spaces if position == "first")
+        adds = adds or any(step.get("prepend_scheme", "always") == "always" for step in spaces)
+        return (" ",) if adds else None
+
     def steps(self, name: str) -> list[dict[str, Any]]:
         """The steps of the "normalizer" or the "pre_tokenizer" in `tokenizer.json`, sequences flattened."""
         return _steps(self.spec[name])
