@@ -31,7 +31,7 @@ from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
 from fastchat.errors import DataError, counted, say
 from fastchat.streams import detail
 
-_ABOUT = 4  # increment whenever the result of `TokenizeJob` changes: it is part of the key
+_ABOUT = 5  # increment whenever the result of `TokenizeJob` changes: it is part of the key
 _SAMPLES = 64  # examples whose labels are derived a second time
 _MOST_CHARACTERS = 1 << 26  # of the examples of a batch, so that their arrays stay small
 
@@ -121,6 +121,8 @@ def get_or_create_tokens(
         say(line)
     gains = [(length, tokens) for length, tokens in entry.about["gains"]]
     found = found and not made_early
+    if not found and (slow := entry.about["slow"]):
+        say(f"tokenizer: without the fast path, because {slow}; the tokens are the same, making them took longer")
     return TokenizedData(entry, counts, entry.about["rows"], sums, records, gains, found, Lost.of(counts, gains))
 
 
@@ -199,12 +201,12 @@ class TokenizeJob:
             on_bad_row=settings.on_bad_row,
             workers=workers,
         )
-        writer, refusal, num_dialogues = StoreWriter(folder), "", 0
+        writer, refusal, slow, num_dialogues = StoreWriter(folder), "", "", 0
         with bar(what_is_done(self.name, workers), records.num_bytes) as progress:
             for batch, part in parts:
                 writer.add(part)
                 samples.add(batch, part)
-                refusal = refusal or part.refusal
+                refusal, slow = refusal or part.refusal, slow or part.slow
                 self.counts.update(part.counts)
                 self.gains.update(part.gains)
                 self.counts.update(batch.dropped)
@@ -228,6 +230,7 @@ class TokenizeJob:
             "gains": sorted(self.gains.items()),
             "rows": self._rows(records),
             "lines": [*records.lines, *refused],
+            "slow": slow,
             "samples": [(number, _to_json(record, list(self.states))) for number, record in samples.kept],
         }
 
