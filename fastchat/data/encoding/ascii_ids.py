@@ -66,6 +66,8 @@ def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]])
     if spec["type"] != "BPE":
         return None, f"its model is {spec['type']}"
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    if spec.get("ignore_merges") and not byte_level:
+        return None, "it looks for whole texts in its vocabulary"
     patterns, why = _patterns(steps) if byte_level else _patterns_of_spaces(steps, spec["vocab"])
     if why:
         return None, why
