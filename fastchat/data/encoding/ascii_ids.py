@@ -78,7 +78,7 @@ def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]])
     try:
         # What the expression does not match is a word too; tiktoken would leave it out.
         last = rf"{last}|(?:(?!{last})[\s\S])+"
-        words = tiktoken.Encoding("", pat_str=last, mergeable_ranks=ranks, special_tokens={})._core_bpe.encode_ordinary
+        words = tiktoken.Encoding("", pat_str=last, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
         splits = [regex.compile(pattern, regex.VERSION0) for pattern in first]
     except (ValueError, regex.error) as error:
         return None, f"its pre-tokenizer's expression cannot be compiled ({error})"
