@@ -226,6 +226,11 @@ class DataArguments:
         common=True,
         memory=True,
     )
+    packing_prefix_tree: bool = _data(
+        True,
+        "with --packing, compute what examples begin with once per pack, where the model's attention can",
+        resume=FREE,
+    )
     verify_packing: bool = _data(
         False,
         "before training, compare loss and gradients with and without packing on this model",

@@ -22,6 +22,15 @@ class ChatDataset:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self.store[i if self.chosen is None else int(self.chosen[i])]
 
+    def ids(self, example: int) -> np.ndarray:
+        """The token ids of an example, int32 [T]."""
+        return self[example]["input_ids"]
+
+    def beginnings(self, examples: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Tokens `start` to `stop` of examples that all have so many: int32 [n, stop - start]. `examples`: int64 [n]."""
+        offsets = self.store.offsets[examples if self.chosen is None else self.chosen[examples]]
+        return self.store.ids[offsets[:, None] + np.arange(start, stop)]
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, int64 [E]: for grouping by length."""
