@@ -109,6 +109,8 @@ def sample(dataset: Any) -> dict[str, torch.Tensor] | None:
     """
     for i in range(len(dataset)):
         example = dataset[i]
+        if "tree" in example:  # its tokens as one row: any text will do
+            example = {"input_ids": example["tree"].ids, "labels": example["tree"].labels}
         labels = torch.tensor(example["labels"])
         found = (labels[1:] != IGNORED).nonzero()
         if len(found):

@@ -1,8 +1,8 @@
 """Packs whose rows are prefix trees: which examples share a row, so that what they begin with is computed once.
 
-The examples of a dialogue are one tree; one that is longer than a pack is cut into several. Trees that begin alike (with
-a system prompt, a list of tools) are packed among themselves, where that saves a whole pack or more: their packs are
-planned without the common tokens, which each pack holds once. `plan_packs` plans both these and the rest.
+The examples of a dialogue are one tree; one that is longer than a pack is cut into several. Trees that begin alike
+(with a system prompt, a list of tools) are packed among themselves, where that saves a whole pack or more: their packs
+are planned without the common tokens, which each pack holds once. `plan_packs` plans both these and the rest.
 
 Where less than 5 % of all tokens would be saved there are no trees, and the packs are those of `plan_packs`.
 """

@@ -27,7 +27,7 @@ class ChatDataset:
         return self[example]["input_ids"]
 
     def beginnings(self, examples: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """Tokens `start` to `stop` of examples that all have so many: int32 [n, stop - start]. `examples`: int64 [n]."""
+        """Tokens `start` to `stop` of some examples, int64 [n], which all have so many: int32 [n, stop - start]."""
         offsets = self.store.offsets[examples if self.chosen is None else self.chosen[examples]]
         return self.store.ids[offsets[:, None] + np.arange(start, stop)]
 
