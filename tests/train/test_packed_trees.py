@@ -39,7 +39,9 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Six dialogues of eight answers, 48 examples, for a Llama whose template drops the thoughts."""
     folder = tmp_path_factory.mktemp("trees")
     template = APART.replace("KEY", "reasoning_content")
-    model = builders.make_model(folder / "model", tokenizer_kind="byte_nobos", chat_template=template, max_positions=2048)
+    model = builders.make_model(
+        folder / "model", tokenizer_kind="byte_nobos", chat_template=template, max_positions=2048
+    )
     data = builders.write_rows(folder / "rows.json", reasoning_rows(6, 8))
     flags = ["--model_name_or_path", str(model), "--data_path", str(data), "--conv_template", "tokenizer"]
     return [*flags, "--model_max_length", "1024", "--packing", "True", "--disable_tqdm", "True", "--max_steps", "1"]

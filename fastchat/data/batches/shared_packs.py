@@ -39,16 +39,26 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class _Trees:
-    """Trees of N in all: `members[i]`, the examples of tree i; `sizes`, its tokens; `roots`, those that all its
-    examples begin with. int64 [N]; `first`: one of its examples."""
+    """N trees. `trees[i]`: the examples of tree i, int64.
 
-    members: list[np.ndarray]
+    Attributes:
+        members, offsets: tree i is members[offsets[i]:offsets[i + 1]].
+        sizes: the tokens of each tree, int64 [N].
+        roots: the tokens that all examples of a tree begin with, int64 [N].
+    """
+
+    members: np.ndarray
+    offsets: np.ndarray
     sizes: np.ndarray
     roots: np.ndarray
 
+    def __getitem__(self, tree: int) -> np.ndarray:
+        return self.members[self.offsets[tree] : self.offsets[tree + 1]]
+
     @property
     def first(self) -> np.ndarray:
-        return np.array([members[0] for members in self.members], dtype=np.int64)
+        """One example of each tree, int64 [N]."""
+        return self.members[self.offsets[:-1]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ def plan_shared_packs(dataset: Dataset, capacity: int, seed: int = 0) -> Packs |
     left = np.flatnonzero(rest)
     packs = plan_packs(trees.sizes[left], capacity, seed)
     groups += [left[packs[pack]] for pack in range(len(packs))]
-    return packs_of(dataset.ids, [np.concatenate([trees.members[i] for i in group]) for group in groups], capacity)
+    return packs_of(dataset.ids, [np.concatenate([trees[i] for i in group.tolist()]) for group in groups], capacity)
 
 
 def packs_of(ids: Callable[[int], np.ndarray], groups: Sequence[np.ndarray], capacity: int) -> Packs:
@@ -104,17 +114,14 @@ def packs_of(ids: Callable[[int], np.ndarray], groups: Sequence[np.ndarray], cap
 def _of_dialogues(dataset: Dataset, capacity: int) -> _Trees:
     """One tree for each dialogue, or several where it is longer than a pack."""
     lengths, starts = dataset.lengths, dataset.dialogue_starts
-    members, sizes, roots = [], [], []
+    if len(starts) == len(lengths):
+        return _Trees(starts, np.arange(len(starts) + 1), lengths, lengths)
+    found: list[tuple[np.ndarray, int, int]] = []
     for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(lengths)], strict=True):
-        if end == start + 1:
-            found = [(np.array([start]), int(lengths[start]), int(lengths[start]))]
-        else:
-            found = _cut(dataset, np.arange(start, end), capacity)
-        for examples, size, root in found:
-            members.append(examples)
-            sizes.append(size)
-            roots.append(root)
-    return _Trees(members, np.array(sizes), np.array(roots))
+        found += _cut(dataset, np.arange(start, end), capacity)
+    members, sizes, roots = zip(*found, strict=True)
+    offsets = np.cumsum([0, *map(len, members)])
+    return _Trees(np.concatenate(members), offsets, np.array(sizes), np.array(roots))
 
 
 def _cut(dataset: Dataset, examples: np.ndarray, capacity: int) -> list[tuple[np.ndarray, int, int]]:
