@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastchat.model.tree_attention import tree_masks
+from fastchat.data.batches.tree_mask import tree_masks
 
 IGNORED = -100
 BEFORE, LENGTH = 32, 128  # tokens of context and in all of a sample: few, because all their logits are made

@@ -19,11 +19,11 @@ from fastchat.data.tokens.dataset import ChatDataset
 from fastchat.errors import SettingsError, say
 from fastchat.model.attention import used_attention, wants_one_row
 from fastchat.model.rope import RopeChoice
-from fastchat.model.tree_attention import why_no_tree
 from fastchat.processes import on_all_processes, on_main_process
 from fastchat.train.datasets import Corpus
 from fastchat.train.engine import Engine
 from fastchat.train.loss import loss_sum
+from fastchat.train.tree_support import why_no_tree
 
 _VERIFIED = 16  # dialogues that --verify_packing compares, at most
 

@@ -1,4 +1,4 @@
-"""Prefix trees: every common prefix once, the same losses and gradients as separate rows, and packs planned for them."""
+"""Prefix trees: every common prefix once, the losses and gradients of separate rows, and packs planned for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastchat.data.batches import packing_check
+from fastchat.data.batches import packing_check, tree_mask
 from fastchat.data.batches.packing import PackedDataset, pack_collate, plan_packs
 from fastchat.data.batches.packing_check import check_tree, compare_packing
 from fastchat.data.batches.prefix_tree import grow, tree_size
@@ -19,11 +19,10 @@ from fastchat.data.batches.shared_packs import packs_of, plan_shared_packs
 from fastchat.data.tokens.dataset import ChatDataset
 from fastchat.data.tokens.store import TokenStore
 from fastchat.errors import SettingsError
-from fastchat.model import tree_attention
-from fastchat.model.tree_attention import why_no_tree
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.packed import _packs
+from fastchat.train.tree_support import why_no_tree
 from tests.tiers import pairs
 
 ROWS = st.lists(st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=9), min_size=1, max_size=8)
@@ -156,8 +155,8 @@ BROKEN = {
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_mask_is_noticed(load, monkeypatch, how):
     model = load("mistral")
-    right = tree_attention._of_tree
-    monkeypatch.setattr(tree_attention, "_of_tree", lambda make, *given: right(make, *BROKEN[how](*given)))
+    right = tree_mask._of_tree
+    monkeypatch.setattr(tree_mask, "_of_tree", lambda make, *given: right(make, *BROKEN[how](*given)))
     examples = answers_apart(np.random.default_rng(0), model.config.vocab_size, 6)
     report = compared(model, examples)
     assert not report.exact and report.gradient_error > 1e-3

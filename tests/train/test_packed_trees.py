@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from fastchat.data.batches import tree_mask
 from tests import builders
 from tests.data.test_reasoning import APART
-from tests.tiers import thorough
 from tests.train.conftest import Outcome
 from tests.train.flags import Train, covers, ok
 from tests.train.test_packed import STEP, distance, gradient
@@ -63,4 +64,73 @@ def test_a_step_is_that_of_separate_rows_with_a_third_of_the_tokens(train: Train
     found = tree.record["packing"]["train"]
     assert (found["tokens"], found["tokens_without_sharing"]) == (computed, separate)
     assert f"common prefixes computed once: {computed:,} tokens instead of {separate:,}" in tree.err
-    assert "packing verified on 16 examples in" in tree.err
+    assert f"learned ({100 * learned / separate:.1f} %); common prefixes computed once: {computed:,} tokens" in tree.err
+    assert "packing verified on 16 examples in" in tree.err and "common prefixes" not in rows.err
+
+
+def test_a_broken_mask_ends_the_run_before_its_first_step(
+    train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noticed without being asked for; and where it only shows on the data, by --verify_packing."""
+    right = tree_mask._of_tree
+
+    def broken(make: Any, ends: torch.Tensor, positions: torch.Tensor) -> Any:
+        """Dialogues see those before them in the row, from their 100th token on."""
+        return right(make, torch.where(positions < 100, ends, ends.shape[1]), positions)
+
+    monkeypatch.setattr(tree_mask, "_of_tree", broken)
+    found = train("--verify_packing", "True", base=flags)
+    assert found.code == 2 and "--verify_packing: loss off by" in found.err
+    assert not (found.folder / "metrics.jsonl").exists()
+    monkeypatch.setattr(tree_mask, "_of_tree", lambda make, ends, positions: right(make, ends * 0 + 99, positions))
+    found = train(base=flags)
+    assert found.code == 2 and "Use --packing_prefix_tree False" in found.err
+
+
+@pytest.mark.thorough
+def test_some_steps_and_evaluations_are_those_of_separate_rows(train: Train, flags: list[str]) -> None:
+    """All examples in every step, so that it does not matter which share a row."""
+    more = ["--max_steps", "4", "--per_device_train_batch_size", "64", "--learning_rate", "1e-2", "--lora_dropout", "0"]
+    more += ["--eval_data_path", flags[3], "--eval_strategy", "steps", "--eval_steps", "2"]
+    tree = ok(train(*more, base=flags, name="tree"))
+    rows = ok(train(*more, "--packing_prefix_tree", "False", base=flags, name="rows"))
+    apart = ok(train(*more, "--packing", "False", base=flags, name="apart"))
+    for one, other in zip(tree.metrics, rows.metrics, strict=True):
+        for name in ("loss", "grad_norm", "eval_loss", "num_supervised_tokens", "eval_num_supervised_tokens"):
+            assert one.get(name) == pytest.approx(other.get(name), rel=1e-4), name
+    assert tree.losses == pytest.approx(apart.losses, rel=1e-4)
+    assert rows.metrics[0]["num_tokens"] == apart.metrics[0]["num_tokens"] > 3 * tree.metrics[0]["num_tokens"]
+
+
+@pytest.mark.thorough
+def test_resuming_is_bit_identical_and_only_with_the_same_trees(
+    train: Train,
+    interrupted: Callable[..., Outcome],  # noqa: F811
+    flags: list[str],
+) -> None:
+    more = ["--max_steps", "-1", "--num_train_epochs", "3", "--per_device_train_batch_size", "1", "--log_samples"]
+    more += ["--lora_dropout", "0.1", "--learning_rate", "1e-3", "--save_strategy", "steps", "--save_steps", "2"]
+    more += ["--model_max_length", "600"]
+    plain = train(*more, base=flags, name="plain")
+    interrupted(5, *more, base=flags, name="broken")
+    refused = train(*more, "--packing_prefix_tree", "False", base=flags, name="broken")
+    assert refused.code == 2 and "which examples share a pack" in refused.err
+    resumed = train(*more, base=flags, name="broken")
+    assert "checkpoint-4: step 4" in resumed.err
+    same_run(plain, resumed)
+    assert plain.record["packing"]["train"]["packs"] * 3 == len(plain.losses)
+
+
+@pytest.mark.thorough
+def test_separate_rows_where_the_kernel_has_no_mask_and_it_is_said(
+    train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastchat.train import packed
+
+    plain = ok(train("--packing_prefix_tree", "False", base=flags, name="plain"))
+    why = packed.why_no_tree
+    monkeypatch.setattr(packed, "why_no_tree", lambda config, attention: why(config, "flash_attention_2"))
+    rows = ok(train(base=flags))
+    assert rows.metrics == plain.metrics
+    said = "train packing: common prefixes are computed in every row, because flash_attention_2 cannot leave out what"
+    assert rows.err.count(said) == 1 and said not in plain.err

@@ -1,1 +1,1 @@
-"""Batches: several dialogues packed into a row, the collators, and the check that no dialogue sees another."""
+"""Batches: several dialogues in a row, packed or as a prefix tree, the collators, and the check that none sees another."""

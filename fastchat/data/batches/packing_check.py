@@ -23,6 +23,7 @@ import numpy as np
 from fastchat.data.batches.collate import collate
 from fastchat.data.batches.packing import PackedDataset, Packs, pack_collate, plan_packs
 from fastchat.data.batches.prefix_tree import grow
+from fastchat.data.batches.tree_mask import tree_masks
 from fastchat.errors import SettingsError, counted
 
 if TYPE_CHECKING:
@@ -200,8 +201,6 @@ def _logits(model: Any, dialogues: Sequence[np.ndarray], flat: bool) -> torch.Te
 def _tree_logits(model: Any, rows: Sequence[np.ndarray]) -> torch.Tensor:
     """[1, T, V] in float32 for the prefix tree of some rows, depth first."""
     import torch
-
-    from fastchat.model.tree_attention import tree_masks
 
     items = [{"tree": grow([{"input_ids": row, "labels": row} for row in rows])}]
     batch = {name: tensor.to(model.device) for name, tensor in pack_collate(items, pad_token_id=0).items()}

@@ -8,37 +8,14 @@ masks are made from these functions: SDPA, eager and flex attention. flash_atten
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fastchat.model.attention import EAGER, FLEX, SDPA
-
 if TYPE_CHECKING:
     import torch
 
-_KERNELS = (SDPA, EAGER, FLEX)
-
-
-def why_no_tree(config: Any, attention: str) -> str | None:
-    """Why rows of this model cannot be prefix trees, or None if they can. `attention`: the kernel that it will use."""
-    text = config.get_text_config()
-    if attention not in _KERNELS:
-        return f"{attention} cannot leave out what is on another branch"
-    if getattr(text, "output_router_logits", False):
-        return f"{text.model_type} adds a loss over all tokens of a row, in which each prefix has to count again"
-    from transformers import AutoModelForCausalLM
-
-    from fastchat.model.multimodal import auto_class
-
-    classes = (
-        auto_class(config)._model_mapping.get(type(config), None),
-        AutoModelForCausalLM._model_mapping.get(type(text), None),
-    )
-    if not any(_masks_by_functions(found) for found in classes if found is not None):
-        return f"the code of {text.model_type} makes its attention mask itself"
-    return None
+KERNELS = ("sdpa", "eager", "flex_attention")
 
 
 @contextmanager
@@ -50,7 +27,7 @@ def tree_masks(ends_BT: torch.Tensor, positions_BT: torch.Tensor) -> Iterator[No
     from transformers import masking_utils
 
     made_by = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
-    before = {kernel: made_by[kernel] for kernel in _KERNELS}
+    before = {kernel: made_by[kernel] for kernel in KERNELS}
     local = dict(made_by._local_mapping)
     for kernel, make in before.items():
         made_by[kernel] = _of_tree(make, ends_BT, positions_BT)
@@ -71,9 +48,3 @@ def _of_tree(make: Callable[..., Any], ends_BT: torch.Tensor, positions_BT: torc
         return make(*args, mask_function=visible, attention_mask=None, **more | {"allow_is_causal_skip": False})
 
     return made
-
-
-def _masks_by_functions(found: type) -> bool:
-    """Whether the module of a model's class uses the functions of transformers that make masks."""
-    names = vars(sys.modules[found.__module__]).values()
-    return any(callable(value) and getattr(value, "__module__", "") == "transformers.masking_utils" for value in names)
