@@ -258,3 +258,11 @@ def test_separate_rows_are_said_where_trees_would_save_and_the_kernel_cannot():
     assert found.fingerprint == plan_packs(data.lengths, 512, 0).fingerprint
     assert note.startswith("common prefixes are computed in every row, because flash_attention_2 cannot (")
     assert _packs(data, 512, 0, False, None)[1] == ""
+
+
+def test_a_long_prompt_of_a_few_dialogues_is_found():
+    rng = np.random.default_rng(4)
+    system = random_ids(rng, 400)
+    data = dataset([example([*system, *random_ids(rng, 140)], index=i) for i in range(40)])
+    packs = checked(data, 2048)
+    assert packs.num_tokens.sum() == 40 * 140 + 400 * len(packs) and len(packs) == 4

@@ -1,1 +1,1 @@
-"""Batches: several dialogues in a row, packed or as a prefix tree, the collators, and the check that none sees another."""
+"""Batches: dialogues packed into rows or grown into prefix trees, the collators, and the check that none sees another."""

@@ -145,22 +145,19 @@ def _clusters(dataset: Dataset, trees: _Trees, capacity: int) -> list[_Cluster]:
     They are looked for with 16, 32, 64 ... tokens; a longer prefix, which fewer of them have, must save another pack.
     """
     first = trees.first
-    cluster_of = np.full(len(first), -1)
+    cluster_of, prefix = np.full(len(first), -1), np.zeros(len(first), dtype=np.int64)
     digests = np.zeros(len(first), dtype=np.uint64)
-    alive, start, stop, num = np.ones(len(first), bool), 0, _SHORTEST, 0
-    while stop < capacity:
-        alive &= trees.roots >= stop
-        numbers = np.flatnonzero(alive)
+    numbers, start, stop, num = np.arange(len(first)), 0, _SHORTEST, 0
+    while len(numbers) and stop < capacity:
+        numbers = numbers[trees.roots[numbers] >= stop]
         digests[numbers] += _digests(dataset, first[numbers], start, stop)
         _, group, sizes = np.unique(digests[numbers], return_inverse=True, return_counts=True)
         tokens = np.bincount(group, weights=trees.sizes[numbers] - stop, minlength=len(sizes))
-        worth = (stop - start) * (sizes - np.ceil(tokens / (capacity - stop))) >= capacity
-        kept = worth[group]
-        alive[numbers[~kept]] = False
-        cluster_of[numbers[kept]] = num + group[kept]
+        fewer = sizes - np.ceil(tokens / (capacity - stop))  # times that the prefix is not computed
+        kept = ((stop - prefix[numbers]) * fewer[group]) >= capacity
+        cluster_of[numbers[kept]], prefix[numbers[kept]] = num + group[kept], stop
         num += len(sizes)
-        if not kept.any():
-            break
+        numbers = numbers[sizes[group] > 1]
         start, stop = stop, 2 * stop
     order = np.argsort(cluster_of, kind="stable")[int((cluster_of < 0).sum()) :]
     edges = np.flatnonzero(np.diff(cluster_of[order])) + 1
