@@ -66,7 +66,13 @@ class Overview(TrainerCallback):
         evaluation = f"; evaluation: {corpora['eval'].dataset.size}" if "eval" in corpora else ""
         rows: Any = self.trainer.train_dataset
         shared = rows.packs.shared if isinstance(rows, PackedDataset) else ""
-        return f"{_corpus(corpora['train'])}{shared}{evaluation}"
+        return f"{_corpus(corpora['train'])}{self._tails(rows)}{shared}{evaluation}"
+
+    def _tails(self, rows: Any) -> str:
+        """How many tokens are left out, since no loss depends on them."""
+        examples = rows.dataset if isinstance(rows, PackedDataset) else rows
+        tails = int(self.run.corpora["train"].dataset.lengths.sum() - examples.lengths.sum())
+        return f", {tails:,} not computed (after the last learned one of an example)" if tails else ""
 
     def _batch(self, args: Any) -> str:
         processes, micro = self.trainer.engine.world_size, args.per_device_train_batch_size

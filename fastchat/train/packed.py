@@ -15,7 +15,7 @@ from fastchat.data.batches.collate import collate
 from fastchat.data.batches.packing import PackedDataset, Packs, check_packable, pack_collate, plan_packs
 from fastchat.data.batches.packing_check import check_no_leak, check_tree, compare_packing
 from fastchat.data.batches.shared_packs import packs_of, plan_shared_packs
-from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.dataset import ChatDataset, WithoutTails
 from fastchat.errors import SettingsError, say
 from fastchat.model.attention import used_attention, wants_one_row
 from fastchat.model.rope import RopeChoice
@@ -59,7 +59,7 @@ def plan(
 
 def _packs(dataset: ChatDataset, capacity: int, seed: int, trees: bool, why_not: str | None) -> tuple[Packs, str]:
     """The packs of a dataset, and what is to be said about the trees that they are not."""
-    shared = plan_shared_packs(dataset, capacity, seed) if trees else None
+    shared = plan_shared_packs(WithoutTails(dataset), capacity, seed) if trees else None
     if shared is None:
         return plan_packs(dataset.lengths, capacity, seed), ""
     if why_not is None:
@@ -69,13 +69,20 @@ def _packs(dataset: ChatDataset, capacity: int, seed: int, trees: bool, why_not:
     return packs, f"common prefixes are computed in every row, because {why_not} ({fewer})"
 
 
-def refuse_trees(rows: Any) -> None:
-    """SettingsError where rows are prefix trees although the model adds a loss over all tokens of a row."""
-    if isinstance(rows, PackedDataset) and rows.packs.separate is not None:
-        raise SettingsError(
-            "--packing: the model adds a loss over all tokens of a row, in which what examples begin with has to count "
-            "for each of them. Use --packing_prefix_tree False."
-        )
+def count_every_token(rows: Any) -> None:
+    """Of the rows of a model that adds a loss over all their tokens, nothing may be left out: examples are read whole.
+
+    SettingsError where rows are prefix trees.
+    """
+    if isinstance(rows, PackedDataset):
+        if rows.packs.separate is not None:
+            raise SettingsError(
+                "--packing: the model adds a loss over all tokens of a row, in which what examples begin with has to "
+                "count for each of them. Use --packing_prefix_tree False."
+            )
+        rows = rows.dataset
+    if isinstance(rows, WithoutTails):
+        rows.whole = True
 
 
 def collator(

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from fastchat.data.batches.packing import PackedDataset, Packs, pack_collate, plan_packs
 from fastchat.data.batches.packing_check import compare_packing
 from fastchat.data.batches.shared_packs import packs_of, plan_shared_packs
-from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.dataset import ChatDataset, WithoutTails
 from fastchat.data.tokens.store import TokenStore
 from fastchat.train.loss import loss_sum
 
@@ -90,16 +90,17 @@ def example(prompt: np.ndarray, answer: np.ndarray, index: int) -> dict[str, Any
     return {"input_ids": np.concatenate([prompt, answer]), "labels": labels, "index": index}
 
 
-def dataset_of(examples: list[dict[str, Any]]) -> ChatDataset:
+def dataset_of(examples: list[dict[str, Any]]) -> WithoutTails:
     number = len(examples)
     arrays = {name: np.concatenate([e[key] for e in examples]) for name, key in (("ids", "input_ids"), ("labels",) * 2)}
     arrays["offsets"] = np.cumsum([0, *(len(e["input_ids"]) for e in examples)])
     arrays["index"] = np.array([e["index"] for e in examples])
     arrays["supervised"] = np.array([(e["labels"] >= 0).sum() for e in examples])
-    return ChatDataset(TokenStore({**arrays, "part": np.zeros(number, int), "digests": np.zeros(number, np.uint64)}))
+    arrays |= {"part": np.zeros(number, int), "digests": np.zeros(number, np.uint64)}
+    return WithoutTails(ChatDataset(TokenStore(arrays)))
 
 
-def report(name: str, data: ChatDataset, model: Any, args: argparse.Namespace) -> None:
+def report(name: str, data: WithoutTails, model: Any, args: argparse.Namespace) -> None:
     trees, rows = plan_shared_packs(data, args.capacity), plan_packs(data.lengths, args.capacity)
     assert trees is not None and trees.separate == rows.num_tokens.sum()
     examples = [data[i] for i in range(8)]
@@ -117,7 +118,7 @@ def report(name: str, data: ChatDataset, model: Any, args: argparse.Namespace) -
     )
 
 
-def timed(model: Any, data: ChatDataset, packs: Packs) -> float:
+def timed(model: Any, data: WithoutTails, packs: Packs) -> float:
     """CPU seconds of forward and backward over all packs, one at a time, with the collation."""
     packed = PackedDataset(data, packs)
     start = time.process_time()

@@ -16,7 +16,7 @@ from fastchat.data.batches.packing import PackedDataset, pack_collate, plan_pack
 from fastchat.data.batches.packing_check import check_tree, compare_packing
 from fastchat.data.batches.prefix_tree import grow, tree_size
 from fastchat.data.batches.shared_packs import packs_of, plan_shared_packs
-from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.dataset import ChatDataset, WithoutTails
 from fastchat.data.tokens.store import TokenStore
 from fastchat.errors import SettingsError
 from fastchat.train.head import ChunkedCrossEntropy
@@ -201,7 +201,8 @@ def as_lists(packs: Any) -> list[list[int]]:
     return [packs[p].tolist() for p in range(len(packs))]
 
 
-def checked(data: ChatDataset, capacity: int) -> Any:
+def checked(examples: ChatDataset, capacity: int) -> Any:
+    data = WithoutTails(examples)
     packs = plan_shared_packs(data, capacity)
     assert packs is not None and sorted(packs.members.tolist()) == list(range(len(data)))
     for members, size in zip(as_lists(packs), packs.num_tokens, strict=True):
@@ -243,7 +244,7 @@ def test_without_common_prefixes_the_packs_are_what_they_were():
     """And so are the batches, bit for bit. A beginning of a few tokens (BOS, a role) is not worth a tree."""
     rng = np.random.default_rng(2)
     data = dataset([example([1, 2, 3, *random_ids(rng, 50 + i % 60)], index=i) for i in range(200)])
-    assert plan_shared_packs(data, 512) is None
+    assert plan_shared_packs(WithoutTails(data), 512) is None
     found, note = _packs(data, 512, 7, True, None)
     before = plan_packs(data.lengths, 512, 7)
     assert (found.fingerprint, note) == (before.fingerprint, "") and found.separate is None
@@ -266,3 +267,22 @@ def test_a_long_prompt_of_a_few_dialogues_is_found():
     data = dataset([example([*system, *random_ids(rng, 140)], index=i) for i in range(40)])
     packs = checked(data, 2048)
     assert packs.num_tokens.sum() == 40 * 140 + 400 * len(packs) and len(packs) == 4
+
+
+# ---- what follows the last supervised token
+
+
+@given(ROWS)
+def test_nothing_after_the_last_supervised_token_of_an_example_is_computed(rows):
+    examples = [example([t for t, _ in row], [s for _, s in row], index=i) for i, row in enumerate(rows)]
+    whole = dataset(examples)
+    cut = WithoutTails(whole)
+    kept = [max((i + 1 for i, (_, s) in enumerate(row) if s), default=len(row)) for row in rows]
+    assert whole.ends.tolist() == cut.lengths.tolist() == kept == [len(cut.ids(i)) for i in range(len(cut))]
+    for i, length in enumerate(kept):
+        assert cut[i]["input_ids"].tolist() == whole[i]["input_ids"][:length].tolist()
+        assert cut[i]["labels"].tolist() == whole[i]["labels"][:length].tolist() and cut[i]["index"] == i
+    some = np.arange(0, len(rows), 2)
+    assert ChatDataset(whole.store, some).ends.tolist() == kept[::2]
+    cut.whole = True
+    assert cut.lengths.tolist() == whole.lengths.tolist() and len(cut[0]["labels"]) == len(rows[0])

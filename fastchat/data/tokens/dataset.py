@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from fastchat.data.encoding.examples import IGNORED
 from fastchat.data.tokens.store import TokenStore
 from fastchat.errors import counted
+
+_BLOCK = 8192  # examples
 
 
 class ChatDataset:
@@ -22,14 +25,22 @@ class ChatDataset:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self.store[i if self.chosen is None else int(self.chosen[i])]
 
-    def ids(self, example: int) -> np.ndarray:
-        """The token ids of an example, int32 [T]."""
-        return self[example]["input_ids"]
-
     def beginnings(self, examples: np.ndarray, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop` of some examples, int64 [n], which all have so many: int32 [n, stop - start]."""
         offsets = self.store.offsets[examples if self.chosen is None else self.chosen[examples]]
         return self.store.ids[offsets[:, None] + np.arange(start, stop)]
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Tokens of each example up to its last supervised one, int64 [E]; all, where none is."""
+        offsets, labels = self.store.offsets, self.store.labels
+        last = np.full(len(self.store), -1)
+        for start in range(0, len(last), _BLOCK):
+            edges = offsets[start : start + _BLOCK + 1]
+            places = np.arange(edges[-1] - edges[0])
+            places[labels[edges[0] : edges[-1]] == IGNORED] = -1
+            last[start : start + _BLOCK] = np.maximum.reduceat(places, edges[:-1] - edges[0]) + edges[0] - edges[:-1]
+        return self._of_chosen(np.where(last < 0, self.store.lengths, last + 1))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -73,3 +84,43 @@ class ChatDataset:
 
     def _of_chosen(self, values: np.ndarray) -> np.ndarray:
         return values if self.chosen is None else values[self.chosen]
+
+
+class WithoutTails:
+    """A ChatDataset without what follows the last supervised token of each example: in a causal model nothing of it
+    reaches the loss. An example in which nothing is supervised stays whole.
+
+    `whole`: set it for a model whose loss depends on all tokens; the examples are then those of the dataset.
+    """
+
+    def __init__(self, dataset: ChatDataset):
+        self.dataset, self.whole = dataset, False
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        example = self.dataset[i]
+        supervised = np.flatnonzero(example["labels"] != IGNORED)
+        if self.whole or not len(supervised):
+            return example
+        kept = slice(int(supervised[-1]) + 1)
+        return example | {"input_ids": example["input_ids"][kept], "labels": example["labels"][kept]}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 [E]."""
+        return self.dataset.lengths if self.whole else self.dataset.ends
+
+    @property
+    def dialogue_starts(self) -> np.ndarray:
+        """As for a ChatDataset."""
+        return self.dataset.dialogue_starts
+
+    def ids(self, example: int) -> np.ndarray:
+        """The token ids of an example, int32 [T]."""
+        return self[example]["input_ids"]
+
+    def beginnings(self, examples: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """As for a ChatDataset; `stop` is at most the length of every example."""
+        return self.dataset.beginnings(examples, start, stop)
