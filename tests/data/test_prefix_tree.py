@@ -177,6 +177,29 @@ def test_wrong_counts_are_noticed(load, monkeypatch):
     assert compared(model, rows).loss_error > 0.1
 
 
+@pytest.mark.thorough
+def test_flex_attention_gets_the_same_mask(load, monkeypatch):
+    """Its kernel as torch runs it without compiling, forward only, in one row for all packs: as on a GPU."""
+    from torch.nn.attention import flex_attention
+    from transformers import masking_utils
+    from transformers.integrations import flex_attention as integration
+
+    made = functools.partial(flex_attention.create_block_mask)
+    monkeypatch.setattr(masking_utils, "create_block_mask", lambda *a, **k: made(*a, **{**k, "_compile": False}))
+    plain = lambda q, k, v, training=False, **more: flex_attention.flex_attention(q, k, v, **more)  # noqa: E731
+    monkeypatch.setattr(integration, "compile_friendly_flex_attention", plain)
+    models = {name: load("mistral", name).eval() for name in ("sdpa", "flex_attention")}
+    rng, vocabulary = np.random.default_rng(0), models["sdpa"].config.vocab_size
+    examples = [one for i in range(4) for one in answers_apart(rng, vocabulary, 5, index=i)]
+    packed = PackedDataset(examples, packs_of(lambda i: examples[i]["input_ids"], np.split(np.arange(20), 4), 512))
+    batch = pack_collate([packed[p] for p in range(4)], pad_token_id=0, flat=True)
+    del batch["seq_lengths"]
+    assert batch["input_ids"].shape[0] == 1 and batch["input_ids"].shape[1] > 128
+    with torch.no_grad():
+        losses = [float(loss_sum(model, batch)) for model in models.values()]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
 def test_which_models_cannot_have_trees():
     from transformers import AutoConfig
 
