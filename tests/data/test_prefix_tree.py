@@ -263,6 +263,19 @@ def test_dialogues_with_the_same_system_prompt_share_it_in_every_pack():
     assert packs.num_tokens.sum() == least + held
 
 
+def test_several_answers_to_one_question_are_one_tree():
+    rng = np.random.default_rng(5)
+    rows = []
+    for question in (random_ids(rng, 90) for _ in range(50)):
+        rows += [[*question, *random_ids(rng, 100)] for _ in range(4)]
+    order = rng.permutation(200)
+    data = dataset([example(rows[row], index=i) for i, row in enumerate(order)])
+    packs = checked(data, 1024)
+    assert packs.num_tokens.sum() == 50 * (90 + 4 * 100)
+    for pack in as_lists(packs):
+        assert set(np.bincount(order[pack] // 4)) <= {0, 4}
+
+
 def test_without_common_prefixes_the_packs_are_what_they_were():
     """And so are the batches, bit for bit. A beginning of a few tokens (BOS, a role) is not worth a tree."""
     rng = np.random.default_rng(2)

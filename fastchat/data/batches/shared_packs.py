@@ -1,15 +1,17 @@
 """Packs whose rows are prefix trees: which examples share a row, so that what they begin with is computed once.
 
-The examples of a dialogue are one tree; one that is longer than a pack is cut into several. Trees that begin alike
-(with a system prompt, a list of tools) are packed among themselves, where that saves a whole pack or more: their packs
-are planned without the common tokens, which each pack holds once. `plan_packs` plans both these and the rest.
+The examples of a dialogue are one tree; one that is longer than a pack is cut into several. Dialogues that have a
+quarter of their tokens in common, or more (several answers to one question), and fit into a pack together are one tree
+as well. Trees that begin alike (with a system prompt, a list of tools) are packed among themselves, where that saves a
+whole pack or more: their packs are planned without the common tokens, which each pack holds once. `plan_packs` plans
+both these and the rest.
 
 Where less than 5 % of all tokens would be saved there are no trees, and the packs are those of `plan_packs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from fastchat.data.batches.prefix_tree import common_prefixes, depth_first, tree
 
 _WORTH = 0.05  # of all tokens
 _SHORTEST = 16  # tokens that trees of several dialogues begin with: fewer save nothing to speak of
+_ALIKE = 0.25  # of the tokens of dialogues that become one tree
 _BLOCK = 1 << 22  # tokens that are compared at a time
 
 
@@ -52,6 +55,16 @@ class _Trees:
     sizes: np.ndarray
     roots: np.ndarray
 
+    @classmethod
+    def of(cls, found: Sequence[tuple[np.ndarray, int, int]]) -> _Trees:
+        """Of (examples, tokens, tokens that all begin with) for each tree."""
+        members, sizes, roots = zip(*found, strict=True)
+        offsets = np.cumsum([0, *map(len, members)])
+        return cls(np.concatenate(members), offsets, np.array(sizes), np.array(roots))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
     def __getitem__(self, tree: int) -> np.ndarray:
         return self.members[self.offsets[tree] : self.offsets[tree + 1]]
 
@@ -77,13 +90,13 @@ def plan_shared_packs(dataset: Dataset, capacity: int, seed: int = 0) -> Packs |
     lengths = dataset.lengths
     if not len(lengths) or lengths.max() > capacity:
         return None
-    trees = _of_dialogues(dataset, capacity)
+    trees = _merged(dataset, _of_dialogues(dataset, capacity), capacity)
     clusters = _clusters(dataset, trees, capacity)
     total = int(lengths.sum())
     saved = total - int(trees.sizes.sum()) + sum(_saving(trees, cluster, capacity) for cluster in clusters)
     if saved < _WORTH * total:
         return None
-    groups, rest = [], np.ones(len(trees.sizes), bool)
+    groups, rest = [], np.ones(len(trees), bool)
     for cluster in clusters:
         room = capacity - cluster.prefix
         packs = plan_packs(trees.sizes[cluster.trees] - cluster.prefix, room, seed)
@@ -119,9 +132,7 @@ def _of_dialogues(dataset: Dataset, capacity: int) -> _Trees:
     found: list[tuple[np.ndarray, int, int]] = []
     for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(lengths)], strict=True):
         found += _cut(dataset, np.arange(start, end), capacity)
-    members, sizes, roots = zip(*found, strict=True)
-    offsets = np.cumsum([0, *map(len, members)])
-    return _Trees(np.concatenate(members), offsets, np.array(sizes), np.array(roots))
+    return _Trees.of(found)
 
 
 def _cut(dataset: Dataset, examples: np.ndarray, capacity: int) -> list[tuple[np.ndarray, int, int]]:
@@ -139,26 +150,59 @@ def _cut(dataset: Dataset, examples: np.ndarray, capacity: int) -> list[tuple[np
     return [(examples[members], size, root) for members, size, root in found]
 
 
+def _merged(dataset: Dataset, trees: _Trees, capacity: int) -> _Trees:
+    """The trees, with those that are alike and fit into a pack together merged into one."""
+    unit, num = np.full(len(trees), -1), 0
+    for stop, numbers, group, sizes in _levels(dataset, trees, capacity):
+        tokens = np.bincount(group, weights=trees.sizes[numbers], minlength=len(sizes))
+        common = stop * (sizes - 1)
+        good = (common >= _ALIKE * tokens) & (tokens - common <= capacity) & (sizes > 1)
+        new = good[group] & (unit[numbers] < 0)
+        unit[numbers[new]] = num + group[new]
+        num += len(sizes)
+    if not num or unit.max() < 0:
+        return trees
+    order = np.argsort(unit, kind="stable")
+    alone, together = np.split(order, [int((unit < 0).sum())])
+    parts = np.split(together, np.flatnonzero(np.diff(unit[together])) + 1)
+    found = [(trees[i], int(trees.sizes[i]), int(trees.roots[i])) for i in alone.tolist()]
+    for part in parts:
+        found += _cut(dataset, np.concatenate([trees[i] for i in part.tolist()]), capacity)
+    return _Trees.of(found)
+
+
+def _levels(dataset: Dataset, trees: _Trees, capacity: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """For 16, 32, 64 ... tokens: trees that begin with as many, those that begin alike in a group.
+
+    Yields (tokens, numbers of trees, the group of each, the number of trees in each group); what was alone in its group
+    is left out after that.
+    """
+    first, digests = trees.first, np.zeros(len(trees), dtype=np.uint64)
+    numbers, start, stop = np.arange(len(trees)), 0, _SHORTEST
+    while stop < capacity:
+        numbers = numbers[trees.roots[numbers] >= stop]
+        if not len(numbers):
+            return
+        digests[numbers] += _digests(dataset, first[numbers], start, stop)
+        _, group, sizes = np.unique(digests[numbers], return_inverse=True, return_counts=True)
+        yield stop, numbers, group, sizes
+        numbers = numbers[sizes[group] > 1]
+        start, stop = stop, 2 * stop
+
+
 def _clusters(dataset: Dataset, trees: _Trees, capacity: int) -> list[_Cluster]:
     """Trees that begin alike, where packing them among themselves saves a pack or more.
 
-    They are looked for with 16, 32, 64 ... tokens; a longer prefix, which fewer of them have, must save another pack.
+    A longer prefix, which fewer of them have, must save another pack.
     """
-    first = trees.first
-    cluster_of, prefix = np.full(len(first), -1), np.zeros(len(first), dtype=np.int64)
-    digests = np.zeros(len(first), dtype=np.uint64)
-    numbers, start, stop, num = np.arange(len(first)), 0, _SHORTEST, 0
-    while len(numbers) and stop < capacity:
-        numbers = numbers[trees.roots[numbers] >= stop]
-        digests[numbers] += _digests(dataset, first[numbers], start, stop)
-        _, group, sizes = np.unique(digests[numbers], return_inverse=True, return_counts=True)
+    cluster_of, prefix = np.full(len(trees), -1), np.zeros(len(trees), dtype=np.int64)
+    num = 0
+    for stop, numbers, group, sizes in _levels(dataset, trees, capacity):
         tokens = np.bincount(group, weights=trees.sizes[numbers] - stop, minlength=len(sizes))
         fewer = sizes - np.ceil(tokens / (capacity - stop))  # times that the prefix is not computed
         kept = ((stop - prefix[numbers]) * fewer[group]) >= capacity
         cluster_of[numbers[kept]], prefix[numbers[kept]] = num + group[kept], stop
         num += len(sizes)
-        numbers = numbers[sizes[group] > 1]
-        start, stop = stop, 2 * stop
     order = np.argsort(cluster_of, kind="stable")[int((cluster_of < 0).sum()) :]
     edges = np.flatnonzero(np.diff(cluster_of[order])) + 1
     found = [_Cluster(part, _common(dataset, trees, part)) for part in np.split(order, edges) if len(part)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class ChatDataset:
         offsets = self.store.offsets[examples if self.chosen is None else self.chosen[examples]]
         return self.store.ids[offsets[:, None] + np.arange(start, stop)]
 
-    @property
+    @functools.cached_property
     def ends(self) -> np.ndarray:
         """Tokens of each example up to its last supervised one, int64 [E]; all, where none is."""
         offsets, labels = self.store.offsets, self.store.labels
