@@ -25,6 +25,8 @@ _SHORTEST = 16  # tokens that trees of several dialogues begin with: fewer save 
 _ALIKE = 0.25  # of the tokens of dialogues that become one tree
 _BLOCK = 1 << 22  # tokens that are compared at a time
 
+_Level = tuple[int, np.ndarray, np.ndarray, np.ndarray]
+
 
 class Dataset(Protocol):
     """What is asked of a ChatDataset."""
@@ -90,8 +92,11 @@ def plan_shared_packs(dataset: Dataset, capacity: int, seed: int = 0) -> Packs |
     lengths = dataset.lengths
     if not len(lengths) or lengths.max() > capacity:
         return None
-    trees = _merged(dataset, _of_dialogues(dataset, capacity), capacity)
-    clusters = _clusters(dataset, trees, capacity)
+    trees = _of_dialogues(dataset, capacity)
+    levels = list(_levels(dataset, trees, capacity))
+    if merged := _merged(dataset, trees, levels, capacity):
+        trees, levels = merged, list(_levels(dataset, merged, capacity))
+    clusters = _clusters(dataset, trees, levels, capacity)
     total = int(lengths.sum())
     saved = total - int(trees.sizes.sum()) + sum(_saving(trees, cluster, capacity) for cluster in clusters)
     if saved < _WORTH * total:
@@ -150,10 +155,10 @@ def _cut(dataset: Dataset, examples: np.ndarray, capacity: int) -> list[tuple[np
     return [(examples[members], size, root) for members, size, root in found]
 
 
-def _merged(dataset: Dataset, trees: _Trees, capacity: int) -> _Trees:
-    """The trees, with those that are alike and fit into a pack together merged into one."""
+def _merged(dataset: Dataset, trees: _Trees, levels: list[_Level], capacity: int) -> _Trees | None:
+    """The trees, with those that are alike and fit into a pack together merged into one; None where none are."""
     unit, num = np.full(len(trees), -1), 0
-    for stop, numbers, group, sizes in _levels(dataset, trees, capacity):
+    for stop, numbers, group, sizes in levels:
         tokens = np.bincount(group, weights=trees.sizes[numbers], minlength=len(sizes))
         common = stop * (sizes - 1)
         good = (common >= _ALIKE * tokens) & (tokens - common <= capacity) & (sizes > 1)
@@ -161,7 +166,7 @@ def _merged(dataset: Dataset, trees: _Trees, capacity: int) -> _Trees:
         unit[numbers[new]] = num + group[new]
         num += len(sizes)
     if not num or unit.max() < 0:
-        return trees
+        return None
     order = np.argsort(unit, kind="stable")
     alone, together = np.split(order, [int((unit < 0).sum())])
     parts = np.split(together, np.flatnonzero(np.diff(unit[together])) + 1)
@@ -171,7 +176,7 @@ def _merged(dataset: Dataset, trees: _Trees, capacity: int) -> _Trees:
     return _Trees.of(found)
 
 
-def _levels(dataset: Dataset, trees: _Trees, capacity: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+def _levels(dataset: Dataset, trees: _Trees, capacity: int) -> Iterator[_Level]:
     """For 16, 32, 64 ... tokens: trees that begin with as many, those that begin alike in a group.
 
     Yields (tokens, numbers of trees, the group of each, the number of trees in each group); what was alone in its group
@@ -190,14 +195,14 @@ def _levels(dataset: Dataset, trees: _Trees, capacity: int) -> Iterator[tuple[in
         start, stop = stop, 2 * stop
 
 
-def _clusters(dataset: Dataset, trees: _Trees, capacity: int) -> list[_Cluster]:
+def _clusters(dataset: Dataset, trees: _Trees, levels: list[_Level], capacity: int) -> list[_Cluster]:
     """Trees that begin alike, where packing them among themselves saves a pack or more.
 
     A longer prefix, which fewer of them have, must save another pack.
     """
     cluster_of, prefix = np.full(len(trees), -1), np.zeros(len(trees), dtype=np.int64)
     num = 0
-    for stop, numbers, group, sizes in _levels(dataset, trees, capacity):
+    for stop, numbers, group, sizes in levels:
         tokens = np.bincount(group, weights=trees.sizes[numbers] - stop, minlength=len(sizes))
         fewer = sizes - np.ceil(tokens / (capacity - stop))  # times that the prefix is not computed
         kept = ((stop - prefix[numbers]) * fewer[group]) >= capacity

@@ -11,7 +11,7 @@ from fastchat.data.encoding.examples import IGNORED
 from fastchat.data.tokens.store import TokenStore
 from fastchat.errors import counted
 
-_BLOCK = 8192  # examples
+_ENDING = 4  # tokens that a template writes after an answer, about
 
 
 class ChatDataset:
@@ -34,14 +34,14 @@ class ChatDataset:
     @functools.cached_property
     def ends(self) -> np.ndarray:
         """Tokens of each example up to its last supervised one, int64 [E]; all, where none is."""
-        offsets, labels = self.store.offsets, self.store.labels
-        last = np.full(len(self.store), -1)
-        for start in range(0, len(last), _BLOCK):
-            edges = offsets[start : start + _BLOCK + 1]
-            places = np.arange(edges[-1] - edges[0])
-            places[labels[edges[0] : edges[-1]] == IGNORED] = -1
-            last[start : start + _BLOCK] = np.maximum.reduceat(places, edges[:-1] - edges[0]) + edges[0] - edges[:-1]
-        return self._of_chosen(np.where(last < 0, self.store.lengths, last + 1))
+        labels, starts, ends = self.store.labels, self.store.offsets[:-1], self.store.offsets[1:].copy()
+        still = np.flatnonzero(self.store.supervised > 0)
+        for _ in range(_ENDING):
+            still = still[labels[ends[still] - 1] == IGNORED]
+            ends[still] -= 1
+        for i in still.tolist():
+            ends[i] = starts[i] + np.flatnonzero(labels[starts[i] : ends[i]] != IGNORED)[-1] + 1
+        return self._of_chosen(ends - starts)
 
     @property
     def lengths(self) -> np.ndarray:
