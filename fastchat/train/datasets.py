@@ -18,7 +18,7 @@ from fastchat.data.rows.fingerprint import combined
 from fastchat.data.rows.records import Record
 from fastchat.data.rows.sources import Source, find_sources
 from fastchat.data.tokens.counts import table
-from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.dataset import ChatDataset, WithoutTails
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.mixing import held_out, held_out_line, num_held_out, proportional, proportions_line
 from fastchat.data.tokens.prepare import TokenSettings, get_or_create_tokens
@@ -67,9 +67,9 @@ class Data:
     corpora: dict[str, Corpus]
     packs: dict[str, Packs]
 
-    def rows(self, name: str) -> ChatDataset | PackedDataset:
+    def rows(self, name: str) -> WithoutTails | PackedDataset:
         """What the Trainer indexes: examples, or packs of them."""
-        dataset = self.corpora[name].dataset
+        dataset = WithoutTails(self.corpora[name].dataset)
         return PackedDataset(dataset, self.packs[name]) if name in self.packs else dataset
 
 

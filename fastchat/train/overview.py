@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from fastchat.data.batches.packing import PackedDataset
 from fastchat.errors import counted, say
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.plan.units import human
@@ -63,7 +64,15 @@ class Overview(TrainerCallback):
     def _data(self) -> str:
         corpora = self.run.corpora
         evaluation = f"; evaluation: {corpora['eval'].dataset.size}" if "eval" in corpora else ""
-        return f"{_corpus(corpora['train'])}{evaluation}"
+        rows: Any = self.trainer.train_dataset
+        shared = rows.packs.shared if isinstance(rows, PackedDataset) else ""
+        return f"{_corpus(corpora['train'])}{self._tails(rows)}{shared}{evaluation}"
+
+    def _tails(self, rows: Any) -> str:
+        """How many tokens are left out, since no loss depends on them."""
+        examples = rows.dataset if isinstance(rows, PackedDataset) else rows
+        tails = int(self.run.corpora["train"].dataset.lengths.sum() - examples.lengths.sum())
+        return f", {tails:,} not computed (after the last learned one of an example)" if tails else ""
 
     def _batch(self, args: Any) -> str:
         processes, micro = self.trainer.engine.world_size, args.per_device_train_batch_size

@@ -91,7 +91,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     say_lost(plan, corpora["train"].lost, training.model_max_length)
     if not rope_asked(settings):
         rope = rope_as_needed(settings, config, corpora)
-    data = pack(settings, corpora, engine)
+    data = pack(settings, corpora, config, loading, engine)
 
     # 7. Where the run starts: at step 0, from a checkpoint, or not at all because it is finished.
     start = startup.choose_start(folder, identity, data, settings=settings.record())
@@ -273,11 +273,13 @@ def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, 
     )
 
 
-def pack(settings: Settings, corpora: dict[str, Corpus], engine: Engine) -> Data:
+def pack(settings: Settings, corpora: dict[str, Corpus], config: Any, loading: Loading, engine: Engine) -> Data:
     """Step 6. The dialogues in their packs, with `--packing`."""
-    training = settings.training
+    training, packs = settings.training, {}
     assert training.data_seed is not None
-    packs = packed.plan(corpora, training.model_max_length, training.data_seed) if settings.data.packing else {}
+    if settings.data.packing:
+        trees = (config, loading.attention) if settings.data.packing_prefix_tree else None
+        packs = packed.plan(corpora, training.model_max_length, training.data_seed, trees)
     data = Data(corpora, packs)
     if training.dataloader_drop_last:
         check_enough(data, global_batch(settings, engine))

@@ -28,6 +28,7 @@ from fastchat.train.loraplus import raise_rates
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.nonfinite import FiniteGuard, nan_if_nonfinite
+from fastchat.train.packed import count_every_token
 from fastchat.train.progress import ProgressLines
 from fastchat.train.sampling import GlobalBatchSampler, WithDummy
 
@@ -205,6 +206,8 @@ class ChatTrainer(CheckpointTrainer):
             "context": self.compute_loss_context_manager,
         }
         self.auxiliary = find_auxiliary(model, self.train_dataset, **how)
+        if self.auxiliary is not None:
+            count_every_token(self.train_dataset)
         if self.head is not None:
             proven = prove_head(self.head, model, self.train_dataset, auxiliary=self.auxiliary, **how)
             self.head = self.head if proven else None
