@@ -1,9 +1,9 @@
 """The weights of base plus adapter, merged one tensor at a time.
 
-The base is a plain model whose weights are views of its files; a layer with an adapter is merged when one of its tensors
-is asked for, and what was handed out is given up. So the memory is that of the largest layer and of the adapter, where
-the base's weights come from its files as they are. A model that transformers rearranges while loading (experts of a
-mixture in one tensor), or that was dequantised, is in memory as a whole, but its result is not there a second time.
+The base is a plain model whose weights are views of its files; a layer with an adapter is merged when one of its
+tensors is asked for, and what was handed out is given up. So the memory is that of the largest layer and of the adapter
+where the weights are used as the files have them. A base that transformers rearranges while loading (experts of a
+mixture in one tensor) or that was dequantised is in memory as a whole; its result is not there a second time.
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ def _kept(model: Any) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in state.items() if name in kept or id(tensor) not in known}
 
 
-def _plan(
-    model: Any, shapes: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+def _plan(model: Any, shapes: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """(the tensors to save, for each of them the names of the model's tensors it is made of).
 
     Models whose weights transformers rearranges while loading are saved as they were. What one block's files have comes

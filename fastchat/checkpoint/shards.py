@@ -5,10 +5,9 @@ The files have the bytes that safetensors' own `save_file` gives, which needs al
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +15,7 @@ import torch
 
 from fastchat.bars import Progress, bar
 from fastchat.errors import CheckpointError
+from fastchat.files import sha256_of_blocks, write_text
 
 _BLOCK = 1 << 22  # bytes written and read back at a time
 # In the order in which safetensors puts them into a file.
@@ -55,8 +55,7 @@ def write_shards(
     if parts.is_sharded:
         metadata = {"total_parameters": num_parameters, **parts.metadata}
         index = {"metadata": metadata, "weight_map": parts.tensor_to_filename}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     return found
 
 
@@ -64,23 +63,40 @@ def _write_file(
     path: Path, shapes: Mapping[str, torch.Tensor], take: Callable[[str], torch.Tensor], progress: Progress
 ) -> dict[str, Any]:
     """One file; its size and digest."""
-    names = sorted(shapes, key=lambda name: (_place(name, shapes[name].dtype), name))
-    digest = hashlib.sha256()
     with open(path, "w+b") as file:
-        header = _header(names, shapes)
-        file.write(header)
-        digest.update(header)
-        for name in names:
-            tensor, wanted = take(name), shapes[name]
-            if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-                raise CheckpointError(
-                    f"{name} is {tensor.dtype} {tuple(tensor.shape)} and not {wanted.dtype} {tuple(wanted.shape)}: "
-                    "nothing was saved"
-                )
-            _write_tensor(file, name, tensor, digest)
-            progress.advance(tensor.nbytes)
-        size = file.tell()
-    return {"size": size, "sha256": digest.hexdigest()}
+        digest = sha256_of_blocks(_written(file, shapes, take, progress))
+        return {"size": file.tell(), "sha256": digest}
+
+
+def _written(
+    file: IO[bytes], shapes: Mapping[str, torch.Tensor], take: Callable[[str], torch.Tensor], progress: Progress
+) -> Iterator[Any]:
+    """The blocks of the file, each after it was written."""
+    names = sorted(shapes, key=lambda name: (_place(name, shapes[name].dtype), name))
+    header = _header(names, shapes)
+    file.write(header)
+    yield header
+    for name in names:
+        tensor, wanted = take(name), shapes[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            raise CheckpointError(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} and not {wanted.dtype} {tuple(wanted.shape)}: "
+                "nothing was saved"
+            )
+        for block in _blocks(tensor):
+            at = file.tell()
+            file.write(block)
+            file.flush()
+            if os.pread(file.fileno(), len(block), at) != block:
+                raise CheckpointError(f"{name} read back from disk differs from what was merged; check the disk")
+            progress.advance(len(block))
+            yield block
+
+
+def _blocks(tensor: torch.Tensor) -> Iterator[bytes]:
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    for begin in range(0, len(data), _BLOCK):
+        yield data[begin : begin + _BLOCK].tobytes()
 
 
 def _place(name: str, dtype: torch.dtype) -> int:
@@ -101,18 +117,3 @@ def _header(names: list[str], shapes: Mapping[str, torch.Tensor]) -> bytes:
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _write_tensor(file: IO[bytes], name: str, tensor: torch.Tensor, digest: Any) -> None:
-    """Writes the tensor's bytes, and reads them back."""
-    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    at = file.tell()
-    for begin in range(0, len(data), _BLOCK):
-        block = memoryview(data[begin : begin + _BLOCK])
-        file.write(block)
-        digest.update(block)
-    file.flush()
-    for begin in range(0, len(data), _BLOCK):
-        block = data[begin : begin + _BLOCK].tobytes()
-        if os.pread(file.fileno(), len(block), at + begin) != block:
-            raise CheckpointError(f"{name} read back from disk differs from what was merged; check the disk")

@@ -3,7 +3,7 @@
     python playground/benchmark/merge.py                                   # a made model of 1 GB in bf16
     python playground/benchmark/merge.py --dtype float32 --layers 3 --json merge.json
 
-Both run in processes of their own, one after the other, `--repeat` times; the tensors in their files are compared first.
+Both run in processes of their own, taking turns, `--repeat` times. The tensors in their files are compared.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def measure(scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
             found[name]["cpu_s"].append(round(seconds, 2))
             found[name]["peak_bytes"].append(peak)
         if not turn:
-            subprocess.run([sys.executable, __file__, "--compare", *(str(scratch / f"{n}0") for n in commands)], check=True)
+            subprocess.run(
+                [sys.executable, __file__, "--compare", *(str(scratch / f"{n}0") for n in commands)], check=True
+            )
         for name in commands:
             shutil.rmtree(scratch / f"{name}{turn}")
     return found
