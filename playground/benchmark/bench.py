@@ -130,7 +130,6 @@ def tokenise(bench: Bench) -> None:
         asked = {"tokenizer": folder, "template": PAIRS[name][0], "llamafactory": PAIRS[name][1]}
         asked |= {"data": str(path), "limit": LIMIT, "model": str(tiny_model(bench, name))}
         pythons = bench.peers(list(PEERS))
-        asked["jinja"] = ask(pythons["here"], "here", "template", bench.work, **asked)["jinja"]
         answers = take_turns(bench, pythons, "tokenise", asked, name)
         own = answers["here"][0]["rows"]
         tokens = sum(row[0] for row in own)
@@ -157,7 +156,6 @@ def step(bench: Bench) -> None:
         raise Missing(f"no folder {STEP_TOKENIZER} in {bench.args.tokenizers}")
     asked = {"tokenizer": str(source), "template": PAIRS[STEP_TOKENIZER][0], "data": str(folder), "limit": LIMIT}
     asked |= {"model": str(tiny_model(bench, STEP_TOKENIZER)), "batch": 4, "steps": bench.args.steps}
-    asked["jinja"] = ask(pythons["here"], "here", "template", bench.work, **asked)["jinja"]
     answers = take_turns(bench, pythons, "step", asked, "step")
     own = answers["here"][0]["losses"]
     figures: dict[str, Any] = {"seconds": {}, "losses": {}, "lines": {}}

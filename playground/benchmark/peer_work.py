@@ -68,25 +68,6 @@ def tokenise_here(asked: dict[str, Any]) -> tuple[dict[str, float], Rows]:
     return seconds, [(list(example.input_ids), list(example.labels)) for example in made]
 
 
-def template_here(asked: dict[str, Any]) -> str:
-    """The chat template of the run with the answers in the marks that TRL masks by."""
-    import re
-
-    from fastchat.data.encoding.open_tokenizer import open_tokenizer
-    from fastchat.data.encoding.saved_template import install_template
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(asked["tokenizer"])
-    encoder, _ = open_tokenizer(asked["tokenizer"])
-    install_template(tokenizer, encoder.bind(encoder.choose(asked["template"])))
-    answer = re.compile(r"\{\{-\s*('(?:[^'\\]|\\.)*') ~ \(message\['content'\]([^)]*)\) ~ ('(?:[^'\\]|\\.)*')\s*-\}\}")
-    first = answer.search(str(tokenizer.chat_template))
-    if first is None:
-        raise SystemExit("the template has no answer to mark")
-    marked = f"{{{{- {first[1]} -}}}}{{% generation %}}{{{{- message['content']{first[2]} ~ {first[3]} -}}}}{{% endgeneration %}}"
-    return answer.sub(lambda _: marked, str(tokenizer.chat_template), count=1)
-
-
 def tokenise_trl(asked: dict[str, Any]) -> tuple[dict[str, float], Rows]:
     trainer, seconds = _sft_trainer(asked, {"max_steps": 1, "per_device_train_batch_size": 1})
     made = []
@@ -103,7 +84,8 @@ def _sft_trainer(asked: dict[str, Any], values: dict[str, Any]) -> tuple[Any, fl
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(asked["tokenizer"])
-    tokenizer.chat_template = asked["jinja"]
+    templates = json.loads((Path(__file__).parent / "marked_templates.json").read_text(encoding="utf-8"))
+    tokenizer.chat_template = templates[asked["template"]]  # TRL masks by marks around the answers
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
     seconds, prepare = [], SFTTrainer._prepare_dataset
 
@@ -242,12 +224,10 @@ def main() -> None:
     if task == "tokenise":
         seconds, rows = work(asked)
         found: dict[str, Any] = {"seconds": seconds, "rows": seen(rows)}
-    elif task == "step":
+    else:
         ends = _note_steps()
         losses = work(asked)
         found = {"losses": losses, "seconds": [after - before for before, after in zip(ends, ends[1:], strict=False)]}
-    else:
-        found = {"jinja": work(asked)}
     Path(asked["answer"]).write_text(json.dumps(found), encoding="utf-8")
 
 
