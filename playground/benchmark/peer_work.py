@@ -70,10 +70,7 @@ def tokenise_here(asked: dict[str, Any]) -> tuple[dict[str, float], Rows]:
 
 def tokenise_trl(asked: dict[str, Any]) -> tuple[dict[str, float], Rows]:
     trainer, seconds = _sft_trainer(asked, {"max_steps": 1, "per_device_train_batch_size": 1})
-    made = []
-    for row in trainer.train_dataset:
-        mask = row["assistant_masks"]
-        made.append((row["input_ids"], [i if m else IGNORE for i, m in zip(row["input_ids"], mask, strict=True)]))
+    made = [(row["input_ids"], row["labels"]) for row in trainer.train_dataset]
     return {"with map": seconds}, made
 
 
