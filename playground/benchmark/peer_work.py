@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -146,11 +147,15 @@ def tokenise_llamafactory(asked: dict[str, Any]) -> tuple[dict[str, float], Rows
 
 
 def step_here(asked: dict[str, Any]) -> list[float]:
-    from fastchat.train.train import main
+    from fastchat.train.status import attempt
+    from fastchat.train.train import run
 
     words = {**_common(asked), "data_path": asked["data"], "conv_template": asked["template"]}
-    words |= {"model_max_length": asked["limit"], "run_report": "none", "overwrite_output_dir": True}
-    _left_by(lambda: main(_words(words)))
+    words |= {"model_max_length": asked["limit"], "run_report": "none"}
+    shutil.rmtree(words["output_dir"], ignore_errors=True)  # a finished run is not trained again
+    code = attempt(lambda status: run(_words(words), status), words["output_dir"])
+    if code:
+        raise SystemExit(f"exit code {code}")
     lines = (Path(words["output_dir"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
