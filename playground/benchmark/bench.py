@@ -211,7 +211,9 @@ def script(bench: Bench, name: str, words: list[str], pattern: str) -> dict[str,
     path = HERE / f"{name}.py"
     if not path.is_file():
         raise Missing(f"this version has no {path.name}")
-    done = subprocess.run([sys.executable, str(path), *words], capture_output=True, text=True, check=False, env=single())
+    done = subprocess.run(
+        [sys.executable, str(path), *words], capture_output=True, text=True, check=False, env=single()
+    )
     (bench.work / f"{name}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
         raise Missing(f"{path.name} failed: {last_line(done.stderr)}")

@@ -58,6 +58,8 @@ class Rung:
 
 def rungs(models: list[str]) -> list[Rung]:
     """In the order of their importance."""
+    if models == ["toy"]:
+        return [Rung("toy", 2, parts) for parts in (None, (), ("QLoRA",), ("liger", "compile"))]
     full = ("liger", "compile")
     first, *others = models
     order = [Rung(first, 4, full), Rung(first, 4, None), Rung(first, 4, ()), Rung(first, 4, (*full, "QLoRA"))]
@@ -73,7 +75,7 @@ class Ladder:
         self.toy, self.out, self.work = asked.toy, asked.out, work
         self.until = time.monotonic() + 60 * asked.minutes
         self.shapes = {"toy": TOY} if self.toy else {"Llama-2-7B": LLAMA2, "Llama-3.1-8B": LLAMA31}
-        self.length, self.steps = (128, 4) if self.toy else (4096, 12)
+        self.length, self.steps = (512, 4) if self.toy else (4096, 12)
         self.found: dict[str, Any] = {"rungs": {}, "goal": f"{GOAL:,} tokens/s of LoRA on 7B, QLoRA 0.9 of it"}
         words = [sys.executable, "-m", "fastchat.train.train_lora", "--help"]
         self.help = subprocess.run(words, capture_output=True, text=True, check=True, env=environment()).stdout
