@@ -1,8 +1,8 @@
 """Speed and memory next to other trainers, in one command: results.json, table.md and bench.png in `--work`.
 
     make bench TOKENIZERS=DIR DATA=FILE.jsonl
-    python playground/benchmark/bench.py --work .cache/bench --tokenizers DIR --data_path FILE.jsonl --only tokenise step
-    python playground/benchmark/bench.py --work .cache/bench --draw                # table and picture again, no run
+    python playground/benchmark/bench.py --tokenizers DIR --data_path FILE.jsonl --only tokenise step
+    python playground/benchmark/bench.py --draw                # table and picture again, no run
 
 DIR has a folder for each tokenizer (those of `PAIRS`, or any others with --template); FILE has `messages` rows. TRL,
 LLaMA-Factory and FastChat are installed into environments in `--work` at the first call; one that cannot be installed,
@@ -203,6 +203,10 @@ def tiny_model(bench: Bench, tokenizer: str) -> Path:
     for path in source.iterdir():
         if path.is_file() and path.name not in ("config.json", "model.safetensors"):
             shutil.copyfile(path, folder / path.name)
+    values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if values.get("extra_special_tokens") == []:  # older versions of transformers expect an object
+        del values["extra_special_tokens"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(values), encoding="utf-8")
     return folder
 
 

@@ -1,7 +1,7 @@
 """Tokens per second of LoRA on one GPU, from plain transformers and PEFT up, a rung at a time.
 
-    python playground/benchmark/ladder.py --out gpu              # under 12 minutes on an H200; also gpu.py --only ladder
-    python playground/benchmark/ladder.py --out gpu --toy        # the same code with a tiny model on a CPU
+    python playground/benchmark/ladder.py --out gpu          # under 12 minutes on an H200; also gpu.py --only ladder
+    python playground/benchmark/ladder.py --out gpu --toy    # the same code with a tiny model on a CPU
 
 The most important rungs come first, and each is in `ladder.json` as soon as it is measured; what `--minutes` does not
 leave time for, and what this version has no setting for, is there with the reason. Models have the shapes of Llama-2-7B

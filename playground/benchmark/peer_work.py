@@ -108,11 +108,12 @@ def sharegpt(path: str) -> list[dict[str, Any]]:
 
 
 def tokenise_fschat(asked: dict[str, Any]) -> tuple[dict[str, float], Rows]:
-    from fastchat.train.train import preprocess
     from transformers import AutoTokenizer
 
+    from fastchat.train.train import preprocess
+
     tokenizer = AutoTokenizer.from_pretrained(
-        asked["tokenizer"], model_max_length=asked["limit"], padding_side="right", use_fast=True
+        asked["model"], model_max_length=asked["limit"], padding_side="right", use_fast=True
     )
     tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # as its train.py does, where there is one
     rows = [row["conversations"] for row in sharegpt(asked["data"])]
@@ -169,6 +170,7 @@ def step_trl(asked: dict[str, Any]) -> list[float]:
 
 def step_fschat(asked: dict[str, Any]) -> list[float]:
     import transformers
+
     from fastchat.train import train
 
     Path("rows.json").write_text(json.dumps(sharegpt(asked["data"])), encoding="utf-8")

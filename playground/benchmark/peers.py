@@ -55,7 +55,8 @@ def interpreter(name: str, work: Path) -> Path:
 
 def versions(python: Path, names: Sequence[str]) -> dict[str, str]:
     """The installed versions of some packages in an environment."""
-    code = "import json,sys; from importlib.metadata import version as v; print(json.dumps({n: v(n) for n in sys.argv[1:]}))"
+    code = "import json, sys; from importlib.metadata import version as v; "
+    code += "print(json.dumps({n: v(n) for n in sys.argv[1:]}))"
     done = subprocess.run([str(python), "-c", code, *names], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
