@@ -204,8 +204,8 @@ def tiny_model(bench: Bench, tokenizer: str) -> Path:
         if path.is_file() and path.name not in ("config.json", "model.safetensors"):
             shutil.copyfile(path, folder / path.name)
     values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    if values.get("extra_special_tokens") == []:  # older versions of transformers expect an object
-        del values["extra_special_tokens"]
+    if isinstance(values.get("extra_special_tokens"), list):  # older versions of transformers have another name for it
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
         (folder / "tokenizer_config.json").write_text(json.dumps(values), encoding="utf-8")
     return folder
 
