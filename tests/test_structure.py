@@ -55,7 +55,8 @@ ARROWS = {
     "eval": LEAVES | {"serve", "checkpoint", "model", "data", "conversation", "processes", "settings"},
     "report": LEAVES | {"checkpoint", "data", "plan", "settings"},
     "launch": {"errors", "plan", "settings"},
-    "doctor": {"errors", "plan", "settings"},
+    "doctor": {"errors", "host_checks", "plan", "settings"},
+    "host_checks": LEAVES | {"doctor", "plan", "settings"},
     "completion": {"errors", "cli", "settings"},
     "cli": {"errors"},  # a table of names: it imports the module of a command only when that runs
     "serve": LEAVES | {"checkpoint", "model", "data", "plan", "conversation", "modules", "upstream_names", "utils"},

@@ -1,4 +1,4 @@
-"""Bytes per step and link, operations and FSDP's states against numbers computed by hand; docs/scale.md is up to date."""
+"""Bytes per step and link, operations and FSDP's states against numbers computed by hand; docs/scale.md is current."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastchat.plan.traffic import (
     step_seconds,
 )
 
-# Two layers of q, k, v, o 4x4 and gate, up, down 4x8: 160 each, and two norms of 4; embedding and head 10x4; last norm 4.
+# Two layers of q, k, v, o 4x4 and gate, up, down 4x8 (160) and two norms of 4; embedding and head 10x4; last norm 4.
 TINY = {
     **{"model_type": "llama", "hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"num_key_value_heads": 2, "intermediate_size": 8, "vocab_size": 10, "max_position_embeddings": 16},
