@@ -14,6 +14,7 @@ from fastchat.host_checks.connection import Host, HostFailed, answers, is_here
 WRONG = "WRONG"
 _CLOCK_S = 1.0  # seconds that clocks may differ
 _PINGS = 5
+_SEEN_S = 20  # for a file to appear on another host: NFS keeps the listing of a folder for some seconds
 _FILES_S, _ALL_REDUCE_S = 1800, 180
 _ALL_REDUCE = 64 << 20  # bytes
 _SHOWN = 5  # files named that differ
@@ -26,7 +27,7 @@ class Session:
     hosts: list[Host]
     port: int
     folder: str
-    paths: Mapping[str, str]  # setting -> path
+    paths: Sequence[tuple[str, str]]  # (what it is, path)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     interfaces: dict[str, str | None] = field(default_factory=dict)
     connected: bool = False  # every host reaches every other
@@ -148,7 +149,7 @@ def port(session: Session) -> Iterator[Finding]:
         yield Finding(GOOD, "port", f"{session.port}: every host reaches every other")
         used = {host: name for host, name in session.interfaces.items() if name}
         if used:
-            hint = "if training hangs at its start, name it on each host: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+            hint = "for training, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name it"
             yield Finding(GOOD, "interface", values_by_host(used), hint)
 
 
@@ -162,7 +163,7 @@ def shared_folder(session: Session) -> Iterator[Finding]:
         yield Finding(WRONG, "shared folder", f"{first.name} cannot write in {session.folder} ({failed})", "mount it")
         return
     for host in others:
-        host.order("read_note", folder=session.folder, name=name, text=text)
+        host.order("read_note", folder=session.folder, name=name, text=text, wait=_SEEN_S)
     found = answers(others)
     first.ask("remove_note", folder=session.folder, name=name, made=made)
     blind = [host for host, seen in found.items() if isinstance(seen, HostFailed) or not seen["seen"]]
@@ -179,24 +180,22 @@ def same_files(session: Session) -> Iterator[Finding]:
     """Model, tokenizer and data of the run, by content; weights by size."""
     if not session.paths:
         yield Finding(NOTE, "files", "not compared", "name the recipe, or --model_name_or_path and --data_path")
-    for setting, path in session.paths.items():
+    for what, path in session.paths:
         found = session.ask_all("files", _FILES_S, path=path)
         failed = {host: str(known) for host, known in found.items() if isinstance(known, HostFailed)}
         if failed:
-            yield Finding(WRONG, setting, f"{path}: {values_by_host(failed)}", "make it readable on all hosts")
+            yield Finding(WRONG, what, f"{path}: {values_by_host(failed)}", "make it readable on all hosts")
             continue
-        yield _same(
-            setting, path, {h: known["files"] for h, known in found.items() if not isinstance(known, HostFailed)}
-        )
+        yield _same(what, path, {h: known["files"] for h, known in found.items() if not isinstance(known, HostFailed)})
 
 
-def _same(setting: str, path: str, files: Mapping[str, Mapping[str, str]]) -> Finding:
+def _same(what: str, path: str, files: Mapping[str, Mapping[str, str]]) -> Finding:
     if not any(files.values()):
-        return Finding(NOTE, setting, f"{path} is no file on any host", "a hub name is not compared; otherwise copy it")
+        return Finding(NOTE, what, f"{path} is no file on any host", "a hub name is not compared; otherwise copy it")
     absent = [host for host, found in files.items() if not found]
     if absent:
         there = [host for host in files if host not in absent]
-        return Finding(WRONG, setting, f"{path} is on {_listed(there)} but not on {_listed(absent)}", "copy it there")
+        return Finding(WRONG, what, f"{path} is on {_listed(there)} but not on {_listed(absent)}", "copy it there")
     names = sorted({name for found in files.values() for name in found})
     told = []
     for name in names:
@@ -204,13 +203,13 @@ def _same(setting: str, path: str, files: Mapping[str, Mapping[str, str]]) -> Fi
         if len(set(values.values())) > 1:
             told.append(f"{name}: {values_by_host(values)}")
     if not told:
-        return Finding(GOOD, setting, f"{path}: {len(names)} file{'s are' if len(names) > 1 else ' is'} the same")
+        return Finding(GOOD, what, f"{path}: {len(names)} file{'s are' if len(names) > 1 else ' is'} the same")
     more = f", and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
-    return Finding(WRONG, setting, f"{path}: {', '.join(told[:_SHOWN])}{more}", "copy the right ones to all hosts")
+    return Finding(WRONG, what, f"{path}: {', '.join(told[:_SHOWN])}{more}", "copy the right ones to all hosts")
 
 
 def bandwidth(session: Session) -> Iterator[Finding]:
-    """One all-reduce over one process per host. Per second, a host sends and receives as many bytes as the result says."""
+    """One all-reduce over one process per host; the result is what each host sends, and receives, per second."""
     if not session.connected:
         yield Finding(NOTE, "all-reduce", "not tried", "the port has to be reachable first")
         return

@@ -18,8 +18,8 @@ from fastchat.settings.parsing import to_int
 from fastchat.settings.readers import training_reader
 from fastchat.settings.recipe_files import find_recipe
 
-_ABOUT = """Check that several hosts can train together: versions, clocks, the port both ways, a shared --output_dir, the same
-model, tokenizer and data, and the bandwidth of one all-reduce. It runs on every host, over ssh as `deepspeed
+_ABOUT = """Check that several hosts can train together: versions, clocks, the port both ways, a shared --output_dir,
+the same model, tokenizer and data, and the bandwidth of one all-reduce. It runs on every host, over ssh as `deepspeed
 --hostfile` does: without a password, with the same folder and Python environment there.
 --hosts NAME,NAME: names or addresses by which the hosts reach each other; the first is the one they meet on.
 --port NUMBER: the port that training will use (by default MASTER_PORT, otherwise 29500).
@@ -29,7 +29,7 @@ _EXAMPLES = (
     "fastchat doctor --hosts node-a,node-b my.yaml",
     "fastchat doctor --hosts 10.0.0.1,10.0.0.2 --port 29500 --output_dir /shared/out --data_path chats.json",
 )
-_PATHS = ("model_name_or_path", "data_path", "eval_data_path")
+_PATHS = {"model_name_or_path": "model", "data_path": "data", "eval_data_path": "evaluation data"}
 
 
 def main(words: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def _findings(words: Sequence[str]) -> Iterator[Finding]:
     recipe, flags = split_recipe(rest)
     reader = training_reader(True)
     values = (reader.from_yaml(find_recipe(recipe)) if recipe else {}) | reader.from_words(flags)
-    paths = {f"--{name}": str(path) for name in _PATHS for path in _each(values.get(name))}
+    paths = [(what, str(path)) for name, what in _PATHS.items() for path in _each(values.get(name))]
     with ExitStack() as stack:
         started = [stack.enter_context(Host(name)) for name in hosts]
         session = Session(started, port, str(values.get("output_dir") or os.getcwd()), paths)

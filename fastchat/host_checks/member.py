@@ -32,7 +32,6 @@ LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datase
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # too large to be read: their sizes are compared
 _GREETING = 64  # bytes
 _WAIT_S = 10  # for a connection
-_SEEN_S = 20  # for a file to appear on another host: NFS keeps the listing of a folder for some seconds
 _MEET_S = 60  # for the processes of an all-reduce
 _SIOCGIFADDR = 0x8915
 
@@ -111,10 +110,10 @@ def write_note(folder: str, name: str, text: str) -> dict[str, Any]:
     return {"made": made}
 
 
-def read_note(folder: str, name: str, text: str) -> dict[str, Any]:
-    """Whether that file is there with that text, now or within some seconds."""
+def read_note(folder: str, name: str, text: str, wait: float) -> dict[str, Any]:
+    """Whether that file is there with that text, now or within `wait` seconds."""
     path = Path(folder).expanduser() / name
-    end = time.monotonic() + _SEEN_S
+    end = time.monotonic() + wait
     while True:
         with suppress(OSError):
             if path.read_text(encoding="utf-8") == text:
