@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from fastchat.errors import brief
+from fastchat.files import parse_json
 from fastchat.host_checks.member import MARK
 
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
@@ -52,7 +53,7 @@ class Host:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(MARK):
-                self._answers.put(json.loads(line.removeprefix(MARK)))
+                self._answers.put(parse_json(line.removeprefix(MARK)))
             elif line.strip():
                 self._said.append(line.strip())
         self._answers.put(None)

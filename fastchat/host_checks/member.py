@@ -24,7 +24,7 @@ from typing import Any
 
 import fastchat
 from fastchat.errors import brief, without_secrets
-from fastchat.files import sha256_of
+from fastchat.files import parse_json, sha256_of, write_text
 from fastchat.plan.machine import detect_gpus
 
 MARK = "@fastchat "  # answers begin with it; a login shell may print other lines
@@ -106,7 +106,7 @@ def write_note(folder: str, name: str, text: str) -> dict[str, Any]:
     path = Path(folder).expanduser()
     made = next((str(p) for p in reversed([path, *path.parents]) if not p.exists()), None)
     path.mkdir(parents=True, exist_ok=True)
-    (path / name).write_text(text, encoding="utf-8")
+    write_text(path / name, text)
     return {"made": made}
 
 
@@ -197,7 +197,7 @@ ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def answer(line: str) -> dict[str, Any]:
     """The answer to one order; {"error": reason} where it fails."""
-    order = json.loads(line)
+    order = parse_json(line)
     try:
         return ORDERS[order.pop("do")](**order)
     except Exception as problem:  # noqa: BLE001  (whatever fails there is a finding here)

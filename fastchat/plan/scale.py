@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastchat.errors import EXIT_SETTINGS
+from fastchat.files import write_text
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.known import architecture_of_hub_name, architecture_of_size
 from fastchat.plan.run import Machine, Run
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: name the page, for example: python -m fastchat.plan.scale docs/scale.md", file=sys.stderr)
         return EXIT_SETTINGS
     for name in words:
-        Path(name).write_text(with_tables(Path(name).read_text(encoding="utf-8")), encoding="utf-8")
+        write_text(name, with_tables(Path(name).read_text(encoding="utf-8")))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The states of a run under FSDP2 (`fully_shard`): every number is divided among `group` GPUs.
+"""The states of a run under FSDP2: every number is divided among `group` GPUs.
 
 With full sharding the group is all GPUs; with hybrid sharding the GPUs of one host, and every host has a copy. In half
 precision what is trained is kept, summed and updated in float32, and a unit (one layer, or embedding, last norm and
