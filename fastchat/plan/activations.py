@@ -33,12 +33,15 @@ def activations_of(run: Run) -> Activations:
     temporary = max(tokens * _backward_per_token(run), _experts_backward(run))
     matrix = _dequantised(run)
     casts = _cast_copies(run)
-    if run.gradient_checkpointing:
-        inputs = a.num_layers * tokens * a.hidden * run.weight_bytes + _rotary(run)  # the input of every layer
-        recomputed = layer_bytes(run) + math.ceil(casts / a.num_layers)
-        return Activations(inputs + last_norm, inputs + recomputed, casts, temporary, _rebuilt(run), matrix)
-    layers = sum(group.count * group_bytes(run, group) for group in run.groups) + _rotary(run)
-    return Activations(layers + casts + last_norm, layers + casts, 0, temporary, _rebuilt(run), matrix)
+    n = run.checkpointed_layers
+    inputs = n * tokens * a.hidden * run.weight_bytes + _rotary(run)  # the input of every checkpointed layer
+    recomputed = layer_bytes(run) + math.ceil(casts / a.num_layers) if n else 0
+    # The other layers are the last ones: their activations are gone before the first layer is recomputed.
+    layers = sum(group.count * group_bytes(run, group) for group in run.groups_from(n))
+    kept_casts = math.ceil(casts * (a.num_layers - n) / a.num_layers)
+    kept = inputs + layers + kept_casts
+    backward = inputs + max(layers + kept_casts, recomputed)
+    return Activations(kept + last_norm, backward, casts - kept_casts, temporary, _rebuilt(run), matrix)
 
 
 def layer_bytes(run: Run) -> int:
@@ -127,5 +130,5 @@ def _backward_per_token(run: Run) -> int:
         mlp = (10 if float32 else 2) * i + 10.5 * h
     else:
         mlp = 6 * i + 10.5 * h if float32 else 4 * i + 2.5 * h
-    norm = 22.5 * h if a.family.norms == 4 or not run.gradient_checkpointing else 0
+    norm = 22.5 * h if a.family.norms == 4 or run.checkpointed_layers < a.num_layers else 0
     return math.ceil(wide * max(mlp, norm))

@@ -26,6 +26,7 @@ from fastchat.train import packed, startup
 from fastchat.train.adapter import adapter_of, derived_targets, token_ids
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
 from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
+from fastchat.train.checkpointed import choose_checkpointing
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.datasets import Corpus, Data, Named, check_enough, longest, read_corpora
 from fastchat.train.ending import LESS_MEMORY
@@ -50,6 +51,7 @@ from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
+from fastchat.train.speed import Asked, Speed, speed_up
 from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
@@ -78,7 +80,9 @@ def train(settings: Settings, status: RunStatus) -> None:
     # 4. What the base's configuration decides: the kernel, the memory to expect, the RoPE scaling if one was asked for.
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
     loading = decide_loading(settings, config, engine)
-    plan = announce(settings.values, training.device, lora=lora is not None, attention=loading.attention)
+    attention = loading.proposed or loading.attention
+    plan = announce(settings.values, training.device, lora=lora is not None, attention=attention)
+    choose_checkpointing(settings.values, training, config.get_text_config().num_hidden_layers, plan)
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = rope_as_asked(settings, config)
 
@@ -103,11 +107,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     memory.built()
 
     # 9. What only the model can tell: untrained tokens, leaks between packed dialogues, files that cannot be saved.
-    head = try_model(settings, model, text, data, loading, weights_dtype, engine)
+    head, speed = try_model(settings, model, text, data, loading, weights_dtype, engine)
 
     # 10. The Trainer; whether its checkpoints have room on the disk.
     run = Run(settings.record(), base, text, rope, weights_dtype, corpora, start.identity.fingerprints)
     trainer = make_trainer(run, settings, data, model, head, memory, engine)
+    trainer.speed = speed
     trainer.plan = plan_checkpoints(trainer, start, adapter=lora is not None, hold=status.hold)
 
     # 11. The folder is this run's as soon as training begins: the engine and the reports are ready by then.
@@ -167,8 +172,10 @@ def decide_loading(settings: Settings, config: Any, engine: Engine) -> Loading:
         fp16=training.fp16,
         scales_gradients=settings.lora is None and training.fp16 and not engine.casts_weights,
         flash_attn=model.flash_attn,
+        named=model.attn_implementation,
         packing=settings.data.packing,
         device=training.device,
+        trust_remote_code=model.trust_remote_code,
     )
     if model.dtype == "auto" and loading.dtype != "auto":
         settings.derive(model, "dtype", str(loading.dtype).removeprefix("torch."))
@@ -329,19 +336,31 @@ def try_model(
     loading: Loading,
     weights_dtype: torch.dtype,
     engine: Engine,
-) -> ChunkedCrossEntropy | None:
-    """Step 9. Gives the chunked head, None where the loss is computed from all logits."""
+) -> tuple[ChunkedCrossEntropy | None, Speed]:
+    """Step 9. Gives the chunked head, None where the loss is computed from all logits, and what made layers faster."""
     training, adapter, train = settings.training, settings.lora is not None, data.corpora["train"]
     check_trained(model, engine)
     if adapter:
         warn_untrained(model, text.tokenizer, text.chat_encoder.stop_ids, train.dataset, engine)
     head = prepare_head(model, engine, adapter=adapter) if training.chunked_head else None
+    computing = packed.Computing(training.device, loading.half, weights_dtype, bool(training.tf32))
+    speed = speed_up(
+        model,
+        Asked.of(settings.values, loading.proposed),
+        train.dataset,
+        computing,
+        engine,
+        packed=bool(data.packs),
+        chunked=head is not None,
+        pad_token_id=text.pad_token_id,
+        padding_side=settings.model.padding_side,
+    )
     rows = data.rows("train")
     if isinstance(rows, PackedDataset):
         packed.check_model(
             model,
             rows,
-            packed.Computing(training.device, loading.half, weights_dtype, bool(training.tf32)),
+            computing,
             engine,
             verify=settings.data.verify_packing,
             chunked=head is not None,
@@ -351,7 +370,7 @@ def try_model(
             checkpointing=bool(training.gradient_checkpointing),
         )
     on_main_process(lambda: rehearse_saving(model, text, train.sample, adapter=adapter))
-    return head
+    return head, speed
 
 
 def make_trainer(

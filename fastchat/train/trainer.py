@@ -30,6 +30,7 @@ from fastchat.train.memory import MemoryWatch
 from fastchat.train.nonfinite import FiniteGuard, nan_if_nonfinite
 from fastchat.train.progress import ProgressLines
 from fastchat.train.sampling import GlobalBatchSampler, WithDummy
+from fastchat.train.speed import Speed
 
 
 class ChatTrainer(CheckpointTrainer):
@@ -40,10 +41,12 @@ class ChatTrainer(CheckpointTrainer):
     `dummy_token` any valid token id; `memory` measures the run; `head` is the model's chunked head, None where the
     loss is to be computed from all logits; `loraplus_lr_ratio` is the setting.
 
-    answers: what is generated and scored at every evaluation; None for nothing.
+    answers: what is generated and scored at every evaluation; None for nothing. speed: how the layers were made faster,
+    and how many are checkpointed.
     """
 
     answers: HeldOutAnswers | None = None
+    speed: Speed = Speed()
 
     def __init__(
         self,
@@ -199,6 +202,7 @@ class ChatTrainer(CheckpointTrainer):
         itself, or is not used."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         model: Any = self.model
+        self.speed.limit(model)
         how: dict[str, Any] = {
             "dtype": self.engine.compute_dtype(model.dtype),
             "device": self.args.device,
