@@ -91,7 +91,7 @@ def check_named(attention: str, *, trust_remote_code: bool) -> None:
 
 
 def why_not_named(attention: str, config: Any, dtype: Any, device: Any) -> str | None:
-    """Why the kernel `attention` cannot be used here, None where it can be tried. Arguments as for `choose_attention`."""
+    """Why the kernel `attention` cannot be used here, None where it can be tried; the rest as in `choose_attention`."""
     import torch
 
     model_class = _model_class(config)

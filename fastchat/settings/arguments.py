@@ -75,8 +75,8 @@ class ModelArguments:
     )
     attn_implementation: str | None = _model(
         None,
-        "attention kernel by its name in transformers, such as sdpa, flash_attention_3 or kernels-community/flash-attn3; "
-        "by default as --flash_attn says",
+        "attention kernel by its name in transformers, such as sdpa, flash_attention_3 or "
+        "kernels-community/flash-attn3, instead of --flash_attn",
         memory=True,
     )
     rope_scaling_type: Literal["linear", "dynamic", "yarn", "llama3"] | None = _model(

@@ -1,4 +1,4 @@
-"""`--gradient_checkpointing`: the planner's choice for auto, and whether the model has as many layers as were asked for."""
+"""`--gradient_checkpointing`: the planner's choice for auto, and whether the model has as many layers as asked for."""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ def _precision(values: Values) -> None:
     more = values["gradient_checkpointing_kwargs"]
     if not isinstance(checkpointing, bool) and isinstance(more, dict) and "every_n_layers" in more:
         raise SettingsError(
-            f"--gradient_checkpointing {checkpointing} and every_n_layers in --gradient_checkpointing_kwargs both choose "
-            "the layers; keep one"
+            f"--gradient_checkpointing {checkpointing} and every_n_layers in --gradient_checkpointing_kwargs both "
+            "choose the layers; keep one"
         )
 
 

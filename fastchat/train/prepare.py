@@ -72,6 +72,11 @@ class Loading:
     falls_back: bool
     proposed: str | None = None
 
+    @property
+    def intended(self) -> str:
+        """The kernel that is expected to be used."""
+        return self.proposed or self.attention
+
 
 def prepare_text(
     base: str,
@@ -176,8 +181,9 @@ def choose_loading(
     device: torch.device,
     trust_remote_code: bool,
 ) -> Loading:
-    """How to load the base that `config` describes. `named`: --attn_implementation. `scales_gradients`: full fine-tuning under --fp16
-    that scales gradients needs float32 weights, so those are loaded where the setting `dtype` is "auto"."""
+    """How to load the base that `config` describes. `scales_gradients`: full fine-tuning under --fp16
+    that scales gradients needs float32 weights, so those are loaded where the setting `dtype` is "auto". `named`: the
+    setting `attn_implementation`."""
     half = torch.bfloat16 if bf16 else torch.float16 if fp16 else None
     asked: str | torch.dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     if scales_gradients and asked == "auto":

@@ -22,11 +22,10 @@ from fastchat.model.loading import load_config
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
-from fastchat.train import packed, startup
+from fastchat.train import checkpointed, packed, speed, startup
 from fastchat.train.adapter import adapter_of, derived_targets, token_ids
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
 from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
-from fastchat.train.checkpointed import choose_checkpointing
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.datasets import Corpus, Data, Named, check_enough, longest, read_corpora
 from fastchat.train.ending import LESS_MEMORY
@@ -51,7 +50,6 @@ from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
-from fastchat.train.speed import Asked, Speed, speed_up
 from fastchat.train.status import RunStatus, end_with_dead_peer
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
@@ -80,9 +78,8 @@ def train(settings: Settings, status: RunStatus) -> None:
     # 4. What the base's configuration decides: the kernel, the memory to expect, the RoPE scaling if one was asked for.
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
     loading = decide_loading(settings, config, engine)
-    attention = loading.proposed or loading.attention
-    plan = announce(settings.values, training.device, lora=lora is not None, attention=attention)
-    choose_checkpointing(settings.values, training, config.get_text_config().num_hidden_layers, plan)
+    plan = announce(settings.values, training.device, lora=lora is not None, attention=loading.intended)
+    checkpointed.choose_checkpointing(settings.values, training, config.get_text_config().num_hidden_layers, plan)
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = rope_as_asked(settings, config)
 
@@ -107,12 +104,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     memory.built()
 
     # 9. What only the model can tell: untrained tokens, leaks between packed dialogues, files that cannot be saved.
-    head, speed = try_model(settings, model, text, data, loading, weights_dtype, engine)
+    head, faster = try_model(settings, model, text, data, loading, weights_dtype, engine)
 
     # 10. The Trainer; whether its checkpoints have room on the disk.
     run = Run(settings.record(), base, text, rope, weights_dtype, corpora, start.identity.fingerprints)
     trainer = make_trainer(run, settings, data, model, head, memory, engine)
-    trainer.speed = speed
+    trainer.speed = faster
     trainer.plan = plan_checkpoints(trainer, start, adapter=lora is not None, hold=status.hold)
 
     # 11. The folder is this run's as soon as training begins: the engine and the reports are ready by then.
@@ -336,7 +333,7 @@ def try_model(
     loading: Loading,
     weights_dtype: torch.dtype,
     engine: Engine,
-) -> tuple[ChunkedCrossEntropy | None, Speed]:
+) -> tuple[ChunkedCrossEntropy | None, speed.Speed]:
     """Step 9. Gives the chunked head, None where the loss is computed from all logits, and what made layers faster."""
     training, adapter, train = settings.training, settings.lora is not None, data.corpora["train"]
     check_trained(model, engine)
@@ -344,17 +341,10 @@ def try_model(
         warn_untrained(model, text.tokenizer, text.chat_encoder.stop_ids, train.dataset, engine)
     head = prepare_head(model, engine, adapter=adapter) if training.chunked_head else None
     computing = packed.Computing(training.device, loading.half, weights_dtype, bool(training.tf32))
-    speed = speed_up(
-        model,
-        Asked.of(settings.values, loading.proposed),
-        train.dataset,
-        computing,
-        engine,
-        packed=bool(data.packs),
-        chunked=head is not None,
-        pad_token_id=text.pad_token_id,
-        padding_side=settings.model.padding_side,
-    )
+    asked = speed.Asked.of(settings.values, loading.proposed)
+    more: dict[str, Any] = {"packed": bool(data.packs), "pad_token_id": text.pad_token_id, "chunked": head is not None}
+    more |= {"padding_side": settings.model.padding_side}
+    faster = speed.speed_up(model, asked, train.dataset, computing, engine, **more)
     rows = data.rows("train")
     if isinstance(rows, PackedDataset):
         packed.check_model(
@@ -370,7 +360,7 @@ def try_model(
             checkpointing=bool(training.gradient_checkpointing),
         )
     on_main_process(lambda: rehearse_saving(model, text, train.sample, adapter=adapter))
-    return head, speed
+    return head, faster
 
 
 def make_trainer(
@@ -385,24 +375,18 @@ def make_trainer(
     """Step 10. Checkpoints that the Trainer saves on the way are as complete as the final result."""
     training = settings.training
     grouped = training.train_sampling_strategy == "group_by_length"
-    collator = packed.collator(
-        model,
-        packed=bool(data.packs),
-        pad_token_id=run.text.pad_token_id,
-        padding_side=settings.model.padding_side,
-    )
-
+    pad, side = run.text.pad_token_id, settings.model.padding_side
     trainer = ChatTrainer(
         model=model,
         args=training,
         train_dataset=data.rows("train"),
         eval_dataset=data.rows("eval") if "eval" in data.corpora else None,
-        data_collator=collator,
+        data_collator=packed.collator(model, packed=bool(data.packs), pad_token_id=pad, padding_side=side),
         callbacks=[MetricsFile(str(training.output_dir)), WarmupNote()],
         engine=engine,
         on_nonfinite=training.on_nonfinite,
         write_weights=lambda trainer, folder: save(run, make_record(run, trainer), trainer, folder, checkpoint=True),
-        dummy_token=run.text.pad_token_id,
+        dummy_token=pad,
         memory=memory,
         head=head,
         train_lengths=data.corpora["train"].dataset.lengths if grouped else None,

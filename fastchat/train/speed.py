@@ -120,8 +120,8 @@ def speed_up(
 ) -> Speed:
     """Changes `model` as asked, as far as that is proven to compute the same. A collective operation.
 
-    `dataset`: dialogues with input_ids and labels, not packed. `packed`: whether training packs them. `chunked`: whether
-    the model has a chunked head. Weights, gradients, random numbers and the model's mode stay as they are.
+    `dataset`: dialogues with input_ids and labels, not packed. `packed`: whether training packs them. `chunked`: the
+    model has a chunked head. Weights, gradients, random numbers and the model's mode stay as they are.
     SettingsError where the layers to checkpoint cannot be chosen.
     """
     speed = Speed(asked.checkpointed)
