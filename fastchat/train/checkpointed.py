@@ -9,10 +9,19 @@ from fastchat.plan.api import Plan
 from fastchat.processes import on_main_process
 from fastchat.settings.checkpointing import AUTO
 from fastchat.settings.values import Values
+from fastchat.train.planning import announce
+
+
+def plan_run(values: Values, training: Any, config: Any, *, lora: bool, attention: str) -> Plan | None:
+    """Announces the memory that a run is expected to need, see `announce`, and decides which layers are checkpointed.
+    Every process calls it."""
+    plan = announce(values, training.device, lora=lora, attention=attention)
+    choose_checkpointing(values, training, config.get_text_config().num_hidden_layers, plan)
+    return plan
 
 
 def choose_checkpointing(values: Values, training: Any, num_layers: int, plan: Plan | None) -> None:
-    """Decides the setting, and tells transformers whether any layer is checkpointed. Every process calls it.
+    """Decides the setting, and tells transformers whether any layer is checkpointed.
 
     `plan`: of this run, None where nothing could be planned; auto is full then. SettingsError for more layers than
     there are.

@@ -22,17 +22,18 @@ from fastchat.model.loading import load_config
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
-from fastchat.train import checkpointed, packed, speed, startup
+from fastchat.train import packed, speed, startup
 from fastchat.train.adapter import adapter_of, derived_targets, token_ids
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
 from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
+from fastchat.train.checkpointed import plan_run
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.datasets import Corpus, Data, Named, check_enough, longest, read_corpora
 from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.engine import Engine, choose_engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.memory import MemoryWatch
-from fastchat.train.planning import advice, announce, say_lost
+from fastchat.train.planning import advice, say_lost
 from fastchat.train.prepare import (
     Loading,
     Text,
@@ -78,8 +79,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     # 4. What the base's configuration decides: the kernel, the memory to expect, the RoPE scaling if one was asked for.
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
     loading = decide_loading(settings, config, engine)
-    plan = announce(settings.values, training.device, lora=lora is not None, attention=loading.intended)
-    checkpointed.choose_checkpointing(settings.values, training, config.get_text_config().num_hidden_layers, plan)
+    plan = plan_run(settings.values, training, config, lora=lora is not None, attention=loading.intended)
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = rope_as_asked(settings, config)
 
@@ -108,8 +108,7 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     # 10. The Trainer; whether its checkpoints have room on the disk.
     run = Run(settings.record(), base, text, rope, weights_dtype, corpora, start.identity.fingerprints)
-    trainer = make_trainer(run, settings, data, model, head, memory, engine)
-    trainer.speed = faster
+    trainer = make_trainer(run, settings, data, model, head, faster, memory, engine)
     trainer.plan = plan_checkpoints(trainer, start, adapter=lora is not None, hold=status.hold)
 
     # 11. The folder is this run's as soon as training begins: the engine and the reports are ready by then.
@@ -369,6 +368,7 @@ def make_trainer(
     data: Data,
     model: Any,
     head: ChunkedCrossEntropy | None,
+    faster: speed.Speed,
     memory: MemoryWatch,
     engine: Engine,
 ) -> ChatTrainer:
@@ -389,6 +389,7 @@ def make_trainer(
         dummy_token=pad,
         memory=memory,
         head=head,
+        speed=faster,
         train_lengths=data.corpora["train"].dataset.lengths if grouped else None,
         loraplus_lr_ratio=settings.lora.loraplus_lr_ratio if settings.lora is not None else None,
     )

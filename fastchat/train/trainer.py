@@ -39,14 +39,13 @@ class ChatTrainer(CheckpointTrainer):
     Args, in addition to the Trainer's: `engine`, not attached yet; `write_weights(trainer, folder)` saves what is
     trained, called in every process; `train_lengths` one token count per dialogue, needed to group by length;
     `dummy_token` any valid token id; `memory` measures the run; `head` is the model's chunked head, None where the
-    loss is to be computed from all logits; `loraplus_lr_ratio` is the setting.
+    loss is to be computed from all logits;
+    `speed` says which layers are checkpointed, and what made them faster; `loraplus_lr_ratio` is the setting.
 
-    answers: what is generated and scored at every evaluation; None for nothing. speed: how the layers were made faster,
-    and how many are checkpointed.
+    answers: what is generated and scored at every evaluation; None for nothing.
     """
 
     answers: HeldOutAnswers | None = None
-    speed: Speed = Speed()
 
     def __init__(
         self,
@@ -56,6 +55,7 @@ class ChatTrainer(CheckpointTrainer):
         dummy_token: int,
         memory: MemoryWatch,
         head: ChunkedCrossEntropy | None = None,
+        speed: Speed | None = None,
         on_nonfinite: str = "stop",
         train_lengths: Any = None,
         loraplus_lr_ratio: float | None = None,
@@ -76,7 +76,7 @@ class ChatTrainer(CheckpointTrainer):
         self.memory = memory
         self.add_callback(memory)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
-        self.head = head
+        self.head, self.speed = head, speed or Speed()
         self.auxiliary: AuxiliaryLoss | None = None
         # Of this process, since the last log row; the loss stays on the device, so that no step waits for it.
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
