@@ -72,7 +72,7 @@ class CompiledLayers:
     is said.
     """
 
-    def __init__(self, model: Any, backend: str = "inductor") -> None:
+    def __init__(self, model: Any, backend: Any = "inductor") -> None:
         self.layers = decoder_layers(model)
         self.backend = backend
         self.failed = ""  # why a graph could not be compiled

@@ -43,12 +43,15 @@ class LigerKernels:
         kind = self.model.config.model_type
         if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
             raise LookupError(f"liger-kernel has no kernels for the family {kind}")
-        self._functions = dict(vars(self._module))
-        self._modules = [(module, dict(vars(module))) for module in self.model.modules()]
+        self._remember()
         _apply_liger_kernel_to_instance(model=self.model, **_NOT_OURS)
         changed = any(vars(module).keys() != before.keys() for module, before in self._modules)
         if not changed and self._functions == dict(vars(self._module)):
             raise LookupError(f"liger-kernel changes nothing in {type(self.model).__name__}")
+
+    def _remember(self) -> None:
+        self._functions = dict(vars(self._module))
+        self._modules = [(module, dict(vars(module))) for module in self.model.modules()]
 
     def undo(self) -> None:
         for module, before in self._modules:

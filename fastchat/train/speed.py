@@ -68,6 +68,7 @@ class Speed:
     checkpointed: int | None = None
     states: dict[str, str] = field(default_factory=dict)
     compiled: CompiledLayers | None = None
+    attention: str | None = None
 
     def record(self) -> dict[str, str] | None:
         """For training.json: {setting: "on" or "off: why"}, None where nothing was asked for."""
@@ -78,7 +79,8 @@ class Speed:
     @property
     def line(self) -> str:
         """For the overview."""
-        return ", ".join(name if state == ON else f"{name} off" for name, state in self.states.items())
+        named = {ATTENTION: f"attention {self.attention}"}
+        return ", ".join(named.get(n, n) if state == ON else f"{n} off" for n, state in self.states.items())
 
     def limit(self, model: Any) -> None:
         """Gradient checkpointing has been switched on for all layers: leaves it to those that were asked for."""
@@ -124,7 +126,7 @@ def speed_up(
     model has a chunked head. Weights, gradients, random numbers and the model's mode stay as they are.
     SettingsError where the layers to checkpoint cannot be chosen.
     """
-    speed = Speed(asked.checkpointed)
+    speed = Speed(asked.checkpointed, attention=asked.attention)
     if asked.checkpointed is not None:
         check_divisible(model, asked.checkpointed)
         speed.limit(model)
