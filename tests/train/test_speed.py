@@ -125,7 +125,7 @@ def test_one_graph_for_all_layers(train: Train, graphs: list[Any]) -> None:
     for folder in (outcome.folder, outcome.folder / "checkpoint-2"):
         assert adapter(folder).keys() == adapter(plain.folder).keys(), "no other names"
     again = ok(train("--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", name="b"))
-    assert again.metrics[-1]["step"] == 6 and "torch_compile True -> False" in again.err
+    assert again.metrics[-1]["step"] == 6 and "now used: --torch_compile True -> False" in again.err
 
 
 def test_packed_rows_are_compiled_too(train: Train, graphs: list[Any]) -> None:
