@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fastchat.plan.architecture import Linear
 from fastchat.plan.layer_memory import first_readers, group_bytes, norm_bytes
 from fastchat.plan.run import Run
 
@@ -41,7 +42,8 @@ def activations_of(run: Run) -> Activations:
     kept_casts = math.ceil(casts * (a.num_layers - n) / a.num_layers)
     kept = inputs + layers + kept_casts
     backward = inputs + max(layers + kept_casts, recomputed)
-    return Activations(kept + last_norm, backward, casts - kept_casts, temporary, _rebuilt(run), matrix)
+    held = math.ceil(_cached_casts(run) * n / a.num_layers)
+    return Activations(kept + last_norm, backward, held, temporary, _rebuilt(run), matrix)
 
 
 def layer_bytes(run: Run) -> int:
@@ -63,15 +65,30 @@ def _cast_copies(run: Run) -> int:
 
     A copy is kept for the gradient of its input; matrices that read the first trained layer's input need none.
     """
-    a, c = run.architecture, run.compute_bytes
     if not run.autocast:
         return 0
-    first = next((group for group in run.groups if group.adapted), None)
-    readers = first_readers(run, first) if first else ()
-    adapter = c * (run.trained - run.lora_r * sum(x.inputs for x in readers if x in run.adapted)) if run.lora else 0
+    adapter = _adapter_casts(run)
     if not run.casts_weights or run.q_lora:
         return adapter
-    return adapter + c * (a.linear_elements - sum(x.elements for x in readers))
+    return adapter + run.compute_bytes * (run.architecture.linear_elements - sum(x.elements for x in _readers(run)))
+
+
+def _cached_casts(run: Run) -> int:
+    """Those that autocast itself holds until the end of the forward pass: of trained weights."""
+    return _cast_copies(run) if not run.lora or not run.autocast else _adapter_casts(run)
+
+
+def _adapter_casts(run: Run) -> int:
+    if not run.lora:
+        return 0
+    first = sum(x.inputs for x in _readers(run) if x in run.adapted)
+    return run.compute_bytes * (run.trained - run.lora_r * first)
+
+
+def _readers(run: Run) -> tuple[Linear, ...]:
+    """The matrices that read the input of the first trained layer."""
+    first = next((group for group in run.groups if group.adapted), None)
+    return tuple(first_readers(run, first)) if first else ()
 
 
 def _rebuilt(run: Run) -> int:

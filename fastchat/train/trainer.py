@@ -18,11 +18,11 @@ from fastchat.bars import are_drawn, each
 from fastchat.data.batches.packing import SEQ_LENGTHS, PackedDataset, Packs
 from fastchat.train.auxiliary import AuxiliaryLoss, find_auxiliary, loss_sums
 from fastchat.train.callbacks import EarlyStopping, Guarded
-from fastchat.train.checkpointing import CheckpointTrainer
 from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import prove_head
 from fastchat.train.held_out import HeldOutAnswers
+from fastchat.train.lean import LeanTrainer
 from fastchat.train.loaders import EpochLoader, WorkerStart
 from fastchat.train.loraplus import raise_rates
 from fastchat.train.loss import count_tokens, loss_sum
@@ -33,7 +33,7 @@ from fastchat.train.sampling import GlobalBatchSampler, WithDummy
 from fastchat.train.speed import Speed
 
 
-class ChatTrainer(CheckpointTrainer):
+class ChatTrainer(LeanTrainer):
     """Trains on dialogues.
 
     Args, in addition to the Trainer's: `engine`, not attached yet; `write_weights(trainer, folder)` saves what is
@@ -239,7 +239,7 @@ class ChatTrainer(CheckpointTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one micro-batch; the loss is already divided for the whole step."""
-        model.train()
+        self.into_training_mode(model)
         optimizer: Any = self.optimizer
         if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers have two modes
             optimizer.train()

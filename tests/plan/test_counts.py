@@ -29,7 +29,7 @@ class Case:
     r: int = 8
     dropout: float = 0.05
     autocast: bool = False
-    checkpointing: bool = False
+    checkpointing: bool | int = False
     batch: int = 2
     length: int = 256
     targets: tuple[str, ...] | None = None
@@ -142,6 +142,22 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(way: str) -> None:
     case = replace(WAYS[way], checkpointing=True, length=1024)
     plan, counts = compare(config("llama", num_hidden_layers=8), case)
     assert activations_of(plan.run).kept == pytest.approx(counts.saved, rel=0.02)
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+@pytest.mark.parametrize("way", ["lora", "lora on a float32 base under autocast", "full"])
+def test_checkpointing_of_the_first_layers(way: str, layers: int) -> None:
+    """What is kept, and the peak: of all layers when few are checkpointed, of a recomputed one when nearly all are."""
+    case = replace(WAYS[way], checkpointing=layers, length=512)
+    plan, counts = compare(config("llama", num_hidden_layers=7), case, "logits", backward=True)
+    assert activations_of(plan.run).kept == pytest.approx(_kept(case, layers), rel=0.02)
+    moments = moments_of(plan.run, states_of(plan.run), activations_of(plan.run), loss_of(plan.run))
+    peak = max(size for name, size in moments.items() if name not in ("step", "loading"))
+    assert peak == pytest.approx(counts.peak, rel=0.1)
+
+
+def _kept(case: Case, layers: int) -> int:
+    return compare(config("llama", num_hidden_layers=7), replace(case, checkpointing=layers))[1].saved
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("down_proj",), ("gate_proj", "o_proj")])
