@@ -144,20 +144,19 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(way: str) -> None:
     assert activations_of(plan.run).kept == pytest.approx(counts.saved, rel=0.02)
 
 
-@pytest.mark.parametrize("layers", [1, 6])
-@pytest.mark.parametrize("way", ["lora", "lora on a float32 base under autocast", "full"])
+@pytest.mark.parametrize(
+    ("way", "layers"),
+    [("lora", 1), ("lora on a float32 base under autocast", 2), ("full in float32 under autocast", 3)],
+)
 def test_checkpointing_of_the_first_layers(way: str, layers: int) -> None:
-    """What is kept, and the peak: of all layers when few are checkpointed, of a recomputed one when nearly all are."""
+    """What is kept, and the peak: of the other layers where few are checkpointed, of a recomputed one otherwise."""
     case = replace(WAYS[way], checkpointing=layers, length=512)
-    plan, counts = compare(config("llama", num_hidden_layers=7), case, "logits", backward=True)
-    assert activations_of(plan.run).kept == pytest.approx(_kept(case, layers), rel=0.02)
-    moments = moments_of(plan.run, states_of(plan.run), activations_of(plan.run), loss_of(plan.run))
-    peak = max(size for name, size in moments.items() if name not in ("step", "loading"))
+    plan, counts = compare(config("llama", num_hidden_layers=4), case, backward=True)
+    run = plan.run
+    assert activations_of(run).kept == pytest.approx(counts.saved, rel=0.02)
+    moments = moments_of(run, states_of(run), activations_of(run), 0)
+    peak = max(size for name, size in moments.items() if name not in ("step", "loading", "loss"))
     assert peak == pytest.approx(counts.peak, rel=0.1)
-
-
-def _kept(case: Case, layers: int) -> int:
-    return compare(config("llama", num_hidden_layers=7), replace(case, checkpointing=layers))[1].saved
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("down_proj",), ("gate_proj", "o_proj")])
