@@ -131,7 +131,7 @@ def check_model(
     """
     flat = wants_one_row(used_attention(model))
     vocabulary = model.config.get_text_config().vocab_size
-    with _as_in_training(model, computing, engine) as dtype, engine.weights_in_reach(model):
+    with as_in_training(model, computing, engine) as dtype, engine.weights_in_reach(model):
         on_all_processes(lambda: check_no_leak(model, vocab_size=vocabulary, flat=flat))
         if rows.packs.separate is not None:
             on_all_processes(lambda: check_tree(model, vocab_size=vocabulary, dtype=dtype))
@@ -182,7 +182,7 @@ def _to_compare(packed: PackedDataset) -> tuple[list[Any], Packs | None]:
 
 
 @contextmanager
-def _as_in_training(model: Any, computing: Computing, engine: Engine) -> Iterator[torch.dtype]:
+def as_in_training(model: Any, computing: Computing, engine: Engine) -> Iterator[torch.dtype]:
     """The device and the precision that training will compute in; gives the dtype that rounds as much."""
     device, half = computing.device, computing.half
     if not engine.partitions and model.device.type != device.type:

@@ -23,7 +23,7 @@ from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
 from fastchat.data.rows.fingerprint import state_of
 from fastchat.data.tokens.known import remembered
 from fastchat.errors import CheckpointError, SettingsError, say
-from fastchat.model.attention import FLASH, choose_attention
+from fastchat.model.attention import FLASH, check_named, choose_attention, why_not_named
 from fastchat.model.loading import count_parameters, load_base_model
 from fastchat.model.multimodal import freeze_idle, is_multimodal, say_idle
 from fastchat.model.rope import RopeChoice, apply_rope, choose_rope, context_length
@@ -64,7 +64,7 @@ class Loading:
 
     dtype: what to load the weights as, "auto" for the checkpoint's own. half: the 16-bit dtype that forward and
     backward compute in, None where it is the weights' own. attention: the kernel; line: says why; falls_back: it is
-    not the one that the settings ask for.
+    not the one that the settings ask for. proposed: the kernel that takes its place once it is proven (speed.py).
     """
 
     dtype: str | torch.dtype
@@ -72,6 +72,12 @@ class Loading:
     attention: str
     line: str
     falls_back: bool
+    proposed: str | None = None
+
+    @property
+    def intended(self) -> str:
+        """The kernel that is expected to be used."""
+        return self.proposed or self.attention
 
 
 def prepare_text(
@@ -185,18 +191,30 @@ def choose_loading(
     fp16: bool,
     scales_gradients: bool,
     flash_attn: bool,
+    named: str | None,
     packing: bool,
     device: torch.device,
+    trust_remote_code: bool,
 ) -> Loading:
     """How to load the base that `config` describes. `scales_gradients`: full fine-tuning under --fp16
-    that scales gradients needs float32 weights, so those are loaded where the setting `dtype` is "auto"."""
+    that scales gradients needs float32 weights, so those are loaded where the setting `dtype` is "auto". `named`: the
+    setting `attn_implementation`."""
     half = torch.bfloat16 if bf16 else torch.float16 if fp16 else None
     asked: str | torch.dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     if scales_gradients and asked == "auto":
         say("--fp16: the weights are loaded as float32, computing is in float16")
         asked = torch.float32
     runs_in = half or (asked if isinstance(asked, torch.dtype) else config.get_text_config().dtype)
+    if named is not None:
+        check_named(named, trust_remote_code=trust_remote_code)
+    lack = why_not_named(named, config, runs_in, device) if named is not None else None
+    proposed = named if lack is None else None
+    packing = packing and proposed is None  # a kernel that was chosen only needs one to be compared with
     attention, line = choose_attention(flash_attn, config=config, dtype=runs_in, device=device, packing=packing)
+    if proposed is not None:
+        return Loading(asked, half, attention, line, False, None if proposed == attention else proposed)
+    if lack is not None:
+        return Loading(asked, half, attention, f"--attn_implementation {named}: {lack}. {line}", falls_back=True)
     return Loading(asked, half, attention, line, falls_back=flash_attn and attention != FLASH)
 
 

@@ -149,6 +149,8 @@ def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Setting
     )
     kwargs = {name: values[name] for name in (*_names(RunArguments), *newer)}
     kwargs.update(deepspeed=config, output_dir=str(Path(values["output_dir"]).expanduser()))
+    kwargs["gradient_checkpointing"] = bool(values["gradient_checkpointing"])  # how many layers: see recipe.py
+    kwargs.update(torch_compile=False, use_liger_kernel=False)  # transformers would do both in its own way: speed.py
     kwargs.update(dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_token")), push_to_hub=False)  # see pushing.py
     if "activation_checkpointing" in _names(arguments.TrainingArguments):  # the newer name; the older one mirrors it
         kwargs["activation_checkpointing"] = kwargs["gradient_checkpointing"]

@@ -146,7 +146,7 @@ def compare_packing(
     packed = PackedDataset(examples, packs or plan_packs([len(e["input_ids"]) for e in examples], capacity))
     starts = range(0, len(packed), batch_size)
     batches = [[packed[p] for p in range(at, min(at + batch_size, len(packed)))] for at in starts]
-    gradients = _Gradients(model)
+    gradients = GradientSum(model)
     with _evaluating(model), _checkpointing(model, checkpointing):
         unpacked_loss = packed_loss = 0.0
         for example in examples:
@@ -162,7 +162,7 @@ def compare_packing(
     return PackingReport(len(examples), len(packed), loss_error, difference / norm if norm else float("nan"), tolerance)
 
 
-class _Gradients:
+class GradientSum:
     """A signed sum of gradients, separate from the parameters' own `grad`, which is not changed.
 
     The parameters themselves may be empty by then: ZeRO-3 has released the gathered weights.
