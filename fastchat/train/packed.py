@@ -138,7 +138,7 @@ def _as_in_training(model: Any, computing: Computing, engine: Engine) -> Iterato
     device, half = computing.device, computing.half
     if not engine.partitions and model.device.type != device.type:
         model.to(device)  # the Trainer or the engine would do it a moment later
-    mixed = half is not None and not (engine.casts_weights and computing.weights_dtype == half)
+    mixed = half is not None and not engine.casts_by_itself(computing.weights_dtype, half)
     with torch.autocast(device.type, dtype=half, enabled=mixed):
         dtype = half or computing.weights_dtype
         yield torch.float16 if computing.tf32 and dtype == torch.float32 else dtype  # both keep 10 bits

@@ -21,7 +21,7 @@ class Engine(WeightAccess):
     global batch. accelerate_kinds: how accelerate's `distributed_type` begins. partitions: whether a process holds only
     a part of each weight. casts_weights: whether half precision means weights that the engine casts, with float32
     copies for the update; otherwise it is autocast. restores_weights: whether `load` brings back the trained weights as
-    well. backward_arguments: what `accelerator.backward` is given.
+    well. backward_arguments: what `accelerator.backward` is given. zero_stage: DeepSpeed's, 0 for other engines.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Engine(WeightAccess):
     casts_weights = False
     restores_weights = False
     backward_arguments: dict[str, Any] = {}
+    zero_stage = 0
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -59,6 +60,13 @@ class Engine(WeightAccess):
     def reads(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:
         """`module` computes with the `parameter` of another module, which has to be whole then."""
 
+    def divide(self, model: torch.nn.Module, device: torch.device) -> None:
+        """The model is complete; an engine that divides it among the processes by itself does so now."""
+
+    def casts_by_itself(self, weights: torch.dtype, half: torch.dtype) -> bool:
+        """Whether weights of that dtype compute in `half` before training is prepared, without autocast."""
+        return self.casts_weights and weights == half
+
     # ---- training ----
 
     def prepare(self, trainer: Any) -> None:
@@ -70,13 +78,16 @@ class Engine(WeightAccess):
         if not kind.startswith(self.accelerate_kinds):
             raise SettingsError(
                 f"accelerate is configured for {kind}, but the settings ask for {self.name}: start with deepspeed or "
-                "torchrun instead of `accelerate launch`, unset the ACCELERATE_* variables, and choose ZeRO with "
-                "--deepspeed"
+                "torchrun instead of `accelerate launch`, unset the ACCELERATE_* variables, and choose with --engine"
             )
 
     def attach(self, trainer: Any) -> None:
         """Once the Trainer has prepared training. AssertionError where something else than this engine was made."""
         raise NotImplementedError
+
+    def norm(self, norm: Any) -> Any:
+        """The norm of all gradients, from what clipping them gave."""
+        return norm
 
     def before_step(self, good: bool) -> None:
         """Right before the optimizer's step; where the step is not `good` it must change nothing, and neither may the

@@ -33,7 +33,7 @@ class ZeRO(Engine):
 
     def __init__(self, config: dict[str, Any], world_size: int) -> None:
         super().__init__(world_size)
-        self.stage = stage_of(config)
+        self.stage = self.zero_stage = stage_of(config)
         self.name = f"zero{self.stage}"
         self.partitions = self.stage == 3
         self.wrapped: Any = None
