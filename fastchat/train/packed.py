@@ -111,6 +111,7 @@ def check_model(
             batch_size=1 if engine.partitions else batch_size,
             dtype=dtype,
             checkpointing=checkpointing and not engine.partitions,
+            gradients_of=engine.gradients,
         )
 
     def verdict() -> None:

@@ -136,6 +136,7 @@ def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
 def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | None, lora: bool) -> Settings:
     from fastchat.processes import start_processes
     from fastchat.train import arguments
+    from fastchat.train.other_processes import keep_global_batch
 
     newer = _check_version(values)
     _derive(values)
@@ -146,6 +147,7 @@ def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | No
         backend=values["ddp_backend"],
         timeout_s=values["ddp_timeout"],
     )
+    keep_global_batch(values)
     kwargs = {name: values[name] for name in (*_names(RunArguments), *newer)}
     kwargs.update(deepspeed=config, output_dir=str(Path(values["output_dir"]).expanduser()))
     kwargs.update(fsdp=None, fsdp_config=None)  # the engine does it, and accelerate is not told

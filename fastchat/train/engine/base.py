@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ class Engine(WeightAccess):
         """Whether weights of that dtype compute in `half` before training is prepared, without autocast."""
         return self.casts_weights and weights == half
 
+    def gradients(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> Sequence[torch.Tensor | None]:
+        """The gradient of `loss` by each of the parameters, None where it has none, before training is prepared.
+        Every process has the same loss; `grad` of the parameters stays as it is."""
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
     # ---- training ----
 
     def prepare(self, trainer: Any) -> None:
@@ -119,18 +124,22 @@ class Engine(WeightAccess):
         raise NotImplementedError
 
 
+_WHOLE = {"plain": "whole", "ddp": "whole"}  # engines whose state is the same, and whole
+
+
 def find_mismatch(path: Path, saved: tuple[str, int], now: tuple[str, int]) -> str | None:
     """Why the state in the checkpoint `path` does not fit, None where it does; (engine's name, processes) of then and
-    now. State is divided among the processes, and each engine has its own: weights fit everywhere."""
+    now. Each engine has its own state, and DeepSpeed's only fits as many processes: weights fit everywhere."""
     (engine, processes), (our_engine, our_processes) = saved, now
-    if processes != our_processes:
-        return (
-            f"{path} was saved by {counted(processes, 'process')} and this run has {our_processes}: start it "
-            f"with {processes}, or continue with the weights alone (--resume_weights_only)"
-        )
-    if engine != our_engine:
+    if _WHOLE.get(engine, engine) != _WHOLE.get(our_engine, our_engine):
         return (
             f"{path} was saved under {engine} and this run is {our_engine}: its optimizer state does not "
-            "fit; use the same launcher and --deepspeed, or continue with the weights alone (--resume_weights_only)"
+            "fit; use the same --engine or --deepspeed, or continue with the weights alone (--resume_weights_only)"
+        )
+    if processes != our_processes and engine.startswith("zero"):
+        return (
+            f"{path} was saved by {counted(processes, 'process')} and this run has {our_processes}, and the state of "
+            f"{engine} only fits as many: start it with {processes}, or continue with the weights alone "
+            "(--resume_weights_only)"
         )
     return None

@@ -9,7 +9,7 @@ In half precision a unit is gathered in it, while gradients are summed and weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -103,6 +103,14 @@ class FSDP(Plain):
         """Without `reshard_after_forward` a forward pass leaves weights whole, which training does not update."""
         _divide_again(self.wrapped)
         yield
+
+    def gradients(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> Sequence[torch.Tensor | None]:
+        """Divided as the weights are: autograd itself only knows the gathered ones."""
+        loss.backward()
+        found = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return found
 
     # ---- training ----
 
