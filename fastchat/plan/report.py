@@ -81,6 +81,8 @@ def describe(run: Run) -> str:
 
 def engine(run: Run) -> str:
     """The engine that divides the work between GPUs."""
+    if run.fsdp is not None:
+        return "FSDP"
     if run.zero is None:
         alone = "one process" if run.machine.on_cpu else "one GPU"
         return alone if run.machine.gpus == 1 else "DDP"
@@ -146,7 +148,7 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
         ("activations", plan.activations, "inputs of layers, one recomputed" if checkpointed else "all layers"),
         ("loss", plan.loss, loss),
         ("quantisation overhead", plan.quantisation_overhead, "scales, one matrix in 16 bits" if run.q_lora else ""),
-        ("ZeRO buffers" if run.zero else "DDP buckets", plan.zero_buffers, ""),
+        (_buffers(run), plan.zero_buffers, ""),
         ("reserve", plan.reserve, f"{cuda}fragmentation, temporary tensors; an estimate"),
     ]
     if plan.overlap:
@@ -155,6 +157,12 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
     rows.append((each, plan.total, "" if run.machine.on_cpu else _of(run.machine.gpu_memory)))
     rows.append(("per host", plan.host_total, _host(plan)))
     return [row for row in rows if row[1] or row[0] == "weights"]
+
+
+def _buffers(run: Run) -> str:
+    if run.fsdp is not None:
+        return "gathered units"
+    return "ZeRO buffers" if run.zero else "DDP buckets"
 
 
 def _paged(plan: Plan) -> str:

@@ -107,6 +107,11 @@ def choose(values: Mapping[str, Any] | Any, *, lora: bool) -> EngineChoice:
     return EngineChoice(deepspeed)
 
 
+def needs_deepspeed(engine: Any, deepspeed: Any) -> bool:
+    """Whether these two settings, read or not yet, ask for DeepSpeed."""
+    return bool(deepspeed) or str(engine) in _CONFIGS
+
+
 def check_stage(engine: str, stage: int) -> None:
     """SettingsError where the DeepSpeed configuration has another stage than `--engine` says."""
     if engine in _CONFIGS and engine != f"zero{stage}":

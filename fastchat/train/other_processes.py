@@ -26,7 +26,7 @@ _SHOWN = 4
 
 
 def keep_global_batch(values: Values) -> None:
-    """Sets `gradient_accumulation_steps` so that the run has the global batch of its checkpoint. Every process calls it.
+    """Sets the accumulation so that the run has the global batch of its checkpoint. Every process calls it.
 
     Nothing to do where the number of processes is the same, or nothing is resumed. SettingsError where no accumulation
     gives that batch, with the values that do.
