@@ -1,4 +1,4 @@
-"""The states of a run under FSDP (`fully_shard`, torch 2.13): the rows of each process, and what is gathered.
+"""The states of a run under FSDP2 (torch 2.13): the rows of each process, and what is gathered at the moment.
 
 Units are the decoder layers, and the rest of the model (embedding, last norm, head), which is gathered from the
 beginning of each pass to its end. While one layer computes, the next one arrives, in a buffer it is then copied out of.

@@ -136,10 +136,4 @@ def find_mismatch(path: Path, saved: tuple[str, int], now: tuple[str, int]) -> s
             f"{path} was saved under {engine} and this run is {our_engine}: its optimizer state does not "
             "fit; use the same --engine or --deepspeed, or continue with the weights alone (--resume_weights_only)"
         )
-    if processes != our_processes and engine.startswith("zero"):
-        return (
-            f"{path} was saved by {counted(processes, 'process')} and this run has {our_processes}, and the state of "
-            f"{engine} only fits as many: start it with {processes}, or continue with the weights alone "
-            "(--resume_weights_only)"
-        )
     return None
