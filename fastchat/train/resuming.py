@@ -188,10 +188,10 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
 def _other_processes(manifest: Manifest, identity: Identity) -> list[str]:
     if manifest.world_size == identity.world_size:
         return []
-    now = counted(identity.world_size, "process")
+    then, now = counted(manifest.world_size, "process"), counted(identity.world_size, "process")
     return [
-        f"{counted(manifest.world_size, 'process')} saved it and {now} resume it: the same global batch and order of "
-        "dialogues, but new random numbers, so that dropout has other masks from here"
+        f"saved by {then} and resumed by {now}: the same global batch and order of dialogues, but new random numbers, "
+        "so that dropout has other masks from here"
     ]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastchat.errors import counted
 from fastchat.train.engine import choose_engine
 from fastchat.train.engine.base import find_mismatch
 from fastchat.train.engine.shards import rows_of
@@ -117,8 +118,7 @@ def test_a_checkpoint_resumes_on_any_number_of_processes(run: Run, kind: str, pr
         assert resumed.losses == plain.losses[2:] and samples[1] == samples[0][4:]
         assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(resumed).items())
         return
-    said = "saved it and 1 process resume it" if processes == 1 else "saved it and 4 processes resume it"
-    assert said in resumed.err
+    assert f"saved by 2 processes and resumed by {counted(processes, 'process')}" in resumed.err
     assert ("--gradient_accumulation_steps is 2 on 1 process" in resumed.err) is (processes == 1)
     half = "bf16" in kind
     assert resumed.losses == pytest.approx(plain.losses[2:], rel=1e-4 if half else 1e-6, abs=0 if half else 1e-6)
@@ -188,5 +188,4 @@ def test_which_state_fits_which_engine_and_number_of_processes() -> None:
         assert find_mismatch(path, saved, now) is None
     other = find_mismatch(path, ("ddp", 2), ("fsdp", 2))
     assert other and "saved under ddp and this run is fsdp" in other
-    more = find_mismatch(path, ("zero2", 2), ("zero2", 4))
-    assert more and "the state of zero2 only fits as many: start it with 2" in more
+    assert find_mismatch(path, ("zero2", 2), ("zero2", 4)) is None

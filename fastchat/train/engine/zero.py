@@ -123,12 +123,14 @@ class ZeRO(Engine):
             self._load(folder, None, adapter)
             return
         config = self.wrapped._config
+        zero_universal.check_optimizer(self.wrapped.optimizer.optimizer)
         with zero_universal.converted(folder, _safe_classes()) as universal:
             config.load_universal_checkpoint = True
             try:
                 self._load(universal, zero_universal.TAG, adapter)
             finally:
                 config.load_universal_checkpoint = False
+            zero_universal.mend(self.wrapped.optimizer.optimizer, universal)
 
     def _load(self, folder: Path, tag: str | None, adapter: bool) -> None:
         with self._safe_files():

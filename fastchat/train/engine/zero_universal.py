@@ -65,6 +65,26 @@ def _convert(folder: Path, target: Path, classes: list[Any]) -> None:
         ) from error
 
 
+def check_optimizer(optimizer: Any) -> None:
+    """CheckpointError for an optimizer whose state DeepSpeed leaves out, or mixes up, when it divides it anew."""
+    if not isinstance(optimizer.param_groups[0].get("betas"), tuple | list):
+        raise CheckpointError(
+            f"the state of {type(optimizer).__name__} only fits as many processes as saved it: DeepSpeed can divide "
+            "that of Adam anew; start as many, or use --resume_weights_only"
+        )
+
+
+def mend(optimizer: Any, converted_folder: Path) -> None:
+    """ZeRO-3 gives all groups the options of the first, and one tensor that counts the steps of all of them."""
+    state = torch.load(converted_folder / TAG / "zero" / "optimizer_state.pt", map_location="cpu")
+    saved = state.get("optimizer_state_dict", state)["param_groups"]
+    for group, options in zip(optimizer.param_groups, saved, strict=True):
+        group.update({name: value for name, value in options.items() if name != "params"})
+    for values in optimizer.state.values():
+        if isinstance(values.get("step"), torch.Tensor):
+            values["step"] = values["step"].clone()
+
+
 @contextmanager
 def only_tensors(classes: list[Any]) -> Iterator[None]:
     """Within it `torch.load` reads tensors, plain values and `classes`, whatever DeepSpeed asks for."""
