@@ -17,24 +17,26 @@ from fastchat.errors import PeerFailed, UserError
 T = TypeVar("T")
 
 
-def start_processes(*, use_cpu: bool, deepspeed: bool, backend: str | None, timeout_s: int) -> None:
+def start_processes(
+    *, use_cpu: bool, deepspeed: bool, alone: bool = False, backend: str | None, timeout_s: int
+) -> None:
     """Join the process group of the launcher, if there is one.
 
     It has to exist before the model: ZeRO-3 partitions weights while they are loaded, and on a CPU transformers would
-    start the group too late for that. A DeepSpeed run without a launcher becomes a group of one.
+    start the group too late for that. `alone`: a process without a launcher becomes a group of one.
     """
-    if deepspeed and "WORLD_SIZE" not in os.environ:
+    if alone and "WORLD_SIZE" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        alone = {
+        environment = {
             "RANK": "0",
             "LOCAL_RANK": "0",
             "WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        os.environ.update(alone)
+        os.environ.update(environment)
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         return
     if not use_cpu and torch.cuda.is_available():

@@ -180,7 +180,7 @@ def _difference(old: Run, new: Run) -> str:
     if new.q_lora and not old.q_lora:
         flags.append("--q_lora True")
     if new.zero != old.zero and new.zero is not None:
-        flags.append(f"--deepspeed {new.zero.path}")
+        flags.append(f"--deepspeed {new.zero.path}" + (" instead of FSDP" if old.fsdp is not None else ""))
     return " ".join(flags) or "--chunked_head True"
 
 

@@ -31,8 +31,9 @@ from fastchat.plan.report import as_json, as_lines, short_line
 from fastchat.plan.run import Machine, Run
 from fastchat.plan.search import keep_global_batch
 from fastchat.plan.units import MIB, human
-from fastchat.plan.zero import read_zero
+from fastchat.plan.zero import Zero, read_zero
 from fastchat.settings.checkpointing import AUTO, read_checkpointing
+from fastchat.settings.engines import EngineChoice, check_stage, choose
 
 __all__ = [
     "Machine",
@@ -98,6 +99,7 @@ def run_of(
     if s["q_lora"] and not lora:
         raise SettingsError("--q_lora needs an adapter: remove --full_finetuning")
     adapter = adapter_settings(s) if lora else {}
+    choice = choose(s, lora=lora)
     run = Run(
         architecture=shape,
         machine=machine,
@@ -108,7 +110,8 @@ def run_of(
         dtype=_one_of("dtype", str(s["dtype"]), ("auto", "float32", "bfloat16", "float16")),
         bf16=bool(s["bf16"]),
         fp16=bool(s["fp16"]),
-        zero=read_zero(s["deepspeed"], shape.hidden) if s["deepspeed"] else None,
+        zero=_zero(choice, str(s["engine"]), shape.hidden),
+        fsdp=choice.fsdp,
         model_max_length=int(s["model_max_length"]),
         per_device_train_batch_size=int(s["per_device_train_batch_size"]),
         gradient_accumulation_steps=int(s["gradient_accumulation_steps"]),
@@ -119,6 +122,14 @@ def run_of(
         chunked_head=bool(s["chunked_head"]),
     )
     return fewest_checkpoints(run) if checkpointing == AUTO else run
+
+
+def _zero(choice: EngineChoice, engine: str, hidden: int) -> Zero | None:
+    if choice.deepspeed is None:
+        return None
+    zero = read_zero(choice.deepspeed, hidden)
+    check_stage(engine, zero.stage)
+    return zero
 
 
 def _kernel(settings: Mapping[str, Any], shape: Architecture, machine: Machine) -> str:

@@ -88,6 +88,8 @@ def describe(run: Run) -> str:
 
 def engine(run: Run) -> str:
     """The engine that divides the work between GPUs."""
+    if run.fsdp is not None:
+        return "FSDP"
     if run.zero is None:
         alone = "one process" if run.machine.on_cpu else "one GPU"
         return alone if run.machine.gpus == 1 else "DDP"
@@ -153,7 +155,7 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
         ("activations", plan.activations, _activations(run)),
         ("loss", plan.loss, loss),
         ("quantisation overhead", plan.quantisation_overhead, "scales, one matrix in 16 bits" if run.q_lora else ""),
-        ("ZeRO buffers" if run.zero else "DDP buckets", plan.zero_buffers, ""),
+        (_buffers(run), plan.zero_buffers, ""),
         ("reserve", plan.reserve, f"{cuda}fragmentation, temporary tensors; an estimate"),
     ]
     if plan.overlap:
@@ -168,6 +170,12 @@ def _activations(run: Run) -> str:
     if run.checkpointed_layers == run.architecture.num_layers:
         return "inputs of layers, one recomputed"
     return f"inputs of {run.checkpointed_layers} layers, the others whole" if run.checkpointed_layers else "all layers"
+
+
+def _buffers(run: Run) -> str:
+    if run.fsdp is not None:
+        return "gathered units"
+    return "ZeRO buffers" if run.zero else "DDP buckets"
 
 
 def _paged(plan: Plan) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from fastchat.plan.architecture import Architecture, Layer, Linear
 from fastchat.plan.targets import Copies, adapted_by_layer, copied_modules, tables_of
 from fastchat.plan.zero import Zero
+from fastchat.settings.engines import FsdpOptions
 from fastchat.settings.targets import matches
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -67,6 +68,7 @@ class Run:
     bf16: bool = True
     fp16: bool = False
     zero: Zero | None = None  # None: no DeepSpeed
+    fsdp: FsdpOptions | None = None  # None: no FSDP
     model_max_length: int = 512
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
@@ -97,8 +99,18 @@ class Run:
 
     @cached_property
     def autocast(self) -> bool:
-        """Whether torch.autocast is used: 16 bits without DeepSpeed, which casts the model instead."""
-        return self.half and self.zero is None
+        """Whether torch.autocast is used: 16 bits without DeepSpeed and FSDP, which cast the model instead."""
+        return self.half and self.zero is None and self.fsdp is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every process has whole weights, gradients and optimizer states: no DeepSpeed, no FSDP."""
+        return self.zero is None and self.fsdp is None
+
+    @property
+    def reshards(self) -> bool:
+        """Whether FSDP gathers a layer for each pass, instead of keeping it from the forward to the backward pass."""
+        return self.fsdp is None or self.fsdp.reshard_after_forward
 
     @cached_property
     def stored_dtype(self) -> str:
@@ -114,6 +126,8 @@ class Run:
         """Bytes per unquantized base weight during training, and per number of the residual stream."""
         if self.zero is not None:
             return 2 if self.half else 4
+        if self.fsdp is not None and self.half:
+            return 2
         return _BYTES[self.stored_dtype]
 
     @cached_property
@@ -130,8 +144,8 @@ class Run:
 
     @cached_property
     def adapter_bytes(self) -> int:
-        """Bytes per adapter weight: float32, except that DeepSpeed makes 16-bit working copies."""
-        return 2 if self.zero is not None and self.half else 4
+        """Bytes per adapter weight: float32, except that DeepSpeed and FSDP make 16-bit working copies."""
+        return 2 if self.half and not self.autocast else 4
 
     @cached_property
     def dropout_mask_bytes(self) -> int:

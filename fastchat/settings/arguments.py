@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from fastchat.settings.data_names import COLUMNS, roles
+from fastchat.settings.engine_arguments import EngineArguments
 from fastchat.settings.evaluation_arguments import EvaluationArguments
 from fastchat.settings.fields import (
     ABOVE_ZERO,
@@ -348,7 +349,7 @@ class LoraArguments:
 
 
 @dataclass
-class RunArguments(EvaluationArguments, TransformersArguments):
+class RunArguments(EvaluationArguments, EngineArguments, TransformersArguments):
     """The training arguments of transformers, and those that this project adds."""
 
     cache_dir: str | None = _model(None, "cache folder of hub models", resume=FREE, memory=True, path=True)

@@ -114,7 +114,7 @@ _CONVERSATIONS = "leave it out; rows are conversations, see docs/data.md"
 _TOKENS = "add tokens first with `fastchat prepare`"
 _SAVED = "weights are always saved as safetensors; leave it out"
 _HALF = "leave it out; --bf16 True or --fp16 True is enough"
-_FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
+_FSDP = "write --engine fsdp; its options are keys of --fsdp_config"
 _INFERENCE = "it is for inference; leave it out"
 _MERGE = "leave it out; `fastchat merge` merges an adapter into its base"
 _VISION = "only the language model is trained; leave it out"
@@ -289,8 +289,10 @@ _REASONS: dict[str, str] = {
     "strict": "leave it out; unknown settings are always refused",
     # older transformers
     "logging_dir": _ENVIRONMENT.format("TENSORBOARD_LOGGING_DIR"),
-    "fsdp_transformer_layer_cls_to_wrap fsdp_min_num_params fsdp_final_state_dict_type fsdp_version "
-    "qlora_sharded_model_loading": _FSDP,
+    "fsdp_transformer_layer_cls_to_wrap fsdp_min_num_params fsdp_final_state_dict_type fsdp_version fsdp_cpu_offload "
+    "fsdp_offload_params fsdp_state_dict_type fsdp_sharding_strategy fsdp_reshard_after_forward fsdp_auto_wrap_policy "
+    "fsdp_cpu_ram_efficient_loading fsdp_sync_module_states fsdp_use_orig_params fsdp_backward_prefetch "
+    "fsdp_forward_prefetch fsdp_activation_checkpointing qlora_sharded_model_loading": _FSDP,
     "half_precision_backend fp16_backend fp16_opt_level": _HALF,
     "use_mps_device": "leave it out; the device is detected automatically",
     "use_legacy_prediction_loop sharded_ddp mp_parameters ray_scope tpu_num_cores": _FUSED,
@@ -312,7 +314,6 @@ _FAMILIES: dict[str, str] = {  # beginnings of names; an exact name above comes 
     "export_quantization_ export_hub_ export_hf_": _EXPORT,
     "image_ video_ audio_ whisper_": _VISION,
     "swanlab_ comet_ trackio_ mlflow_ otel_ use_otel_ wandb_": _TRACKER,
-    "fsdp_": _FSDP,
     "ray_ tpu_ rdzv_": _LAUNCHER,
     "gptq_ awq_": _QUANTIZED,
     "bnb_": "leave it out; q_lora: true is nf4 with double quantization",

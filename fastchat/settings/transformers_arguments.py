@@ -306,15 +306,12 @@ _EVALUATION = "evaluation computes only the exact loss; leave it out"
 _HUB = "only the finished result is uploaded, once; leave it out"
 _NO = "not supported; leave it out"
 _OURS = "batches are made by this project's own data loader; leave it out"
-_FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
 
 
 @dataclass
 class RefusedArguments:
     """Training arguments of transformers that are not supported: only their defaults are accepted."""
 
-    fsdp: str | None = _refused(None, refused=_FSDP)
-    fsdp_config: dict[str, Any] | str | None = _refused(None, refused=_FSDP)
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = _refused("every_save", refused=_HUB)
     hub_always_push: bool = _refused(False, refused=_HUB)
     hub_revision: str | None = _refused(None, refused=_HUB)

@@ -81,7 +81,7 @@ def _check_continued(lora: LoraArguments, engine: Engine) -> None:
         trainable_tokens=list(own.get("trainable_token_indices") or ()),
         use_dora=bool(own.get("use_dora")),
         q_lora=lora.q_lora,
-        zero_stage=3 if engine.partitions else 0,
+        zero_stage=engine.zero_stage,
     )
 
 

@@ -13,6 +13,7 @@ from fastchat.eval.matching import EVAL_FLAGS, make_match, metrics_of
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
 from fastchat.settings.checkpointing import read_checkpointing
+from fastchat.settings.engines import EngineChoice, check_fsdp, check_stage
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN, check_combination, check_init, parse_layers
 from fastchat.settings.lora_options import check_engine as check_adapter_engine
 from fastchat.settings.options import COMMAND, check_ranges, check_refused
@@ -241,8 +242,12 @@ def _restated_names(values: Values, name: str) -> list[str]:
     return names
 
 
-def check_engine(values: Values, config: dict[str, Any] | None) -> None:
-    """What the engine of the DeepSpeed configuration `config` cannot train."""
+def check_engine(values: Values, config: dict[str, Any] | None, choice: EngineChoice) -> None:
+    """What the engine cannot train. `config`: the DeepSpeed configuration that `choice` names, None without."""
+    if config is not None:
+        check_stage(values["engine"], stage_of(config))
+    if choice.fsdp is not None:
+        check_fsdp(values)
     if "lora_r" in values and config is not None:
         asked = {name: values[name] for name in ("trainable_tokens", "use_dora", "q_lora")}
         check_adapter_engine(**asked, zero_stage=stage_of(config))

@@ -154,6 +154,7 @@ def check_model(
             batch_size=1 if engine.partitions else batch_size,
             dtype=dtype,
             checkpointing=checkpointing and not engine.partitions,
+            gradients_of=engine.gradients,
         )
 
     def verdict() -> None:
@@ -187,7 +188,7 @@ def as_in_training(model: Any, computing: Computing, engine: Engine) -> Iterator
     device, half = computing.device, computing.half
     if not engine.partitions and model.device.type != device.type:
         model.to(device)  # the Trainer or the engine would do it a moment later
-    mixed = half is not None and not (engine.casts_weights and computing.weights_dtype == half)
+    mixed = half is not None and not engine.casts_by_itself(computing.weights_dtype, half)
     with torch.autocast(device.type, dtype=half, enabled=mixed):
         dtype = half or computing.weights_dtype
         yield torch.float16 if computing.tf32 and dtype == torch.float32 else dtype  # both keep 10 bits

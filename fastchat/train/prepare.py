@@ -262,13 +262,15 @@ def prepare_model(
     wanted = loading.dtype if isinstance(loading.dtype, torch.dtype) else config.get_text_config().dtype
     if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
         say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}")
-    if not engine.partitions and (is_multimodal(config) or (decomposes and not quantized)):
+    if engine.loading() is None and (is_multimodal(config) or (decomposes and not quantized)):
         loaded.to(device)  # as the Trainer would a moment later: a few tokens are sent through it now
     with engine.weights_in_reach(loaded):
         if add_adapter is not None:
-            return add_adapter(loaded, lambda: load(False)), loaded_as
-        say_idle(freeze_idle(loaded, engine.numel))
-    if not engine.casts_weights and loaded_as in (torch.bfloat16, torch.float16):
+            loaded = add_adapter(loaded, lambda: load(False))
+        else:
+            say_idle(freeze_idle(loaded, engine.numel))
+    engine.divide(loaded, device)
+    if add_adapter is None and not engine.casts_weights and loaded_as in (torch.bfloat16, torch.float16):
         say(
             f"the weights are trained in {_short(loaded_as)} without a float32 copy, so small "
             "updates round away: --dtype float32 or --deepspeed keeps one"

@@ -75,7 +75,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     text = read_text(settings, base)
 
     # 3. The engine: who holds weights and optimizer state, and what a global batch is.
-    engine = choose_engine(settings.deepspeed_config, world_size())
+    engine = choose_engine(settings.deepspeed_config, world_size(), settings.fsdp, bf16=settings.training.bf16)
 
     # 4. What the base's configuration decides: the kernel, the memory to expect, the RoPE scaling if one was asked for.
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)

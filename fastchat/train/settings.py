@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fastchat.bars import BARS
 from fastchat.errors import SettingsError, hide, say, show, values_without_secrets, without_secrets
 from fastchat.settings.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
+from fastchat.settings.engines import FsdpOptions, choose
 from fastchat.settings.help import RECIPES, asked_for_help, common, help_head, help_text
 from fastchat.settings.options import is_flag, split_recipe
 from fastchat.settings.readers import training_options, training_reader
@@ -47,6 +48,7 @@ class Settings:
     lora: LoraArguments | None  # None: full fine-tuning
     values: Values  # the same values by name, as the user gave them, with their origin
     deepspeed_config: dict[str, Any] | None
+    fsdp: FsdpOptions | None = None
 
     @property
     def origin(self) -> dict[str, str]:
@@ -117,10 +119,11 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
 
     reporting.choose_reports(values)
     hardware.fit_to_machine(values)
-    config = load_deepspeed(values["deepspeed"]) if values["deepspeed"] else None
-    checks.check_engine(values, config)
+    choice = choose(values, lora=lora)
+    config = load_deepspeed(choice.deepspeed) if choice.deepspeed is not None else None
+    checks.check_engine(values, config, choice)
     hardware.check_compiler(config)
-    return _build(values, config, lora)
+    return _build(values, config, choice.fsdp, lora)
 
 
 def _usage(lora: bool) -> list[str]:
@@ -135,22 +138,26 @@ def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(cls) if field.init]
 
 
-def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Settings:
+def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | None, lora: bool) -> Settings:
     from fastchat.processes import start_processes
     from fastchat.train import arguments
+    from fastchat.train.other_processes import keep_global_batch
 
     newer = _check_version(values)
     _derive(values)
     start_processes(
         use_cpu=values["use_cpu"],
         deepspeed=config is not None,
+        alone=config is not None or fsdp is not None,
         backend=values["ddp_backend"],
         timeout_s=values["ddp_timeout"],
     )
+    keep_global_batch(values)
     kwargs = {name: values[name] for name in (*_names(RunArguments), *newer)}
     kwargs.update(deepspeed=config, output_dir=str(Path(values["output_dir"]).expanduser()))
     kwargs["gradient_checkpointing"] = bool(values["gradient_checkpointing"])  # how many layers: see recipe.py
     kwargs.update(torch_compile=False, use_liger_kernel=False)  # transformers would do both in its own way: speed.py
+    kwargs.update(fsdp=None, fsdp_config=None)  # the engine does it, and accelerate is not told
     kwargs.update(dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_token")), push_to_hub=False)  # see pushing.py
     if "activation_checkpointing" in _names(arguments.TrainingArguments):  # the newer name; the older one mirrors it
         kwargs["activation_checkpointing"] = kwargs["gradient_checkpointing"]
@@ -173,6 +180,7 @@ def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Setting
         lora=LoraArguments(**{n: values[n] for n in _names(LoraArguments)}) if lora else None,
         values=values,
         deepspeed_config=config,
+        fsdp=fsdp,
     )
     _check_built(settings)
     return settings

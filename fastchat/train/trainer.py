@@ -255,7 +255,7 @@ class ChatTrainer(LeanTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The Trainer asks right before the optimizer's step (DeepSpeed has made it, unless the norm was bad)."""
-        norm: Any = super()._get_grad_norm(model, grad_norm)
+        norm: Any = self.engine.norm(super()._get_grad_norm(model, grad_norm))
         good = self.guard.may_step(float(norm), self.state.global_step)
         if not good:
             self._loss_sum, self._added_sum, self._counts = self._before_step
