@@ -20,7 +20,7 @@ from fastchat.data.tokens.prepare import TokenSettings
 from fastchat.errors import say
 from fastchat.model.loading import load_config
 from fastchat.model.rope import RopeChoice, choose_rope
-from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
+from fastchat.processes import on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
 from fastchat.train import packed, startup
 from fastchat.train.adapter import adapter_of, derived_targets, token_ids
@@ -31,6 +31,7 @@ from fastchat.train.datasets import Corpus, Data, Named, check_enough, longest, 
 from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.engine import Engine, choose_engine
 from fastchat.train.head import ChunkedCrossEntropy
+from fastchat.train.lifeline import LIFELINE
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce, say_lost
 from fastchat.train.prepare import (
@@ -50,7 +51,7 @@ from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
-from fastchat.train.status import RunStatus, end_with_dead_peer
+from fastchat.train.status import RunStatus, end_now
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
 from fastchat.train.untrained import warn_untrained
@@ -64,7 +65,7 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     # 1. The output folder holds no result that must stay, and no other run uses it.
     folder = output_folder(settings)
-    STOPPING.know_peers(known_processes(), lambda dead: end_with_dead_peer(status, dead))
+    LIFELINE.watch(lambda ended: end_now(status, ended), STOPPING.follow)
     startup.check_folder(folder)
     on_all_processes(lambda: status.lock(folder.path))
 
@@ -118,6 +119,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     train_and_finish(run, trainer, start.resume.checkpoint)
     on_main_process(lambda: remove_stops(folder.path, training.save_strategy))
     STOPPING.close()
+    LIFELINE.close()
 
 
 # ---- the steps in their order: which settings each takes, and what it adds to them ----

@@ -85,8 +85,8 @@ def find_output_dir(argv: Sequence[str]) -> str | None:
 def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     """Reads, checks and completes the settings; joins the launcher's processes, since transformers wants to know them.
 
-    Raises SettingsError (DataError for a missing data file, ResourceError for a missing compiler). Prints the help
-    and ends on `--help`.
+    Raises SettingsError (DataError for a missing data file, ResourceError for a missing compiler), in every process
+    what one of them meets. Prints the help and ends on `--help`.
     """
     name, words = split_recipe(argv)
     asked = asked_for_help(words)
@@ -94,6 +94,17 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
         options = training_options(lora)
         show(help_text(_usage(lora), options, common(options), asked))
         sys.exit(0)
+    from fastchat.train.agreement import settings_facts
+    from fastchat.train.joining import together
+
+    values, config = together(
+        lambda: _read(name, words, lora), lambda read: settings_facts(*read), lambda read: float(read[0]["ddp_timeout"])
+    )
+    return _build(values, config, lora)
+
+
+def _read(name: str | None, words: Sequence[str], lora: bool) -> tuple[Values, dict[str, Any] | None]:
+    """(the checked values, the DeepSpeed configuration), from the recipe `name` and the flags `words`."""
     recipe = find_recipe(name) if name is not None else None
     if recipe is not None and recipe != Path(str(name)).expanduser():
         say(f"recipe: {recipe}")
@@ -115,7 +126,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     config = load_deepspeed(values["deepspeed"]) if values["deepspeed"] else None
     checks.check_engine(values, config)
     hardware.check_compiler(config, values["use_cpu"])
-    return _build(values, config, lora)
+    return values, config
 
 
 def _usage(lora: bool) -> list[str]:
@@ -131,8 +142,8 @@ def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
 
 
 def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Settings:
-    from fastchat.processes import start_processes
-    from fastchat.train import arguments
+    from fastchat.processes import on_all_processes, start_processes
+    from fastchat.train.joining import MEETING
 
     newer = _check_version(values)
     _derive(values)
@@ -141,7 +152,16 @@ def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Setting
         deepspeed=config is not None,
         backend=values["ddp_backend"],
         timeout_s=values["ddp_timeout"],
+        store=MEETING.store,
+        places=MEETING.places,
     )
+    return on_all_processes(lambda: _assemble(values, config, lora, newer))
+
+
+def _assemble(values: Values, config: dict[str, Any] | None, lora: bool, newer: list[str]) -> Settings:
+    """The dataclasses. `newer`: what `_check_version` gave."""
+    from fastchat.train import arguments
+
     kwargs = {name: values[name] for name in (*_names(RunArguments), *newer)}
     kwargs.update(deepspeed=config, output_dir=str(Path(values["output_dir"]).expanduser()))
     kwargs.update(dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_token")), push_to_hub=False)  # see pushing.py
