@@ -1,8 +1,8 @@
 """What has to be the same in every process of a run, and how a difference is named.
 
 Settings, versions of libraries and the program are compared before there is a process group (`settings_facts`);
-template, tokenizer, base model and data as soon as they are known. Paths may differ between machines: what is read there
-is compared instead.
+template, tokenizer, base model and data as soon as they are known, see `hosts`. Paths may differ between machines: what
+is read there is compared instead.
 """
 
 from __future__ import annotations

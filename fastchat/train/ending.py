@@ -77,8 +77,8 @@ def lost_line(ended: Ended | None, advise: Callable[[], str]) -> str:
     who = ended.place.seen_from(here())
     if ended.silent:
         return (
-            f"{who} went silent: {ended.place.host} has not answered for {SILENT_S} s. The host is down or suspended, or "
-            "the network to it is interrupted; the same command resumes from the last checkpoint"
+            f"{who} went silent: {ended.place.host} has not answered for {SILENT_S} s. The host is down or suspended, "
+            "or the network to it is interrupted; the same command resumes from the last checkpoint"
         )
     return f"{who} ended without an error message (killed, perhaps for memory: {advise()})"
 

@@ -68,8 +68,8 @@ class Meeting:
         reports: list[tuple[Place, dict[str, Any]]] = []
         for rank in range(_size()):
             missing = (
-                f"rank {rank} has not joined the run within --ddp_timeout ({patience_s:g} s): it was not started, ended "
-                f"before, or cannot reach {_address()}"
+                f"rank {rank} has not joined the run within --ddp_timeout ({patience_s:g} s): it was not started, has "
+                f"ended, or cannot reach {_address()}"
             )
             if not self._await(f"report/{rank}", until, missing, unless="verdict"):
                 return
@@ -200,7 +200,9 @@ def _connect(mine: Place, until: float) -> Any:
             break
         except OSError as error:
             if time.monotonic() > until:
-                raise ResourceError(f"the first process of the run cannot be reached at {_address()}: {error}") from None
+                raise ResourceError(
+                    f"the first process of the run cannot be reached at {_address()}: {error}"
+                ) from None
             time.sleep(_POLL_S)
     try:
         return dist.TCPStore(

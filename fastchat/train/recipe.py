@@ -31,6 +31,7 @@ from fastchat.train.datasets import Corpus, Data, Named, check_enough, longest, 
 from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.engine import Engine, choose_engine
 from fastchat.train.head import ChunkedCrossEntropy
+from fastchat.train.hosts import check_same_model
 from fastchat.train.lifeline import LIFELINE
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, announce, say_lost
@@ -83,7 +84,8 @@ def train(settings: Settings, status: RunStatus) -> None:
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = rope_as_asked(settings, config)
 
-    # 5. The folder is not another run's: looked at before the data is read, which can take long.
+    # 5. All hosts start from the same, and the folder is not another run's: before the data is read, which takes long.
+    check_same_model(base, config, text, loading, engine, adapter=getattr(settings.lora, "lora_weight_path", None))
     identity = on_main_process(lambda: identify_run(settings, folder, base, config, text, engine))
 
     # 6. The data, tokenized; the RoPE scaling that its longest dialogue needs; which dialogues share a row.
@@ -112,14 +114,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     trainer.plan = plan_checkpoints(trainer, start, adapter=lora is not None, hold=status.hold)
 
     # 11. The folder is this run's as soon as training begins: the engine and the reports are ready by then.
-    claim = startup.FolderClaim(lambda: status.claim(folder.path), folder.path, start.resume)
+    claim = startup.FolderClaim(lambda: status.claim(folder.path), trainer.plan)
     trainer.begin_with(RecordRehearsal(lambda: make_record(run, trainer)), claim)
 
     # 12. All steps; then the result saved and verified, evaluated, and the record of it all.
     train_and_finish(run, trainer, start.resume.checkpoint)
     on_main_process(lambda: remove_stops(folder.path, training.save_strategy))
-    STOPPING.close()
-    LIFELINE.close()
 
 
 # ---- the steps in their order: which settings each takes, and what it adds to them ----

@@ -4,7 +4,7 @@ What is printed goes into `log.txt` there as well, see `fastchat.streams`. A run
 writes neither and leaves no folder. What its processes have to tell each other goes over the `LIFELINE`.
 
 `status.json`: {"exit_code": 0 | 2 | 3 | 4 | 5 | 6 | 75 | 1 | null, "status": "running" | "done" | "failed" | "bug",
-"message": ..., "started": ..., "time": ...}. Launchers hide exit codes (torchrun turns every one into 1), the file
+"message": ..., "started": ..., "time": ..., "run": a random name}. Launchers hide exit codes (torchrun turns every one into 1), the file
 does not. "done" with exit code 6 is a failed upload; a later one that succeeds makes it 0 (`fastchat.checkpoint.hub`).
 """
 
@@ -32,7 +32,6 @@ from fastchat.checkpoint.staging import remove
 from fastchat.errors import (
     EXIT_DONE,
     EXIT_PREEMPTED,
-    EXIT_RESOURCE,
     ResourceError,
     SettingsError,
     UserError,
@@ -41,8 +40,8 @@ from fastchat.errors import (
     without_secrets,
 )
 from fastchat.files import Lock, NoLocks, atomic, sync
-from fastchat.streams import LOG, kept_output
 from fastchat.machines import here
+from fastchat.streams import LOG, kept_output
 from fastchat.train.ending import EXIT_BUG, LESS_MEMORY, describe, lost_another_process, lost_line
 from fastchat.train.joining import MEETING
 from fastchat.train.lifeline import LIFELINE, Ended
@@ -71,6 +70,7 @@ class RunStatus:
         self.advise: Callable[[], str] = lambda: LESS_MEMORY  # a run that was planned knows better
         self._lock: Lock | None = None
         self.started = time.strftime(_TIME)
+        self.run = os.urandom(8).hex()  # by which other machines recognise the folder
 
     def lock(self, output_dir: str | Path) -> None:
         """Keeps other runs out of an existing folder, until the end. SettingsError where one is in there."""
@@ -166,7 +166,8 @@ class RunStatus:
 
     def _content(self, exit_code: int | None, status: str, message: str) -> dict[str, Any]:
         now = time.strftime(_TIME)
-        return {"exit_code": exit_code, "status": status, "message": message, "started": self.started, "time": now}
+        end = {"exit_code": exit_code, "status": status, "message": message}
+        return {**end, "started": self.started, "time": now, "run": self.run}
 
     @property
     def folder_or_fail(self) -> Path:
@@ -325,7 +326,9 @@ def end_now(status: RunStatus, ended: Ended) -> None:
     asked to stop, nothing is done here where all processes stop at the same step."""
     if ended.exit_code == EXIT_PREEMPTED and STOPPING.can_wait:
         return
-    hurry = threading.Timer(_OTHERS_SPEAK_FIRST_S, os._exit, [ended.exit_code])  # the folder may be on a host that is gone
+    hurry = threading.Timer(
+        _OTHERS_SPEAK_FIRST_S, os._exit, [ended.exit_code]
+    )  # the folder may be on a host that is gone
     hurry.daemon = True
     hurry.start()
     os._exit(_end_as(status, ended))
