@@ -4,8 +4,9 @@ What is printed goes into `log.txt` there as well, see `fastchat.streams`. A run
 writes neither and leaves no folder. What its processes have to tell each other goes over the `LIFELINE`.
 
 `status.json`: {"exit_code": 0 | 2 | 3 | 4 | 5 | 6 | 75 | 1 | null, "status": "running" | "done" | "failed" | "bug",
-"message": ..., "started": ..., "time": ..., "run": a random name}. Launchers hide exit codes (torchrun turns every one into 1), the file
-does not. "done" with exit code 6 is a failed upload; a later one that succeeds makes it 0 (`fastchat.checkpoint.hub`).
+"message": ..., "started": ..., "time": ..., "run": a random word}. Launchers hide exit codes (torchrun turns every one
+into 1), the file does not. "done" with exit code 6 is a failed upload; a later one that succeeds makes it 0
+(`fastchat.checkpoint.hub`).
 """
 
 from __future__ import annotations
@@ -326,9 +327,8 @@ def end_now(status: RunStatus, ended: Ended) -> None:
     asked to stop, nothing is done here where all processes stop at the same step."""
     if ended.exit_code == EXIT_PREEMPTED and STOPPING.can_wait:
         return
-    hurry = threading.Timer(
-        _OTHERS_SPEAK_FIRST_S, os._exit, [ended.exit_code]
-    )  # the folder may be on a host that is gone
+    # The output folder may be on the host that is gone.
+    hurry = threading.Timer(_OTHERS_SPEAK_FIRST_S, os._exit, [ended.exit_code])
     hurry.daemon = True
     hurry.start()
     os._exit(_end_as(status, ended))
