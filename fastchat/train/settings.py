@@ -134,7 +134,7 @@ def _usage(lora: bool) -> list[str]:
     about = "LoRA fine-tuning on conversations." if lora else "Full fine-tuning on conversations."
     launchers = ("python", "torchrun --nproc_per_node 8")
     examples = [f"{launcher} -m {name} my.yaml --learning_rate 1e-4" for launcher in launchers]
-    return help_head(f"{name} [RECIPE.yaml] [--setting value ...]", f"{about}\n{RECIPES}", examples)
+    return help_head(f"python -m {name} [RECIPE.yaml] [--setting value ...]", f"{about}\n{RECIPES}", examples)
 
 
 def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
