@@ -17,7 +17,7 @@ from typing import Any
 
 import fastchat
 from fastchat.errors import SettingsError, brief, values_without_secrets
-from fastchat.files import sha256_of_blocks
+from fastchat.files import parse_json, sha256_of_blocks
 from fastchat.machines import Place, named
 from fastchat.settings.values import Values
 
@@ -69,7 +69,7 @@ def _read(file: Path) -> bytes:
 
 def _json(value: Any) -> Any:
     """As it arrives in another process, without secrets."""
-    return json.loads(json.dumps(values_without_secrets(value), sort_keys=True, default=str))
+    return parse_json(json.dumps(values_without_secrets(value), sort_keys=True, default=str))
 
 
 def differences(reports: Reports) -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from fastchat import errors
 from fastchat.errors import PeerFailed, ResourceError, SettingsError, UserError
+from fastchat.files import parse_json
 from fastchat.machines import Place, are_several, here
 from fastchat.train.agreement import differences
 from fastchat.train.lifeline import LIFELINE
@@ -57,7 +58,7 @@ class Meeting:
             if mine.rank == 0:
                 self._collect(until, patience_s)
         self._await("verdict", until, f"rank 0 has not decided within --ddp_timeout ({patience_s:g} s)")
-        verdict = json.loads(self.store.get("verdict"))
+        verdict = parse_json(self.store.get("verdict"))
         self.store.add("read", 1)
         self._unread = verdict["error"] is not None
         self.places = [Place(**place) for place in verdict.get("places", [])]
@@ -73,7 +74,7 @@ class Meeting:
             )
             if not self._await(f"report/{rank}", until, missing, unless="verdict"):
                 return
-            report = json.loads(self.store.get(f"report/{rank}"))
+            report = parse_json(self.store.get(f"report/{rank}"))
             reports.append((Place(**report["place"]), report["facts"]))
         found = differences(reports)
         if found:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastchat.errors import EXIT_PREEMPTED, EXIT_RESOURCE
+from fastchat.files import parse_json
 from fastchat.machines import Place
 
 SILENT_S = 60  # without any answer of a machine: long enough for a switch to start again, well below two minutes
@@ -90,7 +91,7 @@ class Lifeline:
                 line = socket.create_connection((address, port), timeout=_CONNECT_S)
                 line.sendall(_packed({"secret": secret, "place": mine.to_dict()}))
                 texts = _lines_of(line)
-                first = Place(**json.loads(next(texts))["place"])
+                first = Place(**parse_json(next(texts))["place"])
                 _probe(line)
                 self._mine, self._lines = mine, {line: first}
                 _in_thread(self._listen, line, texts)
@@ -147,7 +148,7 @@ class Lifeline:
         try:
             line.settimeout(_CONNECT_S)
             texts = _lines_of(line)
-            hello = json.loads(next(texts))
+            hello = parse_json(next(texts))
             place = Place(**hello["place"])
             if hello["secret"] != self._secret or self._mine is None:
                 raise ValueError("not of this run")
@@ -167,7 +168,7 @@ class Lifeline:
         silent = False
         try:
             for text in texts:
-                self._hear(json.loads(text))
+                self._hear(parse_json(text))
         except OSError as error:
             silent = error.errno in _SILENT
         except (ValueError, KeyError, TypeError):
