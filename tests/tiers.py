@@ -19,8 +19,6 @@ from tests.builders import TOKENIZER_KINDS
 
 # Real ones in ../shared; tests that need them are skipped if it does not exist.
 SHARED = ("tokenizers/llama-2", "tokenizers/gemma", "tokenizers/llama-3", "tokenizers/qwen2.5", "models/stories260K")
-# Of kinds that the others have too, and slow to read: tests of several tokenizers leave them to `--thorough`.
-LARGE = ("tokenizers/gemma", "tokenizers/llama-3")
 ALL_TOKENIZERS = (*TOKENIZER_KINDS, *SHARED)
 TEMPLATES = tuple(name for name, conv in conv_templates.items() if conv.sep_style or conv.template)
 # Number of examples, by tier, of a property that does not set its own.

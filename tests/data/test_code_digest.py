@@ -128,7 +128,7 @@ def test_every_library_that_decides_ids_is_in_the_key(monkeypatch: pytest.Monkey
         for name in re.findall(r"^\s*(?:from|import) ([a-z0-9_]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
     third_party = imports - set(sys.stdlib_module_names) - {"fastchat"}
-    installed = third_party & set(importlib.metadata.packages_distributions())
+    installed = {name for name in third_party if name in importlib.metadata.packages_distributions()}
     assert installed - harmless == set(token_cache._LIBRARIES)
     real = importlib.metadata.version
     for name in token_cache._LIBRARIES:

@@ -12,7 +12,7 @@ from fastchat.data.encoding.probes import HARMLESS
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS
-from tests.tiers import ALL_TOKENIZERS, LARGE, thorough
+from tests.tiers import ALL_TOKENIZERS, thorough
 
 HI = Dialogue((Turn("user", "Hi"), Turn("assistant", "Yo")), "S")
 
@@ -159,7 +159,7 @@ def test_token_with_characters_of_a_question_is_never_learned(encoder_of):
     assert len(torn.straddling) == 1 and not torn.supervised[torn.straddling[0]]
 
 
-@pytest.mark.parametrize("tokenizer", [thorough(name, in_default=name not in LARGE) for name in ALL_TOKENIZERS])
+@pytest.mark.parametrize("tokenizer", ALL_TOKENIZERS)
 def test_raw_file_gives_the_ids_of_the_real_class(encoder_of, tokenizer):
     from transformers import AutoTokenizer
 

@@ -8,7 +8,7 @@ from fastchat.data.encoding.probes import probes_of
 from fastchat.data.encoding.properties import prove
 from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS
-from tests.tiers import KINDS, LARGE, SHARED
+from tests.tiers import KINDS, SHARED
 
 
 @pytest.mark.slow
@@ -16,8 +16,7 @@ def shares():
     """(tokenizer, templates): all kinds of templates with each tokenizer; by default each has its share of them."""
     names = (*TOKENIZER_KINDS, *SHARED)
     for i, name in enumerate(names):
-        marks = [pytest.mark.thorough] if name in LARGE else []
-        yield pytest.param(name, KINDS[i % len(TOKENIZER_KINDS) :: len(TOKENIZER_KINDS)], id=name, marks=marks)
+        yield pytest.param(name, KINDS[i % len(TOKENIZER_KINDS) :: len(TOKENIZER_KINDS)], id=name)
         yield pytest.param(name, KINDS, id=f"{name} all", marks=pytest.mark.thorough)
 
 

@@ -15,7 +15,6 @@ from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.encoding.properties import prove
 from fastchat.data.encoding.saved_template import compare_template, install_template
 from tests.data.test_own_template_kinds import DIALOGUES, REASONING, TOOLS, generated
-from tests.tiers import thorough
 
 # Stops, and what the template cannot show.
 PUBLISHED = {
@@ -31,9 +30,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [thorough(name, in_default=name in ("qwen3_5_think", "llama3_1")) for name in PUBLISHED]
-)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published(name, shared, tmp_path):
     path = shared / "chat_templates" / "with_template.py"
     if not path.is_file():

@@ -24,7 +24,6 @@ from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, collect, damage
 from fastchat.errors import DataError
 from tests.data.in_memory import build_store
-from tests.tiers import thorough
 
 TokenizerDir = Callable[[str], Path]
 
@@ -320,8 +319,8 @@ def test_what_keeps_the_lost_tokens() -> None:
     ("tokenizer", "template"),
     [
         ("tokenizers/llama-2", "vicuna_v1.1"),
-        thorough("tokenizers/gemma", "gemma", in_default=False),
-        thorough("tokenizers/llama-3", "llama-3", in_default=False),
+        ("tokenizers/gemma", "gemma"),
+        ("tokenizers/llama-3", "llama-3"),
         ("tokenizers/qwen2.5", "chatml"),
         ("models/stories260K", "vicuna_v1.1"),
     ],

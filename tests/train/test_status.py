@@ -231,7 +231,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lifeline]:
 
 def _killed(other: Lifeline) -> None:
     """The kernel closes the connections of a process that is gone."""
-    for line in other._lines:
+    for line in list(other._lines):
         line.shutdown(socket.SHUT_RDWR)
 
 
