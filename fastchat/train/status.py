@@ -246,8 +246,8 @@ def run_main(body: Callable[[RunStatus], None], output_dir: str | None) -> NoRet
 def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
     """Runs `body`, says how it ended on stderr and in `status.json`, and returns the exit code.
 
-    Mostly all ranks meet the same error, and rank 0 prints it. An error that only another rank meets (out of memory, a
-    file missing on its machine) is printed by that rank after a short wait for rank 0.
+    Mostly all ranks meet the same error, and the first of each machine prints it. An error that only another rank meets
+    (out of memory, a file that is gone) is printed by that rank after a short wait for the first one.
     """
     status = RunStatus(output_dir)
     try:
@@ -273,7 +273,7 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
         elif lost_another_process(error):
             if (ended := LIFELINE.wait(_OTHERS_SPEAK_FIRST_S + _LOST_S)) is not None:
                 return _end_as(status, ended)
-        elif not is_first_process() and (ended := _first_to_speak(error, status)) is not None:
+        elif here().local_rank > 0 and (ended := _first_to_speak(error, status)) is not None:
             return _end_as(status, ended, error)
         code, kind, message = describe(error, status.advise, status.folder)
         message = without_secrets(message)
@@ -300,7 +300,8 @@ def _speak(text: str) -> None:
 
 
 def _first_to_speak(error: BaseException, status: RunStatus) -> Ended | None:
-    """Mostly rank 0 meets the same error and says it: how it ended; None where it does not end."""
+    """Mostly the first process of this machine meets the same error and says it: how it, or another one before, ended;
+    None where none does."""
     STOPPING.failed_with = describe(error, status.advise, status.folder)[0]
     ended = LIFELINE.wait(_OTHERS_SPEAK_FIRST_S)
     STOPPING.failed_with = None

@@ -239,6 +239,7 @@ def test_another_rank_speaks_for_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 0.0)
     assert attempt(_raise(ResourceError("only here")), str(tmp_path / "out")) == 6
     assert "[rank 3] error: only here" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Any
 
 NAMES = ("a", "b")
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 _KINDS = ("--net", "--uts", "--mount", "--pid")
 
 
@@ -33,6 +34,13 @@ def why_not() -> str:
     tried = ["unshare", *_KINDS, "--fork", "--mount-proc", "ip", "link", "add", "probe0", "type", "veth"]
     done = subprocess.run(tried, capture_output=True, text=True, check=False)
     return f"no right to make namespaces: {done.stderr.strip()}" if done.returncode else ""
+
+
+@functools.cache
+def why_no_ssh() -> str:
+    """Why `deepspeed --hostfile` cannot be tried between the hosts; "" where it can."""
+    missing = [tool for tool in ("pdsh", "ssh", "ssh-keygen", "sshd") if shutil.which(tool, path=_PATH) is None]
+    return f"{', '.join(missing)} not installed" if missing else ""
 
 
 def address(host: str) -> str:
@@ -92,6 +100,23 @@ class TwoHosts:
         here = str(more.pop("cwd", os.getcwd()))
         command = self._on(host, ["env", "-C", here, *words])
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **more)
+
+    def serve_ssh(self) -> None:
+        """Every host lets the other one in, by name and without a password, as `deepspeed --hostfile` needs it."""
+        place = self.folder / "ssh"
+        place.mkdir()
+        for name in ("id", "host"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / name)], check=True)
+        lines = [f"IdentityFile {place}/id", "StrictHostKeyChecking no", "UserKnownHostsFile /dev/null", "LogLevel ERROR"]
+        (place / "config").write_text("Host *\n" + "".join(f"  {line}\n" for line in lines))
+        lines = [f"HostKey {place}/host", f"AuthorizedKeysFile {place}/id.pub", "StrictModes no", "PermitRootLogin yes"]
+        (place / "sshd").write_text("\n".join([*lines, "UsePAM no", "PidFile none"]) + "\n")
+        for host in NAMES:
+            script = (
+                f"mkdir -p ~/.ssh /run/sshd && mount --bind '{place}' ~/.ssh && chmod 600 ~/.ssh/* && "
+                f"exec /usr/sbin/sshd -f '{place}/sshd'"
+            )
+            subprocess.run(self._on(host, ["sh", "-c", script]), check=True)
 
     def local(self, host: str) -> Path:
         """The folder that is `folder`/local on that host, as it is seen from outside."""
