@@ -155,7 +155,8 @@ class RunStatus:
             self._undo()
             return
         with suppress(OSError):
-            if self.folder is not None and not self._is_anothers():
+            recorded = not is_first_process() and self.folder and read_status(self.folder).get("exit_code") is not None
+            if self.folder is not None and not recorded and not self._is_anothers():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_json(self.folder / STATUS, self._content(exit_code, status, message))
 

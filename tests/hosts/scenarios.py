@@ -1,6 +1,6 @@
 """What can go wrong between two hosts, played on two namespaces: `SCENARIOS`, and `play` for one of them.
 
-    python -m playground.hosts_table out.md        the table of all, with times and exit codes
+python -m playground.hosts_table out.md        the table of all, with times and exit codes
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ ENGINES = ("ddp", "zero2", "zero3")
 RENDEZVOUS = ("c10d", "static", "hostfile")
 PORT = 29400
 PATIENCE_S = 900
+SETTLED_S = 40.0  # after which a launcher has started its ranks, or starts them no more
 SAVES = ("--save_strategy", "steps", "--save_steps", "5")
 LONG = ("--max_steps", "4000", *SAVES)
 LOCAL, OUT = "{local}", "{out}"  # the folder that is another one on each host; the output folder on a shared one
@@ -51,10 +52,10 @@ class Scenario:
 
 @dataclass
 class Played:
-    """What became of a run: by host what the launcher returned, what was printed, and the seconds from the fault (or
-    the start) to its end; the exit codes of the ranks that the launcher names; what is in `status.json`."""
+    """What became of a run: by host what the launcher returned (None: it was still waiting for the other host), what was
+    printed, and the seconds from the fault (or the start) to the end; the exit codes of the ranks that the launcher names; what is in `status.json`."""
 
-    returned: dict[str, int]
+    returned: dict[str, int | None]
     seconds: dict[str, float]
     logs: dict[str, str]
     codes: list[int]
@@ -140,7 +141,13 @@ SCENARIOS = (
     ),
 )  # fmt: skip
 HOSTFILE = (
-    Scenario("Ctrl-C at deepspeed --hostfile", None, {"a": "is saved; the same command resumes"}, flags=LONG, happens="int launcher"),
+    Scenario(
+        "Ctrl-C at deepspeed --hostfile",
+        None,
+        {"a": "is saved; the same command resumes"},
+        flags=LONG,
+        happens="int launcher",
+    ),
     Scenario("SIGTERM to deepspeed --hostfile", None, flags=LONG, happens="term launcher"),
 )
 
@@ -148,7 +155,9 @@ HOSTFILE = (
 def prepare_material(folder: Path) -> Path:
     """A tiny model and data, in `folder`, to be copied to each host."""
     builders.make_model(folder / "model")
-    builders.write_rows(folder / "data.json", [row for rounds in (1, 2, 3) for row in builders.chat_rows(9, rounds)][:20])
+    builders.write_rows(
+        folder / "data.json", [row for rounds in (1, 2, 3) for row in builders.chat_rows(9, rounds)][:20]
+    )
     return folder
 
 
@@ -166,18 +175,13 @@ def play(scenario: Scenario, engine: str, rendezvous: str, material: Path, folde
             _wait_for_steps(output, running)
             began = time.monotonic()
             _happen(scenario.happens, hosts, folder)
-        seconds: dict[str, float] = {}
-        while len(seconds) < len(running) and time.monotonic() - began < PATIENCE_S:
-            time.sleep(0.2)
-            ended = [host for host, process in running.items() if process.poll() is not None and host not in seconds]
-            seconds |= {host: round(time.monotonic() - began, 1) for host in ended}
-        _wait_for_ranks(folder)
+        seconds = _wait_for_end(running, folder, began)
         if scenario.flags[:2] == UNSHARED:
             output = hosts.local("a") / "out"
     logs = {host: (folder / f"log_{host}").read_text(errors="replace") for host in running}
     codes = [int(code) for log in logs.values() for code in re.findall(r"exitcode\s*: (-?\d+) ", log)]
     status = json.loads((output / "status.json").read_text()) if (output / "status.json").exists() else {}
-    return Played({host: process.poll() or 0 for host, process in running.items()}, seconds, logs, codes, status, output)
+    return Played({host: process.poll() for host, process in running.items()}, seconds, logs, codes, status, output)
 
 
 def _words(scenario: Scenario, host: str, engine: str, folder: Path, output: Path) -> list[str]:
@@ -188,7 +192,9 @@ def _words(scenario: Scenario, host: str, engine: str, folder: Path, output: Pat
     words += ["--run_report", "none", "--sample_prompts", "0", "--disable_tqdm", "True", "--save_strategy", "no"]
     if engine.startswith("zero"):
         config = folder / f"{engine}.json"
-        config.write_text(json.dumps({"zero_optimization": {"stage": int(engine[-1])}, "zero_allow_untested_optimizer": True}))
+        config.write_text(
+            json.dumps({"zero_optimization": {"stage": int(engine[-1])}, "zero_allow_untested_optimizer": True})
+        )
         words += ["--deepspeed", str(config)]
     words += [*scenario.flags, *(scenario.on_b if host == "b" else ())]
     return [word.replace(LOCAL, local).replace(OUT, str(output)) for word in words]
@@ -213,7 +219,14 @@ def _start(
         else:
             head = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
             if rendezvous == "static":
-                head += ["--node_rank", str(NAMES.index(host)), "--master_addr", address("a"), "--master_port", str(PORT)]
+                head += [
+                    "--node_rank",
+                    str(NAMES.index(host)),
+                    "--master_addr",
+                    address("a"),
+                    "--master_port",
+                    str(PORT),
+                ]
             else:
                 head += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{address('a')}:{PORT}", "--rdzv_id", "x"]
                 head += ["--local_addr", address(host), "--max_restarts", str(scenario.restarts)]
@@ -271,8 +284,20 @@ def _launchers(folder: Path) -> list[int]:
     return found
 
 
-def _wait_for_ranks(folder: Path) -> None:
-    """A launcher may end before its ranks do."""
-    until = time.monotonic() + PATIENCE_S
-    while _ranks(folder) and time.monotonic() < until:
-        time.sleep(0.2)
+def _wait_for_end(running: dict[str, subprocess.Popen[bytes]], folder: Path, began: float) -> dict[str, float]:
+    """By host, the seconds until its launcher had ended; or its rank, if the launcher waits on for the other host."""
+    seconds: dict[str, float] = {}
+    gone: dict[str, float] = {}
+    while len(seconds) < len(running) or _ranks(folder):
+        now = time.monotonic()
+        assert now - began < PATIENCE_S, "the run does not end"
+        for host, process in running.items():
+            ranks = _ranks(folder, str(NAMES.index(host)))
+            gone = {name: at for name, at in gone.items() if name != host or not ranks}
+            if not ranks and now - began > SETTLED_S:
+                gone.setdefault(host, now)
+            over = process.poll() is not None or now - gone.get(host, now) > SETTLED_S
+            if over and host not in seconds:
+                seconds[host] = round(gone.get(host, now) - began, 1)
+        time.sleep(0.3)
+    return seconds
