@@ -21,7 +21,7 @@ from fastchat.data.tokens.prepare import TokenSettings
 from fastchat.errors import say
 from fastchat.model.loading import load_config
 from fastchat.model.rope import RopeChoice, choose_rope
-from fastchat.processes import known_processes, on_all_processes, on_main_process, world_size
+from fastchat.processes import on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
 from fastchat.train import packed, speed, startup
 from fastchat.train.adapter import adapter_of, derived_targets, token_ids
@@ -33,6 +33,8 @@ from fastchat.train.datasets import Corpus, Data, Named, check_enough, longest, 
 from fastchat.train.ending import LESS_MEMORY
 from fastchat.train.engine import Engine, choose_engine
 from fastchat.train.head import ChunkedCrossEntropy
+from fastchat.train.hosts import check_same_model
+from fastchat.train.lifeline import LIFELINE
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.planning import advice, say_lost
 from fastchat.train.prepare import (
@@ -52,7 +54,7 @@ from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
 from fastchat.train.resuming import Identity
 from fastchat.train.settings import Settings
-from fastchat.train.status import RunStatus, end_with_dead_peer
+from fastchat.train.status import RunStatus, end_now
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
 from fastchat.train.untrained import warn_untrained
@@ -66,7 +68,7 @@ def train(settings: Settings, status: RunStatus) -> None:
 
     # 1. The output folder holds no result that must stay, and no other run uses it.
     folder = output_folder(settings)
-    STOPPING.know_peers(known_processes(), lambda dead: end_with_dead_peer(status, dead))
+    LIFELINE.watch(lambda ended: end_now(status, ended), STOPPING.follow)
     startup.check_folder(folder)
     on_all_processes(lambda: status.lock(folder.path))
 
@@ -84,7 +86,8 @@ def train(settings: Settings, status: RunStatus) -> None:
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = rope_as_asked(settings, config)
 
-    # 5. The folder is not another run's: looked at before the data is read, which can take long.
+    # 5. All hosts start from the same, and the folder is not another run's: before the data is read, which takes long.
+    check_same_model(base, config, text, loading, engine, adapter=getattr(settings.lora, "lora_weight_path", None))
     identity = on_main_process(lambda: identify_run(settings, folder, base, config, text, engine))
 
     # 6. The data, tokenized; the RoPE scaling that its longest dialogue needs; which dialogues share a row.
@@ -113,13 +116,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     trainer.plan = plan_checkpoints(trainer, start, adapter=lora is not None, hold=status.hold)
 
     # 11. The folder is this run's as soon as training begins: the engine and the reports are ready by then.
-    claim = startup.FolderClaim(lambda: status.claim(folder.path), folder.path, start.resume)
+    claim = startup.FolderClaim(lambda: status.claim(folder.path), trainer.plan)
     trainer.begin_with(RecordRehearsal(lambda: make_record(run, trainer)), claim)
 
     # 12. All steps; then the result saved and verified, evaluated, and the record of it all.
     train_and_finish(run, trainer, start.resume.checkpoint)
     on_main_process(lambda: remove_stops(folder.path, training.save_strategy))
-    STOPPING.close()
 
 
 # ---- the steps in their order: which settings each takes, and what it adds to them ----

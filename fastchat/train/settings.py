@@ -88,8 +88,8 @@ def find_output_dir(argv: Sequence[str]) -> str | None:
 def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     """Reads, checks and completes the settings; joins the launcher's processes, since transformers wants to know them.
 
-    Raises SettingsError (DataError for a missing data file, ResourceError for a missing compiler). Prints the help
-    and ends on `--help`.
+    Raises SettingsError (DataError for a missing data file, ResourceError for a missing compiler), in every process
+    what one of them meets. Prints the help and ends on `--help`.
     """
     name, words = split_recipe(argv)
     asked = asked_for_help(words)
@@ -97,6 +97,21 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
         options = training_options(lora)
         show(help_text(_usage(lora), options, common(options), asked))
         sys.exit(0)
+    from fastchat.train.agreement import settings_facts
+    from fastchat.train.joining import together
+
+    values, config, fsdp = together(
+        lambda: _read(name, words, lora),
+        lambda read: settings_facts(*read[:2]),
+        lambda read: float(read[0]["ddp_timeout"]),
+    )
+    return _build(values, config, fsdp, lora)
+
+
+def _read(
+    name: str | None, words: Sequence[str], lora: bool
+) -> tuple[Values, dict[str, Any] | None, FsdpOptions | None]:
+    """(the checked values, the DeepSpeed configuration, FSDP's options), from the recipe `name` and the flags `words`."""
     recipe = find_recipe(name) if name is not None else None
     if recipe is not None and recipe != Path(str(name)).expanduser():
         say(f"recipe: {recipe}")
@@ -123,7 +138,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     config = load_deepspeed(choice.deepspeed) if choice.deepspeed is not None else None
     checks.check_engine(values, config, choice)
     hardware.check_compiler(config)
-    return _build(values, config, choice.fsdp, lora)
+    return values, config, choice.fsdp
 
 
 def _usage(lora: bool) -> list[str]:
@@ -131,7 +146,7 @@ def _usage(lora: bool) -> list[str]:
     about = "LoRA fine-tuning on conversations." if lora else "Full fine-tuning on conversations."
     launchers = ("python", "torchrun --nproc_per_node 8")
     examples = [f"{launcher} -m {name} my.yaml --learning_rate 1e-4" for launcher in launchers]
-    return help_head(f"{name} [RECIPE.yaml] [--setting value ...]", f"{about}\n{RECIPES}", examples)
+    return help_head(f"python -m {name} [RECIPE.yaml] [--setting value ...]", f"{about}\n{RECIPES}", examples)
 
 
 def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
@@ -139,8 +154,8 @@ def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
 
 
 def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | None, lora: bool) -> Settings:
-    from fastchat.processes import start_processes
-    from fastchat.train import arguments
+    from fastchat.processes import on_all_processes, start_processes
+    from fastchat.train.joining import MEETING
     from fastchat.train.other_processes import keep_global_batch
 
     newer = _check_version(values)
@@ -151,8 +166,19 @@ def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | No
         alone=config is not None or fsdp is not None,
         backend=values["ddp_backend"],
         timeout_s=values["ddp_timeout"],
+        store=MEETING.store,
+        places=MEETING.places,
     )
     keep_global_batch(values)
+    return on_all_processes(lambda: _assemble(values, config, fsdp, lora, newer))
+
+
+def _assemble(
+    values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | None, lora: bool, newer: list[str]
+) -> Settings:
+    """The dataclasses. `newer`: what `_check_version` gave."""
+    from fastchat.train import arguments
+
     kwargs = {name: values[name] for name in (*_names(RunArguments), *newer)}
     kwargs.update(deepspeed=config, output_dir=str(Path(values["output_dir"]).expanduser()))
     kwargs["gradient_checkpointing"] = bool(values["gradient_checkpointing"])  # how many layers: see recipe.py
@@ -168,9 +194,7 @@ def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | No
             training = arguments.TrainingArguments(**kwargs)
     except (ValueError, ImportError) as error:
         raise SettingsError(" ".join(str(error).split())) from None
-    training._n_gpu = min(
-        training.n_gpu, 1
-    )  # several GPUs without a launcher: transformers would copy the model to each
+    training._n_gpu = min(training.n_gpu, 1)  # without a launcher transformers would copy the model to each GPU
     if hasattr(training, "trackio_static_space_id"):
         training.trackio_static_space_id = False  # else a copy of the metrics goes to the hub after training
     settings = Settings(

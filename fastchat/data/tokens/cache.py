@@ -5,7 +5,6 @@
       0f3a….making  locked by the process that makes it: others wait and then read it
       0f3a….using   locked (shared) by every run that reads it: it is not removed meanwhile
       sums/         sha256 of data files, see fingerprint.py
-      ended/        notes of processes of one run to each other, see end_note.py
       starts/       what earlier starts have found out, see known.py and early.py
 
 Entries unused for 30 days are removed and, above 20 GiB in total, the least recently used ones; this is checked, and
@@ -221,7 +220,7 @@ def evict(folder: Path, keep: str = "") -> None:
             total -= size
             why = "unused for 30 days" if old else f"the cache is larger than {MAX_BYTES >> 30} GiB"
             say(f"token cache: {place} removed ({size / 2**20:,.0f} MiB, {why})")
-    for note in (note for name in ("sums", "ended", KNOWN) for note in (folder / name).glob("*")):
+    for note in (note for name in ("sums", KNOWN) for note in (folder / name).glob("*")):
         if now - note.stat().st_mtime > MAX_AGE_S:
             note.unlink(missing_ok=True)
     _remove_leftovers(folder)
