@@ -8,7 +8,7 @@ GPUs per host, one of G hops of every ring is between hosts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from fastchat.plan.architecture import Layer
 from fastchat.plan.estimate import Plan, estimate
@@ -16,8 +16,8 @@ from fastchat.plan.run import Run
 from fastchat.plan.sharding import fsdp_states
 from fastchat.plan.zero import read_zero
 
-ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp", "hybrid")
 Engine = Literal["ddp", "zero1", "zero2", "zero3", "fsdp", "hybrid"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True)
