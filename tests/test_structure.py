@@ -19,6 +19,7 @@ LEAVES = {
     "bars",
     "errors",
     "files",
+    "machines",
     "pages",
     "paths",
     "security",

@@ -107,7 +107,12 @@ class TwoHosts:
         place.mkdir()
         for name in ("id", "host"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / name)], check=True)
-        lines = [f"IdentityFile {place}/id", "StrictHostKeyChecking no", "UserKnownHostsFile /dev/null", "LogLevel ERROR"]
+        lines = [
+            f"IdentityFile {place}/id",
+            "StrictHostKeyChecking no",
+            "UserKnownHostsFile /dev/null",
+            "LogLevel ERROR",
+        ]
         (place / "config").write_text("Host *\n" + "".join(f"  {line}\n" for line in lines))
         lines = [f"HostKey {place}/host", f"AuthorizedKeysFile {place}/id.pub", "StrictModes no", "PermitRootLogin yes"]
         (place / "sshd").write_text("\n".join([*lines, "UsePAM no", "PidFile none"]) + "\n")
