@@ -1,6 +1,6 @@
 """The tables of docs/scale.md: `python -m fastchat.plan.scale docs/scale.md` computes them again in place.
 
-In the page, a table stands between `<!-- table NAME -->` and the next empty line.
+In the page, a table is the lines after `<!-- table NAME -->` that begin with `|`.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def seconds() -> list[str]:
                 yield f"{step_seconds(accumulated, engine, hardware) / accumulation:.2f}"
 
     head = ["computation", "400 Gbit/s, A = 1", "A = 8", "100 Gbit/s per host, A = 1", "A = 8"]
-    fitting = ((m, a, w, e) for m, a, w, e in _rows() if plan_with(run_with(a, w, 64), e).fits)
-    return _table(["model", "method", "engine", *head], ([m, w, NAMES[e], *cells(a, w, e)] for m, a, w, e in fitting))
+    rows = ([m, w, NAMES[e], *cells(a, w, e)] for m, a, w, e in _rows() if plan_with(run_with(a, w, 64), e).fits)
+    return _table(["model", "method", "engine", *head], rows)
 
 
 def published() -> list[str]:
@@ -180,9 +180,9 @@ def with_tables(page: str) -> str:
     """
 
     def new(match: re.Match[str]) -> str:
-        return "\n".join([match.group(1), *TABLES[match.group(2)]()]) + "\n\n"
+        return "\n".join([match.group(1), *TABLES[match.group(2)]()]) + "\n"
 
-    return re.sub(r"(?ms)^(<!-- table (\w+) -->)\n.*?(?:\n\n|\n\Z|\Z)", new, page).rstrip("\n") + "\n"
+    return re.sub(r"(?m)^(<!-- table (\w+) -->)\n(?:\|.*\n)*", new, page)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

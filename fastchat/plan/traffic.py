@@ -8,7 +8,7 @@ GPUs per host, one of G hops of every ring is between hosts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from fastchat.plan.architecture import Layer
 from fastchat.plan.estimate import Plan, estimate
@@ -16,8 +16,8 @@ from fastchat.plan.run import Run
 from fastchat.plan.sharding import fsdp_states
 from fastchat.plan.zero import read_zero
 
-ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp", "hybrid")
 Engine = Literal["ddp", "zero1", "zero2", "zero3", "fsdp", "hybrid"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,11 @@ def transfers(run: Run, engine: Engine) -> list[Transfer]:
     if engine == "ddp":
         return [Transfer(gradients, 2, every_microstep=False)]
     if engine == "zero3":
-        return [Transfer(_weights(run)), Transfer(_weights(run)), Transfer(gradients)]
+        base, adapter = _base(run), (run.trained - _persistent(run)) * run.compute_bytes if run.lora else 0
+        # Nothing before the first adapter is differentiated, so the embedding is not needed again.
+        spared = run.lora and not (run.gradient_checkpointing or run.trains_embedding or run.architecture.tied)
+        again = base - run.architecture.embedding_elements * run.compute_bytes * spared
+        return [Transfer(base + adapter), Transfer(again + adapter), Transfer(gradients)]
     reduced = Transfer(gradients, 2, every_microstep=engine == "zero2")
     return [reduced, Transfer(gradients, every_microstep=False, hidden=False)]
 
@@ -119,19 +123,27 @@ def transfers(run: Run, engine: Engine) -> list[Transfer]:
 def _fsdp(run: Run, *, hybrid: bool) -> list[Transfer]:
     among: Literal["all", "host"] = "host" if hybrid else "all"
     gradients = run.trained * (4 if run.half else run.trained_bytes)
-    found = [Transfer(_weights(run), among=among)] * 2 + [Transfer(gradients, among=among)]
+    weights = _base(run) + (run.trained * run.compute_bytes if run.lora else 0)
+    found = [Transfer(weights, among=among)] * 2 + [Transfer(gradients, among=among)]
     if hybrid:
         found.append(Transfer(gradients // run.machine.gpus_per_host, 2, "hosts"))
     return found
 
 
-def _weights(run: Run) -> int:
-    """Bytes of everything that is gathered, the adapter included."""
+def _base(run: Run) -> int:
+    """Bytes of the model that are gathered, without the adapter."""
     a = run.architecture
-    adapter = run.trained if run.lora else 0
     if not run.q_lora:
-        return (a.parameters - a.other + adapter) * run.compute_bytes
-    return a.linear_elements // 2 + (a.unquantised_elements + adapter) * run.compute_bytes
+        return (a.parameters - a.other) * run.compute_bytes
+    return a.linear_elements // 2 + (a.unquantised_elements - a.other) * run.compute_bytes
+
+
+def _persistent(run: Run) -> int:
+    """Elements of the adapter in matrices so small that ZeRO-3 does not divide them."""
+    assert run.zero is not None
+    rank = run.lora_r
+    sizes = [(n, rank * max(1, m.stacked) * side) for m, n in run.adapters for side in (m.inputs, m.outputs)]
+    return sum(n * size for n, size in sizes if size <= run.zero.persistence)
 
 
 def sent(transfer: Transfer, run: Run) -> Sent:
