@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from fastchat.data.batches.packing import PackedDataset
 from fastchat.errors import counted, say
+from fastchat.model.decoder_layers import checkpointed_layers
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.plan.units import human
 from fastchat.train.datasets import Corpus
@@ -47,6 +48,7 @@ class Overview(TrainerCallback):
             "template": self.run.text.chat_encoder.template.name,
             "batch": self._batch(args),
             "steps": self._steps(args, state),
+            "layers": self._layers(),
             "memory": "" if plan is None else _memory(plan),
             "output": str(Path(args.output_dir)),
         }
@@ -82,6 +84,12 @@ class Overview(TrainerCallback):
         rows = "pack" if self.trainer.packing() else rows
         factors = f"{counted(processes, 'process')} x {micro} x accumulation {accumulation}"
         return f"{counted(processes * micro * accumulation, rows)} = {factors}"
+
+    def _layers(self) -> str:
+        """What is done to them besides computing them; "" for nothing."""
+        checkpointed = checkpointed_layers(self.trainer.model)
+        what = [f"{checkpointed} checkpointed"] if checkpointed else []
+        return ", ".join((*what, self.trainer.speed.line)) if self.trainer.speed.line else ", ".join(what)
 
     def _steps(self, args: Any, state: Any) -> str:
         at = f" (continued after step {state.global_step:,})" if state.global_step else ""

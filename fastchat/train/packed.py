@@ -131,7 +131,7 @@ def check_model(
     """
     flat = wants_one_row(used_attention(model))
     vocabulary = model.config.get_text_config().vocab_size
-    with _as_in_training(model, computing, engine) as dtype, engine.weights_in_reach(model):
+    with as_in_training(model, computing, engine) as dtype, engine.weights_in_reach(model):
         on_all_processes(lambda: check_no_leak(model, vocab_size=vocabulary, flat=flat))
         if rows.packs.separate is not None:
             on_all_processes(lambda: check_tree(model, vocab_size=vocabulary, dtype=dtype))
@@ -154,6 +154,7 @@ def check_model(
             batch_size=1 if engine.partitions else batch_size,
             dtype=dtype,
             checkpointing=checkpointing and not engine.partitions,
+            gradients_of=engine.gradients,
         )
 
     def verdict() -> None:
@@ -182,12 +183,12 @@ def _to_compare(packed: PackedDataset) -> tuple[list[Any], Packs | None]:
 
 
 @contextmanager
-def _as_in_training(model: Any, computing: Computing, engine: Engine) -> Iterator[torch.dtype]:
+def as_in_training(model: Any, computing: Computing, engine: Engine) -> Iterator[torch.dtype]:
     """The device and the precision that training will compute in; gives the dtype that rounds as much."""
     device, half = computing.device, computing.half
     if not engine.partitions and model.device.type != device.type:
         model.to(device)  # the Trainer or the engine would do it a moment later
-    mixed = half is not None and not (engine.casts_weights and computing.weights_dtype == half)
+    mixed = half is not None and not engine.casts_by_itself(computing.weights_dtype, half)
     with torch.autocast(device.type, dtype=half, enabled=mixed):
         dtype = half or computing.weights_dtype
         yield torch.float16 if computing.tf32 and dtype == torch.float32 else dtype  # both keep 10 bits

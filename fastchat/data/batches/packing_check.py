@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Batch = dict[str, torch.Tensor]
 
 LossSum = Callable[[Any, "Batch"], "torch.Tensor"]
+GradientsOf = Callable[["torch.Tensor", "Sequence[torch.nn.Parameter]"], "Sequence[torch.Tensor | None]"]
 # In float32 a larger error is one of the method; in half precision, summing in another order alone gives this much.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 _LEAK = 10  # times the rounding noise, which is zero in most models
@@ -131,6 +132,7 @@ def compare_packing(
     batch_size: int = 1,
     dtype: torch.dtype | None = None,
     checkpointing: bool = False,
+    gradients_of: GradientsOf | None = None,
 ) -> PackingReport:
     """Compare loss and gradients of `examples` packed and one by one. Does not change the parameters' `grad`.
 
@@ -142,11 +144,12 @@ def compare_packing(
         batch_size: packs per batch.
         dtype: what the forward pass computes in, which determines the tolerance; None: the dtype of the weights.
         checkpointing: keep the activations of one layer only, as training with gradient checkpointing does.
+        gradients_of: the gradient of a loss by each of some parameters, None where it has none; by default autograd's.
     """
     packed = PackedDataset(examples, packs or plan_packs([len(e["input_ids"]) for e in examples], capacity))
     starts = range(0, len(packed), batch_size)
     batches = [[packed[p] for p in range(at, min(at + batch_size, len(packed)))] for at in starts]
-    gradients = _Gradients(model)
+    gradients = GradientSum(model, gradients_of)
     with _evaluating(model), _checkpointing(model, checkpointing):
         unpacked_loss = packed_loss = 0.0
         for example in examples:
@@ -162,23 +165,21 @@ def compare_packing(
     return PackingReport(len(examples), len(packed), loss_error, difference / norm if norm else float("nan"), tolerance)
 
 
-class _Gradients:
+class GradientSum:
     """A signed sum of gradients, separate from the parameters' own `grad`, which is not changed.
 
     The parameters themselves may be empty by then: ZeRO-3 has released the gathered weights.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, gradients_of: GradientsOf | None = None) -> None:
+        self.model, self.gradients_of = model, gradients_of or _autograd
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.sums: list[torch.Tensor | None] = [None] * len(self.trained)
 
     def add(self, loss_sum: LossSum, batch: Batch, sign: float) -> float:
         """Adds `sign` times the gradient of a batch; returns its loss."""
-        import torch
-
         loss = loss_sum(self.model, {name: tensor.to(self.model.device) for name, tensor in batch.items()})
-        for i, gradient in enumerate(torch.autograd.grad(loss, self.trained, allow_unused=True)):
+        for i, gradient in enumerate(self.gradients_of(loss, self.trained)):
             if gradient is not None:
                 before = self.sums[i]
                 self.sums[i] = gradient * sign if before is None else before.add_(gradient, alpha=sign)
@@ -187,6 +188,12 @@ class _Gradients:
     def norm(self) -> float:
         """Euclidean, over all parameters."""
         return sum(float(total.double().pow(2).sum()) for total in self.sums if total is not None) ** 0.5
+
+
+def _autograd(loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> Sequence[torch.Tensor | None]:
+    import torch
+
+    return torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
 def _logits(model: Any, dialogues: Sequence[np.ndarray], flat: bool) -> torch.Tensor:
