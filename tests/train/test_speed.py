@@ -165,7 +165,7 @@ def test_compiled_for_this_machine(train: Train, quantized: bool) -> None:
     assert outcome.losses == pytest.approx(plain.losses, abs=1e-5)
 
 
-# ---- liger: its own package needs a GPU, and is seen at work there (playground/benchmark/gpu.py)
+# ---- liger: its kernels need a GPU, so only the way back is shown here
 
 
 def test_what_liger_replaces_can_be_put_back(tiny_model_dir: Callable[..., Path]) -> None:
