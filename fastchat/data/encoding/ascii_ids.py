@@ -66,6 +66,8 @@ def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]])
     if spec["type"] != "BPE":
         return None, f"its model is {spec['type']}"
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    if spec.get("ignore_merges") and not byte_level:
+        return None, "it looks for whole texts in its vocabulary"
     patterns, why = _patterns(steps) if byte_level else _patterns_of_spaces(steps, spec["vocab"])
     if why:
         return None, why
@@ -76,7 +78,7 @@ def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]])
     try:
         # What the expression does not match is a word too; tiktoken would leave it out.
         last = rf"{last}|(?:(?!{last})[\s\S])+"
-        words = tiktoken.Encoding("", pat_str=last, mergeable_ranks=ranks, special_tokens={})._core_bpe.encode_ordinary
+        words = tiktoken.Encoding("", pat_str=last, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
         splits = [regex.compile(pattern, regex.VERSION0) for pattern in first]
     except (ValueError, regex.error) as error:
         return None, f"its pre-tokenizer's expression cannot be compiled ({error})"
@@ -173,4 +175,3 @@ def _num_tokens(model: Any, words: Sequence[str]) -> list[int]:
         return [len(found) for found in Tokenizer(model).encode_batch_fast(list(words), add_special_tokens=False)]
     finally:
         model.ignore_merges = before
-        model._clear_cache()  # of words, full of those that no text has

@@ -20,6 +20,7 @@ import numpy as np
 from fastchat.conversation import Dialogue, Rendered, Segment
 from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.fast_path import FastPath
 from fastchat.data.encoding.labels import Labelled
 from fastchat.data.encoding.plain_text import encode_text, lead_of, pieces_of, text_of
 from fastchat.data.encoding.renderings import renderings_of
@@ -233,9 +234,14 @@ class _Maker:
     overlong: str
     waiting: list[tuple[Dialogue, Rendered | None, Example]] = field(default_factory=list)
 
+    @property
+    def fast(self) -> FastPath:
+        return self.chat_encoder.encoder.fast
+
     def finished(self) -> Iterator[Example]:
         """The waiting examples, complete."""
         rendered = [one for _, one, _ in self.waiting if one is not None]
+        self.fast.announce(s.text for one in rendered for s in one.segments if s.role != "template")
         encodings = encode_beginnings(rendered, self.chat_encoder, self.max_length)
         for dialogue, one, example in self.waiting:
             if one is not None:
@@ -287,6 +293,7 @@ class _Maker:
             outcome.add(left_out, 0)
             yield left_out
             return
+        self.fast.announce([text])
         ids, escaped = encode_text(text, self.chat_encoder)
         pieces = pieces_of(len(ids), len(lead), self.max_length)
         found = self.chat_encoder.special_token_strings([Segment(text, "user")])

@@ -6,14 +6,14 @@ such a kind is read from its `tokenizer.json`; that its ids and places really ar
 chosen to be difficult, and on a sample of the data, before the first use. For each text, the lengths must add up to
 that of the text. Every other text, and every other tokenizer, takes the usual way (`TextEncoder.plain_tokens`).
 
-Preparing it takes one or two seconds, so a tokenizer that encodes little is never prepared.
+Preparing it takes one or two seconds, so it is done only where there is much data.
 """
 
 from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,7 +25,7 @@ from fastchat.data.encoding.supervision import PlainTokens, Tokens
 if TYPE_CHECKING:
     from fastchat.data.encoding.text_encoder import TextEncoder
 
-WORTH = 1 << 21  # characters encoded before the fast path is prepared
+WORTH = 1 << 21  # characters of data after which the fast path is prepared
 _SAMPLE = 1 << 16  # characters of the data on which it is proven
 _LONGEST = 1 << 16  # characters of a text for tiktoken, whose regular expressions may overflow on a longer one
 _UNKNOWN = -(1 << 24)  # the length of a token whose text is not known: no text's lengths add up with it
@@ -49,12 +49,17 @@ class FastPath:
         self._ascii: Ids | None = None
         self._form: Form | None = None  # the Unicode normalisation
 
+    def announce(self, texts: Iterable[str]) -> None:
+        """Say what data is going to be encoded. Where there is much of it, the fast path is prepared. Nothing else
+        prepares it: a server's request must not wait for that."""
+        if self.lengths is None and not self._refused:
+            sample = list(texts)
+            self._seen += sum(map(len, sample))
+            if self._seen >= WORTH:
+                self.prepare(sample)
+
     def tokens(self, texts: Sequence[str], position: str) -> list[Tokens]:
         """The tokens of plain texts; `position` as in `TextEncoder.plain`."""
-        if self.lengths is None and not self._refused:
-            self._seen += sum(map(len, texts))
-            if self._seen >= WORTH:
-                self.prepare(texts)
         if self.lengths is None:
             return self._slowly(texts, position)
         return self._quickly(texts, position, self.lengths)
@@ -68,6 +73,7 @@ class FastPath:
             self._ascii, self.why_not = self._with_tiktoken(steps)
             self._form = next((s["type"] for s in encoder.steps("normalizer") if _is_form(s)), None)
             why = self._difference([*difficult_texts(), *_beginning(sample, _SAMPLE)], lengths)
+            encoder.whole.model._clear_cache()  # of words: it is full of those of difficult texts now
         if why:
             self.why_not, self._refused, self._ascii = why, True, None
         else:
