@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,6 +79,10 @@ def tokenised(
         for batch in batches:
             yield batch, make_shard(batch.dialogues, chat_encoder, **how)
         return
+    batches = iter(batches)
+    if _may_fork():  # what the encoder prepares at its first data is then part of every copy
+        for batch in islice(batches, 1):
+            yield batch, make_shard(batch.dialogues, chat_encoder, **how)
     forks = _may_fork()
     pool = ProcessPoolExecutor(
         workers,
