@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastchat.errors import EXIT_SETTINGS
+from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, show
 from fastchat.files import write_text
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.known import architecture_of_hub_name, architecture_of_size
@@ -30,6 +30,7 @@ from fastchat.plan.traffic import (
     step_seconds,
 )
 from fastchat.plan.units import GIB, human
+from fastchat.settings.help import asked_for_help, help_head
 
 GPUS = (1, 8, 64, 512)
 PER_HOST = 8
@@ -188,12 +189,16 @@ def with_tables(page: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Computes the tables of the given pages again."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if asked_for_help(words) is not None:
+        about = "Compute the tables of docs/scale.md again, in place."
+        show("\n".join(help_head("python -m fastchat.plan.scale PAGE", about, [])))
+        return EXIT_DONE
     if not words:
         print("error: name the page, for example: python -m fastchat.plan.scale docs/scale.md", file=sys.stderr)
         return EXIT_SETTINGS
     for name in words:
         write_text(name, with_tables(Path(name).read_text(encoding="utf-8")))
-    return 0
+    return EXIT_DONE
 
 
 if __name__ == "__main__":
