@@ -97,7 +97,7 @@ SCENARIOS = (
     Scenario(
         "other settings on b",
         2,
-        dict.fromkeys(NAMES, f"{DIFFER}--learning_rate is 5e-05 on host-a (rank 0) and 0.01 on host-b (rank 1); --max_"),
+        dict.fromkeys(NAMES, f"{DIFFER}--learning_rate is 5e-05 on host-a (rank 0) and 0.01 on host-b (rank 1); --m"),
         on_b=("--learning_rate", "1e-2", "--max_steps", "9"),
     ),
     Scenario("another tokenizer on b", 2, dict.fromkeys(NAMES, f"{DIFFER}the tokenizer is"), prepare=_other_tokenizer),
