@@ -32,7 +32,7 @@ def rows() -> list[tuple[Scenario, str, str]]:
 
 
 def line(scenario: Scenario, engine: str, rendezvous: str, played: Played) -> str:
-    """A row of the table. The exit code is the one in status.json, or that of a rank where the folder was not claimed."""
+    """A row of the table. The exit code is that in status.json, or of a rank where the folder was not claimed."""
     codes = [code for code in played.codes if code > 0]
     code = played.status.get("exit_code", codes[0] if codes else None)
     launchers = ", ".join("waits on" if code is None else str(code) for code in played.returned.values())
