@@ -182,10 +182,9 @@ def test_what_is_not_divided_is_no_fsdp() -> None:
         engine._check_divided(torch.nn.Linear(2, 2))
 
 
-def test_which_state_fits_which_engine_and_number_of_processes() -> None:
+def test_which_state_fits_which_engine() -> None:
     path = Path("out/checkpoint-3")
-    for saved, now in ((("ddp", 2), ("plain", 1)), (("plain", 1), ("ddp", 4)), (("fsdp", 2), ("fsdp", 1))):
+    for saved, now in (("ddp", "plain"), ("plain", "ddp"), ("fsdp", "fsdp"), ("zero2", "zero2")):
         assert find_mismatch(path, saved, now) is None
-    other = find_mismatch(path, ("ddp", 2), ("fsdp", 2))
+    other = find_mismatch(path, "ddp", "fsdp")
     assert other and "saved under ddp and this run is fsdp" in other
-    assert find_mismatch(path, ("zero2", 2), ("zero2", 4)) is None

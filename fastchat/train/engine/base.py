@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.gather import WeightAccess
-from fastchat.errors import SettingsError, counted
+from fastchat.errors import SettingsError
 
 
 class Engine(WeightAccess):
@@ -127,13 +127,12 @@ class Engine(WeightAccess):
 _WHOLE = {"plain": "whole", "ddp": "whole"}  # engines whose state is the same, and whole
 
 
-def find_mismatch(path: Path, saved: tuple[str, int], now: tuple[str, int]) -> str | None:
-    """Why the state in the checkpoint `path` does not fit, None where it does; (engine's name, processes) of then and
-    now. Each engine has its own state, and DeepSpeed's only fits as many processes: weights fit everywhere."""
-    (engine, processes), (our_engine, our_processes) = saved, now
-    if _WHOLE.get(engine, engine) != _WHOLE.get(our_engine, our_engine):
-        return (
-            f"{path} was saved under {engine} and this run is {our_engine}: its optimizer state does not "
-            "fit; use the same --engine or --deepspeed, or continue with the weights alone (--resume_weights_only)"
-        )
-    return None
+def find_mismatch(path: Path, saved: str, now: str) -> str | None:
+    """Why the state in the checkpoint `path`, of the engine `saved`, does not fit the engine `now`; None where it does.
+    Weights fit everywhere, and state fits any number of processes."""
+    if _WHOLE.get(saved, saved) == _WHOLE.get(now, now):
+        return None
+    return (
+        f"{path} was saved under {saved} and this run is {now}: its optimizer state does not fit; use the same --engine "
+        "or --deepspeed, or continue with the weights alone (--resume_weights_only)"
+    )
