@@ -31,6 +31,7 @@ ALL = (*all_arguments(True), PlanArguments, PreviewArguments)
 # This project's own defaults, and transformers' that depend on the machine or on torch's version.
 OTHER_DEFAULTS = {"logging_steps", "save_strategy", "logging_nan_inf_filter", "gradient_checkpointing", "optim"}
 NARROWER = {"train_sampling_strategy": "any text there", "trackio_static_space_id": "may be False there"}
+NARROWER["fsdp"] = "one text there, words here"
 
 
 def _kind(option: Option) -> str:

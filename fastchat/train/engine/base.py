@@ -133,6 +133,6 @@ def find_mismatch(path: Path, saved: str, now: str) -> str | None:
     if _WHOLE.get(saved, saved) == _WHOLE.get(now, now):
         return None
     return (
-        f"{path} was saved under {saved} and this run is {now}: its optimizer state does not fit; use the same --engine "
-        "or --deepspeed, or continue with the weights alone (--resume_weights_only)"
+        f"{path} was saved under {saved} and this run is {now}: its optimizer state does not fit; use the same "
+        "--engine or --deepspeed, or continue with the weights alone (--resume_weights_only)"
     )
