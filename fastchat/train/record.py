@@ -43,8 +43,8 @@ class RunRecord(TrainingRecord):
 
     optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
     compute in (`dtype` is what the weights were loaded as); head: "chunked" or "plain", how the loss was computed;
-    deepspeed: the configuration that DeepSpeed really got, None without it; memory: the measured peak next to the
-    planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues are in how many packs, by data
+    deepspeed, fsdp: the configuration that this engine really got, None without it; memory: the measured peak next to
+    the planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues are in how many packs, by data
     set, None without it.
     """
 
@@ -53,6 +53,7 @@ class RunRecord(TrainingRecord):
     compute_dtype: str | None = None
     head: str | None = None
     deepspeed: dict[str, Any] | None = field(default=None)
+    fsdp: dict[str, Any] | None = None
     memory: dict[str, Any] | None = field(default=None)
     packing: dict[str, Any] | None = None
 
@@ -113,7 +114,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
         "versions": _versions,
         "trainable_parameters": lambda: count_parameters(model, trainer.engine.numel)[0],
         "fingerprints": lambda: run.fingerprints,
-        "deepspeed": trainer.engine.settings,
+        trainer.engine.library: trainer.engine.settings,
         "memory": trainer.memory.record,
         "packing": trainer.packing,
     }

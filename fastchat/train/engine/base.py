@@ -22,6 +22,7 @@ class Engine(WeightAccess):
     a part of each weight. casts_weights: whether half precision means weights that the engine casts, with float32
     copies for the update; otherwise it is autocast. restores_weights: whether `load` brings back the trained weights as
     well. backward_arguments: what `accelerator.backward` is given. zero_stage: DeepSpeed's, 0 for other engines.
+    library: the field of training.json that `settings` is for.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Engine(WeightAccess):
     restores_weights = False
     backward_arguments: dict[str, Any] = {}
     zero_stage = 0
+    library = "deepspeed"
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -102,6 +104,10 @@ class Engine(WeightAccess):
     def compute_dtype(self, weights: torch.dtype) -> torch.dtype:
         """What forward and backward compute in; `weights` is the dtype they were loaded as."""
         raise NotImplementedError
+
+    def line(self) -> str:
+        """The engine in the block that a run prints before its first step."""
+        return self.name
 
     def settings(self) -> dict[str, Any] | None:
         """The configuration that the running engine was given, as plain values, for the record. None: it has none."""

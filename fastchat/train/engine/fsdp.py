@@ -37,6 +37,7 @@ class FSDP(Plain):
     name = "fsdp"
     partitions = True
     casts_weights = True
+    library = "fsdp"
 
     def __init__(self, options: FsdpOptions, world_size: int, half: torch.dtype | None) -> None:
         super().__init__(world_size)
@@ -135,6 +136,10 @@ class FSDP(Plain):
 
     def compute_dtype(self, weights: torch.dtype) -> torch.dtype:
         return self.half or weights
+
+    def line(self) -> str:
+        held, numbers = self.held(self.wrapped)
+        return f"fsdp: each process holds {100 * held / numbers:.1f} % of the weights, in {self.units} units"
 
     def settings(self) -> dict[str, Any]:
         held, numbers = self.held(self.wrapped)
