@@ -44,8 +44,8 @@ class RunRecord(TrainingRecord):
     optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
     compute in (`dtype` is what the weights were loaded as); head: "chunked" or "plain", how the loss was computed;
     deepspeed, fsdp: the configuration that this engine really got, None without it; memory: the measured peak next to
-    the planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues are in how many packs, by data
-    set, None without it.
+    the planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues are in how many packs, by
+    data set, None without it.
     """
 
     optimizer: str | None = None
