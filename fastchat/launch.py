@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    say(f"running: {_shown(launch)}")
+    if os.environ.get("RANK", "0") == "0":  # one line for all processes of a launcher
+        say(f"running: {_shown(launch)}")
     environment = dict(os.environ)
     for name, value in launch.environment.items():
         environment.pop(name, None)

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
-import io
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from fastchat.errors import PeerFailed, UserError
+from fastchat.machines import Place, are_several, here
 
 T = TypeVar("T")
 
 
+_places: list[Place] = []
+
+
 def start_processes(
-    *, use_cpu: bool, deepspeed: bool, alone: bool = False, backend: str | None, timeout_s: int
+    *,
+    use_cpu: bool,
+    deepspeed: bool,
+    alone: bool = False,
+    backend: str | None,
+    timeout_s: int,
+    store: Any = None,
+    places: Sequence[Place] = (),
 ) -> None:
-    """Join the process group of the launcher, if there is one.
+    """Join the process group of the launcher, if there is one. `store`: its key-value store, if the processes have met
+    there already; `places`: then all of them, by rank.
 
     It has to exist before the model: ZeRO-3 partitions weights while they are loaded, and on a CPU transformers would
     start the group too late for that. `alone`: a process without a launcher becomes a group of one.
@@ -45,28 +57,35 @@ def start_processes(
     backend = backend or ("gloo" if use_cpu else "nccl" if torch.cuda.is_available() else None)
     timeout = datetime.timedelta(seconds=timeout_s)
     if not dist.is_initialized():
-        dist.init_process_group(backend=backend, timeout=timeout)
+        _places[:] = places
+        more = {} if store is None else {"store": store, "rank": here().rank, "world_size": len(places)}
+        dist.init_process_group(backend=backend, timeout=timeout, **more)
     if deepspeed:
         import deepspeed as library
 
-        # It prints that it has built its operations; a failure is an error anyway.
-        with _hidden("LOCAL_SIZE"), redirect_stdout(io.StringIO()):
+        with _without_inference_kernels():
             library.init_distributed(dist_backend=backend or "gloo", timeout=timeout, auto_mpi_discovery=False)
 
 
 @contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """Unset an environment variable inside the block.
+def _without_inference_kernels() -> Iterator[None]:
+    """Inside the block DeepSpeed does not compile its shared-memory collectives for CPUs.
 
-    If LOCAL_SIZE tells DeepSpeed that all processes are on one machine, it takes 66 MiB of /dev/shm for each process
-    on a CPU. They are for inference only and are not freed when the run ends, and a container has only 64 MiB.
+    Only `inference_all_reduce` uses them. They take a minute to compile and 66 MiB of /dev/shm for each process, which
+    are not freed when the run ends; a container has 64 MiB.
     """
-    value = os.environ.pop(name, None)
+    from deepspeed import ops
+
+    name = "__compatible_ops__"  # looked up in all versions, and filled by importing setuptools in some
+    found = vars(ops).get(name)
+    setattr(ops, name, {})
     try:
         yield
     finally:
-        if value is not None:
-            os.environ[name] = value
+        if found is None:
+            delattr(ops, name)
+        else:
+            setattr(ops, name, found)
 
 
 def rank() -> int:
@@ -84,9 +103,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def known_processes() -> list[tuple[str, int]]:
-    """(host, process id) of every process of the run, by rank."""
-    return gather((socket.gethostname(), os.getpid()))
+def places() -> list[Place]:
+    """Where every process of the run is, by rank."""
+    return list(_places) or [here()]
+
+
+def several_machines() -> bool:
+    """Whether the processes of the run are on more than one machine."""
+    return are_several(places())
 
 
 def barrier() -> None:
@@ -117,12 +141,22 @@ def on_all_processes(work: Callable[[], T]) -> T:
     except Exception as met:  # noqa: BLE001 - raised below
         error = met
     told = error if error is None or isinstance(error, UserError) else PeerFailed(f"rank {rank()}: {error}")
-    errors = sorted((met for met in gather(told) if met is not None), key=lambda met: isinstance(met, PeerFailed))
+    errors = [(isinstance(met, PeerFailed), at, met) for at, met in enumerate(gather(told)) if met is not None]
     if not errors:
         return result
-    if error is not None and isinstance(errors[0], PeerFailed):
+    of_peers_only, at, first = min(errors)
+    if error is not None and (of_peers_only or at == rank()):
         raise error
-    raise errors[0]
+    raise _from_elsewhere(first, at) if error is None else first
+
+
+def _from_elsewhere(error: UserError | PeerFailed, at: int) -> UserError | PeerFailed:
+    """The error of rank `at`, with its host if that is another one: what it names may be different there."""
+    if at >= len(_places) or not are_several([_places[at], here()]):
+        return error
+    error = copy.copy(error)
+    error.args = (f"{error} (on {_places[at].host}, rank {at})",)
+    return error
 
 
 def everyone(work: Callable[[], T]) -> list[T]:

@@ -72,7 +72,7 @@ class Run:
     model_max_length: int = 512
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | int = False  # True: all decoder layers; a number: the first ones
     packing: bool = False
     attention: str = "sdpa"
     optim: str = "adamw_torch"
@@ -82,6 +82,12 @@ class Run:
     def tokens(self) -> int:
         """Tokens of one microbatch, padding included."""
         return self.per_device_train_batch_size * self.model_max_length
+
+    @cached_property
+    def checkpointed_layers(self) -> int:
+        """Decoder layers that are recomputed in the backward pass, the first ones."""
+        asked, layers = self.gradient_checkpointing, self.architecture.num_layers
+        return layers if asked is True else min(int(asked), layers)
 
     # ---- precision: bytes per number ----
 
@@ -158,13 +164,17 @@ class Run:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """All layers, in order of their first one. Raises SettingsError for a target that matches nothing."""
+        return self.groups_from(0)
+
+    def groups_from(self, start: int) -> tuple[Group, ...]:
+        """The same of layer number `start` (0-based) and those after it."""
         a = self.architecture
         mine = self._by_layer
         first = next((index for index, adapted in enumerate(mine) if adapted), a.num_layers)
         # Checkpointing makes the embedding's output have a gradient, and so does training the embedding.
         always = not self.lora or self.gradient_checkpointing or self.trains_embedding
         counts: dict[tuple[int, tuple[Linear, ...], bool], int] = {}
-        for index, adapted in enumerate(mine):
+        for index, adapted in list(enumerate(mine))[start:]:
             key = a.order[index], adapted, always or index > first
             counts[key] = counts.get(key, 0) + 1
         return tuple(Group(a.kinds[kind], count, adapted, live) for (kind, adapted, live), count in counts.items())

@@ -91,7 +91,7 @@ _HOST_COPY = 48_000
 
 def slowdown(run: Run) -> float:
     """Time per token, relative to LoRA without memory-saving settings. A rough figure for sorting."""
-    passes = (2 if run.lora else 3) + (1 if run.gradient_checkpointing else 0)
+    passes = (2 if run.lora else 3) + run.checkpointed_layers / run.architecture.num_layers
     extra = _LAUNCH + (_DEQUANTISE if run.q_lora else 0)
     step, host = 1.0, 0.0
     n = run.machine.gpus

@@ -106,7 +106,7 @@ _ONLY_LORA = "only LoRA adapters and their variants (see LoRA options in docs/tr
 _SFT = "only supervised fine-tuning is supported"
 _ENVIRONMENT = "set the environment variable {} instead"
 _BATCH = "the global batch is per_device_train_batch_size x gradient_accumulation_steps x processes; set those"
-_ATTENTION = "flash_attn: true asks for FlashAttention; otherwise the fastest kernel of torch is used"
+_ATTENTION = "attn_implementation: NAME chooses the kernel, flash_attn: true asks for FlashAttention 2"
 _AUTOMATIC = "leave it out; this is always done"
 _TOKENIZER = "leave it out; the tokenizer of the model folder is used"
 _MODEL = "leave it out; it is read from config.json in the model folder"
@@ -222,7 +222,7 @@ _REASONS: dict[str, str] = {
     # speed and memory
     "sdp_attention xformers_attention eager_attention s2_attention flex_attention shift_attn xformers "
     "use_xformers": _ATTENTION,
-    "use_liger enable_liger_kernel liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
+    "liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
     "liger_cross_entropy flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp "
     "lora_mlp_kernel lora_qkv_kernel lora_o_kernel use_unsloth unsloth_cross_entropy_loss "
     "cut_cross_entropy chunked_cross_entropy chunked_cross_entropy_num_chunks "

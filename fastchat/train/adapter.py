@@ -110,7 +110,7 @@ def token_ids(tokenizer: Any, values: Sequence[str]) -> list[int]:
 
     SettingsError for a text that is not one token of the vocabulary.
     """
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab() if values else {}  # a large dict, made at each call
     found = []
     for value in values:
         if value == UNTRAINED:

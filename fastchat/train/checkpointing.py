@@ -34,6 +34,7 @@ class RunCheckpoints:
     folder: the run's output folder. resume: where the run starts. adapter: whether only an adapter is trained.
     describe(trainer): the manifest of this moment, without files. changed: settings that differ since the checkpoint.
     expected_bytes, result_bytes: about how large one checkpoint and the result will be. hold: `RunStatus.hold`.
+    shared: whether all processes can write into the folder.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class RunCheckpoints:
     expected_bytes: int = 0
     result_bytes: int = 0
     hold: Callable[[], None] = lambda: None
+    shared: bool = True
 
 
 class EvaluationStopped(Exception):
@@ -72,6 +74,8 @@ class CheckpointTrainer(Trainer):
     # ---- saving ----
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not self.plan.shared:  # none was asked for, so this run is stopping
+            raise Preempted("the hosts do not share --output_dir: no checkpoint could be saved")
         on_main_process(self.plan.hold)
         state = self.state
         if state.best_global_step:

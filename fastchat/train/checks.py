@@ -12,6 +12,7 @@ from fastchat.errors import SettingsError, not_among, say
 from fastchat.eval.matching import EVAL_FLAGS, make_match, metrics_of
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
+from fastchat.settings.checkpointing import read_checkpointing
 from fastchat.settings.engines import EngineChoice, check_fsdp, check_stage
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN, check_combination, check_init, parse_layers
 from fastchat.settings.lora_options import check_engine as check_adapter_engine
@@ -93,6 +94,19 @@ def _data(values: Values) -> None:
 def _precision(values: Values) -> None:
     if values["bf16"] and values["fp16"]:
         raise SettingsError("--bf16 and --fp16 are both on; keep one")
+    if values["flash_attn"] and values["attn_implementation"]:
+        raise SettingsError(
+            f"--flash_attn and --attn_implementation {values['attn_implementation']} both choose the attention kernel; "
+            "keep one"
+        )
+    checkpointing = read_checkpointing(values["gradient_checkpointing"])
+    values.restate("gradient_checkpointing", checkpointing)
+    more = values["gradient_checkpointing_kwargs"]
+    if not isinstance(checkpointing, bool) and isinstance(more, dict) and "every_n_layers" in more:
+        raise SettingsError(
+            f"--gradient_checkpointing {checkpointing} and every_n_layers in --gradient_checkpointing_kwargs both "
+            "choose the layers; keep one"
+        )
 
 
 def _evaluation(values: Values) -> None:

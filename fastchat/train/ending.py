@@ -17,7 +17,9 @@ from fastchat.errors import (
     UserError,
     is_out_of_memory,
 )
-from fastchat.train.stopping import STOPPING, Preempted
+from fastchat.machines import here
+from fastchat.train.lifeline import LIFELINE, SILENT_S, Ended
+from fastchat.train.stopping import Preempted
 
 EXIT_BUG = 1
 
@@ -35,7 +37,7 @@ def describe(error: BaseException, advise: Callable[[], str], folder: Path | Non
         code = error.code if isinstance(error.code, int) else EXIT_DONE if error.code is None else EXIT_BUG
         return code, "failed" if code else "done", str(error)
     if lost_another_process(error):
-        return EXIT_RESOURCE, "failed", lost_line(STOPPING.dead_peers(patience_s=3.0), advise)
+        return EXIT_RESOURCE, "failed", lost_line(LIFELINE.ended, advise)
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's, of any of the paths
         return EXIT_SETTINGS, "failed", "a path begins with ~ and the name of a user whom this machine does not know"
     if is_out_of_memory(error):
@@ -68,11 +70,17 @@ LESS_MEMORY = (
 )
 
 
-def lost_line(dead: str, advise: Callable[[], str]) -> str:
-    """What is said when a process of the run does not answer: `dead` names those known to be gone."""
-    if dead:
-        return f"{dead} ended without an error message (killed, perhaps for memory: {advise()})"
-    return "another process of this run did not answer within --ddp_timeout, or ended without an error message"
+def lost_line(ended: Ended | None, advise: Callable[[], str]) -> str:
+    """What is said when a process of the run does not answer: `ended` is the one known to be gone without a word."""
+    if ended is None:
+        return "another process of this run did not answer within --ddp_timeout, or ended without an error message"
+    who = ended.place.seen_from(here())
+    if ended.silent:
+        return (
+            f"{who} went silent: {ended.place.host} has not answered for {SILENT_S} s. The host is down or suspended, "
+            "or the network to it is interrupted; the same command resumes from the last checkpoint"
+        )
+    return f"{who} ended without an error message (killed, perhaps for memory: {advise()})"
 
 
 def lost_another_process(error: BaseException) -> bool:

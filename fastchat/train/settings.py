@@ -30,6 +30,7 @@ from fastchat.settings.recipe_files import find_recipe, read_recipe
 from fastchat.settings.transformers_arguments import TransformersArguments
 from fastchat.settings.values import Values
 from fastchat.streams import DETAILS, quiet_libraries
+from fastchat.train.imports import import_libraries
 
 if TYPE_CHECKING:
     from fastchat.train.arguments import TrainingArguments
@@ -87,8 +88,8 @@ def find_output_dir(argv: Sequence[str]) -> str | None:
 def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     """Reads, checks and completes the settings; joins the launcher's processes, since transformers wants to know them.
 
-    Raises SettingsError (DataError for a missing data file, ResourceError for a missing compiler). Prints the help
-    and ends on `--help`.
+    Raises SettingsError (DataError for a missing data file, ResourceError for a missing compiler), in every process
+    what one of them meets. Prints the help and ends on `--help`.
     """
     name, words = split_recipe(argv)
     asked = asked_for_help(words)
@@ -96,6 +97,21 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
         options = training_options(lora)
         show(help_text(_usage(lora), options, common(options), asked))
         sys.exit(0)
+    from fastchat.train.agreement import settings_facts
+    from fastchat.train.joining import together
+
+    values, config, fsdp = together(
+        lambda: _read(name, words, lora),
+        lambda read: settings_facts(*read[:2]),
+        lambda read: float(read[0]["ddp_timeout"]),
+    )
+    return _build(values, config, fsdp, lora)
+
+
+def _read(
+    name: str | None, words: Sequence[str], lora: bool
+) -> tuple[Values, dict[str, Any] | None, FsdpOptions | None]:
+    """(the checked values, the DeepSpeed configuration, FSDP's options), from the recipe `name` and the flags `words`."""
     recipe = find_recipe(name) if name is not None else None
     if recipe is not None and recipe != Path(str(name)).expanduser():
         say(f"recipe: {recipe}")
@@ -103,12 +119,16 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     given = (reader.from_yaml(recipe) if recipe else {}, reader.from_words(words))
     values = Values(reader.options.values(), *given)
     hide(values["hub_token"])
+    from fastchat.data.tokens.early_request import start_tokenising
     from fastchat.train import checks, reporting
 
     checks.check(values)
     DETAILS.shown |= values["log_level"] in ("info", "debug")
     BARS.wanted = not values["disable_tqdm"]
     quiet_libraries()  # before the slow imports
+    evaluates = values["eval_strategy"] != "no" or values["do_eval"] or values["eval_on_start"]
+    start_tokenising(values, evaluates=bool(evaluates))
+    import_libraries()
     from fastchat.train import hardware
     from fastchat.train.deepspeed_config import load_deepspeed
 
@@ -117,8 +137,8 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     choice = choose(values, lora=lora)
     config = load_deepspeed(choice.deepspeed) if choice.deepspeed is not None else None
     checks.check_engine(values, config, choice)
-    hardware.check_compiler(config, values["use_cpu"])
-    return _build(values, config, choice.fsdp, lora)
+    hardware.check_compiler(config)
+    return values, config, choice.fsdp
 
 
 def _usage(lora: bool) -> list[str]:
@@ -126,7 +146,7 @@ def _usage(lora: bool) -> list[str]:
     about = "LoRA fine-tuning on conversations." if lora else "Full fine-tuning on conversations."
     launchers = ("python", "torchrun --nproc_per_node 8")
     examples = [f"{launcher} -m {name} my.yaml --learning_rate 1e-4" for launcher in launchers]
-    return help_head(f"{name} [RECIPE.yaml] [--setting value ...]", f"{about}\n{RECIPES}", examples)
+    return help_head(f"python -m {name} [RECIPE.yaml] [--setting value ...]", f"{about}\n{RECIPES}", examples)
 
 
 def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
@@ -134,8 +154,8 @@ def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
 
 
 def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | None, lora: bool) -> Settings:
-    from fastchat.processes import start_processes
-    from fastchat.train import arguments
+    from fastchat.processes import on_all_processes, start_processes
+    from fastchat.train.joining import MEETING
     from fastchat.train.other_processes import keep_global_batch
 
     newer = _check_version(values)
@@ -146,10 +166,23 @@ def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | No
         alone=config is not None or fsdp is not None,
         backend=values["ddp_backend"],
         timeout_s=values["ddp_timeout"],
+        store=MEETING.store,
+        places=MEETING.places,
     )
     keep_global_batch(values)
+    return on_all_processes(lambda: _assemble(values, config, fsdp, lora, newer))
+
+
+def _assemble(
+    values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | None, lora: bool, newer: list[str]
+) -> Settings:
+    """The dataclasses. `newer`: what `_check_version` gave."""
+    from fastchat.train import arguments
+
     kwargs = {name: values[name] for name in (*_names(RunArguments), *newer)}
     kwargs.update(deepspeed=config, output_dir=str(Path(values["output_dir"]).expanduser()))
+    kwargs["gradient_checkpointing"] = bool(values["gradient_checkpointing"])  # how many layers: see recipe.py
+    kwargs.update(torch_compile=False, use_liger_kernel=False)  # transformers would do both in its own way: speed.py
     kwargs.update(fsdp=None, fsdp_config=None)  # the engine does it, and accelerate is not told
     kwargs.update(dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_token")), push_to_hub=False)  # see pushing.py
     if "activation_checkpointing" in _names(arguments.TrainingArguments):  # the newer name; the older one mirrors it
@@ -161,9 +194,7 @@ def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | No
             training = arguments.TrainingArguments(**kwargs)
     except (ValueError, ImportError) as error:
         raise SettingsError(" ".join(str(error).split())) from None
-    training._n_gpu = min(
-        training.n_gpu, 1
-    )  # several GPUs without a launcher: transformers would copy the model to each
+    training._n_gpu = min(training.n_gpu, 1)  # without a launcher transformers would copy the model to each GPU
     if hasattr(training, "trackio_static_space_id"):
         training.trackio_static_space_id = False  # else a copy of the metrics goes to the hub after training
     settings = Settings(

@@ -12,8 +12,10 @@ from transformers import TrainerCallback
 from fastchat.checkpoint.staging import checkpoints_in, recover, set_aside
 from fastchat.errors import say
 from fastchat.processes import on_all_processes, on_main_process
+from fastchat.train.checkpointing import RunCheckpoints
 from fastchat.train.datasets import Data
 from fastchat.train.engine import Engine
+from fastchat.train.hosts import check_checkpoint_seen, claim_on_all
 from fastchat.train.resuming import (
     AUTO,
     NEVER,
@@ -129,6 +131,8 @@ def choose_start(
 
     start = on_main_process(work)
     assert start is not None
+    if start.resume.checkpoint is not None:
+        check_checkpoint_seen(start.resume.checkpoint)
     for line in start.resume.lines:
         say(line)
     if start.resume.manifest is not None:
@@ -166,13 +170,14 @@ def clear_folder(output_dir: Path, resume: Resume) -> None:
 class FolderClaim(TrainerCallback):
     """Makes the output folder this run's, and clears it, after all that may still refuse the run.
 
-    `claim`: `RunStatus.claim` of the folder.
+    `claim`: `RunStatus.claim` of the folder. `plan`: of the checkpoints in it.
     """
 
-    def __init__(self, claim: Callable[[], None], output_dir: Path, resume: Resume) -> None:
-        self.claim, self.output_dir, self.resume = claim, output_dir, resume
+    def __init__(self, claim: Callable[[], None], plan: RunCheckpoints) -> None:
+        self.claim, self.plan = claim, plan
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called in every process."""
         on_all_processes(self.claim)
-        on_main_process(lambda: clear_folder(self.output_dir, self.resume))
+        self.plan.shared = claim_on_all(self.plan.folder, args.save_strategy)
+        on_main_process(lambda: clear_folder(self.plan.folder, self.plan.resume))

@@ -1,11 +1,12 @@
 """How a run ends: one message, one exit code, and `status.json` in the output folder saying the same.
 
 What is printed goes into `log.txt` there as well, see `fastchat.streams`. A run that is refused before its first step
-writes neither and leaves no folder; what its processes have to tell each other then is in an `EndNote`.
+writes neither and leaves no folder. What its processes have to tell each other goes over the `LIFELINE`.
 
 `status.json`: {"exit_code": 0 | 2 | 3 | 4 | 5 | 6 | 75 | 1 | null, "status": "running" | "done" | "failed" | "bug",
-"message": ..., "started": ..., "time": ...}. Launchers hide exit codes (torchrun turns every one into 1), the file
-does not. "done" with exit code 6 is a failed upload; a later one that succeeds makes it 0 (`fastchat.checkpoint.hub`).
+"message": ..., "started": ..., "time": ..., "run": a random word}. Launchers hide exit codes (torchrun turns every one
+into 1), the file does not. "done" with exit code 6 is a failed upload; a later one that succeeds makes it 0
+(`fastchat.checkpoint.hub`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -28,10 +30,10 @@ from fastchat.checkpoint.record import STATUS_NAME as STATUS
 from fastchat.checkpoint.record import read_status
 from fastchat.checkpoint.space import FULL
 from fastchat.checkpoint.staging import remove
+from fastchat.data.tokens.early import EARLY
 from fastchat.errors import (
     EXIT_DONE,
     EXIT_PREEMPTED,
-    EXIT_RESOURCE,
     ResourceError,
     SettingsError,
     UserError,
@@ -40,12 +42,16 @@ from fastchat.errors import (
     without_secrets,
 )
 from fastchat.files import Lock, NoLocks, atomic, sync
+from fastchat.machines import here
 from fastchat.streams import LOG, kept_output
-from fastchat.train.end_note import EndNote
 from fastchat.train.ending import EXIT_BUG, LESS_MEMORY, describe, lost_another_process, lost_line
+from fastchat.train.joining import MEETING
+from fastchat.train.lifeline import LIFELINE, Ended
 from fastchat.train.stopping import STOPPING, Preempted
 
 _OTHERS_SPEAK_FIRST_S = 4.0
+_LOST_S = 3.0  # in addition, for a connection that breaks before its process has said why, or is gone
+_LAUNCHERS_SIGNAL_S = 0.5  # may come before the word of the process that failed
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 _RESULTS = ("adapter_model.safetensors", "adapter_config.json", "training.json", "model.safetensors.index.json")
 _RESULT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
@@ -62,11 +68,11 @@ class RunStatus:
         known = output_dir and not os.path.expanduser(output_dir).startswith("~")  # else the settings are refused
         self.folder = Path(output_dir).expanduser() if output_dir and known else None
         self._missing = _missing_folders(self.folder) if self.folder is not None else []
-        self._note = EndNote(self.folder) if self.folder is not None else None
         self.claimed = False
         self.advise: Callable[[], str] = lambda: LESS_MEMORY  # a run that was planned knows better
         self._lock: Lock | None = None
         self.started = time.strftime(_TIME)
+        self.run = os.urandom(8).hex()  # by which other machines recognise the folder
 
     def lock(self, output_dir: str | Path) -> None:
         """Keeps other runs out of an existing folder, until the end. SettingsError where one is in there."""
@@ -106,8 +112,6 @@ class RunStatus:
                 raise ResourceError(f"--output_dir {self.folder}: the disk is full") from None
             raise SettingsError(f"--output_dir {self.folder} cannot be written: {error.strerror}") from None
         self.claimed = True
-        if self._note is not None and is_first_process():
-            self._note.forget()
         LOG.open(self.folder)
 
     def hold(self) -> None:
@@ -143,23 +147,19 @@ class RunStatus:
         started = read_status(self.folder_or_fail).get("started", self.started)
         return self.claimed and is_first_process() and started != self.started
 
-    def may_record(self) -> bool:
-        """Whether a process of this run that ends now can tell the others why."""
-        return self.folder is not None and (self.claimed or self._note is not None and self._note.has_readers)
-
     def end(self, exit_code: int, status: str, message: str) -> None:
-        """Records the end where that is allowed; a disk that refuses must not hide the message on the screen."""
+        """Tells the other processes, and records the end in a claimed folder; a disk that refuses must not hide the
+        message on the screen. The first end of a run that failed is the one that stays recorded."""
+        if exit_code != EXIT_DONE:
+            LIFELINE.tell(exit_code, status, message)
         if not self.claimed:
             self._undo()
+            return
         with suppress(OSError):
-            if not self.may_record() or self._is_anothers():
-                return
-            content = self._content(exit_code, status, message)
-            if self.claimed:
-                self.folder_or_fail.mkdir(parents=True, exist_ok=True)
-                write_json(self.folder_or_fail / STATUS, content)
-            elif self._note is not None and exit_code != EXIT_DONE:
-                self._note.leave(content)
+            recorded = not is_first_process() and self.folder and read_status(self.folder).get("exit_code") is not None
+            if self.folder is not None and not recorded and not self._is_anothers():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(self.folder / STATUS, self._content(exit_code, status, message))
 
     def _undo(self) -> None:
         """Removes the folders that this start has made: the Trainer makes an empty one."""
@@ -167,16 +167,10 @@ class RunStatus:
             with suppress(OSError, ValueError):
                 folder.rmdir()
 
-    def ended_by_another(self) -> int | None:
-        """The exit code that another process of this run has recorded already."""
-        if self.folder is None:
-            return None
-        found = read_status(self.folder) if self.claimed else self._note.read() if self._note is not None else {}
-        return found["exit_code"] if found.get("exit_code") and found.get("time", "") >= self.started else None
-
     def _content(self, exit_code: int | None, status: str, message: str) -> dict[str, Any]:
         now = time.strftime(_TIME)
-        return {"exit_code": exit_code, "status": status, "message": message, "started": self.started, "time": now}
+        end = {"exit_code": exit_code, "status": status, "message": message}
+        return {**end, "started": self.started, "time": now, "run": self.run}
 
     @property
     def folder_or_fail(self) -> Path:
@@ -254,15 +248,17 @@ def run_main(body: Callable[[RunStatus], None], output_dir: str | None) -> NoRet
 def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
     """Runs `body`, says how it ended on stderr and in `status.json`, and returns the exit code.
 
-    Mostly all ranks meet the same error, rank 0 prints it, and the launcher ends the others while they wait. An error
-    that only another rank meets (out of memory, a file missing on its machine) is printed by that rank after the wait.
+    Mostly all ranks meet the same error, and the first of each machine prints it. An error that only another rank meets
+    (out of memory, a file that is gone) is printed by that rank after a short wait for the first one.
     """
     status = RunStatus(output_dir)
     try:
         return _attempt(body, status)
     finally:
         BARS.wanted = True
+        EARLY.stop()
         STOPPING.close()
+        LIFELINE.close()
         status.release()
         LOG.close()
 
@@ -272,26 +268,22 @@ def _attempt(body: Callable[[RunStatus], None], status: RunStatus) -> int:
         body(status)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the process must end with a code and a message
         STOPPING.deaf = True
+        if isinstance(error, Preempted):
+            # A launcher that clears up after a process that failed asks the others to stop: nobody else did.
+            ended = LIFELINE.wait(_LAUNCHERS_SIGNAL_S) if not STOPPING.can_wait else LIFELINE.ended
+            if ended is not None and ended.exit_code != EXIT_PREEMPTED:
+                return _end_as(status, ended)
+        elif lost_another_process(error):
+            if (ended := LIFELINE.wait(_OTHERS_SPEAK_FIRST_S + _LOST_S)) is not None:
+                return _end_as(status, ended)
+        elif here().local_rank > 0 and (ended := _first_to_speak(error, status)) is not None:
+            return _end_as(status, ended, error)
         code, kind, message = describe(error, status.advise, status.folder)
         message = without_secrets(message)
         if code == EXIT_DONE:
             return code
         if isinstance(error, Preempted):
-            theirs = status.ended_by_another()
-            if theirs is not None and theirs != EXIT_PREEMPTED:
-                return theirs  # the launcher clears up after the process that failed and has said why
-            dead = _killed(status)
-            if not dead:
-                return _stopped(status, code, message)
-            # The launcher clears up after one that was killed: nobody asked this run to stop.
-            code, kind, message = EXIT_RESOURCE, "failed", lost_line(dead, status.advise)
-        elif lost_another_process(error):
-            if (theirs := _wait_for_word(status)) is not None:
-                return theirs
-        elif not is_first_process():
-            STOPPING.failed_with = code
-            time.sleep(_OTHERS_SPEAK_FIRST_S)
-            STOPPING.failed_with = None
+            return _stopped(status, code, message)
         if code == EXIT_BUG:
             _speak(without_secrets("".join(traceback.format_exception(error))).rstrip("\n"))
         rank = "" if is_first_process() else f"[rank {os.environ['RANK']}] "
@@ -310,40 +302,47 @@ def _speak(text: str) -> None:
         LOG.line(text)
 
 
-def _killed(status: RunStatus) -> str:
-    """Names the processes that are gone without having said that they were asked to stop; "" where none is known."""
-    if STOPPING.can_wait or not status.may_record() or status.ended_by_another() is not None:
-        return ""
-    return STOPPING.dead_peers()
+def _first_to_speak(error: BaseException, status: RunStatus) -> Ended | None:
+    """Mostly the first process of this machine meets the same error and says it: how it, or another one before, ended;
+    None where none does."""
+    STOPPING.failed_with = describe(error, status.advise, status.folder)[0]
+    ended = LIFELINE.wait(_OTHERS_SPEAK_FIRST_S)
+    STOPPING.failed_with = None
+    return ended
 
 
-def _wait_for_word(status: RunStatus) -> int | None:
-    """The exit code that the process which failed has recorded, as soon as it has; None where it does not."""
-    until = time.monotonic() + _OTHERS_SPEAK_FIRST_S
-    while (theirs := status.ended_by_another()) is None and time.monotonic() < until:
-        time.sleep(0.1)
-    return theirs
+def _end_as(status: RunStatus, ended: Ended, own: BaseException | None = None) -> int:
+    """Ends as another process did, whose exit code is returned. What it has said is repeated once on every other
+    machine; of one that did not say anything, it is said once on every machine. `own`: the error of this process."""
+    mine, there = here(), ended.place
+    same = mine.machine == there.machine
+    message = ended.message or lost_line(ended, status.advise)
+    if mine.local_rank == int(same and there.local_rank == 0) and not (same and ended.message):
+        start = "stopped" if ended.status == "preempted" else "error"
+        said = f"{there}: {message}" if ended.message else message
+        _speak(f"{start}: {without_secrets(str(own)) if isinstance(own, UserError) else said}")
+    if is_first_process() or not ended.message:
+        status.end(ended.exit_code, ended.status, message)
+    return ended.exit_code
 
 
-def end_with_dead_peer(status: RunStatus, dead: str) -> NoReturn:
-    """Ends this process because another is gone; called from a thread, while the main one may hang in a library."""
-    code = status.ended_by_another()
-    if code is None:
-        code = EXIT_RESOURCE
-        line = lost_line(dead, status.advise)
-        _speak(f"error: {line}")
-        status.end(code, "failed", line)
-    os._exit(code)
+def end_now(status: RunStatus, ended: Ended) -> None:
+    """Ends this process as another did; called from a thread, since the main one may hang in a library. If that was
+    asked to stop, nothing is done here where all processes stop at the same step."""
+    if ended.exit_code == EXIT_PREEMPTED and STOPPING.can_wait:
+        return
+    # The output folder may be on the host that is gone.
+    hurry = threading.Timer(_OTHERS_SPEAK_FIRST_S, os._exit, [ended.exit_code])
+    hurry.daemon = True
+    hurry.start()
+    os._exit(_end_as(status, ended))
 
 
 def _stopped(status: RunStatus, code: int, message: str) -> int:
     """A run that was asked to stop: one line, from the first process."""
-    if not STOPPING.can_wait:
-        STOPPING.pass_on()
     if is_first_process():
         print(f"stopped: {message}", file=sys.stderr, flush=True)
-        status.end(code, "preempted", message)
-    elif status.ended_by_another() is None:
+    if is_first_process() or LIFELINE.ended is None:
         status.end(code, "preempted", message)
     return code
 
@@ -359,6 +358,8 @@ def _leave(code: int) -> NoReturn:
         worker.kill()
     if code == EXIT_DONE:
         atexit._run_exitfuncs()
+    else:
+        MEETING.linger()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

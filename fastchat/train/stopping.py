@@ -1,27 +1,24 @@
-"""How a run stops before its end: a signal, a launcher that died, a process of the run that died.
+"""How a run stops before its end: a signal, or a launcher that died. For other processes that end see `lifeline`.
 
 A signal only leaves a note; the processes compare notes after every optimizer step, save the same step, and exit with
 75. Where there is no step to wait for (before training) the note ends the process at once. A thread watches what no
-signal tells: a launcher that is gone (SIGTERM to `deepspeed` leaves its ranks running) and a rank that was killed.
+signal tells: a launcher that is gone (SIGTERM to `deepspeed` leaves its ranks running). The only process that is ever
+sent a signal is this one itself: another's number may be used again, or be that of another container.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fastchat.errors import EXIT_PREEMPTED
 
 POLL_S = 0.5
-GRACE_S = 6.0  # for a process that met an error to print it, before the others say that it is gone
 _LAUNCHERS = ("deepspeed", "torchrun", "accelerate")
 _LAUNCHER_MODULES = ("deepspeed.", "torch.distributed.")
 
@@ -36,7 +33,7 @@ class Preempted(KeyboardInterrupt):
 
 
 class Stopping:
-    """The note of this process, who left it, and the watch over launcher and peers. One per process: `STOPPING`.
+    """The note of this process, who left it, and the watch over the launcher. One per process: `STOPPING`.
 
     reason: None, or why the run should stop. can_wait: whether a note may wait for the next step; else the signal
     raises Preempted at once.
@@ -47,9 +44,7 @@ class Stopping:
         self.can_wait = False
         self.failed_with: int | None = None  # set while this process lets others speak: a signal then ends it with that
         self.deaf = False  # it has failed and is about to say so: a launcher that clears up must not cut it short
-        self.peers: dict[int, int] = {}  # rank -> process id, of the ranks on this machine
         self._owner = 0
-        self._on_dead_peer: Callable[[str], None] | None = None
         self._watching: threading.Thread | None = None
 
     def install(self) -> None:
@@ -76,43 +71,22 @@ class Stopping:
         if not self.can_wait and first:
             raise Preempted(f"{self.reason} before the first step: nothing was saved")
 
-    def know_peers(self, everyone: list[tuple[str, int]], on_dead_peer: Callable[[str], None]) -> None:
-        """Watches the other ranks from now on: (host, process id) of each. `on_dead_peer(line)` must end the process:
-        the main thread may be waiting for the dead one inside a library."""
-        here = (socket.gethostname(), os.getpid())
-        self.peers = {r: pid for r, (host, pid) in enumerate(everyone) if host == here[0] and pid != here[1]}
-        self._on_dead_peer = on_dead_peer
-
-    def pass_on(self) -> None:
-        """Stops the other ranks of this machine too: before the first step there is no moment at which all compare."""
-        for pid in self.peers.values():
-            with suppress(OSError):
-                os.kill(pid, signal.SIGTERM)
+    def follow(self) -> None:
+        """Another process of the run was asked to stop: so is this one, if there is no step at which all compare."""
+        if not self.can_wait:
+            os.kill(self._owner or os.getpid(), signal.SIGTERM)
 
     def close(self) -> None:
-        """The work of all is done: the others may end now."""
-        self.peers = {}
+        """The work of all is done."""
         self.can_wait, self.deaf = True, False
 
-    def dead_peers(self, patience_s: float = 0.0) -> str:
-        """Names the ranks of this machine that are gone, such as "rank 1 (process 4242)"; "" where none is.
-
-        A connection breaks before its process is gone: with `patience_s` it gets that long to go.
-        """
-        until = time.monotonic() + patience_s
-        while True:
-            gone = [f"rank {rank} (process {pid})" for rank, pid in sorted(self.peers.items()) if not _alive(pid)]
-            if gone or not self.peers or time.monotonic() >= until:
-                return ", ".join(gone)
-            time.sleep(0.1)
-
     def _watch(self, launchers: dict[int, str]) -> None:
-        if self._watching is None:
+        if launchers and self._watching is None:
             self._watching = threading.Thread(target=self._look, args=(launchers,), daemon=True, name="stopping")
             self._watching.start()
 
     def _look(self, launchers: dict[int, str]) -> None:
-        owner, since = self._owner, 0.0
+        owner = self._owner
         while os.getpid() == owner:
             time.sleep(POLL_S)
             ended = next((pid for pid, born in launchers.items() if _born(pid) != born), None)
@@ -120,10 +94,6 @@ class Stopping:
                 launchers = {}
                 self.reason = self.reason or f"the launcher (process {ended}) ended"
                 os.kill(owner, signal.SIGTERM)
-            gone = self.dead_peers()
-            since = (since or time.monotonic()) if gone else 0.0
-            if gone and time.monotonic() - since > GRACE_S and self._on_dead_peer:
-                self._on_dead_peer(gone)
                 return
 
 
@@ -158,16 +128,6 @@ def _born(pid: int) -> str:
     """When a process started, in the kernel's ticks: a number that is used again is another process. "" when gone."""
     fields = _stat(pid)
     return "" if not fields or fields[0] in "ZX" else fields[19]
-
-
-def _alive(pid: int) -> bool:
-    if sys.platform.startswith("linux"):
-        return bool(_born(pid))
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
 
 
 def _stat(pid: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Real runs with two processes: the memory of each engine against the arithmetic of ZeRO, and a recommended recipe."""
+"""Real runs with two processes: memory and traffic of each engine against the planner, and a recommended recipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from fastchat.plan.__main__ import main
 from fastchat.plan.api import Machine, plan_for
+from fastchat.plan.traffic import sent_per_step
 from tests.builders import chat_rows, write_rows
 from tests.tiers import thorough
 from tests.train.warm import Warm
@@ -51,6 +52,8 @@ def test_what_two_processes_hold(case: str, warm: Warm, tiny_model_dir: Any, tmp
     plan = plan_for(settings, Machine(2), lora=script == "train_lora")
     for rank in range(2):
         found = json.loads(Path(f"{states}.{rank}").read_text())
+        sent = sent_per_step(plan.run, "zero3" if plan.run.zero and plan.run.zero.stage == 3 else "zero2").inside
+        assert sent == pytest.approx(found.pop("sent"), rel=0.05), (rank, found)
         for part, size in found.items():
             assert getattr(plan, part) == pytest.approx(size, rel=0.05), (part, rank, found)
 

@@ -217,7 +217,9 @@ def test_a_missing_compiler_is_named(
     train: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastchat.train.hardware.shutil.which", lambda name: None)
-    config = _write(tmp_path / "ds.json", json.dumps({"zero_optimization": {"stage": 2}}))
+    config = _write(
+        tmp_path / "ds.json", json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}})
+    )
     outcome = train("--deepspeed", str(config))
     assert outcome.code == 6 and "C++ compiler" in outcome.err and "g++" in outcome.err
 

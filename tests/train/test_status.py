@@ -7,9 +7,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from fastchat.errors import (
     SettingsError,
     is_out_of_memory,
 )
-from fastchat.train.end_note import EndNote
+from fastchat.machines import Place, here
 from fastchat.train.ending import lost_another_process
+from fastchat.train.lifeline import LIFELINE, Lifeline
 from fastchat.train.status import RunStatus, attempt, check_output_dir, clear_results
 from fastchat.train.stopping import STOPPING, Preempted
 
@@ -86,13 +86,9 @@ def test_a_good_run_is_done(tmp_path: Path) -> None:
         assert _status(tmp_path / "out")["status"] == "running" and _status(tmp_path / "out")["exit_code"] is None
 
     assert attempt(body, None) == 0
-    assert _status(tmp_path / "out") | {"started": 0, "time": 0} == {
-        "exit_code": 0,
-        "status": "done",
-        "message": "",
-        "started": 0,
-        "time": 0,
-    }
+    told = _status(tmp_path / "out")
+    assert {told.pop(name) for name in ("started", "time", "run")}
+    assert told == {"exit_code": 0, "status": "done", "message": ""}
 
 
 def _snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -218,121 +214,117 @@ def test_a_folder_without_the_right_to_use_it_is_named(tmp_path: Path, mode: int
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """This is rank 0 of a run of four processes, with a token cache of its own."""
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29555")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lifeline]:
+    """This is rank 0 of a run of two processes; gives the end of the other one, rank 1 on the same machine."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 1.0)
+    monkeypatch.setattr("fastchat.train.status._LOST_S", 1.0)
+    other = Lifeline()
+    port, secret = LIFELINE.listen(here())
+    assert other.connect(replace(here(), rank=1, local_rank=1, pid=4242), ["127.0.0.1"], port, secret)
+    yield other
+    other.close()
+    LIFELINE.close()
+    LIFELINE._forget()
 
 
-def _note(folder: Path) -> dict[str, Any]:
-    return EndNote(folder).read()
+def _killed(other: Lifeline) -> None:
+    """The kernel closes the connections of a process that is gone."""
+    for line in list(other._lines):
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def test_another_rank_speaks_for_itself(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 0.0)
     assert attempt(_raise(ResourceError("only here")), str(tmp_path / "out")) == 6
-    assert "[rank 3] error: only here" in capsys.readouterr().err
-    assert _note(tmp_path / "out")["exit_code"] == 6 and not (tmp_path / "out").exists()
-
-
-def test_notes_are_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launched: None) -> None:
-    attempt(_raise(ResourceError("only here")), str(tmp_path / "out"))
-    assert _note(tmp_path / "out")["message"] == "only here" and _note(tmp_path / "other") == {}
-    monkeypatch.setenv("MASTER_PORT", "29556")
-    assert _note(tmp_path / "out") == {}, "another launch"
-    monkeypatch.setenv("MASTER_PORT", "29555")
-    status = RunStatus(tmp_path / "out")
-    monkeypatch.setattr(status, "started", "9999")
-    assert status.ended_by_another() is None, "of an earlier start"
-    status.claim(tmp_path / "out")
-    assert _note(tmp_path / "out") == {}, "from here on it is status.json that tells"
-    status.release()
+    assert "[rank 3] error: only here" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_lost_partner_leaves_the_word_to_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], launched: Lifeline
 ) -> None:
-    monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 0.0)
+    """It has said it on this machine; the status says the same, and not that a partner was lost."""
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2411")
 
     def body(status: RunStatus) -> None:
-        RunStatus(tmp_path / "out").end(3, "failed", "the other one's words")
+        status.claim(tmp_path / "out")
+        launched.tell(3, "failed", "the other one's words")
         raise lost
 
     assert attempt(body, str(tmp_path / "out")) == 3
-    assert capsys.readouterr().err == "" and _note(tmp_path / "out")["message"] == "the other one's words"
-    assert attempt(_raise(lost), str(tmp_path / "alone")) == 6
-    assert "ended without an error message" in capsys.readouterr().err
+    assert capsys.readouterr().err == "" and _status(tmp_path / "out")["message"] == "the other one's words"
+
+
+def test_what_another_machine_has_said_is_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], launched: Lifeline
+) -> None:
+    launched._mine = Place(1, 0, 7, "node-b", "another boot")
+
+    def body(status: RunStatus) -> None:
+        launched.tell(3, "failed", "row 7 is wrong")
+        raise PeerFailed("rank 1: row 7")
+
+    assert attempt(body, str(tmp_path / "out")) == 3
+    assert capsys.readouterr().err == "error: rank 1 on node-b (process 7): row 7 is wrong\n"
+
+
+def test_a_partner_that_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str], launched: Lifeline) -> None:
+    assert attempt(_raise(RuntimeError("Timed out waiting 5000ms")), str(tmp_path / "alone")) == 6
+    assert "did not answer within --ddp_timeout, or ended without an error message" in capsys.readouterr().err
+    assert launched.wait(60) and "did not answer" in launched.wait(0).message, "told to the other one"
 
 
 def test_a_launcher_that_clears_up_does_not_cut_the_message_short(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: Lifeline
 ) -> None:
-    def signalled(status: RunStatus) -> None:
-        STOPPING._on_signal(signal.SIGTERM, None)
+    real = LIFELINE.wait
 
-    monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 0.0)
-    monkeypatch.setattr(RunStatus, "ended_by_another", signalled)
+    def signalled(seconds: float) -> Any:
+        STOPPING._on_signal(signal.SIGTERM, None)
+        return real(0)
+
+    monkeypatch.setattr(LIFELINE, "wait", signalled)
     monkeypatch.setattr(STOPPING, "_owner", os.getpid())
     monkeypatch.setattr(STOPPING, "can_wait", False)
     assert attempt(_raise(RuntimeError("Connection reset by peer")), str(tmp_path / "out")) == 6
-    assert capsys.readouterr().err.count("error: ") == 1 and _note(tmp_path / "out")["exit_code"] == 6
-
-
-def test_a_signal_after_the_death_of_another_where_nobody_can_leave_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other may have ended because it was asked to."""
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    monkeypatch.setattr(STOPPING, "can_wait", False)
-
-    def body(status: RunStatus) -> None:
-        here = socket.gethostname()
-        STOPPING.know_peers([(here, os.getpid()), (here, gone.pid)], lambda dead: None)
-        raise Preempted("received SIGTERM before the first step: nothing was saved")
-
-    assert attempt(body, str(tmp_path / "out")) == 75 and os.listdir(tmp_path) == []
+    assert capsys.readouterr().err.count("error: ") == 1
 
 
 @pytest.mark.parametrize("word", [False, True])
 def test_a_signal_after_the_death_of_another_is_no_wish_to_stop(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, word: bool, launched: None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, word: bool, launched: Lifeline
 ) -> None:
     """A scheduler that starts a stopped run again (75) would do so for ever. Unless the other one has said 75."""
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
     monkeypatch.setattr(STOPPING, "can_wait", False)
 
     def body(status: RunStatus) -> None:
-        here = socket.gethostname()
-        STOPPING.know_peers([(here, gone.pid), (here, os.getpid())], lambda dead: None)
         if word:
-            RunStatus(tmp_path / "out").end(75, "preempted", "the other one's words")
+            launched.tell(75, "preempted", "the other one's words")
+        else:
+            _killed(launched)
         raise Preempted("received SIGTERM before the first step: nothing was saved")
 
     assert attempt(body, str(tmp_path / "out")) == (75 if word else 6)
-    said = f"error: rank 0 (process {gone.pid}) ended without an error message"
+    said = "error: rank 1 (process 4242) ended without an error message"
     assert (said in capsys.readouterr().err) is not word
-    assert _note(tmp_path / "out")["exit_code"] == (75 if word else 6)
 
 
 def test_a_signal_after_the_failure_of_another_leaves_its_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, launched: Lifeline
 ) -> None:
     """torchrun and deepspeed send the others a SIGTERM; it may come before the broken connection does."""
     monkeypatch.setattr(STOPPING, "can_wait", False)
 
     def body(status: RunStatus) -> None:
-        RunStatus(tmp_path / "out").end(2, "failed", "the other one's words")
+        launched.tell(2, "failed", "the other one's words")
         raise Preempted("received SIGTERM before the first step: nothing was saved")
 
     assert attempt(body, str(tmp_path / "out")) == 2 and capsys.readouterr().err == ""
-    assert _note(tmp_path / "out")["message"] == "the other one's words"
 
 
 @pytest.mark.parametrize(

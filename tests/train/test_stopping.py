@@ -86,16 +86,3 @@ def test_a_second_signal_changes_nothing() -> None:
         stopping._on_signal(signal.SIGTERM, None)
     stopping._on_signal(signal.SIGINT, None)
     assert stopping.reason == "received SIGTERM"
-
-
-def test_a_dead_peer_is_named() -> None:
-    import socket
-
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    stopping = Stopping()
-    here = socket.gethostname()
-    stopping.know_peers([(here, os.getpid()), (here, gone.pid), ("elsewhere", gone.pid)], lambda dead: None)
-    assert stopping.dead_peers() == f"rank 1 (process {gone.pid})"
-    stopping.close()
-    assert stopping.dead_peers() == ""
