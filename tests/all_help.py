@@ -20,7 +20,11 @@ from typing import Any, NoReturn
 
 BLOCKED = {"torch", "transformers", "peft", "datasets", "deepspeed", "gradio", "matplotlib"}
 MORE = ("export gguf", "export vllm", "eval math", "eval lm-eval", "recipes copy", "")  # commands of commands
-PROGRAMS_OF_OTHERS = {"fastchat.data.tools.sandbox_child", "fastchat.eval.harness_model"}  # started by the project
+PROGRAMS_OF_OTHERS = {  # started by the project
+    "fastchat.data.tokens.early_process",
+    "fastchat.data.tools.sandbox_child",
+    "fastchat.eval.harness_model",
+}
 _LIGHT_ONLY = ("numpy", "tokenizers", "pydantic", "fastapi", "huggingface_hub")
 
 

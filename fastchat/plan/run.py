@@ -175,7 +175,7 @@ class Run:
         always = not self.lora or self.gradient_checkpointing or self.trains_embedding
         counts: dict[tuple[int, tuple[Linear, ...], bool], int] = {}
         for index, adapted in list(enumerate(mine))[start:]:
-            key = a.order[index], adapted, always or index > first
+            key = a.order[index], adapted, bool(always) or index > first
             counts[key] = counts.get(key, 0) + 1
         return tuple(Group(a.kinds[kind], count, adapted, live) for (kind, adapted, live), count in counts.items())
 

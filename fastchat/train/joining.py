@@ -63,7 +63,7 @@ class Meeting:
             token, verdict = _ask(base, hello, until, patience_s)
         import torch.distributed as dist
 
-        self.store = dist.PrefixStore(token, base)
+        self.store = dist.PrefixStore(token, base)  # pyright: ignore[reportPrivateImportUsage]
         self.store.add("read", 1)
         self._unread = verdict["error"] is not None
         self.places = [Place(**place) for place in verdict.get("places", [])]
@@ -245,7 +245,7 @@ def _connect(mine: Place, until: float) -> Any:
                 ) from None
             time.sleep(_POLL_S)
     try:
-        return dist.TCPStore(
+        return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
             host,
             port,
             _size(),

@@ -71,7 +71,7 @@ def _saved(values: Values) -> tuple[str, int, int] | None:
     except CheckpointError:
         return None
     batch = found.fingerprints.get("global_batch") if found is not None else None
-    return (str(steps[-1][1] if steps else output), batch, found.world_size) if batch else None
+    return (str(steps[-1][1] if steps else output), batch, found.world_size) if found is not None and batch else None
 
 
 def joined(progresses: Sequence[dict[str, Any]], *, first: bool) -> dict[str, Any]:
