@@ -28,13 +28,17 @@ T = TypeVar("T")
 _POLL_S = 0.1
 _LINGER_S = 30.0  # for the others to learn why this process ends, which may hold the store
 _CONNECT_S = 5.0
-_PATIENCE_S = 1800.0  # of a process that does not know its settings
 
 
 class Meeting:
     """The store of the launcher, and what was agreed in it. One per process: `MEETING`.
 
-    store: None without a launcher, and before the processes have met. places: of all processes, by rank.
+        token           of this start, by rank 0: torchrun keeps its store when it starts the processes again
+        hello/RANK      {"token", "name", "place", "error" or "facts"}: what a process says, again for a new token
+        TOKEN/verdict   {"names", "error", ...}: what rank 0 makes of all; valid for a process whose name is in it
+
+    store: with the keys of this start only; None without a launcher, and before the processes have met. places: of all
+    processes, by rank.
     """
 
     def __init__(self) -> None:
@@ -48,55 +52,49 @@ class Meeting:
 
         ResourceError if a process does not come within `patience_s`.
         """
-        mine = here()
-        self.store = _connect(mine, time.monotonic() + patience_s)
-        until = time.monotonic() + patience_s
-        if report.get("error") is not None:
-            self._decide({"error": report["error"], "place": mine.to_dict()})
+        mine, until = here(), time.monotonic() + patience_s
+        base = _connect(mine, until)
+        hello = {"name": os.urandom(8).hex(), "place": mine.to_dict(), **report}
+        if mine.rank == 0:
+            token = os.urandom(8).hex()
+            base.set("token", token)
+            verdict = self._decide(base, token, hello, until, patience_s)
         else:
-            self.store.set(f"report/{mine.rank}", json.dumps({"place": mine.to_dict(), "facts": report["facts"]}))
-            if mine.rank == 0:
-                self._collect(until, patience_s)
-        self._await("verdict", until, f"rank 0 has not decided within --ddp_timeout ({patience_s:g} s)")
-        verdict = parse_json(self.store.get("verdict"))
+            token, verdict = _ask(base, hello, until, patience_s)
+        import torch.distributed as dist
+
+        self.store = dist.PrefixStore(token, base)
         self.store.add("read", 1)
         self._unread = verdict["error"] is not None
         self.places = [Place(**place) for place in verdict.get("places", [])]
         return verdict
 
-    def _collect(self, until: float, patience_s: float) -> None:
-        """At rank 0: the reports of all, and the verdict on them; unless a process has one that says why it fails."""
-        reports: list[tuple[Place, dict[str, Any]]] = []
-        for rank in range(_size()):
-            missing = (
-                f"rank {rank} has not joined the run within --ddp_timeout ({patience_s:g} s): it was not started, has "
-                f"ended, or cannot reach {_address()}"
-            )
-            if not self._await(f"report/{rank}", until, missing, unless="verdict"):
-                return
-            report = parse_json(self.store.get(f"report/{rank}"))
-            reports.append((Place(**report["place"]), report["facts"]))
-        found = differences(reports)
-        if found:
-            self._decide({"error": {"kind": SettingsError.__name__, "message": found}, "place": None})
-            return
-        port, secret = LIFELINE.listen(reports[0][0])
-        lifeline = {"addresses": [os.environ["MASTER_ADDR"], *_addresses()], "port": port, "secret": secret}
-        self._decide({"error": None, "lifeline": lifeline, "places": [place.to_dict() for place, _ in reports]})
-
-    def _decide(self, verdict: dict[str, Any]) -> None:
-        """The first verdict counts."""
-        self.store.compare_set("verdict", "", json.dumps(verdict))
-
-    def _await(self, key: str, until: float, missing: str, unless: str = "") -> bool:
-        """Whether `key` is there, waiting for it or for `unless`. A library that waits would hear no signal."""
-        while not self.store.check([key]):
-            if unless and self.store.check([unless]):
-                return False
-            if time.monotonic() > until:
-                raise ResourceError(missing)
+    def _decide(self, base: Any, token: str, mine: dict[str, Any], until: float, patience_s: float) -> dict[str, Any]:
+        """At rank 0: the verdict, once all have said hello; one that has an error is passed on at once."""
+        hellos, failed = {0: mine}, mine if mine.get("error") else None
+        while True:
+            hellos |= _new_hellos(base, token, hellos)
+            complete, late = len(hellos) == _size(), time.monotonic() > until
+            if failed is None and (failed := next((h for h in hellos.values() if h.get("error")), None)):
+                until = time.monotonic() + _LINGER_S  # for those that have yet to come
+            if failed is not None:
+                verdict = {"error": failed["error"], "place": failed["place"]}
+            elif complete:
+                verdict = _compared([hellos[rank] for rank in range(_size())])
+            elif late:
+                missing = ", ".join(str(rank) for rank in range(_size()) if rank not in hellos)
+                raise ResourceError(
+                    f"rank {missing} has not joined the run within --ddp_timeout ({patience_s:g} s): it was not "
+                    f"started, has ended, or cannot reach {_address()}"
+                )
+            else:
+                time.sleep(_POLL_S)
+                continue
+            names = {str(rank): hello["name"] for rank, hello in hellos.items()}
+            base.set(f"{token}/verdict", json.dumps({"names": names, **verdict}))
+            if complete or late:
+                return verdict
             time.sleep(_POLL_S)
-        return True
 
     def linger(self) -> None:
         """After a verdict that ends the run: until all have read it, for the store may end with this process."""
@@ -108,6 +106,47 @@ class Meeting:
 
 
 MEETING = Meeting()
+
+
+def _new_hellos(base: Any, token: str, known: dict[int, Any]) -> dict[int, dict[str, Any]]:
+    """By rank, what processes have said since."""
+    found = {}
+    for rank in range(_size()):
+        if rank not in known and base.check([f"hello/{rank}"]):
+            hello = parse_json(base.get(f"hello/{rank}"))
+            if hello["token"] == token:
+                found[rank] = hello
+    return found
+
+
+def _ask(base: Any, hello: dict[str, Any], until: float, patience_s: float) -> tuple[str, dict[str, Any]]:
+    """In every process but rank 0: (token, verdict). A library that waits would hear no signal, so this one polls."""
+    rank, said = here().rank, ""
+    while True:
+        token = base.get("token").decode() if base.check(["token"]) else ""
+        if token and token != said:
+            base.set(f"hello/{rank}", json.dumps({"token": token, **hello}))
+            said = token
+        if token and base.check([f"{token}/verdict"]):
+            verdict = parse_json(base.get(f"{token}/verdict"))
+            if verdict["names"].get(str(rank)) == hello["name"]:
+                return token, verdict
+        if time.monotonic() > until:
+            raise ResourceError(
+                f"rank 0, or another one, has not joined the run within --ddp_timeout ({patience_s:g} s)"
+            )
+        time.sleep(_POLL_S)
+
+
+def _compared(hellos: list[dict[str, Any]]) -> dict[str, Any]:
+    """The verdict on processes that have all checked their settings; the lifeline is open where they agree."""
+    places = [Place(**hello["place"]) for hello in hellos]
+    found = differences([(place, hello["facts"]) for place, hello in zip(places, hellos, strict=True)])
+    if found:
+        return {"error": {"kind": SettingsError.__name__, "message": found}, "place": None}
+    port, secret = LIFELINE.listen(places[0])
+    lifeline = {"addresses": [os.environ["MASTER_ADDR"], *_addresses()], "port": port, "secret": secret}
+    return {"error": None, "lifeline": lifeline, "places": [place.to_dict() for place in places]}
 
 
 def is_launched() -> bool:
@@ -130,7 +169,7 @@ def together(work: Callable[[], T], facts: Callable[[T], dict[str, Any]], patien
         result = work()
         report["facts"], patience = facts(result), patience_s(result)
     except Exception as met:  # noqa: BLE001 - raised below
-        error, patience = met, _PATIENCE_S
+        error, patience = met, _LINGER_S
         report["error"] = {"kind": type(met).__name__ if isinstance(met, UserError) else "", "message": str(met)}
     try:
         verdict = MEETING.agree(report, patience)

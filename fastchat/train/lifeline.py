@@ -174,9 +174,9 @@ class Lifeline:
         except (ValueError, KeyError, TypeError):
             pass
         with self._lock:
-            place = self._lines.pop(line)
+            place = self._lines.pop(line, None)
         line.close()
-        if place.rank not in self._done and not self._closed:
+        if place is not None and place.rank not in self._done and not self._closed:
             self._first(Ended(place, silent=silent))
 
     def _hear(self, content: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ class Lifeline:
         """Keeps the first end; rank 0 passes it on."""
         self._done.add(ended.place.rank)
         with self._lock:
-            if self.ended is not None:
+            if self.ended is not None or ended.place == self._mine:  # rank 0 passes it on to all
                 return
             self.ended = ended
             if self._server is not None:

@@ -51,7 +51,7 @@ from fastchat.train.stopping import STOPPING, Preempted
 
 _OTHERS_SPEAK_FIRST_S = 4.0
 _LOST_S = 3.0  # in addition, for a connection that breaks before its process has said why, or is gone
-_LAUNCHERS_SIGNAL_S = 0.5  # may come before the word of the process that failed
+_LAUNCHERS_SIGNAL_S = 1.0  # may come before the word of the process that failed
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 _RESULTS = ("adapter_model.safetensors", "adapter_config.json", "training.json", "model.safetensors.index.json")
 _RESULT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")

@@ -52,8 +52,9 @@ class Scenario:
 
 @dataclass
 class Played:
-    """What became of a run: by host what the launcher returned (None: it was still waiting for the other host), what was
-    printed, and the seconds from the fault (or the start) to the end; the exit codes of the ranks that the launcher names; what is in `status.json`."""
+    """What became of a run: by host what the launcher returned (None: it still waited for the other host), what was
+    printed, and the seconds from the fault (or the start) to the end; the exit codes of the ranks that the launcher
+    names; what is in `status.json`."""
 
     returned: dict[str, int | None]
     seconds: dict[str, float]
@@ -96,7 +97,7 @@ SCENARIOS = (
     Scenario(
         "other settings on b",
         2,
-        dict.fromkeys(NAMES, f"{DIFFER}--learning_rate is 5e-05 on host-a (rank 0) and 0.01 on host-b (rank 1); --max_steps is 6"),
+        dict.fromkeys(NAMES, f"{DIFFER}--learning_rate is 5e-05 on host-a (rank 0) and 0.01 on host-b (rank 1); --m"),
         on_b=("--learning_rate", "1e-2", "--max_steps", "9"),
     ),
     Scenario("another tokenizer on b", 2, dict.fromkeys(NAMES, f"{DIFFER}the tokenizer is"), prepare=_other_tokenizer),

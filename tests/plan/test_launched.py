@@ -15,12 +15,16 @@ from tests.builders import chat_rows, write_rows
 from tests.tiers import thorough
 from tests.train.warm import Warm
 
-CASES = {  # training command, DeepSpeed configuration, flags
+CASES = {  # training command, DeepSpeed configuration (None: FSDP), flags
     "LoRA, ZeRO-2": ("train_lora", "lora_s2", {"bf16": True}),
     "LoRA in float32, ZeRO-3": ("train_lora", "lora_s3_no_offload", {"bf16": False}),
     "QLoRA, ZeRO-3": ("train_lora", "lora_s3_no_offload", {"bf16": True, "q_lora": True}),
     "full, ZeRO-2": ("train", "s2", {"bf16": True}),
     "full, ZeRO-3": ("train", "s3", {"bf16": True}),
+    "LoRA, FSDP": ("train_lora", None, {"bf16": True, "dtype": "bfloat16"}),
+    "QLoRA, FSDP": ("train_lora", None, {"bf16": False, "q_lora": True}),
+    "full, FSDP": ("train", None, {"bf16": True, "dtype": "bfloat16"}),
+    "full in float32, FSDP": ("train", None, {"bf16": False}),
 }
 DEFAULT = ("QLoRA, ZeRO-3", "full, ZeRO-2")
 
@@ -32,7 +36,8 @@ def test_what_two_processes_hold(case: str, warm: Warm, tiny_model_dir: Any, tmp
     model = tiny_model_dir("llama", hidden=128, layers=3)
     settings: dict[str, Any] = {
         "model_name_or_path": str(model),
-        "deepspeed": str(repository / "playground" / f"deepspeed_config_{config}.json"),
+        **({} if config else {"engine": "fsdp"}),
+        **({"deepspeed": str(repository / "playground" / f"deepspeed_config_{config}.json")} if config else {}),
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "model_max_length": 256,

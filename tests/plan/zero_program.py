@@ -1,4 +1,4 @@
-"""A training command that also writes what its DeepSpeed engine holds and sends, per process: for test_launched.py.
+"""A training command that also writes what its engine holds and sends, per process: for test_launched.py.
 
 Started through tests/train/warm.py. SCRIPT in the environment names the command; the sizes, in bytes, go into the
 file that STATES names, with the rank behind it.
@@ -23,7 +23,10 @@ def main(words: list[str]) -> None:
 
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = real(self, *args, **kwargs)
-        watch(self.model_wrapped)
+        if self.engine.name == "fsdp":
+            watch_fsdp(self.model, self.optimizer)
+        else:
+            watch(self.model_wrapped)
         return prepared
 
     CheckpointTrainer._prepare_for_training = prepare  # pyright: ignore
@@ -77,6 +80,31 @@ def watch(engine: Any) -> None:
     optimizer.step = looked
     if reduce is not None:
         optimizer.reduce_ipg_grads = reduced
+
+
+def watch_fsdp(model: Any, optimizer: Any) -> None:
+    """The same for FSDP, whose optimizer is torch's own."""
+    steps, step = [], optimizer.step
+
+    def looked(*args: Any, **kwargs: Any) -> Any:
+        steps.append(None)
+        if len(steps) == 2:
+            parameters = list(model.parameters())
+            found = {
+                "weights": total(p.to_local() for p in parameters),
+                "gradients": total(p.grad.to_local() for p in parameters if p.grad is not None),
+                "optimizer": total(
+                    value.to_local()
+                    for state in optimizer.optimizer.state.values()
+                    for name, value in state.items()
+                    if name.startswith("exp_avg")
+                ),
+            }
+            with open(f"{os.environ['STATES']}.{os.environ['RANK']}", "w", encoding="utf-8") as file:
+                json.dump(found, file)
+        return step(*args, **kwargs)
+
+    optimizer.step = looked
 
 
 def total(tensors: Iterable[Any]) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastchat.errors import ResourceError
+from fastchat.errors import ResourceError, say
 from fastchat.streams import LOG, kept_output
 from fastchat.train.callbacks import MetricsFile
 from tests.tiers import thorough
@@ -80,6 +82,27 @@ def test_streams_that_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             os.write(stream.fileno(), b"libraries write here too: no error any more")
             LOG.close()
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "early ***\n100%\nä\nto nobody\n"
+
+
+def test_both_streams_break_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when Ctrl-C ends pdsh and ssh before the processes on the other hosts: whatever is printed, and by whom."""
+    pipes = [os.pipe() for _ in range(2)]
+    with open(pipes[0][1], "w") as out, open(pipes[1][1], "w") as err, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        with kept_output():
+            LOG.open(tmp_path)
+            print("before", flush=True)
+            for reader, _ in pipes:
+                os.close(reader)
+            logging.StreamHandler(sys.stderr).emit(logging.makeLogRecord({"msg": "logged"}))
+            with contextlib.redirect_stdout(sys.stderr):
+                print("redirected", flush=True)
+            sys.stdout.writelines(["lines\n"] * 2)
+            say("saving step 3, then stopping")
+            print("after", flush=True)
+    log = (tmp_path / "log.txt").read_text()
+    assert log.split("\n")[-3:] == ["saving step 3, then stopping", "after", ""] and log.count("lines") == 2, log
 
 
 @pytest.mark.parametrize("code", [thorough(code, in_default=code == errno.EIO) for code in DISK])

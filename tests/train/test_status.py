@@ -220,6 +220,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lifeline]:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("fastchat.train.status._OTHERS_SPEAK_FIRST_S", 1.0)
     monkeypatch.setattr("fastchat.train.status._LOST_S", 1.0)
+    monkeypatch.setattr("fastchat.train.status._LAUNCHERS_SIGNAL_S", 60.0)
     other = Lifeline()
     port, secret = LIFELINE.listen(here())
     assert other.connect(replace(here(), rank=1, local_rank=1, pid=4242), ["127.0.0.1"], port, secret)
