@@ -169,6 +169,16 @@ def test_a_host_that_ends_meanwhile_is_named(
     assert found["end"][0].startswith(f"WRONG {other} stopped answering (") and "transformers" not in found
 
 
+def test_a_late_answer_is_not_taken_for_another_one() -> None:
+    with connection.Host("localhost") as host:
+        host.ask("facts")
+        host.order("read_note", folder=".", name="none", text="", wait=1)
+        with pytest.raises(connection.HostFailed, match="no answer within 0 s"):
+            host.answer(0.01)
+        with pytest.raises(connection.HostFailed, match="no answer within 0 s"):
+            host.ask("clock")
+
+
 def test_ctrl_c_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     running: list[subprocess.Popen[str]] = []
 

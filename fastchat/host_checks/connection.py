@@ -41,6 +41,7 @@ class Host:
         self.name = name
         self.address = name.rpartition("@")[2]  # `me@node-a` is for ssh only
         self._said: list[str] = []  # by ssh, the shell or Python, instead of an answer
+        self._late: str | None = None
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._process = subprocess.Popen(
             command_for(name, os.environ),
@@ -71,11 +72,15 @@ class Host:
             self._process.stdin.flush()
 
     def answer(self, timeout: float = _START_S) -> dict[str, Any]:
-        """The answer to the oldest order without one. Raises HostFailed."""
-        try:
-            found = self._answers.get(timeout=timeout)
-        except queue.Empty:
-            raise HostFailed(self.name, f"no answer within {timeout:.0f} s") from None
+        """The answer to the oldest order without one. Raises HostFailed, and from then on always if none came in time:
+        what arrives later would be taken for the answer to another order."""
+        if self._late is None:
+            try:
+                found = self._answers.get(timeout=timeout)
+            except queue.Empty:
+                self._late = f"no answer within {timeout:.0f} s"
+        if self._late is not None:
+            raise HostFailed(self.name, self._late)
         if found is None:
             self._answers.put(None)  # also for the next order
             code = self._process.wait()
