@@ -21,6 +21,5 @@ test: ## the default tests
 test-fast: ## the quick tests, without launchers
 	bash scripts/test.sh --fast
 
-bench: env ## speed and memory as ratios to the plain implementation; see playground/benchmark/README.md
-	$(PYTHON) playground/benchmark/packing.py
-	OMP_NUM_THREADS=1 $(PYTHON) playground/benchmark/head.py --repeat 1 --tokens 512 --hidden 64
+bench: env ## speed and memory next to other trainers, which it installs: make bench TOKENIZERS=DIR DATA=FILE.jsonl
+	$(PYTHON) playground/benchmark/bench.py $(if $(TOKENIZERS),--tokenizers $(TOKENIZERS)) $(if $(DATA),--data_path $(DATA)) $(BENCH)

@@ -59,13 +59,13 @@ def _in_terminal() -> bool:
 
 class Progress:
     """How far some work is. `total`: how much there is, None if that is not known; `unit`: "B" for bytes, a noun, or ""
-    where nothing is counted and only the time is shown."""
+    where nothing is counted and only the time is shown; `since`: when it began (`time.monotonic`), None for now."""
 
-    def __init__(self, what: str, total: int | None, unit: str) -> None:
+    def __init__(self, what: str, total: int | None, unit: str, since: float | None = None) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done, self.note = 0, ""
         self._bar: Any = None
-        self._began = time.monotonic()
+        self._began = time.monotonic() if since is None else since
         self._terminal = _in_terminal()
         first = AFTER_S if self._terminal else _LINE_S
         self._next = self._began + first if _are_shown() else float("inf")
@@ -128,9 +128,9 @@ class Progress:
 
 
 @contextmanager
-def bar(what: str, total: int | None = None, unit: str = "B") -> Iterator[Progress]:
+def bar(what: str, total: int | None = None, unit: str = "B", since: float | None = None) -> Iterator[Progress]:
     """Shows how far the work inside the block is, see `Progress`."""
-    progress = Progress(what, total, unit)
+    progress = Progress(what, total, unit, since)
     try:
         yield progress
     finally:

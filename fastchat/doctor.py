@@ -34,7 +34,9 @@ _LITTLE_DISK, _LITTLE_SHM = 20 * _GIB, 1 * _GIB
 GOOD, NOTE, BAD = "ok", "note", "MISSING"
 _ABOUT = """Check the installation and this machine: one line for each thing.
 ok: it is there. note: something optional is missing, or there is little of it. MISSING: no training without it (exit
-code 6). What to do is at the end of the line."""
+code 6). What to do is at the end of the line.
+--hosts compares several hosts instead; `fastchat doctor --hosts --help` has more."""
+_EXAMPLES = ("fastchat doctor", "fastchat doctor --hosts node-a,node-b my.yaml")
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,15 @@ class Finding:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if any(word.partition("=")[0] == "--hosts" for word in words):
+        from fastchat.host_checks.command import main as compare_hosts
+
+        return compare_hosts(words)
     if words:
         if asked_for_help(words) is not None:
-            show("\n".join(help_head("fastchat doctor", _ABOUT, ["fastchat doctor"])))
+            show("\n".join(help_head("fastchat doctor [--hosts NAME,NAME]", _ABOUT, _EXAMPLES)))
             return EXIT_DONE
-        print(f"error: doctor takes no arguments, not {' '.join(words)!r}", file=sys.stderr)
+        print(f"error: doctor takes no arguments but --hosts, not {' '.join(words)!r}", file=sys.stderr)
         return EXIT_SETTINGS
     worst = EXIT_DONE
     for check in CHECKS:
@@ -191,7 +197,7 @@ def _gpus() -> Iterator[Finding]:
 
 def _compiler() -> Iterator[Finding]:
     found = next((path for name in (os.environ.get("CXX", "c++"), "g++") if (path := shutil.which(name))), None)
-    way_out = "" if found else "DeepSpeed compiles its operations: apt install g++ (or train without --deepspeed)"
+    way_out = "" if found else "DeepSpeed needs one for offload: apt install g++"
     yield Finding(GOOD if found else NOTE, "C++ compiler", found or "none", way_out)
     ninja = shutil.which("ninja") or importlib.util.find_spec("ninja")
     yield Finding(GOOD if ninja else NOTE, "ninja", "found" if ninja else "none", "" if ninja else "pip install ninja")

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 _BLOCK = 1 << 20  # bytes read at a time
+_LARGE = 1 << 20  # characters of JSON
+_BEFORE_NAME, _COLON = re.compile(r'\s*[{,]\s*(?=")'), re.compile(r"\s*:\s*")  # in a JSON object
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -58,7 +62,8 @@ def parse_json(text: str | bytes, *, constants: bool = False, unique: bool = Fal
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         hook = _without_repeats if unique else None
-        return json.loads(decoded, parse_constant=None if constants else _refuse, object_pairs_hook=hook)
+        with _uncollected(len(decoded)):
+            return json.loads(decoded, parse_constant=None if constants else _refuse, object_pairs_hook=hook)
     except UnicodeDecodeError as error:
         raise JsonError(f"it is not UTF-8 ({error.reason} at byte {error.start})") from None
     except RecursionError:
@@ -67,6 +72,39 @@ def parse_json(text: str | bytes, *, constants: bool = False, unique: bool = Fal
         raise
     except ValueError as error:
         raise JsonError(f"it is not valid JSON: {error}") from None
+
+
+def read_members(path: str | Path, *names: str) -> dict[str, Any]:
+    """Some members of the JSON object in a file, those that it has; what follows the last of them is not parsed.
+
+    >>> read_members("tokenizer.json", "normalizer", "pre_tokenizer")  # doctest: +SKIP
+    {'normalizer': None, 'pre_tokenizer': {'type': 'ByteLevel', ...}}
+
+    Raises OSError, and JsonError for what is no JSON up to there.
+    """
+    decoder, found, at = json.JSONDecoder(), {}, 0
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        while not found.keys() >= set(names) and (before := _BEFORE_NAME.match(text, at)):
+            name, at = decoder.raw_decode(text, before.end())
+            colon = _COLON.match(text, at)
+            found[name], at = decoder.raw_decode(text, colon.end() if colon else at)
+    except (ValueError, RecursionError) as error:
+        raise JsonError(f"it is not valid JSON: {error}") from None
+    return {name: found[name] for name in names if name in found}
+
+
+@contextmanager
+def _uncollected(size: int) -> Iterator[None]:
+    """Parsing a large text makes no garbage; looking for it takes as long again."""
+    if size < _LARGE or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _refuse(constant: str) -> Any:

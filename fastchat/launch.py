@@ -21,6 +21,7 @@ from pathlib import Path
 import fastchat
 from fastchat.errors import EXIT_DONE, ResourceError, SettingsError, UserError, say, show
 from fastchat.plan.machine import detect_gpus
+from fastchat.settings.engines import needs_deepspeed
 from fastchat.settings.help import RECIPES, asked_for_help, common, entry, help_head, help_text
 from fastchat.settings.options import split_recipe
 from fastchat.settings.parsing import to_bool, to_choice, to_int
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    say(f"running: {_shown(launch)}")
+    if os.environ.get("RANK", "0") == "0":  # one line for all processes of a launcher
+        say(f"running: {_shown(launch)}")
     environment = dict(os.environ)
     for name, value in launch.environment.items():
         environment.pop(name, None)
@@ -121,17 +123,17 @@ def _deepspeed(module: str, rest: list[str], number: int, on_cpu: bool) -> Launc
 
 
 def _facts(recipe: str | None, flags: list[str], own: dict[str, str | None]) -> tuple[bool, bool, bool]:
-    """Whether it is a full fine-tuning, has a DeepSpeed configuration, and runs on the CPU."""
+    """Whether it is a full fine-tuning, trains with DeepSpeed, and runs on the CPU."""
     in_recipe = training_reader(True).from_yaml(find_recipe(recipe)) if recipe else {}
     if own["full_finetuning"] is not None:
         full = to_bool(own["full_finetuning"], "--full_finetuning")
     else:
         full = recipe is not None and not in_recipe.keys() & LORA_ONLY and not any(_is(w, *LORA_ONLY) for w in flags)
-    given = {name: in_recipe.get(name) for name in ("deepspeed", "use_cpu")}
+    given = {name: in_recipe.get(name) for name in ("deepspeed", "engine", "use_cpu")}
     for name in given:
         value = _value(flags, name)
         given[name] = given[name] if value is None else value
-    return full, bool(given["deepspeed"]), to_bool(given["use_cpu"] or False, "--use_cpu")
+    return full, needs_deepspeed(given["engine"], given["deepspeed"]), to_bool(given["use_cpu"] or False, "--use_cpu")
 
 
 def _own(words: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:

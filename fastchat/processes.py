@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import datetime
-import io
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +26,7 @@ def start_processes(
     *,
     use_cpu: bool,
     deepspeed: bool,
+    alone: bool = False,
     backend: str | None,
     timeout_s: int,
     store: Any = None,
@@ -36,20 +36,20 @@ def start_processes(
     there already; `places`: then all of them, by rank.
 
     It has to exist before the model: ZeRO-3 partitions weights while they are loaded, and on a CPU transformers would
-    start the group too late for that. A DeepSpeed run without a launcher becomes a group of one.
+    start the group too late for that. `alone`: a process without a launcher becomes a group of one.
     """
-    if deepspeed and "WORLD_SIZE" not in os.environ:
+    if alone and "WORLD_SIZE" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        alone = {
+        environment = {
             "RANK": "0",
             "LOCAL_RANK": "0",
             "WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        os.environ.update(alone)
+        os.environ.update(environment)
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         return
     if not use_cpu and torch.cuda.is_available():
@@ -63,24 +63,29 @@ def start_processes(
     if deepspeed:
         import deepspeed as library
 
-        # It prints that it has built its operations; a failure is an error anyway.
-        with _hidden("LOCAL_SIZE"), redirect_stdout(io.StringIO()):
+        with _without_inference_kernels():
             library.init_distributed(dist_backend=backend or "gloo", timeout=timeout, auto_mpi_discovery=False)
 
 
 @contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """Unset an environment variable inside the block.
+def _without_inference_kernels() -> Iterator[None]:
+    """Inside the block DeepSpeed does not compile its shared-memory collectives for CPUs.
 
-    If LOCAL_SIZE tells DeepSpeed that all processes are on one machine, it takes 66 MiB of /dev/shm for each process
-    on a CPU. They are for inference only and are not freed when the run ends, and a container has only 64 MiB.
+    Only `inference_all_reduce` uses them. They take a minute to compile and 66 MiB of /dev/shm for each process, which
+    are not freed when the run ends; a container has 64 MiB.
     """
-    value = os.environ.pop(name, None)
+    from deepspeed import ops
+
+    name = "__compatible_ops__"  # looked up in all versions, and filled by importing setuptools in some
+    found = vars(ops).get(name)
+    setattr(ops, name, {})
     try:
         yield
     finally:
-        if value is not None:
-            os.environ[name] = value
+        if found is None:
+            delattr(ops, name)
+        else:
+            setattr(ops, name, found)
 
 
 def rank() -> int:

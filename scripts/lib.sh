@@ -31,14 +31,14 @@ num_gpus() {
   fi
 }
 
-# DeepSpeed compiles small C++ extensions when a run starts, on a CPU for every ZeRO stage.
+# With offload, DeepSpeed compiles its Adam for CPUs when a run starts.
 has_compiler() {
   command -v "${CXX:-c++}" >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1
 }
 
 require_compiler() {
-  has_compiler || fail 6 "no C++ compiler found (c++ or g++): DeepSpeed compiles its communication code when a run" \
-    "starts. Install one, for example: sudo apt install g++"
+  has_compiler || fail 6 "no C++ compiler found (c++ or g++): DeepSpeed needs one for offload." \
+    "Install one, for example: sudo apt install g++"
 }
 
 # The Python that makes .venv: $PYTHON if given, else the first of these that is 3.10 or newer and can make one.

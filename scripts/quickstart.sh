@@ -73,7 +73,6 @@ fine_tune() {
 }
 
 step "1/4 environment"
-require_compiler
 setup_env
 export PATH="$VENV/bin:$PATH"
 gpus="$(num_gpus)"

@@ -90,7 +90,9 @@ to_train() {
       missing+=("NUM_GPUS=$NUM_GPUS but only $found found")
     fi
   fi
-  has_compiler || missing+=("no C++ compiler, which DeepSpeed needs (for example: sudo apt install g++)")
+  if grep -q offload "$DEEPSPEED_CONFIG" 2>/dev/null && ! has_compiler; then
+    missing+=("no C++ compiler, which DeepSpeed needs for offload (for example: sudo apt install g++)")
+  fi
 }
 
 # Which processes: all visible GPUs, or the first NUM_GPUS of them.

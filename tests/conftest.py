@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import shutil
@@ -116,6 +117,18 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     name, at, group = report.nodeid.rpartition("@")
     if at and "::" in name and "]" not in group and "PYTEST_XDIST_WORKER" not in os.environ:
         report.nodeid = name
+
+
+_modules = 0
+
+
+def pytest_runtest_setup() -> None:
+    """What libraries leave behind is not searched for garbage, as each training would do for half a second."""
+    global _modules
+    if len(sys.modules) > _modules + 100:
+        _modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

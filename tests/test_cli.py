@@ -67,7 +67,7 @@ def test_help_has_one_form_with_examples_first(name: str, capfd: pytest.CaptureF
         (["apply_lora"], "did you mean merge"),
         (["verify"], "FOLDER missing; usage: fastchat verify FOLDER"),
         (["merge"], "--lora-path and --target-model-path missing; usage: fastchat merge"),
-        (["doctor", "me"], "doctor takes no arguments, not 'me'"),
+        (["doctor", "me"], "doctor takes no arguments but --hosts, not 'me'"),
         (["completion"], "the name of the shell is missing"),
         (["completion", "fsh"], "no script for 'fsh'"),
         (["plan"], "error: no model"),

@@ -34,6 +34,7 @@ LEFT_OUT = {
     "push": "uploads to the hub: tests/train/test_pushing.py",
     "gguf": "needs a clone of llama.cpp: tests/export",
     "out2": "compares several runs: tests/report",
+    "node-a,node-b": "needs two hosts: tests/test_host_checks.py",
     "my_settings.yaml": "the same as the training of README.md",
 }
 # On a machine without a GPU, the planner must be told of one.

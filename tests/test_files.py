@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import resource
@@ -178,3 +179,23 @@ def test_a_file_that_is_no_json_object_is_told_by_its_reader(tmp_path: Path, rea
         read(tmp_path)
     expected = {"a result": 5, "a checkpoint": 5, "data of `datasets`": 3}.get(reader, 2)
     assert caught.value.exit_code == expected and len(str(caught.value)) < 1000
+
+
+def test_some_members_are_read_without_what_follows_them(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    text = '\ufeff{"a" : "}, \\"b\\": 1",\n "c": [1, {"b": 2}], "b": null, "vocabulary": '
+    file.write_text(text + "not read", encoding="utf-8")
+    assert files.read_members(file, "b", "a") == {"b": None, "a": '}, "b": 1'}
+    with pytest.raises(files.JsonError):
+        files.read_members(file, "b", "z")
+    for whole in ('{"a": 1}', "{}", "[]", ""):
+        file.write_text(whole, encoding="utf-8")
+        assert files.read_members(file, "b") == {}
+
+
+def test_parsing_a_large_text_keeps_the_collection_of_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_LARGE", 4)
+    assert files.parse_json("[1, 2]") == [1, 2] and gc.isenabled()
+    with pytest.raises(files.JsonError):
+        files.parse_json("[1, 2")
+    assert gc.isenabled()

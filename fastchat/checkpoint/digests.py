@@ -5,6 +5,7 @@ A result without digests (an older one, or one of another program) is used unche
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,21 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _OPENED = ("adapter_config.json", "config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def describe_result(folder: Path) -> dict[str, dict[str, Any]]:
-    """{name: {"size", "sha256"}} of every file in `folder` except the record itself and documents (.md)."""
-    return describe_files(folder, (n for n in files_in(folder) if n != RECORD_NAME and not n.endswith(".md")))
+def describe_result(folder: Path, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """{name: {"size", "sha256"}} of every file in `folder` except the record itself and documents (.md). `known`: the
+    entries that were made while the files were written."""
+    known = known or {}
+    names = [n for n in files_in(folder) if n != RECORD_NAME and not n.endswith(".md")]
+    made = describe_files(folder, (n for n in names if n not in known))
+    return {n: known[n] if n in known else made[n] for n in names}
 
 
-def record_digests(folder: Path) -> None:
-    """Writes the digests of the files in `folder` into the training record that was copied into it, if there is one."""
+def record_digests(folder: Path, known: Mapping[str, dict[str, Any]] | None = None) -> None:
+    """Writes the digests of the files in `folder` into the training record that was copied into it, if there is one.
+    `known`: as for `describe_result`."""
     path = folder / RECORD_NAME
     if path.is_file():
-        write_values(folder, {**read_object(path), "files": describe_result(folder)})
+        write_values(folder, {**read_object(path), "files": describe_result(folder, known)})
 
 
 def mark_unusable(folder: Path, reason: str) -> None:

@@ -34,11 +34,20 @@ def write_model(
             "writing the weights", sum(tensor.nbytes for tensor in tensors.values()), partial(_written, folder)
         ):
             model.save_pretrained(str(folder), state_dict=dict(tensors), max_shard_size=MAX_SHARD)
+        _name_dtype(folder, model, tensors)
     finally:
         model.config, model.generation_config = config, generation
     compare_files(sorted(folder.glob("*.safetensors")), _as_saved(model, tensors))
     if not (folder / "config.json").is_file():
         raise CheckpointError("config.json was not written")
+
+
+def _name_dtype(folder: Path, model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """The config names the dtype of the files, also where the engine keeps the weights in another one."""
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), model.dtype)
+    if dtype != model.dtype:
+        model.config.dtype = str(dtype).removeprefix("torch.")
+        model.config.save_pretrained(str(folder))
 
 
 def _written(folder: Path) -> int:

@@ -29,10 +29,10 @@ def load_weights(model: Any, folder: Path, *, adapter: bool, weights: WeightAcce
         if targets is None:
             raise CheckpointError(f"{folder}: {name} is in the checkpoint, but is not trained in this run")
         for target, part in zip(targets, split(name, stored, len(targets)), strict=True):
-            with weights.whole(target, write=True):
-                if part.shape != target.shape:
-                    raise CheckpointError(f"{folder}: {name} is {tuple(part.shape)}, the model's {tuple(target.shape)}")
-                target.copy_(part)
+            with weights.whole(target, write=True) as values:
+                if part.shape != values.shape:
+                    raise CheckpointError(f"{folder}: {name} is {tuple(part.shape)}, the model's {tuple(values.shape)}")
+                values.copy_(part)
     if left:
         raise CheckpointError(f"{folder} lacks {len(left)} trained tensors, such as {next(iter(left))}")
 

@@ -8,25 +8,29 @@ on stories260K: logits off by 0.1 instead of 4e-7).
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastchat.bars import each, waiting
+from fastchat.bars import waiting
 from fastchat.checkpoint.card import CARD, license_of, write_card
 from fastchat.checkpoint.digests import record_digests
 from fastchat.checkpoint.folders import check_new_folder, new_folder
-from fastchat.checkpoint.full import write_model
+from fastchat.checkpoint.full import MAX_SHARD, saved_configs
+from fastchat.checkpoint.merged_weights import MergedWeights
 from fastchat.checkpoint.record import RECORD_NAME
+from fastchat.checkpoint.shards import write_shards
 from fastchat.checkpoint.space import disk_errors
 from fastchat.checkpoint.trained_model import TrainedModel, find_trained, load_trained, load_trained_tokenizer
 from fastchat.data.encoding.saved_template import install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
-from fastchat.errors import CheckpointError, SettingsError, brief, is_out_of_memory, say
+from fastchat.errors import CheckpointError, SettingsError, say
 from fastchat.model.loading import load_base_model, load_config, weights_dtype
 from fastchat.model.lora import check_adapter_directory
+from fastchat.model.mapped import released_after_use
 from fastchat.model.tokenizer_files import reopened, write_tokenizer
 
 PROBE_TOKENS = 32
@@ -79,78 +83,27 @@ def merge_adapter(
     stop_ids = _stop_ids(tuned, tokenizer)
     model = load_trained(tuned, weights=weights, device=device, **options)
     probe = _probe(model)
-    with waiting("computing the logits before"):
+    with waiting("computing the logits before"), released_after_use(model):
         wanted, effect = _logits_and_effect(model, probe)
-    merged = merge_weights(model, dtype).cpu()
-    tensors = dict(merged.state_dict())
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    merged = MergedWeights(model, dtype)
+    del model
+    size = sum(tensor.nbytes for tensor in merged.planned.values())
     with disk_errors(target, size, "merged model"), new_folder(target) as folder:
-        write_model(folder, merged, tensors, tokenizer, stop_ids)
-        _write_company(folder, tuned, tokenizer)
+        _write_configs(folder, merged.model, dtype, tokenizer, stop_ids)
+        digests = write_shards(
+            folder, merged.planned, merged.take, max_shard=MAX_SHARD, num_parameters=merged.num_parameters
+        )
+        _write_company(folder, tuned, tokenizer, digests)
         if tuned.record is not None:
             write_card(target, tuned.record, into=folder, license=license_of(Path(tuned.path).expanduser() / CARD))
         try:
             reopened(folder, tokenizer)
         except SettingsError as problem:
             raise CheckpointError(f"{problem}; the merged model was not saved") from problem
-        del model, merged, tensors
+        del merged
         error = _compare(folder, probe, wanted, dtype, device)
     say(f"Merged into {target}: {dtype}, {weights} base; logits off by {error:.1e}, moved by the adapter {effect:.1e}.")
     return Merged(target, dtype, weights, error, effect, stop_ids)
-
-
-@torch.no_grad()
-def merge_weights(model: Any, dtype: torch.dtype) -> Any:
-    """Add each layer's low-rank product to its weight, in float32, rounding once to `dtype`, and put trained rows and
-    modules into their places. Returns a plain model."""
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-
-    base = model.get_base_model()
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    _untie_if_adapted(base, layers)
-    _check_one_adapter_each(layers)
-    rows = [m for m in model.modules() if isinstance(m, TrainableTokensLayer)]
-    for layer in each([*layers, *rows], "merging", "layer"):
-        weight = _adapted_weight(layer)
-        weight.data = weight.data.float()
-        try:
-            layer.merge(safe_merge=True)  # raises where a weight would not be finite
-        except ValueError as problem:
-            raise CheckpointError(f"The adapter has values that are not finite: {problem}") from None
-        except RuntimeError as problem:  # peft cannot merge each of its kinds; NotImplementedError is one of these
-            if is_out_of_memory(problem):
-                raise
-            raise CheckpointError(
-                f"peft cannot merge an adapter of this kind ({brief(problem, 300)}): use base and adapter unmerged"
-            ) from None
-        weight.data = weight.data.to(dtype)
-    return model.unload().to(dtype)
-
-
-def _adapted_weight(layer: Any) -> torch.nn.Parameter:
-    return getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))  # experts use other names
-
-
-def _check_one_adapter_each(layers: list[Any]) -> None:
-    """Raise CheckpointError if two layers with an adapter each share one weight, as Zamba's blocks do."""
-    if len({id(_adapted_weight(layer)) for layer in layers}) < len(layers):
-        raise CheckpointError(
-            "Some layers of this architecture share one weight and have an adapter each, so these cannot be merged "
-            "into it: use base and adapter unmerged"
-        )
-
-
-def _untie_if_adapted(base: Any, layers: list[Any]) -> None:
-    """Give the head a weight of its own if only one of two tied layers has an adapter."""
-    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
-    adapted = any(layer is head or layer is embedding for layer in layers)
-    own = [layer.get_base_layer() if layer in layers else layer for layer in (head, embedding)]
-    if not adapted or own[0].weight is not own[1].weight:
-        return
-    own[0].weight = torch.nn.Parameter(own[0].weight.detach().clone(), requires_grad=False)
-    base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
-    say("The adapter changes only one of the tied head and embedding: they are untied in the merged model.")
 
 
 def _stop_ids(tuned: TrainedModel, tokenizer: Any) -> tuple[int, ...]:
@@ -163,14 +116,27 @@ def _stop_ids(tuned: TrainedModel, tokenizer: Any) -> tuple[int, ...]:
     return tuple(chat_encoder.stop_ids)
 
 
-def _write_company(folder: Path, tuned: TrainedModel, tokenizer: Any) -> None:
-    """Write tokenizer, chat template and training record, with the new digests, next to the weights."""
+def _write_configs(folder: Path, model: Any, dtype: torch.dtype, tokenizer: Any, stop_ids: Collection[int]) -> None:
+    """Write what `save_pretrained` writes besides the weights."""
+    from transformers.dynamic_module_utils import custom_object_save
+
+    config, generation = saved_configs(model, tokenizer, stop_ids)
+    config.dtype, config.architectures = str(dtype).removeprefix("torch."), [type(model).__name__]
+    if model.is_remote_code():
+        custom_object_save(model, str(folder), config=config)
+    config.save_pretrained(str(folder))
+    if model.can_generate():
+        generation.save_pretrained(str(folder))
+
+
+def _write_company(folder: Path, tuned: TrainedModel, tokenizer: Any, digests: dict[str, dict[str, Any]]) -> None:
+    """Write tokenizer, chat template and training record next to the weights, whose `digests` it records."""
     write_tokenizer(tokenizer, folder)
     for name in ("chat_template.jinja", RECORD_NAME):
         source = Path(tuned.path).expanduser() / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
-    record_digests(folder)
+    record_digests(folder, digests)
 
 
 def _probe(model: Any) -> torch.Tensor:
@@ -196,7 +162,7 @@ def _compare(folder: Path, probe: torch.Tensor, wanted: torch.Tensor, dtype: tor
     merged = load_base_model(str(folder), device=device, for_training=False).eval()
     if merged.dtype != dtype:
         raise CheckpointError(f"the merged model loads as {merged.dtype} instead of {dtype}; it was not saved")
-    with waiting("computing the logits after"):
+    with waiting("computing the logits after"), released_after_use(merged):
         got = merged(input_ids=probe.to(merged.device)).logits.float().cpu()
     error = (got - wanted).abs().max().item()
     allowed = TOLERANCE.get(dtype, 0.1) * max(1.0, wanted.abs().max().item())

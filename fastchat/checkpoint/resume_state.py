@@ -49,12 +49,15 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def load_tensors(path: Path) -> Any:
-    """The contents of a state file, on the CPU. CheckpointError if it is missing or has more than plain values."""
+def load_tensors(path: Path, *, lazily: bool = False) -> Any:
+    """The contents of a state file, on the CPU. CheckpointError if it is missing or has more than plain values.
+
+    `lazily`: tensors stay in the file until they are used.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the run cannot resume exactly; try --resume_weights_only")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except Exception as error:  # noqa: BLE001 - torch raises many classes
         raise CheckpointError(f"{path} cannot be loaded safely: {str(error).strip().splitlines()[0]}") from None
 

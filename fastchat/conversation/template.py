@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from fastchat.conversation.calls import (
@@ -152,7 +153,7 @@ class Template:
         """Whether `Dialogue.template_arguments` of this name change what is rendered; a table reads none."""
         return False
 
-    @property
+    @cached_property
     def stop(self) -> str:
         """The part of `assistant.after` that the model generates to end its turn; "" if EOS ends it."""
         after = (self.last_assistant or self.assistant).after

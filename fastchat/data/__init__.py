@@ -3,7 +3,7 @@
     rows/      what --data_path names -> files -> rows, read strictly -> Dialogue
     encoding/  Dialogue -> rendered text -> ids and labels (the mask comes from the renderer's spans), and the proofs
     tokens/    the store on disk, the cache that keeps it, the processes that fill it, the datasets
-    batches/   packing and collators
+    batches/   packing, prefix trees and collators
     view/      the preview in the terminal and as a page
     tools/     what the data commands share; the commands are the modules next to this file, run by
                `python -m fastchat.data.NAME`

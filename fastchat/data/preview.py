@@ -20,9 +20,12 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
+
+import numpy as np
 
 from fastchat.bars import bar
 from fastchat.data.encoding.chat_encoder import ChatEncoder
@@ -32,8 +35,12 @@ from fastchat.data.rows.records import Record, Records
 from fastchat.data.rows.sources import Source, find_sources
 from fastchat.data.rows.writing import StagedFile, check_output
 from fastchat.data.tokens.counts import count_example, hint_at_causes, plain_line, refused_line, table
+from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.early import EARLY
+from fastchat.data.tokens.early_request import start_tokenising
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.mixing import check_proportions, held_out_line, num_held_out, proportional, proportions_line
+from fastchat.data.tokens.prepare import NothingToLearn, TokenSettings, get_or_create_tokens
 from fastchat.data.tokens.store import usable
 from fastchat.data.tools.choosing import check_model, load_chat_encoder
 from fastchat.data.tools.command import guarded
@@ -77,33 +84,132 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: preview(read(words)))
 
 
+@dataclass
+class _Counts:
+    """What there is to say about all rows.
+
+    counts: see counts.py. gains: see Lost. sizes: the dialogues trained on of each source. lines: said when all rows
+    are counted, before the table.
+    """
+
+    counts: Mapping[str, int]
+    gains: Sequence[tuple[int, int]]
+    sizes: list[int]
+    lines: Sequence[str] = ()
+
+
 def preview(args: argparse.Namespace) -> None:
-    """Read, tokenise, show and write, one batch of rows at a time. Raises UserError."""
+    """Show the first rows, then count all: through the token cache, or for `--output` and `--html` here, one batch of
+    rows at a time. Raises UserError."""
     _check(args)
-    columns = Columns(args.data_columns, args.data_roles)
-    chat_encoder = load_chat_encoder(args, args.train_on)
-    sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
-    files = [file for source in sources for file in source.files]
-    _check_outputs(args, files)
+    writes = args.output is not None or args.html is not None
+    if not writes:
+        start_tokenising(vars(args), evaluates=False)
+    try:
+        chat_encoder = load_chat_encoder(args, args.train_on)
+        sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
+        files = [file for source in sources for file in source.files]
+        _check_outputs(args, files)
+        report = HtmlReport(chat_encoder, args.model_max_length) if args.html else None
+        screen = _Screen(args, chat_encoder)
+        found = (_read_all if writes else _from_cache)(args, sources, chat_encoder, screen, report)
+    finally:
+        EARLY.stop()
+    for line in found.lines:
+        say(line)
+    if screen.num_shown:
+        show(f"{legend(screen.colour)}\n")
+    lost = Lost.of(found.counts, found.gains)
+    show(table(found.counts, lost, args.model_max_length))
+    if lost.loud and (warning := lost.line(args.model_max_length)):
+        say(f"{warning}. For the memory this needs, add --plan to the training command")
+    _print_choice(args, sources, found.sizes)
+    if report:
+        say(report.write(args.html, found.counts, _about(args, chat_encoder), lost))
+    if not found.counts.get("supervised_tokens"):
+        cause = hint_at_causes(Counter(found.counts), args.model_max_length)
+        raise DataError(f"no learned tokens in the data: training would stop. {cause}")
+
+
+class _Screen:
+    """Shows the examples of the first `--num` rows."""
+
+    def __init__(self, args: argparse.Namespace, chat_encoder: ChatEncoder):
+        self.args, self.chat_encoder = args, chat_encoder
+        self.colour = wants_colour(sys.stdout)
+        self.num_shown, self._last = 0, -1  # rows, with all their examples
+
+    def add(self, record: Record, example: Example) -> None:
+        """The next example."""
+        if example.dropped is None and (self.num_shown < self.args.num or record.index == self._last):
+            self.num_shown += record.index != self._last
+            self._last = record.index
+            text = shown(record, example, self.chat_encoder, self.args.model_max_length, colour=self.colour)
+            show(f"{text}\n")
+
+    def is_full(self, example: Example) -> bool:
+        """Whether nothing after this example will be shown."""
+        return self.num_shown >= self.args.num and example.is_last
+
+
+def _records(
+    args: argparse.Namespace, sources: Sequence[Source], chat_encoder: ChatEncoder, beginning: bool
+) -> Records:
     template = chat_encoder.template
-    records, counts = (
-        Records(
-            files,
-            on_bad_row=args.on_bad_row,
-            reasoning=template.shows_reasoning,
-            calls=template.shows_calls,
-            reads_argument=template.reads_argument,
-            columns=columns,
-        ),
-        Counter[str](),
+    return Records(
+        [file for source in sources for file in source.files],
+        on_bad_row=args.on_bad_row,
+        reasoning=template.shows_reasoning,
+        calls=template.shows_calls,
+        reads_argument=template.reads_argument,
+        columns=Columns(args.data_columns, args.data_roles),
+        beginning=beginning,
     )
-    report = HtmlReport(chat_encoder, args.model_max_length) if args.html else None
+
+
+def _from_cache(
+    args: argparse.Namespace, sources: Sequence[Source], chat_encoder: ChatEncoder, screen: _Screen, report: None
+) -> _Counts:
+    """The first rows are shown at once; the counts of all are those of the tokens of a training."""
+    if args.num:
+        records = _records(args, sources, chat_encoder, beginning=True)
+        for record, example in _examples(records, chat_encoder, args, at_once=args.num):
+            screen.add(record, example)
+            if screen.is_full(example):
+                break
+    how = TokenSettings(
+        max_length=args.model_max_length,
+        overlong=args.overlong,
+        on_bad_row=args.on_bad_row,
+        columns=Columns(args.data_columns, args.data_roles),
+        workers=args.preprocessing_num_workers,
+        overwrite=args.overwrite_cache,
+    )
+    try:
+        made = get_or_create_tokens("train", sources, chat_encoder, how)
+    except NothingToLearn as error:
+        return _Counts(error.counts, error.gains, [0] * len(sources))
+    store = made.entry.store()
+    rows = store.index[ChatDataset(store).dialogue_starts]
+    ends = np.searchsorted(rows, np.cumsum(made.rows)).tolist()
+    sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    return _Counts(made.counts, made.gains, sizes)
+
+
+def _read_all(
+    args: argparse.Namespace,
+    sources: Sequence[Source],
+    chat_encoder: ChatEncoder,
+    screen: _Screen,
+    report: HtmlReport | None,
+) -> _Counts:
+    """Every example is shown, written and counted in this process."""
+    records, counts = _records(args, sources, chat_encoder, beginning=False), Counter[str]()
     trained: Counter[str] = Counter()  # dialogues of each file
     gains: Counter[int] = Counter()
-    num_shown, last_shown, refusal = 0, -1, ""  # the rows that are shown, with all their examples
-    colour = wants_colour(sys.stdout)
+    refusal = ""
     with StagedFile(args.output, "--output") if args.output else nullcontext() as output:
-        for record, example in _examples(records, chat_encoder, args):
+        for record, example in _examples(records, chat_encoder, args, at_once=_BATCH):
             if record.dialogue is None:
                 counts[f"dropped_{record.dropped}"] += 1
             else:
@@ -111,30 +217,15 @@ def preview(args: argparse.Namespace) -> None:
                 gains.update(dict(example.gains))
             refusal = refusal or example.refusal
             trained[record.source] += example.is_last and example.outcome.trained > 0
-            if example.dropped is None and (num_shown < args.num or record.index == last_shown):
-                num_shown += record.index != last_shown
-                last_shown = record.index
-                show(shown(record, example, chat_encoder, args.model_max_length, colour=colour) + "\n")
+            screen.add(record, example)
             if output:
                 output.write(_line(example))
             if report:
                 report.add(record, example)
     counts.update(records.counts)
-    for line in [*refused_line(counts, refusal), plain_line(counts)]:
-        if line:
-            say(line)
-    if num_shown:
-        show(f"{legend(colour)}\n")
-    lost = Lost.of(counts, gains.items())
-    show(table(counts, lost, args.model_max_length))
-    if lost.loud and (warning := lost.line(args.model_max_length)):
-        say(f"{warning}. For the memory this needs, add --plan to the training command")
-    _print_choice(args, sources, trained)
-    if report:
-        say(report.write(args.html, counts, _about(args, chat_encoder), lost))
-    if not counts["supervised_tokens"]:
-        cause = hint_at_causes(counts, args.model_max_length)
-        raise DataError(f"no learned tokens in the data: training would stop. {cause}")
+    sizes = [sum(trained[file] for file in source.files) for source in sources]
+    lines = [line for line in (*refused_line(counts, refusal), plain_line(counts)) if line]
+    return _Counts(counts, list(gains.items()), sizes, lines)
 
 
 # --- the command line
@@ -190,34 +281,41 @@ def _check_outputs(args: argparse.Namespace, files: Sequence[str]) -> None:
 
 
 def _examples(
-    records: Records, chat_encoder: ChatEncoder, args: argparse.Namespace
+    records: Records, chat_encoder: ChatEncoder, args: argparse.Namespace, *, at_once: int
 ) -> Iterator[tuple[Record, Example]]:
     """Every record with each of its examples, in input order; one without a dialogue has an example without ids.
 
-    After a malformed row that will stop the command, the rest of the files is only checked.
+    `at_once`: how many are tokenised together. After a malformed row that will stop the command, the rest of the files
+    is only checked.
     """
     num_rows = 0
     with bar("tokenising", records.num_bytes) as progress:
         rows = (record for record in records if not records.stopping)
-        while batch := list(islice(rows, _BATCH)):
-            how = {"overlong": args.overlong, "on_bad_row": args.on_bad_row}
-            made = tokenize_dialogues(usable(batch), chat_encoder, max_length=args.model_max_length, **how)
-            for record in batch:
-                if record.dialogue is None:
-                    yield record, Example(record.index, dropped=record.dropped)
-                    continue
-                for example in made:
-                    assert example.index == record.index, (example.index, record.index)
-                    yield record, example
-                    if example.is_last:
-                        break
-            num_rows += len(batch)
+        while (some := list(islice(rows, _BATCH))) and not records.stopping:
+            for at in range(0, len(some), at_once):
+                yield from _tokenized(some[at : at + at_once], chat_encoder, args)
+            num_rows += len(some)
             progress.to(records.bytes_read, counted(num_rows, "row"))
 
 
-def _print_choice(args: argparse.Namespace, sources: Sequence[Source], trained: Counter[str]) -> None:
-    """Print how many dialogues a run would use and hold out."""
-    sizes = [sum(trained[file] for file in source.files) for source in sources]
+def _tokenized(
+    records: Sequence[Record], chat_encoder: ChatEncoder, args: argparse.Namespace
+) -> Iterator[tuple[Record, Example]]:
+    how = {"overlong": args.overlong, "on_bad_row": args.on_bad_row}
+    made = tokenize_dialogues(usable(records), chat_encoder, max_length=args.model_max_length, **how)
+    for record in records:
+        if record.dialogue is None:
+            yield record, Example(record.index, dropped=record.dropped)
+            continue
+        for example in made:
+            assert example.index == record.index, (example.index, record.index)
+            yield record, example
+            if example.is_last:
+                break
+
+
+def _print_choice(args: argparse.Namespace, sources: Sequence[Source], sizes: list[int]) -> None:
+    """Print how many dialogues a run would use and hold out. `sizes`: those of each source."""
     num = sum(sizes)
     if args.data_proportions and num:
         taken = [len(part) for part in proportional(sizes, args.data_proportions, seed=0)]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from typing import Any
 
-from fastchat.errors import SettingsError
+from fastchat.errors import SettingsError, nearest, not_among
 
 FLASH = "flash_attention_2"
 FLEX = "flex_attention"
 SDPA = "sdpa"
 EAGER = "eager"
+TRUSTED = "kernels-community/"  # the only kernels of the hub that are loaded without --trust_remote_code
+_OWN_PACKAGES = {FLASH: "flash_attn", "flash_attention_3": "flash_attn_interface", "flash_attention_4": "flash_attn"}
+_PUBLISHED = tuple(TRUSTED + name for name in ("flash-attn2", "flash-attn3", "flash-attn4", "vllm-flash-attn3"))
+_HUB = re.compile(r"[^/:@\s]+/[^/:@\s]+(@[^/:@\s]+)?(:[^/:@\s]+)?")  # owner/name@revision:function
 _FLEX_HEAD_DIM = 16  # its kernel (torch 2.11) does not compile for smaller ones
 
 
@@ -51,7 +56,85 @@ def wants_one_row(attention: str) -> bool:
     (`_is_packed_sequence` in transformers); flex_attention skips the blocks between them. The others compute all T x T
     scores of a row, so they get one row per pack.
     """
-    return attention in (FLASH, FLEX)
+    return attention == FLEX or is_flash(attention)
+
+
+def is_flash(attention: str) -> bool:
+    """Whether transformers calls this kernel as it calls FlashAttention: by the name, and every kernel of the hub."""
+    return "flash" in attention or "/" in attention
+
+
+def check_named(attention: str, *, trust_remote_code: bool) -> None:
+    """SettingsError for a value of `--attn_implementation` that transformers does not know.
+
+    A kernel of the hub is code: only those of kernels-community are loaded, unless `trust_remote_code`.
+    """
+    from transformers import AttentionInterface
+
+    known = [EAGER, *(name for name in AttentionInterface().valid_keys() if "|" not in name and "/" not in name)]
+    if attention in known:
+        return
+    if "/" not in attention:
+        raise not_among("--attn_implementation", attention, (*known, *_PUBLISHED))
+    if not _HUB.fullmatch(attention):
+        raise SettingsError(
+            f"--attn_implementation {attention}: a kernel of the hub is owner/name, owner/name@revision or "
+            "owner/name:function"
+        )
+    if not attention.startswith(TRUSTED) and not trust_remote_code:
+        close = nearest(attention, _PUBLISHED, n=1, cutoff=0.8)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise SettingsError(
+            f"--attn_implementation {attention} would run code from the hub: only kernels of {TRUSTED[:-1]} are loaded "
+            f"without --trust_remote_code True{hint}"
+        )
+
+
+def why_not_named(attention: str, config: Any, dtype: Any, device: Any) -> str | None:
+    """Why the kernel `attention` cannot be used here, None where it can be tried; the rest as in `choose_attention`."""
+    import torch
+
+    model_class = _model_class(config)
+    if attention == FLEX:
+        return _why_no_flex(model_class, config, device)
+    if attention == SDPA:
+        known = model_class is None or model_class._supports_sdpa
+        return None if known else f"{model_class.__name__} does not support {SDPA}"
+    if attention == EAGER or not is_flash(attention):
+        return None  # the proof before the first step says
+    if not _on_gpu(device):
+        return "it needs a GPU"
+    packages = [_OWN_PACKAGES[attention], "kernels"] if attention in _OWN_PACKAGES else ["kernels"]
+    if all(importlib.util.find_spec(name) is None for name in packages):
+        return "it needs the package kernels (pip install kernels)"  # transformers takes them from there too
+    if dtype not in (None, torch.float16, torch.bfloat16):
+        return f"it needs bf16 or fp16, not {dtype}"
+    if model_class is not None and not model_class._supports_flash_attn:
+        return f"{model_class.__name__} does not support FlashAttention"
+    return None
+
+
+class NamedAttention:
+    """Lets a loaded model use another attention kernel, and its own again."""
+
+    def __init__(self, model: Any, attention: str, *, trust_remote_code: bool = False) -> None:
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.attention, self.trust_remote_code = attention, trust_remote_code
+        self.before = used_attention(self.model)
+
+    def apply(self) -> None:
+        """Raises whatever transformers raises for a kernel that it cannot load; SettingsError where it took another."""
+        if self.attention == FLEX:
+            one_flex_kernel()
+        self._set(self.attention)
+        check_attention(self.model, self.attention)
+
+    def undo(self) -> None:
+        self._set(self.before)
+
+    def _set(self, attention: str) -> None:
+        more = {"allow_all_kernels": True} if self.trust_remote_code and "/" in attention else {}
+        self.model.set_attn_implementation(attention, **more)
 
 
 def one_flex_kernel() -> None:

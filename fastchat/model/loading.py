@@ -155,10 +155,7 @@ def describe_quantization(model: nn.Module) -> dict[str, Any]:
     plain = sum(type(m) is nn.Linear and "lora_" not in name for name, m in model.named_modules())
     if not layers:
         return {"type": None, "linear4bit": 0, "linear": plain}
-    found = Counter(
-        (m.weight.quant_type, m.weight.compress_statistics, m.weight.quant_storage, m.compute_dtype)
-        for m in layers.values()
-    )
+    found = Counter(_nf4_layout(layer) for layer in layers.values())
     if len(found) != 1:
         raise AssertionError(f"mixed quantisation: {found}")
     quant_type, double, storage, compute = next(iter(found))
@@ -170,6 +167,14 @@ def describe_quantization(model: nn.Module) -> dict[str, Any]:
         "storage": str(storage).removeprefix("torch."),
         "compute_dtype": str(compute).removeprefix("torch."),
     }
+
+
+def _nf4_layout(layer: Any) -> tuple[str, bool, torch.dtype, torch.dtype]:
+    """(type, double quantisation, storage, compute dtype). The layer knows them too: FSDP replaces its weight."""
+    weight = layer.weight
+    if hasattr(weight, "quant_type"):
+        return weight.quant_type, weight.compress_statistics, weight.quant_storage, layer.compute_dtype
+    return layer.quant_state.quant_type, layer.quant_state.nested, weight.dtype, layer.compute_dtype
 
 
 def dequantised_base(model_dir: str, **options: Any) -> Any:
@@ -221,9 +226,10 @@ def count_parameters(model: nn.Module, numel: Callable[[torch.Tensor], int] = to
     `numel`: the size of a whole parameter, which an engine may have partitioned.
     """
     trainable = total = 0
+    codes = {id(layer.weight) for layer in linear4bit_layers(model).values()}
     for parameter in model.parameters():
         count = numel(parameter)
-        if type(parameter).__name__ == "Params4bit":
+        if id(parameter) in codes:
             count *= 2 * parameter.element_size()
         total += count
         trainable += count if parameter.requires_grad else 0

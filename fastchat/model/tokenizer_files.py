@@ -75,7 +75,7 @@ def from_file(source: str, *, cache_dir: str | None = None) -> Any:
     _take_over(tokenizer, _class_of(source, config, cache_dir))
     path = find_file(source, FILE, cache_dir)
     assert path is not None, source
-    if pipeline(tokenizer.backend_tokenizer) != pipeline(_without_vocabulary(read_json(path))):
+    if pipeline(tokenizer.backend_tokenizer) != pipeline(_pipeline_of(path)):
         say(
             f"tokenizer: transformers repairs the pre-tokenizer of {path} (fix_mistral_regex); the repaired one is "
             "used for training and saved"
@@ -205,13 +205,15 @@ def _comparable(step: Any) -> Any:
     return [_comparable(part) for part in step] if isinstance(step, list) else step
 
 
-def _without_vocabulary(spec: dict[str, Any]) -> Any:
-    """The backend of a `tokenizer.json` with only its pipeline; cheap, whatever the size of the file."""
+def _pipeline_of(path: Path) -> Any:
+    """The backend of a `tokenizer.json` with only its pipeline: the vocabulary, which is large, is not read."""
     from tokenizers import Tokenizer
 
+    steps = ("normalizer", "pre_tokenizer")
+    spec = dict.fromkeys(steps) | files.read_members(path, *steps)
     model = {"type": "BPE", "vocab": {}, "merges": []}
     kept = {"version": "1.0", "added_tokens": [], "post_processor": None, "decoder": None, "model": model}
-    return Tokenizer.from_str(json.dumps(kept | {key: spec.get(key) for key in ("normalizer", "pre_tokenizer")}))
+    return Tokenizer.from_str(json.dumps(kept | spec))
 
 
 def probe_texts(tokenizer: Any) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fastchat.plan.architecture import Linear
 from fastchat.plan.layer_memory import first_readers, group_bytes, norm_bytes
 from fastchat.plan.run import Run
 
@@ -33,12 +34,16 @@ def activations_of(run: Run) -> Activations:
     temporary = max(tokens * _backward_per_token(run), _experts_backward(run))
     matrix = _dequantised(run)
     casts = _cast_copies(run)
-    if run.gradient_checkpointing:
-        inputs = a.num_layers * tokens * a.hidden * run.weight_bytes + _rotary(run)  # the input of every layer
-        recomputed = layer_bytes(run) + math.ceil(casts / a.num_layers)
-        return Activations(inputs + last_norm, inputs + recomputed, casts, temporary, _rebuilt(run), matrix)
-    layers = sum(group.count * group_bytes(run, group) for group in run.groups) + _rotary(run)
-    return Activations(layers + casts + last_norm, layers + casts, 0, temporary, _rebuilt(run), matrix)
+    n = run.checkpointed_layers
+    inputs = n * tokens * a.hidden * run.weight_bytes + _rotary(run)  # the input of every checkpointed layer
+    recomputed = layer_bytes(run) + math.ceil(casts / a.num_layers) if n else 0
+    # The other layers are the last ones: their activations are gone before the first layer is recomputed.
+    layers = sum(group.count * group_bytes(run, group) for group in run.groups_from(n))
+    kept_casts = math.ceil(casts * (a.num_layers - n) / a.num_layers)
+    kept = inputs + layers + kept_casts
+    backward = inputs + max(layers + kept_casts, recomputed)
+    held = math.ceil(_cached_casts(run) * n / a.num_layers)
+    return Activations(kept + last_norm, backward, held, temporary, _rebuilt(run), matrix)
 
 
 def layer_bytes(run: Run) -> int:
@@ -60,15 +65,30 @@ def _cast_copies(run: Run) -> int:
 
     A copy is kept for the gradient of its input; matrices that read the first trained layer's input need none.
     """
-    a, c = run.architecture, run.compute_bytes
     if not run.autocast:
         return 0
-    first = next((group for group in run.groups if group.adapted), None)
-    readers = first_readers(run, first) if first else ()
-    adapter = c * (run.trained - run.lora_r * sum(x.inputs for x in readers if x in run.adapted)) if run.lora else 0
+    adapter = _adapter_casts(run)
     if not run.casts_weights or run.q_lora:
         return adapter
-    return adapter + c * (a.linear_elements - sum(x.elements for x in readers))
+    return adapter + run.compute_bytes * (run.architecture.linear_elements - sum(x.elements for x in _readers(run)))
+
+
+def _cached_casts(run: Run) -> int:
+    """Those that autocast itself holds until the end of the forward pass: of trained weights."""
+    return _cast_copies(run) if not run.lora or not run.autocast else _adapter_casts(run)
+
+
+def _adapter_casts(run: Run) -> int:
+    if not run.lora:
+        return 0
+    first = sum(x.inputs for x in _readers(run) if x in run.adapted)
+    return run.compute_bytes * (run.trained - run.lora_r * first)
+
+
+def _readers(run: Run) -> tuple[Linear, ...]:
+    """The matrices that read the input of the first trained layer."""
+    first = next((group for group in run.groups if group.adapted), None)
+    return tuple(first_readers(run, first)) if first else ()
 
 
 def _rebuilt(run: Run) -> int:
@@ -127,5 +147,5 @@ def _backward_per_token(run: Run) -> int:
         mlp = (10 if float32 else 2) * i + 10.5 * h
     else:
         mlp = 6 * i + 10.5 * h if float32 else 4 * i + 2.5 * h
-    norm = 22.5 * h if a.family.norms == 4 or not run.gradient_checkpointing else 0
+    norm = 22.5 * h if a.family.norms == 4 or run.checkpointed_layers < a.num_layers else 0
     return math.ceil(wide * max(mlp, norm))

@@ -175,12 +175,12 @@ def _difference(old: Run, new: Run) -> str:
     if new.per_device_train_batch_size != old.per_device_train_batch_size:
         flags.append(f"--per_device_train_batch_size {new.per_device_train_batch_size}")
         flags.append(f"--gradient_accumulation_steps {new.gradient_accumulation_steps}")
-    if new.gradient_checkpointing and not old.gradient_checkpointing:
+    if new.checkpointed_layers > old.checkpointed_layers:
         flags.append("--gradient_checkpointing True")
     if new.q_lora and not old.q_lora:
         flags.append("--q_lora True")
     if new.zero != old.zero and new.zero is not None:
-        flags.append(f"--deepspeed {new.zero.path}")
+        flags.append(f"--deepspeed {new.zero.path}" + (" instead of FSDP" if old.fsdp is not None else ""))
     return " ".join(flags) or "--chunked_head True"
 
 
@@ -189,7 +189,7 @@ def _blind_advice(run: Run) -> str:
     if run.per_device_train_batch_size > 1:
         micro, accumulation = keep_global_batch(run, run.per_device_train_batch_size // 2)
         flags.append(f"--per_device_train_batch_size {micro} --gradient_accumulation_steps {accumulation}")
-    if not run.gradient_checkpointing:
+    if run.checkpointed_layers < run.architecture.num_layers:
         flags.append("--gradient_checkpointing True")
     if run.lora and not run.q_lora:
         flags.append("--q_lora True")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from fastchat.errors import SettingsError, percent
 from fastchat.plan.adapter import adapter_settings
 from fastchat.plan.advice import advice_after_oom, plan_lines, warning_line
 from fastchat.plan.architecture import Architecture
+from fastchat.plan.checkpointing import fewest_checkpoints
 from fastchat.plan.command_line import plan_defaults
 from fastchat.plan.estimate import Plan, estimate
 from fastchat.plan.known import architecture_of_size
@@ -30,7 +31,9 @@ from fastchat.plan.report import as_json, as_lines, short_line
 from fastchat.plan.run import Machine, Run
 from fastchat.plan.search import keep_global_batch
 from fastchat.plan.units import MIB, human
-from fastchat.plan.zero import read_zero
+from fastchat.plan.zero import Zero, read_zero
+from fastchat.settings.checkpointing import AUTO, read_checkpointing
+from fastchat.settings.engines import EngineChoice, check_stage, choose
 
 __all__ = [
     "Machine",
@@ -75,20 +78,29 @@ def plan_for(settings: Settings, machine: Machine, *, lora: bool = True, attenti
     >>> plan_for({"model_name_or_path": "DIR", "q_lora": True}, Machine(1, 1, 24 * 2**30)).fits  # doctest: +SKIP
     True
     """
-    run = run_of(settings, machine)
-    return estimate(replace(run, lora=lora and run.lora, attention=attention or run.attention))
+    return estimate(run_of(settings, machine, lora=lora, attention=attention))
 
 
-def run_of(settings: Settings, machine: Machine, architecture: Architecture | None = None) -> Run:
-    """The run that settings describe; `architecture` avoids reading the model's files again."""
+def run_of(
+    settings: Settings,
+    machine: Machine,
+    architecture: Architecture | None = None,
+    *,
+    lora: bool = True,
+    attention: str | None = None,
+) -> Run:
+    """The run that settings describe; `architecture` avoids reading the model's files again. `lora`, `attention`: as
+    for `plan_for`. `gradient_checkpointing: auto` becomes what fits on `machine`."""
     s = plan_defaults()
     s |= {name: settings[name] for name in s if name in settings}
     shape = architecture or _architecture(s)
-    lora = not s.get("full_finetuning", False)
+    lora = lora and not s.get("full_finetuning", False)
+    checkpointing = read_checkpointing(s["gradient_checkpointing"])
     if s["q_lora"] and not lora:
         raise SettingsError("--q_lora needs an adapter: remove --full_finetuning")
     adapter = adapter_settings(s) if lora else {}
-    return Run(
+    choice = choose(s, lora=lora)
+    run = Run(
         architecture=shape,
         machine=machine,
         lora=lora,
@@ -98,23 +110,36 @@ def run_of(settings: Settings, machine: Machine, architecture: Architecture | No
         dtype=_one_of("dtype", str(s["dtype"]), ("auto", "float32", "bfloat16", "float16")),
         bf16=bool(s["bf16"]),
         fp16=bool(s["fp16"]),
-        zero=read_zero(s["deepspeed"], shape.hidden) if s["deepspeed"] else None,
+        zero=_zero(choice, str(s["engine"]), shape.hidden),
+        fsdp=choice.fsdp,
         model_max_length=int(s["model_max_length"]),
         per_device_train_batch_size=int(s["per_device_train_batch_size"]),
         gradient_accumulation_steps=int(s["gradient_accumulation_steps"]),
-        gradient_checkpointing=bool(s["gradient_checkpointing"]),
+        gradient_checkpointing=False if isinstance(checkpointing, str) else checkpointing,
         packing=bool(s["packing"]),
-        attention=_kernel(bool(s["flash_attn"]), bool(s["packing"]), shape, machine),
+        attention=attention or _kernel(s, shape, machine),
         optim=str(getattr(s["optim"], "value", s["optim"])),
         chunked_head=bool(s["chunked_head"]),
     )
+    return fewest_checkpoints(run) if checkpointing == AUTO else run
 
 
-def _kernel(flash: bool, packing: bool, shape: Architecture, machine: Machine) -> str:
+def _zero(choice: EngineChoice, engine: str, hidden: int) -> Zero | None:
+    if choice.deepspeed is None:
+        return None
+    zero = read_zero(choice.deepspeed, hidden)
+    check_stage(engine, zero.stage)
+    return zero
+
+
+def _kernel(settings: Mapping[str, Any], shape: Architecture, machine: Machine) -> str:
     """FlashAttention falls back to torch's kernels on a CPU, and on this machine if the package is missing.
 
     Packs use FlashAttention or flex attention, which keeps the same tensors.
     """
+    if named := settings["attn_implementation"]:
+        return str(named)
+    flash, packing = bool(settings["flash_attn"]), bool(settings["packing"])
     elsewhere = not machine.gpu_name
     if not machine.on_cpu and (packing or (flash and (elsewhere or flash_attention_installed()))):
         return "flash_attention_2"

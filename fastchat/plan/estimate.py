@@ -80,9 +80,10 @@ class Plan:
         return self.gpu_fits and self.host_fits is not False
 
 
-def estimate(run: Run) -> Plan:
-    """The plan for `run`. Pure arithmetic, less than a millisecond."""
-    states, acts, loss = states_of(run), activations_of(run), loss_of(run)
+def estimate(run: Run, states: States | None = None) -> Plan:
+    """The plan for `run`, with other `states` than its own if given. Pure arithmetic, less than a millisecond."""
+    states = states or states_of(run)
+    acts, loss = activations_of(run), loss_of(run)
     standing = states.weights + states.scales + states.optimizer + states.buffers
     moments = moments_of(run, states, acts, loss)
     at = max(moments, key=lambda name: moments[name])
@@ -137,7 +138,7 @@ def moments_of(run: Run, states: States, acts: Activations, loss: int) -> dict[s
     gradients = states.gradients
     # Without accumulation, gradients grow while activations are freed, so the two are never complete at the same time.
     # An adapter's gradients are too small to matter, and DeepSpeed's buffers are permanent.
-    accumulates = run.lora or run.zero is not None or run.gradient_accumulation_steps > 1
+    accumulates = run.lora or not run.whole or run.gradient_accumulation_steps > 1
     before = gradients if accumulates else 0
     moments = {
         "forward": before + acts.kept + acts.casts + acts.rebuilt,
@@ -146,7 +147,7 @@ def moments_of(run: Run, states: States, acts: Activations, loss: int) -> dict[s
         "step": gradients + states.stepping,
         "loading": states.loading - states.optimizer - states.buffers,
     }
-    if not run.lora:
+    if not run.lora and run.fsdp is None:
         moments |= _late_moments(run, gradients, acts)
     return moments
 

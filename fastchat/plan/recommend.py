@@ -165,7 +165,7 @@ def _row(recommendation: Recommendation, choice: Choice) -> tuple[str, ...]:
         recommendation.label,
         method,
         how,
-        "on" if run.gradient_checkpointing else "off",
+        "on" if run.checkpointed_layers else "off",
         f"{run.per_device_train_batch_size} x {run.gradient_accumulation_steps}",
         human(plan.total),
         human(plan.host_total),

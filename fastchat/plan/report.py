@@ -54,6 +54,7 @@ def as_json(plan: Plan, *, limits: bool = True) -> dict[str, Any]:
         "model": run.architecture.name,
         "parameters": run.architecture.parameters,
         "trained_parameters": run.trained,
+        "checkpointed_layers": run.checkpointed_layers,
         "model_max_length": run.model_max_length,
         "per_device_train_batch_size": run.per_device_train_batch_size,
         "gradient_accumulation_steps": run.gradient_accumulation_steps,
@@ -63,6 +64,12 @@ def as_json(plan: Plan, *, limits: bool = True) -> dict[str, Any]:
     return found
 
 
+def _checkpointed(run: Run) -> str:
+    """on, off, or how many layers."""
+    layers, all_layers = run.checkpointed_layers, run.architecture.num_layers
+    return {0: "off", all_layers: "on"}.get(layers, f"of the first {layers} of {all_layers} layers")
+
+
 def describe(run: Run) -> str:
     """A one-line description of the configuration."""
     what = "full fine-tuning" if not run.lora else f"{'QLoRA' if run.q_lora else 'LoRA'} r{run.lora_r}"
@@ -70,7 +77,7 @@ def describe(run: Run) -> str:
         what,
         engine(run),
         f"microbatch {run.per_device_train_batch_size} x {run.model_max_length} tokens",
-        f"checkpointing {'on' if run.gradient_checkpointing else 'off'}",
+        f"checkpointing {_checkpointed(run)}",
     ]
     if run.gradient_accumulation_steps > 1:
         how.insert(3, f"accumulation {run.gradient_accumulation_steps}")
@@ -81,6 +88,8 @@ def describe(run: Run) -> str:
 
 def engine(run: Run) -> str:
     """The engine that divides the work between GPUs."""
+    if run.fsdp is not None:
+        return "FSDP"
     if run.zero is None:
         alone = "one process" if run.machine.on_cpu else "one GPU"
         return alone if run.machine.gpus == 1 else "DDP"
@@ -134,7 +143,7 @@ def _processors(machine: Machine) -> str:
 
 def _rows(plan: Plan) -> list[tuple[str, int, str]]:
     run = plan.run
-    checkpointed = run.gradient_checkpointing
+    checkpointed = run.checkpointed_layers
     cuda = f"CUDA {human(cuda_of(run))}, " if cuda_of(run) else ""
     loss = "logits in chunks" if run.chunked_head else "all logits at once"
     if checkpointed and plan.loss < plan.loss_alone:
@@ -143,10 +152,10 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
         ("weights", plan.weights, ""),
         ("gradients", plan.gradients, ""),
         ("optimizer", plan.optimizer, run.optim + _paged(plan)),
-        ("activations", plan.activations, "inputs of layers, one recomputed" if checkpointed else "all layers"),
+        ("activations", plan.activations, _activations(run)),
         ("loss", plan.loss, loss),
         ("quantisation overhead", plan.quantisation_overhead, "scales, one matrix in 16 bits" if run.q_lora else ""),
-        ("ZeRO buffers" if run.zero else "DDP buckets", plan.zero_buffers, ""),
+        (_buffers(run), plan.zero_buffers, ""),
         ("reserve", plan.reserve, f"{cuda}fragmentation, temporary tensors; an estimate"),
     ]
     if plan.overlap:
@@ -155,6 +164,18 @@ def _rows(plan: Plan) -> list[tuple[str, int, str]]:
     rows.append((each, plan.total, "" if run.machine.on_cpu else _of(run.machine.gpu_memory)))
     rows.append(("per host", plan.host_total, _host(plan)))
     return [row for row in rows if row[1] or row[0] == "weights"]
+
+
+def _activations(run: Run) -> str:
+    if run.checkpointed_layers == run.architecture.num_layers:
+        return "inputs of layers, one recomputed"
+    return f"inputs of {run.checkpointed_layers} layers, the others whole" if run.checkpointed_layers else "all layers"
+
+
+def _buffers(run: Run) -> str:
+    if run.fsdp is not None:
+        return "gathered units"
+    return "ZeRO buffers" if run.zero else "DDP buckets"
 
 
 def _paged(plan: Plan) -> str:

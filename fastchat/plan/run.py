@@ -8,6 +8,7 @@ from functools import cached_property
 from fastchat.plan.architecture import Architecture, Layer, Linear
 from fastchat.plan.targets import Copies, adapted_by_layer, copied_modules, tables_of
 from fastchat.plan.zero import Zero
+from fastchat.settings.engines import FsdpOptions
 from fastchat.settings.targets import matches
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -67,10 +68,11 @@ class Run:
     bf16: bool = True
     fp16: bool = False
     zero: Zero | None = None  # None: no DeepSpeed
+    fsdp: FsdpOptions | None = None  # None: no FSDP
     model_max_length: int = 512
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | int = False  # True: all decoder layers; a number: the first ones
     packing: bool = False
     attention: str = "sdpa"
     optim: str = "adamw_torch"
@@ -80,6 +82,12 @@ class Run:
     def tokens(self) -> int:
         """Tokens of one microbatch, padding included."""
         return self.per_device_train_batch_size * self.model_max_length
+
+    @cached_property
+    def checkpointed_layers(self) -> int:
+        """Decoder layers that are recomputed in the backward pass, the first ones."""
+        asked, layers = self.gradient_checkpointing, self.architecture.num_layers
+        return layers if asked is True else min(int(asked), layers)
 
     # ---- precision: bytes per number ----
 
@@ -91,8 +99,18 @@ class Run:
 
     @cached_property
     def autocast(self) -> bool:
-        """Whether torch.autocast is used: 16 bits without DeepSpeed, which casts the model instead."""
-        return self.half and self.zero is None
+        """Whether torch.autocast is used: 16 bits without DeepSpeed and FSDP, which cast the model instead."""
+        return self.half and self.zero is None and self.fsdp is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every process has whole weights, gradients and optimizer states: no DeepSpeed, no FSDP."""
+        return self.zero is None and self.fsdp is None
+
+    @property
+    def reshards(self) -> bool:
+        """Whether FSDP gathers a layer for each pass, instead of keeping it from the forward to the backward pass."""
+        return self.fsdp is None or self.fsdp.reshard_after_forward
 
     @cached_property
     def stored_dtype(self) -> str:
@@ -108,6 +126,8 @@ class Run:
         """Bytes per unquantized base weight during training, and per number of the residual stream."""
         if self.zero is not None:
             return 2 if self.half else 4
+        if self.fsdp is not None and self.half:
+            return 2
         return _BYTES[self.stored_dtype]
 
     @cached_property
@@ -124,8 +144,8 @@ class Run:
 
     @cached_property
     def adapter_bytes(self) -> int:
-        """Bytes per adapter weight: float32, except that DeepSpeed makes 16-bit working copies."""
-        return 2 if self.zero is not None and self.half else 4
+        """Bytes per adapter weight: float32, except that DeepSpeed and FSDP make 16-bit working copies."""
+        return 2 if self.half and not self.autocast else 4
 
     @cached_property
     def dropout_mask_bytes(self) -> int:
@@ -144,13 +164,17 @@ class Run:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """All layers, in order of their first one. Raises SettingsError for a target that matches nothing."""
+        return self.groups_from(0)
+
+    def groups_from(self, start: int) -> tuple[Group, ...]:
+        """The same of layer number `start` (0-based) and those after it."""
         a = self.architecture
         mine = self._by_layer
         first = next((index for index, adapted in enumerate(mine) if adapted), a.num_layers)
         # Checkpointing makes the embedding's output have a gradient, and so does training the embedding.
         always = not self.lora or self.gradient_checkpointing or self.trains_embedding
         counts: dict[tuple[int, tuple[Linear, ...], bool], int] = {}
-        for index, adapted in enumerate(mine):
+        for index, adapted in list(enumerate(mine))[start:]:
             key = a.order[index], adapted, always or index > first
             counts[key] = counts.get(key, 0) + 1
         return tuple(Group(a.kinds[kind], count, adapted, live) for (kind, adapted, live), count in counts.items())

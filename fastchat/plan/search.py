@@ -50,9 +50,9 @@ ENGINES = (  # each is slower than the one before it
 def on_engine(run: Run, engine: Engine | None) -> Run:
     """`run` with a DeepSpeed configuration; None: without DeepSpeed."""
     if engine is None:
-        return replace(run, zero=None)
+        return replace(run, zero=None, fsdp=None)
     zero = replace(read_zero(engine.config(run.lora), run.architecture.hidden), path=engine.path(run.lora))
-    return replace(run, zero=zero)
+    return replace(run, zero=zero, fsdp=None)
 
 
 def engines_for(run: Run) -> tuple[Engine | None, ...]:
@@ -67,6 +67,8 @@ def engines_for(run: Run) -> tuple[Engine | None, ...]:
 
 def place(run: Run) -> int | None:
     """The index of the run's engine in `engines_for`; None if it is not one of them."""
+    if run.fsdp is not None:
+        return None
     zeros = [on_engine(run, engine).zero for engine in engines_for(run)]
     return zeros.index(run.zero) if run.zero in zeros else None
 
@@ -89,11 +91,13 @@ _HOST_COPY = 48_000
 
 def slowdown(run: Run) -> float:
     """Time per token, relative to LoRA without memory-saving settings. A rough figure for sorting."""
-    passes = (2 if run.lora else 3) + (1 if run.gradient_checkpointing else 0)
+    passes = (2 if run.lora else 3) + run.checkpointed_layers / run.architecture.num_layers
     extra = _LAUNCH + (_DEQUANTISE if run.q_lora else 0)
     step, host = 1.0, 0.0
+    n = run.machine.gpus
+    if run.fsdp is not None:
+        extra += _HOOKS[3] + _GATHER * (n - 1) / n * (1 if run.reshards else 0.5)
     if run.zero is not None:
-        n = run.machine.gpus
         extra += _HOOKS[run.zero.stage]
         extra += _GATHER * (n - 1) / n if run.zero.stage == 3 else 0
         extra += _FROM_HOST / n if run.zero.offload_params else 0

@@ -36,6 +36,10 @@ class States:
 
 def states_of(run: Run) -> States:
     """The states of one configuration."""
+    if run.fsdp is not None:
+        from fastchat.plan.fsdp import fsdp_states  # which needs this module
+
+        return fsdp_states(run)
     if run.zero is None:
         return _plain(run)
     return _zero3(run) if run.zero.stage == 3 else _zero12(run)

@@ -122,7 +122,10 @@ _TAKEN = {"dialogues": "dialogue", "examples": "example", "tokens": "token", "su
 def _packed(packs: dict[str, object]) -> str:
     fill = packs.get("fill")
     filled_to = f", {percent(fill, 2)} filled" if isinstance(fill, float) else ""
-    return f"{packs.get('dialogues')} examples in {packs.get('packs')} packs of {packs.get('capacity')}{filled_to}"
+    separate = packs.get("tokens_without_sharing")
+    shared = f"; common prefixes computed once: {packs.get('tokens')} tokens instead of {separate}" if separate else ""
+    told = f"{packs.get('dialogues')} examples in {packs.get('packs')} packs of {packs.get('capacity')}"
+    return f"{told}{filled_to}{shared}"
 
 
 def _example(run: RunFiles) -> str:

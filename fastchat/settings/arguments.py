@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from fastchat.settings.data_names import COLUMNS, roles
+from fastchat.settings.engine_arguments import EngineArguments
 from fastchat.settings.evaluation_arguments import EvaluationArguments
 from fastchat.settings.fields import (
     ABOVE_ZERO,
@@ -65,15 +66,18 @@ class ModelArguments:
         "use FlashAttention 2 if it is installed, otherwise the fastest kernel of torch, with a message",
         elsewhere="flash_attention use_flash_attention use_flash_attn use_flash_attention_2",
         translate={
-            "attn_implementation": by_value(
-                {"flash_attention_2": "flash_attn: true", "flash_attention_3": "flash_attn: true"}, "flash_attn: false"
-            ),
             "flash_attn": by_value(
                 dict.fromkeys(("auto", "fa2", "fa3"), "write true")
                 | {"sdpa": "write false", "disabled": "write false"},
                 "",
             ),
         },
+        memory=True,
+    )
+    attn_implementation: str | None = _model(
+        None,
+        "attention kernel by its name in transformers, such as sdpa, flash_attention_3 or "
+        "kernels-community/flash-attn3, instead of --flash_attn",
         memory=True,
     )
     rope_scaling_type: Literal["linear", "dynamic", "yarn", "llama3"] | None = _model(
@@ -226,6 +230,7 @@ class DataArguments:
         common=True,
         memory=True,
     )
+    packing_prefix_tree: bool = _data(True, "compute what examples of a pack begin with once", resume=FREE)
     verify_packing: bool = _data(
         False,
         "before training, compare loss and gradients with and without packing on this model",
@@ -344,7 +349,7 @@ class LoraArguments:
 
 
 @dataclass
-class RunArguments(EvaluationArguments, TransformersArguments):
+class RunArguments(EvaluationArguments, EngineArguments, TransformersArguments):
     """The training arguments of transformers, and those that this project adds."""
 
     cache_dir: str | None = _model(None, "cache folder of hub models", resume=FREE, memory=True, path=True)

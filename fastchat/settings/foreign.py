@@ -106,7 +106,7 @@ _ONLY_LORA = "only LoRA adapters and their variants (see LoRA options in docs/tr
 _SFT = "only supervised fine-tuning is supported"
 _ENVIRONMENT = "set the environment variable {} instead"
 _BATCH = "the global batch is per_device_train_batch_size x gradient_accumulation_steps x processes; set those"
-_ATTENTION = "flash_attn: true asks for FlashAttention; otherwise the fastest kernel of torch is used"
+_ATTENTION = "attn_implementation: NAME chooses the kernel, flash_attn: true asks for FlashAttention 2"
 _AUTOMATIC = "leave it out; this is always done"
 _TOKENIZER = "leave it out; the tokenizer of the model folder is used"
 _MODEL = "leave it out; it is read from config.json in the model folder"
@@ -114,7 +114,7 @@ _CONVERSATIONS = "leave it out; rows are conversations, see docs/data.md"
 _TOKENS = "add tokens first with `fastchat prepare`"
 _SAVED = "weights are always saved as safetensors; leave it out"
 _HALF = "leave it out; --bf16 True or --fp16 True is enough"
-_FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
+_FSDP = "write --engine fsdp; its options are keys of --fsdp_config"
 _INFERENCE = "it is for inference; leave it out"
 _MERGE = "leave it out; `fastchat merge` merges an adapter into its base"
 _VISION = "only the language model is trained; leave it out"
@@ -222,7 +222,7 @@ _REASONS: dict[str, str] = {
     # speed and memory
     "sdp_attention xformers_attention eager_attention s2_attention flex_attention shift_attn xformers "
     "use_xformers": _ATTENTION,
-    "use_liger enable_liger_kernel liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
+    "liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
     "liger_cross_entropy flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp "
     "lora_mlp_kernel lora_qkv_kernel lora_o_kernel use_unsloth unsloth_cross_entropy_loss "
     "cut_cross_entropy chunked_cross_entropy chunked_cross_entropy_num_chunks "
@@ -289,8 +289,10 @@ _REASONS: dict[str, str] = {
     "strict": "leave it out; unknown settings are always refused",
     # older transformers
     "logging_dir": _ENVIRONMENT.format("TENSORBOARD_LOGGING_DIR"),
-    "fsdp_transformer_layer_cls_to_wrap fsdp_min_num_params fsdp_final_state_dict_type fsdp_version "
-    "qlora_sharded_model_loading": _FSDP,
+    "fsdp_transformer_layer_cls_to_wrap fsdp_min_num_params fsdp_final_state_dict_type fsdp_version fsdp_cpu_offload "
+    "fsdp_offload_params fsdp_state_dict_type fsdp_sharding_strategy fsdp_reshard_after_forward fsdp_auto_wrap_policy "
+    "fsdp_cpu_ram_efficient_loading fsdp_sync_module_states fsdp_use_orig_params fsdp_backward_prefetch "
+    "fsdp_forward_prefetch fsdp_activation_checkpointing qlora_sharded_model_loading": _FSDP,
     "half_precision_backend fp16_backend fp16_opt_level": _HALF,
     "use_mps_device": "leave it out; the device is detected automatically",
     "use_legacy_prediction_loop sharded_ddp mp_parameters ray_scope tpu_num_cores": _FUSED,
@@ -312,7 +314,6 @@ _FAMILIES: dict[str, str] = {  # beginnings of names; an exact name above comes 
     "export_quantization_ export_hub_ export_hf_": _EXPORT,
     "image_ video_ audio_ whisper_": _VISION,
     "swanlab_ comet_ trackio_ mlflow_ otel_ use_otel_ wandb_": _TRACKER,
-    "fsdp_": _FSDP,
     "ray_ tpu_ rdzv_": _LAUNCHER,
     "gptq_ awq_": _QUANTIZED,
     "bnb_": "leave it out; q_lora: true is nf4 with double quantization",

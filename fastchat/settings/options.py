@@ -295,7 +295,10 @@ def _scalar(option: Option, raw: Any, label: str) -> Any:
     if option.allowed:
         return to_choice(raw, label, option.allowed)
     if bool in option.parts and str in option.parts:  # transformers has one such option
-        return str(raw).lower() in TRUE if str(raw).lower() in TRUE | FALSE else str(raw)
+        word = str(raw).lower()
+        if int in option.parts and word.isdecimal():
+            return int(word)  # a number, not the switch that 0 and 1 are elsewhere
+        return word in TRUE if word in TRUE | FALSE else str(raw)
     for kind, function in _CONVERTERS:
         if kind in option.parts:
             return function(raw, label)

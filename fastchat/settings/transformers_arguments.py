@@ -140,9 +140,10 @@ class TransformersArguments:
     bf16: bool = _precision(False, "compute in bfloat16", translate={"bf16": _auto}, common=True, memory=True)
     fp16: bool = _precision(False, "compute in float16", translate={"fp16": _auto}, memory=True)
     tf32: bool | None = _precision(None, "use TF32 for float32 matrix products (Ampere GPUs and newer)")
-    gradient_checkpointing: bool = _precision(
+    gradient_checkpointing: bool | str | int = _precision(
         False,
-        "recompute activations in the backward pass: needs less memory, but is a third slower",
+        "recompute activations in the backward pass, which needs less memory but is a third slower: True or full (all "
+        "decoder layers), False or off, the number of layers (the first ones), or auto: as few as fit",
         also="gradient_checkpoint activation_checkpointing",
         translate={
             "gradient_checkpointing": by_value({"unsloth": "write true", "offload": "write true"}, ""),
@@ -157,6 +158,16 @@ class TransformersArguments:
         None,
         "additional arguments of gradient checkpointing, as a mapping; by default {use_reentrant: false}",
         also="gradient_checkpoint_kwargs activation_checkpointing_kwargs",
+    )
+    torch_compile: bool = _precision(
+        False,
+        "compile the decoder layers with torch.compile, one graph for all of them; compiling takes a minute or two",
+        elsewhere="compile use_torch_compile",
+    )
+    use_liger_kernel: bool = _precision(
+        False,
+        "use the norms, RoPE and SwiGLU of the package liger-kernel (needs a GPU)",
+        elsewhere="use_liger enable_liger_kernel",
     )
     deepspeed: dict[str, Any] | str | None = _precision(
         None,
@@ -295,22 +306,17 @@ _EVALUATION = "evaluation computes only the exact loss; leave it out"
 _HUB = "only the finished result is uploaded, once; leave it out"
 _NO = "not supported; leave it out"
 _OURS = "batches are made by this project's own data loader; leave it out"
-_FSDP = "use --deepspeed deepspeed_config_{lora_}s3.json instead (ZeRO-3)"
 
 
 @dataclass
 class RefusedArguments:
     """Training arguments of transformers that are not supported: only their defaults are accepted."""
 
-    fsdp: str | None = _refused(None, refused=_FSDP)
-    fsdp_config: dict[str, Any] | str | None = _refused(None, refused=_FSDP)
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = _refused("every_save", refused=_HUB)
     hub_always_push: bool = _refused(False, refused=_HUB)
     hub_revision: str | None = _refused(None, refused=_HUB)
-    torch_compile: bool = _refused(False, refused=_NO)
     torch_compile_backend: str | None = _refused(None, refused=_NO)
     torch_compile_mode: str | None = _refused(None, refused=_NO)
-    use_liger_kernel: bool = _refused(False, refused=_NO)
     liger_kernel_config: dict[str, bool] | None = _refused(None, refused=_NO)
     auto_find_batch_size: bool = _refused(False, refused="set --per_device_train_batch_size yourself")
     average_tokens_across_devices: bool = _refused(

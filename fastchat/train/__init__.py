@@ -5,6 +5,7 @@ recipe.py                 the run, top to bottom
 prepare.py                tokenizer and template; base model and adapter
 datasets.py               the dialogues to train and to evaluate on, tokenised once per machine
 packed.py                 --packing: which dialogues share a row, and whether this model keeps them apart
+tree_support.py           which models can be trained on rows that are prefix trees
 result.py                 all steps, and what follows the last: saved, verified, evaluated, recorded
 planning.py, memory.py    what memory it will need, and what it needed
 record.py                 what the run actually used, for training.json

@@ -81,7 +81,7 @@ def _check_continued(lora: LoraArguments, engine: Engine) -> None:
         trainable_tokens=list(own.get("trainable_token_indices") or ()),
         use_dora=bool(own.get("use_dora")),
         q_lora=lora.q_lora,
-        zero_stage=3 if engine.partitions else 0,
+        zero_stage=engine.zero_stage,
     )
 
 
@@ -110,7 +110,7 @@ def token_ids(tokenizer: Any, values: Sequence[str]) -> list[int]:
 
     SettingsError for a text that is not one token of the vocabulary.
     """
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab() if values else {}  # a large dict, made at each call
     found = []
     for value in values:
         if value == UNTRAINED:

@@ -22,6 +22,7 @@ from fastchat.errors import CheckpointError, say
 from fastchat.processes import on_main_process
 from fastchat.train.callbacks import best_metric
 from fastchat.train.engine import Engine
+from fastchat.train.other_processes import joined, new_random_state
 from fastchat.train.resuming import Resume
 from fastchat.train.stopping import STOPPING, Preempted
 
@@ -135,19 +136,32 @@ class CheckpointTrainer(Trainer):
         scheduler.load_state_dict(files.load_tensors(path / files.SCHEDULER))
         if self.plan.changed:
             files.apply_settings(self.optimizer, _inner_scheduler(scheduler), wanted)
-        mine = self._own_file(path)
+        mine = self._own_state(path)
         self.set_progress(mine["progress"])
         self.owed = mine.get("owed")
         if self.owed is not None:  # it may save this step again, before the Trainer asks for the random numbers
-            files.set_random_state(mine["random"])
+            self._set_random(mine["random"])
         return prepared
 
-    def _own_file(self, path: Path) -> dict[str, Any]:
-        return files.load_tensors(path / files.rank_file(self.args.process_index))
+    def _own_state(self, path: Path) -> dict[str, Any]:
+        """What this process saved; of another number of processes what it goes on from, without random numbers."""
+        manifest, rank = self.plan.resume.manifest, self.args.process_index
+        saved = self.engine.world_size if manifest is None else manifest.world_size
+        if saved == self.engine.world_size:
+            return files.load_tensors(path / files.rank_file(rank))
+        everyone = [files.load_tensors(path / files.rank_file(i)) for i in range(saved)]
+        progress = joined([one["progress"] for one in everyone], first=rank == 0)
+        return {**everyone[0], "progress": progress, "random": None}
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and not self.plan.resume.weights_only:
-            files.set_random_state(self._own_file(Path(checkpoint))["random"])
+            self._set_random(self._own_state(Path(checkpoint))["random"])
+
+    def _set_random(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            new_random_state(self.args.seed, self.state.global_step, self.args.process_index)
+        else:
+            files.set_random_state(state)
 
     def _advance_schedule(self) -> None:
         """Without its saved state the schedule is brought to its place."""

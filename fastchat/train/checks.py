@@ -12,6 +12,8 @@ from fastchat.errors import SettingsError, not_among, say
 from fastchat.eval.matching import EVAL_FLAGS, make_match, metrics_of
 from fastchat.paths import folders_instead, meant_here, model_instead
 from fastchat.security import special_kind
+from fastchat.settings.checkpointing import read_checkpointing
+from fastchat.settings.engines import EngineChoice, check_fsdp, check_stage
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN, check_combination, check_init, parse_layers
 from fastchat.settings.lora_options import check_engine as check_adapter_engine
 from fastchat.settings.options import COMMAND, check_ranges, check_refused
@@ -92,6 +94,19 @@ def _data(values: Values) -> None:
 def _precision(values: Values) -> None:
     if values["bf16"] and values["fp16"]:
         raise SettingsError("--bf16 and --fp16 are both on; keep one")
+    if values["flash_attn"] and values["attn_implementation"]:
+        raise SettingsError(
+            f"--flash_attn and --attn_implementation {values['attn_implementation']} both choose the attention kernel; "
+            "keep one"
+        )
+    checkpointing = read_checkpointing(values["gradient_checkpointing"])
+    values.restate("gradient_checkpointing", checkpointing)
+    more = values["gradient_checkpointing_kwargs"]
+    if not isinstance(checkpointing, bool) and isinstance(more, dict) and "every_n_layers" in more:
+        raise SettingsError(
+            f"--gradient_checkpointing {checkpointing} and every_n_layers in --gradient_checkpointing_kwargs both "
+            "choose the layers; keep one"
+        )
 
 
 def _evaluation(values: Values) -> None:
@@ -227,8 +242,12 @@ def _restated_names(values: Values, name: str) -> list[str]:
     return names
 
 
-def check_engine(values: Values, config: dict[str, Any] | None) -> None:
-    """What the engine of the DeepSpeed configuration `config` cannot train."""
+def check_engine(values: Values, config: dict[str, Any] | None, choice: EngineChoice) -> None:
+    """What the engine cannot train. `config`: the DeepSpeed configuration that `choice` names, None without."""
+    if config is not None:
+        check_stage(values["engine"], stage_of(config))
+    if choice.fsdp is not None:
+        check_fsdp(values)
     if "lora_r" in values and config is not None:
         asked = {name: values[name] for name in ("trainable_tokens", "use_dora", "q_lora")}
         check_adapter_engine(**asked, zero_stage=stage_of(config))

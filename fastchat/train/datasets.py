@@ -18,7 +18,7 @@ from fastchat.data.rows.fingerprint import combined
 from fastchat.data.rows.records import Record
 from fastchat.data.rows.sources import Source, find_sources
 from fastchat.data.tokens.counts import table
-from fastchat.data.tokens.dataset import ChatDataset
+from fastchat.data.tokens.dataset import ChatDataset, WithoutTails
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.mixing import held_out, held_out_line, num_held_out, proportional, proportions_line
 from fastchat.data.tokens.prepare import TokenSettings, get_or_create_tokens
@@ -68,9 +68,9 @@ class Data:
     corpora: dict[str, Corpus]
     packs: dict[str, Packs]
 
-    def rows(self, name: str) -> ChatDataset | PackedDataset:
+    def rows(self, name: str) -> WithoutTails | PackedDataset:
         """What the Trainer indexes: examples, or packs of them."""
-        dataset = self.corpora[name].dataset
+        dataset = WithoutTails(self.corpora[name].dataset)
         return PackedDataset(dataset, self.packs[name]) if name in self.packs else dataset
 
 
@@ -149,6 +149,8 @@ def _find(named: Named, cache_dir: str | None) -> list[Source]:
 def _read(name: str, sources: list[Source], chat_encoder: ChatEncoder, how: TokenSettings, output_dir: str) -> Corpus:
     check_same_data(name, sources, output_dir)
     made = on_local_main_process(lambda: get_or_create_tokens(name, sources, chat_encoder, how, output_dir))
+    if made.found:
+        say(f"{name} tokens: found in {made.entry.folder}")
     store = on_all_processes(made.entry.store)
     if made.entry.temporary:  # gone as soon as every process has mapped it, so that a killed run leaves nothing
         store.folder = None

@@ -18,8 +18,8 @@ from fastchat.train.deepspeed_config import offloads
 _ADAMW_ON_CPU = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw")
 _GPU_ONLY_WORDS = ("paged_", "8bit", "bnb", "apex", "_4bit")
 
-_OPERATIONS = ("cpu_adam", "deepspeed_shm_comm")  # what DeepSpeed compiles for the engines used here
-_BUILD_S = 1800  # seconds; they take half a minute, or several on a slow machine
+_OPERATION = "cpu_adam"  # what DeepSpeed compiles for the engines used here
+_BUILD_S = 1800  # seconds; it takes half a minute, or several on a slow machine
 
 
 def has_accelerator() -> bool:
@@ -63,21 +63,23 @@ def _fit_to_gpu(values: Values) -> None:
         )
 
 
-def check_compiler(config: dict | None, use_cpu: bool) -> None:
-    """DeepSpeed compiles its CPU operations when first used. ResourceError names a missing compiler before that."""
-    if config is None or not (use_cpu or offloads(config)):
+def check_compiler(config: dict | None) -> None:
+    """Offloading makes DeepSpeed compile its Adam for CPUs. ResourceError names a missing compiler before that."""
+    if config is None or not offloads(config):
         return
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None and shutil.which("g++") is None:
         raise ResourceError(
-            f"DeepSpeed compiles its CPU operations and needs a C++ compiler, but {compiler!r} is not installed: "
-            "`apt install g++` (or set CXX), or run without --deepspeed"
+            f"with offload, DeepSpeed compiles its Adam for CPUs and needs a C++ compiler, but {compiler!r} is not "
+            "installed: `apt install g++` (or set CXX), or run without offload"
         )
     if shutil.which("ninja") is None:
         try:
             import ninja  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise ResourceError("DeepSpeed compiles its CPU operations and needs ninja: `pip install ninja`") from None
+            raise ResourceError(
+                "with offload, DeepSpeed compiles its Adam for CPUs and needs ninja: `pip install ninja`"
+            ) from None
     free_builds()
 
 
@@ -90,7 +92,7 @@ def free_builds() -> None:
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    found = (lock for name in _OPERATIONS for depth in ("", "*/") for lock in root.glob(f"{depth}{name}/lock"))
+    found = (lock for depth in ("", "*/") for lock in root.glob(f"{depth}{_OPERATION}/lock"))
     for lock in [lock for lock in found if not _is_open(lock)]:
         with suppress(FileNotFoundError):  # the build has ended, or another process of this run was faster
             age = time.time() - lock.stat().st_mtime

@@ -18,12 +18,11 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from fastchat.plan.loss import rows_per_chunk
-from fastchat.train.loss import IGNORED
+from fastchat.train.loss import IGNORED, cross_entropy_sum, tree_pairs
 
 
 class ChunkedCrossEntropy:
@@ -31,7 +30,8 @@ class ChunkedCrossEntropy:
 
     After `ChunkedCrossEntropy(model)`, `model(**inputs, targets=labels[:, 1:]).loss` is the cross-entropy, summed over
     the targets that are not -100; with `label_smoothing=0.1` smoothed. With `labels` as well, `.aux_loss` is the
-    loss that the model itself then gives (see auxiliary.py). Without `targets` the model is what it was. The call may
+    loss that the model itself then gives (see auxiliary.py). With `tree=(parents, counts)`, [B, T] each, the rows are
+    prefix trees, and `targets` all labels, [B, T]. Without `targets` the model is what it was. The call may
     come through whatever wraps the model (peft, DDP, DeepSpeed), and calls decoder and head once each, however many
     chunks there are: under ZeRO-3 all processes gather the same weights the same number of times.
 
@@ -54,11 +54,13 @@ class ChunkedCrossEntropy:
 
     def _take_over(self) -> None:
         @functools.wraps(type(self.model).forward)  # generation looks at the signature
-        def of_model(_: Any, *args: Any, targets: Any = None, label_smoothing: float = 0.0, **inputs: Any) -> Any:
+        def of_model(
+            _: Any, *args: Any, targets: Any = None, label_smoothing: float = 0.0, tree: Any = None, **inputs: Any
+        ) -> Any:
             if targets is None:
                 return self._model_forward(*args, **inputs)
             hidden_BTH, added = self._last_hidden(*args, **inputs)
-            loss = self._loss(hidden_BTH, targets, label_smoothing)
+            loss = self._loss(*_pairs(hidden_BTH, targets, tree), label_smoothing)
             return MoeCausalLMOutputWithPast(loss=loss, aux_loss=added)  # pyright: ignore
 
         def of_head(_: Any, hidden: Any, *args: Any, targets: Any = None, label_smoothing: float = 0.0) -> Any:
@@ -82,20 +84,17 @@ class ChunkedCrossEntropy:
         (hidden_BTH,) = given
         return hidden_BTH, output.loss
 
-    def _loss(self, hidden_BTH: torch.Tensor, targets_BT: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-        supervised_BT = targets_BT != IGNORED
-        hidden_NH = hidden_BTH[:, :-1][supervised_BT]
+    def _loss(self, hidden_NH: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         if torch.is_grad_enabled() and not hidden_NH.requires_grad:
             hidden_NH.requires_grad_()  # ZeRO-3 learns from this gradient that the head's own are complete
         # Called as a module, so that ZeRO-3 brings its weights; positional, since its hooks only see such tensors.
-        return self.head(hidden_NH, targets=targets_BT[supervised_BT], label_smoothing=label_smoothing)
+        return self.head(hidden_NH, targets=targets, label_smoothing=label_smoothing)
 
     def _sum(self, hidden_NH: torch.Tensor, targets_N: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-        """Scalar, float32. The head's weights are in place."""
+        """Scalar, float32. The head's weights are in place. `targets_N`: as for `cross_entropy_sum`."""
 
         def of_chunk(hidden_nH: torch.Tensor, targets_n: torch.Tensor) -> torch.Tensor:
-            logits_nV = self._finished(self._head_forward(hidden_nH)).float()
-            return F.cross_entropy(logits_nV, targets_n, reduction="sum", label_smoothing=label_smoothing)
+            return cross_entropy_sum(self._finished(self._head_forward(hidden_nH)).float(), targets_n, label_smoothing)
 
         if torch.is_grad_enabled():
             trained = [p for p in self.head.parameters() if p.requires_grad]
@@ -115,6 +114,17 @@ class ChunkedCrossEntropy:
             return self._model_forward().logits[0]
 
 
+def _pairs(hidden_BTH: torch.Tensor, targets_BT: torch.Tensor, tree: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden state that predicts each supervised token, [N, H], and the targets, as for `cross_entropy_sum`.
+
+    `targets_BT`: [B, T - 1], the labels from the second one on; with a `tree` (parents and counts) all labels, [B, T].
+    """
+    if tree is not None:
+        return tree_pairs(hidden_BTH, targets_BT, *tree)
+    supervised_BT = targets_BT != IGNORED
+    return hidden_BTH[:, :-1][supervised_BT], targets_BT[supervised_BT]
+
+
 class _SumOfChunks(torch.autograd.Function):
     """The sum of a loss over chunks of rows. Each chunk's gradient is taken right after its loss, so nothing of
     [N, V] is ever kept and no matrix product is made twice.
@@ -131,7 +141,9 @@ class _SumOfChunks(torch.autograd.Function):
         ctx: Any, of_chunk: Callable[..., torch.Tensor], rows: int, targets: Any, hidden: Any, *trained: Any
     ) -> torch.Tensor:
         """The sum of `of_chunk` over chunks of `rows` rows; the gradients are kept in `ctx`."""
-        ctx.boost, ctx.dtypes = 1.0 if trained else _SumOfChunks.BOOST, [hidden.dtype, *(p.dtype for p in trained)]
+        most = int(targets[:, 1].max()) if targets.ndim == 2 and len(targets) else 1  # how often a token counts
+        ctx.boost = (1.0 if trained else _SumOfChunks.BOOST) / (1 << (most - 1).bit_length())
+        ctx.dtypes = [hidden.dtype, *(p.dtype for p in trained)]
         total, of_hidden = hidden.new_zeros((), dtype=torch.float32), torch.zeros_like(hidden)
         # In float32: in bfloat16 many chunks would round away what one product over all rows keeps.
         of_trained = [torch.zeros_like(p, dtype=torch.float32) for p in trained]

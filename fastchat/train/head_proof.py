@@ -95,7 +95,7 @@ def prove_head(
         model.train(training)
     proof = HeadProof(num, plain, chunked, TOLERANCE.get(dtype, HALF_TOLERANCE), reason)
     (detail if proof.agrees else say)(proof.line)
-    return _everywhere(proof.agrees, device)
+    return everywhere(proof.agrees, device)
 
 
 def _total(
@@ -106,7 +106,7 @@ def _total(
     return float(sum(loss_sums(model, batch, auxiliary, chunked=chunked)))
 
 
-def _everywhere(agrees: bool, device: torch.device) -> bool:
+def everywhere(agrees: bool, device: torch.device) -> bool:
     if not dist.is_initialized():
         return agrees
     flag = torch.tensor(int(agrees), device=device)

@@ -33,6 +33,7 @@ class MemoryWatch(TrainerCallback):
         self.before = resident()[0] if device.type == "cpu" else 0
         self.peak = 0
         self.largest = (0, 0)  # [B, T] of the microbatch with the most tokens
+        self._predicted, self._predicted_for = 0, (0, 0)
         self.found: Measured | None = None  # over all processes, at the last row that was logged
         self.works = self._reset()
 
@@ -42,8 +43,9 @@ class MemoryWatch(TrainerCallback):
 
     def mine(self) -> list[int]:
         """[measured, predicted] of this process, bytes; 0 for what is not known."""
-        predicted = for_batch(self.plan, *self.largest).allocated if self.plan and all(self.largest) else 0
-        return [max(0, self.peak - self.before), predicted]
+        if self._predicted_for != self.largest and self.plan is not None:
+            self._predicted, self._predicted_for = for_batch(self.plan, *self.largest).allocated, self.largest
+        return [max(0, self.peak - self.before), self._predicted]
 
     def agree(self, largest: list[int]) -> dict[str, Any]:
         """Takes the largest numbers of all processes, and gives what is logged of them."""

@@ -16,7 +16,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from fastchat.data.batches.packing import PackedDataset
 from fastchat.errors import counted, say
+from fastchat.model.decoder_layers import checkpointed_layers
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.plan.units import human
 from fastchat.train.datasets import Corpus
@@ -46,6 +48,7 @@ class Overview(TrainerCallback):
             "template": self.run.text.chat_encoder.template.name,
             "batch": self._batch(args),
             "steps": self._steps(args, state),
+            "layers": self._layers(),
             "memory": "" if plan is None else _memory(plan),
             "output": str(Path(args.output_dir)),
         }
@@ -63,7 +66,15 @@ class Overview(TrainerCallback):
     def _data(self) -> str:
         corpora = self.run.corpora
         evaluation = f"; evaluation: {corpora['eval'].dataset.size}" if "eval" in corpora else ""
-        return f"{_corpus(corpora['train'])}{evaluation}"
+        rows: Any = self.trainer.train_dataset
+        shared = rows.packs.shared if isinstance(rows, PackedDataset) else ""
+        return f"{_corpus(corpora['train'])}{self._tails(rows)}{shared}{evaluation}"
+
+    def _tails(self, rows: Any) -> str:
+        """How many tokens are left out, since no loss depends on them."""
+        examples = rows.dataset if isinstance(rows, PackedDataset) else rows
+        tails = int(self.run.corpora["train"].dataset.lengths.sum() - examples.lengths.sum())
+        return f", {tails:,} not computed (after the last learned one of an example)" if tails else ""
 
     def _batch(self, args: Any) -> str:
         processes, micro = self.trainer.engine.world_size, args.per_device_train_batch_size
@@ -73,6 +84,12 @@ class Overview(TrainerCallback):
         rows = "pack" if self.trainer.packing() else rows
         factors = f"{counted(processes, 'process')} x {micro} x accumulation {accumulation}"
         return f"{counted(processes * micro * accumulation, rows)} = {factors}"
+
+    def _layers(self) -> str:
+        """What is done to them besides computing them; "" for nothing."""
+        checkpointed = checkpointed_layers(self.trainer.model)
+        what = [f"{checkpointed} checkpointed"] if checkpointed else []
+        return ", ".join((*what, self.trainer.speed.line)) if self.trainer.speed.line else ", ".join(what)
 
     def _steps(self, args: Any, state: Any) -> str:
         at = f" (continued after step {state.global_step:,})" if state.global_step else ""

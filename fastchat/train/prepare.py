@@ -20,8 +20,10 @@ from fastchat.data.encoding.properties import prove
 from fastchat.data.encoding.saved_template import install_template
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
+from fastchat.data.rows.fingerprint import state_of
+from fastchat.data.tokens.known import remembered
 from fastchat.errors import CheckpointError, SettingsError, say
-from fastchat.model.attention import FLASH, choose_attention
+from fastchat.model.attention import FLASH, check_named, choose_attention, why_not_named
 from fastchat.model.loading import count_parameters, load_base_model
 from fastchat.model.multimodal import freeze_idle, is_multimodal, say_idle
 from fastchat.model.rope import RopeChoice, apply_rope, choose_rope, context_length
@@ -62,7 +64,7 @@ class Loading:
 
     dtype: what to load the weights as, "auto" for the checkpoint's own. half: the 16-bit dtype that forward and
     backward compute in, None where it is the weights' own. attention: the kernel; line: says why; falls_back: it is
-    not the one that the settings ask for.
+    not the one that the settings ask for. proposed: the kernel that takes its place once it is proven (speed.py).
     """
 
     dtype: str | torch.dtype
@@ -70,6 +72,12 @@ class Loading:
     attention: str
     line: str
     falls_back: bool
+    proposed: str | None = None
+
+    @property
+    def intended(self) -> str:
+        """The kernel that is expected to be used."""
+        return self.proposed or self.attention
 
 
 def prepare_text(
@@ -82,10 +90,12 @@ def prepare_text(
     use_class: bool,
     cache_dir: str | None,
     trust_remote_code: bool,
+    token_cache: Path,
 ) -> Text:
     """The tokenizer of `base`, its template and its padding, proven on each other. `template` None: that of the model.
 
     `train_on`, `padding_side`, `use_class`: the settings `train_on`, `padding_side`, `use_tokenizer_class`.
+    `token_cache`: the folder of the token cache.
     """
     tokenizer, _ = load_tokenizer(
         base,
@@ -94,10 +104,8 @@ def prepare_text(
         padding_side=padding_side,
         use_class=use_class,
     )
-    if rank() == 0 and not use_class:
-        line = other_class_line(base, tokenizer, cache_dir=cache_dir)
-        if line:
-            say(line)
+    if rank() == 0 and not use_class and (line := _other_class_line(base, tokenizer, cache_dir, token_cache)):
+        say(line)
     encoder = TextEncoder.from_tokenizer(tokenizer)
     chosen = encoder.choose(use_template_file(template_file, template), model_name=Path(base).name)
     chat_encoder = encoder.bind(chosen, train_on)
@@ -106,6 +114,19 @@ def prepare_text(
     (detail if pad.is_own else say)(pad.line)
     install_template(tokenizer, chat_encoder)
     return Text(tokenizer, pad.id, chat_encoder)
+
+
+def _other_class_line(base: str, tokenizer: Any, cache_dir: str | None, token_cache: Path) -> str:
+    """`other_class_line`, which loads the tokenizer a second time: for the files of a folder once."""
+
+    def find() -> str:
+        return other_class_line(base, tokenizer, cache_dir=cache_dir)
+
+    folder = Path(base)
+    if not folder.is_dir():
+        return find()
+    states = {path.name: state_of(str(path)) for path in sorted(folder.iterdir()) if path.is_file()}
+    return remembered(token_cache, "other class", states, find)
 
 
 def check_sources(base: str, adapter_path: str | None, template: Template | TokenizerTemplate, *, q_lora: bool) -> None:
@@ -170,18 +191,30 @@ def choose_loading(
     fp16: bool,
     scales_gradients: bool,
     flash_attn: bool,
+    named: str | None,
     packing: bool,
     device: torch.device,
+    trust_remote_code: bool,
 ) -> Loading:
     """How to load the base that `config` describes. `scales_gradients`: full fine-tuning under --fp16
-    that scales gradients needs float32 weights, so those are loaded where the setting `dtype` is "auto"."""
+    that scales gradients needs float32 weights, so those are loaded where the setting `dtype` is "auto". `named`: the
+    setting `attn_implementation`."""
     half = torch.bfloat16 if bf16 else torch.float16 if fp16 else None
     asked: str | torch.dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     if scales_gradients and asked == "auto":
         say("--fp16: the weights are loaded as float32, computing is in float16")
         asked = torch.float32
     runs_in = half or (asked if isinstance(asked, torch.dtype) else config.get_text_config().dtype)
+    if named is not None:
+        check_named(named, trust_remote_code=trust_remote_code)
+    lack = why_not_named(named, config, runs_in, device) if named is not None else None
+    proposed = named if lack is None else None
+    packing = packing and proposed is None  # a kernel that was chosen only needs one to be compared with
     attention, line = choose_attention(flash_attn, config=config, dtype=runs_in, device=device, packing=packing)
+    if proposed is not None:
+        return Loading(asked, half, attention, line, False, None if proposed == attention else proposed)
+    if lack is not None:
+        return Loading(asked, half, attention, f"--attn_implementation {named}: {lack}. {line}", falls_back=True)
     return Loading(asked, half, attention, line, falls_back=flash_attn and attention != FLASH)
 
 
@@ -229,13 +262,15 @@ def prepare_model(
     wanted = loading.dtype if isinstance(loading.dtype, torch.dtype) else config.get_text_config().dtype
     if wanted is not None and loaded_as != wanted:  # ZeRO-3 partitions weights in the dtype it computes in
         say(f"ZeRO-3 loads the weights as {_short(loaded_as)}, not as {_short(wanted)}")
-    if not engine.partitions and (is_multimodal(config) or (decomposes and not quantized)):
+    if engine.loading() is None and (is_multimodal(config) or (decomposes and not quantized)):
         loaded.to(device)  # as the Trainer would a moment later: a few tokens are sent through it now
     with engine.weights_in_reach(loaded):
         if add_adapter is not None:
-            return add_adapter(loaded, lambda: load(False)), loaded_as
-        say_idle(freeze_idle(loaded, engine.numel))
-    if not engine.casts_weights and loaded_as in (torch.bfloat16, torch.float16):
+            loaded = add_adapter(loaded, lambda: load(False))
+        else:
+            say_idle(freeze_idle(loaded, engine.numel))
+    engine.divide(loaded, device)
+    if add_adapter is None and not engine.casts_weights and loaded_as in (torch.bfloat16, torch.float16):
         say(
             f"the weights are trained in {_short(loaded_as)} without a float32 copy, so small "
             "updates round away: --dtype float32 or --deepspeed keeps one"

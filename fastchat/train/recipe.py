@@ -16,16 +16,18 @@ from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.data.batches.packing import PackedDataset
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.rows.columns import Columns
+from fastchat.data.tokens.cache import cache_folder
 from fastchat.data.tokens.prepare import TokenSettings
 from fastchat.errors import say
 from fastchat.model.loading import load_config
 from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
-from fastchat.train import packed, startup
+from fastchat.train import packed, speed, startup
 from fastchat.train.adapter import adapter_of, derived_targets, token_ids
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
 from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
+from fastchat.train.checkpointed import plan_run
 from fastchat.train.checkpointing import StopCallback
 from fastchat.train.datasets import Corpus, Data, Named, check_enough, longest, read_corpora
 from fastchat.train.ending import LESS_MEMORY
@@ -34,7 +36,7 @@ from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.hosts import check_same_model
 from fastchat.train.lifeline import LIFELINE
 from fastchat.train.memory import MemoryWatch
-from fastchat.train.planning import advice, announce, say_lost
+from fastchat.train.planning import advice, say_lost
 from fastchat.train.prepare import (
     Loading,
     Text,
@@ -75,12 +77,12 @@ def train(settings: Settings, status: RunStatus) -> None:
     text = read_text(settings, base)
 
     # 3. The engine: who holds weights and optimizer state, and what a global batch is.
-    engine = choose_engine(settings.deepspeed_config, world_size())
+    engine = choose_engine(settings.deepspeed_config, world_size(), settings.fsdp, bf16=settings.training.bf16)
 
     # 4. What the base's configuration decides: the kernel, the memory to expect, the RoPE scaling if one was asked for.
     config = load_config(base, cache_dir=training.cache_dir, trust_remote_code=settings.model.trust_remote_code)
     loading = decide_loading(settings, config, engine)
-    plan = announce(settings.values, training.device, lora=lora is not None, attention=loading.attention)
+    plan = plan_run(settings.values, training, config, lora=lora is not None, attention=loading.intended)
     status.advise = lambda: advice(plan, LESS_MEMORY)
     rope = rope_as_asked(settings, config)
 
@@ -93,7 +95,7 @@ def train(settings: Settings, status: RunStatus) -> None:
     say_lost(plan, corpora["train"].lost, training.model_max_length)
     if not rope_asked(settings):
         rope = rope_as_needed(settings, config, corpora)
-    data = pack(settings, corpora, engine)
+    data = pack(settings, corpora, config, loading, engine)
 
     # 7. Where the run starts: at step 0, from a checkpoint, or not at all because it is finished.
     start = startup.choose_start(folder, identity, data, settings=settings.record())
@@ -106,11 +108,11 @@ def train(settings: Settings, status: RunStatus) -> None:
     memory.built()
 
     # 9. What only the model can tell: untrained tokens, leaks between packed dialogues, files that cannot be saved.
-    head = try_model(settings, model, text, data, loading, weights_dtype, engine)
+    head, faster = try_model(settings, model, text, data, loading, weights_dtype, engine)
 
     # 10. The Trainer; whether its checkpoints have room on the disk.
     run = Run(settings.record(), base, text, rope, weights_dtype, corpora, start.identity.fingerprints)
-    trainer = make_trainer(run, settings, data, model, head, memory, engine)
+    trainer = make_trainer(run, settings, data, model, head, faster, memory, engine)
     trainer.plan = plan_checkpoints(trainer, start, adapter=lora is not None, hold=status.hold)
 
     # 11. The folder is this run's as soon as training begins: the engine and the reports are ready by then.
@@ -148,6 +150,7 @@ def read_text(settings: Settings, base: str) -> Text:
         use_class=model.use_tokenizer_class,
         cache_dir=settings.training.cache_dir,
         trust_remote_code=model.trust_remote_code,
+        token_cache=cache_folder(settings.training.output_dir),
     )
     template = text.chat_encoder.template
     if data.conv_template is None:
@@ -169,8 +172,10 @@ def decide_loading(settings: Settings, config: Any, engine: Engine) -> Loading:
         fp16=training.fp16,
         scales_gradients=settings.lora is None and training.fp16 and not engine.casts_weights,
         flash_attn=model.flash_attn,
+        named=model.attn_implementation,
         packing=settings.data.packing,
         device=training.device,
+        trust_remote_code=model.trust_remote_code,
     )
     if model.dtype == "auto" and loading.dtype != "auto":
         settings.derive(model, "dtype", str(loading.dtype).removeprefix("torch."))
@@ -273,11 +278,13 @@ def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, 
     )
 
 
-def pack(settings: Settings, corpora: dict[str, Corpus], engine: Engine) -> Data:
+def pack(settings: Settings, corpora: dict[str, Corpus], config: Any, loading: Loading, engine: Engine) -> Data:
     """Step 6. The dialogues in their packs, with `--packing`."""
-    training = settings.training
+    training, packs = settings.training, {}
     assert training.data_seed is not None
-    packs = packed.plan(corpora, training.model_max_length, training.data_seed) if settings.data.packing else {}
+    if settings.data.packing:
+        trees = (config, loading.attention) if settings.data.packing_prefix_tree else None
+        packs = packed.plan(corpora, training.model_max_length, training.data_seed, trees)
     data = Data(corpora, packs)
     if training.dataloader_drop_last:
         check_enough(data, global_batch(settings, engine))
@@ -331,19 +338,24 @@ def try_model(
     loading: Loading,
     weights_dtype: torch.dtype,
     engine: Engine,
-) -> ChunkedCrossEntropy | None:
-    """Step 9. Gives the chunked head, None where the loss is computed from all logits."""
+) -> tuple[ChunkedCrossEntropy | None, speed.Speed]:
+    """Step 9. Gives the chunked head, None where the loss is computed from all logits, and what made layers faster."""
     training, adapter, train = settings.training, settings.lora is not None, data.corpora["train"]
     check_trained(model, engine)
     if adapter:
         warn_untrained(model, text.tokenizer, text.chat_encoder.stop_ids, train.dataset, engine)
     head = prepare_head(model, engine, adapter=adapter) if training.chunked_head else None
+    computing = packed.Computing(training.device, loading.half, weights_dtype, bool(training.tf32))
+    asked = speed.Asked.of(settings.values, loading.proposed)
+    more: dict[str, Any] = {"packed": bool(data.packs), "pad_token_id": text.pad_token_id, "chunked": head is not None}
+    more |= {"padding_side": settings.model.padding_side}
+    faster = speed.speed_up(model, asked, train.dataset, computing, engine, **more)
     rows = data.rows("train")
     if isinstance(rows, PackedDataset):
         packed.check_model(
             model,
             rows,
-            packed.Computing(training.device, loading.half, weights_dtype, bool(training.tf32)),
+            computing,
             engine,
             verify=settings.data.verify_packing,
             chunked=head is not None,
@@ -353,7 +365,7 @@ def try_model(
             checkpointing=bool(training.gradient_checkpointing),
         )
     on_main_process(lambda: rehearse_saving(model, text, train.sample, adapter=adapter))
-    return head
+    return head, faster
 
 
 def make_trainer(
@@ -362,32 +374,28 @@ def make_trainer(
     data: Data,
     model: Any,
     head: ChunkedCrossEntropy | None,
+    faster: speed.Speed,
     memory: MemoryWatch,
     engine: Engine,
 ) -> ChatTrainer:
     """Step 10. Checkpoints that the Trainer saves on the way are as complete as the final result."""
     training = settings.training
     grouped = training.train_sampling_strategy == "group_by_length"
-    collator = packed.collator(
-        model,
-        packed=bool(data.packs),
-        pad_token_id=run.text.pad_token_id,
-        padding_side=settings.model.padding_side,
-    )
-
+    pad, side = run.text.pad_token_id, settings.model.padding_side
     trainer = ChatTrainer(
         model=model,
         args=training,
         train_dataset=data.rows("train"),
         eval_dataset=data.rows("eval") if "eval" in data.corpora else None,
-        data_collator=collator,
+        data_collator=packed.collator(model, packed=bool(data.packs), pad_token_id=pad, padding_side=side),
         callbacks=[MetricsFile(str(training.output_dir)), WarmupNote()],
         engine=engine,
         on_nonfinite=training.on_nonfinite,
         write_weights=lambda trainer, folder: save(run, make_record(run, trainer), trainer, folder, checkpoint=True),
-        dummy_token=run.text.pad_token_id,
+        dummy_token=pad,
         memory=memory,
         head=head,
+        speed=faster,
         train_lengths=data.corpora["train"].dataset.lengths if grouped else None,
         loraplus_lr_ratio=settings.lora.loraplus_lr_ratio if settings.lora is not None else None,
     )

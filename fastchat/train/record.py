@@ -16,6 +16,7 @@ import torch
 from fastchat.checkpoint.record import TrainingRecord
 from fastchat.errors import brief, counted, say
 from fastchat.model.attention import used_attention
+from fastchat.model.decoder_layers import checkpointed_layers
 from fastchat.model.loading import count_parameters, describe_quantization
 from fastchat.model.rope import RopeChoice, max_positions
 from fastchat.processes import world_size
@@ -43,6 +44,8 @@ class RunRecord(TrainingRecord):
 
     optimizer: class that makes the steps; device: the kind it ran on; compute_dtype: what forward and backward
     compute in (`dtype` is what the weights were loaded as); head: "chunked" or "plain", how the loss was computed;
+    checkpointed_layers: decoder layers with gradient checkpointing; speed: {setting: "on" or "off: why"} of what was
+    asked for to make the layers faster, None for nothing;
     deepspeed: the configuration that DeepSpeed really got, None without it; memory: the measured peak next to the
     planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues are in how many packs, by data
     set, None without it.
@@ -52,6 +55,8 @@ class RunRecord(TrainingRecord):
     device: str | None = None
     compute_dtype: str | None = None
     head: str | None = None
+    checkpointed_layers: int | None = None
+    speed: dict[str, str] | None = None
     deepspeed: dict[str, Any] | None = field(default=None)
     memory: dict[str, Any] | None = field(default=None)
     packing: dict[str, Any] | None = None
@@ -105,6 +110,8 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
         "compute_dtype": lambda: _name(trainer.engine.compute_dtype(run.weights_dtype)),
         "attention": lambda: used_attention(model),
         "head": lambda: "plain" if trainer.head is None else "chunked",
+        "checkpointed_layers": lambda: checkpointed_layers(model),
+        "speed": trainer.speed.record,
         "engine": lambda: trainer.engine.name,
         "optimizer": trainer.optimizer_name,
         "device": lambda: trainer.args.device.type,

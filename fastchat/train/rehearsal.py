@@ -18,6 +18,8 @@ from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.checkpoint.save import write_company
 from fastchat.conversation import Dialogue
 from fastchat.data.encoding.saved_template import compare_template
+from fastchat.data.tokens.cache import cache_folder
+from fastchat.data.tokens.known import remembered
 from fastchat.errors import SettingsError, UserError, brief
 from fastchat.model.loading import read_configs
 from fastchat.model.tokenizer_files import loaded_files, reopened
@@ -50,15 +52,28 @@ def check_text(folder: Path, text: Text, sample: Sequence[Dialogue]) -> int:
     """Reads the tokenizer saved in `folder` back as anybody would, and compares it and its chat template with training.
 
     Files that are byte for byte those that were compared last, by the rehearsal for example, are not compared again:
-    the tokenizer and the `sample` of a run do not change.
+    the tokenizer and the `sample` of a run do not change. Nor are those that an earlier run has compared with the same
+    tokenizer, template and sample.
 
     Returns: how many dialogues were compared. Raises SettingsError.
     """
     found = loaded_files(folder)
     if found != text.saved.files:
-        text.saved.compared = compare_template(reopened(folder, text.tokenizer), text.chat_encoder, sample)
+        text.saved.compared = remembered(
+            cache_folder(),
+            "saved tokenizer",
+            [found, _described(text), [dialogue.to_dict() for dialogue in sample]],
+            lambda: compare_template(reopened(folder, text.tokenizer), text.chat_encoder, sample),
+        )
         text.saved.files = found
     return text.saved.compared
+
+
+def _described(text: Text) -> list[Any]:
+    """All of the tokenizer and the template of training that what was saved is compared with."""
+    tokenizer = text.tokenizer
+    names = {name: str(getattr(tokenizer, name)) for name in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
+    return [text.chat_encoder.described(), tokenizer.backend_tokenizer.to_str(), names, tokenizer.chat_template]
 
 
 class RecordRehearsal(TrainerCallback):

@@ -17,7 +17,7 @@ from fastchat.checkpoint.manifest import Manifest, file_problems, find_problems,
 from fastchat.checkpoint.record import RECORD_NAME, TrainingRecord, read_status, read_training_record
 from fastchat.checkpoint.resume_state import STATE, rank_file
 from fastchat.checkpoint.staging import checkpoints_in
-from fastchat.errors import CheckpointError, SettingsError, values_without_secrets
+from fastchat.errors import CheckpointError, SettingsError, counted, values_without_secrets
 from fastchat.files import read_json, sha256_of_text
 from fastchat.settings.fields import FIXED, FREE, TOLD
 from fastchat.settings.readers import training_options
@@ -178,10 +178,20 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
             f"{path} belongs to another run, these differ: {', '.join(changed)}. Restore them, or name another "
             "--output_dir"
         )
-    return [
+    return _other_processes(manifest, identity) + [
         f"changed since {path.name}, now used: --{name} {_short(old)} -> {_short(identity.settings.get(name))}"
         for name, old in manifest.settings.items()
         if _RESUME.get(name, TOLD) == TOLD and not _same(old, identity.settings.get(name))
+    ]
+
+
+def _other_processes(manifest: Manifest, identity: Identity) -> list[str]:
+    if manifest.world_size == identity.world_size:
+        return []
+    then, now = counted(manifest.world_size, "process"), counted(identity.world_size, "process")
+    return [
+        f"saved by {then} and resumed by {now}: the same global batch and order of dialogues, but new random numbers, "
+        "so that dropout has other masks from here"
     ]
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fastchat.bars import BARS
 from fastchat.errors import SettingsError, hide, say, show, values_without_secrets, without_secrets
 from fastchat.settings.arguments import DataArguments, LoraArguments, ModelArguments, RunArguments
+from fastchat.settings.engines import FsdpOptions, choose
 from fastchat.settings.help import RECIPES, asked_for_help, common, help_head, help_text
 from fastchat.settings.options import is_flag, split_recipe
 from fastchat.settings.readers import training_options, training_reader
@@ -29,6 +30,7 @@ from fastchat.settings.recipe_files import find_recipe, read_recipe
 from fastchat.settings.transformers_arguments import TransformersArguments
 from fastchat.settings.values import Values
 from fastchat.streams import DETAILS, quiet_libraries
+from fastchat.train.imports import import_libraries
 
 if TYPE_CHECKING:
     from fastchat.train.arguments import TrainingArguments
@@ -46,6 +48,7 @@ class Settings:
     lora: LoraArguments | None  # None: full fine-tuning
     values: Values  # the same values by name, as the user gave them, with their origin
     deepspeed_config: dict[str, Any] | None
+    fsdp: FsdpOptions | None = None
 
     @property
     def origin(self) -> dict[str, str]:
@@ -97,14 +100,18 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
     from fastchat.train.agreement import settings_facts
     from fastchat.train.joining import together
 
-    values, config = together(
-        lambda: _read(name, words, lora), lambda read: settings_facts(*read), lambda read: float(read[0]["ddp_timeout"])
+    values, config, fsdp = together(
+        lambda: _read(name, words, lora),
+        lambda read: settings_facts(*read[:2]),
+        lambda read: float(read[0]["ddp_timeout"]),
     )
-    return _build(values, config, lora)
+    return _build(values, config, fsdp, lora)
 
 
-def _read(name: str | None, words: Sequence[str], lora: bool) -> tuple[Values, dict[str, Any] | None]:
-    """(the checked values, the DeepSpeed configuration), from the recipe `name` and the flags `words`."""
+def _read(
+    name: str | None, words: Sequence[str], lora: bool
+) -> tuple[Values, dict[str, Any] | None, FsdpOptions | None]:
+    """(the checked values, the DeepSpeed configuration, FSDP's options), from the recipe `name` and the flags `words`."""
     recipe = find_recipe(name) if name is not None else None
     if recipe is not None and recipe != Path(str(name)).expanduser():
         say(f"recipe: {recipe}")
@@ -112,21 +119,26 @@ def _read(name: str | None, words: Sequence[str], lora: bool) -> tuple[Values, d
     given = (reader.from_yaml(recipe) if recipe else {}, reader.from_words(words))
     values = Values(reader.options.values(), *given)
     hide(values["hub_token"])
+    from fastchat.data.tokens.early_request import start_tokenising
     from fastchat.train import checks, reporting
 
     checks.check(values)
     DETAILS.shown |= values["log_level"] in ("info", "debug")
     BARS.wanted = not values["disable_tqdm"]
     quiet_libraries()  # before the slow imports
+    evaluates = values["eval_strategy"] != "no" or values["do_eval"] or values["eval_on_start"]
+    start_tokenising(values, evaluates=bool(evaluates))
+    import_libraries()
     from fastchat.train import hardware
     from fastchat.train.deepspeed_config import load_deepspeed
 
     reporting.choose_reports(values)
     hardware.fit_to_machine(values)
-    config = load_deepspeed(values["deepspeed"]) if values["deepspeed"] else None
-    checks.check_engine(values, config)
-    hardware.check_compiler(config, values["use_cpu"])
-    return values, config
+    choice = choose(values, lora=lora)
+    config = load_deepspeed(choice.deepspeed) if choice.deepspeed is not None else None
+    checks.check_engine(values, config, choice)
+    hardware.check_compiler(config)
+    return values, config, choice.fsdp
 
 
 def _usage(lora: bool) -> list[str]:
@@ -141,29 +153,37 @@ def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(cls) if field.init]
 
 
-def _build(values: Values, config: dict[str, Any] | None, lora: bool) -> Settings:
+def _build(values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | None, lora: bool) -> Settings:
     from fastchat.processes import on_all_processes, start_processes
     from fastchat.train.joining import MEETING
+    from fastchat.train.other_processes import keep_global_batch
 
     newer = _check_version(values)
     _derive(values)
     start_processes(
         use_cpu=values["use_cpu"],
         deepspeed=config is not None,
+        alone=config is not None or fsdp is not None,
         backend=values["ddp_backend"],
         timeout_s=values["ddp_timeout"],
         store=MEETING.store,
         places=MEETING.places,
     )
-    return on_all_processes(lambda: _assemble(values, config, lora, newer))
+    keep_global_batch(values)
+    return on_all_processes(lambda: _assemble(values, config, fsdp, lora, newer))
 
 
-def _assemble(values: Values, config: dict[str, Any] | None, lora: bool, newer: list[str]) -> Settings:
+def _assemble(
+    values: Values, config: dict[str, Any] | None, fsdp: FsdpOptions | None, lora: bool, newer: list[str]
+) -> Settings:
     """The dataclasses. `newer`: what `_check_version` gave."""
     from fastchat.train import arguments
 
     kwargs = {name: values[name] for name in (*_names(RunArguments), *newer)}
     kwargs.update(deepspeed=config, output_dir=str(Path(values["output_dir"]).expanduser()))
+    kwargs["gradient_checkpointing"] = bool(values["gradient_checkpointing"])  # how many layers: see recipe.py
+    kwargs.update(torch_compile=False, use_liger_kernel=False)  # transformers would do both in its own way: speed.py
+    kwargs.update(fsdp=None, fsdp_config=None)  # the engine does it, and accelerate is not told
     kwargs.update(dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_token")), push_to_hub=False)  # see pushing.py
     if "activation_checkpointing" in _names(arguments.TrainingArguments):  # the newer name; the older one mirrors it
         kwargs["activation_checkpointing"] = kwargs["gradient_checkpointing"]
@@ -174,9 +194,7 @@ def _assemble(values: Values, config: dict[str, Any] | None, lora: bool, newer: 
             training = arguments.TrainingArguments(**kwargs)
     except (ValueError, ImportError) as error:
         raise SettingsError(" ".join(str(error).split())) from None
-    training._n_gpu = min(
-        training.n_gpu, 1
-    )  # several GPUs without a launcher: transformers would copy the model to each
+    training._n_gpu = min(training.n_gpu, 1)  # without a launcher transformers would copy the model to each GPU
     if hasattr(training, "trackio_static_space_id"):
         training.trackio_static_space_id = False  # else a copy of the metrics goes to the hub after training
     settings = Settings(
@@ -186,6 +204,7 @@ def _assemble(values: Values, config: dict[str, Any] | None, lora: bool, newer: 
         lora=LoraArguments(**{n: values[n] for n in _names(LoraArguments)}) if lora else None,
         values=values,
         deepspeed_config=config,
+        fsdp=fsdp,
     )
     _check_built(settings)
     return settings

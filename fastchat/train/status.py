@@ -30,6 +30,7 @@ from fastchat.checkpoint.record import STATUS_NAME as STATUS
 from fastchat.checkpoint.record import read_status
 from fastchat.checkpoint.space import FULL
 from fastchat.checkpoint.staging import remove
+from fastchat.data.tokens.early import EARLY
 from fastchat.errors import (
     EXIT_DONE,
     EXIT_PREEMPTED,
@@ -255,6 +256,7 @@ def attempt(body: Callable[[RunStatus], None], output_dir: str | None) -> int:
         return _attempt(body, status)
     finally:
         BARS.wanted = True
+        EARLY.stop()
         STOPPING.close()
         LIFELINE.close()
         status.release()

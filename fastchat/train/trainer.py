@@ -18,27 +18,30 @@ from fastchat.bars import are_drawn, each
 from fastchat.data.batches.packing import SEQ_LENGTHS, PackedDataset, Packs
 from fastchat.train.auxiliary import AuxiliaryLoss, find_auxiliary, loss_sums
 from fastchat.train.callbacks import EarlyStopping, Guarded
-from fastchat.train.checkpointing import CheckpointTrainer
 from fastchat.train.engine import Engine
 from fastchat.train.head import ChunkedCrossEntropy
 from fastchat.train.head_proof import prove_head
 from fastchat.train.held_out import HeldOutAnswers
+from fastchat.train.lean import LeanTrainer
 from fastchat.train.loaders import EpochLoader, WorkerStart
 from fastchat.train.loraplus import raise_rates
 from fastchat.train.loss import count_tokens, loss_sum
 from fastchat.train.memory import MemoryWatch
 from fastchat.train.nonfinite import FiniteGuard, nan_if_nonfinite
+from fastchat.train.packed import count_every_token
 from fastchat.train.progress import ProgressLines
 from fastchat.train.sampling import GlobalBatchSampler, WithDummy
+from fastchat.train.speed import Speed
 
 
-class ChatTrainer(CheckpointTrainer):
+class ChatTrainer(LeanTrainer):
     """Trains on dialogues.
 
     Args, in addition to the Trainer's: `engine`, not attached yet; `write_weights(trainer, folder)` saves what is
     trained, called in every process; `train_lengths` one token count per dialogue, needed to group by length;
     `dummy_token` any valid token id; `memory` measures the run; `head` is the model's chunked head, None where the
-    loss is to be computed from all logits; `loraplus_lr_ratio` is the setting.
+    loss is to be computed from all logits;
+    `speed` says which layers are checkpointed, and what made them faster; `loraplus_lr_ratio` is the setting.
 
     answers: what is generated and scored at every evaluation; None for nothing.
     """
@@ -53,6 +56,7 @@ class ChatTrainer(CheckpointTrainer):
         dummy_token: int,
         memory: MemoryWatch,
         head: ChunkedCrossEntropy | None = None,
+        speed: Speed | None = None,
         on_nonfinite: str = "stop",
         train_lengths: Any = None,
         loraplus_lr_ratio: float | None = None,
@@ -73,7 +77,7 @@ class ChatTrainer(CheckpointTrainer):
         self.memory = memory
         self.add_callback(memory)
         self.write_weights, self.dummy_token, self.train_lengths = write_weights, dummy_token, train_lengths
-        self.head = head
+        self.head, self.speed = head, speed or Speed()
         self.auxiliary: AuxiliaryLoss | None = None
         # Of this process, since the last log row; the loss stays on the device, so that no step waits for it.
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.args.device)
@@ -199,12 +203,15 @@ class ChatTrainer(CheckpointTrainer):
         itself, or is not used."""
         prepared = super()._prepare_for_training(*args, **kwargs)
         model: Any = self.model
+        self.speed.limit(model)
         how: dict[str, Any] = {
             "dtype": self.engine.compute_dtype(model.dtype),
             "device": self.args.device,
             "context": self.compute_loss_context_manager,
         }
         self.auxiliary = find_auxiliary(model, self.train_dataset, **how)
+        if self.auxiliary is not None:
+            count_every_token(self.train_dataset)
         if self.head is not None:
             proven = prove_head(self.head, model, self.train_dataset, auxiliary=self.auxiliary, **how)
             self.head = self.head if proven else None
@@ -235,7 +242,7 @@ class ChatTrainer(CheckpointTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one micro-batch; the loss is already divided for the whole step."""
-        model.train()
+        self.into_training_mode(model)
         optimizer: Any = self.optimizer
         if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers have two modes
             optimizer.train()
@@ -248,7 +255,7 @@ class ChatTrainer(CheckpointTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The Trainer asks right before the optimizer's step (DeepSpeed has made it, unless the norm was bad)."""
-        norm: Any = super()._get_grad_norm(model, grad_norm)
+        norm: Any = self.engine.norm(super()._get_grad_norm(model, grad_norm))
         good = self.guard.may_step(float(norm), self.state.global_step)
         if not good:
             self._loss_sum, self._added_sum, self._counts = self._before_step

@@ -65,8 +65,11 @@ def untrained_tokens(model: Any, tokenizer: Any, engine: Engine) -> list[int]:
 
 
 def _untrained(layer: Any, ids: Iterable[int], engine: Engine) -> list[int]:
-    with engine.whole(layer.weight):
-        return untrained_rows(layer.weight.detach(), sorted(ids))
+    plain = getattr(
+        layer, "original_module", layer
+    )  # peft would put trained rows into the matrix, which may be divided
+    with engine.whole(plain.weight) as weight:
+        return untrained_rows(weight.detach(), sorted(ids))
 
 
 def untrained_rows(weight: torch.Tensor, ids: list[int]) -> list[int]:

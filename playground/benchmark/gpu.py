@@ -340,6 +340,13 @@ def packing_speed(checks: Checks) -> dict[str, Any]:
     return found
 
 
+def ladder(checks: Checks) -> dict[str, Any]:
+    """Tokens per second from plain transformers and PEFT up; under 12 minutes, so only if it is asked for."""
+    checks.run("ladder", [sys.executable, HERE / "ladder.py", "--out", checks.out])
+    rungs = json.loads((checks.out / "ladder.json").read_text(encoding="utf-8"))["rungs"]
+    return {name: result.get("tokens/s", "skipped") for name, result in rungs.items()}
+
+
 LANES: list[list[tuple[str, Callable[[Checks], dict[str, Any]]]]] = [
     [("memory, full", memory("full"))],
     [("memory, QLoRA", memory("QLoRA"))],
@@ -352,6 +359,7 @@ LANES: list[list[tuple[str, Callable[[Checks], dict[str, Any]]]]] = [
     [("documented 7b", documented("7b")), ("documented 13b", documented("13b"))],
 ]
 ALONE = [("out of memory", out_of_memory), ("head", head), ("packing speed", packing_speed)]
+ASKED = [("ladder", ladder)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -382,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             thread.start()
         for thread in threads:
             thread.join()
-        go(ALONE)
+        go([*ALONE, *(ASKED if asked.only else [])])
     return 0 if all(result["ok"] for result in checks.found.values()) else 1
 
 

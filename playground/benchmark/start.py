@@ -1,15 +1,17 @@
-"""CPU seconds of a run of one step, nearly all of which is its start, of the current code and of another checkout.
+"""Seconds of a run of one step, nearly all of which is its start, of the current code and of another checkout.
 
     python playground/benchmark/start.py --model_name_or_path DIR --data_path FILE.jsonl [--other CHECKOUT]
         [--number 20000] [--repeat 3]
 
 DIR holds the tokenizer; the model is a tiny one with random weights. FILE's rows are repeated with other numbers. The
-losses of all starts must be equal, or the program stops. The checkouts take turns; medians of CPU seconds, user
-and system, of the process and its workers, which depend less on what else the machine does than the clock.
+losses of all starts must be equal, or the program stops. The checkouts take turns. Medians of seconds: of the CPUs, of
+the process and its workers, which depend less on what else the machine does; and of the clock.
 
     help      `train_lora --help`
-    second    a run of one step whose tokens are cached, without a report: nearly all of it is its start
-    first     the same with an empty cache
+    first     a run of one step with an empty cache, without a report: nearly all of it is its start
+    second    the same when its tokens are cached
+    preview   `preview --num 3` with an empty cache
+    shown     the same until its first row is on the screen; only by the clock
 """
 
 from __future__ import annotations
@@ -23,17 +25,28 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenise import ROOT, repeat, tiny_model
 
-COLUMNS = ("help", "second", "first")
+COLUMNS = ("help", "first", "second", "preview", "shown")
+TRAIN, PREVIEW = "fastchat.train.train_lora", "fastchat.data.preview"
+
+
+class Seconds(NamedTuple):
+    """What a command took: on the CPUs, by the clock, and by the clock until its first line of output."""
+
+    cpu: float
+    clock: float
+    first_line: float
 
 
 def main() -> None:
     args = parse_arguments()
     checkouts = [ROOT, *([Path(args.other).resolve()] if args.other else [])]
-    seconds: dict[tuple[Path, str], list[float]] = {(checkout, name): [] for checkout in checkouts for name in COLUMNS}
+    taken: dict[tuple[Path, str], list[Seconds]] = {(checkout, name): [] for checkout in checkouts for name in COLUMNS}
     losses: set[float] = set()
     with tempfile.TemporaryDirectory(prefix="fschat-start-") as made:
         scratch = Path(made)
@@ -41,25 +54,38 @@ def main() -> None:
         repeat(Path(args.data_path), data, args.number)
         for _ in range(args.repeat):
             for checkout in checkouts:
-                seconds[checkout, "help"].append(cpu_seconds(checkout, ["--help"], scratch))
+                taken[checkout, "help"].append(measured(checkout, TRAIN, ["--help"], scratch))
+                data_words = words_of(model, data)
+                shutil.rmtree(scratch / "cache", ignore_errors=True)
+                taken[checkout, "preview"].append(measured(checkout, PREVIEW, [*data_words, "--num", "3"], scratch))
                 shutil.rmtree(scratch / "cache", ignore_errors=True)
                 for name in ("first", "second"):
-                    words = training_words(model, data, scratch / "out")
+                    words = [*data_words, *training_words(scratch / "out")]
                     shutil.rmtree(scratch / "out", ignore_errors=True)
-                    seconds[checkout, name].append(cpu_seconds(checkout, words, scratch))
+                    taken[checkout, name].append(measured(checkout, TRAIN, words, scratch))
                     rows = (scratch / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
                     losses.add(json.loads(rows[0])["loss"])
         if len(losses) != 1:
             raise SystemExit(f"the losses differ: {sorted(losses)}")
     print(f"loss of the first step, every start: {losses.pop()}")
-    print(f"{'CPU seconds, median (min to max)':<36}" + "".join(f"{name:>24}" for name in COLUMNS))
+    print(f"{'median (min to max)':<30}" + "".join(f"{name:>22}" for name in COLUMNS))
     for checkout, label in zip(checkouts, ("this checkout", "the other"), strict=False):
-        shown = [spread(seconds[checkout, name]) for name in COLUMNS]
-        print(f"{label:<36}" + "".join(f"{text:>24}" for text in shown))
+        for kind in ("cpu", "clock"):
+            print(
+                f"{f'{label}, {kind} seconds':<30}"
+                + "".join(f"{cell(taken[checkout, 'preview' if n == 'shown' else n], n, kind):>22}" for n in COLUMNS)
+            )
+
+
+def cell(taken: list[Seconds], name: str, kind: str) -> str:
+    """One entry of the table; the time until the first row is shown comes from the previews."""
+    if name == "shown":
+        return "" if kind == "cpu" else spread([seconds.first_line for seconds in taken])
+    return spread([getattr(seconds, kind) for seconds in taken])
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="CPU seconds of a run of one step.")
+    parser = argparse.ArgumentParser(description="Seconds of a run of one step.")
     parser.add_argument("--model_name_or_path", required=True, help="folder with the tokenizer")
     parser.add_argument("--data_path", required=True, help=".jsonl file whose rows are repeated")
     parser.add_argument("--other", help="folder of another checkout to compare with")
@@ -68,13 +94,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def training_words(model: Path, data: Path, output: Path) -> list[str]:
-    """The command line of a run of one step."""
+def words_of(model: Path, data: Path) -> list[str]:
+    """The settings of a run and of a preview."""
     settings = {
         "model_name_or_path": model,
         "data_path": data,
         "conv_template": "vicuna_v1.1",
         "model_max_length": 1024,
+    }
+    return as_words(settings)
+
+
+def training_words(output: Path) -> list[str]:
+    """The further settings of a run of one step."""
+    settings = {
         "output_dir": output,
         "per_device_train_batch_size": 1,
         "max_steps": 1,
@@ -82,25 +115,37 @@ def training_words(model: Path, data: Path, output: Path) -> list[str]:
         "use_cpu": True,
         "disable_tqdm": True,
     }
+    return as_words(settings)
+
+
+def as_words(settings: dict[str, object]) -> list[str]:
+    """A command line."""
     return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
 
 
-def cpu_seconds(checkout: Path, words: list[str], scratch: Path) -> float:
-    """Of `train_lora` with these words, its workers included."""
+def measured(checkout: Path, module: str, words: list[str], scratch: Path) -> Seconds:
+    """Run a module of a checkout with these words; its workers are included."""
     own = {"FSCHAT_CACHE": str(scratch / "cache"), "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-m", "fastchat.train.train_lora", *words],
-        env=os.environ | own | {"OMP_NUM_THREADS": "1"},
-        cwd=scratch,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    with open(scratch / "err.txt", "w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            env=os.environ | own | {"OMP_NUM_THREADS": "1"},
+            cwd=scratch,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        first_line = time.monotonic() - began
+        process.stdout.read()
+        if process.wait():
+            errors.seek(0)
+            raise SystemExit(errors.read())
+    clock = time.monotonic() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return Seconds(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, clock, first_line)
 
 
 def spread(values: list[float]) -> str:

@@ -10,10 +10,6 @@ words, until there are so many dialogues. Everything is made in a temporary fold
     first, second    seconds from the start of the command to the end of its first optimizer step
     rate             tokens per second while tokenising, from the first start minus the second
     peak             of resident memory: of the training process, and of it and all its workers together
-
-With `--core ROWS` no run is started: the first ROWS rows are tokenised and labelled in this process, next to plain
-`encode_batch` on their rendered texts: thousands of tokens per CPU second, medians of five interleaved repetitions. It
-first checks that the ids are those of the whole rendered texts.
 """
 
 from __future__ import annotations
@@ -27,11 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +44,6 @@ class Start:
 
 def main() -> None:
     args = parse_arguments()
-    if args.core:
-        return core(args)
     print(
         f"{'dialogues':>10}{'workers':>9}{'tokens':>13}{'first':>9}{'second':>9}{'rate':>12}{'peak':>10}{'together':>10}"
     )
@@ -80,49 +71,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model_max_length", type=int, default=1024)
     parser.add_argument("--number", type=int, nargs="+", default=[10_000, 100_000], help="dialogues (%(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="processes that tokenise (%(default)s)")
-    parser.add_argument("--core", type=int, default=0, help="rows to tokenise in this process; no run is started")
     parser.add_argument("--scratch", help="folder for what is made on the way; default the system's own")
     return parser.parse_args()
-
-
-def core(args: argparse.Namespace) -> None:
-    """Tokenising and labelling alone, next to plain `encode_batch` and to writing a store."""
-    from fastchat.data.encoding.examples import tokenize_dialogues
-    from fastchat.data.encoding.open_tokenizer import open_tokenizer
-    from fastchat.data.rows.records import Records
-    from fastchat.data.tokens.store import StoreWriter, make_shard, usable
-
-    encoder, _ = open_tokenizer(args.model_name_or_path)
-    chat_encoder = encoder.bind(encoder.choose(args.conv_template))
-    dialogues = usable(islice(Records([args.data_path], on_bad_row="stop"), args.core))
-    rendered = [chat_encoder.template.render(dialogue) for _, dialogue in dialogues]
-    ids = [chat_encoder.encode(one).input_ids for one in rendered]
-    if ids != [chat_encoder.whole_ids(one) for one in rendered]:
-        raise SystemExit("the ids differ from those of the whole text: there is nothing to compare")
-    limit = {"max_length": max(map(len, ids))}
-    texts = [one.text for one in rendered]
-
-    def store() -> None:
-        with tempfile.TemporaryDirectory(prefix="fschat-benchmark-", dir=args.scratch) as folder:
-            writer = StoreWriter(Path(folder))
-            writer.add(make_shard(dialogues, chat_encoder, overlong="truncate", **limit))
-            writer.close()
-
-    timed: dict[str, Callable[[], object]] = {
-        "encode_batch": lambda: encoder.whole.encode_batch(texts),
-        "ids and labels": lambda: list(tokenize_dialogues(dialogues, chat_encoder, **limit)),
-        "with store": store,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(5):
-        for name, run in timed.items():
-            begun = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - begun)
-    num_tokens = sum(map(len, ids))
-    print(f"{num_tokens:,} tokens; the ids are equal")
-    for name, found in seconds.items():
-        print(f"{name:<16}{num_tokens / 1000 / median(found):>8.0f} thousand tokens per CPU second")
 
 
 def repeat(source: Path, target: Path, number: int) -> None:

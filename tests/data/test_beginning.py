@@ -12,6 +12,7 @@ import pytest
 from fastchat.conversation import Dialogue, Turn
 from fastchat.data.encoding import beginning
 from fastchat.data.encoding.examples import tokenize_dialogue, tokenize_dialogues
+from fastchat.data.encoding.fast_path import FastPath
 from fastchat.data.encoding.text_encoder import TextEncoder
 from fastchat.data.tokens.counts import count_example, table
 from fastchat.errors import DataError
@@ -99,13 +100,13 @@ def test_far_from_everything_is_encoded(
     encoder = encoder_of("byte_nobos")
     chat_encoder = encoder.bind(encoder.choose("chatml"))
     sizes: list[int] = []
-    plain = TextEncoder.plain_tokens
+    tokens = FastPath.tokens
 
-    def watched(self: TextEncoder, given: Any, position: str) -> Any:
+    def watched(self: FastPath, given: Any, position: str) -> Any:
         sizes.append(sum(map(len, given)))
-        return plain(self, given, position)
+        return tokens(self, given, position)
 
-    monkeypatch.setattr(TextEncoder, "plain_tokens", watched)
+    monkeypatch.setattr(FastPath, "tokens", watched)
     text = "a word and another " * 200_000
     dialogue = Dialogue((Turn("user", "Hi"), Turn("assistant", text)), None, "a.jsonl", 7)
     example = tokenize_dialogue(dialogue, chat_encoder, max_length=512)
@@ -134,6 +135,7 @@ def test_a_tokenizer_that_looks_to_the_end_of_a_number_is_encoded_whole(
         return [([i + len(text) % 3 for i in ids], at) for text, (ids, at) in zip(given, found, strict=True)]
 
     monkeypatch.setattr(TextEncoder, "plain_tokens", from_the_right)
+    monkeypatch.setattr(encoder, "fast", FastPath(encoder))  # one that has not been prepared
     monkeypatch.setattr(chat_encoder, "_forbidden", set())
     monkeypatch.setattr(beginning, "_AT_LEAST", 1 << 8)
     dialogue = Dialogue((Turn("user", "Hi"), Turn("assistant", "7" * 20_000)))

@@ -195,11 +195,11 @@ def test_gpt2_transposed_layers_without_a_warning(recwarn: pytest.WarningsRecord
 
 
 def test_shared_weights_cannot_be_merged() -> None:
-    from fastchat.checkpoint.merge import merge_weights
+    from fastchat.checkpoint.merged_weights import MergedWeights
 
     model = add_lora(tiny("zamba2"), dropout=0.0)
     with pytest.raises(CheckpointError, match="share one weight and have an adapter each"):
-        merge_weights(copy.deepcopy(model), torch.float32)
+        MergedWeights(copy.deepcopy(model), torch.float32)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "bloom", "phi3"])

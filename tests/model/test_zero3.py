@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -33,7 +32,6 @@ def alone(base: str, quantization: bool) -> list[float]:
 
 
 @pytest.mark.launch
-@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed needs a C++ compiler")
 def test_two_processes_equal_one(warm, tiny_model_dir, tmp_path):
     base = str(tiny_model_dir("llama", hidden=64, max_positions=64))
     half = str(tiny_model_dir("llama", hidden=64, max_positions=64, dtype="bfloat16"))

@@ -40,7 +40,7 @@ def count(
     q_lora: bool = False,
     adapter_dtype: str = "bfloat16",
     autocast: bool = False,
-    checkpointing: bool = False,
+    checkpointing: bool | int = False,
     head: str = "none",
     backward: bool = True,
 ) -> Counts:
@@ -54,12 +54,16 @@ def count(
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from fastchat.model.decoder_layers import checkpoint_first
+
     model = _build(config, dtype, lora, q_lora)
     with as_on_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True):
         _give_storage(model, getattr(torch, adapter_dtype) if lora else None)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
+            if checkpointing is not True:
+                checkpoint_first(model, checkpointing)
         model.train()
         ids = torch.zeros(batch, length, dtype=torch.int64)
         base = model.base_model.model if lora else model

@@ -29,7 +29,7 @@ class Case:
     r: int = 8
     dropout: float = 0.05
     autocast: bool = False
-    checkpointing: bool = False
+    checkpointing: bool | int = False
     batch: int = 2
     length: int = 256
     targets: tuple[str, ...] | None = None
@@ -142,6 +142,21 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(way: str) -> None:
     case = replace(WAYS[way], checkpointing=True, length=1024)
     plan, counts = compare(config("llama", num_hidden_layers=8), case)
     assert activations_of(plan.run).kept == pytest.approx(counts.saved, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("way", "layers"),
+    [("lora", 1), ("lora on a float32 base under autocast", 2), ("full in float32 under autocast", 3)],
+)
+def test_checkpointing_of_the_first_layers(way: str, layers: int) -> None:
+    """What is kept, and the peak: of the other layers where few are checkpointed, of a recomputed one otherwise."""
+    case = replace(WAYS[way], checkpointing=layers, length=512)
+    plan, counts = compare(config("llama", num_hidden_layers=4), case, backward=True)
+    run = plan.run
+    assert activations_of(run).kept == pytest.approx(counts.saved, rel=0.02)
+    moments = moments_of(run, states_of(run), activations_of(run), 0)
+    peak = max(size for name, size in moments.items() if name not in ("step", "loading", "loss"))
+    assert peak == pytest.approx(counts.peak, rel=0.1)
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("down_proj",), ("gate_proj", "o_proj")])

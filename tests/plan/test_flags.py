@@ -50,7 +50,7 @@ def test_fp16_replaces_bf16() -> None:
         (["--lora_rank", "8"], r"unknown setting --lora_rank; here it is --lora_r 8"),
         (["--gpu_mem", "24GiB"], r"did you mean --gpu_memory"),
         (["--qlora"], r"unknown setting --qlora; here it is --q_lora true"),
-        (["--fsdp", "full_shard"], r"--fsdp is not available here: use --deepspeed"),
+        (["--fsdp_version", "2"], r"its options are keys of --fsdp_config"),
         (["--xyzzy"], r"--help lists all settings"),
         (["--lora_r"], r"--lora_r needs a value"),
         (["--lora_r", "0"], r"--lora_r is 0; it must be at least 1"),

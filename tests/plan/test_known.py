@@ -32,6 +32,7 @@ PUBLISHED = {
     "google/gemma-3-4b-it": 4_300_079_472,
     "google/gemma-3-12b-it": 12_187_325_040,
     "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.1-405B": 405_853_388_800,
     "microsoft/phi-4": 14_659_507_200,
     "mistralai/Mistral-Small-24B-Instruct-2501": 23_572_403_200,
     "openai/gpt-oss-20b": 20_914_757_184,

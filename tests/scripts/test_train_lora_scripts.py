@@ -215,7 +215,7 @@ def test_missing_gpus_and_compiler_are_named(base_model: Path, run_script: Run, 
         found = next(p for p in (Path("/bin") / name, Path("/usr/bin") / name) if p.exists())
         (tools / name).symlink_to(found)
     write_rows(tmp_path / "train.json", chat_rows(1))
-    run = run_script("train_lora_7b_base.sh", MODEL=str(base_model), DATA="train.json", PATH=str(tools))
+    run = run_script("train_lora_70b_base.sh", MODEL=str(base_model), DATA="train.json", PATH=str(tools))
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "no NVIDIA GPU found" in run.stderr
     assert "no C++ compiler" in run.stderr

@@ -117,12 +117,12 @@ def test_llama_factory(tmp_path: Path) -> None:
 
 def test_trl_and_alpaca_lora(tmp_path: Path) -> None:
     told = _told(TRL, tmp_path)
-    assert told["max_length"] == "model_max_length: 1024" and told["attn_implementation"] == "flash_attn: true"
+    assert told["max_length"] == "model_max_length: 1024" and "attn_implementation" not in told
     assert (
         told["dataset_name"].startswith("data_path: org/data") and told["completion_only_loss"] == "train_on: assistant"
     )
     assert "train_lora.py" in told["use_peft"] and told["dataset_num_proc"] == "preprocessing_num_workers: 8"
-    assert "chunked_head" in told["use_liger"] and "lora_target_modules" not in told
+    assert told["use_liger"] == "use_liger_kernel: true" and "lora_target_modules" not in told
     told = _told(ALPACA_LORA, tmp_path)
     assert told["val_file"].startswith("eval_data_path: v.json") and "global batch" in told["batch_size"]
     assert told["prompt_template_name"].startswith("conv_template: alpaca")

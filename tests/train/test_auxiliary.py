@@ -77,6 +77,8 @@ def test_the_coefficient_changes_what_is_trained(
     added = [row["aux_loss"] for row in with_it.rows if "loss" in row]
     assert len(added) == 2 and min(added) > 0.1
     assert with_it.losses[0] - added[0] == pytest.approx(without.losses[0], abs=1e-5)
+    read = [one.trainer.train_dataset.dataset if packing else one.trainer.train_dataset for one in (with_it, without)]
+    assert [rows.whole for rows in read] == [True, False], "its loss depends on what follows the last supervised token"
     theirs = adapter(without.folder)
     assert any(not torch.equal(tensor, theirs[name]) for name, tensor in adapter(with_it.folder).items())
 

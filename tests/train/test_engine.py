@@ -40,8 +40,6 @@ def test_the_configuration_and_the_number_of_processes_choose() -> None:
 def test_state_of_another_engine_or_number_of_processes_does_not_fit() -> None:
     path = Path("out/checkpoint-3")
     assert find_mismatch(path, ("zero2", 2), ("zero2", 2)) is None
-    more = find_mismatch(path, ("ddp", 2), ("plain", 1))
-    assert more and "saved by 2 processes and this run has 1" in more
     other = find_mismatch(path, ("zero2", 2), ("zero3", 2))
     assert other and "saved under zero2 and this run is zero3" in other
 
@@ -78,9 +76,9 @@ class Elsewhere(WeightAccess):
         self.values, self.written = values, []
 
     @contextmanager
-    def whole(self, tensor: Any, *, write: bool = False) -> Iterator[None]:
+    def whole(self, tensor: Any, *, write: bool = False) -> Iterator[Any]:
         tensor.data = self.values[id(tensor)]
-        yield
+        yield tensor
         self.written.append(write)
         tensor.data = torch.empty(0)
 

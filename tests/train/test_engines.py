@@ -29,6 +29,8 @@ HALF = ["--bf16", "True"]
 ENGINES: dict[str, tuple[list[str], bool]] = {
     "plain": (["--chunked_head", "False"], False),  # one process: what the others are compared with
     "ddp": ([], False),
+    "fsdp": (["--engine", "fsdp"], False),
+    "fsdp bf16": (["--engine", "fsdp", *HALF], True),
     "zero1": (["--deepspeed", "zero1.json"], False),
     "zero2": (["--deepspeed", "deepspeed_config_s2.json"], False),
     "zero2 bf16": (["--deepspeed", "deepspeed_config_s2.json", *HALF], True),
@@ -40,7 +42,7 @@ ENGINES: dict[str, tuple[list[str], bool]] = {
     "zero3 offload bf16": (["--deepspeed", "deepspeed_config_s3_offload.json", *HALF], True),
 }
 # One of each way to hold the weights, and both dtypes; the others differ from these in one respect.
-DEFAULT = ("plain", "ddp", "zero2 bf16", "zero3 offload bf16")
+DEFAULT = ("plain", "ddp", "fsdp", "zero2 bf16", "zero3 offload bf16")
 Runs = Callable[..., tuple[Outcome, Path]]
 
 

@@ -26,6 +26,7 @@ from tests.train import (
     test_pushing,
     test_resume,
     test_run_report,
+    test_speed,
     test_tokenizer_runs,
 )
 from tests.train.flags import COVERED, Train, adapter, covers, ok
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 SHOWN_IN = [test_data_flags, test_early_stopping, test_flags_training, test_head_runs, test_numbers, test_packed]
 SHOWN_IN += [test_proof_by_default, test_resume, test_tokenizer_runs, test_adapters, test_expert_runs]
-SHOWN_IN += [test_run_report, test_eval_generate, test_pushing]
+SHOWN_IN += [test_run_report, test_eval_generate, test_pushing, test_speed]
 
 # ---- text ----
 

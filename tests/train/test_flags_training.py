@@ -128,7 +128,7 @@ def test_precision(train: Train) -> None:
     assert forced.record["device"] == "cpu" and "no GPU here" not in forced.err
 
 
-@covers("gradient_checkpointing", "gradient_checkpointing_kwargs")
+@covers("gradient_checkpointing_kwargs")
 def test_gradient_checkpointing(train: Train) -> None:
     plain = ok(train("--lora_dropout", "0"))
     for i, flag in enumerate(("--gradient_checkpoint", "--gradient_checkpointing")):

@@ -8,6 +8,7 @@ and deaths are played by `tests/train/trouble.py`, which runs inside the process
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -74,12 +75,17 @@ def _serve() -> None:
     import peft  # noqa: F401
     import torch  # noqa: F401
     import transformers  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.models.llama import modeling_llama, tokenization_llama  # noqa: F401
 
     import fastchat.train.arguments  # noqa: F401
     import fastchat.train.recipe  # noqa: F401
     from fastchat.data.tokens.cache import code_version
 
+    get_checkpoint_conversion_mapping("llama")
     code_version()  # kept by the processes that are forked
+    gc.collect()
+    gc.freeze()  # those do not search a million objects of the imports for garbage
     for line in iter(sys.stdin.readline, END + "\n"):
         if not line:
             break

@@ -53,7 +53,8 @@ def _weights(trainer: Any) -> dict[str, Any]:
     engine = trainer.model_wrapped
     if trainer.is_deepspeed_enabled and engine.zero_optimization_stage() == 3:
         return engine._zero3_consolidated_16bit_state_dict() or {}
-    return trainer.model.state_dict()
+    state = trainer.model.state_dict()
+    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in state.items()}  # FSDP's are parts
 
 
 def generated(model: Any) -> list[int]:

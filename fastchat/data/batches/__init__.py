@@ -1,1 +1,1 @@
-"""Batches: several dialogues packed into a row, the collators, and the check that no dialogue sees another."""
+"""Batches: dialogues packed into rows or grown into prefix trees, collators, and the check that none sees another."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastchat.data.batches.prefix_tree import PrefixTree, grow
 from fastchat.data.encoding.examples import IGNORED
 from fastchat.errors import DataError, SettingsError, counted
 from fastchat.files import sha256_of_blocks
@@ -42,12 +43,14 @@ class Packs:
         offsets: int64 [P + 1]; pack p is members[offsets[p]:offsets[p + 1]].
         num_tokens: int64 [P], tokens of each pack.
         capacity: the maximum number of tokens in a pack.
+        separate: where every pack is a prefix tree, the tokens of all examples without sharing; otherwise None.
     """
 
     members: np.ndarray
     offsets: np.ndarray
     num_tokens: np.ndarray
     capacity: int
+    separate: int | None = None
 
     def __len__(self) -> int:
         return len(self.num_tokens)
@@ -70,15 +73,23 @@ class Packs:
     @property
     def fingerprint(self) -> str:
         """Hex digest of the assignment of examples to packs."""
-        return sha256_of_blocks([self.members.tobytes(), self.offsets.tobytes()])
+        trees = [] if self.separate is None else [b"prefix trees"]
+        return sha256_of_blocks([self.members.tobytes(), self.offsets.tobytes(), *trees])
 
     @property
     def line(self) -> str:
         """One line for the log."""
         return (
             f"packing: {counted(len(self.members), 'example')} in {counted(len(self), 'pack')} of up to "
-            f"{self.capacity:,} tokens, {100 * self.fill:.2f} % filled"
+            f"{self.capacity:,} tokens, {100 * self.fill:.2f} % filled{self.shared}"
         )
+
+    @property
+    def shared(self) -> str:
+        """What the prefix trees save, for messages; "" without them."""
+        if self.separate is None:
+            return ""
+        return f"; common prefixes computed once: {int(self.num_tokens.sum()):,} tokens instead of {self.separate:,}"
 
     def describe(self) -> dict[str, Any]:
         """The same numbers as a dict, for training.json."""
@@ -88,7 +99,7 @@ class Packs:
             "capacity": self.capacity,
             "tokens": int(self.num_tokens.sum()),
             "fill": round(self.fill, 6),
-        }
+        } | ({} if self.separate is None else {"tokens_without_sharing": self.separate})
 
 
 def plan_packs(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> Packs:
@@ -219,6 +230,8 @@ class PackedDataset:
     `dataset[p]` is a dict: input_ids and labels int32 [T], the dialogues of the pack concatenated; lengths int64 [D],
     the tokens of each; index [D], the rows of the input they come from. The first label of every dialogue is -100: in a
     pack that token would be predicted from the last token of the dialogue before it.
+
+    With packs that are prefix trees, `dataset[p]` has a `tree` (PrefixTree) and the index alone.
     """
 
     def __init__(self, dataset: Any, packs: Packs):
@@ -230,6 +243,8 @@ class PackedDataset:
 
     def __getitem__(self, pack: int) -> dict[str, Any]:
         examples = [self.dataset[i] for i in self.packs[pack].tolist()]
+        if self.packs.separate is not None:
+            return {"tree": grow(examples), "index": [example["index"] for example in examples]}
         return {
             "input_ids": np.concatenate([example["input_ids"] for example in examples]),
             "labels": np.concatenate([_without_first(example["labels"]) for example in examples]),
@@ -257,6 +272,7 @@ def pack_collate(
     Returns:
         input_ids, labels, position_ids: [B, T] int64, T the longest pack; with `flat` [1, sum of lengths].
         seq_lengths: [B, D] int64, tokens of each dialogue, 0 after the last one. Not for the model: remove it first.
+        With prefix trees also their parents, counts and ends (see `PrefixTree`), [B, T] int64; seq_lengths is [B, 1].
 
     Example (pad_token_id=0; packs of 2 + 1 and of 1 token):
         >>> pack_collate([{"input_ids": [5, 6, 7], "labels": [5, 6, 7], "lengths": [2, 1]},
@@ -266,6 +282,8 @@ def pack_collate(
     """
     import torch
 
+    if any("tree" in item for item in batch):
+        return _collate_trees([_tree_of(item) for item in batch], pad_token_id, flat)
     packs = [(pack, np.asarray(pack.get("lengths", [len(pack["input_ids"])]))) for pack in batch]
     if flat:
         joined = {name: np.concatenate([pack[name] for pack, _ in packs]) for name in ("input_ids", "labels")}
@@ -288,6 +306,33 @@ def pack_collate(
         made["position_ids"][row] = _positions(np.append(lengths, width - length))
         made[SEQ_LENGTHS][row, : len(lengths)] = lengths
     return {name: torch.from_numpy(array) for name, array in made.items()}
+
+
+def _collate_trees(trees: Sequence[PrefixTree], pad_token_id: int, flat: bool) -> dict[str, torch.Tensor]:
+    """`pack_collate` of prefix trees. Padding is a tree of its own."""
+    import torch
+
+    rows = [list(trees)] if flat else [[tree] for tree in trees]
+    width = max(sum(map(len, row)) for row in rows)
+    made = {
+        name: np.zeros((len(rows), width), dtype=np.int64)
+        for name in ("input_ids", "labels", "position_ids", "parents", "ends", "counts")
+    }
+    made[SEQ_LENGTHS] = np.array([[sum(map(len, row))] for row in rows], dtype=np.int64)
+    for i, row in enumerate(rows):
+        padding = np.full(width - int(made[SEQ_LENGTHS][i, 0]), pad_token_id)
+        start = 0
+        for tree in [*row, grow([{"input_ids": padding, "labels": np.full(len(padding), IGNORED)}])]:
+            span = slice(start, start + len(tree))
+            made["input_ids"][i, span], made["labels"][i, span] = tree.ids, tree.labels
+            made["position_ids"][i, span], made["counts"][i, span] = tree.positions, tree.counts
+            made["parents"][i, span], made["ends"][i, span] = tree.parents + start, tree.ends + start
+            start += len(tree)
+    return {name: torch.from_numpy(array) for name, array in made.items()}
+
+
+def _tree_of(item: Mapping[str, Any]) -> PrefixTree:
+    return item["tree"] if "tree" in item else grow([item])
 
 
 def check_packable(config: Any, capacity: int, rope_parameters: Mapping[str, Any] | None = None) -> None:

@@ -5,6 +5,8 @@ Two questions, with dropout off and no optimizer step:
     leakage      if the first dialogue of a pack changes, do the logits of the second one? Not at all, if it is correct
     difference   the summed loss and its gradients, for packed dialogues against the same dialogues one by one
 
+and for packs that are prefix trees, whether a branch sees what it branches off from, and no other branch.
+
 Both need the model before an engine wraps it, with all its weights available (through `train/partitioned.py` if ZeRO-3
 has partitioned them; all processes then have to call).
 """
@@ -19,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastchat.data.batches.collate import collate
-from fastchat.data.batches.packing import PackedDataset, pack_collate, plan_packs
+from fastchat.data.batches.packing import PackedDataset, Packs, pack_collate, plan_packs
+from fastchat.data.batches.prefix_tree import grow
+from fastchat.data.batches.tree_mask import tree_masks
 from fastchat.errors import SettingsError, counted
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     Batch = dict[str, torch.Tensor]
 
 LossSum = Callable[[Any, "Batch"], "torch.Tensor"]
+GradientsOf = Callable[["torch.Tensor", "Sequence[torch.nn.Parameter]"], "Sequence[torch.Tensor | None]"]
 # In float32 a larger error is one of the method; in half precision, summing in another order alone gives this much.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 _LEAK = 10  # times the rounding noise, which is zero in most models
@@ -85,6 +90,36 @@ def check_no_leak(model: Any, *, vocab_size: int, flat: bool = False, length: in
     return leaked / own
 
 
+def check_tree(model: Any, *, vocab_size: int, dtype: torch.dtype | None = None, length: int = 24) -> float:
+    """Raise SettingsError if a prefix tree does not give the logits of separate rows. Four passes of `3 * length`.
+
+    A root with two branches: the second must not see the first (see `check_no_leak` on rounding), and must get the
+    logits, but for rounding in `dtype`, that it gets in a row of its own. Returns their difference, relative to the
+    largest logit.
+    """
+    import torch
+
+    root, one, two, other = np.random.default_rng(0).integers(0, vocab_size, (4, length))
+    one[0], other[0], two[0] = 0, 0, 1  # their order in the tree
+    with _evaluating(model), torch.no_grad():
+        base, first_changed, second_changed = (
+            _tree_logits(model, [np.concatenate([root, branch]) for branch in pair])
+            for pair in ((one, two), (other, two), (one, np.concatenate([two[:1], other[1:]])))
+        )
+        row = _logits(model, [np.concatenate([root, two])], False)
+    _, leaked = _moved(base, first_changed, 2 * length)
+    noise, _ = _moved(base, second_changed, 2 * length)
+    in_tree = torch.cat([base[:, :length], base[:, 2 * length :]], dim=1)
+    off = (in_tree - row).abs().max().item() / row.abs().max().item()
+    if not leaked <= _LEAK * noise or not off <= TOLERANCE[str(dtype or _dtype(model)).removeprefix("torch.")]:
+        raise SettingsError(
+            f"--packing: in rows that are prefix trees {type(model).__name__} does not compute what it computes in "
+            f"separate rows (logits off by {off:.1e}; those of a branch change by {leaked:.1e} with another branch). "
+            "Use --packing_prefix_tree False."
+        )
+    return off
+
+
 def compare_packing(
     model: Any,
     examples: Sequence[Mapping[str, Any]],
@@ -92,10 +127,12 @@ def compare_packing(
     *,
     pad_token_id: int,
     capacity: int,
+    packs: Packs | None = None,
     flat: bool = False,
     batch_size: int = 1,
     dtype: torch.dtype | None = None,
     checkpointing: bool = False,
+    gradients_of: GradientsOf | None = None,
 ) -> PackingReport:
     """Compare loss and gradients of `examples` packed and one by one. Does not change the parameters' `grad`.
 
@@ -103,20 +140,22 @@ def compare_packing(
         model: with at least one trainable parameter.
         examples: with input_ids, labels and index, such as the first entries of the training data.
         loss_sum: (model, batch) -> summed loss, the one that training uses.
+        packs: which of `examples` share a row; None: as `plan_packs` says.
         batch_size: packs per batch.
         dtype: what the forward pass computes in, which determines the tolerance; None: the dtype of the weights.
         checkpointing: keep the activations of one layer only, as training with gradient checkpointing does.
+        gradients_of: the gradient of a loss by each of some parameters, None where it has none; by default autograd's.
     """
-    packed = PackedDataset(examples, plan_packs([len(e["input_ids"]) for e in examples], capacity))
+    packed = PackedDataset(examples, packs or plan_packs([len(e["input_ids"]) for e in examples], capacity))
     starts = range(0, len(packed), batch_size)
-    packs = [[packed[p] for p in range(at, min(at + batch_size, len(packed)))] for at in starts]
-    gradients = _Gradients(model)
+    batches = [[packed[p] for p in range(at, min(at + batch_size, len(packed)))] for at in starts]
+    gradients = GradientSum(model, gradients_of)
     with _evaluating(model), _checkpointing(model, checkpointing):
         unpacked_loss = packed_loss = 0.0
         for example in examples:
             unpacked_loss += gradients.add(loss_sum, collate([example], pad_token_id=pad_token_id), 1.0)
         norm = gradients.norm()
-        for items in packs:
+        for items in batches:
             batch = pack_collate(items, pad_token_id=pad_token_id, flat=flat)
             del batch["seq_lengths"]
             packed_loss += gradients.add(loss_sum, batch, -1.0)
@@ -126,23 +165,21 @@ def compare_packing(
     return PackingReport(len(examples), len(packed), loss_error, difference / norm if norm else float("nan"), tolerance)
 
 
-class _Gradients:
+class GradientSum:
     """A signed sum of gradients, separate from the parameters' own `grad`, which is not changed.
 
     The parameters themselves may be empty by then: ZeRO-3 has released the gathered weights.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, gradients_of: GradientsOf | None = None) -> None:
+        self.model, self.gradients_of = model, gradients_of or _autograd
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.sums: list[torch.Tensor | None] = [None] * len(self.trained)
 
     def add(self, loss_sum: LossSum, batch: Batch, sign: float) -> float:
         """Adds `sign` times the gradient of a batch; returns its loss."""
-        import torch
-
         loss = loss_sum(self.model, {name: tensor.to(self.model.device) for name, tensor in batch.items()})
-        for i, gradient in enumerate(torch.autograd.grad(loss, self.trained, allow_unused=True)):
+        for i, gradient in enumerate(self.gradients_of(loss, self.trained)):
             if gradient is not None:
                 before = self.sums[i]
                 self.sums[i] = gradient * sign if before is None else before.add_(gradient, alpha=sign)
@@ -153,6 +190,12 @@ class _Gradients:
         return sum(float(total.double().pow(2).sum()) for total in self.sums if total is not None) ** 0.5
 
 
+def _autograd(loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> Sequence[torch.Tensor | None]:
+    import torch
+
+    return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
 def _logits(model: Any, dialogues: Sequence[np.ndarray], flat: bool) -> torch.Tensor:
     """[1, T, V] in float32 for dialogues packed into one row."""
     ids = np.concatenate(dialogues)
@@ -160,6 +203,18 @@ def _logits(model: Any, dialogues: Sequence[np.ndarray], flat: bool) -> torch.Te
     batch = pack_collate([pack], pad_token_id=0, flat=flat)
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
     return model(**inputs, use_cache=False).logits.float()
+
+
+def _tree_logits(model: Any, rows: Sequence[np.ndarray]) -> torch.Tensor:
+    """[1, T, V] in float32 for the prefix tree of some rows, depth first."""
+    import torch
+
+    items = [{"tree": grow([{"input_ids": row, "labels": row} for row in rows])}]
+    batch = {name: tensor.to(model.device) for name, tensor in pack_collate(items, pad_token_id=0).items()}
+    ids, positions = batch["input_ids"], batch["position_ids"]
+    with tree_masks(batch["ends"], positions):
+        output = model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False)
+    return output.logits.float()
 
 
 def _moved(before: torch.Tensor, after: torch.Tensor, length: int) -> tuple[float, float]:

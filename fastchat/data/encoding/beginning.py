@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fastchat.conversation import Rendered
 
 if TYPE_CHECKING:
     from fastchat.data.encoding.chat_encoder import ChatEncoder
-    from fastchat.data.encoding.supervision import Encoded
+    from fastchat.data.encoding.labels import Labelled
 
 # Characters per token of the maximum length: above the first a text is far too long, the second makes a beginning.
 _FAR, _ENOUGH = 64, 16
@@ -27,8 +29,8 @@ _MOST_AT_ONCE = 1 << 20  # characters that are encoded at a time
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
-def encode_beginnings(rendered: Sequence[Rendered], chat_encoder: ChatEncoder, max_length: int) -> Iterator[Encoded]:
-    """Encode each rendered dialogue; at least the first `max_length` + 1 ids are exact. `Encoded.whole`: all of them.
+def encode_beginnings(rendered: Sequence[Rendered], chat_encoder: ChatEncoder, max_length: int) -> Iterator[Labelled]:
+    """Encode each rendered dialogue; at least the first `max_length` + 1 ids are exact. `whole`: all of them.
 
     Raises DataError as `ChatEncoder.encode` does.
     """
@@ -49,28 +51,28 @@ def encode_beginnings(rendered: Sequence[Rendered], chat_encoder: ChatEncoder, m
     yield from chat_encoder.encode_many(batch)
 
 
-def _beginning(rendered: Rendered, chat_encoder: ChatEncoder, max_length: int, length: int) -> Encoded:
+def _beginning(rendered: Rendered, chat_encoder: ChatEncoder, max_length: int, length: int) -> Labelled:
     size = _ENOUGH * max_length + _AT_LEAST
     while 3 * size < length:
         shorter, longer = _cut(rendered, size), _cut(rendered, size + size // 3 * 3 // 2 + 1)
         if shorter is not None and longer is not None:
-            one, other = (chat_encoder.encode(part) for part in (shorter, longer))
+            one, other = chat_encoder.encode_many([shorter, longer])
             if len(one.input_ids) >= max_length + _SPARE and _same(one, other, max_length + 1):
                 other.whole, other.special_token_strings = False, chat_encoder.special_token_strings(rendered.segments)
                 return other
         size *= 2
-    return chat_encoder.encode(rendered)
+    return chat_encoder.encode_many([rendered])[0]
 
 
 def _length(rendered: Rendered) -> int:
     return sum(len(segment.text) for segment in rendered.segments)
 
 
-def _same(one: Encoded, other: Encoded, size: int) -> bool:
+def _same(one: Labelled, other: Labelled, size: int) -> bool:
     """Whether two encodings agree completely in their first `size` tokens."""
     pairs = ((one.input_ids, other.input_ids), (one.supervised, other.supervised), (one.segment_of, other.segment_of))
     straddling = ([at for at in encoded.straddling if at < size] for encoded in (one, other))
-    return all(a[:size] == b[:size] for a, b in pairs) and next(straddling) == next(straddling)
+    return all(np.array_equal(a[:size], b[:size]) for a, b in pairs) and next(straddling) == next(straddling)
 
 
 def _cut(rendered: Rendered, size: int) -> Rendered | None:

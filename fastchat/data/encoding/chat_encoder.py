@@ -15,18 +15,20 @@ raises an error if they are not.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken
 
 from fastchat.conversation import Dialogue, Rendered, Segment, Template, suggest_templates
 from fastchat.conversation.template import CONTROL_PATTERN
+from fastchat.data.encoding.labels import Labelled, count, label
 from fastchat.data.encoding.prefix import first_difference
 from fastchat.data.encoding.probes import HARMLESS, probes_of
+from fastchat.data.encoding.strings import strings
 from fastchat.data.encoding.supervision import (
     ASSISTANT,
     SAID,
@@ -34,8 +36,7 @@ from fastchat.data.encoding.supervision import (
     Encoded,
     Piece,
     PlainTokens,
-    count_piece,
-    label_piece,
+    Tokens,
     learned_segments,
 )
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 # Templates write BOS and EOS as Llama does; with another tokenizer they mean that tokenizer's own.
 BOS_ALIAS, EOS_ALIAS = "<s>", "</s>"
+_MOST_LITERALS = 512  # texts whose control strings are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +82,17 @@ class ChatEncoder:
         self._adds_bos = encoder.adds_bos and not self._own
         self.controls, missing = self._resolve()
         known = [c for c in self.controls if c]
-        self._in_literals = _alternatives(known)
+        self._in_literals = strings(known)
+        self._split_literal = lru_cache(_MOST_LITERALS)(self._split_literal_now)  # a template repeats its own text
         # Control strings of a table are never text of an answer; those of a Jinja template may be (<think>).
         reserved = set() if self._own else {c.content for c in self.controls.values() if c} | {BOS_ALIAS, EOS_ALIAS}
         spoken = [c for c, t in encoder.added.items() if not t["special"] and c not in reserved and _is_text(c)]
-        self._in_answers = _alternatives(spoken)
+        self._in_answers = strings(spoken)
         self._answer_controls = {c: encoder.control(c) for c in spoken}
         self._forbidden = self._never_from_text()
         looks = [c for c, i in encoder.vocabulary.items() if i in self._forbidden]
-        self._looks_like_control = _alternatives(looks)
-        self._looks_in_answers = _alternatives([c for c in looks if c not in self._answer_controls])
+        self._looks_like_control = strings(looks)
+        self._looks_in_answers = strings([c for c in looks if c not in self._answer_controls])
         # If one token both begins and ends a sequence (GPT-2), it has to be supervised as the end.
         self._opens = encoder.bos if encoder.bos != encoder.eos else None
         self.stop_ids = self._stop_ids()
@@ -193,82 +196,76 @@ class ChatEncoder:
             spoken = segment.role == "assistant" and not segment.plain
             pattern = self._looks_in_answers if spoken else self._looks_like_control
             if pattern is not None and segment.role != "template":
-                found += sum(1 for _ in pattern.finditer(segment.text))
+                found += sum(1 for _ in pattern.find(segment.text))
         return found
 
     # -- rendered dialogues -> ids
 
     def encode(self, rendered: Rendered) -> Encoded:
         """Encode one rendered dialogue. Raises DataError if a message cannot be kept plain text."""
-        return self.encode_many([rendered])[0]
+        return self.encode_many([rendered])[0].encoded()
 
-    def encode_many(self, rendered: Sequence[Rendered]) -> list[Encoded]:
-        """Encode several at once, which is faster: the tokenizer processes all texts in parallel."""
+    def encode_many(self, rendered: Sequence[Rendered]) -> list[Labelled]:
+        """Encode several at once, which is several times faster. Raises DataError as `encode` does."""
         pieces = [self._pieces(r.segments) for r in rendered]
-        tokens = self._plain_tokens([piece for ps in pieces for piece in ps])
-        return [self._assemble(r.segments, ps, tokens) for r, ps in zip(rendered, pieces, strict=True)]
+        self._tokenise([piece for ps in pieces for piece in ps])
+        placed, escaped = [], []
+        for one, ps in zip(rendered, pieces, strict=True):
+            kept, cuts = self._placed(ps)
+            placed.append((one.segments, kept, learned_segments(one.segments, self.train_on)))
+            escaped.append(cuts)
+        found = label(placed, self._opens, self.encoder.fast.lengths)
+        for one, made, cuts in zip(rendered, found, escaped, strict=True):
+            made.special_token_strings, made.escaped = self.special_token_strings(one.segments), cuts
+        return found
 
     def encode_text(self, text: str, position: str) -> tuple[list[int], int]:
         """The ids of a text that is in no dialogue, and the number of splits that kept it plain text.
 
         `position`: as in `TextEncoder.plain`. Raises DataError as `encode` does.
         """
-        plain = self.encoder.plain_tokens([text], position)[0]
-        (ids, _), cuts = self._kept_plain(Piece(parts=[(text, 0)], position=position), plain)
-        return ids, cuts
+        piece = Piece(parts=[(text, 0)], position=position)
+        found, cuts = self._kept_plain(piece, self.encoder.fast.tokens([text], position)[0])
+        return found.ids, cuts
 
     def count(self, rendered: Rendered) -> Counter[int]:
         """The number of tokens in each segment, by its index (-1: a BOS that the tokenizer adds), without labels.
 
-        A token in several segments is counted where it starts. `count(r).total() == len(encode(r).input_ids)`, in
-        about half the time. Raises DataError as `encode` does.
+        A token in several segments is counted where it starts. `count(r).total() == len(encode(r).input_ids)`.
+        Raises DataError as `encode` does.
         """
         pieces = self._pieces(rendered.segments)
-        counts: Counter[int] = Counter()
-        for piece, found, _ in self._placed(pieces, self._plain_tokens(pieces)):
-            counts.update(count_piece(piece, found))
-        return counts
+        self._tokenise(pieces)
+        return count(self._placed(pieces)[0], len(rendered.segments), self.encoder.fast.lengths)
 
-    def _plain_tokens(self, pieces: Sequence[Piece]) -> dict[int, PlainTokens]:
-        """The tokens of every piece of text, by the piece's `id()`."""
-        tokens: dict[int, PlainTokens] = {}
+    def _tokenise(self, pieces: Sequence[Piece]) -> None:
+        """Give every piece of text its tokens."""
         for position in ("first", "after"):
             group = [p for p in pieces if p.control is None and p.position == position]
-            for piece, found in zip(group, self.encoder.plain_tokens([p.text for p in group], position), strict=True):
-                tokens[id(piece)] = found
-        return tokens
+            for piece, found in zip(group, self.encoder.fast.tokens([p.text for p in group], position), strict=True):
+                piece.ids, piece.offsets, piece.added = found
 
-    def _placed(self, pieces: list[Piece], tokens: dict[int, PlainTokens]) -> Iterator[tuple[Piece, PlainTokens, int]]:
-        """Each piece with its final tokens and the number of splits that kept it plain text; BOS is added where needed.
+    def _placed(self, pieces: list[Piece]) -> tuple[list[Piece], int]:
+        """The pieces with their final tokens, and the number of splits that kept them plain text.
 
-        BOS opens a sequence and is never repeated.
+        BOS opens a sequence, is added where needed, and is never repeated.
         """
-        opens, last = self._opens, None
+        opens, last, escaped = self._opens, None, 0
         if self._adds_bos and opens is not None and not (pieces and pieces[0].control == opens):
             pieces = [Piece(opens), *pieces]
+        placed = []
         for piece in pieces:
-            cuts = 0
             if piece.control is None:
-                found, cuts = self._kept_plain(piece, tokens[id(piece)])
+                found, cuts = self._kept_plain(piece, Tokens(piece.ids, piece.offsets, piece.added))
+                piece.ids, piece.offsets, piece.added = found
+                escaped += cuts
+                last = piece.ids[-1] if piece.ids else last
             elif piece.control == opens and last == piece.control.id:
                 continue
             else:
-                found = ([piece.control.id], [(0, 0)])
-            last = found[0][-1] if found[0] else last
-            yield piece, found, cuts
-
-    def _assemble(self, segments: Sequence[Segment], pieces: list[Piece], tokens: dict[int, PlainTokens]) -> Encoded:
-        out = Encoded(special_token_strings=self.special_token_strings(segments))
-        learned = learned_segments(segments, self.train_on)
-        for piece, found, cuts in self._placed(pieces, tokens):
-            out.escaped += cuts
-            if piece.control is None:
-                label_piece(out, piece, found, segments, learned)
-            else:
-                # A model never has to generate BOS.
-                supervised = piece.control != self._opens and learned[piece.segment]
-                out.add(piece.control.id, supervised, piece.segment)
-        return out
+                last = piece.control.id
+            placed.append(piece)
+        return placed, escaped
 
     def _pieces(self, segments: Sequence[Segment]) -> list[Piece]:
         pieces: list[Piece] = []
@@ -290,22 +287,21 @@ class ChatEncoder:
                 pieces[-1].parts.append((text, index))
         return pieces
 
-    def _split(self, segment: Segment) -> Iterator[tuple[str, Control | None]]:
+    def _split(self, segment: Segment) -> Sequence[tuple[str, Control | None]]:
         if segment.role == "template":
-            yield from self._split_literal(segment.text)
-        elif segment.role == "assistant" and self._in_answers and not segment.plain:
-            yield from _cut(segment.text, self._in_answers, self._answer_controls)
-        else:
-            yield segment.text, None
+            return self._split_literal(segment.text)
+        if segment.role == "assistant" and self._in_answers and not segment.plain:
+            return self._in_answers.cut(segment.text, self._answer_controls)
+        return ((segment.text, None),)
 
-    def _split_literal(self, text: str) -> Iterator[tuple[str, Control | None]]:
-        yield from _cut(text, self._in_literals, self.controls) if self._in_literals else [(text, None)]
+    def _split_literal_now(self, text: str) -> Sequence[tuple[str, Control | None]]:
+        return self._in_literals.cut(text, self.controls) if self._in_literals else ((text, None),)
 
-    def _kept_plain(self, piece: Piece, found: PlainTokens) -> tuple[PlainTokens, int]:
+    def _kept_plain(self, piece: Piece, found: Tokens) -> tuple[Tokens, int]:
         """The tokens of a piece without control tokens, and the number of splits that this needed."""
-        return (found, 0) if self._forbidden.isdisjoint(found[0]) else self._escape(piece)
+        return (found, 0) if self._forbidden.isdisjoint(found.ids) else self._escape(piece)
 
-    def _escape(self, piece: Piece) -> tuple[PlainTokens, int]:
+    def _escape(self, piece: Piece) -> tuple[Tokens, int]:
         """Encode a text again with a split inside every substring that became a control token."""
         todo = [(piece.text, 0, piece.position)]
         done: PlainTokens = ([], [])
@@ -327,7 +323,7 @@ class ChatEncoder:
             edges = [0, *(s + 1 for s, _ in wrong), len(text)]
             parts = list(zip(edges, edges[1:], strict=False))
             todo += [(text[a:b], start + a, position if a == 0 else "inside") for a, b in reversed(parts)]
-        return done, cuts
+        return Tokens(*done), cuts
 
     # -- check
 
@@ -368,27 +364,6 @@ def encode_prompt(dialogue: Dialogue, chat_encoder: ChatEncoder) -> list[int]:
 def _is_text(content: str) -> bool:
     """Whether an added token is more than white space."""
     return bool(content.replace("▁", " ").strip())
-
-
-def _alternatives(contents: Sequence[str]) -> re.Pattern[str] | None:
-    """A pattern that matches the longest of several strings at the earliest position, as added tokens are matched."""
-    longest_first = sorted(contents, key=len, reverse=True)
-    return re.compile("|".join(re.escape(c) for c in longest_first)) if longest_first else None
-
-
-def _cut(
-    text: str, pattern: re.Pattern[str], controls: dict[str, Control | None]
-) -> Iterator[tuple[str, Control | None]]:
-    """Split a text at control strings: (plain text, None) and ("", control); a string mapped to None is removed."""
-    end = 0
-    for match in pattern.finditer(text):
-        if match.start() > end:
-            yield text[end : match.start()], None
-        if (control := controls[match.group()]) is not None:
-            yield "", control
-        end = match.end()
-    if end < len(text):
-        yield text[end:], None
 
 
 def _strip_end(pieces: list[Piece]) -> None:

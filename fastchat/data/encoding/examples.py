@@ -13,20 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import compress
+from typing import Any
+
+import numpy as np
 
 from fastchat.conversation import Dialogue, Rendered, Segment
 from fastchat.data.encoding.beginning import encode_beginnings
 from fastchat.data.encoding.chat_encoder import ChatEncoder
+from fastchat.data.encoding.fast_path import FastPath
+from fastchat.data.encoding.labels import Labelled
 from fastchat.data.encoding.plain_text import encode_text, lead_of, pieces_of, text_of
 from fastchat.data.encoding.renderings import renderings_of
-from fastchat.data.encoding.supervision import Encoded, learned_segments
+from fastchat.data.encoding.supervision import IGNORED, learned_segments
 from fastchat.data.encoding.tokenizer_template import RefusedByTemplate
 from fastchat.data.rows.drop_reasons import EMPTY, NO_ANSWER_FITS, NOTHING_TO_LEARN, REFUSED, TOO_LONG
 from fastchat.data.tokens.lost import gains_of
 from fastchat.errors import DataError
 
-IGNORED = -100
 OVERLONG = ("truncate", "drop", "error")
 # Renderings per call of the tokenizer: enough to keep its threads busy, small enough to keep memory flat.
 _BATCH = 256
@@ -89,7 +92,8 @@ class Example:
 
     Attributes:
         index: the number of its row in the input, from 0.
-        input_ids, labels: [T], equal lengths; a label is the token's own id or -100.
+        input_ids, labels: [T], equal lengths; a label is the token's own id or -100. Lists, but int32 arrays from
+            `examples_in_arrays`.
         part, parts: its number among the examples of its dialogue, from 0, and how many these are.
         answers: the turns of the answers that are trained on, in full or up to a cut.
         dropped: the reason why it is not trained on, None if it is.
@@ -107,8 +111,8 @@ class Example:
     """
 
     index: int
-    input_ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    input_ids: Any = field(default_factory=list)
+    labels: Any = field(default_factory=list)
     part: int = 0
     parts: int = 1
     answers: tuple[int, ...] = ()
@@ -127,6 +131,8 @@ class Example:
 
     @property
     def num_supervised(self) -> int:
+        if isinstance(self.labels, np.ndarray):
+            return int(np.count_nonzero(self.labels != IGNORED))
         return len(self.labels) - self.labels.count(IGNORED)
 
     @property
@@ -177,6 +183,22 @@ def tokenize_dialogues(
 
     Raises DataError for a dialogue that the template rejects; with `on_bad_row` "skip" it is dropped (REFUSED).
     """
+    how = {"max_length": max_length, "overlong": overlong, "on_bad_row": on_bad_row}
+    for example in examples_in_arrays(dialogues, chat_encoder, **how):
+        if example.dropped is None:
+            example.input_ids, example.labels = example.input_ids.tolist(), example.labels.tolist()
+        yield example
+
+
+def examples_in_arrays(
+    dialogues: Iterable[tuple[int, Dialogue]],
+    chat_encoder: ChatEncoder,
+    *,
+    max_length: int,
+    overlong: str,
+    on_bad_row: str,
+) -> Iterator[Example]:
+    """`tokenize_dialogues` with ids and labels in int32 arrays: no Python object is made for a token."""
     assert overlong in OVERLONG, overlong
     maker = _Maker(chat_encoder, max_length, overlong)
     for index, dialogue in dialogues:
@@ -212,9 +234,14 @@ class _Maker:
     overlong: str
     waiting: list[tuple[Dialogue, Rendered | None, Example]] = field(default_factory=list)
 
+    @property
+    def fast(self) -> FastPath:
+        return self.chat_encoder.encoder.fast
+
     def finished(self) -> Iterator[Example]:
         """The waiting examples, complete."""
         rendered = [one for _, one, _ in self.waiting if one is not None]
+        self.fast.announce(s.text for one in rendered for s in one.segments if s.role != "template")
         encodings = encode_beginnings(rendered, self.chat_encoder, self.max_length)
         for dialogue, one, example in self.waiting:
             if one is not None:
@@ -222,39 +249,40 @@ class _Maker:
             yield example
         self.waiting.clear()
 
-    def _fill(self, example: Example, dialogue: Dialogue, rendered: Rendered, encoded: Encoded) -> None:
-        total = len(encoded.input_ids)
-        after = set() if encoded.whole else _behind(rendered, encoded, self.chat_encoder.train_on)
-        learned = len(_learned(rendered, encoded, total) | after)
-        example.special_token_strings = encoded.special_token_strings
-        example.at_least = not encoded.whole
-        self._cut(example, dialogue, rendered, encoded, learned)
-        example.outcome.add(example, learned)
+    def _fill(self, example: Example, dialogue: Dialogue, rendered: Rendered, found: Labelled) -> None:
+        after = set() if found.whole else _behind(rendered, found, self.chat_encoder.train_on)
+        learned = _answers_of(rendered, found.learned_in)
+        example.special_token_strings = found.special_token_strings
+        example.at_least = not found.whole
+        self._cut(example, dialogue, rendered, found, learned, len(learned | after))
+        example.outcome.add(example, len(learned | after))
 
-    def _cut(self, example: Example, dialogue: Dialogue, rendered: Rendered, encoded: Encoded, learned: int) -> None:
-        """`learned`: how many answers the rendering has to train on."""
-        keep = total = len(encoded.input_ids)
+    def _cut(
+        self, example: Example, dialogue: Dialogue, rendered: Rendered, found: Labelled, learned: set[int], wanted: int
+    ) -> None:
+        """`learned`: the answers with supervised ids. `wanted`: how many answers the rendering has to train on."""
+        keep = total = len(found.input_ids)
         if total > self.max_length:
             what = "the dialogue" if example.parts == 1 else f"the dialogue up to turn {_last_turn(rendered) + 1}"
-            self._check_length(dialogue, what, total, encoded.whole)
-            ends = _ends(rendered, encoded)
-            example.lost, example.gains = gains_of(encoded.supervised, ends, self.max_length, self.overlong)
+            self._check_length(dialogue, what, total, found.whole)
+            ends = _ends(rendered, found)
+            example.lost, example.gains = gains_of(found.supervised.tolist(), ends, self.max_length, self.overlong)
             if self.overlong == "drop":
                 example.dropped, example.truncated_tokens = TOO_LONG, total
                 return
             # Up to the end of the last assistant turn that fits, else as much as fits.
             keep = max((end for end in ends if end <= self.max_length), default=self.max_length)
             example.truncated_tokens = total - keep
-        example.input_ids = encoded.input_ids[:keep]
-        supervised = encoded.supervised[:keep]
-        example.labels = [i if s else IGNORED for i, s in zip(example.input_ids, supervised, strict=True)]
-        example.answers = tuple(sorted(_learned(rendered, encoded, keep)))
-        example.cut_turns = learned - len(example.answers)
-        example.straddling = sum(position < keep for position in encoded.straddling)
-        example.escaped = encoded.escaped
-        if not any(supervised):
+            found = found.beginning(keep)
+            learned = _answers_of(rendered, found.learned_in)
+        example.answers = tuple(sorted(learned))
+        example.cut_turns = wanted - len(example.answers)
+        example.straddling = len(found.straddling)
+        example.escaped = found.escaped
+        if not found.learned_in:
             example.dropped = NO_ANSWER_FITS if example.truncated_tokens else NOTHING_TO_LEARN
-            example.input_ids, example.labels = [], []
+        else:
+            example.input_ids, example.labels = found.input_ids, found.labels
 
     def of_text(self, index: int, dialogue: Dialogue) -> Iterator[Example]:
         """The examples of a plain text; nothing of it is lost, unless --overlong drops it."""
@@ -265,6 +293,7 @@ class _Maker:
             outcome.add(left_out, 0)
             yield left_out
             return
+        self.fast.announce([text])
         ids, escaped = encode_text(text, self.chat_encoder)
         pieces = pieces_of(len(ids), len(lead), self.max_length)
         found = self.chat_encoder.special_token_strings([Segment(text, "user")])
@@ -276,8 +305,10 @@ class _Maker:
             yield lost
             return
         for part, (start, end) in enumerate(pieces):
-            context, own = [*lead, *ids[max(start - 1, 0) : start]], ids[start:end].tolist()
-            example = Example(index, [*context, *own], [IGNORED] * len(context) + own, part, len(pieces))
+            row = np.array([*lead, *ids[max(start - 1, 0) : end]], np.int32)
+            labels = row.copy()
+            labels[: len(row) - (end - start)] = IGNORED
+            example = Example(index, row, labels, part, len(pieces))
             example.special_token_strings, example.escaped, example.outcome = found, escaped, outcome
             outcome.add(example, 0)
             yield example
@@ -291,27 +322,26 @@ class _Maker:
             )
 
 
-def _learned(rendered: Rendered, encoded: Encoded, keep: int) -> set[int]:
-    """The answers with a supervised id among the first `keep`."""
-    owners = (rendered.segments[i] for i in set(compress(encoded.segment_of[:keep], encoded.supervised)))
+def _answers_of(rendered: Rendered, segments: Iterable[int]) -> set[int]:
+    """The answers that some segments are of."""
+    owners = (rendered.segments[i] for i in segments)
     return {owner.turn for owner in owners if owner.supervised}
 
 
-def _behind(rendered: Rendered, encoded: Encoded, train_on: str) -> set[int]:
+def _behind(rendered: Rendered, found: Labelled, train_on: str) -> set[int]:
     """The supervised answers that are, wholly or partly, after what was encoded."""
-    start = max(encoded.segment_of, default=0)
-    wanted = enumerate(learned_segments(rendered.segments, train_on))
-    return {
-        rendered.segments[i].turn for i, learned in wanted if i >= start and learned and rendered.segments[i].supervised
-    }
+    start = int(found.segment_of.max(initial=0))
+    learned = learned_segments(rendered.segments, train_on)
+    return _answers_of(rendered, (i for i in range(start, len(learned)) if learned[i]))
 
 
-def _ends(rendered: Rendered, encoded: Encoded) -> list[int]:
+def _ends(rendered: Rendered, found: Labelled) -> list[int]:
     """The lengths at which each supervised answer is complete, including its stop; ascending."""
     segments = rendered.segments
-    supervised = zip(encoded.segment_of, range(len(encoded.segment_of)), strict=True)
+    positions = np.flatnonzero(found.supervised)
+    last_of = dict(zip(found.segment_of[positions].tolist(), positions.tolist(), strict=True))  # of each segment
     last_trained: dict[int, int] = {}  # turn of an answer -> position of its last supervised id, its stop
-    for segment, position in dict(compress(supervised, encoded.supervised)).items():
+    for segment, position in last_of.items():
         if segments[segment].supervised:
             turn = segments[segment].turn
             last_trained[turn] = max(position, last_trained.get(turn, 0))

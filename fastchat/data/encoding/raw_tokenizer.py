@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from fastchat.errors import SettingsError
 from fastchat.files import JsonError, parse_json, read_object
 from fastchat.security import brings_code, check_references
@@ -24,7 +26,7 @@ _SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
 class RawTokenizer:
     """What the encoder needs of a tokenizer: its pipeline as JSON, and the strings that begin and end a sequence."""
 
-    text: str  # tokenizer.json
+    text: str  # tokenizer.json, as the library writes it
     spec: dict[str, Any]  # the same, parsed
     bos_token: str | None
     eos_token: str | None
@@ -60,11 +62,9 @@ def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
     config = read_config(directory)
     if "added_tokens_decoder" not in config:  # files older than that key
         config |= read_config(directory, "special_tokens_map.json")
-    try:
-        spec = read_object(file)
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, JsonError) as error:
-        raise SettingsError(f"{file} cannot be read: {error}") from error
+    parsed = _parsed(file)
+    text = parsed.to_str()  # as `from_class` gives it, so that the same tokens are found in the cache
+    spec = parse_json(text)
     if reason := _why_not(spec, config):
         return None, reason
     template_file = path / "chat_template.jinja"
@@ -74,7 +74,19 @@ def read_raw(directory: str) -> tuple[RawTokenizer | None, str]:
     if isinstance(chat_template, list):
         chat_template = {t.get("name"): t.get("template") for t in chat_template}
     bos, eos = (_content(config.get(key)) for key in ("bos_token", "eos_token"))
-    return RawTokenizer(text, spec, bos, eos, _default(chat_template), str(directory)), ""
+    return RawTokenizer(text, spec, bos, eos, _default(chat_template), str(directory), parsed), ""
+
+
+def _parsed(file: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`. Raises SettingsError."""
+    try:
+        return Tokenizer.from_str(file.read_text(encoding="utf-8-sig"))
+    except Exception as error:  # noqa: BLE001 - the library has no class of its own for a file it cannot read
+        try:
+            read_object(file)  # says where a file is no JSON
+        except (OSError, JsonError) as broken:
+            raise SettingsError(f"{file} cannot be read: {broken}") from error
+        raise SettingsError(f"{file} cannot be read: {error}") from error
 
 
 def from_class(tokenizer: Any) -> RawTokenizer:

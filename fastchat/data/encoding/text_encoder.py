@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from fastchat.conversation import OWN_TEMPLATE, Template, choose_template
 from fastchat.data.encoding.chat_encoder import ChatEncoder, Control
+from fastchat.data.encoding.fast_path import FastPath
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer, from_class, read_raw
 from fastchat.data.encoding.supervision import ASSISTANT, PlainTokens
 from fastchat.data.encoding.tokenizer_template import TokenizerTemplate
@@ -33,6 +34,8 @@ class TextEncoder:
         bos, eos: the tokens that begin and end a sequence, None if the tokenizer has none.
         unknown: the token for text that the vocabulary does not cover; None if all text is covered.
         adds_bos: whether the tokenizer itself adds BOS before a text.
+        spaces: the added tokens that consist of white space, as in `tokenizer.json`; they are text.
+        fast: the fast way to the tokens of plain texts, used where there are many.
     """
 
     def __init__(self, raw: RawTokenizer):
@@ -48,12 +51,14 @@ class TextEncoder:
         self.unknown = _unknown(self.spec["model"])
         self._variants = _variants(self.whole, self.spec)
         # Without the other added tokens, those that are kept may get other ids.
-        kept = {c: self._variants["first"].token_to_id(c) for c in self.added if _is_space(c)}
+        self.spaces = [token for content, token in self.added.items() if _is_space(content)]
+        kept = {t["content"]: self._variants["first"].token_to_id(t["content"]) for t in self.spaces}
         self._renumber = {new: self.added[c]["id"] for c, new in kept.items() if new not in (None, self.added[c]["id"])}
         self.bos, self.eos = (self.control(t) if t else None for t in (raw.bos_token, raw.eos_token))
         with_special = self.whole.encode("a").ids
         self.adds_bos = self.bos is not None and with_special != self.whole.encode("a", add_special_tokens=False).ids
         self.adds_bos = self.adds_bos and self.bos is not None and with_special[:1] == [self.bos.id]
+        self.fast = FastPath(self)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> TextEncoder:
@@ -124,6 +129,34 @@ class TextEncoder:
         if not renumber:
             return [(x.ids, x.offsets) for x in encodings]
         return [([renumber.get(i, i) for i in x.ids], x.offsets) for x in encodings]
+
+    def plain_ids(self, texts: Sequence[str], position: str) -> list[list[int]]:
+        """Only the ids of each text, which is faster."""
+        encodings = self._variants[position].encode_batch_fast(list(texts), add_special_tokens=False)
+        renumber = self._renumber
+        if not renumber:
+            return [x.ids for x in encodings]
+        return [[renumber.get(i, i) for i in x.ids] for x in encodings]
+
+    @property
+    def positions(self) -> list[str]:
+        """The positions in which plain texts are encoded differently."""
+        return list({id(variant): position for position, variant in self._variants.items()}.values())
+
+    def no_space_before(self, position: str) -> tuple[str, ...] | None:
+        """Before which beginnings of a text the tokenizer adds no space; None if it adds one before none at all."""
+        if position == "inside":
+            return None
+        if any(step["type"] == "Prepend" for step in self.steps("normalizer")):
+            return ()
+        spaces = [step for step in self.steps("pre_tokenizer") if step["type"] == "Metaspace"]
+        adds = any(step.get("prepend_scheme") != "never" for step in spaces if position == "first")
+        adds = adds or any(step.get("prepend_scheme", "always") == "always" for step in spaces)
+        return (" ",) if adds else None
+
+    def steps(self, name: str) -> list[dict[str, Any]]:
+        """The steps of the "normalizer" or the "pre_tokenizer" in `tokenizer.json`, sequences flattened."""
+        return _steps(self.spec[name])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, control tokens included."""

@@ -62,14 +62,17 @@ class Records:
         calls: bool = False,
         reads_argument: Callable[[str], bool] = lambda name: True,
         columns: Columns | None = None,
+        beginning: bool = False,
     ):
         """`reasoning`, `calls`: whether the template shows separate reasoning texts, and tools with their calls; if
         not, rows with them are malformed. `reads_argument`: whether the template reads an argument of that name; rows
-        with others are counted. `columns`: the names of keys and roles in these files."""
+        with others are counted. `columns`: the names of keys and roles in these files. `beginning`: only the first rows
+        are of interest; errors about all rows, and messages, are left to whoever reads all."""
         assert not isinstance(paths, str), paths
         self.paths, self.on_bad_row = [str(path) for path in paths], on_bad_row
         self.reasoning, self.calls, self._reads_argument = reasoning, calls, reads_argument
         self.columns = (columns or Columns()).fresh()
+        self._beginning = beginning
         self.num_rows = 0
         self.rows_of_file: list[int] = []
         self.bad = BadRowReport()
@@ -94,6 +97,8 @@ class Records:
                 yield self._record(self.num_rows - 1, row)
             self.rows_of_file.append(self.num_rows - before)
             self._bytes_done += _size(path)
+        if self._beginning:
+            return
         self._notes = self.columns.check_found()
         if self.stopping:
             raise self.bad.error(self.num_rows)

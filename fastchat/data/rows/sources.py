@@ -42,8 +42,15 @@ class Source:
 
 def check_source(flag: str, name: str, split: str = "train") -> None:
     """Check what can be checked without reading or downloading anything. Raises DataError as `find_sources` does."""
-    if not (_is_hub_name(name) and not os.path.exists(_path(name))):
+    if not _on_hub(name):
         _local(flag, name, split)
+
+
+def local_sources(flag: str, names: Sequence[str], *, split: str = "train") -> list[Source] | None:
+    """What `find_sources` gives, without its messages; None if a dataset of the hub is among them. Raises DataError."""
+    if any(_on_hub(name) for name in names):
+        return None
+    return [Source(name, _absolute(_local(flag, name, split))) for name in names]
 
 
 def find_sources(
@@ -62,12 +69,12 @@ def find_sources(
     """
     found = []
     for name in names:
-        if _is_hub_name(name) and not os.path.exists(_path(name)):
+        if _on_hub(name):
             commit, files = download(flag, name, split, revision, cache_dir)
             say(f"{flag} {name}: split {split} of the hub dataset at commit {commit[:12]}, {_num_files(files)}")
             found.append(Source(name, tuple(files), commit))
         else:
-            found.append(Source(name, tuple(os.path.abspath(file) for file in _local(flag, name, split, tell=True))))
+            found.append(Source(name, _absolute(_local(flag, name, split, tell=True))))
     twice = [file for file, n in Counter(file for source in found for file in source.files).items() if n > 1]
     if twice:
         say(f"{flag}: {_listed(twice)} given more than once, so its dialogues count more than once")
@@ -76,6 +83,14 @@ def find_sources(
 
 def _path(name: str) -> str:
     return str(Path(name).expanduser())
+
+
+def _on_hub(name: str) -> bool:
+    return _is_hub_name(name) and not os.path.exists(_path(name))
+
+
+def _absolute(files: Sequence[str]) -> tuple[str, ...]:
+    return tuple(os.path.abspath(file) for file in files)
 
 
 def _is_hub_name(name: str) -> bool:

@@ -5,6 +5,7 @@
       0f3a….making  locked by the process that makes it: others wait and then read it
       0f3a….using   locked (shared) by every run that reads it: it is not removed meanwhile
       sums/         sha256 of data files, see fingerprint.py
+      starts/       what earlier starts have found out, see known.py and early.py
 
 Entries unused for 30 days are removed and, above 20 GiB in total, the least recently used ones; this is checked, and
 logged, after a new entry has been made. A lock ends with its process, so no lock is ever stale.
@@ -33,6 +34,8 @@ from fastchat.data.encoding import text_encoder as encoder
 from fastchat.data.rows import records as loading
 from fastchat.data.tokens import workers
 from fastchat.data.tokens.code_digest import code_digest
+from fastchat.data.tokens.known import FOLDER as KNOWN
+from fastchat.data.tokens.known import remembered
 from fastchat.data.tokens.store import TokenStore, damage
 from fastchat.errors import DataError, ResourceError, SettingsError, say
 from fastchat.files import Lock, parse_json, sha256_of_json, write_text
@@ -86,7 +89,7 @@ def code_version() -> str:
     """Digest of the code that makes ids, and the versions of Python and of the libraries that do."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     versions["python"] = ".".join(map(str, sys.version_info[:2]))  # its Unicode tables, and the form of syntax trees
-    code = code_digest(Path(fastchat.__file__).parent, _MODULES)
+    code = remembered(cache_folder(), "code", _MODULES, lambda: code_digest(Path(fastchat.__file__).parent, _MODULES))
     return sha256_of_json([code, versions])
 
 
@@ -122,7 +125,17 @@ def obtain(
         raise
 
 
-def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], overwrite: bool) -> tuple[Entry, bool]:
+def make_early(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], *, overwrite: bool) -> bool:
+    """Make the entry `key` for the process that will `obtain` it; returns whether it was made here.
+
+    Raises what `make` raises, and OSError if the folder cannot be used or another process is making the same entry.
+    """
+    return not _obtain(folder, key, make, overwrite, waits=False)[1]
+
+
+def _obtain(
+    folder: Path, key: str, make: Callable[[Path], dict[str, Any]], overwrite: bool, *, waits: bool = True
+) -> tuple[Entry, bool]:
     folder.mkdir(parents=True, exist_ok=True)
     if key not in _USING:
         using = Lock(folder / f"{key}.using", create=True)
@@ -133,6 +146,8 @@ def _obtain(folder: Path, key: str, make: Callable[[Path], dict[str, Any]], over
         return entry, True
     making = Lock(folder / f"{key}.making", create=True)
     if not making.acquire(wait=False):
+        if not waits:
+            raise BlockingIOError(f"another process is making {place}")
         say(f"another run is tokenising the same data: waiting for it ({place})")
         making.acquire()
         overwrite = False
@@ -205,7 +220,7 @@ def evict(folder: Path, keep: str = "") -> None:
             total -= size
             why = "unused for 30 days" if old else f"the cache is larger than {MAX_BYTES >> 30} GiB"
             say(f"token cache: {place} removed ({size / 2**20:,.0f} MiB, {why})")
-    for note in (folder / "sums").glob("*"):
+    for note in (note for name in ("sums", KNOWN) for note in (folder / name).glob("*")):
         if now - note.stat().st_mtime > MAX_AGE_S:
             note.unlink(missing_ok=True)
     _remove_leftovers(folder)

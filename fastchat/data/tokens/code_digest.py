@@ -22,28 +22,37 @@ def import_closure(package: Path, roots: Iterable[str]) -> dict[str, Path]:
 
     Returns: {name of a module: its file}, sorted. Imports for type checkers only are ignored.
     """
-    found: dict[str, Path] = {}
+    return {name: file for name, (file, _) in _closure(package, roots).items()}
+
+
+def _closure(package: Path, roots: Iterable[str]) -> dict[str, tuple[Path, ast.Module]]:
+    """The same, each with its syntax tree."""
+    found: dict[str, tuple[Path, ast.Module]] = {}
     waiting = list(roots)
     while waiting:
         name = waiting.pop()
         file = _file_of(package, name)
         if name in found or file is None:
             continue
-        found[name] = file
+        tree = ast.parse(file.read_bytes())
+        found[name] = file, tree
         waiting += _parents(name)
-        waiting += _imported(ast.parse(file.read_bytes()), name, is_package=file.name == "__init__.py")
+        waiting += _imported(tree, name, is_package=file.name == "__init__.py")
     return dict(sorted(found.items()))
 
 
 def code_digest(package: Path, roots: Iterable[str]) -> str:
     """A digest of the code of `import_closure(package, roots)`."""
-    files = import_closure(package, roots)
-    return sha256_of_text("\n".join(f"{name} {file_digest(file)}" for name, file in files.items()))
+    modules = _closure(package, roots)
+    return sha256_of_text("\n".join(f"{name} {_tree_digest(tree)}" for name, (_, tree) in modules.items()))
 
 
 def file_digest(file: Path) -> str:
     """A digest of the code of one module."""
-    tree = ast.parse(file.read_bytes())
+    return _tree_digest(ast.parse(file.read_bytes()))
+
+
+def _tree_digest(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = node.body[_has_docstring(node) :]

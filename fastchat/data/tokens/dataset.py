@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
+from fastchat.data.encoding.examples import IGNORED
 from fastchat.data.tokens.store import TokenStore
 from fastchat.errors import counted
+
+_ENDING = 4  # tokens that a template writes after an answer, about
 
 
 class ChatDataset:
@@ -21,6 +25,23 @@ class ChatDataset:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self.store[i if self.chosen is None else int(self.chosen[i])]
+
+    def beginnings(self, examples: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Tokens `start` to `stop` of some examples, int64 [n], which all have so many: int32 [n, stop - start]."""
+        offsets = self.store.offsets[examples if self.chosen is None else self.chosen[examples]]
+        return self.store.ids[offsets[:, None] + np.arange(start, stop)]
+
+    @functools.cached_property
+    def ends(self) -> np.ndarray:
+        """Tokens of each example up to its last supervised one, int64 [E]; all, where none is."""
+        labels, starts, ends = self.store.labels, self.store.offsets[:-1], self.store.offsets[1:].copy()
+        still = np.flatnonzero(self.store.supervised > 0)
+        for _ in range(_ENDING):
+            still = still[labels[ends[still] - 1] == IGNORED]
+            ends[still] -= 1
+        for i in still.tolist():
+            ends[i] = starts[i] + np.flatnonzero(labels[starts[i] : ends[i]] != IGNORED)[-1] + 1
+        return self._of_chosen(ends - starts)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -64,3 +85,43 @@ class ChatDataset:
 
     def _of_chosen(self, values: np.ndarray) -> np.ndarray:
         return values if self.chosen is None else values[self.chosen]
+
+
+class WithoutTails:
+    """A ChatDataset without what follows the last supervised token of each example: in a causal model nothing of it
+    reaches the loss. An example in which nothing is supervised stays whole.
+
+    `whole`: set it for a model whose loss depends on all tokens; the examples are then those of the dataset.
+    """
+
+    def __init__(self, dataset: ChatDataset):
+        self.dataset, self.whole = dataset, False
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        example = self.dataset[i]
+        supervised = np.flatnonzero(example["labels"] != IGNORED)
+        if self.whole or not len(supervised):
+            return example
+        kept = slice(int(supervised[-1]) + 1)
+        return example | {"input_ids": example["input_ids"][kept], "labels": example["labels"][kept]}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 [E]."""
+        return self.dataset.lengths if self.whole else self.dataset.ends
+
+    @property
+    def dialogue_starts(self) -> np.ndarray:
+        """As for a ChatDataset."""
+        return self.dataset.dialogue_starts
+
+    def ids(self, example: int) -> np.ndarray:
+        """The token ids of an example, int32 [T]."""
+        return self[example]["input_ids"]
+
+    def beginnings(self, examples: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """As for a ChatDataset; `stop` is at most the length of every example."""
+        return self.dataset.beginnings(examples, start, stop)

@@ -8,7 +8,7 @@ Only the batches in progress and a few sample dialogues are in memory, however l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from fastchat.data.rows.sources import Source
 from fastchat.data.tokens import cache as token_cache
 from fastchat.data.tokens.code_digest import file_digest
 from fastchat.data.tokens.counts import plain_line, refused_line
+from fastchat.data.tokens.early import EARLY, what_is_done
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, check_supervised
 from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
 from fastchat.errors import DataError, counted, say
 from fastchat.streams import detail
 
-_ABOUT = 4  # increment whenever the result of `TokenizeJob` changes: it is part of the key
+_ABOUT = 5  # increment whenever the result of `TokenizeJob` changes: it is part of the key
 _SAMPLES = 64  # examples whose labels are derived a second time
 _MOST_CHARACTERS = 1 << 26  # of the examples of a batch, so that their arrays stay small
 
@@ -50,6 +51,24 @@ class TokenSettings:
     overwrite: bool = False
 
 
+class NothingToLearn(DataError):
+    """No token of the data is supervised.
+
+    Attributes:
+        counts: over all rows, see counts.py. gains: (length, tokens), see Lost.
+    """
+
+    counts: dict[str, int]
+    gains: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, error: DataError, counts: dict[str, int], gains: Counter[int]) -> NothingToLearn:
+        """With the message of `error`."""
+        made = cls(str(error))
+        made.counts, made.gains = counts, sorted(gains.items())
+        return made
+
+
 @dataclass
 class TokenizedData:
     """The tokens of some sources, and what is known about them.
@@ -60,6 +79,7 @@ class TokenizedData:
         rows: the number of rows of each source.
         sums: sha256 of the files of each source.
         samples: some of the records, spread evenly over all.
+        gains: (length, tokens) of the tokens lost to the length limit, see Lost.
         lost: the supervised tokens lost to the length limit.
         found: whether they were cached.
     """
@@ -69,6 +89,7 @@ class TokenizedData:
     rows: list[int]
     sums: list[list[str]]
     samples: list[Record]
+    gains: list[tuple[int, int]]
     found: bool
     lost: Lost
 
@@ -87,6 +108,28 @@ def get_or_create_tokens(
         SettingsError: the cache folder is not allowed. ResourceError: there is no disk space for the tokens.
     """
     folder = token_cache.cache_folder(output_dir)
+    key, job, sums = prepare_job(name, sources, chat_encoder, settings, folder)
+    made_early = EARLY.has_made(name, key)
+    entry, found = token_cache.obtain(folder, key, job, overwrite=settings.overwrite and not made_early)
+    for line in entry.about["lines"] if found else ():
+        say(line)
+    files = list(job.states)
+    samples = [(number, _from_json(value, files)) for number, value in entry.about["samples"]]
+    detail(f"{name} {_checked(samples, entry.store(), chat_encoder).line}")
+    counts, records = entry.about["counts"], [record for _, record in samples]
+    if line := plain_line(counts):
+        say(line)
+    gains = [(length, tokens) for length, tokens in entry.about["gains"]]
+    found = found and not made_early
+    if not found and (slow := entry.about["slow"]):
+        say(f"tokenizer: without the fast path, because {slow}; the tokens are the same, making them took longer")
+    return TokenizedData(entry, counts, entry.about["rows"], sums, records, gains, found, Lost.of(counts, gains))
+
+
+def prepare_job(
+    name: str, sources: Sequence[Source], chat_encoder: ChatEncoder, settings: TokenSettings, folder: Path
+) -> tuple[str, TokenizeJob, list[list[str]]]:
+    """(key of the entry in the cache `folder`, what makes it, sha256 of the files of each source). Raises DataError."""
     sum_of = KnownSums(folder / "sums")
     states = {file: state_of(file) for source in sources for file in source.files}
     sums = [[sum_of(file) for file in source.files] for source in sources]
@@ -100,19 +143,7 @@ def get_or_create_tokens(
         columns=settings.columns.described,
         about=_ABOUT,
     )
-    making = TokenizeJob(name, sources, chat_encoder, settings, states)
-    entry, found = token_cache.obtain(folder, key, making, overwrite=settings.overwrite)
-    if found:
-        say(f"{name} tokens: found in {entry.folder}")
-    for line in entry.about["lines"] if found else ():
-        say(line)
-    samples = [(number, _from_json(value, list(states))) for number, value in entry.about["samples"]]
-    detail(f"{name} {_checked(samples, entry.store(), chat_encoder).line}")
-    counts, records = entry.about["counts"], [record for _, record in samples]
-    if line := plain_line(counts):
-        say(line)
-    lost = Lost.of(counts, [(length, tokens) for length, tokens in entry.about["gains"]])
-    return TokenizedData(entry, counts, entry.about["rows"], sums, records, found, lost)
+    return key, TokenizeJob(name, sources, chat_encoder, settings, states), sums
 
 
 def _checked(samples: Sequence[tuple[int, Record]], store: TokenStore, chat_encoder: ChatEncoder) -> Checked:
@@ -123,7 +154,10 @@ def _checked(samples: Sequence[tuple[int, Record]], store: TokenStore, chat_enco
 
 
 class TokenizeJob:
-    """Makes an entry of the cache; called with the folder to write into."""
+    """Makes an entry of the cache; called with the folder to write into.
+
+    on_progress: told the bytes read and what has been made of them, after every batch.
+    """
 
     def __init__(
         self,
@@ -140,6 +174,7 @@ class TokenizeJob:
             settings,
             states,
         )
+        self.on_progress: Callable[[int, str], None] = lambda done, note: None
         self.counts: Counter[str] = Counter()
         self.gains: Counter[int] = Counter()
 
@@ -166,31 +201,36 @@ class TokenizeJob:
             on_bad_row=settings.on_bad_row,
             workers=workers,
         )
-        writer, refusal, num_dialogues = StoreWriter(folder), "", 0
-        of = f" ({workers} processes)" if workers > 1 else ""
-        with bar(f"tokenising {self.name} data{of}", records.num_bytes) as progress:
+        writer, refusal, slow, num_dialogues = StoreWriter(folder), "", "", 0
+        with bar(what_is_done(self.name, workers), records.num_bytes) as progress:
             for batch, part in parts:
                 writer.add(part)
                 samples.add(batch, part)
-                refusal = refusal or part.refusal
+                refusal, slow = refusal or part.refusal, slow or part.slow
                 self.counts.update(part.counts)
                 self.gains.update(part.gains)
                 self.counts.update(batch.dropped)
                 num_dialogues += len(batch.dialogues)
-                progress.to(batch.bytes_read, counted(num_dialogues, "dialogue"))
+                done = batch.bytes_read, counted(num_dialogues, "dialogue")
+                progress.to(*done)
+                self.on_progress(*done)
         files = writer.close()
         self._check_unchanged()
         counts = {**records.counts, **self.counts}
         refused = refused_line(counts, refusal)
         for line in refused:
             say(line)
-        check_supervised(Counter(counts), settings.max_length)
+        try:
+            check_supervised(Counter(counts), settings.max_length)
+        except DataError as error:
+            raise NothingToLearn.of(error, counts, self.gains) from None
         return {
             "files": files,
             "counts": counts,
             "gains": sorted(self.gains.items()),
             "rows": self._rows(records),
             "lines": [*records.lines, *refused],
+            "slow": slow,
             "samples": [(number, _to_json(record, list(self.states))) for number, record in samples.kept],
         }
 

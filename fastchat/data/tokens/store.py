@@ -26,7 +26,7 @@ import numpy as np
 from fastchat.bars import bar
 from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
-from fastchat.data.encoding.examples import Example, tokenize_dialogues
+from fastchat.data.encoding.examples import Example, examples_in_arrays
 from fastchat.data.rows.records import Record
 from fastchat.data.tokens.counts import count_example, hint_at_causes, table
 from fastchat.errors import DataError, ResourceError
@@ -35,6 +35,13 @@ _FIELDS: dict[str, Any] = {
     "ids": np.int32,
     "labels": np.int32,
     "offsets": np.int64,
+    "index": np.int64,
+    "part": np.int32,
+    "supervised": np.int32,
+    "digests": np.uint64,
+}
+_PER_EXAMPLE: dict[str, Any] = {
+    "lengths": np.int64,
     "index": np.int64,
     "part": np.int32,
     "supervised": np.int32,
@@ -134,13 +141,15 @@ class TokenShard:
     """Some examples in flat arrays (as in a store, but with `lengths` int64 [E] instead of offsets), and their counts.
 
     `gains`: length limit -> supervised tokens that it would keep in addition, see lost.py. `refusal`: why the template
-    rejects the first dialogue that it rejects.
+    rejects the first dialogue that it rejects. `slow`: why the fast path of `FastPath` is not used, "" if it is, or was
+    not needed.
     """
 
     arrays: dict[str, np.ndarray]
     counts: Counter[str] = field(default_factory=Counter)
     gains: Counter[int] = field(default_factory=Counter)
     refusal: str = ""
+    slow: str = ""
 
 
 def make_shard(
@@ -153,8 +162,10 @@ def make_shard(
 ) -> TokenShard:
     """Tokenise (index, dialogue) pairs. Raises DataError as `tokenize_dialogues` does."""
     how = {"max_length": max_length, "overlong": overlong, "on_bad_row": on_bad_row}
-    examples = tokenize_dialogues(dialogues, chat_encoder, **how)
-    return collect(_with_digests(examples, dict(dialogues)))
+    examples = examples_in_arrays(dialogues, chat_encoder, **how)
+    shard = collect(_with_digests(examples, dict(dialogues)))
+    shard.slow = chat_encoder.encoder.fast.why_not
+    return shard
 
 
 def _with_digests(examples: Iterable[Example], dialogues: Mapping[int, Dialogue]) -> Iterator[tuple[Example, int]]:
@@ -170,23 +181,29 @@ def collect(examples: Iterable[tuple[Example, int]]) -> TokenShard:
     counts: Counter[str] = Counter()
     gains: Counter[int] = Counter()
     refusal = ""
-    names = {"lengths": np.int64} | {name: dtype for name, dtype in _FIELDS.items() if name != "offsets"}
-    made = {name: array(_CODES[dtype]) for name, dtype in names.items()}
+    ids: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    made = {name: array(_CODES[dtype]) for name, dtype in _PER_EXAMPLE.items()}
     for example, number in examples:
         count_example(counts, example)
         refusal = refusal or example.refusal
         for length, tokens in example.gains:
             gains[length] += tokens
         if example.dropped is None:
-            made["ids"].extend(example.input_ids)
-            made["labels"].extend(example.labels)
+            ids.append(np.asarray(example.input_ids, np.int32))
+            labels.append(np.asarray(example.labels, np.int32))
             made["lengths"].append(len(example.input_ids))
             made["index"].append(example.index)
             made["part"].append(example.part)
             made["supervised"].append(example.num_supervised)
             made["digests"].append(number)
-    arrays = {n: np.frombuffer(made[n], dtype=d) if made[n] else np.empty(0, d) for n, d in names.items()}
+    arrays = {n: np.frombuffer(made[n], dtype=d) if made[n] else np.empty(0, d) for n, d in _PER_EXAMPLE.items()}
+    arrays |= {"ids": _joined(ids), "labels": _joined(labels)}
     return TokenShard(arrays, counts, gains, refusal)
+
+
+def _joined(rows: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(rows) if rows else np.empty(0, np.int32)
 
 
 def digest(dialogue: Dialogue) -> int:

@@ -1,8 +1,8 @@
 """Tokenising in several processes; the result does not depend on their number.
 
 The main process reads the files, so that all bad rows are reported in one place. Batches of dialogues go to the workers
-and come back as flat arrays, in order; only a few are in progress at any time. Workers are started with "spawn": the
-main process has threads (of torch, of the process group, of the tokenizer), which are not safe to fork.
+and come back as flat arrays, in order; only a few are in progress at any time. Workers are started with "spawn" where
+the main process has threads (of torch, of the process group, of the tokenizer), which are not safe to fork.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastchat.errors import ResourceError
 
 BATCH = 256  # dialogues that go to a worker at a time
 _UNDER_WAY = 3  # batches per worker that are queued, being tokenised, or waiting to be written
-_BYTES_PER_WORKER = 4 << 20  # of data: with less, starting a worker takes longer than it saves
+BYTES_PER_WORKER = 4 << 20  # of data: with less, starting a worker takes longer than it saves
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Batch:
 
 def num_workers(asked: int | None, num_bytes: int) -> int:
     """The number of tokenising processes: as requested, else one per CPU, but not more than the data keeps busy."""
-    return asked or max(1, min(available_cpus(), num_bytes // _BYTES_PER_WORKER))
+    return asked or max(1, min(available_cpus(), num_bytes // BYTES_PER_WORKER))
 
 
 def available_cpus() -> int:
@@ -78,11 +78,12 @@ def tokenised(
         for batch in batches:
             yield batch, make_shard(batch.dialogues, chat_encoder, **how)
         return
+    forks = _may_fork()
     pool = ProcessPoolExecutor(
         workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(chat_encoder.described(), chat_encoder.encoder.name, how),
+        mp_context=multiprocessing.get_context("fork" if forks else "spawn"),
+        initializer=_start_forked if forks else _start,
+        initargs=(chat_encoder if forks else chat_encoder.described(), chat_encoder.encoder.name, how),
     )
 
     def submit(batch: Batch) -> Future[TokenShard]:
@@ -103,6 +104,14 @@ def tokenised(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)  # what is in progress takes a second at most
+
+
+def _may_fork() -> bool:
+    """Whether this process has no second thread, so that a copy of it is complete: its workers need to read nothing."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:  # not Linux
+        return False
 
 
 def _in_order(
@@ -149,13 +158,19 @@ _WORKER: dict[str, Any] = {}
 
 
 def _start(described: dict[str, Any], name: str, how: dict[str, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _start_forked(None, name, how)
     from fastchat.data.encoding.text_encoder import TextEncoder
 
     with contextlib.redirect_stderr(io.StringIO()):  # the main process has logged it already
         _WORKER["chat_encoder"] = TextEncoder.from_description(described, name)
-    _WORKER["how"] = how
+
+
+def _start_forked(chat_encoder: ChatEncoder | None, name: str, how: dict[str, Any]) -> None:
+    """The same in a copy of the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _WORKER["chat_encoder"], _WORKER["how"] = chat_encoder, how
 
 
 def _end_with_parent() -> None:

@@ -118,7 +118,7 @@ class HtmlReport:
         """Encode the waiting records, up to the page's limit of tokens."""
         usable = [e for e in self._waiting if e.dialogue is not None and not e.dialogue.plain]
         rendered = [self._rendering(entry) for entry in usable]
-        tokens = encode_beginnings(rendered, self.chat_encoder, self.max_length)
+        tokens = (x.encoded() for x in encode_beginnings(rendered, self.chat_encoder, self.max_length))
         encoded = dict(zip(map(id, usable), zip(rendered, tokens, strict=True), strict=True))
         for entry in self._waiting:
             if self.left <= 0:

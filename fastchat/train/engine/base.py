@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class Engine(WeightAccess):
     global batch. accelerate_kinds: how accelerate's `distributed_type` begins. partitions: whether a process holds only
     a part of each weight. casts_weights: whether half precision means weights that the engine casts, with float32
     copies for the update; otherwise it is autocast. restores_weights: whether `load` brings back the trained weights as
-    well. backward_arguments: what `accelerator.backward` is given.
+    well. backward_arguments: what `accelerator.backward` is given. zero_stage: DeepSpeed's, 0 for other engines.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Engine(WeightAccess):
     casts_weights = False
     restores_weights = False
     backward_arguments: dict[str, Any] = {}
+    zero_stage = 0
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -59,6 +60,18 @@ class Engine(WeightAccess):
     def reads(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:
         """`module` computes with the `parameter` of another module, which has to be whole then."""
 
+    def divide(self, model: torch.nn.Module, device: torch.device) -> None:
+        """The model is complete; an engine that divides it among the processes by itself does so now."""
+
+    def casts_by_itself(self, weights: torch.dtype, half: torch.dtype) -> bool:
+        """Whether weights of that dtype compute in `half` before training is prepared, without autocast."""
+        return self.casts_weights and weights == half
+
+    def gradients(self, loss: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> Sequence[torch.Tensor | None]:
+        """The gradient of `loss` by each of the parameters, None where it has none, before training is prepared.
+        Every process has the same loss; `grad` of the parameters stays as it is."""
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
     # ---- training ----
 
     def prepare(self, trainer: Any) -> None:
@@ -70,13 +83,16 @@ class Engine(WeightAccess):
         if not kind.startswith(self.accelerate_kinds):
             raise SettingsError(
                 f"accelerate is configured for {kind}, but the settings ask for {self.name}: start with deepspeed or "
-                "torchrun instead of `accelerate launch`, unset the ACCELERATE_* variables, and choose ZeRO with "
-                "--deepspeed"
+                "torchrun instead of `accelerate launch`, unset the ACCELERATE_* variables, and choose with --engine"
             )
 
     def attach(self, trainer: Any) -> None:
         """Once the Trainer has prepared training. AssertionError where something else than this engine was made."""
         raise NotImplementedError
+
+    def norm(self, norm: Any) -> Any:
+        """The norm of all gradients, from what clipping them gave."""
+        return norm
 
     def before_step(self, good: bool) -> None:
         """Right before the optimizer's step; where the step is not `good` it must change nothing, and neither may the
@@ -108,18 +124,16 @@ class Engine(WeightAccess):
         raise NotImplementedError
 
 
+_WHOLE = {"plain": "whole", "ddp": "whole"}  # engines whose state is the same, and whole
+
+
 def find_mismatch(path: Path, saved: tuple[str, int], now: tuple[str, int]) -> str | None:
     """Why the state in the checkpoint `path` does not fit, None where it does; (engine's name, processes) of then and
-    now. State is divided among the processes, and each engine has its own: weights fit everywhere."""
+    now. Each engine has its own state, and DeepSpeed's only fits as many processes: weights fit everywhere."""
     (engine, processes), (our_engine, our_processes) = saved, now
-    if processes != our_processes:
-        return (
-            f"{path} was saved by {counted(processes, 'process')} and this run has {our_processes}: start it "
-            f"with {processes}, or continue with the weights alone (--resume_weights_only)"
-        )
-    if engine != our_engine:
+    if _WHOLE.get(engine, engine) != _WHOLE.get(our_engine, our_engine):
         return (
             f"{path} was saved under {engine} and this run is {our_engine}: its optimizer state does not "
-            "fit; use the same launcher and --deepspeed, or continue with the weights alone (--resume_weights_only)"
+            "fit; use the same --engine or --deepspeed, or continue with the weights alone (--resume_weights_only)"
         )
     return None

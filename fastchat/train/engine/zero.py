@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from fastchat.checkpoint.manifest import read_manifest
 from fastchat.checkpoint.resume_state import LATEST
 from fastchat.errors import CheckpointError, values_without_secrets
 from fastchat.train.deepspeed_config import stage_of
-from fastchat.train.engine import zero3
+from fastchat.train.engine import zero3, zero_universal
 from fastchat.train.engine.base import Engine
 
 # Bytes per trained number in addition to the weights: two float32 moments, float32 copies, the module's own.
@@ -33,7 +34,7 @@ class ZeRO(Engine):
 
     def __init__(self, config: dict[str, Any], world_size: int) -> None:
         super().__init__(world_size)
-        self.stage = stage_of(config)
+        self.stage = self.zero_stage = stage_of(config)
         self.name = f"zero{self.stage}"
         self.partitions = self.stage == 3
         self.wrapped: Any = None
@@ -118,8 +119,22 @@ class ZeRO(Engine):
     def load(self, folder: Path, *, adapter: bool) -> None:
         if not (folder / LATEST).is_file():
             raise CheckpointError(f"{folder} has no {LATEST}: DeepSpeed's optimizer state is not there")
+        if read_manifest(folder).world_size == self.world_size:
+            self._load(folder, None, adapter)
+            return
+        config = self.wrapped._config
+        zero_universal.check_optimizer(self.wrapped.optimizer.optimizer)
+        with zero_universal.converted(folder, _safe_classes()) as universal:
+            config.load_universal_checkpoint = True
+            try:
+                self._load(universal, zero_universal.TAG, adapter)
+            finally:
+                config.load_universal_checkpoint = False
+            zero_universal.mend(self.wrapped.optimizer.optimizer, universal)
+
+    def _load(self, folder: Path, tag: str | None, adapter: bool) -> None:
         with self._safe_files():
-            loaded, _ = self.wrapped.load_checkpoint(str(folder), load_module_strict=not adapter)
+            loaded, _ = self.wrapped.load_checkpoint(str(folder), tag=tag, load_module_strict=not adapter)
         if loaded is None:
             raise CheckpointError(f"{folder}: DeepSpeed found no state of its own in it")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -95,13 +95,16 @@ def is_partitioned(parameter: Any) -> bool:
     return hasattr(parameter, "ds_id") and parameter.ds_status.name == "NOT_AVAILABLE"
 
 
-def whole(tensor: Any, *, write: bool = False) -> AbstractContextManager[Any]:
-    """A context in which a partitioned tensor holds all its values; nothing to do for any other.
+@contextmanager
+def whole(tensor: Any, *, write: bool = False) -> Iterator[Any]:
+    """A context in which a partitioned tensor holds all its values; nothing to do for any other. It gives the tensor.
 
     With `write`, what global rank 0 writes into it reaches every process.
     """
     if not hasattr(tensor, "ds_id"):
-        return nullcontext()
+        yield tensor
+        return
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0 if write else None)
+    with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0 if write else None):
+        yield tensor
