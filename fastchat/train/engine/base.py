@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastchat.checkpoint.gather import WeightAccess
-from fastchat.errors import SettingsError, counted
+from fastchat.errors import SettingsError
 
 
 class Engine(WeightAccess):
