@@ -111,7 +111,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
 def _read(
     name: str | None, words: Sequence[str], lora: bool
 ) -> tuple[Values, dict[str, Any] | None, FsdpOptions | None]:
-    """(the checked values, the DeepSpeed configuration, FSDP's options), from the recipe `name` and the flags `words`."""
+    """(the checked values, DeepSpeed's configuration, FSDP's options), from the recipe `name` and the flags `words`."""
     recipe = find_recipe(name) if name is not None else None
     if recipe is not None and recipe != Path(str(name)).expanduser():
         say(f"recipe: {recipe}")
