@@ -154,6 +154,35 @@ def test_another_program_on_the_port_is_not_taken_for_the_host() -> None:
     assert "refused" in member.answer(json.dumps(order))["error"]
 
 
+def test_a_host_that_ends_meanwhile_is_named(
+    other: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(session: checks.Session) -> Iterator[doctor.Finding]:
+        host = next(host for host in session.hosts if host.name == other)
+        host._process.kill()
+        host.ask("clock")
+        yield doctor.Finding("ok", "", "")
+
+    monkeypatch.setattr(command, "CHECKS", (end, checks.versions))
+    assert doctor.main(["--hosts", f"{socket.gethostname()},{other}"]) == EXIT_RESOURCE
+    found = _lines(capfd.readouterr().out)
+    assert found["end"][0].startswith(f"WRONG {other} stopped answering (") and "transformers" not in found
+
+
+def test_ctrl_c_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    running: list[subprocess.Popen[str]] = []
+
+    def interrupted(session: checks.Session) -> Iterator[doctor.Finding]:
+        running.extend(host._process for host in session.hosts)
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(command, "CHECKS", (interrupted,))
+    assert doctor.main(["--hosts", "localhost,127.0.0.1"]) == 130
+    assert len(running) == 2 and all(process.poll() is not None for process in running)
+    assert "interrupted" in capfd.readouterr().err
+
+
 # --- two hosts
 
 

@@ -57,7 +57,7 @@ ARROWS = {
     "report": LEAVES | {"checkpoint", "data", "plan", "settings"},
     "launch": {"errors", "plan", "settings"},
     "doctor": {"errors", "host_checks", "plan", "settings"},
-    "host_checks": LEAVES | {"doctor", "plan", "settings"},
+    "host_checks": LEAVES | {"data", "doctor", "plan", "settings"},
     "completion": {"errors", "cli", "settings"},
     "cli": {"errors"},  # a table of names: it imports the module of a command only when that runs
     "serve": LEAVES | {"checkpoint", "model", "data", "plan", "conversation", "modules", "upstream_names", "utils"},

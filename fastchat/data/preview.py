@@ -112,7 +112,10 @@ def preview(args: argparse.Namespace) -> None:
         _check_outputs(args, files)
         report = HtmlReport(chat_encoder, args.model_max_length) if args.html else None
         screen = _Screen(args, chat_encoder)
-        found = (_read_all if writes else _from_cache)(args, sources, chat_encoder, screen, report)
+        if writes:
+            found = _read_all(args, sources, chat_encoder, screen, report)
+        else:
+            found = _from_cache(args, sources, chat_encoder, screen)
     finally:
         EARLY.stop()
     for line in found.lines:
@@ -124,7 +127,7 @@ def preview(args: argparse.Namespace) -> None:
     if lost.loud and (warning := lost.line(args.model_max_length)):
         say(f"{warning}. For the memory this needs, add --plan to the training command")
     _print_choice(args, sources, found.sizes)
-    if report:
+    if report and args.html:
         say(report.write(args.html, found.counts, _about(args, chat_encoder), lost))
     if not found.counts.get("supervised_tokens"):
         cause = hint_at_causes(Counter(found.counts), args.model_max_length)
@@ -168,7 +171,7 @@ def _records(
 
 
 def _from_cache(
-    args: argparse.Namespace, sources: Sequence[Source], chat_encoder: ChatEncoder, screen: _Screen, report: None
+    args: argparse.Namespace, sources: Sequence[Source], chat_encoder: ChatEncoder, screen: _Screen
 ) -> _Counts:
     """The first rows are shown at once; the counts of all are those of the tokens of a training."""
     if args.num:

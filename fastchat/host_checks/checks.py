@@ -135,7 +135,7 @@ def port(session: Session) -> Iterator[Finding]:
             continue
         others = [host for host in session.hosts if host is not listener]
         for host in others:
-            host.order("connect", host=listener.name, port=session.port, greeting=greeting)
+            host.order("connect", host=listener.address, port=session.port, greeting=greeting)
         for name, found in answers(others).items():
             if isinstance(found, HostFailed):
                 good = False
@@ -216,7 +216,7 @@ def bandwidth(session: Session) -> Iterator[Finding]:
     hosts = len(session.hosts)
     gpu = all(facts["gpus"] for facts in session.facts.values())
     for rank, host in enumerate(session.hosts):
-        meet = {"rank": rank, "world": hosts, "address": session.names[0], "port": session.port}
+        meet = {"rank": rank, "world": hosts, "address": session.hosts[0].address, "port": session.port}
         interface = session.interfaces.get(host.name)
         host.order("all_reduce", **meet, interface=interface, size=_ALL_REDUCE, gpu=gpu)
     found = answers(session.hosts, _ALL_REDUCE_S)

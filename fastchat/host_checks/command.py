@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
+from fastchat.data.tools.command import EXIT_INTERRUPTED
 from fastchat.doctor import Finding
 from fastchat.errors import EXIT_DONE, EXIT_RESOURCE, SettingsError, UserError, show, without_secrets
 from fastchat.host_checks.checks import CHECKS, WRONG, Session, answering
@@ -45,6 +46,9 @@ def main(words: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing of it runs on the hosts any more", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return worst
 
 
@@ -65,7 +69,9 @@ def _findings(words: Sequence[str]) -> Iterator[Finding]:
                 yield from check(session)
             except HostFailed as failed:
                 what = check.__name__.replace("_", " ")
-                yield Finding(WRONG, what, f"a host stopped answering ({failed})", "look at the hosts, and try again")
+                yield Finding(
+                    WRONG, what, f"{failed.host} stopped answering ({failed})", "look at that host, then try again"
+                )
                 return
 
 

@@ -27,7 +27,11 @@ _START_S, _END_S = 60, 5
 
 
 class HostFailed(Exception):
-    """A host does not answer, or its answer is an error; the message says why, without the name of the host."""
+    """A host does not answer, or its answer is an error; the message says why, without the name of the `host`."""
+
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(why)
+        self.host = host
 
 
 class Host:
@@ -35,6 +39,7 @@ class Host:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.address = name.rpartition("@")[2]  # `me@node-a` is for ssh only
         self._said: list[str] = []  # by ssh, the shell or Python, instead of an answer
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._process = subprocess.Popen(
@@ -70,13 +75,13 @@ class Host:
         try:
             found = self._answers.get(timeout=timeout)
         except queue.Empty:
-            raise HostFailed(f"no answer within {timeout:.0f} s") from None
+            raise HostFailed(self.name, f"no answer within {timeout:.0f} s") from None
         if found is None:
             self._answers.put(None)  # also for the next order
             code = self._process.wait()
-            raise HostFailed(brief(self._said[-1], 200) if self._said else f"ended with exit code {code}")
+            raise HostFailed(self.name, brief(self._said[-1], 200) if self._said else f"ended with exit code {code}")
         if "error" in found:
-            raise HostFailed(found["error"])
+            raise HostFailed(self.name, found["error"])
         return found
 
     def ask(self, do: str, timeout: float = _START_S, **values: Any) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def command_for(name: str, environment: Mapping[str, str]) -> list[str]:
 
 
 def is_here(name: str) -> bool:
-    """Whether a name or address is this host's own."""
+    """Whether a name or address is this host's own; one with a user never is, since ssh has to change to that user."""
     if name in ("localhost", socket.gethostname()):
         return True
     try:

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import fastchat
-from fastchat.errors import brief, without_secrets
+from fastchat.errors import brief, show, without_secrets
 from fastchat.files import parse_json, sha256_of, write_text
 from fastchat.plan.machine import detect_gpus
+from fastchat.settings.help import asked_for_help, help_head
 
 MARK = "@fastchat "  # answers begin with it; a login shell may print other lines
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets", "tokenizers", "bitsandbytes")
@@ -206,6 +207,10 @@ def answer(line: str) -> dict[str, Any]:
 
 def main() -> int:
     """Answers until the command that gives the orders ends, or its connection."""
+    if asked_for_help(sys.argv[1:]) is not None:
+        about = "Answer the orders of `fastchat doctor --hosts`, which starts this on every host."
+        show("\n".join(help_head("python -m fastchat.host_checks.member", about, [])))
+        return 0
     for line in sys.stdin:
         print(f"{MARK}{json.dumps(answer(line))}", flush=True)
     return 0

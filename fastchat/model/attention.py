@@ -98,8 +98,9 @@ def why_not_named(attention: str, config: Any, dtype: Any, device: Any) -> str |
     if attention == FLEX:
         return _why_no_flex(model_class, config, device)
     if attention == SDPA:
-        known = model_class is None or model_class._supports_sdpa
-        return None if known else f"{model_class.__name__} does not support {SDPA}"
+        if model_class is None or model_class._supports_sdpa:
+            return None
+        return f"{model_class.__name__} does not support {SDPA}"
     if attention == EAGER or not is_flash(attention):
         return None  # the proof before the first step says
     if not _on_gpu(device):

@@ -94,9 +94,11 @@ class CompiledLayers:
             self._hook.remove()
 
     def _subclass(self, kind: type[nn.Module]) -> type[nn.Module]:
+        from torch._dynamo.exc import TorchDynamoException  # seconds to import
+
         plain = _without_checkpointing(kind.forward)
         # Random numbers as in eager mode: then a compiled run is the same run.
-        options = {"fallback_random": True} if self.backend == "inductor" else None
+        options: Any = {"fallback_random": True} if self.backend == "inductor" else None
         compiled = torch.compile(plain, backend=self.backend, dynamic=True, options=options)
 
         def forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -104,7 +106,7 @@ class CompiledLayers:
                 return plain(layer, *args, **kwargs)
             try:
                 return compiled(layer, *args, **kwargs)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except TorchDynamoException as error:
                 self.failed = f"{type(error).__name__}: {brief(error)}"
                 say(f"WARNING: --torch_compile: a graph cannot be compiled ({self.failed}): the layers run uncompiled")
                 return plain(layer, *args, **kwargs)

@@ -24,7 +24,7 @@ def why_no_liger(device: torch.device) -> str | None:
 class LigerKernels:
     """Puts liger's own forward functions into a model, and takes them out again.
 
-    Liger replaces functions in the module of the model's class and methods of the model's modules; both are kept.
+    Liger replaces functions and classes in the module of the model's class, and methods of the model's modules.
     """
 
     def __init__(self, model: Any) -> None:
@@ -45,9 +45,12 @@ class LigerKernels:
             raise LookupError(f"liger-kernel has no kernels for the family {kind}")
         self._remember()
         _apply_liger_kernel_to_instance(model=self.model, **_NOT_OURS)
-        changed = any(vars(module).keys() != before.keys() for module, before in self._modules)
-        if not changed and self._functions == dict(vars(self._module)):
+        now = vars(self._module)
+        changed = [name for name, value in self._functions.items() if now[name] is not value]
+        if not changed and all(vars(module).keys() == before.keys() for module, before in self._modules):
             raise LookupError(f"liger-kernel changes nothing in {type(self.model).__name__}")
+        # The classes are for models that are made from now on, such as the one that is read back on the CPU.
+        now.update({name: self._functions[name] for name in changed if isinstance(self._functions[name], type)})
 
     def _remember(self) -> None:
         self._functions = dict(vars(self._module))

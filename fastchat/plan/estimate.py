@@ -80,10 +80,9 @@ class Plan:
         return self.gpu_fits and self.host_fits is not False
 
 
-def estimate(run: Run, states: States | None = None) -> Plan:
-    """The plan for `run`, with other `states` than its own if given. Pure arithmetic, less than a millisecond."""
-    states = states or states_of(run)
-    acts, loss = activations_of(run), loss_of(run)
+def estimate(run: Run) -> Plan:
+    """The plan for `run`. Pure arithmetic, less than a millisecond."""
+    states, acts, loss = states_of(run), activations_of(run), loss_of(run)
     standing = states.weights + states.scales + states.optimizer + states.buffers
     moments = moments_of(run, states, acts, loss)
     at = max(moments, key=lambda name: moments[name])

@@ -1,6 +1,6 @@
 """The tables of docs/scale.md: `python -m fastchat.plan.scale docs/scale.md` computes them again in place.
 
-In the page, a table stands between `<!-- table NAME -->` and the next empty line.
+In the page, a table is the lines after `<!-- table NAME -->` that begin with `|`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastchat.errors import EXIT_SETTINGS
+from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, show
 from fastchat.files import write_text
 from fastchat.plan.architecture import Architecture
 from fastchat.plan.known import architecture_of_hub_name, architecture_of_size
@@ -30,6 +30,7 @@ from fastchat.plan.traffic import (
     step_seconds,
 )
 from fastchat.plan.units import GIB, human
+from fastchat.settings.help import asked_for_help, help_head
 
 GPUS = (1, 8, 64, 512)
 PER_HOST = 8
@@ -135,8 +136,8 @@ def seconds() -> list[str]:
                 yield f"{step_seconds(accumulated, engine, hardware) / accumulation:.2f}"
 
     head = ["computation", "400 Gbit/s, A = 1", "A = 8", "100 Gbit/s per host, A = 1", "A = 8"]
-    fitting = ((m, a, w, e) for m, a, w, e in _rows() if plan_with(run_with(a, w, 64), e).fits)
-    return _table(["model", "method", "engine", *head], ([m, w, NAMES[e], *cells(a, w, e)] for m, a, w, e in fitting))
+    rows = ([m, w, NAMES[e], *cells(a, w, e)] for m, a, w, e in _rows() if plan_with(run_with(a, w, 64), e).fits)
+    return _table(["model", "method", "engine", *head], rows)
 
 
 def published() -> list[str]:
@@ -180,20 +181,24 @@ def with_tables(page: str) -> str:
     """
 
     def new(match: re.Match[str]) -> str:
-        return "\n".join([match.group(1), *TABLES[match.group(2)]()]) + "\n\n"
+        return "\n".join([match.group(1), *TABLES[match.group(2)]()]) + "\n"
 
-    return re.sub(r"(?ms)^(<!-- table (\w+) -->)\n.*?(?:\n\n|\n\Z|\Z)", new, page).rstrip("\n") + "\n"
+    return re.sub(r"(?m)^(<!-- table (\w+) -->)\n(?:\|.*\n)*", new, page)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Computes the tables of the given pages again."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if asked_for_help(words) is not None:
+        about = "Compute the tables of docs/scale.md again, in place."
+        show("\n".join(help_head("python -m fastchat.plan.scale PAGE", about, [])))
+        return EXIT_DONE
     if not words:
         print("error: name the page, for example: python -m fastchat.plan.scale docs/scale.md", file=sys.stderr)
         return EXIT_SETTINGS
     for name in words:
         write_text(name, with_tables(Path(name).read_text(encoding="utf-8")))
-    return 0
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

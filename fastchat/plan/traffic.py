@@ -8,16 +8,16 @@ GPUs per host, one of G hops of every ring is between hosts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from fastchat.plan.architecture import Layer
 from fastchat.plan.estimate import Plan, estimate
 from fastchat.plan.run import Run
-from fastchat.plan.sharding import fsdp_states
 from fastchat.plan.zero import read_zero
+from fastchat.settings.engines import FsdpOptions
 
-ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp", "hybrid")
 Engine = Literal["ddp", "zero1", "zero2", "zero3", "fsdp", "hybrid"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,20 @@ H100_ETHERNET = replace(H100, network=12.5e9 / 8)  # 100 Gbit/s per host of 8 GP
 
 
 def with_engine(run: Run, engine: Engine) -> Run:
-    """The run with the DeepSpeed configuration that belongs to the engine; without one for DDP and FSDP."""
+    """The run with the DeepSpeed configuration, or the options of FSDP, that belong to the engine."""
     stage = {"zero1": 2, "zero2": 2, "zero3": 3}.get(engine)
     if stage is None:
-        return replace(run, zero=None)
+        return replace(run, zero=None, fsdp=None if engine == "ddp" else run.fsdp or FsdpOptions())
     zero = read_zero(_CONFIGS[run.lora, stage], run.architecture.hidden)
-    return replace(run, zero=replace(zero, stage=1) if engine == "zero1" else zero)
+    return replace(run, zero=replace(zero, stage=1) if engine == "zero1" else zero, fsdp=None)
 
 
 def plan_with(run: Run, engine: Engine) -> Plan:
-    """The memory of a run under an engine."""
+    """The memory of a run under an engine; with hybrid sharding it is that of one host alone."""
     run, machine = with_engine(run, engine), run.machine
-    if engine not in ("fsdp", "hybrid"):
-        return estimate(run)
-    return estimate(run, fsdp_states(run, machine.gpus if engine == "fsdp" else machine.gpus_per_host))
+    if engine == "hybrid":
+        run = replace(run, machine=replace(machine, gpus=machine.gpus_per_host, hosts=1))
+    return estimate(run)
 
 
 def transfers(run: Run, engine: Engine) -> list[Transfer]:
@@ -111,7 +111,11 @@ def transfers(run: Run, engine: Engine) -> list[Transfer]:
     if engine == "ddp":
         return [Transfer(gradients, 2, every_microstep=False)]
     if engine == "zero3":
-        return [Transfer(_weights(run)), Transfer(_weights(run)), Transfer(gradients)]
+        base, adapter = _base(run), (run.trained - _persistent(run)) * run.compute_bytes if run.lora else 0
+        # Nothing before the first adapter is differentiated, so the embedding is not needed again.
+        spared = run.lora and not (run.gradient_checkpointing or run.trains_embedding or run.architecture.tied)
+        again = base - run.architecture.embedding_elements * run.compute_bytes * spared
+        return [Transfer(base + adapter), Transfer(again + adapter), Transfer(gradients)]
     reduced = Transfer(gradients, 2, every_microstep=engine == "zero2")
     return [reduced, Transfer(gradients, every_microstep=False, hidden=False)]
 
@@ -119,19 +123,27 @@ def transfers(run: Run, engine: Engine) -> list[Transfer]:
 def _fsdp(run: Run, *, hybrid: bool) -> list[Transfer]:
     among: Literal["all", "host"] = "host" if hybrid else "all"
     gradients = run.trained * (4 if run.half else run.trained_bytes)
-    found = [Transfer(_weights(run), among=among)] * 2 + [Transfer(gradients, among=among)]
+    weights = _base(run) + (run.trained * run.compute_bytes if run.lora else 0)
+    found = [Transfer(weights, among=among)] * (2 if run.reshards else 1) + [Transfer(gradients, among=among)]
     if hybrid:
         found.append(Transfer(gradients // run.machine.gpus_per_host, 2, "hosts"))
     return found
 
 
-def _weights(run: Run) -> int:
-    """Bytes of everything that is gathered, the adapter included."""
+def _base(run: Run) -> int:
+    """Bytes of the model that are gathered, without the adapter."""
     a = run.architecture
-    adapter = run.trained if run.lora else 0
     if not run.q_lora:
-        return (a.parameters - a.other + adapter) * run.compute_bytes
-    return a.linear_elements // 2 + (a.unquantised_elements + adapter) * run.compute_bytes
+        return (a.parameters - a.other) * run.compute_bytes
+    return a.linear_elements // 2 + (a.unquantised_elements - a.other) * run.compute_bytes
+
+
+def _persistent(run: Run) -> int:
+    """Elements of the adapter in matrices so small that ZeRO-3 does not divide them."""
+    assert run.zero is not None
+    rank = run.lora_r
+    sizes = [(n, rank * max(1, m.stacked) * side) for m, n in run.adapters for side in (m.inputs, m.outputs)]
+    return sum(n * size for n, size in sizes if size <= run.zero.persistence)
 
 
 def sent(transfer: Transfer, run: Run) -> Sent:
@@ -167,9 +179,9 @@ def operations_per_token(run: Run) -> float:
     layers = a.linear_elements + sum(n * _active(kind) for kind, n in a.kind_counts)
     head = a.vocab * a.hidden
     backward = 2 if run.lora else 4
-    again = 2 if run.gradient_checkpointing else 0
+    again = 2 * run.checkpointed_layers / a.num_layers
     matrices = layers * (2 + backward + again) + head * (2 + backward)
-    attention = 2 * a.num_layers * a.num_heads * a.head_dim * run.model_max_length * (3 + again // 2)
+    attention = 2 * a.num_layers * a.num_heads * a.head_dim * run.model_max_length * (3 + again / 2)
     return matrices + attention + (6 * run.trained if run.lora else 0)
 
 

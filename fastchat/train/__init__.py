@@ -13,7 +13,7 @@ record.py                 what the run actually used, for training.json
 arguments.py              the settings (../settings) as dataclasses on top of transformers' own
 checks.py, hardware.py    what cannot work is refused; what the machine lacks falls back, with a message
 deepspeed_config.py       a DeepSpeed configuration that cannot contradict the command line
-engine/                   plain, DDP, ZeRO: who holds weights and optimizer state, behind one interface
+engine/                   plain, DDP, ZeRO, FSDP: who holds weights and optimizer state, behind one interface
 reporting.py              wandb and tensorboard, only where the user has set them up
 settings.py               all of that put together: `parse`
 imports.py                the slow imports, without garbage collection
@@ -26,6 +26,7 @@ sampling.py               the same global batches for any number of processes
 callbacks.py              metrics.jsonl and samples.jsonl
 nonfinite.py              a loss or gradient that is not finite never reaches the weights
 startup.py, resuming.py   whose folder it is, where to resume from, what changed since
+other_processes.py        resuming with another number of processes: global batch, counts, random numbers
 checkpoint_plan.py        how large the checkpoints are, whether they fit on the disk
 checkpointing.py          the Trainer's checkpoints through the checkpoint room; how a run stops in the middle
 stopping.py               signals, a launcher or a process of the run that died

@@ -4,6 +4,7 @@ model      /models/Llama-2-7b-hf: LoRA, 19,988,480 of 6,758,404,096 parameters (
 data       320 dialogues, 19,836 tokens, 3,918 of them learned (19.8 %); evaluation: 82 dialogues
 template   vicuna_v1.1
 batch      16 dialogues = 2 processes x 8 x accumulation 1
+engine     ddp
 steps      60 in 3 epochs; learning rate 3e-3, cosine, 2 warmup steps
 memory     181 MiB per process planned
 output     out
@@ -47,6 +48,7 @@ class Overview(TrainerCallback):
             "data": self._data(),
             "template": self.run.text.chat_encoder.template.name,
             "batch": self._batch(args),
+            "engine": self._engine(),
             "steps": self._steps(args, state),
             "layers": self._layers(),
             "memory": "" if plan is None else _memory(plan),
@@ -84,6 +86,11 @@ class Overview(TrainerCallback):
         rows = "pack" if self.trainer.packing() else rows
         factors = f"{counted(processes, 'process')} x {micro} x accumulation {accumulation}"
         return f"{counted(processes * micro * accumulation, rows)} = {factors}"
+
+    def _engine(self) -> str:
+        """Nothing for one process that holds everything, as usual."""
+        engine = self.trainer.engine
+        return "" if engine.name == "plain" else engine.line()
 
     def _layers(self) -> str:
         """What is done to them besides computing them; "" for nothing."""

@@ -53,7 +53,7 @@ from fastchat.train.record import Run, base_name, make_record
 from fastchat.train.rehearsal import RecordRehearsal, rehearse_saving
 from fastchat.train.result import save, train_and_finish
 from fastchat.train.resuming import Identity
-from fastchat.train.settings import Settings
+from fastchat.train.settings import Settings, global_batch
 from fastchat.train.status import RunStatus, end_now
 from fastchat.train.stopping import STOPPING
 from fastchat.train.trainer import ChatTrainer
@@ -236,12 +236,6 @@ def identify_run(
         settings=settings.record(),
         undecided=() if rope_asked(settings) else _ROPE,
     )
-
-
-def global_batch(settings: Settings, engine: Engine) -> int:
-    """Rows of one optimizer step, over all processes."""
-    training = settings.training
-    return engine.global_batch(training.per_device_train_batch_size, training.gradient_accumulation_steps)
 
 
 def read_corpora_of(settings: Settings, chat_encoder: ChatEncoder) -> dict[str, Corpus]:

@@ -46,9 +46,9 @@ class RunRecord(TrainingRecord):
     compute in (`dtype` is what the weights were loaded as); head: "chunked" or "plain", how the loss was computed;
     checkpointed_layers: decoder layers with gradient checkpointing; speed: {setting: "on" or "off: why"} of what was
     asked for to make the layers faster, None for nothing;
-    deepspeed: the configuration that DeepSpeed really got, None without it; memory: the measured peak next to the
-    planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues are in how many packs, by data
-    set, None without it.
+    deepspeed, fsdp: the configuration that this engine really got, None without it; memory: the measured peak next to
+    the planned one (`MemoryWatch.record`), None where unknown; packing: how many dialogues are in how many packs, by
+    data set, None without it.
     """
 
     optimizer: str | None = None
@@ -58,6 +58,7 @@ class RunRecord(TrainingRecord):
     checkpointed_layers: int | None = None
     speed: dict[str, str] | None = None
     deepspeed: dict[str, Any] | None = field(default=None)
+    fsdp: dict[str, Any] | None = None
     memory: dict[str, Any] | None = field(default=None)
     packing: dict[str, Any] | None = None
 
@@ -120,7 +121,7 @@ def make_record(run: Run, trainer: ChatTrainer) -> RunRecord:
         "versions": _versions,
         "trainable_parameters": lambda: count_parameters(model, trainer.engine.numel)[0],
         "fingerprints": lambda: run.fingerprints,
-        "deepspeed": trainer.engine.settings,
+        trainer.engine.library: trainer.engine.settings,
         "memory": trainer.memory.record,
         "packing": trainer.packing,
     }

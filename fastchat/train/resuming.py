@@ -115,14 +115,12 @@ def refuse_other_run(output_dir: Path, identity: Identity) -> None:
     """SettingsError where the newest checkpoint or the result in the folder differs already in what `identity` holds,
     which may be a part of it.
 
-    Only what no checkpoint of this run can have otherwise: digests are not checked yet, and where number of processes
-    or engine differ, the run may be finished, or an older checkpoint may be the one to resume from.
+    Only what no checkpoint of this run can have otherwise: digests are not checked yet, and where the engine differs,
+    the run may be finished, or an older checkpoint may be the one to resume from.
     """
     try:
         if steps := checkpoints_in(output_dir):
             manifest = read_manifest(steps[-1][1])
-            if manifest.world_size != identity.world_size:
-                return
             known = {name: old for name, old in manifest.fingerprints.items() if name in identity.fingerprints}
             settings = {name: old for name, old in manifest.settings.items() if name in identity.settings}
             part = replace(manifest, fingerprints=known, settings=settings)
@@ -169,8 +167,7 @@ def compare(found: Found, identity: Identity, *, weights_only: bool) -> list[str
         for name, old in manifest.settings.items()
         if _RESUME.get(name) == FIXED and not _same(old, identity.settings.get(name))
     ]
-    saved, now = (manifest.engine, manifest.world_size), (identity.engine, identity.world_size)
-    mismatch = None if weights_only else find_mismatch(path, saved, now)
+    mismatch = None if weights_only else find_mismatch(path, manifest.engine, identity.engine)
     if mismatch:
         raise SettingsError(mismatch)
     if changed:

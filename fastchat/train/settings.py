@@ -34,6 +34,7 @@ from fastchat.train.imports import import_libraries
 
 if TYPE_CHECKING:
     from fastchat.train.arguments import TrainingArguments
+    from fastchat.train.engine import Engine
 
 _NEVER_RECORDED = ("hub_token", "local_rank")
 
@@ -65,6 +66,12 @@ class Settings:
         return values_without_secrets(
             {name: {"value": _plain(self.values[name]), "from": self.origin[name]} for name in names}
         )
+
+
+def global_batch(settings: Settings, engine: Engine) -> int:
+    """Rows of one optimizer step, over all processes."""
+    training = settings.training
+    return engine.global_batch(training.per_device_train_batch_size, training.gradient_accumulation_steps)
 
 
 def find_output_dir(argv: Sequence[str]) -> str | None:

@@ -33,7 +33,8 @@ from fastchat.train.loss import IGNORED, count_tokens, loss_sum, sample
 from fastchat.train.packed import Computing, as_in_training
 
 ON, ATTENTION = "on", "attn_implementation"
-_SEEN = 1000  # rows that are searched for supervised tokens
+_SEEN = 50  # rows that are searched for supervised tokens and another length
+_SHORTER = 3  # tokens that are cut off where there is none
 
 
 class Change(Protocol):
@@ -246,7 +247,7 @@ def _counted(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _rows(dataset: Any) -> list[dict[str, Any]]:
-    """Two short pieces of the data with supervised tokens, of different lengths where there are such."""
+    """Two short pieces of the data with supervised tokens, of different lengths, so that a padded batch has padding."""
     found: list[dict[str, Any]] = []
     for index in range(min(len(dataset), _SEEN)):
         piece = sample([dataset[index]])
@@ -254,6 +255,8 @@ def _rows(dataset: Any) -> list[dict[str, Any]]:
             found.append({name: piece[name][0].numpy() for name in ("input_ids", "labels")})
         if len(found) > 1 and len(found[0]["labels"]) != len(found[-1]["labels"]):
             break
+    if found and len(found[0]["labels"]) == len(found[-1]["labels"]):
+        found.append({name: values[: max(1, len(values) - _SHORTER)] for name, values in found[-1].items()})
     nothing = {"input_ids": np.zeros(2, np.int64), "labels": np.full(2, IGNORED)}
     return [found[0], found[-1]] if found else [nothing]
 

@@ -27,7 +27,7 @@ def why_no_tree(config: Any, attention: str) -> str | None:
     return None
 
 
-def _masks_by_functions(found: type) -> bool:
+def _masks_by_functions(found: Any) -> bool:
     """Whether the module of a model's class uses the functions of transformers that make masks."""
     names = vars(sys.modules[found.__module__]).values()
     return any(callable(value) and getattr(value, "__module__", "") == "transformers.masking_utils" for value in names)

@@ -65,9 +65,7 @@ def untrained_tokens(model: Any, tokenizer: Any, engine: Engine) -> list[int]:
 
 
 def _untrained(layer: Any, ids: Iterable[int], engine: Engine) -> list[int]:
-    plain = getattr(
-        layer, "original_module", layer
-    )  # peft would put trained rows into the matrix, which may be divided
+    plain = getattr(layer, "original_module", layer)  # peft would put trained rows into it
     with engine.whole(plain.weight) as weight:
         return untrained_rows(weight.detach(), sorted(ids))
 

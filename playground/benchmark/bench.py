@@ -174,6 +174,8 @@ def take_turns(
     """The answers of all trainers, --repeat times in turns; one that fails is left out."""
     answers: dict[str, list[dict[str, Any]]] = {}
     broken: set[str] = set()
+    for name in pythons:
+        bench.found.get("left out", {}).pop(f"{name}, {what}", None)
     for _ in range(bench.args.repeat):
         for name in sorted(pythons.keys() - broken, key=list(pythons).index):
             try:

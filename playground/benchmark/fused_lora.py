@@ -60,7 +60,7 @@ def layers(width: int, rank: int, dtype: torch.dtype) -> tuple[Pass, Pass, Pass]
 
     torch.manual_seed(0)
     model = nn.ModuleDict({name: nn.Linear(width, width, bias=False) for name in NAMES}).to(dtype)
-    plain = [model[name] for name in NAMES]
+    plain: list[Any] = [model[name] for name in NAMES]
     config = LoraConfig(r=rank, lora_alpha=16, target_modules=list(NAMES), init_lora_weights=False)
     adapted: Any = get_peft_model(model, config).base_model.model  # pyright: ignore
     adapted.requires_grad_(False)

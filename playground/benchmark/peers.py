@@ -45,7 +45,11 @@ def interpreter(name: str, work: Path) -> Path:
     limits = folder / "no-cuda.txt"
     limits.write_text("".join(f"{package}==0.0.0.dev0\n" for package in _CUDA), encoding="utf-8")
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    words = [str(python), "-m", "pip", "install", "-q", "-c", str(limits), *wanted]
+    builds = os.environ.get(
+        "TORCH_INDEX_URL"
+    )  # with CPU builds of torchvision and torchaudio, which PyPI does not have
+    index = ["--extra-index-url", builds] if builds else []
+    words = [str(python), "-m", "pip", "install", "-q", "-c", str(limits), *index, *wanted]
     done = subprocess.run(words, env=clean, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Missing(f"pip could not install it: {last_line(done.stderr)}")

@@ -38,9 +38,8 @@ def model() -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=VOCABULARY,
-        attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(config).train()
+    return LlamaForCausalLM._from_config(config, attn_implementation="sdpa").train()
 
 
 def row(lengths: list[int]) -> dict[str, torch.Tensor]:
@@ -72,8 +71,10 @@ def loss_and_gradients(part: dict[str, torch.Tensor], targets: int, *, parts: in
 def exchange(tensor: torch.Tensor, scatter: int, gather: int) -> torch.Tensor:
     """Cuts along one dimension, sends part i to process i, and joins what arrives along another dimension."""
     parts = torch.stack(tensor.chunk(dist.get_world_size(), dim=scatter)).contiguous()
+    group = dist.group.WORLD
+    assert group is not None
     each = [1] * dist.get_world_size()
-    received = all_to_all_single_autograd(parts, each, each, dist.group.WORLD)
+    received = all_to_all_single_autograd(parts, each, each, group)
     return torch.cat(received.unbind(0), dim=gather)
 
 

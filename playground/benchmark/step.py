@@ -84,7 +84,12 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(args: argparse.Namespace, folder: Path) -> None:
     """Makes the model and the data that were not given."""
     if args.model_name_or_path is None:
-        sizes = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 4, "num_attention_heads": 4}
+        sizes: dict[str, Any] = {
+            "hidden_size": 64,
+            "intermediate_size": 172,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        }
         config = transformers.LlamaConfig(**sizes, vocab_size=260, max_position_embeddings=512)
         args.model_name_or_path = str(make_model(folder / "model", config, "float32"))
     if args.data_path is None:

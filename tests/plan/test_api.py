@@ -103,13 +103,15 @@ def test_keeping_the_global_batch(limit: int, pair: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
-@pytest.mark.parametrize("stage", [None, 2, 3])
+@pytest.mark.parametrize("stage", [None, 2, 3, "fsdp"])
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_parts_add_up_and_more_costs_more(gpus: int, stage: int | None, lora: bool, checkpointing: bool) -> None:
+def test_parts_add_up_and_more_costs_more(gpus: int, stage: int | str | None, lora: bool, checkpointing: bool) -> None:
     settings: Any = {"model_size": "7b", "deepspeed": None, "full_finetuning": not lora, "model_max_length": 1024}
     settings |= {"gradient_checkpointing": checkpointing, "gradient_accumulation_steps": 2}
-    if stage is not None:
+    if stage == "fsdp":
+        settings["engine"] = stage
+    elif stage is not None:
         settings["deepspeed"] = {"zero_optimization": {"stage": stage}}
     run: Run = run_of(settings, Machine(gpus, 1, 80 * GIB, 512 * GIB))
     p = estimate(run)

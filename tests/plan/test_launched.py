@@ -1,4 +1,4 @@
-"""Real runs with two processes: the memory of each engine against the arithmetic of ZeRO, and a recommended recipe."""
+"""Real runs with two processes: memory and traffic of each engine against the planner, and a recommended recipe."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import pytest
 
 from fastchat.plan.__main__ import main
 from fastchat.plan.api import Machine, plan_for
+from fastchat.plan.traffic import sent_per_step
 from tests.builders import chat_rows, write_rows
 from tests.tiers import thorough
 from tests.train.warm import Warm
 
-CASES = {  # training command, DeepSpeed configuration, flags
+CASES = {  # training command, DeepSpeed configuration (None: FSDP), flags
     "LoRA, ZeRO-2": ("train_lora", "lora_s2", {"bf16": True}),
     "LoRA in float32, ZeRO-3": ("train_lora", "lora_s3_no_offload", {"bf16": False}),
     "QLoRA, ZeRO-3": ("train_lora", "lora_s3_no_offload", {"bf16": True, "q_lora": True}),
     "full, ZeRO-2": ("train", "s2", {"bf16": True}),
     "full, ZeRO-3": ("train", "s3", {"bf16": True}),
+    "LoRA, FSDP": ("train_lora", None, {"bf16": True, "dtype": "bfloat16"}),
+    "QLoRA, FSDP": ("train_lora", None, {"bf16": False, "q_lora": True}),
+    "full, FSDP": ("train", None, {"bf16": True, "dtype": "bfloat16"}),
+    "full in float32, FSDP": ("train", None, {"bf16": False}),
 }
 DEFAULT = ("QLoRA, ZeRO-3", "full, ZeRO-2")
 
@@ -31,7 +36,8 @@ def test_what_two_processes_hold(case: str, warm: Warm, tiny_model_dir: Any, tmp
     model = tiny_model_dir("llama", hidden=128, layers=3)
     settings: dict[str, Any] = {
         "model_name_or_path": str(model),
-        "deepspeed": str(repository / "playground" / f"deepspeed_config_{config}.json"),
+        **({} if config else {"engine": "fsdp"}),
+        **({"deepspeed": str(repository / "playground" / f"deepspeed_config_{config}.json")} if config else {}),
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "model_max_length": 256,
@@ -46,6 +52,8 @@ def test_what_two_processes_hold(case: str, warm: Warm, tiny_model_dir: Any, tmp
     plan = plan_for(settings, Machine(2), lora=script == "train_lora")
     for rank in range(2):
         found = json.loads(Path(f"{states}.{rank}").read_text())
+        sent = sent_per_step(plan.run, "zero3" if plan.run.zero and plan.run.zero.stage == 3 else "zero2").inside
+        assert sent == pytest.approx(found.pop("sent"), rel=0.05), (rank, found)
         for part, size in found.items():
             assert getattr(plan, part) == pytest.approx(size, rel=0.05), (part, rank, found)
 

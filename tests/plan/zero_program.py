@@ -1,4 +1,4 @@
-"""A training command that also writes what its DeepSpeed engine holds, per process: for test_launched.py.
+"""A training command that also writes what its engine holds and sends, per process: for test_launched.py.
 
 Started through tests/train/warm.py. SCRIPT in the environment names the command; the sizes, in bytes, go into the
 file that STATES names, with the rank behind it.
@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 
 def main(words: list[str]) -> None:
     """Runs the command; its second step is looked at right before it is made, when every state is there."""
@@ -21,11 +23,38 @@ def main(words: list[str]) -> None:
 
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = real(self, *args, **kwargs)
-        watch(self.model_wrapped)
+        if self.engine.name == "fsdp":
+            watch_fsdp(self.model, self.optimizer)
+        else:
+            watch(self.model_wrapped)
         return prepared
 
     CheckpointTrainer._prepare_for_training = prepare  # pyright: ignore
+    count_collectives()
     importlib.import_module(f"fastchat.train.{os.environ['SCRIPT']}").main(words)
+
+
+SENT: list[float] = []  # bytes that this process sent in each collective
+
+
+def count_collectives() -> None:
+    """Counts what NCCL's rings would send: (N - 1) / N of the whole tensor, and twice that for an all-reduce."""
+    import torch.distributed as dist
+
+    passes = {"all_reduce": 2, "all_gather_into_tensor": 1, "all_gather": 1, "reduce_scatter_tensor": 1}
+    for name, times in passes.items():
+        real = getattr(dist, name)
+
+        def counted(*given: Any, _real: Any = real, _times: int = times, **named: Any) -> Any:
+            tensors = [
+                t for value in (*given, *named.values()) for t in (value if isinstance(value, list) else [value])
+            ]
+            sizes = [t.nbytes for t in tensors if isinstance(t, torch.Tensor)]
+            whole = sum(sizes[:-1]) if _real.__name__ == "all_gather" else max(sizes)
+            SENT.append(_times * whole * (dist.get_world_size() - 1) / dist.get_world_size())
+            return _real(*given, **named)
+
+        setattr(dist, name, counted)
 
 
 def watch(engine: Any) -> None:
@@ -35,8 +64,11 @@ def watch(engine: Any) -> None:
 
     def looked(*args: Any, **kwargs: Any) -> Any:
         steps.append(None)
+        if len(steps) == 1:
+            SENT.clear()
         if len(steps) == 2:
             found = sizes_3(engine, optimizer) if reduce is None else sizes_2(engine, optimizer, max(buckets))
+            found["sent"] = round(sum(SENT))  # from the first step to before the second one: a whole step
             with open(f"{os.environ['STATES']}.{os.environ['RANK']}", "w", encoding="utf-8") as file:
                 json.dump(found, file)
         return step(*args, **kwargs)
@@ -48,6 +80,31 @@ def watch(engine: Any) -> None:
     optimizer.step = looked
     if reduce is not None:
         optimizer.reduce_ipg_grads = reduced
+
+
+def watch_fsdp(model: Any, optimizer: Any) -> None:
+    """The same for FSDP, whose optimizer is torch's own."""
+    steps, step = [], optimizer.step
+
+    def looked(*args: Any, **kwargs: Any) -> Any:
+        steps.append(None)
+        if len(steps) == 2:
+            parameters = list(model.parameters())
+            found = {
+                "weights": total(p.to_local() for p in parameters),
+                "gradients": total(p.grad.to_local() for p in parameters if p.grad is not None),
+                "optimizer": total(
+                    value.to_local()
+                    for state in optimizer.optimizer.state.values()
+                    for name, value in state.items()
+                    if name.startswith("exp_avg")
+                ),
+            }
+            with open(f"{os.environ['STATES']}.{os.environ['RANK']}", "w", encoding="utf-8") as file:
+                json.dump(found, file)
+        return step(*args, **kwargs)
+
+    optimizer.step = looked
 
 
 def total(tensors: Iterable[Any]) -> int:

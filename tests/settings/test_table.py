@@ -16,6 +16,7 @@ import pytest
 from fastchat.errors import SettingsError
 from fastchat.settings import newer
 from fastchat.settings.arguments import all_arguments
+from fastchat.settings.engine_arguments import EngineArguments
 from fastchat.settings.fields import FIXED, FREE, TOLD
 from fastchat.settings.foreign import NO_SETTING
 from fastchat.settings.help import help_text
@@ -31,6 +32,7 @@ ALL = (*all_arguments(True), PlanArguments, PreviewArguments)
 OTHER_DEFAULTS = {"logging_steps", "save_strategy", "logging_nan_inf_filter", "gradient_checkpointing", "optim"}
 WIDER = {"gradient_checkpointing"}  # only a switch there
 NARROWER = {"train_sampling_strategy": "any text there", "trackio_static_space_id": "may be False there"}
+NARROWER["fsdp"] = "one text there, words here"
 
 
 def _kind(option: Option) -> str:
@@ -54,7 +56,8 @@ def theirs() -> dict[str, Option]:
 
 @pytest.fixture(scope="module")
 def ours() -> dict[str, Option]:
-    return {option.name: option for option in options_of((TransformersArguments, RefusedArguments))}
+    fsdp = {option.name: option for option in options_of((EngineArguments,)) if option.name != "engine"}
+    return fsdp | {option.name: option for option in options_of((TransformersArguments, RefusedArguments))}
 
 
 def test_every_argument_of_transformers_is_offered_or_refused(

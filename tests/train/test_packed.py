@@ -26,6 +26,7 @@ RATE = 1000.0
 STEP = ["--max_steps", "1", "--optim", "sgd", "--learning_rate", str(RATE), "--max_grad_norm", "1e9"]
 STEP += ["--conv_template", "gemma", "--lr_scheduler_type", "constant"]
 PACKED = ["--packing", "True", "--model_max_length", "128"]
+ROWS = ["--packing", "True", "--packing_prefix_tree", "False"]  # the template's system prompt is in every dialogue
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +74,8 @@ def test_gradients_are_those_of_the_dialogues_alone_however_the_step_is_cut(step
     monkeypatch.setattr(packed, "wants_one_row", lambda attention: True)  # as the kernels of a GPU get them
     flat = step("32", "1", *PACKED, name="flat")
     batch = next(iter(flat.trainer.get_train_dataloader()))
-    assert batch["input_ids"].shape == (1, flat.record["data"]["train"]["counts"]["tokens"])
+    tokens = flat.record["data"]["train"]["counts"]["tokens"]
+    assert batch["input_ids"].shape == (1, tokens - 20), "the template's line break after each answer is not computed"
     assert distance(reference, gradient(flat, gemma)) < 1e-5
     other = step("2", "1", *PACKED, name="other")
     assert distance(reference, gradient(other, gemma)) > 1e-2, "the measure tells other dialogues apart"
@@ -83,7 +85,7 @@ def test_gradients_are_those_of_the_dialogues_alone_however_the_step_is_cut(step
 def test_every_dialogue_is_in_one_pack_and_every_pack_in_one_step(train: Train) -> None:
     flags = ["--max_steps", "-1", "--num_train_epochs", "2", "--per_device_train_batch_size", "2", "--log_samples"]
     flags += ["--save_strategy", "steps", "--save_steps", "2", "--include_num_input_tokens_seen", "non_padding"]
-    outcome = ok(train(*flags, "--packing", "True", "--model_max_length", "300"))
+    outcome = ok(train(*flags, *ROWS, "--model_max_length", "300"))
     found = outcome.record["packing"]["train"]
     tokens = outcome.record["data"]["train"]["counts"]["tokens"]
     assert (found["dialogues"], found["tokens"], found["capacity"]) == (20, tokens, 300)
@@ -116,7 +118,7 @@ def test_no_mask_and_no_lengths_reach_the_model(train: Train, monkeypatch: pytes
         return real(model, batch, *args, **kwargs)
 
     monkeypatch.setattr(trainer, "loss_sum", noting)
-    ok(train("--packing", "True"))
+    ok(train(*ROWS))
     assert len(seen) == 2 and all(names == {"input_ids", "labels", "position_ids"} for names in seen)
 
 
@@ -153,8 +155,8 @@ def test_resuming_is_bit_identical_and_only_with_the_same_packs(
 
 @covers("verify_packing")
 def test_verifying_prints_one_line_and_changes_nothing(train: Train) -> None:
-    plain = ok(train("--packing", "True"))
-    verified = ok(train("--packing", "True", "--verify_packing", "True", name="verified"))
+    plain = ok(train(*ROWS))
+    verified = ok(train(*ROWS, "--verify_packing", "True", name="verified"))
     (line,) = (line for line in verified.err.splitlines() if line.startswith("packing verified"))
     assert "on 16 examples in 3 packs: loss off by" in line and "allowed: 1e-05" in line
     assert "packing verified" not in plain.err
@@ -186,7 +188,7 @@ def test_verifying_takes_the_memory_that_training_takes(train: Train, monkeypatc
         return compared[-1]
 
     monkeypatch.setattr(packed, "compare_packing", watched)
-    outcome = ok(train("--packing", "True", "--verify_packing", "True", "--gradient_checkpointing", "True"))
+    outcome = ok(train(*ROWS, "--verify_packing", "True", "--gradient_checkpointing", "True"))
     assert "packing verified on 16 examples in 3 packs" in outcome.err
     batches = 16 + 1  # the dialogues one by one, and one batch of three packs
     assert len(rows) == batches and rows[-1] == sum(rows[:-1]), "supervised tokens only"
@@ -204,7 +206,7 @@ def test_what_is_not_exact_stops_the_run(train: Train, monkeypatch: pytest.Monke
     """RoPE "dynamic" is refused by its name; without that rule the measurement finds it."""
     from fastchat.train import packed
 
-    flags = ["--packing", "True", "--rope_scaling_type", "dynamic", "--model_max_length", "1200"]
+    flags = [*ROWS, "--rope_scaling_type", "dynamic", "--model_max_length", "1200"]
     refused = train(*flags)
     assert refused.code == 2 and '--packing cannot be combined with RoPE scaling "dynamic"' in refused.err
     assert "Attention:" not in refused.err and "rows " not in refused.err, "before data and model are read"

@@ -73,3 +73,23 @@ def test_two_processes_resume_bit_for_bit(
     resumed = warm.run(flags, tmp_path / "out")
     assert "checkpoint-4: step 4" in resumed.err
     same_run(plain, resumed)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_two_processes_share_prefixes_like_one(
+    warm: Warm, train: Train, model_dir: Path, data_files: tuple[Path, Path], tmp_path: Path, engine: str
+) -> None:
+    """The system prompt of the default template is in every dialogue."""
+    base = ["--model_name_or_path", str(model_dir), "--data_path", str(data_files[0]), "--disable_tqdm", "True"]
+    base += ["--packing", "True", "--model_max_length", "200", "--max_steps", "2", "--lora_dropout", "0"]
+    one = ok(train("--per_device_train_batch_size", "4", base=base))
+    assert "common prefixes computed once" in one.err
+    flags = [*base, "--per_device_train_batch_size", "2", "--verify_packing", "True", *engine_flags(engine, tmp_path)]
+    two = warm.run(flags, tmp_path / "two")
+    assert warm.codes == [0, 0], two.err
+    assert two.losses == pytest.approx(one.losses, abs=1e-5) and "packing verified on" in two.err
+    for name in ("num_tokens", "num_supervised_tokens"):
+        assert [row[name] for row in two.metrics if "loss" in row] == [
+            row[name] for row in one.metrics if "loss" in row
+        ]

@@ -172,7 +172,7 @@ def test_a_finished_run_has_nothing_to_do(train: Train, monkeypatch: Any) -> Non
     assert again.code == 0 and "nothing to do" in again.err and again.trainer is None
     assert before == {p: p.stat().st_mtime_ns for p in first.folder.rglob("*")}
     with monkeypatch.context() as patch:  # by its numbers it is the same run
-        patch.setattr("fastchat.train.recipe.choose_engine", lambda *_: ZeRO({"zero_optimization": {"stage": 2}}, 1))
+        patch.setattr("fastchat.train.recipe.choose_engine", lambda *_, **__: ZeRO({"zero_optimization": {}}, 1))
         assert "nothing to do" in train(*SHORT).err
     other = train(*SHORT, "--data_seed", "7")
     assert other.code == 2 and "data_seed" in other.err

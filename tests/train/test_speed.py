@@ -125,7 +125,7 @@ def test_one_graph_for_all_layers(train: Train, graphs: list[Any]) -> None:
     for folder in (outcome.folder, outcome.folder / "checkpoint-2"):
         assert adapter(folder).keys() == adapter(plain.folder).keys(), "no other names"
     again = ok(train("--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2", name="b"))
-    assert again.metrics[-1]["step"] == 6 and "now used: --torch_compile True -> False" in again.err
+    assert again.metrics[-1]["step"] == 6 and "now used: --torch_compile true -> false" in again.err
 
 
 def test_packed_rows_are_compiled_too(train: Train, graphs: list[Any]) -> None:
@@ -133,7 +133,8 @@ def test_packed_rows_are_compiled_too(train: Train, graphs: list[Any]) -> None:
     outcome = ok(
         train("--packing", "True", "--model_max_length", "400", "--torch_compile", "--verify_packing", name="b")
     )
-    assert len(graphs) == 1 and outcome.losses == pytest.approx(plain.losses, abs=1e-6)
+    assert len(graphs) <= 2, "rows of one pack are another shape, layers are not"
+    assert outcome.losses == pytest.approx(plain.losses, abs=1e-6)
 
 
 def test_a_layer_that_cannot_be_compiled_runs_as_it_is(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +165,7 @@ def test_compiled_for_this_machine(train: Train, quantized: bool) -> None:
     assert outcome.losses == pytest.approx(plain.losses, abs=1e-5)
 
 
-# ---- liger: its own package needs a GPU, and is seen at work there (playground/benchmark/gpu.py)
+# ---- liger: its kernels need a GPU, so only the way back is shown here
 
 
 def test_what_liger_replaces_can_be_put_back(tiny_model_dir: Callable[..., Path]) -> None:

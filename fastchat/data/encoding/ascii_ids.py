@@ -175,4 +175,3 @@ def _num_tokens(model: Any, words: Sequence[str]) -> list[int]:
         return [len(found) for found in Tokenizer(model).encode_batch_fast(list(words), add_special_tokens=False)]
     finally:
         model.ignore_merges = before
-        model._clear_cache()  # of words, full of those that no text has

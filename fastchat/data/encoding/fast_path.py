@@ -73,6 +73,7 @@ class FastPath:
             self._ascii, self.why_not = self._with_tiktoken(steps)
             self._form = next((s["type"] for s in encoder.steps("normalizer") if _is_form(s)), None)
             why = self._difference([*difficult_texts(), *_beginning(sample, _SAMPLE)], lengths)
+            encoder.whole.model._clear_cache()  # of words: it is full of those of difficult texts now
         if why:
             self.why_not, self._refused, self._ascii = why, True, None
         else:

@@ -47,7 +47,7 @@ MAX_BYTES = 20 << 30
 # These modules, what they import, and these libraries turn files into rows, rows into dialogues, and dialogues into
 # ids, labels and counts. (The effect of transformers on a tokenizer is in the description of the encoder.)
 _MODULES = (loading.__name__, workers.__name__, encoder.__name__)
-_LIBRARIES = ("tokenizers", "jinja2", "pyarrow")
+_LIBRARIES = ("tokenizers", "tiktoken", "regex", "jinja2", "pyarrow")
 
 
 @dataclass
@@ -87,10 +87,17 @@ def key_of(**parts: Any) -> str:
 @lru_cache(maxsize=1)
 def code_version() -> str:
     """Digest of the code that makes ids, and the versions of Python and of the libraries that do."""
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    versions = {name: _version(name) for name in _LIBRARIES}
     versions["python"] = ".".join(map(str, sys.version_info[:2]))  # its Unicode tables, and the form of syntax trees
     code = remembered(cache_folder(), "code", _MODULES, lambda: code_digest(Path(fastchat.__file__).parent, _MODULES))
     return sha256_of_json([code, versions])
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:  # tiktoken, without which tokenising only takes longer
+        return ""
 
 
 def obtain(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,12 +79,16 @@ def tokenised(
         for batch in batches:
             yield batch, make_shard(batch.dialogues, chat_encoder, **how)
         return
+    batches = iter(batches)
+    if _may_fork():  # what the encoder prepares at its first data is then part of every copy
+        for batch in islice(batches, 1):
+            yield batch, make_shard(batch.dialogues, chat_encoder, **how)
     forks = _may_fork()
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("fork" if forks else "spawn"),
-        initializer=_start_forked if forks else _start,
-        initargs=(chat_encoder if forks else chat_encoder.described(), chat_encoder.encoder.name, how),
+        initializer=_start,
+        initargs=(chat_encoder if forks else (chat_encoder.described(), chat_encoder.encoder.name), how),
     )
 
     def submit(batch: Batch) -> Future[TokenShard]:
@@ -157,19 +162,16 @@ def _set_environment(values: dict[str, str | None]) -> None:
 _WORKER: dict[str, Any] = {}
 
 
-def _start(described: dict[str, Any], name: str, how: dict[str, Any]) -> None:
-    _start_forked(None, name, how)
-    from fastchat.data.encoding.text_encoder import TextEncoder
-
-    with contextlib.redirect_stderr(io.StringIO()):  # the main process has logged it already
-        _WORKER["chat_encoder"] = TextEncoder.from_description(described, name)
-
-
-def _start_forked(chat_encoder: ChatEncoder | None, name: str, how: dict[str, Any]) -> None:
-    """The same in a copy of the main process."""
+def _start(chat_encoder: ChatEncoder | tuple[dict[str, Any], str], how: dict[str, Any]) -> None:
+    """`chat_encoder`: itself in a copy of the main process, else what describes it, and its name."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if isinstance(chat_encoder, tuple):
+        from fastchat.data.encoding.text_encoder import TextEncoder
+
+        with contextlib.redirect_stderr(io.StringIO()):  # the main process has logged it already
+            chat_encoder = TextEncoder.from_description(*chat_encoder)
     _WORKER["chat_encoder"], _WORKER["how"] = chat_encoder, how
 
 

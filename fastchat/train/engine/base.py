@@ -22,6 +22,7 @@ class Engine(WeightAccess):
     a part of each weight. casts_weights: whether half precision means weights that the engine casts, with float32
     copies for the update; otherwise it is autocast. restores_weights: whether `load` brings back the trained weights as
     well. backward_arguments: what `accelerator.backward` is given. zero_stage: DeepSpeed's, 0 for other engines.
+    library: the field of training.json that `settings` is for.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Engine(WeightAccess):
     restores_weights = False
     backward_arguments: dict[str, Any] = {}
     zero_stage = 0
+    library = "deepspeed"
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -103,6 +105,10 @@ class Engine(WeightAccess):
         """What forward and backward compute in; `weights` is the dtype they were loaded as."""
         raise NotImplementedError
 
+    def line(self) -> str:
+        """The engine in the block that a run prints before its first step."""
+        return self.name
+
     def settings(self) -> dict[str, Any] | None:
         """The configuration that the running engine was given, as plain values, for the record. None: it has none."""
         return None
@@ -127,13 +133,12 @@ class Engine(WeightAccess):
 _WHOLE = {"plain": "whole", "ddp": "whole"}  # engines whose state is the same, and whole
 
 
-def find_mismatch(path: Path, saved: tuple[str, int], now: tuple[str, int]) -> str | None:
-    """Why the state in the checkpoint `path` does not fit, None where it does; (engine's name, processes) of then and
-    now. Each engine has its own state, and DeepSpeed's only fits as many processes: weights fit everywhere."""
-    (engine, processes), (our_engine, our_processes) = saved, now
-    if _WHOLE.get(engine, engine) != _WHOLE.get(our_engine, our_engine):
-        return (
-            f"{path} was saved under {engine} and this run is {our_engine}: its optimizer state does not "
-            "fit; use the same --engine or --deepspeed, or continue with the weights alone (--resume_weights_only)"
-        )
-    return None
+def find_mismatch(path: Path, saved: str, now: str) -> str | None:
+    """Why the state in the checkpoint `path`, of the engine `saved`, does not fit the engine `now`; None where it does.
+    Weights fit everywhere, and state fits any number of processes."""
+    if _WHOLE.get(saved, saved) == _WHOLE.get(now, now):
+        return None
+    return (
+        f"{path} was saved under {saved} and this run is {now}: its optimizer state does not fit; use the same "
+        "--engine or --deepspeed, or continue with the weights alone (--resume_weights_only)"
+    )

@@ -37,6 +37,7 @@ class FSDP(Plain):
     name = "fsdp"
     partitions = True
     casts_weights = True
+    library = "fsdp"
 
     def __init__(self, options: FsdpOptions, world_size: int, half: torch.dtype | None) -> None:
         super().__init__(world_size)
@@ -47,7 +48,7 @@ class FSDP(Plain):
 
     # ---- weights ----
 
-    def divide(self, model: torch.nn.Module, device: torch.device) -> None:
+    def divide(self, model: Any, device: torch.device) -> None:
         """Every process keeps its rows of each weight from now on."""
         inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         blocks = _blocks(inner, self.options.units)
@@ -70,7 +71,7 @@ class FSDP(Plain):
             if self.half and parameter.requires_grad and not isinstance(parameter, DTensor):
                 parameter.data = parameter.data.float()
 
-    def _check_divided(self, model: torch.nn.Module) -> None:
+    def _check_divided(self, model: Any) -> None:
         """AssertionError unless this process holds exactly its rows of every weight, and no other."""
         for name, parameter in model.named_parameters():
             divided = isinstance(parameter, DTensor) and parameter.placements == (Shard(0),)
@@ -89,14 +90,15 @@ class FSDP(Plain):
         if not isinstance(tensor, DTensor):
             yield tensor
             return
-        full = tensor.detach().full_tensor()
+        divided: Any = tensor.detach()
+        full = divided.full_tensor()
         as_file = self._files_as.get(self._names.get(id(tensor), ""))
         full = full if as_file is None else full.to(as_file)
         yield full
         if write:
             dist.broadcast(full, src=0)
             first, end = shards.rows_of(tensor.shape[0], self.world_size, rank())
-            tensor.detach().to_local().copy_(full[first:end])
+            divided.to_local().copy_(full[first:end])
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -135,6 +137,10 @@ class FSDP(Plain):
 
     def compute_dtype(self, weights: torch.dtype) -> torch.dtype:
         return self.half or weights
+
+    def line(self) -> str:
+        held, numbers = self.held(self.wrapped)
+        return f"fsdp: each process holds {100 * held / numbers:.1f} % of the weights, in {self.units} units"
 
     def settings(self) -> dict[str, Any]:
         held, numbers = self.held(self.wrapped)
