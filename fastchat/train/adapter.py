@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastchat.checkpoint.record import TrainingRecord, read_training_record
 from fastchat.errors import SettingsError, nearest
 from fastchat.model.adapter_parts import TRAINED
 from fastchat.model.first_weights import FirstWeights
@@ -21,6 +22,12 @@ from fastchat.train.untrained import untrained_tokens
 
 AddAdapter = Callable[[Any, Callable[[], Any]], Any]
 _BATCH_TOKENS = 2048  # after as many, a batch of EVA is full
+
+
+def adapter_record(lora: LoraArguments | None) -> TrainingRecord | None:
+    """The training record of the adapter to continue, where there is one."""
+    path = lora.lora_weight_path if lora is not None else None
+    return read_training_record(path) if path else None
 
 
 def adapter_of(

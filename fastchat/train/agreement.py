@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import fastchat
 from fastchat.errors import SettingsError, brief, values_without_secrets
 from fastchat.files import parse_json, sha256_of_blocks
 from fastchat.machines import Place, named
+from fastchat.settings.engines import FsdpOptions
 from fastchat.settings.values import Values
 
 # How one machine does its own part, whatever the others do.
@@ -34,11 +36,12 @@ _WIDTH = 60  # characters of a value
 Reports = Sequence[tuple[Place, dict[str, Any]]]
 
 
-def settings_facts(values: Values, deepspeed: dict[str, Any] | None) -> dict[str, Any]:
-    """What is known before anything is loaded. `deepspeed`: the configuration, None without."""
+def settings_facts(values: Values, deepspeed: dict[str, Any] | None, fsdp: FsdpOptions | None = None) -> dict[str, Any]:
+    """What is known before anything is loaded. `deepspeed`: its configuration, `fsdp`: its options; None without."""
     own = {*OWN, *(option.name for option in values.options if option.path)}
     settings = {f"--{name}": values[name] for name in values.names() if name not in own}
     content = {f"--deepspeed, {name}": value for name, value in (deepspeed or {}).items()}
+    content |= {f"FSDP, {name}": value for name, value in (asdict(fsdp) if fsdp else {}).items()}
     return _json({**settings, "--deepspeed": deepspeed is not None, **content, **_versions(), "fastchat": _program()})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastchat.checkpoint.record import TrainingRecord, read_training_record
+from fastchat.checkpoint.record import TrainingRecord
 from fastchat.data.batches.packing import PackedDataset
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.rows.columns import Columns
@@ -24,7 +24,7 @@ from fastchat.model.rope import RopeChoice, choose_rope
 from fastchat.processes import on_all_processes, on_main_process, world_size
 from fastchat.settings.lora_options import DEFAULT, GAUSSIAN
 from fastchat.train import packed, speed, startup
-from fastchat.train.adapter import adapter_of, derived_targets, token_ids
+from fastchat.train.adapter import adapter_of, adapter_record, derived_targets, token_ids
 from fastchat.train.callbacks import MetricsFile, SamplesFile, WarmupNote
 from fastchat.train.checkpoint_plan import plan_checkpoints, remove_stops
 from fastchat.train.checkpointed import plan_run
@@ -190,7 +190,7 @@ def rope_asked(settings: Settings) -> bool:
 def rope_as_asked(settings: Settings, config: Any) -> RopeChoice | None:
     """Step 4. The RoPE scaling that the settings ask for; None where they do not, and the data decides."""
     model = settings.model
-    adapter = adapter_record(settings)
+    adapter = adapter_record(settings.lora)
     rope = None
     if rope_asked(settings):
         kind, factor = model.rope_scaling_type, model.rope_scaling_factor
@@ -201,16 +201,10 @@ def rope_as_asked(settings: Settings, config: Any) -> RopeChoice | None:
 
 def rope_as_needed(settings: Settings, config: Any, corpora: dict[str, Corpus]) -> RopeChoice | None:
     """Step 6. The RoPE scaling of the adapter to continue, or what the longest dialogue needs."""
-    training, adapter = settings.training, adapter_record(settings)
+    training, adapter = settings.training, adapter_record(settings.lora)
     rope = rope_for_data(config, adapter, longest=longest(corpora), model_max_length=training.model_max_length)
     accept_rope(settings, config, rope, adapter)
     return rope
-
-
-def adapter_record(settings: Settings) -> TrainingRecord | None:
-    """The training record of the adapter to continue, where there is one."""
-    path = settings.lora.lora_weight_path if settings.lora is not None else None
-    return read_training_record(path) if path else None
 
 
 def accept_rope(settings: Settings, config: Any, rope: RopeChoice | None, adapter: TrainingRecord | None) -> None:

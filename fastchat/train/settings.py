@@ -109,7 +109,7 @@ def parse(argv: Sequence[str], *, lora: bool) -> Settings:
 
     values, config, fsdp = together(
         lambda: _read(name, words, lora),
-        lambda read: settings_facts(*read[:2]),
+        lambda read: settings_facts(*read),
         lambda read: float(read[0]["ddp_timeout"]),
     )
     return _build(values, config, fsdp, lora)
