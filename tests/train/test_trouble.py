@@ -331,7 +331,7 @@ def test_another_engine_is_refused_and_another_number_of_processes_resumes(
     assert warm.codes == [2, 2] and "saved under ddp and this run is zero2" in other.err
     alone = warm.run(flags_of("ddp"), tmp_path / "out", processes=1)
     assert alone.code == 0 and "saved by 2 processes with a global batch" in alone.err, alone.err
-    assert alone.losses == pytest.approx(plain("ddp").losses, abs=1e-5)
+    assert alone.losses == pytest.approx(plain("ddp").losses, abs=5e-3)  # with dropout, of other random numbers
 
 
 def test_one_process_of_a_machine_tokenises_for_all(warm: Warm, flags_of, plain, tmp_path: Path) -> None:
