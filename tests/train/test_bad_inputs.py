@@ -58,7 +58,6 @@ SETTINGS = [
     (["--fsdp", "full_shard", "--deepspeed", "deepspeed_config_s2"], 2, ["--deepspeed and --fsdp", "keep one"]),
     (["--push_to_hub"], 2, ["--push_to_hub", "HF_HUB_OFFLINE"]),
     (["--hub_token", "secret-value"], 2, ["--hub_token"]),
-    (["--torch_compile"], 2, ["--torch_compile"]),
     (["--logging_dir", "x"], 2, ["--logging_dir", "TENSORBOARD_LOGGING_DIR"]),
     (["--report_to", "paper"], 2, ["'paper'", "wandb, tensorboard, mlflow, trackio"]),
     (["--deepspeed", "/nowhere.json"], 2, ["/nowhere.json", "cannot be read"]),

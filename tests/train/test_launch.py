@@ -215,7 +215,7 @@ def test_an_error_of_one_rank_ends_all(warm: Warm, flags: list[str], tmp_path: P
 def test_help_whose_reader_leaves(repository: Path) -> None:
     script = '"$0" -m fastchat.train.train_lora --help | head -c 10; exit "${PIPESTATUS[0]}"'
     done = subprocess.run(["bash", "-c", script, sys.executable], capture_output=True, text=True, cwd=repository)
-    assert done.returncode == 0 and done.stdout == "usage: fas" and done.stderr == "", done.stderr
+    assert done.returncode == 0 and done.stdout == "usage: pyt" and done.stderr == "", done.stderr
 
 
 def test_help_needs_no_model(tmp_path: Path) -> None:

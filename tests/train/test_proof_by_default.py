@@ -78,7 +78,9 @@ def test_what_cannot_be_saved_is_found_before_the_first_step(train: Train, monke
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_the_same_saved_files_are_read_back_once(train: Train, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+def test_the_same_saved_files_are_read_back_once(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, full: bool
+) -> None:
     from fastchat.model.tokenizer_files import loaded_files, reopened
 
     read: list[Any] = []
@@ -88,8 +90,11 @@ def test_the_same_saved_files_are_read_back_once(train: Train, monkeypatch: pyte
         return reopened(folder, tokenizer)
 
     monkeypatch.setattr("fastchat.train.rehearsal.reopened", noted)
+    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))  # nothing is known from earlier runs
     folder = ok(train("--save_strategy", "steps", "--save_steps", "1", full=full)).folder
     assert len(read) == 1, "by the trial before the first step; two checkpoints and the result have the same files"
+    ok(train(full=full, name="again"))
+    assert len(read) == 1, "and it is known from then on"
     found = loaded_files(folder)
     assert "tokenizer.json" in found and found == loaded_files(folder / "checkpoint-1")
     (folder / "added_tokens.json").write_text("{}", encoding="utf-8")

@@ -26,7 +26,7 @@ def test_a_program_that_has_torch_keeps_its_collection(monkeypatch: pytest.Monke
     frozen = gc.get_freeze_count()
     with uncollected_imports():
         assert gc.isenabled()
-    assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() <= frozen
 
 
 def test_a_program_that_collects_nothing_keeps_that(monkeypatch: pytest.MonkeyPatch) -> None:

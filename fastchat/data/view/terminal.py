@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from fastchat.data.encoding.text_encoder import TextEncoder
+if TYPE_CHECKING:
+    from fastchat.data.encoding.text_encoder import TextEncoder
+
 
 # Two alternating shades each, so that token boundaries are visible.
 _SUPERVISED = ("\x1b[32m", "\x1b[92m")
