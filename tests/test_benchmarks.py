@@ -62,6 +62,31 @@ def test_a_peer_that_cannot_be_had_is_left_out_with_the_reason(
     assert one.found["left out"]["trl"] == "pip could not install it: no network"
 
 
+def test_bench_reads_what_the_other_scripts_print(repository: Path, monkeypatch: Any, capsys: Any) -> None:
+    bench = load(repository, "bench", monkeypatch)
+    start, merge = load(repository, "start", monkeypatch), load(repository, "merge", monkeypatch)
+    step, packing = load(repository, "step", monkeypatch), load(repository, "packing", monkeypatch)
+
+    def read(pattern_and_words: tuple[str, str]) -> dict[str, str]:
+        return bench.figures_in(capsys.readouterr().out, *pattern_and_words)
+
+    here, other = Path("here"), Path("other")
+    taken = {(c, n): [start.Seconds(12.5, 30.0, 1.0)] for c in (here, other) for n in start.COLUMNS}
+    start.report(taken, [here, other])
+    once = "12.5 (12.5 to 12.5)"
+    said = f"CPU seconds: --help {once}; first start {once}; second start {once}; preview {once}"
+    assert read(bench.START) == {"this checkout": said, "the other": said}
+    merge.report({"here": {"cpu_s": [11.0], "peak_bytes": [7e8]}, "peft": {"cpu_s": [12.0], "peak_bytes": [2e9]}})
+    assert {who: text.split()[0] for who, text in read(bench.MERGE).items()} == {"here": "11.0", "peft": "12.0"}
+    step.report({"plain loop": [1.0], "this project": [1.01], "transformers' Trainer": [0.99]}, 10)
+    found = read(bench.STEP)
+    assert found["this project"] == "101.00 CPU ms per step (101.00-101.00), 1.0% over the loop"
+    assert list(found) == ["plain loop", "this project", "transformers' Trainer"]
+    monkeypatch.setattr(sys, "argv", ["packing.py", "--number", "200", "--repeat", "1"])
+    packing.main()
+    assert "packs" in read(bench.PACK)["log-normal, median 400"]
+
+
 def test_rungs_and_their_figures(repository: Path, tmp_path: Path, monkeypatch: Any) -> None:
     ladder = load(repository, "ladder", monkeypatch)
     names = [rung.name for rung in ladder.rungs(["Llama-2-7B", "Llama-3.1-8B"])]

@@ -314,7 +314,7 @@ def added_ids(chat_encoder: ChatEncoder) -> set[int]:
 def open_encoder(
     model_path: str, base_model_path: str | None = None, conv_template: str | None = None, **options: Any
 ) -> tuple[TrainedModel, ChatEncoder, int]:
-    """What a chat needs beside the weights: what is in the folder, its tokenizer with the template, and the pad id.
+    """What a chat needs besides the weights: what is in the folder, its tokenizer with the template, and the pad id.
 
     Arguments and errors are those of `load_chat`.
     """

@@ -81,7 +81,7 @@ class Speed:
     def line(self) -> str:
         """For the overview."""
         named = {ATTENTION: f"attention {self.attention}"}
-        return ", ".join(named.get(n, n) if state == ON else f"{n} off" for n, state in self.states.items())
+        return ", ".join(named.get(n, f"{n} on") if state == ON else f"{n} off" for n, state in self.states.items())
 
     def limit(self, model: Any) -> None:
         """Gradient checkpointing has been switched on for all layers: leaves it to those that were asked for."""

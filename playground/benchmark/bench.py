@@ -243,7 +243,7 @@ def figures_in(printed: str, pattern: str, says: str) -> dict[str, str]:
     return {one["who"]: says.format(**one.groupdict()) for one in found}
 
 
-# What `start.py`, `merge.py`, `step.py` and `packing.py` print: (a pattern for the lines with figures, how they are said).
+# What the other scripts print: (a pattern for the lines with figures, how the table says them).
 _TIMES = r"[\d.]+ \([\d.]+ to [\d.]+\)"
 START = (
     rf"^(?P<who>this checkout|the other), cpu seconds +(?P<help>{_TIMES}) +(?P<first>{_TIMES}) +(?P<second>{_TIMES})"
@@ -252,7 +252,8 @@ START = (
 )
 MERGE = (r"^(?P<who>here|peft) +(?P<figures>\S.*)$", "{figures}")
 STEP = (
-    r"^(?P<who>plain loop|this project|transformers' Trainer) +(?P<ms>[\d.]+) +(?P<range>[\d.]+-[\d.]+) +(?P<over>\S+%)$",
+    r"^(?P<who>plain loop|this project|transformers' Trainer) +(?P<ms>[\d.]+) +(?P<range>[\d.]+-[\d.]+)"
+    r" +(?P<over>\S+%)$",
     "{ms} CPU ms per step ({range}), {over} over the loop",
 )
 PACK = (

@@ -159,7 +159,7 @@ def packing(checks: Checks) -> dict[str, Any]:
 
 
 def quickstart(checks: Checks) -> dict[str, Any]:
-    """The README's first command, on the GPU; then nf4 on its base, and the merged model beside the adapter."""
+    """The README's first command, on the GPU; then nf4 on its base, and the merged model next to the adapter."""
     text = checks.run("quickstart", ["bash", ROOT / "scripts" / "quickstart.sh"])
     work, eval_rows = ROOT / ".cache" / "quickstart", ROOT / ".cache" / "quickstart" / "chat_eval.json"
     record = json.loads((work / "adapter" / "training.json").read_text(encoding="utf-8"))

@@ -50,14 +50,19 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fschat-benchmark-", dir=args.scratch) as scratch:
         found = measure(Path(scratch), args)
+    report(found)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def report(found: dict[str, Any]) -> None:
+    """Prints a line for each. bench.py reads them."""
     for name, one in found.items():
         seconds, peak = one["cpu_s"], one["peak_bytes"]
         print(
             f"{name:<6} {median(seconds):6.1f} CPU s ({min(seconds):.1f}-{max(seconds):.1f})  "
             f"peak {max(peak) / 1e9:.2f} GB"
         )
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def measure(scratch: Path, args: argparse.Namespace) -> dict[str, Any]:

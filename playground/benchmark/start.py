@@ -68,6 +68,11 @@ def main() -> None:
         if len(losses) != 1:
             raise SystemExit(f"the losses differ: {sorted(losses)}")
     print(f"loss of the first step, every start: {losses.pop()}")
+    report(taken, checkouts)
+
+
+def report(taken: dict[tuple[Path, str], list[Seconds]], checkouts: list[Path]) -> None:
+    """Prints the table. bench.py reads its lines."""
     print(f"{'median (min to max)':<30}" + "".join(f"{name:>22}" for name in COLUMNS))
     for checkout, label in zip(checkouts, ("this checkout", "the other"), strict=False):
         for kind in ("cpu", "clock"):

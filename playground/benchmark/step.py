@@ -1,4 +1,4 @@
-"""What a training step costs beside the model: this project's trainer, transformers' Trainer and a plain loop.
+"""What a training step costs besides the model: this project's trainer, transformers' Trainer and a plain loop.
 
     python playground/benchmark/step.py
     python playground/benchmark/step.py --model_name_or_path DIR --data_path FILE --steps 50 --profile
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="CPU seconds of a training step beside the model.")
+    parser = argparse.ArgumentParser(description="CPU seconds of a training step besides the model.")
     parser.add_argument("--model_name_or_path", help="by default a Llama with 4 layers of width 64")
     parser.add_argument("--data_path", help="by default dialogues of 60 to 200 tokens")
     parser.add_argument("--batch", type=int, default=4)
