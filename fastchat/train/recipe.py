@@ -271,7 +271,7 @@ def pack(settings: Settings, corpora: dict[str, Corpus], config: Any, loading: L
     training, packs = settings.training, {}
     assert training.data_seed is not None
     if settings.data.packing:
-        trees = (config, loading.attention) if settings.data.packing_prefix_tree else None
+        trees = (config, loading.intended) if settings.data.packing_prefix_tree else None
         packs = packed.plan(corpora, training.model_max_length, training.data_seed, trees)
     data = Data(corpora, packs)
     if training.dataloader_drop_last:

@@ -147,7 +147,7 @@ def speed_up(
             change = make()
             flat = wants_one_row(asked.attention if name == ATTENTION and asked.attention else used_attention(model))
             with as_in_training(model, computing, engine) as dtype, engine.weights_in_reach(model):
-                mine = _prove(model, name, change, batch(flat), _Way(dtype, chunked, training=not engine.partitions))
+                mine = _prove(model, name, change, batch(flat), _Way(dtype, chunked, engine))
             lack = _agreed(mine, name, change, computing.device)
             speed.compiled = change if isinstance(change, CompiledLayers) and not lack else None
         speed.states[name] = lack or ON
@@ -187,18 +187,22 @@ def _why_no_compiler(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class _Way:
-    """How the two passes are made. dtype: what they compute in; chunked: with the chunked head; training: in training
-    mode (weights that are gathered for a pass are gone when a checkpointed layer wants them again)."""
+    """How the two passes are made. dtype: what they compute in; chunked: with the chunked head."""
 
     dtype: torch.dtype
     chunked: bool
-    training: bool
+    engine: Engine
+
+    @property
+    def training(self) -> bool:
+        """Training mode. Weights that are gathered for a pass are gone when a checkpointed layer wants them again."""
+        return not self.engine.partitions
 
 
 def _prove(model: Any, name: str, change: Change, batch: dict[str, torch.Tensor], way: _Way) -> str:
     """Applies the change; why it must be undone, "" where it is right. Says what was found."""
     num = int(count_tokens([_counted(batch)])[0])
-    was_training, gradients = model.training, GradientSum(model)
+    was_training, gradients = model.training, GradientSum(model, way.engine.gradients)
 
     def loss(_: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         torch.manual_seed(0)
@@ -220,14 +224,19 @@ def _prove(model: Any, name: str, change: Change, batch: dict[str, torch.Tensor]
         off = gradients.norm()  # the difference
     finally:
         model.train(was_training)
-    if not num or not norm:
-        return ""  # nothing is trained on, or nothing depends on what is trained
+    if not num:
+        return ""  # nothing is trained on
     tolerance = TOLERANCE[str(way.dtype).removeprefix("torch.")]
-    proof = Proof(num, abs(changed - plain) / abs(plain), off / norm, tolerance)
+    proof = Proof(num, _relative(abs(changed - plain), abs(plain)), _relative(off, norm), tolerance)
     if proof.agrees:
         detail(f"--{name}: {proof.numbers}")
         return ""
     return f"not right for this model: {proof.numbers}"
+
+
+def _relative(off: float, to: float) -> float:
+    """Where there is nothing, nothing may come of it."""
+    return off / to if to else (0.0 if off == 0 else float("inf"))
 
 
 def _agreed(mine: str, name: str, change: Change, device: torch.device) -> str:
