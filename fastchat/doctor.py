@@ -197,7 +197,7 @@ def _gpus() -> Iterator[Finding]:
 
 def _compiler() -> Iterator[Finding]:
     found = next((path for name in (os.environ.get("CXX", "c++"), "g++") if (path := shutil.which(name))), None)
-    way_out = "" if found else "DeepSpeed needs one for offload: apt install g++"
+    way_out = "" if found else "needed for DeepSpeed's offload and --torch_compile: apt install g++"
     yield Finding(GOOD if found else NOTE, "C++ compiler", found or "none", way_out)
     ninja = shutil.which("ninja") or importlib.util.find_spec("ninja")
     yield Finding(GOOD if ninja else NOTE, "ninja", "found" if ninja else "none", "" if ninja else "pip install ninja")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Training on several hosts: start this on every one of them, with the same words (slurm/, kubernetes/ and skypilot/ do).
+# Training on several hosts: start this on every one of them, with the same arguments (slurm/, kubernetes/ and skypilot/ do).
 #
 #   HOSTS=2 MASTER_ADDR=node-a bash scripts/train_multinode.sh my.yaml --output_dir /shared/out
 #
-# The words are those of `fastchat train`: a recipe, then flags. Relative paths are relative to the current folder.
+# The arguments are those of `fastchat train`: a recipe, then flags. Relative paths are relative to the current folder.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"

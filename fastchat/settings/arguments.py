@@ -230,7 +230,7 @@ class DataArguments:
         common=True,
         memory=True,
     )
-    packing_prefix_tree: bool = _data(True, "compute what examples of a pack begin with once", resume=FREE)
+    packing_prefix_tree: bool = _data(True, "compute common prefixes of the examples in a pack once", resume=FREE)
     verify_packing: bool = _data(
         False,
         "before training, compare loss and gradients with and without packing on this model",

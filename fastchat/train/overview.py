@@ -76,7 +76,7 @@ class Overview(TrainerCallback):
         """How many tokens are left out, since no loss depends on them."""
         examples = rows.dataset if isinstance(rows, PackedDataset) else rows
         tails = int(self.run.corpora["train"].dataset.lengths.sum() - examples.lengths.sum())
-        return f", {tails:,} not computed (after the last learned one of an example)" if tails else ""
+        return f", {tails:,} not computed (after an example's last learned token)" if tails else ""
 
     def _batch(self, args: Any) -> str:
         processes, micro = self.trainer.engine.world_size, args.per_device_train_batch_size

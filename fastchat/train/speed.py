@@ -167,7 +167,7 @@ def _changes(
     if asked.torch_compile:
         lack = _why_no_compiler(device)
         if engine.partitions:
-            lack = f"{engine.name} gathers weights inside the layers, which a compiled graph cannot do"
+            lack = f"{engine.name} gathers the weights of a layer while it computes, which cannot be compiled here"
         found.append(("torch_compile", lack, lambda: CompiledLayers(model)))
     return found
 

@@ -105,6 +105,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=500, help="rows to tokenise (%(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions, which take turns (%(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="training steps (%(default)s)")
+    parser.add_argument("--overhead_steps", type=int, default=105, help="steps next to a plain loop (%(default)s)")
+    parser.add_argument("--start_rows", type=int, default=20_000, help="rows of starts and previews (%(default)s)")
+    parser.add_argument("--other", type=Path, help="another checkout, whose starts are measured too")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--only", nargs="+", choices=list(ROWS), help="rows to measure (default: all)")
     parser.add_argument("--draw", action="store_true", help="only draw what was measured")
@@ -212,31 +215,64 @@ def tiny_model(bench: Bench, tokenizer: str) -> Path:
     return folder
 
 
-def script(bench: Bench, name: str, words: list[str], pattern: str) -> dict[str, Any]:
-    """The lines of one of the other scripts here that match, as {first group: second group}."""
+def script(bench: Bench, name: str, words: list[str], pattern: str, says: str) -> dict[str, Any]:
+    """What one of the other scripts here prints: for each line that matches, its group `who` and `says` filled in.
+
+    Missing if the script fails, or if it prints no such line.
+    """
     path = HERE / f"{name}.py"
-    if not path.is_file():
-        raise Missing(f"this version has no {path.name}")
     done = subprocess.run(
         [sys.executable, str(path), *words], capture_output=True, text=True, check=False, env=single()
     )
     (bench.work / f"{name}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
         raise Missing(f"{path.name} failed: {last_line(done.stderr)}")
-    lines = {found[1].strip(): found[2].strip() for found in re.finditer(pattern, done.stdout, re.MULTILINE)}
+    lines = figures_in(done.stdout, pattern, says)
+    if not lines:
+        raise Missing(f"{path.name} prints no line that matches {pattern}")
     return {"command": " ".join([f"{name}.py", *words]), "lines": lines, "printed": done.stdout}
 
 
+def figures_in(printed: str, pattern: str, says: str) -> dict[str, str]:
+    """The figures in the lines that match, by who.
+
+    >>> figures_in("here   1.5 s\\nsomething else\\n", r"^(?P<who>here) +(?P<s>[\\d.]+) s$", "{s} seconds")
+    {'here': '1.5 seconds'}
+    """
+    found = re.finditer(pattern, printed, re.MULTILINE)
+    return {one["who"]: says.format(**one.groupdict()) for one in found}
+
+
+# What `start.py`, `merge.py`, `step.py` and `packing.py` print: (a pattern for the lines with figures, how they are said).
+_TIMES = r"[\d.]+ \([\d.]+ to [\d.]+\)"
+START = (
+    rf"^(?P<who>this checkout|the other), cpu seconds +(?P<help>{_TIMES}) +(?P<first>{_TIMES}) +(?P<second>{_TIMES})"
+    rf" +(?P<preview>{_TIMES}) *$",
+    "CPU seconds: --help {help}; first start {first}; second start {second}; preview {preview}",
+)
+MERGE = (r"^(?P<who>here|peft) +(?P<figures>\S.*)$", "{figures}")
+STEP = (
+    r"^(?P<who>plain loop|this project|transformers' Trainer) +(?P<ms>[\d.]+) +(?P<range>[\d.]+-[\d.]+) +(?P<over>\S+%)$",
+    "{ms} CPU ms per step ({range}), {over} over the loop",
+)
+PACK = (
+    r"^(?P<who>log-normal, median 400) .* (?P<seconds>[\d.]+) s +(?P<packs>[\d,]+) +[\d,]+ +(?P<fill>[\d.]+%)$",
+    "{seconds} s by the clock, {packs} packs, {fill} full",
+)
+
+
 def start(bench: Bench) -> None:
-    """`train_lora --help`, and runs of one step without and with the tokens in the cache."""
-    path, folder = data(bench, 2000), bench.args.tokenizers / "qwen2.5"
-    words = ["--model_name_or_path", str(folder), "--data_path", str(path), "--number", "2000", "--repeat", "3"]
-    bench.keep("start", script(bench, "start", words, r"^(CPU seconds|this checkout)(.*)$"))
+    """`train_lora --help`, previews, and runs of one step without and with the tokens in the cache."""
+    number = bench.args.start_rows
+    path, folder = data(bench, number), bench.args.tokenizers / "qwen2.5"
+    words = ["--model_name_or_path", str(folder), "--data_path", str(path), "--number", str(number)]
+    words += ["--repeat", str(bench.args.repeat), *(["--other", str(bench.args.other)] if bench.args.other else [])]
+    bench.keep("start", script(bench, "start", words, *START) | {"rows": number})
 
 
 def preview(bench: Bench) -> None:
-    """`fastchat preview --num 3` of 20,000 rows."""
-    path, folder = data(bench, 20_000), bench.args.tokenizers / "qwen2.5"
+    """`fastchat preview --num 3`, with an empty cache."""
+    path, folder = data(bench, bench.args.start_rows), bench.args.tokenizers / "qwen2.5"
     words = [sys.executable, "-m", "fastchat.cli", "preview", "--num", "3", "--data_path", str(path)]
     words += ["--model_name_or_path", str(folder), "--conv_template", "chatml", "--model_max_length", "1024"]
     seconds = []
@@ -255,19 +291,19 @@ def preview(bench: Bench) -> None:
 def merge(bench: Bench) -> None:
     """A model of 1 GB."""
     words = ["--repeat", str(bench.args.repeat), "--scratch", str(bench.work)]
-    bench.keep("merge", script(bench, "merge", words, r"^(here|peft)(.*)$"))
+    bench.keep("merge", script(bench, "merge", words, *MERGE))
 
 
 def overhead(bench: Bench) -> None:
     """Steps of the trainer next to a plain loop."""
-    bench.keep("overhead", script(bench, "step", [], r"^(plain loop|this project|transformers' Trainer)(.*)$"))
+    words = ["--repeat", str(bench.args.repeat), "--steps", str(bench.args.overhead_steps)]
+    bench.keep("overhead", script(bench, "step", words, *STEP))
 
 
 def pack(bench: Bench) -> None:
     """The plan of 100,000 and of 500,000 lengths."""
     for number in (100_000, 500_000):
-        found = script(bench, "packing", ["--number", str(number)], r"^(log-normal, median 400)(.*)$")
-        bench.keep(f"pack {number:,}", found)
+        bench.keep(f"pack {number:,}", script(bench, "packing", ["--number", str(number)], *PACK))
 
 
 def single() -> dict[str, str]:

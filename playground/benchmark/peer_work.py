@@ -53,6 +53,7 @@ def tokenise_here(asked: dict[str, Any]) -> tuple[dict[str, float], Rows]:
     chat_encoder = encoder.bind(encoder.choose(asked["template"]))
     dialogues = usable(list(Records([asked["data"]], on_bad_row="stop")))
     limit = asked["limit"]
+    encoder.fast.prepare([chat_encoder.template.render(one).text for _, one in dialogues[:8]])  # as much data does
     list(tokenize_dialogues(dialogues[:20], chat_encoder, max_length=limit))
     core, made = timed(lambda: list(tokenize_dialogues(dialogues, chat_encoder, max_length=limit)))
 

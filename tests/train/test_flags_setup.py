@@ -23,6 +23,7 @@ from tests.train import (
     test_head_runs,
     test_numbers,
     test_packed,
+    test_packed_trees,
     test_proof_by_default,
     test_pushing,
     test_resume,
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 SHOWN_IN = [test_data_flags, test_early_stopping, test_flags_training, test_head_runs, test_numbers, test_packed]
 SHOWN_IN += [test_proof_by_default, test_resume, test_tokenizer_runs, test_adapters, test_expert_runs]
-SHOWN_IN += [test_fsdp, test_run_report, test_eval_generate, test_pushing, test_speed]
+SHOWN_IN += [test_packed_trees, test_fsdp, test_run_report, test_eval_generate, test_pushing, test_speed]
 
 # ---- text ----
 

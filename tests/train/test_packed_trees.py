@@ -64,7 +64,7 @@ def test_a_step_is_that_of_separate_rows_with_a_third_of_the_tokens(train: Train
     found = tree.record["packing"]["train"]
     assert (found["tokens"], found["tokens_without_sharing"]) == (computed, separate)
     assert f"common prefixes computed once: {computed:,} tokens instead of {separate:,}" in tree.err
-    tails = "48 not computed (after the last learned one of an example)"  # a line break after each answer
+    tails = "48 not computed (after an example's last learned token)"  # a line break after each answer
     assert f"%), {tails}; common prefixes computed once: {computed:,} tokens" in tree.err
     assert f"%), {tails}\n" in rows.err and rows.record["data"]["train"]["counts"]["tokens"] == separate + 48
     assert "packing verified on 16 examples in" in tree.err and "common prefixes" not in rows.err
