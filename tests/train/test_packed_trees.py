@@ -70,6 +70,19 @@ def test_a_step_is_that_of_separate_rows_with_a_third_of_the_tokens(train: Train
     assert "packing verified on 16 examples in" in tree.err and "common prefixes" not in rows.err
 
 
+def test_the_kernel_that_will_be_used_decides(train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that the model is loaded with, which the other is only compared with."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "of_tests", sdpa_attention_forward)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "of_tests", sdpa_mask)
+    outcome = ok(train("--attn_implementation", "of_tests", base=flags))
+    assert outcome.record["attention"] == "of_tests" and outcome.record["speed"] == {"attn_implementation": "on"}
+    assert outcome.err.count("because of_tests cannot leave out what is on another branch") == 1
+
+
 def test_a_broken_mask_ends_the_run_before_its_first_step(
     train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

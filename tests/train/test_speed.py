@@ -95,6 +95,43 @@ def test_a_wrong_kernel_is_found_and_left_off(train: Train, monkeypatch: pytest.
         assert outcome.record["speed"]["attn_implementation"].startswith("off: ")
 
 
+class Louder:
+    """A change that is wrong: the output of the first layer's MLP grows."""
+
+    def __init__(self, model: Any) -> None:
+        self.layer: Any = decoder_layers(model)[0]
+
+    def apply(self) -> None:
+        self.handle = self.layer.mlp.register_forward_hook(lambda module, inputs, output: output * 1.5)
+
+    def undo(self) -> None:
+        self.handle.remove()
+
+
+def test_a_wrong_change_is_found_where_weights_are_divided(model_dir: Path, tmp_path: Path) -> None:
+    """autograd knows no gradient of the weights that FSDP divides, which was taken for one that is right."""
+    from transformers import AutoModelForCausalLM
+
+    from fastchat.settings.engines import FsdpOptions
+    from fastchat.train.engine import choose_engine
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_dir)
+        engine = choose_engine(None, 1, FsdpOptions())
+        engine.divide(model, torch.device("cpu"))
+        ids = torch.arange(5, 17)[None]
+        batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+        way = speed._Way(torch.float32, False, engine)
+        assert "not right for this model" in speed._prove(model, "wrong", Louder(model), batch, way)
+        nothing = Louder(model)
+        nothing.apply = lambda: None  # type: ignore[method-assign]
+        assert speed._prove(model, "right", nothing, batch, way) == ""
+        assert all(p.grad is None for p in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # ---- compiled layers; the graphs are only traced here, as compiling them for the CPU takes half a minute ----
 
 
