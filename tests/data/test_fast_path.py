@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from fastchat.conversation import Dialogue, Turn, get_template
 from fastchat.data.encoding import ascii_ids, fast_path
@@ -20,10 +21,10 @@ from fastchat.data.encoding.fast_path import FastPath
 from fastchat.data.encoding.raw_tokenizer import RawTokenizer
 from fastchat.data.encoding.supervision import TRAIN_ON
 from fastchat.data.encoding.text_encoder import TextEncoder
-from fastchat.data.rows.fingerprint import state_of
 from fastchat.data.rows.sources import Source
-from fastchat.data.tokens.prepare import TokenizeJob, TokenSettings
+from fastchat.data.tokens.prepare import TokenSettings, get_or_create_tokens
 from fastchat.data.tokens.store import make_shard
+from fastchat.errors import SettingsError
 from tests.builders import TOKENIZER_KINDS, chat_rows, write_rows
 from tests.tiers import SHARED, TEMPLATES, pairs, thorough
 
@@ -165,11 +166,13 @@ KNOWN = {
         _level(),
     ],
     "one word": [_level()],
+    "nothing": [_split(r"\p{L}*|(?=7)"), _level()],
+    "no string": [_split("") | {"pattern": {"String": ""}}, _level()],
     "gaps": [_split(r"\p{L}+|[0-9](?=[a-z])"), _level()],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [thorough(n, in_default=n in ("GPT-2", "DeepSeek-V3")) for n in KNOWN])
+@pytest.mark.parametrize("name", [thorough(n, in_default=n in ("GPT-2", "DeepSeek-V3", "nothing")) for n in KNOWN])
 def test_published_ways_of_splitting_words(encoder_of: Callable[[str], TextEncoder], name: str) -> None:
     encoder = changed(encoder_of("byte_nobos"), _replace_pre_tokenizer(KNOWN[name]))
     fast = prepared(encoder)
@@ -289,32 +292,76 @@ def test_without_tiktoken_it_is_said_how_to_get_it(
     assert_same_tokens(encoder, fast, random_texts(40))
 
 
+def test_a_library_that_gives_up_on_a_text_is_not_asked_again(
+    encoder_of: Callable[[str], TextEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in Rust is no `Exception`, so it would end the run; the usual way may encode the text."""
+    encoder = changed(encoder_of("byte_nobos"), lambda _: None)
+    fast, panic = prepared(encoder), type("PanicException", (BaseException,), {})
+    encode = fast._ascii
+
+    def gives_up(text: str) -> list[int]:
+        assert encode is not None
+        if "7" in text:
+            raise panic("Regex search error")
+        return encode(text)
+
+    monkeypatch.setattr(fast, "_ascii", gives_up)
+    assert_same_tokens(encoder, fast, random_texts(40))
+    monkeypatch.setattr(fast_path, "ascii_ids", lambda *_: (gives_up, ""))
+    monkeypatch.setattr(encoder, "plain_tokens", lambda *_: gives_up("7"))
+    fast = prepared(encoder)
+    assert fast.lengths is None and "cannot encode difficult texts with it (Regex search error)" in fast.why_not
+
+
+def test_texts_that_one_of_several_normalizers_changes(
+    encoder_of: Callable[[str], TextEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One text becomes longer and another one shorter, so that the lengths of both together add up."""
+    forms = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFKC"}]}
+    encoder = changed(encoder_of("byte_nobos"), lambda spec: spec.update(normalizer=forms))
+    chat_encoder = encoder.bind(get_template("vicuna_v1.1"))
+    rendered = chat_encoder.template.render(Dialogue((Turn("user", "\u00bd"), Turn("assistant", "\uff21\u00aa")), ""))
+    usual = chat_encoder.encode(rendered)
+    monkeypatch.setattr(encoder, "fast", prepared(encoder))
+    assert encoder.fast.lengths is not None and chat_encoder.encode(rendered) == usual
+
+
+def test_tokens_with_the_same_id_are_refused(encoder_of: Callable[[str], TextEncoder]) -> None:
+    """A `tokenizer.json` that is written has only one of them."""
+    model = copy.deepcopy(encoder_of("byte_nobos").spec)
+    model["model"]["vocab"]["zqzq"] = model["model"]["vocab"]["e"]
+    parsed = Tokenizer.from_str(json.dumps(model))
+    text = parsed.to_str()
+    with pytest.raises(SettingsError, match="gives the id [0-9]+ to 2 tokens \\('e', 'zqzq'\\)"):
+        TextEncoder(RawTokenizer(text, json.loads(text), None, None, name="twice", parsed=parsed))
+
+
 # --- when it is used
 
 
-def test_it_is_prepared_where_there_is_much_to_encode_and_a_refusal_is_kept(
+def test_it_is_prepared_where_there_is_much_to_encode_and_a_refusal_is_said_once(
     encoder_of: Callable[[str], TextEncoder],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_rows(tmp_path / "a.jsonl", chat_rows(150))
     (path,) = map(str, tmp_path.iterdir())
-    settings = TokenSettings(1024, "truncate", "stop", workers=1)
+    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "cache"))
+    settings = TokenSettings(1024, "truncate", "stop", workers=1, overwrite=True)
     files: list[Any] = []
     for worth, change, said in (
-        (1 << 30, REFUSED["lower case"][0], 0),
-        (1, REFUSED["lower case"][0], 1),
+        (1 << 30, REFUSED["prefix"][0], 0),
+        (1, REFUSED["prefix"][0], 1),
         (1 << 30, lambda _: None, 0),
         (5_000, lambda _: None, 0),
     ):
         monkeypatch.setattr(fast_path, "WORTH", worth)
         encoder = changed(encoder_of("byte_nobos"), change)
-        job = TokenizeJob(
-            "train", [Source(path, (path,))], encoder.bind(get_template("chatml")), settings, {path: state_of(path)}
-        )
-        (tmp_path / "store").mkdir(exist_ok=True)
-        made = job(tmp_path / "store")
-        files.append(made["files"])
-        assert made["slow"] == ("its normalizer has the step Lowercase" if said else "")
+        found = get_or_create_tokens("train", [Source(path, (path,))], encoder.bind(get_template("chatml")), settings)
+        files.append(found.entry.about["files"])
+        line = "without the fast path, because its pre-tokenizer has the step ByteLevel; the tokens are the same"
+        assert capsys.readouterr().err.count(line) == said
         assert (encoder.fast.lengths is not None) == (worth == 5_000)
     assert files[0] == files[1] and files[2] == files[3]

@@ -39,6 +39,7 @@ _PORTABLE = re.compile(
 
 SPACE = "▁"  # as which tokenizers that are not byte-level write a space
 _CHARACTERS = [SPACE if byte == 0x20 else chr(byte) for byte in range(128)]
+_ALL = r"[\s\S]+"
 _SPACE_INSIDE = re.compile(f"[^{SPACE}]{SPACE}")
 
 Ids = Callable[[str], list[int]]
@@ -49,6 +50,12 @@ def byte_characters() -> list[str]:
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust has stopped at an internal error. The class of such errors cannot be imported, and it
+    is not an `Exception`."""
+    return type(error).__name__ == "PanicException"
 
 
 def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]]) -> tuple[Ids | None, str]:
@@ -74,12 +81,13 @@ def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]])
     ranks, id_of, why = _ranks(model, spec, byte_characters()[:128] if byte_level else _CHARACTERS)
     if why:
         return None, why
-    *first, last = patterns
     try:
+        splits = [regex.compile(pattern, regex.VERSION0) for pattern in patterns]
+        # Where an expression matches nothing, the text is cut too; tiktoken cannot have a word of no characters.
+        last = _ALL if _matches_nothing(splits[-1]) else patterns[len(splits := splits[:-1])]
         # What the expression does not match is a word too; tiktoken would leave it out.
         last = rf"{last}|(?:(?!{last})[\s\S])+"
         words = tiktoken.Encoding("", pat_str=last, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
-        splits = [regex.compile(pattern, regex.VERSION0) for pattern in first]
     except (ValueError, regex.error) as error:
         return None, f"its pre-tokenizer's expression cannot be compiled ({error})"
     if not splits and not id_of:
@@ -93,6 +101,13 @@ def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]])
         return [id_of[rank] for rank in found] if id_of else found
 
     return ids, ""
+
+
+def _matches_nothing(pattern: Any) -> bool:
+    """Whether a pattern has matches of no characters; looked for between all pairs of ASCII characters."""
+    characters = list(map(chr, range(128)))
+    texts = ["", *("".join(f"{a}{b}" for b in characters) for a in characters)]
+    return any(found.start() == found.end() for text in texts for found in pattern.finditer(text))
 
 
 def _isolated(pattern: Any, text: str) -> list[str]:
@@ -120,7 +135,7 @@ def _patterns(steps: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
             return [], "its pre-tokenizer's expression may mean something else to tiktoken"
     if not steps or steps[-1]["type"] != "ByteLevel":
         return [], "its pre-tokenizer does not end with ByteLevel"
-    return found or [r"[\s\S]+"], ""  # one word where nothing splits the text
+    return found or [_ALL], ""  # one word where nothing splits the text
 
 
 def _patterns_of_spaces(steps: Sequence[dict[str, Any]], vocabulary: Iterable[str]) -> tuple[list[str], str]:
@@ -129,7 +144,7 @@ def _patterns_of_spaces(steps: Sequence[dict[str, Any]], vocabulary: Iterable[st
         return [], "its pre-tokenizer does more than to replace spaces"
     if any(step.get("split", True) for step in steps):
         return [" ?[^ ]+| "], ""
-    return [r"[\s\S]+" if any(map(_SPACE_INSIDE.search, vocabulary)) else " *[^ ]+| +"], ""
+    return [_ALL if any(map(_SPACE_INSIDE.search, vocabulary)) else " *[^ ]+| +"], ""
 
 
 def _ranks(model: Any, spec: dict[str, Any], characters: list[str]) -> tuple[dict[bytes, int], list[int], str]:

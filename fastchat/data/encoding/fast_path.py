@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from fastchat.data.encoding.ascii_ids import SPACE, Ids, ascii_ids
+from fastchat.data.encoding.ascii_ids import SPACE, Ids, ascii_ids, is_panic
 from fastchat.data.encoding.supervision import PlainTokens, Tokens
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class FastPath:
         self._seen = 0
         self._refused = False
         self._ascii: Ids | None = None
-        self._form: Form | None = None  # the Unicode normalisation
+        self._forms: list[Form] = []  # the Unicode normalisations, one after the other
 
     def announce(self, texts: Iterable[str]) -> None:
         """Say what data is going to be encoded. Where there is much of it, the fast path is prepared. Nothing else
@@ -69,10 +69,14 @@ class FastPath:
         encoder = self._encoder
         lengths, why = _lengths(encoder)
         if lengths is not None:
-            steps = encoder.steps("pre_tokenizer")
-            self._ascii, self.why_not = self._with_tiktoken(steps)
-            self._form = next((s["type"] for s in encoder.steps("normalizer") if _is_form(s)), None)
-            why = self._difference([*difficult_texts(), *_beginning(sample, _SAMPLE)], lengths)
+            self._forms = [step["type"] for step in encoder.steps("normalizer") if _is_form(step)]
+            try:
+                self._ascii, self.why_not = self._with_tiktoken(encoder.steps("pre_tokenizer"))
+                why = self._difference([*difficult_texts(), *_beginning(sample, _SAMPLE)], lengths)
+            except BaseException as error:
+                if not is_panic(error):
+                    raise
+                why = f"a library cannot encode difficult texts with it ({error})"
             encoder.whole.model._clear_cache()  # of words: it is full of those of difficult texts now
         if why:
             self.why_not, self._refused, self._ascii = why, True, None
@@ -90,8 +94,7 @@ class FastPath:
     def _quickly(self, texts: Sequence[str], position: str, lengths: np.ndarray) -> list[Tokens]:
         """The tokens of each text, with offsets where the tokens' lengths do not add up to that of the text."""
         found = self._ids(texts, position)
-        form = self._form  # which must change nothing
-        normal = [text.isascii() or form is None or unicodedata.is_normalized(form, text) for text in texts]
+        normal = [text.isascii() or self._is_normalized(text) for text in texts]
         edges = np.cumsum([0, *map(len, found)])
         widths = lengths[np.fromiter(chain.from_iterable(found), np.int32, int(edges[-1]))]
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(widths, dtype=np.int64)])[edges]
@@ -120,7 +123,14 @@ class FastPath:
             if unless is None
             else [f" {text}" if text and not text.startswith(unless) else text for text in texts]
         )
-        return [encode(text) if ours else next(rest) for text, ours in zip(given, ascii_only, strict=True)]
+        return [_or_nothing(encode, text) if ours else next(rest) for text, ours in zip(given, ascii_only, strict=True)]
+
+    def _is_normalized(self, text: str) -> bool:
+        """Whether the tokenizer's normalisations change nothing."""
+        changed = text
+        for form in self._forms:
+            changed = unicodedata.normalize(form, changed)
+        return changed == text
 
     def _begins_with_space(self, ids: Sequence[int]) -> bool:
         return (self._encoder.whole.id_to_token(ids[0]) or "").startswith(SPACE)
@@ -137,6 +147,16 @@ class FastPath:
                 if tokens.offsets is None and not _same_places(text, wanted, tokens, lengths):
                     return f"the tokens of {text[:40]!r} are at other places"
         return ""
+
+
+def _or_nothing(encode: Ids, text: str) -> list[int]:
+    """The ids of a text; none where tiktoken's regular expressions give up on it, which are then not the whole text."""
+    try:
+        return encode(text)
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        return []
 
 
 def _lengths(encoder: TextEncoder) -> tuple[np.ndarray | None, str]:

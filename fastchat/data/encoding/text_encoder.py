@@ -44,6 +44,7 @@ class TextEncoder:
         self.spec = raw.spec
         self.added = {token["content"]: token for token in self.spec["added_tokens"]}
         self.whole = _whole(raw)
+        _check_unique_ids(raw, self.whole)
         # Padding and truncation set in the file would change what encode returns.
         self.whole.no_padding()
         self.whole.no_truncation()
@@ -174,6 +175,23 @@ def _whole(raw: RawTokenizer) -> Tokenizer:
         token_id: token.content for token_id, token in whole.get_added_tokens_decoder().items()
     }
     return whole if same else Tokenizer.from_str(raw.text)
+
+
+def _check_unique_ids(raw: RawTokenizer, whole: Tokenizer) -> None:
+    """Raise SettingsError where tokens have the same id: only one of them is written to a `tokenizer.json`, so a saved
+    copy, and the processes that tokenise, would give other ids."""
+    if whole.get_vocab_size(with_added_tokens=False) == len(raw.spec["model"]["vocab"]):
+        return
+    tokens_of: dict[int, list[str]] = {}
+    for token, token_id in whole.get_vocab(with_added_tokens=False).items():
+        tokens_of.setdefault(token_id, []).append(token)
+    for token_id, tokens in sorted(tokens_of.items()):
+        if len(tokens) > 1:
+            raise SettingsError(
+                f"the tokenizer {raw.name} gives the id {token_id} to {len(tokens)} tokens "
+                f"({', '.join(map(repr, sorted(tokens)[:4]))}), so a saved copy of it would have other ids; give each "
+                "token of its tokenizer.json an id of its own."
+            )
 
 
 def _unknown(model: dict[str, Any]) -> str | None:
