@@ -159,12 +159,13 @@ class _Kept:
 
 @contextmanager
 def kept_output() -> Iterator[None]:
-    """Inside this block, printing never ends the process, not even from a library. May be nested; the log ends with the
-    outermost block, so that its lines do not reach a later run of the same process."""
+    """Inside this block, printing never ends the process, not even from a library. May be nested; the log begins and
+    ends with the outermost block, so that no line of what the process did before or does later is in it."""
     before = sys.stdout, sys.stderr
     if isinstance(sys.stderr, _Kept):
         yield
         return
+    LOG.close()
     _fill_closed()
     sys.stdout, sys.stderr = (_Kept(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115
     try:

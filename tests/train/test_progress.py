@@ -115,6 +115,7 @@ def test_proofs_are_in_the_log_and_printed_only_on_request(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams.DETAILS, "shown", False)
+    streams.detail("of an earlier call of a library function, not of this run")
     with streams.kept_output():
         streams.LOG.open(tmp_path)
         streams.detail("proven")
