@@ -49,6 +49,10 @@ class FastPath:
         self._ascii: Ids | None = None
         self._forms: list[Form] = []  # the Unicode normalisations, one after the other
 
+    def expect(self, num_characters: int) -> None:
+        """Say how much data will be announced, so that its first texts prepare the fast path already."""
+        self._seen += num_characters
+
     def announce(self, texts: Iterable[str]) -> None:
         """Say what data is going to be encoded. Where there is much of it, the fast path is prepared. Nothing else
         prepares it: a server's request must not wait for that."""

@@ -35,7 +35,6 @@ from fastchat.data.rows import records as loading
 from fastchat.data.tokens import workers
 from fastchat.data.tokens.code_digest import code_digest
 from fastchat.data.tokens.known import FOLDER as KNOWN
-from fastchat.data.tokens.known import remembered
 from fastchat.data.tokens.store import TokenStore, damage
 from fastchat.errors import DataError, ResourceError, SettingsError, say
 from fastchat.files import Lock, parse_json, sha256_of_json, write_text
@@ -88,9 +87,8 @@ def key_of(**parts: Any) -> str:
 def code_version() -> str:
     """Digest of the code that makes ids, and the versions of Python and of the libraries that do."""
     versions = {name: _version(name) for name in _LIBRARIES}
-    versions["python"] = ".".join(map(str, sys.version_info[:2]))  # its Unicode tables, and the form of syntax trees
-    code = remembered(cache_folder(), "code", _MODULES, lambda: code_digest(Path(fastchat.__file__).parent, _MODULES))
-    return sha256_of_json([code, versions])
+    versions["python"] = ".".join(map(str, sys.version_info[:2]))  # its Unicode tables
+    return sha256_of_json([code_digest(Path(fastchat.__file__).parent, _MODULES), versions])
 
 
 def _version(library: str) -> str:

@@ -22,13 +22,13 @@ from fastchat.data.rows.fingerprint import KnownSums, state_of
 from fastchat.data.rows.records import OnBadRow, Record, Records
 from fastchat.data.rows.sources import Source
 from fastchat.data.tokens import cache as token_cache
-from fastchat.data.tokens.code_digest import file_digest
 from fastchat.data.tokens.counts import plain_line, refused_line
 from fastchat.data.tokens.early import EARLY, what_is_done
 from fastchat.data.tokens.lost import Lost
 from fastchat.data.tokens.store import StoreWriter, TokenShard, TokenStore, check_supervised
-from fastchat.data.tokens.workers import BATCH, Batch, num_workers, tokenised
+from fastchat.data.tokens.workers import BATCH, Batch, num_workers, rarely_collected, tokenised
 from fastchat.errors import DataError, counted, say
+from fastchat.files import sha256_of
 from fastchat.streams import detail
 
 _ABOUT = 5  # increment whenever the result of `TokenizeJob` changes: it is part of the key
@@ -135,7 +135,7 @@ def prepare_job(
     sums = [[sum_of(file) for file in source.files] for source in sources]
     key = token_cache.key_of(
         data=sums,
-        making=file_digest(Path(__file__)),
+        making=sha256_of(__file__),
         encoder=chat_encoder.described(),
         max_length=settings.max_length,
         overlong=settings.overlong,
@@ -193,6 +193,7 @@ class TokenizeJob:
             columns=settings.columns,
         )
         workers = num_workers(settings.workers, records.num_bytes)
+        self.chat_encoder.encoder.fast.expect(records.num_bytes)
         parts = tokenised(
             self._batches(records),
             self.chat_encoder,
@@ -202,7 +203,7 @@ class TokenizeJob:
             workers=workers,
         )
         writer, refusal, slow, num_dialogues = StoreWriter(folder), "", "", 0
-        with bar(what_is_done(self.name, workers), records.num_bytes) as progress:
+        with bar(what_is_done(self.name, workers), records.num_bytes) as progress, rarely_collected():
             for batch, part in parts:
                 writer.add(part)
                 samples.add(batch, part)

@@ -8,6 +8,7 @@ the main process has threads (of torch, of the process group, of the tokenizer),
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ from fastchat.errors import ResourceError
 
 BATCH = 256  # dialogues that go to a worker at a time
 _UNDER_WAY = 3  # batches per worker that are queued, being tokenised, or waiting to be written
+_COLLECT_AFTER = (50_000, 20, 100)  # objects, and collections of the younger generations
 BYTES_PER_WORKER = 4 << 20  # of data: with less, starting a worker takes longer than it saves
 
 
@@ -57,6 +59,18 @@ def available_cpus() -> int:
         return max(1, min(cpus, int(quota) // int(period)))
     except (OSError, ValueError):  # no such file, or "max"
         return cpus
+
+
+@contextlib.contextmanager
+def rarely_collected() -> Iterator[None]:
+    """For code that makes many objects and no cycles of them: garbage is looked for a hundredth as often, which by
+    default costs a tenth of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(*_COLLECT_AFTER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def tokenised(
@@ -167,6 +181,7 @@ def _start(chat_encoder: ChatEncoder | tuple[dict[str, Any], str], how: dict[str
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the main process decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.set_threshold(*_COLLECT_AFTER)
     if isinstance(chat_encoder, tuple):
         from fastchat.data.encoding.text_encoder import TextEncoder
 
