@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -130,6 +131,15 @@ def test_a_worker_that_dies_is_named(chat_encoder: ChatEncoder, data: Path, monk
         list(
             workers.tokenised([workers.Batch(dialogues=7)] * 2, chat_encoder, max_length=9, overlong="drop", workers=2)
         )  # type: ignore[arg-type]
+
+
+def test_garbage_collection_is_as_before_afterwards(chat_encoder: ChatEncoder, data: Path, tmp_path: Path) -> None:
+    before = gc.get_threshold()
+    obtain(data, chat_encoder=chat_encoder)
+    (tmp_path / "bad.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError):
+        obtain(tmp_path / "bad.jsonl", chat_encoder=chat_encoder)
+    assert gc.get_threshold() == before
 
 
 def test_how_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
