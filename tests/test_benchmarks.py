@@ -29,6 +29,7 @@ def test_the_table_has_every_row_and_what_was_left_out(repository: Path, tmp_pat
     found = {
         "tokenise x": {"lines": {"here, core": "9 (8 to 10) ktok per CPU s"}, "rates": {"here, core": [8, 9, 10]}},
         "step": {"lines": {"trl": "0.2 CPU s per step"}, "seconds": {"trl": [0.1, 0.2], "here": [0.1, 0.1]}},
+        "peer_start": {"lines": {"trl, first": "9 CPU s"}, "seconds": {"trl, first": [9, 9.5]}},
         "machine": "a machine",
         "versions": {"trl": "1.2"},
         "left out": {"fschat": "pip could not install it: no network"},

@@ -22,6 +22,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -271,6 +272,27 @@ def start(bench: Bench) -> None:
     bench.keep("start", script(bench, "start", words, *START) | {"rows": number})
 
 
+def peer_start(bench: Bench) -> None:
+    """A run of one step with empty caches, and again, of this project and of TRL, each with as many processes as it
+    takes by default."""
+    path, source = data(bench, bench.args.start_rows), bench.args.tokenizers / "qwen2.5"
+    asked = {"tokenizer": str(source), "template": PAIRS["qwen2.5"][0], "data": str(path), "limit": LIMIT}
+    asked |= {"model": str(tiny_model(bench, "qwen2.5")), "batch": 1, "steps": 1}
+    figures: dict[str, Any] = {"seconds": {}, "clock": {}, "lines": {}}
+    for _ in range(bench.args.repeat):
+        for name, python in bench.peers(["trl"]).items():
+            for cache in ("cache", "hf"):
+                shutil.rmtree(bench.work / cache, ignore_errors=True)
+            for kind in ("first", "second"):
+                before, began = of_children(), time.monotonic()
+                ask(python, name, "start", bench.work, **asked)
+                figures["seconds"].setdefault(f"{name}, {kind}", []).append(of_children() - before)
+                figures["clock"].setdefault(f"{name}, {kind}", []).append(time.monotonic() - began)
+    for what, cpu in figures["seconds"].items():
+        figures["lines"][what] = f"{spread(cpu, 1)} CPU s, {spread(figures['clock'][what], 1)} s by the clock"
+    bench.keep("peer_start", figures)
+
+
 def preview(bench: Bench) -> None:
     """`fastchat preview --num 3`, with an empty cache."""
     path, folder = data(bench, bench.args.start_rows), bench.args.tokenizers / "qwen2.5"
@@ -279,13 +301,12 @@ def preview(bench: Bench) -> None:
     seconds = []
     for _ in range(bench.args.repeat):
         shutil.rmtree(bench.work / "cache", ignore_errors=True)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = of_children()
         own = single() | {"FSCHAT_CACHE": str(bench.work / "cache")}
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=own)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             raise Missing(f"preview failed: {last_line(done.stderr)}")
-        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        seconds.append(of_children() - before)
     bench.keep("preview", {"seconds": seconds, "lines": {"here": f"{spread(seconds, 1)} CPU s"}})
 
 
@@ -307,6 +328,12 @@ def pack(bench: Bench) -> None:
         bench.keep(f"pack {number:,}", script(bench, "packing", ["--number", str(number)], *PACK))
 
 
+def of_children() -> float:
+    """The CPU seconds of all commands that have ended, and of their own children."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def single() -> dict[str, str]:
     """The environment of a command that computes in one thread and downloads nothing."""
     own = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
@@ -324,7 +351,7 @@ def spread(values: list[float], digits: int) -> str:
 
 ROWS: dict[str, Callable[[Bench], None]] = {
     **{"merge": merge, "pack": pack, "overhead": overhead, "tokenise": tokenise, "step": step},
-    **{"start": start, "preview": preview},
+    **{"start": start, "peer_start": peer_start, "preview": preview},
 }
 
 if __name__ == "__main__":
