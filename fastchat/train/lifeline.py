@@ -168,7 +168,8 @@ class Lifeline:
         silent = False
         try:
             for text in texts:
-                self._hear(parse_json(text))
+                if line in self._lines:  # else it is of an earlier run of this process
+                    self._hear(parse_json(text))
         except OSError as error:
             silent = error.errno in _SILENT
         except (ValueError, KeyError, TypeError):
@@ -200,9 +201,9 @@ class Lifeline:
 
     def _let_react(self, ended: Ended) -> None:
         time.sleep(GRACE_S)
-        while self._react is None:
+        while self._react is None and self.ended is ended:
             time.sleep(0.5)
-        if not self._closed:
+        if self._react is not None and self.ended is ended and not self._closed:  # a later run of this process goes on
             self._react(ended)
 
     def _forked(self) -> None:

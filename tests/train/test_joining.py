@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -172,6 +173,19 @@ def test_the_first_end_is_known_to_all_and_stays(three: list[Lifeline]) -> None:
     wait_for(lambda: bool(reacted))
     three[0].tell(6, "failed", "the connection is gone")
     assert three[2].wait(0) == ends[1] == reacted[0] and three[1].ended is None
+
+
+def test_the_end_of_an_earlier_run_does_not_end_a_later_one(three: list[Lifeline]) -> None:
+    """Of the same process, which went on after the error: nobody had reacted to that end yet."""
+    three[1].tell(3, "failed", "row 7 is wrong")
+    assert three[2].wait(60) and three[0].wait(60)
+    reacted: list[lifeline.Ended] = []
+    three[2]._forget()
+    three[2].watch(reacted.append, lambda: None)
+    three[0].watch(reacted.append, lambda: None)
+    wait_for(lambda: bool(reacted))
+    time.sleep(1.0)  # twice as long as those who wait for a reaction sleep
+    assert [end.message for end in reacted] == ["row 7 is wrong"], "that of rank 0, which has begun nothing else"
 
 
 def test_a_process_that_is_killed_is_missed_and_one_that_is_done_is_not(three: list[Lifeline]) -> None:
