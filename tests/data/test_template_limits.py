@@ -60,7 +60,5 @@ def test_what_one_record_asks_for(source: str, reason: str, monkeypatch: pytest.
         template.render(messages=[{"role": "user", "content": "now"}])
 
 
-def test_ordinary_templates_are_not_slowed_down() -> None:
-    start = time.monotonic()
+def test_ordinary_arithmetic_is_within_the_limits() -> None:
     assert compile_template("{{ 2 ** 3 }}{{ 'ab' * 2 }}" + PLAIN).render(messages=[{"content": "Hi"}]) == "8ababHi"
-    assert time.monotonic() - start < 5

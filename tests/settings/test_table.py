@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 import subprocess
 import sys
 import typing
@@ -129,11 +128,12 @@ def test_the_reference_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("command", ["train.train_lora", "train.train", "data.preview", "plan"])
-def test_help_is_complete_and_needs_half_a_second(command: str, tmp_path: Path) -> None:
-    for name in ("torch", "transformers"):
+def test_help_is_complete_and_needs_no_heavy_library(command: str, tmp_path: Path) -> None:
+    """It takes 0.3 s; playground/benchmark/start.py measures that."""
+    heavy = ("torch", "transformers", "datasets", "pandas", "pyarrow", "accelerate", "peft", "deepspeed", "jinja2")
+    for name in heavy:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
     shown = {}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     for words in (["--help"], ["--help", "all"]):
         run = subprocess.run(
             [sys.executable, "-m", f"fastchat.{command}", *words],
@@ -144,7 +144,6 @@ def test_help_is_complete_and_needs_half_a_second(command: str, tmp_path: Path) 
         )
         assert run.returncode == 0, run.stderr
         shown[len(words)] = run.stdout.splitlines()
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2 * 0.5
     short, everything = ({line.split()[0] for line in shown[n] if line.startswith("  --")} for n in (1, 2))
     assert short < everything
     offered = {f"--{option.name}" for option in training_options(command != "train.train") if not option.refused}
