@@ -53,6 +53,7 @@ from fastchat.data.rows.keys import (
 from fastchat.data.rows.tool_calls import calls_in, count_references, tools_of, tools_with
 from fastchat.data.rows.train_keys import refuse_unsupported, says_train, unread_keys
 from fastchat.data.rows.turns import Reading, TurnsOfRow, calls_of_tools, read_turns, reasoning_of, split_thought
+from fastchat.data.rows.usual import UsualRow, usual_row
 from fastchat.data.rows.values import (
     THE_ROW,
     a_kind,
@@ -109,6 +110,21 @@ def parse_row(
     Raises:
         BadRow: wrong keys, types or roles; a system turn that is not first; two different system texts.
     """
+    usual = usual_row(row, columns, thinks)
+    return parse_any_row(row, source, line, columns, thinks) if usual is None else _of_usual(usual, row, source, line)
+
+
+def _of_usual(made: UsualRow, row: dict[str, Any], source: str, line: int) -> Parsed:
+    dialogue = Dialogue(tuple(made.turns), made.system, source, line, system_role=made.system_role)
+    unread = Counter({("row", key): 1 for key in made.unread})
+    entries = tuple(range(made.system is not None, len(row[made.form]) + 1))
+    return Parsed(dialogue, None, Counter(), unread, made.form, row_id(row), row_origin(row), entries)
+
+
+def parse_any_row(
+    row: dict[str, Any], source: str = "", line: int = 0, columns: Columns = AS_THEY_ARE, thinks: bool = False
+) -> Parsed:
+    """`parse_row`, but for rows of any kind."""
     renamed = columns.row(row)
     row = {**renamed.value, **{key: json_list(renamed.value.get(key), key, THE_ROW) for key in _texts(renamed.value)}}
     form = format_of(row, renamed.mapped)

@@ -41,6 +41,7 @@ from fastchat.data.rows.values import (
 )
 from fastchat.errors import nearest
 
+TAG = "<tool_"  # the beginning of such a tag
 _TAGS = re.compile("</?tool_(call|response)>")
 OPENING, CLOSING = "<think>", "</think>"
 # The keys that are read in a turn of each kind, where they are not TURN_KEYS.
@@ -169,7 +170,7 @@ def _turn(entry: dict[str, Any], kind: str, train: bool, where: str, reading: Re
             reading.treatments["calls_as_text"] += 1
         content, thought = split_parts(entry[key], key, where) if role == ASSISTANT else (entry[key], None)
         text, reasoning = content_of({key: content}, key, where), _agreed(reasoning, thought, where)
-    if role in (TOOL, ASSISTANT) and "<tool_" in text:
+    if role in (TOOL, ASSISTANT) and TAG in text:
         reading.treatments["tags_as_text"] += _TAGS.search(text) is not None
     if role == TOOL:
         name, call_id = (optional_text(entry, key, where) or None for key in (TOOL_NAME, CALL_ID))
