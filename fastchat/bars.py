@@ -100,11 +100,14 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
 
+            class Bar(tqdm):
+                monitor_interval = 0  # no thread that looks after slow bars: tokenising copies the process
+
             scaled: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if self.unit == "B" else {}
             if not self.unit:
                 scaled = {"bar_format": "{desc}: {elapsed}"}
             unit = self.unit if self.unit == "B" else f" {self.unit}s"
-            self._bar = tqdm(
+            self._bar = Bar(
                 total=self.total,
                 desc=self.what,
                 unit=unit,

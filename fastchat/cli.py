@@ -5,25 +5,28 @@ the same flags; this file is the table of them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import fastchat
 from fastchat.errors import EXIT_DONE, EXIT_SETTINGS, nearest, show
+from fastchat.one_thread import NO_LIBRARY_THREADS, environment
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the module whose `main(words)` runs it, and one line for `fastchat --help`."""
+    """A command: the module whose `main(words)` runs it, one line for `fastchat --help`, and the environment that its
+    libraries are imported in."""
 
     module: str
     help: str
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
     "train": Command("fastchat.launch", "fine-tune a model, on all GPUs of this machine"),
-    "preview": Command("fastchat.data.preview", "show which tokens a run would train on"),
+    "preview": Command("fastchat.data.preview", "show which tokens a run would train on", NO_LIBRARY_THREADS),
     "plan": Command("fastchat.plan.__main__", "compute the memory of a run, and what fits on a machine"),
     "recipes": Command("fastchat.settings.recipes", "list the built-in recipes, or copy one"),
     "chat": Command("fastchat.serve.cli", "chat with an adapter or a model in the terminal"),
@@ -77,7 +80,9 @@ def _run(words: list[str], commands: dict[str, Command], name: str, about: str) 
         print(f"error: {name} has no command {words[0]!r}; {hint}", file=sys.stderr)
         return EXIT_SETTINGS
     # `verify` ends the process itself; the others return their exit code.
-    return import_module(commands[words[0]].module).main(words[1:])
+    command = commands[words[0]]
+    with environment(command.environment):
+        return import_module(command.module).main(words[1:])
 
 
 def _help(commands: dict[str, Command], name: str, about: str) -> str:

@@ -22,6 +22,7 @@ LEAVES = {
     "machines",
     "pages",
     "paths",
+    "one_thread",
     "security",
     "streams",
 }  # small modules that every package may use
@@ -59,7 +60,7 @@ ARROWS = {
     "doctor": {"errors", "host_checks", "plan", "settings"},
     "host_checks": LEAVES | {"data", "doctor", "plan", "settings"},
     "completion": {"errors", "cli", "settings"},
-    "cli": {"errors"},  # a table of names: it imports the module of a command only when that runs
+    "cli": {"errors", "one_thread"},  # a table of names: it imports the module of a command only when that runs
     "serve": LEAVES | {"checkpoint", "model", "data", "plan", "conversation", "modules", "upstream_names", "utils"},
 }
 # The documents fix the names of these commands; `checkpoint` does their saving, `data` has the command line.

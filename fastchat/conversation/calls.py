@@ -243,14 +243,15 @@ def looks_like_json(said: str) -> bool:
     return False
 
 
-def filled(literal: str, values: Mapping[str, str], role: str, plain: bool = False, **flags: Any) -> Iterator[Segment]:
+def filled(literal: str, values: Mapping[str, str], role: str, plain: bool = False, **flags: Any) -> list[Segment]:
     """A literal with the slots `{key}` of `values` replaced: the literal's parts as template text, values as `role`."""
     if not values:
-        yield Segment(literal, **flags)
-        return
+        return [Segment(literal, **flags)]
+    made = []
     for k, part in enumerate(re.split(rf"\{{({'|'.join(values)})\}}", literal)):
         kind = "tools" if part == "tools" else "call" if plain else ""
-        yield Segment(values[part], role, plain=plain, kind=kind, **flags) if k % 2 else Segment(part, **flags)
+        made.append(Segment(values[part], role, plain=plain, kind=kind, **flags) if k % 2 else Segment(part, **flags))
+    return made
 
 
 def check_formats(name: str, tools: ToolsFormat | None, calls: CallsFormat | None, only_last: bool) -> None:

@@ -27,9 +27,9 @@ class RoleFormat:
             raise SettingsError(f"template: the open prompt {self.open!r} is not a prefix of {self.before!r}.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes three times as long to make; there are several for every turn
 class Segment:
-    """A piece of a rendered dialogue.
+    """A piece of a rendered dialogue; never changed.
 
     `role` is "template" for the template's own text, otherwise the role of the message; the schemas of the tools have
     the role "system", or that of the message that shows them, and calls have the role "assistant". `virtual` marks an

@@ -343,7 +343,7 @@ class Template:
         said = Segment(message, "template" if own else "system", excluded=not (own or dialogue.system_train))
         slots = {SYSTEM_SLOT: said, TOOLS_SLOT: Segment(tools, "system", kind="tools")}
         for part in _HEADER_SLOTS.split(with_message if message else without):
-            yield slots.get(part, Segment(part))
+            yield slots[part] if part in slots else Segment(part)
 
     def _assistant(
         self, turn: Turn, index: int, wrap: RoleFormat, trained: bool, where: str, ids: tuple[str, ...]

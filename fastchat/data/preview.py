@@ -21,7 +21,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -48,6 +48,7 @@ from fastchat.data.view.html_report import HtmlReport
 from fastchat.data.view.showing import shown
 from fastchat.data.view.terminal import legend, wants_colour
 from fastchat.errors import EXIT_DONE, DataError, SettingsError, counted, say, show
+from fastchat.one_thread import NO_TOKENIZER_THREADS, environment, may_fork
 from fastchat.settings.help import asked_for_help, help_head, help_text
 from fastchat.settings.options import Option, check_ranges, check_refused, options_of, split_recipe
 from fastchat.settings.parsing import to_shares
@@ -103,9 +104,7 @@ def preview(args: argparse.Namespace) -> None:
     rows at a time. Raises UserError."""
     _check(args)
     writes = args.output is not None or args.html is not None
-    if not writes:
-        start_tokenising(vars(args), evaluates=False)
-    try:
+    with nullcontext() if writes else _workers_ready(args):
         chat_encoder = load_chat_encoder(args, args.train_on)
         sources = find_sources("--data_path", args.data_path, split=args.data_split, revision=args.data_revision)
         files = [file for source in sources for file in source.files]
@@ -116,8 +115,6 @@ def preview(args: argparse.Namespace) -> None:
             found = _read_all(args, sources, chat_encoder, screen, report)
         else:
             found = _from_cache(args, sources, chat_encoder, screen)
-    finally:
-        EARLY.stop()
     for line in found.lines:
         say(line)
     if screen.num_shown:
@@ -132,6 +129,21 @@ def preview(args: argparse.Namespace) -> None:
     if not found.counts.get("supervised_tokens"):
         cause = hint_at_causes(Counter(found.counts), args.model_max_length)
         raise DataError(f"no learned tokens in the data: training would stop. {cause}")
+
+
+@contextmanager
+def _workers_ready(args: argparse.Namespace) -> Iterator[None]:
+    """So that all rows are tokenised soon: this process stays with one thread and can copy itself, or, where it has
+    others already, a new one begins at once."""
+    if may_fork():
+        with environment(NO_TOKENIZER_THREADS):
+            yield
+        return
+    start_tokenising(vars(args), evaluates=False)
+    try:
+        yield
+    finally:
+        EARLY.stop()
 
 
 class _Screen:

@@ -32,7 +32,7 @@ from typing import NamedTuple
 from tokenise import ROOT, repeat, tiny_model
 
 COLUMNS = ("help", "first", "second", "preview", "shown")
-TRAIN, PREVIEW = "fastchat.train.train_lora", "fastchat.data.preview"
+TRAIN, CLI = "fastchat.train.train_lora", "fastchat.cli"
 
 
 class Seconds(NamedTuple):
@@ -57,7 +57,9 @@ def main() -> None:
                 taken[checkout, "help"].append(measured(checkout, TRAIN, ["--help"], scratch))
                 data_words = words_of(model, data)
                 shutil.rmtree(scratch / "cache", ignore_errors=True)
-                taken[checkout, "preview"].append(measured(checkout, PREVIEW, [*data_words, "--num", "3"], scratch))
+                taken[checkout, "preview"].append(
+                    measured(checkout, CLI, ["preview", *data_words, "--num", "3"], scratch)
+                )
                 shutil.rmtree(scratch / "cache", ignore_errors=True)
                 for name in ("first", "second"):
                     words = [*data_words, *training_words(scratch / "out")]

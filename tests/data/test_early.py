@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fastchat.data import preview
 from fastchat.data.encoding.open_tokenizer import open_tokenizer
 from fastchat.data.rows.sources import Source
 from fastchat.data.tokens import cache as token_cache
@@ -96,6 +98,32 @@ def test_the_tokens_are_those_that_the_run_makes_itself(
     monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "other"))
     assert content(obtain(values, workers=1)) == made_early
     assert "error" not in capsys.readouterr().err
+
+
+# Says which processes are begun while a command runs.
+_WATCHED = """
+import sys
+begun = []
+sys.addaudithook(lambda event, args: begun.append(event) if event in ("os.fork", "subprocess.Popen") else None)
+from fastchat.cli import main
+code = main(sys.argv[1:])
+print(begun, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_preview_copies_itself_where_it_has_no_threads_yet(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["--model_name_or_path", values["model_name_or_path"], "--data_path", *values["data_path"], "--num", "1"]
+    words += ["--conv_template", "vicuna_v1.1", "--model_max_length", "200", "--preprocessing_num_workers", "2"]
+    threads = os.environ | {"OMP_NUM_THREADS": "4", "TOKENIZERS_PARALLELISM": "true"}
+    watched = [sys.executable, "-c", _WATCHED, "preview", *words]
+    done = subprocess.run(watched, env=threads, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == str(["os.fork"] * 2)
+    monkeypatch.setenv("FSCHAT_CACHE", str(tmp_path / "other"))
+    assert preview.main(words) == 0 and capsys.readouterr().out == done.stdout
 
 
 def test_errors_are_those_of_the_run(values: dict[str, Any]) -> None:

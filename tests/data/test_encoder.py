@@ -184,6 +184,7 @@ def test_a_loaded_tokenizer_is_not_parsed_again_and_not_changed_with_it(encoder_
     parsed = TextEncoder(replace(raw, parsed=None))
     shared = TextEncoder(replace(raw, text="no JSON"))
     assert shared.whole.to_str() == parsed.whole.to_str() == raw.text
+    assert shared.vocabulary == shared.whole.get_vocab(with_added_tokens=True)
     for text in PROBES:
         assert shared.whole.encode(text).ids == parsed.whole.encode(text).ids
         assert all(shared.plain([text], at) == parsed.plain([text], at) for at in ("first", "after", "inside"))

@@ -187,6 +187,7 @@ def _num_tokens(model: Any, words: Sequence[str]) -> list[int]:
     before = model.ignore_merges
     model.ignore_merges = False
     try:
-        return [len(found) for found in Tokenizer(model).encode_batch_fast(list(words), add_special_tokens=False)]
+        found = Tokenizer(model).encode(words, is_pretokenized=True, add_special_tokens=False)
+        return np.bincount(np.array(found.word_ids, np.int64), minlength=len(words)).tolist()
     finally:
         model.ignore_merges = before

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ _FAR, _ENOUGH = 64, 16
 _AT_LEAST = 1 << 14  # characters
 _SPARE = 256  # tokens after the maximum length, which the end of a beginning may change
 _MOST_AT_ONCE = 1 << 20  # characters that are encoded at a time
+_TEXT = attrgetter("text")
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
@@ -65,7 +67,7 @@ def _beginning(rendered: Rendered, chat_encoder: ChatEncoder, max_length: int, l
 
 
 def _length(rendered: Rendered) -> int:
-    return sum(len(segment.text) for segment in rendered.segments)
+    return sum(map(len, map(_TEXT, rendered.segments)))
 
 
 def _same(one: Labelled, other: Labelled, size: int) -> bool:

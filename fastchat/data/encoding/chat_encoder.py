@@ -193,9 +193,11 @@ class ChatEncoder:
         """The number of special-token strings in messages, where they are plain text."""
         found = 0
         for segment in segments:
+            if segment.role == "template":
+                continue
             spoken = segment.role == "assistant" and not segment.plain
             pattern = self._looks_in_answers if spoken else self._looks_like_control
-            if pattern is not None and segment.role != "template":
+            if pattern is not None:
                 found += sum(1 for _ in pattern.find(segment.text))
         return found
 

@@ -224,8 +224,9 @@ def _label_crossing(
 ) -> list[list[int]]:
     """Label the tokens with characters of several segments; returns the straddling ones of each dialogue."""
     straddling: list[list[int]] = [[] for _ in dialogues]
-    ends = layout.part_ends.tolist() if layout.crossing else []
-    for token in layout.crossing:
+    crossing = _with_learned(parts, layout)
+    ends = layout.part_ends.tolist() if crossing else []
+    for token in crossing:
         number = bisect_right(parts.tokens_of, token) - 1
         segments, _, learned = dialogues[number]
         first = int(layout.part_of[token])
@@ -240,6 +241,15 @@ def _label_crossing(
             supervised[token] = both
             segment_of[token] = wanted[0] if both else held[0]
     return straddling
+
+
+def _with_learned(parts: _Parts, layout: _Layout) -> list[int]:
+    """The crossing tokens that may have characters of a supervised part: the other ones are not supervised."""
+    crossing = np.array(layout.crossing, np.int64)
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(parts.learned)])
+    after_last = np.searchsorted(layout.part_ends, layout.ends[crossing]) + 1
+    held = before[np.minimum(after_last, len(parts.learned))] - before[layout.part_of[crossing]]
+    return crossing[held > 0].tolist()
 
 
 def _is_neutral(segment: Segment) -> bool:

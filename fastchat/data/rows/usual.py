@@ -85,7 +85,9 @@ def _name_and_text(entry: Any, role_key: str, text_key: str) -> tuple[str, str]:
     if len(entry) > 2:  # in a table every turn has every key
         entry = {key: value for key, value in entry.items() if value is not None}
     name, text = entry.get(role_key), entry.get(text_key)
-    return (name, text) if len(entry) == 2 and type(name) is type(text) is str else ("", "")
+    if len(entry) != 2 or not isinstance(name, str) or not isinstance(text, str):
+        return "", ""
+    return name, text
 
 
 def _turns(entries: list[Any], columns: Columns, thinks: bool) -> list[Turn] | None:

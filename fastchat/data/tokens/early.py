@@ -27,6 +27,7 @@ import fastchat
 from fastchat import files
 from fastchat.bars import bar
 from fastchat.data.tokens.known import FOLDER as KNOWN
+from fastchat.one_thread import NO_LIBRARY_THREADS, NO_TOKENIZER_THREADS
 from fastchat.streams import detail
 
 _ENDS_WITHIN_S = 5.0
@@ -87,8 +88,7 @@ class EarlyTokens:
             return
         own: dict[str, str] = {}
         if request.processes > 1:  # without threads it may fork its workers
-            own = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-            own["TOKENIZERS_PARALLELISM"] = "false"
+            own = NO_LIBRARY_THREADS | NO_TOKENIZER_THREADS
         inherited = {
             name: text for name, text in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         }

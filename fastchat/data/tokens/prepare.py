@@ -31,7 +31,7 @@ from fastchat.errors import DataError, counted, say
 from fastchat.files import sha256_of
 from fastchat.streams import detail
 
-_ABOUT = 5  # increment whenever the result of `TokenizeJob` changes: it is part of the key
+_ABOUT = 6  # increment whenever the result of `TokenizeJob` changes: it is part of the key
 _SAMPLES = 64  # examples whose labels are derived a second time
 _MOST_CHARACTERS = 1 << 26  # of the examples of a batch, so that their arrays stay small
 

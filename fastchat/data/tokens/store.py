@@ -208,9 +208,9 @@ def _joined(rows: list[np.ndarray]) -> np.ndarray:
 
 def digest(dialogue: Dialogue) -> int:
     """A 64-bit digest of what a dialogue says, apart from what is trained on."""
-    turns = [(turn.role, turn.text, turn.reasoning or "", turn.calls) for turn in dialogue.turns]
-    said = (dialogue.system, turns, dialogue.tools, dialogue.template_arguments)
-    text = repr(said).encode("utf-8", "surrogatepass")
+    turns = [(turn.role, len(turn.text), turn.reasoning or "", turn.calls) for turn in dialogue.turns]
+    about = repr((dialogue.system, turns, dialogue.tools, dialogue.template_arguments))
+    text = "".join([about, *(turn.text for turn in dialogue.turns)]).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 

@@ -29,6 +29,7 @@ from fastchat.conversation import Dialogue
 from fastchat.data.encoding.chat_encoder import ChatEncoder
 from fastchat.data.tokens.store import TokenShard, make_shard
 from fastchat.errors import ResourceError
+from fastchat.one_thread import NO_TOKENIZER_THREADS, environment, may_fork
 
 BATCH = 256  # dialogues that go to a worker at a time
 _UNDER_WAY = 3  # batches per worker that are queued, being tokenised, or waiting to be written
@@ -94,10 +95,10 @@ def tokenised(
             yield batch, make_shard(batch.dialogues, chat_encoder, **how)
         return
     batches = iter(batches)
-    if _may_fork():  # what the encoder prepares at its first data is then part of every copy
+    if may_fork():  # what the encoder prepares at its first data is then part of every copy
         for batch in islice(batches, 1):
             yield batch, make_shard(batch.dialogues, chat_encoder, **how)
-    forks = _may_fork()
+    forks = may_fork()
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("fork" if forks else "spawn"),
@@ -125,14 +126,6 @@ def tokenised(
         pool.shutdown(cancel_futures=True)  # what is in progress takes a second at most
 
 
-def _may_fork() -> bool:
-    """Whether this process has no second thread, so that a copy of it is complete: its workers need to read nothing."""
-    try:
-        return len(os.listdir("/proc/self/task")) == 1
-    except OSError:  # not Linux
-        return False
-
-
 def _in_order(
     batches: Iterable[Batch], submit: Callable[[Batch], Future[TokenShard]], most: int
 ) -> Iterator[tuple[Batch, TokenShard]]:
@@ -150,25 +143,16 @@ def _in_order(
 def _quiet_workers() -> Iterator[None]:
     """Set what the processes started in this context inherit: one thread each, no rank, and no main module."""
     # A launcher's variables would make a library believe that the worker is a process of the run.
-    changed = {"TOKENIZERS_PARALLELISM": "false", "RANK": None, "LOCAL_RANK": None, "WORLD_SIZE": None}
-    before, main = {name: os.environ.get(name) for name in changed}, sys.modules["__main__"]
-    _set_environment(changed)
+    no_rank = dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    main = sys.modules["__main__"]
     # "spawn" runs the caller's script again in the worker. Nothing here needs it, it may import torch, and a script
     # that trains without `if __name__ == "__main__":` would start another training there.
     sys.modules["__main__"] = ModuleType("__main__")
     try:
-        yield
+        with environment({**NO_TOKENIZER_THREADS, **no_rank}):
+            yield
     finally:
         sys.modules["__main__"] = main
-        _set_environment(before)
-
-
-def _set_environment(values: dict[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 # --- in the worker
