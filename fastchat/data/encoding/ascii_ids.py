@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from fastchat.data.encoding.word_cuts import may_cut
 
 # What the step ByteLevel splits at by itself, in the order of GPT-2.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -45,6 +47,13 @@ _SPACE_INSIDE = re.compile(f"[^{SPACE}]{SPACE}")
 Ids = Callable[[str], list[int]]
 
 
+class AsciiIds(NamedTuple):
+    """The ids of an ASCII text, and whether other texts can be cut before spaces to encode the ASCII part so."""
+
+    ids: Ids
+    cuts: bool
+
+
 def byte_characters() -> list[str]:
     """[256]: the character as which a byte-level tokenizer writes each byte in its vocabulary."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -58,8 +67,8 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
-def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]]) -> tuple[Ids | None, str]:
-    """The function from ASCII text to ids, or None and the reason why there is none.
+def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]]) -> tuple[AsciiIds | None, str]:
+    """What encodes ASCII texts, or None and the reason why there is nothing.
 
     Args:
         model: the BPE model of a tokenizer. spec: the same in its `tokenizer.json`.
@@ -90,8 +99,9 @@ def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]])
         words = tiktoken.Encoding("", pat_str=last, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
     except (ValueError, regex.error) as error:
         return None, f"its pre-tokenizer's expression cannot be compiled ({error})"
+    cuts = may_cut(patterns)
     if not splits and not id_of:
-        return words, ""
+        return AsciiIds(words, cuts), ""
 
     def ids(text: str) -> list[int]:
         pieces = [text]
@@ -100,7 +110,7 @@ def ascii_ids(model: Any, spec: dict[str, Any], steps: Sequence[dict[str, Any]])
         found = [token for piece in pieces for token in words(piece)]
         return [id_of[rank] for rank in found] if id_of else found
 
-    return ids, ""
+    return AsciiIds(ids, cuts), ""
 
 
 def _matches_nothing(pattern: Any) -> bool:

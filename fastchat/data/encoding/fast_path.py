@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from fastchat.data.encoding.ascii_ids import SPACE, Ids, ascii_ids, is_panic
+from fastchat.data.encoding.ascii_ids import SPACE, AsciiIds, Ids, ascii_ids, is_panic
 from fastchat.data.encoding.supervision import PlainTokens, Tokens
+from fastchat.data.encoding.word_cuts import parts_of
 
 if TYPE_CHECKING:
     from fastchat.data.encoding.text_encoder import TextEncoder
@@ -46,7 +47,7 @@ class FastPath:
         self._encoder = encoder
         self._seen = 0
         self._refused = False
-        self._ascii: Ids | None = None
+        self._ascii: AsciiIds | None = None
         self._forms: list[Form] = []  # the Unicode normalisations, one after the other
 
     def expect(self, num_characters: int) -> None:
@@ -87,7 +88,7 @@ class FastPath:
         else:
             self.lengths = lengths
 
-    def _with_tiktoken(self, steps: Sequence[dict[str, Any]]) -> tuple[Ids | None, str]:
+    def _with_tiktoken(self, steps: Sequence[dict[str, Any]]) -> tuple[AsciiIds | None, str]:
         if self._encoder.spaces:
             return None, "it has added tokens of white space"
         return ascii_ids(self._encoder.whole.model, self._encoder.spec["model"], steps)
@@ -115,9 +116,19 @@ class FastPath:
         return made
 
     def _ids(self, texts: Sequence[str], position: str) -> list[list[int]]:
-        encode = self._ascii
-        if encode is None:
+        if self._ascii is None:
             return self._encoder.plain_ids(texts, position)
+        encode, cuts = self._ascii
+        if not cuts:
+            return self._ids_of_parts(texts, position, encode)
+        parts = [[text] if text.isascii() else parts_of(text) for text in texts]
+        found = self._ids_of_parts([first for first, *_ in parts], position, encode)
+        others = iter(self._ids_of_parts([part for _, *rest in parts for part in rest], "inside", encode))
+        for ids, (_, *rest) in zip(found, parts, strict=True):
+            ids.extend(chain.from_iterable(itertools.islice(others, len(rest))))
+        return found
+
+    def _ids_of_parts(self, texts: Sequence[str], position: str, encode: Ids) -> list[list[int]]:
         unless = self._encoder.no_space_before(position)
         ascii_only = [text.isascii() and len(text) <= _LONGEST for text in texts]
         others = [text for text, ours in zip(texts, ascii_only, strict=True) if not ours]
@@ -266,6 +277,8 @@ def difficult_texts() -> list[str]:
         "مرحبا ١٢٣",
         "\u00a0\u2003\u2028x\u0085",
         "▁a ▁",
+        "It’s five  times more than this – so “one\tword” is\n 7 × 3 = 21 £ (not 20 €)... ",
+        *(f"{'long enough to be cut '.replace(' ', a) * 4}é{b * 70} ü" for a in " ._" for b in ("x ", " .", "7 a")),
         "ſ K I\u2019m",
     ]
     return [*pairs, *mixed, *runs, *words, *code, *looks, *scripts, "", " ", "\0", "a\0b"]
