@@ -98,6 +98,7 @@ class _Comparison:
         self._left = _MAX_SYMBOLIC
 
     def same(self, a: Node, b: Node) -> bool:
+        """Whether two answers mean the same, as far as it can be decided."""
         if a == b:
             return True
         if "relation" in (a.kind, b.kind):
